@@ -1,0 +1,160 @@
+//! connect4 and connect6: sends a pod's connection to a metadata address to a listener and stamps its socket with
+//! who called.
+
+use core::ptr;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::helpers::generated::{
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_netns_cookie,
+};
+use aya_ebpf::programs::SockAddrContext;
+use metaproxy_common::address::Endpoint;
+use metaproxy_common::layout::{Caller, Config, Counter, Destination, FlowKey, Stamp};
+use metaproxy_common::verdict::{Action, Family, Kind, Surroundings, classify, decide};
+
+use crate::maps::{CONFIG, DESTINATIONS, HOST_PODS, STAMPS, count};
+use crate::sockaddr;
+
+/// `SOCK_STREAM` (include/linux/net.h); MPTCP sockets are stream sockets too.
+const SOCK_STREAM: u32 = 1;
+
+/// Deepest cgroup level at which a listed pod is looked for.
+const MAX_LEVEL: i32 = 16;
+
+#[inline(always)]
+pub fn on_connect(ctx: &SockAddrContext, family: Family) {
+    let Some(config) = CONFIG.get(0) else { return };
+    let to = sockaddr::read(ctx, family);
+    let class = classify(config, &to);
+    if class.kind == Kind::Other || !is_stream(ctx) {
+        return;
+    }
+    // SAFETY: the helpers take the context that the kernel gave, or nothing.
+    let caller = unsafe {
+        Caller {
+            cgroup_id: bpf_get_current_cgroup_id(),
+            netns_cookie: bpf_get_netns_cookie(ctx.as_ptr()),
+        }
+    };
+    let around = surroundings(config, &caller);
+    let verdict = decide(&class, family, around, &destination(config, caller.netns_cookie));
+    match verdict.action {
+        Action::Pass => count(Counter::NodeLeftAlone),
+        Action::Stamp => {
+            if stamp(ctx, caller, to, to) {
+                count(Counter::Stamped);
+            }
+        }
+        Action::Redirect => {
+            if stamp(ctx, caller, to, verdict.to) {
+                sockaddr::write(ctx, family, &verdict.to);
+                count(Counter::Redirected);
+                log_redirect(ctx, &caller);
+            } else {
+                refuse(ctx, family, &class.sentinel);
+            }
+        }
+        Action::Refuse => refuse(ctx, family, &verdict.to),
+    }
+}
+
+#[inline(always)]
+fn refuse(ctx: &SockAddrContext, family: Family, sentinel: &Endpoint) {
+    sockaddr::write(ctx, family, sentinel);
+    count(Counter::Refused);
+}
+
+#[inline(always)]
+fn is_stream(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the kernel hands a valid context to the program.
+    unsafe { (*ctx.sock_addr).type_ == SOCK_STREAM }
+}
+
+#[inline(always)]
+fn surroundings(config: &Config, caller: &Caller) -> Surroundings {
+    let node = if config.node_netns != 0 {
+        config.node_netns
+    } else {
+        // SAFETY: NULL asks for the initial network namespace (bpf-helpers(7)).
+        unsafe { bpf_get_netns_cookie(ptr::null_mut()) }
+    };
+    let in_node_netns = caller.netns_cookie == node;
+    Surroundings {
+        in_node_netns,
+        listed: in_node_netns && is_listed(),
+    }
+}
+
+/// Whether the task's cgroup, or one above it, is that of a listed pod. Levels are tried from the root, as the pod's
+/// own level differs by QoS class and by where the node's hierarchy begins.
+#[inline(always)]
+fn is_listed() -> bool {
+    let mut level = 1;
+    while level <= MAX_LEVEL {
+        // SAFETY: takes no pointer.
+        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+        if id == 0 {
+            return false;
+        }
+        if HOST_PODS.get_ptr(id).is_some() {
+            return true;
+        }
+        level += 1;
+    }
+    false
+}
+
+#[inline(always)]
+fn destination(config: &Config, netns_cookie: u64) -> Destination {
+    if config.override_count != 0 {
+        if let Some(own) = DESTINATIONS.get_ptr(netns_cookie) {
+            // SAFETY: non-null, and map values outlive the program run (RCU).
+            return unsafe { *own };
+        }
+    }
+    config.destination
+}
+
+/// Notes on the socket who called and where it goes; false where the kernel has no memory for it.
+#[inline(always)]
+fn stamp(ctx: &SockAddrContext, caller: Caller, asked: Endpoint, listener: Endpoint) -> bool {
+    // SAFETY: the storage belongs to the context's socket, which lives as long as the context.
+    let slot = unsafe { STAMPS.get_or_insert_ptr_mut(ctx, None) };
+    if slot.is_null() {
+        return false;
+    }
+    // SAFETY: just checked.
+    let slot = unsafe { &mut *slot };
+    if slot.filed != 0 {
+        // Connected a second time while its first flow is still filed, which the kernel does not allow; the first
+        // must be taken back when the socket closes, so this attempt claims nothing.
+        return false;
+    }
+    *slot = Stamp {
+        caller,
+        asked,
+        listener,
+        flow: FlowKey {
+            client: Endpoint::NONE,
+            listener: Endpoint::NONE,
+        },
+        filed: 0,
+        pad: 0,
+    };
+    true
+}
+
+#[cfg(feature = "log")]
+#[inline(always)]
+fn log_redirect(ctx: &SockAddrContext, caller: &Caller) {
+    aya_log_ebpf::info!(
+        ctx,
+        "redirected cgroup {} netns {}",
+        caller.cgroup_id,
+        caller.netns_cookie
+    );
+}
+
+#[cfg(not(feature = "log"))]
+#[inline(always)]
+fn log_redirect(_ctx: &SockAddrContext, _caller: &Caller) {}

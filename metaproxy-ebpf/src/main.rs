@@ -1,0 +1,21 @@
+//! metaproxy's eBPF programs, thin by intent: read the context, ask `metaproxy-common`, act.
+//!
+//! On the host this is an empty stub, so that `cargo check --workspace` needs no eBPF toolchain; `cargo xtask
+//! build-ebpf` builds the real thing.
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+
+#[cfg(target_arch = "bpf")]
+mod connect;
+#[cfg(target_arch = "bpf")]
+mod flows;
+#[cfg(target_arch = "bpf")]
+mod maps;
+#[cfg(target_arch = "bpf")]
+mod peername;
+#[cfg(target_arch = "bpf")]
+mod programs;
+#[cfg(target_arch = "bpf")]
+mod sockaddr;
+
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

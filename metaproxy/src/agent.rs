@@ -1,0 +1,275 @@
+//! The wiring and the life cycle.
+//!
+//! Start: check, listen, attach what identifies, attach what redirects, ready. Stop: detach what redirects, go on
+//! accepting for a grace period, drain, detach the rest, close. Whatever ends the process in between, the kernel
+//! detaches everything: the links are file descriptors of this process.
+
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use metaproxy_common::layout::{Config, Counter};
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinHandle;
+use tracing::info;
+
+use crate::credentials::http::NetworkEnv;
+use crate::credentials::sts::{Sts, StsError, StsSettings};
+use crate::credentials::{Issuer, SessionKey, Sessions};
+use crate::imds::Service;
+use crate::imds::server::{Phase, Server};
+use crate::imds::token::{TokenKeyError, Tokens};
+use crate::intercept::attachment::{AttachError, Attachment, State};
+use crate::intercept::caller::{Callers, CurrentPods};
+use crate::intercept::cgroups::{CgroupError, Locator};
+use crate::intercept::kernel::{self, KernelError};
+use crate::intercept::listener::{ListenError, Listeners, PortChoice, node_addresses};
+use crate::intercept::port::Avoid;
+use crate::intercept::programs::{Programs, ProgramsError};
+use crate::pods::manifests::{Manifests, ManifestsError};
+use crate::pods::{Inventory, Known, PodUid, Pods, Source as _};
+use crate::roles::{Decision, Reason, RoleSource, Rules};
+
+/// After redirection has ended: connections that were redirected just before are still on their way.
+const GRACE: Duration = Duration::from_millis(500);
+
+/// For connections to end by themselves, each after its next answer.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// For answers that are being given when idle connections are closed.
+const LAST: Duration = Duration::from_secs(2);
+
+/// Everything that the command line decides.
+#[derive(Debug)]
+pub struct Settings {
+    /// Pods bound to another node are left out.
+    pub node_name: Option<String>,
+    /// The directory of manifests.
+    pub manifests: PathBuf,
+    /// The pods' cgroup, where it is not to be found.
+    pub cgroup: Option<PathBuf>,
+    /// The cgroup2 mount, likewise.
+    pub cgroup_root: Option<PathBuf>,
+    /// Where to listen; empty for the node's addresses.
+    pub listen_addresses: Vec<IpAddr>,
+    /// 0 for a free port.
+    pub listen_port: u16,
+    /// What decides about roles.
+    pub rules: Rules,
+    /// How STS is asked.
+    pub sts: StsSettings,
+    /// For the token key.
+    pub runtime_dir: PathBuf,
+}
+
+/// Why the agent does not start. Nothing is attached then.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The cgroup tree.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The manifests.
+    #[error(transparent)]
+    Manifests(#[from] ManifestsError),
+    /// The token key.
+    #[error(transparent)]
+    TokenKey(#[from] TokenKeyError),
+    /// STS.
+    #[error(transparent)]
+    Sts(#[from] StsError),
+    /// The listeners.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The programs.
+    #[error(transparent)]
+    Programs(#[from] ProgramsError),
+    /// Attaching them.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// Signals.
+    #[error("cannot handle signals: {0}")]
+    Signals(std::io::Error),
+}
+
+/// Runs the agent until SIGTERM or SIGINT, then drains it.
+pub async fn run(settings: Settings) -> Result<(), StartError> {
+    // First of all, so that no signal is lost and none ends the process without draining.
+    let stop = stop_signal()?;
+
+    kernel::check_version()?;
+    let node_netns = kernel::node_netns_cookie()?;
+    let locator = Locator::new(settings.cgroup_root.as_deref(), settings.cgroup.as_deref())?;
+    let manifests = Manifests::open(&settings.manifests, settings.node_name)?;
+    let inventory = manifests.inventory();
+    let tokens = Tokens::open(&settings.runtime_dir)?;
+    let sts = Sts::connect(&settings.sts, &NetworkEnv::read()).await?;
+
+    let choice = match settings.listen_port {
+        0 => PortChoice::Free(Avoid::of_this_node(inventory.host_ports())),
+        port => PortChoice::Fixed(port),
+    };
+    let addresses = if settings.listen_addresses.is_empty() {
+        node_addresses()
+    } else {
+        settings.listen_addresses
+    };
+    let listeners = Listeners::open(&addresses, &choice)?;
+    let shown = listeners
+        .addresses()
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(",");
+
+    let (programs, maps) = load(&Config::imds(node_netns, listeners.destination()))?;
+    let current = CurrentPods::default();
+    let callers = Callers::new(maps.flows, Arc::clone(&current));
+    let mut attachment = Attachment::new(programs, locator, current, maps.host_pods);
+
+    let (publish, pods) = watch::channel(Arc::new(inventory));
+    let rules = Arc::new(settings.rules);
+    let sessions = Sessions::new(sts);
+    let (phase, phases) = watch::channel(Phase::Serving);
+    let service = Service::new(pods.clone(), Arc::clone(&rules), sessions.clone(), tokens);
+    let server = Arc::new(Server::new(callers, service, phases));
+
+    // Accepting before anything is redirected: no connection finds a listener that nobody serves.
+    let accepting: Vec<JoinHandle<()>> = listeners
+        .into_sockets()
+        .map(|(listener, address)| tokio::spawn(Arc::clone(&server).accept(listener, address)))
+        .collect();
+    let state = attachment.start()?;
+    let (states, mut changes) = watch::channel(State::Waiting);
+    let (wanted, host_pods) = watch::channel(BTreeSet::new());
+    let (stop_keeping, stopped) = oneshot::channel();
+    tokio::spawn(manifests.run(publish));
+    tokio::spawn(follow(pods, rules, sessions, wanted));
+    let keeping = tokio::spawn(attachment.keep(states.clone(), host_pods, stopped));
+    states.send_replace(state);
+    changes.mark_changed();
+    let telling = tokio::spawn(tell(changes, shown));
+
+    stop.await;
+    info!("stopping: new connections are no longer redirected; open ones are served to their end");
+    telling.abort();
+    let _ = stop_keeping.send(());
+    let attachment = keeping.await;
+    drain(phase, accepting, &server).await;
+    drop(attachment);
+    let counted: Vec<String> = Counter::ALL
+        .iter()
+        .map(|counter| format!("{}={}", counter.label(), sum(&maps.counters, *counter)))
+        .collect();
+    info!("stopped; in the kernel: {}", counted.join(" "));
+    Ok(())
+}
+
+fn load(config: &Config) -> Result<(Programs, crate::intercept::programs::Maps), ProgramsError> {
+    #[cfg(feature = "ebpf-log")]
+    {
+        let (mut programs, maps) = Programs::load(config)?;
+        programs.print_logs();
+        Ok((programs, maps))
+    }
+    #[cfg(not(feature = "ebpf-log"))]
+    Programs::load(config)
+}
+
+fn sum(counters: &aya::maps::PerCpuArray<aya::maps::MapData, u64>, counter: Counter) -> u64 {
+    counters
+        .get(&(counter as u32), 0)
+        .map_or(0, |values| values.iter().sum())
+}
+
+fn stop_signal() -> Result<impl Future<Output = ()>, StartError> {
+    let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+/// Says `ready` whenever pods begin to be served.
+async fn tell(mut states: watch::Receiver<State>, listen: String) {
+    while states.changed().await.is_ok() {
+        if *states.borrow_and_update() == State::Attached {
+            info!(%listen, "ready");
+        }
+    }
+}
+
+/// Keeps what follows from the pods in line with them: sessions (fetched before they are asked for, forgotten with
+/// their pod) and the list of hostNetwork pods to intercept.
+async fn follow<I: Issuer>(
+    mut pods: Pods,
+    rules: Arc<Rules>,
+    sessions: Sessions<I>,
+    wanted: watch::Sender<BTreeSet<PodUid>>,
+) {
+    loop {
+        let inventory = Arc::clone(&pods.borrow_and_update());
+        let (keys, host_pods) = consequences(&inventory, &rules);
+        sessions.retain(&keys);
+        for key in &keys {
+            sessions.prefetch(key);
+        }
+        wanted.send_if_modified(|wanted| {
+            *wanted != host_pods && {
+                *wanted = host_pods;
+                true
+            }
+        });
+        if pods.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// The sessions that the pods' roles ask for, and the hostNetwork pods that have a role, or a refused one. A role that
+/// comes from `--default-role` does not count there: what keeps a node alive must go on without us.
+fn consequences(inventory: &Inventory, rules: &Rules) -> (HashSet<SessionKey>, BTreeSet<PodUid>) {
+    let (mut keys, mut host_pods) = (HashSet::new(), BTreeSet::new());
+    for (uid, known) in inventory.pods() {
+        let Known::Pod(pod) = known else { continue };
+        let decision = rules.resolve_pod(pod, inventory.namespace(&pod.namespace));
+        let by_default = matches!(
+            &decision,
+            Decision::Granted(grant) if matches!(&grant.reason, Reason::Granted { source_: RoleSource::Default, .. })
+        );
+        let has_role = matches!(decision, Decision::Granted(_) | Decision::Refused { .. });
+        if pod.host_network && has_role && !by_default {
+            host_pods.insert(uid.clone());
+        }
+        if let Decision::Granted(grant) = &decision {
+            if !(pod.host_network && by_default) {
+                keys.insert(SessionKey::of_grant(grant));
+            }
+        }
+    }
+    (keys, host_pods)
+}
+
+async fn drain<I: Issuer>(phase: watch::Sender<Phase>, accepting: Vec<JoinHandle<()>>, server: &Server<I>) {
+    phase.send_replace(Phase::Draining);
+    tokio::time::sleep(GRACE).await;
+    let _ = tokio::time::timeout(DRAIN, server.all_closed()).await;
+    phase.send_replace(Phase::Closing);
+    for task in accepting {
+        let _ = task.await;
+    }
+    if tokio::time::timeout(LAST, server.all_closed()).await.is_err() {
+        info!("some connections did not end in time and are cut off");
+    }
+    let (served, refused) = server.counts();
+    info!(served, refused, "connections");
+}

@@ -1,0 +1,74 @@
+use super::*;
+use clap::CommandFactory as _;
+use clap::error::ErrorKind;
+use rstest::rstest;
+
+fn settings(flags: &[&str]) -> Result<Settings, UsageError> {
+    let words = ["metaproxy", "run", "--manifests", "/pods"].iter().chain(flags);
+    let Command::Run(args) = Cli::try_parse_from(words).unwrap().command;
+    args.settings()
+}
+
+#[test]
+fn the_command_line_is_sound_and_every_flag_has_its_variable_and_heading() {
+    Cli::command().debug_assert();
+    let run = Cli::command().find_subcommand("run").unwrap().clone();
+    for flag in run.get_arguments().filter(|flag| flag.get_id() != "help") {
+        let long = flag.get_long().unwrap();
+        let variable = format!("METAPROXY_{}", long.replace('-', "_").to_uppercase());
+        assert_eq!(flag.get_env().unwrap(), variable.as_str());
+        assert!(
+            flag.get_help_heading().is_some(),
+            "--{long} stands under a heading"
+        );
+        assert!(flag.get_help().is_some(), "--{long} is explained");
+    }
+}
+
+#[test]
+fn defaults_are_those_of_the_contract() {
+    let settings = settings(&[]).unwrap();
+    assert_eq!(settings.listen_port, 0);
+    assert_eq!(settings.sts.duration, Duration::from_secs(3600));
+    assert_eq!(settings.sts.imds_endpoint, "http://169.254.169.254");
+    assert!(settings.rules.policy_required);
+    assert_eq!(settings.rules.keys.role, "iam.amazonaws.com/role");
+    assert_eq!(settings.runtime_dir, PathBuf::from("/run/metaproxy"));
+}
+
+#[rstest]
+#[case(&["--base-role-arn", "arn:aws:iam::12:role/"], "--base-role-arn \"arn:aws:iam::12:role/\": the account of an ARN is 12 digits")]
+#[case(&["--default-role", "app"], "--default-role \"app\": it is a name, and --base-role-arn")]
+#[case(&["--default-role", "a b"], "--default-role \"a b\": a role's name is")]
+#[case(&["--listen-address", "127.0.0.1"], "--listen-address 127.0.0.1: pods cannot reach")]
+#[case(&["--listen-address", "0.0.0.0"], "--listen-address 0.0.0.0: pods cannot reach")]
+#[case(&["--listen-address", "169.254.169.254"], "--listen-address 169.254.169.254: pods cannot reach")]
+#[case(&["--listen-address", "10.0.0.1,10.0.0.1"], "--listen-address 10.0.0.1 is given twice")]
+#[case(&["--session-duration", "2h"], "--session-duration 2h: STS takes 15m to 1h")]
+#[case(&["--session-duration", "1m"], "--session-duration 1m: STS takes 15m to 1h")]
+#[case(&["--sts-endpoint", "sts.amazonaws.com"], "--sts-endpoint \"sts.amazonaws.com\": not a URL")]
+#[case(&["--imds-endpoint", "http://"], "--imds-endpoint \"http://\": not a URL")]
+#[case(&["--role-annotation", "a/b/c"], "--role-annotation \"a/b/c\": not the key of an annotation")]
+fn flags_that_cannot_be_meant_are_named(#[case] flags: &[&str], #[case] want: &str) {
+    let error = settings(flags).unwrap_err().to_string();
+    assert!(error.starts_with(want), "{error}");
+}
+
+#[rstest]
+#[case(&["run", "--manifests", "/p", "--kubeconfig", "/k"], ErrorKind::ArgumentConflict)]
+#[case(&["run", "--manifests", "/p", "--no-such-flag"], ErrorKind::UnknownArgument)]
+#[case(&["run", "--listen-port", "70000"], ErrorKind::ValueValidation)]
+#[case(&["run", "--namespace-policy", "maybe"], ErrorKind::InvalidValue)]
+#[case(&["run", "--session-duration", "soon"], ErrorKind::ValueValidation)]
+#[case(&["walk"], ErrorKind::InvalidSubcommand)]
+#[case(&[], ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand)]
+fn words_that_make_no_sense_are_usage_errors(#[case] words: &[&str], #[case] want: ErrorKind) {
+    let error = Cli::try_parse_from(["metaproxy"].iter().chain(words)).unwrap_err();
+    assert_eq!(error.kind(), want);
+}
+
+#[test]
+fn without_a_source_of_pods_it_says_which_flag_is_missing() {
+    let Command::Run(args) = Cli::try_parse_from(["metaproxy", "run"]).unwrap().command;
+    assert_eq!(args.settings().unwrap_err(), UsageError::NoSource);
+}

@@ -1,0 +1,174 @@
+//! The HTTP client of the AWS SDK, with what corporate and isolated networks need and the SDK for Rust leaves out:
+//! `HTTPS_PROXY`, `NO_PROXY` and `AWS_CA_BUNDLE`, as the AWS CLI reads them.
+//!
+//! Plain HTTP never goes through a proxy: it is the node's metadata service, or an endpoint of a test.
+
+use std::io;
+use std::path::PathBuf;
+
+use aws_smithy_http_client::proxy::ProxyConfig;
+use aws_smithy_http_client::tls::rustls_provider::CryptoMode;
+use aws_smithy_http_client::tls::{Provider, TlsContext, TrustStore};
+use aws_smithy_http_client::{Builder, Connector};
+use aws_smithy_runtime_api::client::http::SharedHttpClient;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
+use thiserror::Error;
+
+/// Why the environment's network settings can't be used.
+#[derive(Debug, Error)]
+pub enum HttpError {
+    /// The CA bundle.
+    #[error("AWS_CA_BUNDLE={path}: {source}")]
+    CaBundle {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No certificate in it.
+    #[error("AWS_CA_BUNDLE={path}: no PEM certificate in it, or a broken one")]
+    NoCertificate {
+        /// The file.
+        path: PathBuf,
+    },
+    /// The proxy.
+    #[error("HTTPS_PROXY: not the URL of a proxy (http://[user:password@]host:port): {0}")]
+    Proxy(String),
+    /// The TLS library.
+    #[error("cannot set up TLS: {0}")]
+    Tls(String),
+}
+
+/// What the environment says about the network. `Debug` is not derived: a proxy's URL may hold a password.
+#[derive(Clone, Default)]
+pub struct NetworkEnv {
+    /// `HTTPS_PROXY` or `https_proxy`
+    pub https_proxy: Option<String>,
+    /// `NO_PROXY` or `no_proxy`
+    pub no_proxy: Option<String>,
+    /// `AWS_CA_BUNDLE`
+    pub ca_bundle: Option<PathBuf>,
+}
+
+impl NetworkEnv {
+    /// From this process's environment.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "conventions of the environment, which are no flags of ours"
+    )]
+    pub fn read() -> Self {
+        let read = |names: [&str; 2]| {
+            names
+                .iter()
+                .find_map(|name| std::env::var(name).ok())
+                .filter(|value| !value.is_empty())
+        };
+        Self {
+            https_proxy: read(["HTTPS_PROXY", "https_proxy"]),
+            no_proxy: read(["NO_PROXY", "no_proxy"]),
+            ca_bundle: read(["AWS_CA_BUNDLE", "AWS_CA_BUNDLE"]).map(PathBuf::from),
+        }
+    }
+
+    fn proxy(&self) -> Result<ProxyConfig, HttpError> {
+        let Some(url) = &self.https_proxy else {
+            return Ok(ProxyConfig::disabled());
+        };
+        let proxy = ProxyConfig::https(url).map_err(|error| HttpError::Proxy(error.to_string()))?;
+        Ok(match &self.no_proxy {
+            Some(rules) => proxy.no_proxy(rules),
+            None => proxy,
+        })
+    }
+
+    fn tls(&self) -> Result<TlsContext, HttpError> {
+        let store = match &self.ca_bundle {
+            None => TrustStore::default(),
+            Some(path) => {
+                let pem = std::fs::read(path).map_err(|source| HttpError::CaBundle {
+                    path: path.clone(),
+                    source,
+                })?;
+                let certificates: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&pem).collect();
+                if certificates
+                    .ok()
+                    .is_none_or(|certificates| certificates.is_empty())
+                {
+                    return Err(HttpError::NoCertificate { path: path.clone() });
+                }
+                TrustStore::empty().with_pem_certificate(pem)
+            }
+        };
+        TlsContext::builder()
+            .with_trust_store(store)
+            .build()
+            .map_err(|error| HttpError::Tls(error.to_string()))
+    }
+
+    /// A client for the SDK that follows these settings.
+    pub fn http_client(&self) -> Result<SharedHttpClient, HttpError> {
+        let (proxy, tls) = (self.proxy()?, self.tls()?);
+        Ok(
+            Builder::new().build_with_connector_fn(move |settings, components| {
+                let mut connector = Connector::builder()
+                    .tls_provider(Provider::Rustls(CryptoMode::Ring))
+                    .tls_context(tls.clone())
+                    .proxy_config(proxy.clone());
+                connector.set_connector_settings(settings.cloned());
+                connector.set_sleep_impl(components.and_then(|components| components.sleep_impl()));
+                connector.build()
+            }),
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bundle_that_is_missing_or_empty_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let missing = NetworkEnv {
+            ca_bundle: Some(dir.path().join("none.pem")),
+            ..NetworkEnv::default()
+        };
+        let error = missing.http_client().err().unwrap().to_string();
+        assert!(error.contains("none.pem: No such file"), "{error}");
+        let path = dir.path().join("empty.pem");
+        std::fs::write(&path, "no certificate").unwrap();
+        let empty = NetworkEnv {
+            ca_bundle: Some(path),
+            ..NetworkEnv::default()
+        };
+        assert!(
+            empty
+                .http_client()
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("no PEM certificate")
+        );
+    }
+
+    #[test]
+    fn a_proxy_that_is_no_url_is_an_error_that_names_the_variable() {
+        let env = NetworkEnv {
+            https_proxy: Some("http://[".to_owned()),
+            ..NetworkEnv::default()
+        };
+        assert!(
+            env.http_client()
+                .err()
+                .unwrap()
+                .to_string()
+                .starts_with("HTTPS_PROXY: ")
+        );
+        let env = NetworkEnv {
+            https_proxy: Some("http://proxy:3128".to_owned()),
+            ..NetworkEnv::default()
+        };
+        assert!(env.http_client().is_ok());
+    }
+}

@@ -1,0 +1,190 @@
+//! STS, by the AWS SDK, with the node's own credentials from the SDK's chain: environment, profile, and the node's
+//! metadata service. Our own calls to that service are never intercepted: this process is in the node's network
+//! namespace.
+
+use std::time::{Duration, SystemTime};
+
+use aws_config::default_provider::credentials::DefaultCredentialsChain;
+use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::imds;
+use aws_config::imds::region::ImdsRegionProvider;
+use aws_config::meta::region::RegionProviderChain;
+use aws_config::profile::ProfileFileRegionProvider;
+use aws_config::provider_config::ProviderConfig;
+use aws_config::timeout::TimeoutConfig;
+use aws_config::{BehaviorVersion, Region};
+use aws_sdk_sts::Client;
+use aws_sdk_sts::error::{DisplayErrorContext, ProvideErrorMetadata as _, SdkError};
+use aws_sdk_sts::operation::assume_role::{AssumeRoleError, AssumeRoleOutput};
+use thiserror::Error;
+use tracing::info;
+
+use super::http::{HttpError, NetworkEnv};
+use super::{Issuer, ObtainError, Principal, Session, SessionKey};
+
+/// One STS call, its retries included.
+const CALL: Duration = Duration::from_secs(10);
+
+/// One attempt of it.
+const ATTEMPT: Duration = Duration::from_secs(4);
+
+/// Where STS is and how it is asked.
+#[derive(Clone, Debug)]
+pub struct StsSettings {
+    /// `--region`, else what the SDK's chain says.
+    pub region: Option<String>,
+    /// `--sts-endpoint`, else the region's.
+    pub endpoint: Option<String>,
+    /// `--imds-endpoint`: where the node's credentials come from.
+    pub imds_endpoint: String,
+    /// `DurationSeconds`, 900 to 43200.
+    pub duration: Duration,
+}
+
+/// Why STS can't be asked at all.
+#[derive(Debug, Error)]
+pub enum StsError {
+    /// The network settings.
+    #[error(transparent)]
+    Http(#[from] HttpError),
+    /// No region.
+    #[error(
+        "no AWS region: give --region, set AWS_REGION, or let the node's metadata service at {imds} be reached, which \
+         knows it"
+    )]
+    NoRegion {
+        /// The metadata service that was asked.
+        imds: String,
+    },
+    /// The metadata service's URL.
+    #[error("--imds-endpoint {url}: not a URL such as http://169.254.169.254: {error}")]
+    ImdsEndpoint {
+        /// As given.
+        url: String,
+        /// Why not.
+        error: String,
+    },
+}
+
+/// Asks STS.
+#[derive(Clone, Debug)]
+pub struct Sts {
+    client: Client,
+    duration: Duration,
+}
+
+impl Sts {
+    /// Resolves region and endpoints; credentials are not asked for before the first session is.
+    pub async fn connect(settings: &StsSettings, network: &NetworkEnv) -> Result<Self, StsError> {
+        let http = network.http_client()?;
+        let provider = ProviderConfig::default().with_http_client(http.clone());
+        let imds = imds::Client::builder()
+            .configure(&provider)
+            .endpoint(&settings.imds_endpoint)
+            .map_err(|error| StsError::ImdsEndpoint {
+                url: settings.imds_endpoint.clone(),
+                error: error.to_string(),
+            })?
+            .build();
+        let region = RegionProviderChain::first_try(settings.region.clone().map(Region::new))
+            .or_else(EnvironmentVariableRegionProvider::new())
+            .or_else(ProfileFileRegionProvider::builder().configure(&provider).build())
+            .or_else(
+                ImdsRegionProvider::builder()
+                    .configure(&provider)
+                    .imds_client(imds.clone())
+                    .build(),
+            )
+            .region()
+            .await
+            .ok_or_else(|| StsError::NoRegion {
+                imds: settings.imds_endpoint.clone(),
+            })?;
+        info!(%region, endpoint = settings.endpoint.as_deref().unwrap_or("of the region"), "STS");
+        let credentials = DefaultCredentialsChain::builder()
+            .configure(provider.clone().with_region(Some(region.clone())))
+            .imds_client(imds)
+            .build()
+            .await;
+        let timeouts = TimeoutConfig::builder()
+            .operation_timeout(CALL)
+            .operation_attempt_timeout(ATTEMPT)
+            .build();
+        let shared = aws_config::defaults(BehaviorVersion::latest())
+            .http_client(http)
+            .region(region)
+            .credentials_provider(credentials)
+            .timeout_config(timeouts)
+            .load()
+            .await;
+        let mut config = aws_sdk_sts::config::Builder::from(&shared);
+        config.set_endpoint_url(
+            settings
+                .endpoint
+                .clone()
+                .or_else(|| shared.endpoint_url().map(str::to_owned)),
+        );
+        Ok(Self {
+            client: Client::from_conf(config.build()),
+            duration: settings.duration,
+        })
+    }
+}
+
+impl Issuer for Sts {
+    async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
+        let obtained = SystemTime::now();
+        match &key.principal {
+            Principal::Node { through: None } => {}
+            // No configuration leads here; refused rather than asked for with the wrong identity.
+            other => return Err(ObtainError::Unavailable(format!("{other:?} is not supported"))),
+        }
+        let seconds = i32::try_from(self.duration.as_secs()).unwrap_or(3600);
+        let answer = self
+            .client
+            .assume_role()
+            .role_arn(key.role.as_str())
+            .role_session_name(key.session_name.as_str())
+            .set_external_id(key.external_id.clone())
+            .duration_seconds(seconds)
+            .send()
+            .await
+            .map_err(classify)?;
+        session(&answer, obtained)
+    }
+}
+
+fn session(answer: &AssumeRoleOutput, obtained: SystemTime) -> Result<Session, ObtainError> {
+    let credentials = answer
+        .credentials()
+        .ok_or_else(|| ObtainError::Unavailable("STS answered without credentials".to_owned()))?;
+    let expiration = SystemTime::try_from(*credentials.expiration())
+        .map_err(|_| ObtainError::Unavailable("STS answered with an expiry that is no time".to_owned()))?;
+    Ok(Session::new(
+        credentials.access_key_id(),
+        credentials.secret_access_key(),
+        credentials.session_token(),
+        expiration,
+        obtained,
+    ))
+}
+
+/// What will not change by asking again, and everything else.
+fn classify(error: SdkError<AssumeRoleError>) -> ObtainError {
+    let service = error.as_service_error();
+    let code = service.and_then(|error| error.code()).unwrap_or_default();
+    let denied = matches!(
+        code,
+        "AccessDenied"
+            | "AccessDeniedException"
+            | "MalformedPolicyDocument"
+            | "PackedPolicyTooLarge"
+            | "RegionDisabledException"
+            | "ValidationError"
+    );
+    if denied {
+        let message = service.and_then(|error| error.message()).unwrap_or_default();
+        return ObtainError::Denied(format!("{code}: {message}"));
+    }
+    ObtainError::Unavailable(DisplayErrorContext(&error).to_string())
+}

@@ -1,0 +1,11 @@
+//! The instance metadata protocol towards a pod, versions 1 and 2.
+//!
+//! Source for the protocol: the EC2 user guide, "Use the Instance Metadata Service", and what SDKs expect of it.
+
+mod answer;
+mod path;
+pub mod server;
+mod service;
+pub mod token;
+
+pub use service::{Caller, Service};

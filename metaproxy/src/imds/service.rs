@@ -1,0 +1,220 @@
+//! One request of one pod, answered.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use hyper::header::HeaderMap;
+use hyper::{Method, StatusCode};
+use tokio::time::Instant;
+use tracing::{debug, warn};
+
+use super::answer::{self, Answer, TOKEN_TTL};
+use super::path::Path;
+use super::token::{MAX_TTL, Tokens};
+use crate::credentials::{Issuer, ObtainError, SessionKey, Sessions};
+use crate::pods::{Inventory, Known, PodUid, Pods};
+use crate::roles::{Decision, Grant, Reason, Rules};
+
+/// Every answer is on its way within this time: two SDKs try once and give up after a second.
+const ANSWER: Duration = Duration::from_millis(850);
+
+const TOKEN: &str = "x-aws-ec2-metadata-token";
+const FORWARDED: &str = "x-forwarded-for";
+
+/// Who asks: identified once per connection.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// The pod.
+    pub uid: PodUid,
+    /// The address that it came from.
+    pub address: IpAddr,
+}
+
+/// What answers requests.
+#[derive(Debug)]
+pub struct Service<I> {
+    pods: Pods,
+    rules: Arc<Rules>,
+    sessions: Sessions<I>,
+    tokens: Tokens,
+}
+
+/// A role in the list, and how its credentials are had.
+enum Listed {
+    Granted(Grant),
+    Refused { name: String, reason: Reason },
+}
+
+impl<I: Issuer> Service<I> {
+    /// Puts together what is needed for an answer.
+    pub fn new(pods: Pods, rules: Arc<Rules>, sessions: Sessions<I>, tokens: Tokens) -> Self {
+        Self {
+            pods,
+            rules,
+            sessions,
+            tokens,
+        }
+    }
+
+    /// Answers one request; its body, if any, was read and dropped.
+    pub async fn answer(&self, caller: &Caller, method: &Method, path: &str, headers: &HeaderMap) -> Answer {
+        let deadline = Instant::now() + ANSWER;
+        let path = Path::classify(path);
+        match (method, path) {
+            (&Method::PUT, Path::Token) => self.issue_token(caller, headers),
+            (_, Path::Token) => {
+                answer::failure(StatusCode::METHOD_NOT_ALLOWED, "A token is asked for with PUT.")
+            }
+            (&Method::GET | &Method::HEAD, path) => {
+                let left = match self.token_left(caller, headers) {
+                    Ok(left) => left,
+                    Err(refusal) => return refusal,
+                };
+                answer::with_token_left(self.read(caller, path, deadline).await, left)
+            }
+            _ => answer::failure(StatusCode::METHOD_NOT_ALLOWED, "Metadata is read with GET."),
+        }
+    }
+
+    fn issue_token(&self, caller: &Caller, headers: &HeaderMap) -> Answer {
+        if headers.contains_key(FORWARDED) {
+            return answer::failure(
+                StatusCode::FORBIDDEN,
+                "A request with X-Forwarded-For came through a proxy, and gets no token.",
+            );
+        }
+        let ttl = headers
+            .get(TOKEN_TTL)
+            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let Some(ttl) = ttl.filter(|ttl| (1..=MAX_TTL).contains(ttl)) else {
+            return answer::failure(
+                StatusCode::BAD_REQUEST,
+                "X-aws-ec2-metadata-token-ttl-seconds must be a number from 1 to 21600.",
+            );
+        };
+        match self.tokens.issue(&caller.uid, ttl, SystemTime::now()) {
+            Ok(token) => answer::token(token, ttl),
+            Err(error) => {
+                warn!("cannot issue a token: {error}");
+                answer::failure(
+                    StatusCode::SERVICE_UNAVAILABLE,
+                    "No token can be issued at the moment.",
+                )
+            }
+        }
+    }
+
+    /// What is left of the request's token, `None` where it has none; an answer where it has one that is no good.
+    fn token_left(&self, caller: &Caller, headers: &HeaderMap) -> Result<Option<Duration>, Answer> {
+        let Some(token) = headers.get(TOKEN) else {
+            return Ok(None);
+        };
+        match self
+            .tokens
+            .check(&caller.uid, token.as_bytes(), SystemTime::now())
+        {
+            Some(left) => Ok(Some(left)),
+            None => Err(answer::failure(
+                StatusCode::UNAUTHORIZED,
+                "The token has expired, or was not issued to this pod; ask for another.",
+            )),
+        }
+    }
+
+    async fn read(&self, caller: &Caller, path: Path<'_>, deadline: Instant) -> Answer {
+        let wanted = match path {
+            Path::Roles => None,
+            Path::Role(name) => Some(name),
+            Path::Token | Path::Other => {
+                return answer::failure(
+                    StatusCode::NOT_FOUND,
+                    "metaproxy does not serve this path to pods.",
+                );
+            }
+        };
+        let listed = match self.listed(caller, deadline).await {
+            Ok(listed) => listed,
+            Err(none) => return none,
+        };
+        let name = match &listed {
+            Listed::Granted(grant) => grant.role.name(),
+            Listed::Refused { name, .. } => name,
+        };
+        match (wanted, &listed) {
+            (None, _) => answer::role_list(name),
+            (Some(wanted), _) if wanted != name => {
+                answer::failure(StatusCode::NOT_FOUND, &format!("This pod's role is {name}."))
+            }
+            (Some(_), Listed::Granted(grant)) => self.credentials(grant, deadline).await,
+            (Some(_), Listed::Refused { reason, .. }) => refused(reason),
+        }
+    }
+
+    /// The pod's role; held until it is known, `deadline` at the latest.
+    async fn listed(&self, caller: &Caller, deadline: Instant) -> Result<Listed, Answer> {
+        let mut pods = self.pods.clone();
+        loop {
+            let inventory = Arc::clone(&pods.borrow_and_update());
+            if let Err(reason) = check_address(&inventory, caller) {
+                warn!("{reason}");
+                return Err(answer::failure(StatusCode::NOT_FOUND, &reason.to_string()));
+            }
+            match self.rules.resolve(&inventory, &caller.uid) {
+                Decision::Granted(grant) => return Ok(Listed::Granted(grant)),
+                Decision::Refused { name, reason } => return Ok(Listed::Refused { name, reason }),
+                Decision::NoRole(reason) => {
+                    debug!("{reason}");
+                    return Err(answer::failure(StatusCode::NOT_FOUND, &reason.to_string()));
+                }
+                Decision::Wait(reason) => {
+                    let changed = tokio::time::timeout_at(deadline, pods.changed()).await;
+                    if !matches!(changed, Ok(Ok(()))) {
+                        warn!("{reason}");
+                        return Err(answer::failure(
+                            StatusCode::SERVICE_UNAVAILABLE,
+                            &reason.to_string(),
+                        ));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn credentials(&self, grant: &Grant, deadline: Instant) -> Answer {
+        let key = SessionKey::of_grant(grant);
+        match self.sessions.get(&key, deadline).await {
+            Ok(session) => answer::credentials(&session),
+            Err(error) => {
+                let reason = error.reason(&grant.role);
+                match error {
+                    ObtainError::Denied(_) => refused(&reason),
+                    ObtainError::Unavailable(_) => {
+                        answer::failure(StatusCode::SERVICE_UNAVAILABLE, &reason.to_string())
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn refused(reason: &Reason) -> Answer {
+    let sentence = reason.to_string();
+    warn!("{sentence}");
+    answer::unauthorized(&sentence, &crate::credentials::timestamp(SystemTime::now()))
+}
+
+/// Where a pod's addresses are known, nobody else's connection passes for it. hostNetwork pods have the node's.
+fn check_address(inventory: &Inventory, caller: &Caller) -> Result<(), Reason> {
+    match inventory.by_uid(&caller.uid) {
+        Some(Known::Pod(pod))
+            if !pod.host_network && !pod.ips.is_empty() && !pod.ips.contains(&caller.address) =>
+        {
+            Err(Reason::ForeignAddress { pod: pod.to_string() })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,236 @@
+//! Session tokens (IMDSv2), bound to the pod that asked for them.
+//!
+//! A token carries its own expiry and a MAC over it and the pod's UID, so nothing is kept for each, and another
+//! instance with the same key takes it too. The key stands in the runtime directory.
+
+use std::fs::{self, OpenOptions, Permissions};
+use std::io::{self, Read, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::hmac;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use thiserror::Error;
+
+use crate::pods::PodUid;
+
+/// Longest life of a token, in seconds; the shortest is 1.
+pub const MAX_TTL: u64 = 21_600;
+
+const KEY_FILE: &str = "token.key";
+const KEY_LENGTH: usize = 32;
+
+/// Layout: version, expiry (seconds since 1970, big-endian), random, MAC over all of that and the UID.
+const VERSION: u8 = 1;
+const NONCE: usize = 8;
+const BODY: usize = 1 + 8 + NONCE;
+const MAC: usize = 32;
+
+/// Why tokens can't be issued.
+#[derive(Debug, Error)]
+pub enum TokenKeyError {
+    /// The directory or the file.
+    #[error("--runtime-dir: cannot use {path}: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// Something else stands there.
+    #[error(
+        "--runtime-dir: {path} is no token key ({KEY_LENGTH} bytes are); remove it, and a new one is made"
+    )]
+    NotAKey {
+        /// Which.
+        path: PathBuf,
+    },
+    /// No randomness.
+    #[error("the system gives no random numbers")]
+    Random,
+}
+
+/// Issues and checks tokens.
+pub struct Tokens {
+    key: hmac::Key,
+    random: SystemRandom,
+}
+
+impl std::fmt::Debug for Tokens {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tokens")
+    }
+}
+
+impl Tokens {
+    /// With the key of the runtime directory, which is made (both 0700 and 0600) where it does not exist.
+    pub fn open(runtime_dir: &Path) -> Result<Self, TokenKeyError> {
+        let failed = |path: &Path| {
+            let path = path.to_owned();
+            move |source| TokenKeyError::Io { path, source }
+        };
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(runtime_dir)
+            .map_err(failed(runtime_dir))?;
+        let path = runtime_dir.join(KEY_FILE);
+        let random = SystemRandom::new();
+        let key = match read_key(&path) {
+            Ok(key) => key,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let mut key = vec![0; KEY_LENGTH];
+                random.fill(&mut key).map_err(|_| TokenKeyError::Random)?;
+                publish_key(&path, &key)
+                    .and_then(|()| read_key(&path))
+                    .map_err(failed(&path))?
+            }
+            Err(error) => return Err(failed(&path)(error)),
+        };
+        if key.len() != KEY_LENGTH {
+            return Err(TokenKeyError::NotAKey { path });
+        }
+        Ok(Self {
+            key: hmac::Key::new(hmac::HMAC_SHA256, &key),
+            random,
+        })
+    }
+
+    /// A new token for a pod; `ttl` is 1 to [`MAX_TTL`] seconds.
+    ///
+    /// # Errors
+    /// Where the system gives no random numbers.
+    pub fn issue(&self, uid: &PodUid, ttl: u64, now: SystemTime) -> Result<String, TokenKeyError> {
+        let mut token = Vec::with_capacity(BODY + MAC);
+        token.push(VERSION);
+        token.extend((seconds(now) + ttl).to_be_bytes());
+        let mut nonce = [0; NONCE];
+        self.random.fill(&mut nonce).map_err(|_| TokenKeyError::Random)?;
+        token.extend(nonce);
+        token.extend(hmac::sign(&self.key, &signed(&token, uid)).as_ref());
+        Ok(URL_SAFE_NO_PAD.encode(token))
+    }
+
+    /// What is left of a token's life; `None` where it is not one of this pod's, or has expired.
+    pub fn check(&self, uid: &PodUid, token: &[u8], now: SystemTime) -> Option<Duration> {
+        let token = URL_SAFE_NO_PAD.decode(token).ok()?;
+        let (body, mac) = token.split_at_checked(BODY)?;
+        hmac::verify(&self.key, &signed(body, uid), mac).ok()?;
+        let expiry = u64::from_be_bytes(body.get(1..9)?.try_into().ok()?);
+        expiry
+            .checked_sub(seconds(now))
+            .filter(|left| *left > 0)
+            .map(Duration::from_secs)
+    }
+}
+
+fn signed(body: &[u8], uid: &PodUid) -> Vec<u8> {
+    [body, uid.as_str().as_bytes()].concat()
+}
+
+fn seconds(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}
+
+fn read_key(path: &Path) -> io::Result<Vec<u8>> {
+    let mut file = OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_NOFOLLOW)
+        .open(path)?;
+    // Whoever could read it could make tokens.
+    file.set_permissions(Permissions::from_mode(0o600))?;
+    let mut key = Vec::with_capacity(KEY_LENGTH);
+    Read::take(&mut file, KEY_LENGTH as u64 + 1).read_to_end(&mut key)?;
+    Ok(key)
+}
+
+/// Whole or not at all, and never over another instance's: written aside and linked into place.
+fn publish_key(path: &Path, key: &[u8]) -> io::Result<()> {
+    let aside = path.with_extension(format!("{}.new", std::process::id()));
+    let result = (|| {
+        OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&aside)?
+            .write_all(key)?;
+        match fs::hard_link(&aside, path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+            result => result,
+        }
+    })();
+    let removed = fs::remove_file(&aside);
+    result.and(removed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn uid(text: &str) -> PodUid {
+        text.parse().unwrap()
+    }
+
+    fn tokens() -> (tempfile::TempDir, Tokens) {
+        let dir = tempfile::tempdir().unwrap();
+        let tokens = Tokens::open(&dir.path().join("run")).unwrap();
+        (dir, tokens)
+    }
+
+    fn at(seconds: u64) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    #[test]
+    fn a_token_is_good_for_its_pod_until_it_expires() {
+        let (_dir, tokens) = tokens();
+        let token = tokens.issue(&uid("a"), 60, at(1000)).unwrap();
+        let check = |pod: &str, seconds| tokens.check(&uid(pod), token.as_bytes(), at(seconds));
+        assert_eq!(check("a", 1000), Some(Duration::from_secs(60)));
+        assert_eq!(check("a", 1059), Some(Duration::from_secs(1)));
+        assert_eq!(check("a", 1060), None);
+        assert_eq!(check("b", 1000), None, "another pod's");
+    }
+
+    #[test]
+    fn tokens_outlive_the_process_and_the_key_is_private() {
+        let (dir, first) = tokens();
+        let token = first.issue(&uid("a"), 60, at(1000)).unwrap();
+        let run = dir.path().join("run");
+        let second = Tokens::open(&run).unwrap();
+        assert!(second.check(&uid("a"), token.as_bytes(), at(1000)).is_some());
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!((mode(&run), mode(&run.join(KEY_FILE))), (0o700, 0o600));
+        assert_eq!(
+            fs::read_dir(&run).unwrap().count(),
+            1,
+            "nothing is left beside it"
+        );
+    }
+
+    #[test]
+    fn a_file_that_is_no_key_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join(KEY_FILE), "short").unwrap();
+        let error = Tokens::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("token.key is no token key"), "{error}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_other_bytes_pass(text in "\\PC{0,100}", flip in 0..76usize) {
+            let (_dir, tokens) = tokens();
+            prop_assert_eq!(tokens.check(&uid("a"), text.as_bytes(), at(0)), None);
+            let mut token = tokens.issue(&uid("a"), 60, at(1000)).unwrap().into_bytes();
+            if let Some(byte) = token.get_mut(flip) {
+                // The last character carries bits that do not count; base64 refuses those set.
+                *byte = if *byte == b'A' { b'B' } else { b'A' };
+                prop_assert_eq!(tokens.check(&uid("a"), &token, at(1000)), None);
+            }
+        }
+    }
+}

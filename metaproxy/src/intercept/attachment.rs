@@ -1,0 +1,213 @@
+//! Keeps the programs attached to the pods' cgroup: it may not exist yet, and may be removed and made again.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use aya::maps::{HashMap, MapData};
+use tokio::sync::{oneshot, watch};
+use tokio::time::MissedTickBehavior;
+use tracing::{error, info, warn};
+
+use super::caller::CurrentPods;
+use super::cgroups::{CgroupError, Locator, PodsCgroup};
+use super::programs::{Links, Programs, ProgramsError};
+use crate::pods::PodUid;
+
+/// How often the pods' cgroup is looked at: one `stat` each time, and one for each listed hostNetwork pod. A link to a
+/// removed cgroup stays alive and does nothing, so nobody would tell.
+const LOOK: Duration = Duration::from_millis(200);
+
+/// The programs on their way into the kernel and out again.
+#[derive(Debug)]
+pub struct Attachment {
+    programs: Programs,
+    locator: Locator,
+    pods: CurrentPods,
+    host_pods: HashMap<MapData, u64, u8>,
+    listed: BTreeSet<u64>,
+    links: Option<Links>,
+    complained: Option<String>,
+}
+
+/// Whether pods are intercepted at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// The pods' cgroup does not exist (yet, or again), or can't be attached to.
+    Waiting,
+    /// Attached.
+    Attached,
+}
+
+impl Attachment {
+    /// Nothing is attached before [`Self::keep`] runs.
+    pub fn new(
+        programs: Programs,
+        locator: Locator,
+        pods: CurrentPods,
+        host_pods: HashMap<MapData, u64, u8>,
+    ) -> Self {
+        Self {
+            programs,
+            locator,
+            pods,
+            host_pods,
+            listed: BTreeSet::new(),
+            links: None,
+            complained: None,
+        }
+    }
+
+    /// Attaches at once where the cgroup exists, so that start-up fails here and not later.
+    ///
+    /// # Errors
+    /// What the kernel or the cgroup tree have against it. A cgroup that does not exist is none.
+    pub fn start(&mut self) -> Result<State, AttachError> {
+        match self.locator.locate()? {
+            Some(pods) => self.attach(pods).map(|()| State::Attached),
+            None => {
+                info!("waiting for the pods' cgroup ({})", self.locator.describe());
+                warn_of_v1();
+                Ok(State::Waiting)
+            }
+        }
+    }
+
+    fn attach(&mut self, pods: PodsCgroup) -> Result<(), AttachError> {
+        let pods = Arc::new(pods);
+        // Known before the first connection can be redirected.
+        *self.pods.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pods));
+        self.links = Some(self.programs.attach(pods.dir())?);
+        info!(cgroup = %pods.path().display(), "attached to the pods' cgroup");
+        Ok(())
+    }
+
+    /// Runs until `stop` fires, then detaches what redirects and hands itself back; what files identities stays
+    /// attached until it is dropped.
+    pub async fn keep(
+        mut self,
+        state: watch::Sender<State>,
+        wanted: watch::Receiver<BTreeSet<PodUid>>,
+        mut stop: oneshot::Receiver<()>,
+    ) -> Self {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = &mut stop => break,
+                _ = look.tick() => {
+                    self.look();
+                    self.list(&wanted.borrow());
+                    let now = if self.links.is_some() { State::Attached } else { State::Waiting };
+                    state.send_if_modified(|state| std::mem::replace(state, now) != now);
+                }
+            }
+        }
+        if let Some(links) = &mut self.links {
+            links.stop_redirecting();
+        }
+        self
+    }
+
+    fn look(&mut self) {
+        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if self.links.is_some() {
+            if pods.as_ref().is_some_and(|pods| pods.is_current()) {
+                return;
+            }
+            warn!("the pods' cgroup was removed; waiting for it to be made again");
+            self.links = None;
+            *self.pods.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        let result = match self.locator.locate() {
+            Ok(Some(pods)) => self.attach(pods),
+            Ok(None) => Ok(()),
+            Err(error) => Err(error.into()),
+        };
+        let complaint = result.err().map(|error| error.to_string());
+        if complaint.is_some() && complaint != self.complained {
+            error!(
+                "pods are not intercepted: {}",
+                complaint.as_deref().unwrap_or_default()
+            );
+        }
+        self.complained = complaint;
+    }
+
+    /// Brings the kernel's list of hostNetwork pods in line with `wanted`.
+    fn list(&mut self, wanted: &BTreeSet<PodUid>) {
+        if wanted.is_empty() && self.listed.is_empty() {
+            return;
+        }
+        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let found: BTreeSet<u64> = match pods {
+            Some(pods) => wanted
+                .iter()
+                .filter_map(|uid| pods.find_pod(uid))
+                // Our own calls to the metadata service must never end at ourselves.
+                .filter(|(path, _)| !holds_this_process(path))
+                .map(|(_, id)| id)
+                .collect(),
+            None => BTreeSet::new(),
+        };
+        for gone in self.listed.difference(&found) {
+            // Gone from the map already is as good.
+            let _ = self.host_pods.remove(gone);
+        }
+        let mut now = BTreeSet::new();
+        for id in found {
+            match self
+                .listed
+                .contains(&id)
+                .then_some(Ok(()))
+                .unwrap_or_else(|| self.host_pods.insert(id, 0, 0))
+            {
+                Ok(()) => {
+                    now.insert(id);
+                }
+                Err(error) => warn!("cannot list a hostNetwork pod for interception: {error}"),
+            }
+        }
+        self.listed = now;
+    }
+}
+
+/// Why the programs could not be attached.
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    /// The cgroup tree.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The kernel.
+    #[error(transparent)]
+    Programs(#[from] ProgramsError),
+}
+
+/// Whether this process runs in a cgroup or in one directly below it. `cgroup.procs` shows processes of other PID
+/// namespaces as 0, so a match can only be ourselves.
+fn holds_this_process(cgroup: &Path) -> bool {
+    let own = std::process::id().to_string();
+    let lists_us = |dir: &Path| {
+        fs::read_to_string(dir.join("cgroup.procs"))
+            .is_ok_and(|processes| processes.lines().any(|pid| pid == own))
+    };
+    lists_us(cgroup)
+        || fs::read_dir(cgroup).is_ok_and(|children| {
+            children
+                .filter_map(Result::ok)
+                .any(|child| lists_us(&child.path()))
+        })
+}
+
+/// A node whose kubelet keeps pods in cgroup v1 would leave us waiting for ever.
+fn warn_of_v1() {
+    let v1 = ["/sys/fs/cgroup/cpu/kubepods", "/sys/fs/cgroup/cpu/kubepods.slice"];
+    if v1.iter().any(|path| Path::new(path).is_dir()) {
+        warn!(
+            "this node's kubelet keeps its pods in cgroup v1; they are intercepted only if the container runtime puts \
+             them into the cgroup v2 tree as well. Boot with systemd.unified_cgroup_hierarchy=1 to be sure"
+        );
+    }
+}

@@ -1,0 +1,404 @@
+//! Where the pods live in the cgroup v2 tree: finding the mount and the pods' cgroup, and telling which pod a cgroup
+//! belongs to.
+
+use std::ffi::OsStr;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
+use thiserror::Error;
+
+use super::kernel;
+use crate::pods::PodUid;
+
+/// Why the cgroup tree can't be used.
+#[derive(Debug, Error)]
+pub enum CgroupError {
+    /// Cgroup v1 only.
+    #[error(
+        "no cgroup v2 hierarchy is mounted: this node runs cgroup v1 only, where programs can't be attached to the \
+         pods' cgroup. Boot the node with systemd.unified_cgroup_hierarchy=1, or, if the agent runs in a container, \
+         mount the host's /sys/fs/cgroup into it"
+    )]
+    NoCgroup2,
+    /// A directory given by flag is of another file system.
+    #[error(
+        "{flag} {path}: not a directory of a cgroup v2 mount; give a path such as /sys/fs/cgroup{example}"
+    )]
+    NotCgroup2 {
+        /// The flag that named it.
+        flag: &'static str,
+        /// What it named.
+        path: PathBuf,
+        /// The rest of an example.
+        example: &'static str,
+    },
+    /// More than one candidate.
+    #[error("more than one pods' cgroup was found ({}); say which with --cgroup", list(.0))]
+    Ambiguous(Vec<PathBuf>),
+    /// The system said no.
+    #[error("cannot read {path}: {source}")]
+    Io {
+        /// What was read.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
+    move |source| CgroupError::Io {
+        path: path.to_owned(),
+        source,
+    }
+}
+
+/// The cgroup2 mounts to look in, and what the flags say.
+#[derive(Debug)]
+pub struct Locator {
+    roots: Vec<PathBuf>,
+    explicit: Option<PathBuf>,
+}
+
+impl Locator {
+    /// `cgroup_root` and `cgroup` are the flags; without them the mounts are read from `/proc/self/mountinfo`.
+    pub fn new(cgroup_root: Option<&Path>, cgroup: Option<&Path>) -> Result<Self, CgroupError> {
+        let mounts = || {
+            let path = Path::new("/proc/self/mountinfo");
+            Ok(cgroup2_mounts(&fs::read_to_string(path).map_err(io_error(path))?))
+        };
+        let roots = match cgroup_root {
+            Some(root) => vec![checked("--cgroup-root", root, "")?],
+            None => mounts()?,
+        };
+        if roots.is_empty() {
+            return Err(CgroupError::NoCgroup2);
+        }
+        let explicit = cgroup.map(|path| explicit(path, &roots)).transpose()?;
+        Ok(Self { roots, explicit })
+    }
+
+    /// The pods' cgroup; `None` while it does not exist.
+    pub fn locate(&self) -> Result<Option<PodsCgroup>, CgroupError> {
+        let found = match &self.explicit {
+            Some(path) => path.is_dir().then(|| path.clone()),
+            None => self.search()?,
+        };
+        found.map(PodsCgroup::open).transpose()
+    }
+
+    /// What is looked for, for people.
+    pub fn describe(&self) -> String {
+        match &self.explicit {
+            Some(path) => path.display().to_string(),
+            None => format!("kubepods or kubepods.slice below {}", list(&self.roots)),
+        }
+    }
+
+    fn search(&self) -> Result<Option<PathBuf>, CgroupError> {
+        let mut found: Vec<PathBuf> = self
+            .roots
+            .iter()
+            .flat_map(|root| pods_cgroups_below(root))
+            .collect();
+        found.sort();
+        found.dedup();
+        match found.len() {
+            0 | 1 => Ok(found.pop()),
+            _ => Err(CgroupError::Ambiguous(found)),
+        }
+    }
+}
+
+/// `--cgroup`: it may not exist yet, but it must lie in a cgroup2 mount.
+fn explicit(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, CgroupError> {
+    if path.exists() {
+        return checked("--cgroup", path, "/kubepods.slice");
+    }
+    if path.is_absolute() && roots.iter().any(|root| path.starts_with(root)) {
+        return Ok(path.components().collect());
+    }
+    Err(CgroupError::NotCgroup2 {
+        flag: "--cgroup",
+        path: path.to_owned(),
+        example: "/kubepods.slice",
+    })
+}
+
+fn checked(flag: &'static str, path: &Path, example: &'static str) -> Result<PathBuf, CgroupError> {
+    let canonical = path.canonicalize().map_err(io_error(path))?;
+    let is_cgroup2 = statfs(&canonical).is_ok_and(|fs| fs.filesystem_type() == CGROUP2_SUPER_MAGIC);
+    if is_cgroup2 && canonical.is_dir() {
+        Ok(canonical)
+    } else {
+        Err(CgroupError::NotCgroup2 {
+            flag,
+            path: path.to_owned(),
+            example,
+        })
+    }
+}
+
+/// Mount points of type cgroup2, in the order of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+fn cgroup2_mounts(mountinfo: &str) -> Vec<PathBuf> {
+    let mut mounts: Vec<PathBuf> = mountinfo
+        .lines()
+        .filter_map(|line| {
+            let (mount, file_system) = line.split_once(" - ")?;
+            let point = mount.split(' ').nth(4)?;
+            (file_system.split(' ').next()? == "cgroup2").then(|| unescape(point).into())
+        })
+        .collect();
+    mounts.sort();
+    mounts.dedup();
+    mounts
+}
+
+/// Blanks and backslashes stand as three octal digits there.
+fn unescape(field: &str) -> String {
+    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
+        .iter()
+        .fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain))
+}
+
+/// `kubepods`, `kubepods.slice`, or a slice named after a parent (`kubelet-kubepods.slice`), at the root or one
+/// level below it (kind's `kubelet.slice`, a kubelet `--cgroup-root`).
+fn pods_cgroups_below(root: &Path) -> Vec<PathBuf> {
+    let is_pods = |path: &PathBuf| {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        name == "kubepods" || name == "kubepods.slice" || name.ends_with("-kubepods.slice")
+    };
+    // Never hold the pods' cgroup, and are large.
+    let is_other = |path: &PathBuf| {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        matches!(
+            name,
+            "system.slice" | "user.slice" | "machine.slice" | "init.scope"
+        )
+    };
+    let (mut found, others): (Vec<_>, Vec<_>) = subdirectories(root).into_iter().partition(is_pods);
+    for child in others.into_iter().filter(|child| !is_other(child)) {
+        found.extend(subdirectories(&child).into_iter().filter(is_pods));
+    }
+    found
+}
+
+fn subdirectories(dir: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .map(|entry| entry.path())
+        .collect()
+}
+
+/// The pods' cgroup, held open.
+#[derive(Debug)]
+pub struct PodsCgroup {
+    path: PathBuf,
+    dir: File,
+    id: u64,
+    naming: Naming,
+}
+
+impl PodsCgroup {
+    fn open(path: PathBuf) -> Result<Self, CgroupError> {
+        let dir = File::open(&path).map_err(io_error(&path))?;
+        let id = cgroup_id(&path).map_err(io_error(&path))?;
+        let naming = Naming::of(&path);
+        Ok(Self {
+            path,
+            dir,
+            id,
+            naming,
+        })
+    }
+
+    /// Absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open directory, to attach to.
+    pub fn dir(&self) -> &File {
+        &self.dir
+    }
+
+    /// Its cgroup id; a recreated one has another.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Whether the path still leads to this very cgroup.
+    pub fn is_current(&self) -> bool {
+        cgroup_id(&self.path).is_ok_and(|id| id == self.id)
+    }
+
+    /// The pod to which the cgroup with this id belongs.
+    pub fn pod_of(&self, cgroup_id: u64) -> Result<PodUid, NotAPod> {
+        let path = self.path_of(cgroup_id)?;
+        let below = path
+            .strip_prefix(&self.path)
+            .map_err(|_| NotAPod::Elsewhere(path.clone()))?;
+        self.naming
+            .pod_of(below)
+            .ok_or_else(|| NotAPod::Elsewhere(path.clone()))
+    }
+
+    /// One lookup by file handle: no scan, and no race, as ids are not used twice.
+    fn path_of(&self, cgroup_id: u64) -> Result<PathBuf, NotAPod> {
+        let opened = kernel::open_cgroup(self.dir.as_fd(), cgroup_id).map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::ESTALE | libc::ENOENT) => NotAPod::Gone(cgroup_id),
+                _ => NotAPod::Unreadable { cgroup_id, source },
+            }
+        })?;
+        let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
+        let path = fs::read_link(link).map_err(|source| NotAPod::Unreadable { cgroup_id, source })?;
+        match path.to_str() {
+            Some(text) if text.ends_with(" (deleted)") => Err(NotAPod::Gone(cgroup_id)),
+            _ => Ok(path),
+        }
+    }
+
+    /// The cgroup of a pod and its id; `None` while it does not exist.
+    pub fn find_pod(&self, uid: &PodUid) -> Option<(PathBuf, u64)> {
+        self.naming.directories_of(uid).into_iter().find_map(|name| {
+            let path = self.path.join(name);
+            cgroup_id(&path).ok().map(|id| (path, id))
+        })
+    }
+}
+
+/// A cgroup's id is its directory's inode number.
+fn cgroup_id(path: &Path) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    Ok(fs::metadata(path)?.ino())
+}
+
+/// Why a cgroup is not that of a pod.
+#[derive(Debug, Error)]
+pub enum NotAPod {
+    /// Removed since.
+    #[error("its cgroup {0} does not exist any more")]
+    Gone(u64),
+    /// Of the host, or between the pods.
+    #[error("its cgroup {} is not that of a pod", .0.display())]
+    Elsewhere(PathBuf),
+    /// The system said no.
+    #[error("its cgroup {cgroup_id} cannot be looked up ({source}); the agent needs CAP_DAC_READ_SEARCH")]
+    Unreadable {
+        /// Which.
+        cgroup_id: u64,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// How the kubelet's cgroup driver names cgroups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// `kubepods/burstable/pod<uid>`
+    Cgroupfs,
+    /// `<stem>.slice/<stem>-burstable.slice/<stem>-burstable-pod<uid with underscores>.slice`
+    Systemd {
+        /// `kubepods`, or `kubelet-kubepods`
+        stem: String,
+    },
+}
+
+const QOS_CLASSES: [&str; 2] = ["burstable", "besteffort"];
+
+impl Naming {
+    /// From the path of the pods' cgroup.
+    pub fn of(pods_cgroup: &Path) -> Self {
+        match pods_cgroup
+            .file_name()
+            .and_then(OsStr::to_str)
+            .and_then(|name| name.strip_suffix(".slice"))
+        {
+            Some(stem) => Self::Systemd {
+                stem: stem.to_owned(),
+            },
+            None => Self::Cgroupfs,
+        }
+    }
+
+    /// The pod of a cgroup, given its path below the pods' cgroup.
+    ///
+    /// Only the outermost component that can be a pod counts, directly below the pods' cgroup or a QoS class: a
+    /// container may nest cgroups of its own and name them after another pod.
+    pub fn pod_of(&self, below: &Path) -> Option<PodUid> {
+        let mut components = below.components().map(|component| component.as_os_str().to_str());
+        let first = components.next()??;
+        match QOS_CLASSES
+            .iter()
+            .find(|class| first == self.class_directory(class))
+        {
+            Some(class) => self.uid_in(components.next()??, Some(class)),
+            None => self.uid_in(first, None),
+        }
+    }
+
+    fn class_directory(&self, class: &str) -> String {
+        match self {
+            Self::Cgroupfs => class.to_owned(),
+            Self::Systemd { stem } => format!("{stem}-{class}.slice"),
+        }
+    }
+
+    fn uid_in(&self, name: &str, class: Option<&str>) -> Option<PodUid> {
+        match self {
+            Self::Cgroupfs => name.strip_prefix("pod")?.parse().ok(),
+            Self::Systemd { stem } => {
+                let slice = name.strip_suffix(".slice")?.strip_prefix(stem.as_str())?;
+                let slice = match class {
+                    Some(class) => slice.strip_prefix('-')?.strip_prefix(class)?,
+                    None => slice,
+                };
+                let uid = slice.strip_prefix("-pod")?;
+                // systemd reads a dash as a level of slices, so the kubelet writes underscores.
+                if uid.contains('-') {
+                    None
+                } else {
+                    uid.replace('_', "-").parse().ok()
+                }
+            }
+        }
+    }
+
+    /// Where a pod's cgroup can be, below the pods' cgroup.
+    fn directories_of(&self, uid: &PodUid) -> Vec<PathBuf> {
+        let classes = std::iter::once(None).chain(QOS_CLASSES.into_iter().map(Some));
+        classes
+            .map(|class| match (self, class) {
+                (Self::Cgroupfs, None) => format!("pod{uid}").into(),
+                (Self::Cgroupfs, Some(class)) => format!("{class}/pod{uid}").into(),
+                (Self::Systemd { stem }, class) => {
+                    let escaped = uid.as_str().replace('-', "_");
+                    match class {
+                        None => format!("{stem}-pod{escaped}.slice").into(),
+                        Some(class) => {
+                            format!("{stem}-{class}.slice/{stem}-{class}-pod{escaped}.slice").into()
+                        }
+                    }
+                }
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,207 @@
+//! What must be true of the kernel before anything of ours is loaded into it, and the three system calls for which
+//! no library has a wrapper.
+
+use std::io;
+use std::mem::size_of;
+use std::net::UdpSocket;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::path::Path;
+
+use aya::util::KernelVersion;
+use thiserror::Error;
+
+/// Why this kernel, or this place in it, will not do.
+#[derive(Debug, Error)]
+pub enum KernelError {
+    /// Before 5.7 attaching leaves programs behind; before 5.10 the hooks were never tried.
+    #[error(
+        "this kernel is {release}, and metaproxy needs Linux 5.10 or newer: on older ones eBPF programs would stay \
+         attached after the agent has ended. Update the node's kernel"
+    )]
+    TooOld {
+        /// As `uname -r` prints it.
+        release: String,
+    },
+    /// The version could not be read.
+    #[error("cannot read the kernel's version: {0}")]
+    Unreadable(String),
+    /// The node's network namespace can't be told from others.
+    #[error(
+        "cannot tell the node's network namespace from the pods': SO_NETNS_COOKIE failed ({0}), and this process is \
+         not in the initial network namespace. Run the agent with hostNetwork, or use Linux 5.14 or newer"
+    )]
+    NetnsUnknown(io::Error),
+}
+
+/// Refuses kernels older than 5.10.
+pub fn check_version() -> Result<(), KernelError> {
+    let version = KernelVersion::current().map_err(|error| KernelError::Unreadable(error.to_string()))?;
+    let release = nix::sys::utsname::uname()
+        .map(|uname| uname.release().to_string_lossy().into_owned())
+        .map_err(|error| KernelError::Unreadable(error.to_string()))?;
+    check(version, release)
+}
+
+fn check(version: KernelVersion, release: String) -> Result<(), KernelError> {
+    if version < KernelVersion::new(5, 10, 0) {
+        return Err(KernelError::TooOld { release });
+    }
+    Ok(())
+}
+
+/// The cookie of this process's network namespace, which is the node's; 0 where the kernel can't tell it and this
+/// is the initial namespace (the programs then ask for that one).
+pub fn node_netns_cookie() -> Result<u64, KernelError> {
+    let socket = UdpSocket::bind("127.0.0.1:0")
+        .or_else(|_| UdpSocket::bind("[::1]:0"))
+        .map_err(KernelError::NetnsUnknown)?;
+    match netns_cookie(socket.as_fd()) {
+        Ok(cookie) => Ok(cookie),
+        Err(_) if in_initial_netns(Path::new("/proc")) => Ok(0),
+        Err(error) => Err(KernelError::NetnsUnknown(error)),
+    }
+}
+
+/// `net.core.bpf_jit_enable` is registered for the initial network namespace only (net/core/sysctl_net_core.c).
+fn in_initial_netns(proc: &Path) -> bool {
+    proc.join("sys/net/core/bpf_jit_enable").exists()
+}
+
+/// `SO_NETNS_COOKIE` of a socket; ENOPROTOOPT before Linux 5.14.
+fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    let mut cookie = 0_u64;
+    let mut length = size_of::<u64>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `cookie`, which is that large.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(cookie)
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+/// Whether an accepted connection still has a client: not reset, not closed on both sides.
+///
+/// # Errors
+/// Those of `getsockopt(TCP_INFO)`.
+pub fn is_connected(socket: BorrowedFd<'_>) -> io::Result<bool> {
+    let mut state = 0_u8;
+    let mut length = size_of::<u8>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, the first of which is `tcpi_state`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            (&raw mut state).cast(),
+            &raw mut length,
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // include/net/tcp_states.h
+    const ESTABLISHED: u8 = 1;
+    const CLOSE_WAIT: u8 = 8;
+    Ok(matches!(state, ESTABLISHED | CLOSE_WAIT))
+}
+
+/// A `struct file_handle` of a kernfs node (include/linux/exportfs.h).
+#[repr(C)]
+struct KernfsHandle {
+    handle_bytes: u32,
+    handle_type: i32,
+    id: u64,
+}
+
+/// `FILEID_KERNFS`: 64 bits of kernfs node id, which for a cgroup is the cgroup id.
+const FILEID_KERNFS: i32 = 0xfe;
+
+/// Opens (as a path only) the directory of a cgroup by its id. `mount` is any directory of the cgroup2 mount.
+/// Needs CAP_DAC_READ_SEARCH.
+///
+/// # Errors
+/// ESTALE where no such cgroup exists any more.
+pub fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
+    let mut handle = KernfsHandle {
+        handle_bytes: size_of::<u64>() as u32,
+        handle_type: FILEID_KERNFS,
+        id,
+    };
+    // SAFETY: the handle is laid out as the kernel wants it and lives through the call.
+    let fd = unsafe {
+        libc::open_by_handle_at(
+            mount.as_raw_fd(),
+            (&raw mut handle).cast(),
+            libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC,
+        )
+    };
+    if fd < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_below_5_10_are_refused_with_a_sentence() {
+        for (version, fine) in [
+            (KernelVersion::new(4, 19, 0), false),
+            (KernelVersion::new(5, 4, 300), false),
+            (KernelVersion::new(5, 9, 16), false),
+            (KernelVersion::new(5, 10, 0), true),
+            (KernelVersion::new(6, 18, 44), true),
+        ] {
+            let result = check(version, "X".to_owned());
+            assert_eq!(result.is_ok(), fine, "{version:?}");
+            if let Err(error) = result {
+                assert!(
+                    error
+                        .to_string()
+                        .starts_with("this kernel is X, and metaproxy needs Linux 5.10")
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn the_namespace_of_this_process_keeps_its_cookie() {
+        assert_eq!(node_netns_cookie().unwrap(), node_netns_cookie().unwrap());
+    }
+
+    #[test]
+    fn a_connection_counts_as_connected_until_both_sides_have_closed() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        assert!(is_connected(server.as_fd()).unwrap());
+        client.shutdown(std::net::Shutdown::Write).unwrap();
+        assert!(
+            is_connected(server.as_fd()).unwrap(),
+            "half closed: the client still reads"
+        );
+        nix::sys::socket::setsockopt(
+            &client,
+            nix::sys::socket::sockopt::Linger,
+            &libc::linger {
+                l_onoff: 1,
+                l_linger: 0,
+            },
+        )
+        .unwrap();
+        drop(client);
+        assert!(!is_connected(server.as_fd()).unwrap(), "reset");
+    }
+}

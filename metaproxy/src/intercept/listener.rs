@@ -1,0 +1,247 @@
+//! The listeners that pods' connections are sent to.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
+
+use metaproxy_common::address::Endpoint;
+use metaproxy_common::layout::Destination;
+use nix::ifaddrs::getifaddrs;
+use nix::net::if_::InterfaceFlags;
+use thiserror::Error;
+use tokio::net::{TcpListener, TcpSocket};
+
+use super::port::{self, Avoid};
+
+/// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn` (4096 by default).
+const BACKLOG: u32 = 4096;
+
+/// Which port to take.
+#[derive(Clone, Debug)]
+pub enum PortChoice {
+    /// This one, or fail.
+    Fixed(u16),
+    /// Any that is free, but none of these.
+    Free(Avoid),
+}
+
+/// Why there is no listener.
+#[derive(Debug, Error)]
+pub enum ListenError {
+    /// The fixed port is in use.
+    #[error("--listen-port {}: {address} is already taken by {holder}; choose another port, or 0 for a free one", address.port())]
+    Taken {
+        /// What was wanted.
+        address: SocketAddr,
+        /// Who has it.
+        holder: String,
+    },
+    /// An address is not one of this node.
+    #[error("--listen-address {0}: not an address of this node's network interfaces")]
+    NotOurs(IpAddr),
+    /// No address at all.
+    #[error(
+        "this node has no address at which pods could reach the listener (only loopback and link-local ones were \
+         found); name one with --listen-address"
+    )]
+    NoAddress,
+    /// No port at all.
+    #[error("no free port was found on {0}")]
+    NoPort(IpAddr),
+    /// The system said no.
+    #[error("cannot listen on {address}: {source}")]
+    Io {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// A set of listening sockets, all on one port.
+#[derive(Debug)]
+pub struct Listeners {
+    sockets: Vec<TcpListener>,
+    addresses: Vec<SocketAddr>,
+}
+
+impl Listeners {
+    /// Listens on every address, on one port. Must be called within a tokio runtime.
+    pub fn open(addresses: &[IpAddr], choice: &PortChoice) -> Result<Self, ListenError> {
+        match choice {
+            PortChoice::Fixed(port) => Self::on_port(addresses, *port).map_err(|error| match error {
+                ListenError::Io { address, source } if source.kind() == io::ErrorKind::AddrInUse => {
+                    ListenError::Taken {
+                        address,
+                        holder: port::holder(address),
+                    }
+                }
+                other => other,
+            }),
+            PortChoice::Free(avoid) => {
+                for port in avoid.candidates(port::random_start()) {
+                    match Self::on_port(addresses, port) {
+                        Err(ListenError::Io { source, .. }) if source.kind() == io::ErrorKind::AddrInUse => {}
+                        result => return result,
+                    }
+                }
+                Err(ListenError::NoPort(
+                    addresses.first().copied().ok_or(ListenError::NoAddress)?,
+                ))
+            }
+        }
+    }
+
+    fn on_port(addresses: &[IpAddr], port: u16) -> Result<Self, ListenError> {
+        let mut sockets = Vec::with_capacity(addresses.len());
+        let mut bound = Vec::with_capacity(addresses.len());
+        for ip in addresses {
+            let address = SocketAddr::new(*ip, port);
+            let socket = listen(address).map_err(|source| match source.kind() {
+                io::ErrorKind::AddrNotAvailable => ListenError::NotOurs(*ip),
+                _ => ListenError::Io { address, source },
+            })?;
+            sockets.push(socket);
+            bound.push(address);
+        }
+        if sockets.is_empty() {
+            return Err(ListenError::NoAddress);
+        }
+        Ok(Self {
+            sockets,
+            addresses: bound,
+        })
+    }
+
+    /// Where pods reach us; never empty.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// What the programs redirect to: the first listener of each family.
+    pub fn destination(&self) -> Destination {
+        let first = |is_v4: bool| {
+            let found = self.addresses.iter().find(|address| address.is_ipv4() == is_v4);
+            found.map_or(Endpoint::NONE, |address| Endpoint::from_socket(*address))
+        };
+        Destination {
+            v4: first(true),
+            v6: first(false),
+        }
+    }
+
+    /// The sockets with their addresses, to accept from.
+    pub fn into_sockets(self) -> impl Iterator<Item = (TcpListener, SocketAddr)> {
+        self.sockets.into_iter().zip(self.addresses)
+    }
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    // So that a fixed port can be taken again while old connections stand in TIME_WAIT. Never SO_REUSEPORT, with
+    // which another process could take a share of the pods' connections.
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
+}
+
+/// The node's addresses at which pods reach it: for each family the source address of the default route, else the
+/// first one of an interface that is neither loopback nor link-local.
+pub fn node_addresses() -> Vec<IpAddr> {
+    // Documentation prefixes (RFC 5737, RFC 3849): no packet is sent, only the route is asked for.
+    let routed = [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")].map(|(local, remote)| {
+        let socket = UdpSocket::bind(local).ok()?;
+        socket.connect(remote).ok()?;
+        Some(socket.local_addr().ok()?.ip()).filter(is_reachable)
+    });
+    let interfaces = interface_addresses();
+    let of_family = |is_v4: bool| interfaces.iter().find(|ip| ip.is_ipv4() == is_v4).copied();
+    let [v4, v6] = routed;
+    [v4.or_else(|| of_family(true)), v6.or_else(|| of_family(false))]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+fn interface_addresses() -> Vec<IpAddr> {
+    let Ok(interfaces) = getifaddrs() else {
+        return Vec::new();
+    };
+    interfaces
+        .filter(|interface| {
+            interface.flags.contains(InterfaceFlags::IFF_UP)
+                && !interface.flags.contains(InterfaceFlags::IFF_LOOPBACK)
+        })
+        .filter_map(|interface| {
+            let address = interface.address?;
+            let v4 = address.as_sockaddr_in().map(|v4| IpAddr::V4(v4.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip())))
+        })
+        .filter(is_reachable)
+        .collect()
+}
+
+/// Not loopback, not link-local (which a pod has on another link, and where the metadata service itself lives).
+fn is_reachable(ip: &IpAddr) -> bool {
+    match ip {
+        IpAddr::V4(ip) => !(ip.is_loopback() || ip.is_link_local() || ip.is_unspecified()),
+        IpAddr::V6(ip) => !(ip.is_loopback() || ip.is_unicast_link_local() || ip.is_unspecified()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn loopback() -> [IpAddr; 1] {
+        [IpAddr::from([127, 0, 0, 1])]
+    }
+
+    #[tokio::test]
+    async fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder() {
+        let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = other.local_addr().unwrap().port();
+        let error = Listeners::open(&loopback(), &PortChoice::Fixed(port))
+            .unwrap_err()
+            .to_string();
+        assert!(error.contains(&format!("--listen-port {port}")), "{error}");
+        assert!(
+            error.contains(&format!("(pid {})", std::process::id())),
+            "{error}"
+        );
+    }
+
+    #[tokio::test]
+    async fn port_0_takes_the_next_one_where_one_is_taken() {
+        let avoid = Avoid::of_this_node([]);
+        let first = Listeners::open(&loopback(), &PortChoice::Free(avoid.clone())).unwrap();
+        let taken = first.addresses()[0].port();
+        let next = avoid.candidates(0).skip_while(|port| *port != taken).nth(1);
+        assert!(next.is_some());
+        let second = Listeners::open(&loopback(), &PortChoice::Free(avoid)).unwrap();
+        assert_ne!(second.addresses()[0].port(), taken);
+    }
+
+    #[tokio::test]
+    async fn an_address_of_another_machine_is_an_error_that_names_it() {
+        let error = Listeners::open(&[IpAddr::from([192, 0, 2, 1])], &PortChoice::Fixed(20_000)).unwrap_err();
+        assert!(
+            error
+                .to_string()
+                .contains("--listen-address 192.0.2.1: not an address of this node")
+        );
+    }
+
+    #[test]
+    fn loopback_and_link_local_addresses_are_not_where_pods_reach_us() {
+        for text in ["127.0.0.1", "169.254.169.254", "0.0.0.0", "::1", "fe80::1", "::"] {
+            assert!(!is_reachable(&text.parse().unwrap()), "{text}");
+        }
+        for text in ["10.0.0.1", "192.168.1.1", "fd00::1", "2001:db8::1"] {
+            assert!(is_reachable(&text.parse().unwrap()), "{text}");
+        }
+    }
+}

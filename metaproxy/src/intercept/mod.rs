@@ -1,0 +1,13 @@
+//! A pod's connection, from the kernel to an accepted socket whose caller is known.
+//!
+//! [`cgroups`] finds the pods' cgroup and reads pod UIDs out of paths, [`listener`] opens the listeners,
+//! [`programs`] loads and attaches what redirects to them, [`attachment`] keeps it attached, and [`caller`] tells
+//! who stands at the other end of an accepted connection.
+
+pub mod attachment;
+pub mod caller;
+pub mod cgroups;
+pub mod kernel;
+pub mod listener;
+pub mod port;
+pub mod programs;

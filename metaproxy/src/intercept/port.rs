@@ -1,0 +1,203 @@
+//! Which port the listeners take, and who holds one that is taken.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::Path;
+
+/// The API server's default `--service-node-port-range`; kube-proxy may claim any of it at any time.
+const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+
+/// Where a free port is looked for first: above what services are usually given by hand.
+const PREFERRED: RangeInclusive<u16> = 10_240..=65_535;
+
+/// Then everywhere that needs no privilege.
+const UNPRIVILEGED: RangeInclusive<u16> = 1_024..=65_535;
+
+/// Ports that must be left to others.
+#[derive(Clone, Debug, Default)]
+pub struct Avoid {
+    ephemeral: Option<RangeInclusive<u16>>,
+    single: BTreeSet<u16>,
+}
+
+impl Avoid {
+    /// This network namespace's ephemeral range and reserved ports (ip-sysctl), and the given host ports.
+    pub fn of_this_node(host_ports: impl IntoIterator<Item = u16>) -> Self {
+        let sysctl =
+            |name: &str| fs::read_to_string(Path::new("/proc/sys/net/ipv4").join(name)).unwrap_or_default();
+        let mut single: BTreeSet<u16> = host_ports.into_iter().collect();
+        single.extend(port_list(&sysctl("ip_local_reserved_ports")));
+        Self {
+            ephemeral: ephemeral_range(&sysctl("ip_local_port_range")),
+            single,
+        }
+    }
+
+    fn contains(&self, port: u16) -> bool {
+        NODE_PORTS.contains(&port)
+            || self.single.contains(&port)
+            || self.ephemeral.as_ref().is_some_and(|range| range.contains(&port))
+    }
+
+    /// Ports to try, best first. `start` spreads agents (any number will do). Where nothing is left beside what is to
+    /// be avoided, ports of the ephemeral range come last: better one of those than no agent.
+    pub fn candidates(&self, start: u16) -> impl Iterator<Item = u16> {
+        let rotated = |range: RangeInclusive<u16>| {
+            let (first, count) = (*range.start(), usize::from(*range.end() - *range.start()) + 1);
+            (0..count).map(move |step| first + ((usize::from(start) + step) % count) as u16)
+        };
+        let good = rotated(PREFERRED)
+            .chain(rotated(UNPRIVILEGED).filter(|port| !PREFERRED.contains(port)))
+            .filter(|port| !self.contains(*port));
+        let last = rotated(UNPRIVILEGED)
+            .filter(|port| self.contains(*port) && !self.single.contains(port) && !NODE_PORTS.contains(port));
+        good.chain(last)
+    }
+}
+
+fn ephemeral_range(sysctl: &str) -> Option<RangeInclusive<u16>> {
+    let mut numbers = sysctl.split_whitespace().map(str::parse);
+    Some(numbers.next()?.ok()?..=numbers.next()?.ok()?)
+}
+
+/// `8080,9148-9150` (Documentation/networking/ip-sysctl, ip_local_reserved_ports).
+fn port_list(sysctl: &str) -> Vec<u16> {
+    let range = |part: &str| -> Option<RangeInclusive<u16>> {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        Some(first.parse().ok()?..=last.parse().ok()?)
+    };
+    sysctl.trim().split(',').filter_map(range).flatten().collect()
+}
+
+/// The process that listens on a port, for an error message: `nginx (pid 1234)`.
+///
+/// Needs to see the host's processes; where it can't, it says so.
+pub fn holder(taken: SocketAddr) -> String {
+    let inodes: Vec<u64> = ["/proc/self/net/tcp", "/proc/self/net/tcp6"]
+        .iter()
+        .flat_map(|table| listening_inodes(&fs::read_to_string(table).unwrap_or_default(), taken))
+        .collect();
+    match inodes.iter().find_map(|inode| process_with_socket(*inode)) {
+        Some(process) => process,
+        None if inodes.is_empty() => "a socket that does not listen (yet)".to_owned(),
+        None => "a process that cannot be seen from here (hostPID would show it)".to_owned(),
+    }
+}
+
+/// Inodes of sockets that listen on `taken`, or on its port of every address (proc_net_tcp).
+fn listening_inodes(table: &str, taken: SocketAddr) -> Vec<u64> {
+    const LISTEN: &str = "0A";
+    table
+        .lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (address, port) = fields.get(1)?.split_once(':')?;
+            let port = u16::from_str_radix(port, 16).ok()?;
+            let address = hex_address(address)?;
+            let overlaps = address.is_unspecified() || address == taken.ip();
+            if port == taken.port() && overlaps && *fields.get(3)? == LISTEN {
+                fields.get(9)?.parse().ok()
+            } else {
+                None
+            }
+        })
+        .collect()
+}
+
+/// Words of 32 bits in the machine's byte order, in hexadecimal.
+fn hex_address(text: &str) -> Option<IpAddr> {
+    let words: Vec<u32> = (0..text.len() / 8)
+        .map(|index| u32::from_str_radix(text.get(index * 8..index * 8 + 8)?, 16).ok())
+        .collect::<Option<_>>()?;
+    let octets: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+    if let Ok(v4) = <[u8; 4]>::try_from(octets.as_slice()) {
+        return Some(IpAddr::from(v4));
+    }
+    let v6 = <[u8; 16]>::try_from(octets.as_slice()).ok()?;
+    Some(IpAddr::from(v6).to_canonical())
+}
+
+fn process_with_socket(inode: u64) -> Option<String> {
+    let wanted = format!("socket:[{inode}]");
+    let processes = fs::read_dir("/proc").ok()?.filter_map(Result::ok);
+    for process in processes {
+        let pid = process.file_name();
+        if !pid.as_encoded_bytes().iter().all(u8::is_ascii_digit) {
+            continue;
+        }
+        let holds = fs::read_dir(process.path().join("fd")).is_ok_and(|descriptors| {
+            descriptors
+                .filter_map(Result::ok)
+                .any(|fd| fs::read_link(fd.path()).is_ok_and(|link| link.as_os_str() == wanted.as_str()))
+        });
+        if holds {
+            let name = fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return Some(format!("{} (pid {})", name.trim(), pid.to_string_lossy()));
+        }
+    }
+    None
+}
+
+/// A number that differs between agents, from the standard library's own random state.
+pub fn random_start() -> u16 {
+    use std::hash::{BuildHasher as _, Hasher as _};
+    HashMap::<u8, u8>::new().hasher().build_hasher().finish() as u16
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn avoid(ephemeral: &str, single: &[u16]) -> Avoid {
+        Avoid {
+            ephemeral: ephemeral_range(ephemeral),
+            single: single.iter().copied().collect(),
+        }
+    }
+
+    #[test]
+    fn sysctls_are_read_as_the_kernel_writes_them() {
+        assert_eq!(ephemeral_range("32768\t60999\n"), Some(32_768..=60_999));
+        assert_eq!(ephemeral_range(""), None);
+        assert_eq!(port_list("8080,9148-9150\n"), [8080, 9148, 9149, 9150]);
+        assert!(port_list("\n").is_empty());
+    }
+
+    proptest! {
+        #[test]
+        fn a_free_port_is_outside_the_ephemeral_and_node_port_ranges(start: u16, host_port: u16) {
+            let avoid = avoid("32768 60999", &[host_port]);
+            for port in avoid.candidates(start).take(20_000) {
+                prop_assert!(!(32_768..=60_999).contains(&port) && !(30_000..=32_767).contains(&port));
+                prop_assert!(port != host_port && port >= 1_024);
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_whose_ephemeral_range_is_everything_still_has_candidates() {
+        let avoid = avoid("1024 65535", &[8181]);
+        let all: Vec<u16> = avoid.candidates(7).collect();
+        assert!(all.len() > 60_000);
+        assert!(!all.contains(&8181) && !all.contains(&30_500));
+    }
+
+    #[test]
+    fn addresses_of_proc_net_are_read() {
+        assert_eq!(hex_address("0100007F"), Some(IpAddr::from([127, 0, 0, 1])));
+        let mapped = "0000000000000000FFFF00000100007F";
+        assert_eq!(hex_address(mapped), Some(IpAddr::from([127, 0, 0, 1])));
+        assert_eq!(hex_address("xyz"), None);
+    }
+
+    #[test]
+    fn the_holder_of_a_port_is_named() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let name = holder(listener.local_addr().unwrap());
+        assert!(name.ends_with(&format!("(pid {})", std::process::id())), "{name}");
+    }
+}

@@ -1,0 +1,13 @@
+//! metaproxy: gives each pod its own IAM role on Kubernetes nodes in EC2, with no iptables.
+//!
+//! Data flows one way, and the modules show it: a pod's connection is [`intercept`]ed and its caller identified,
+//! what is known of the pod comes from [`pods`], its role is decided in [`roles`], the session obtained in
+//! [`credentials`], and the answer served by [`imds`]. [`agent`] wires them together.
+
+pub mod agent;
+pub mod cli;
+pub mod credentials;
+pub mod imds;
+pub mod intercept;
+pub mod pods;
+pub mod roles;

@@ -1,0 +1,212 @@
+//! Pods from a directory of manifests, for nodes without an API server, for tests, and for trying things out.
+//!
+//! The directory is watched. A file that can't be read as manifests is reported with its line, and what it held
+//! before stays in force; an object that can't be used is reported and left out.
+
+mod parse;
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::{RecursiveMode, Watcher as _};
+use thiserror::Error;
+use tokio::sync::{mpsc, watch};
+use tracing::{error, info, warn};
+
+use self::parse::Objects;
+use super::{Inventory, Known, Source};
+
+/// A file is read this long after the last change, so that it is not read half written.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// The directory is looked through this often even where nothing was heard of a change: network file systems and a
+/// directory that was itself replaced tell nothing.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Why the directory can't be used.
+#[derive(Debug, Error)]
+pub enum ManifestsError {
+    /// It is not there, or is no directory, or may not be read.
+    #[error("--manifests {path}: {source}; give a directory with Pod manifests (*.yaml, *.yml or *.json)")]
+    Directory {
+        /// What was named.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+/// The directory, as it was read last.
+#[derive(Debug)]
+pub struct Manifests {
+    dir: PathBuf,
+    node: Option<String>,
+    files: BTreeMap<PathBuf, FileState>,
+    ambiguous: Vec<String>,
+}
+
+#[derive(Debug, Default)]
+struct FileState {
+    /// Changes whenever the file may have.
+    stamp: Option<(u64, i64, i64, u64)>,
+    /// What it held when it could last be read.
+    good: Objects,
+}
+
+impl Manifests {
+    /// Reads the directory. With `node`, pods that are bound to another node are left out.
+    pub fn open(dir: &Path, node: Option<String>) -> Result<Self, ManifestsError> {
+        let mut manifests = Self {
+            dir: dir.to_owned(),
+            node,
+            files: BTreeMap::new(),
+            ambiguous: Vec::new(),
+        };
+        manifests.refresh().map_err(|source| ManifestsError::Directory {
+            path: dir.to_owned(),
+            source,
+        })?;
+        Ok(manifests)
+    }
+
+    /// Reads what has changed; whether anything had.
+    fn refresh(&mut self) -> io::Result<bool> {
+        let mut paths: Vec<PathBuf> = fs::read_dir(&self.dir)?
+            .filter_map(Result::ok)
+            .map(|entry| entry.path())
+            .filter(|path| is_manifest(path))
+            .collect();
+        paths.sort();
+        let before = self.files.len();
+        self.files.retain(|path, _| paths.contains(path));
+        let mut changed = self.files.len() != before;
+        for path in paths {
+            let state = self.files.entry(path.clone()).or_default();
+            let stamp = fs::metadata(&path)
+                .ok()
+                .map(|m| (m.ino(), m.mtime(), m.mtime_nsec(), m.len()));
+            if stamp.is_some() && stamp == state.stamp {
+                continue;
+            }
+            state.stamp = stamp;
+            changed = true;
+            match read(&path) {
+                Ok(objects) => {
+                    for problem in &objects.problems {
+                        warn!("{}:{problem}", path.display());
+                    }
+                    state.good = objects;
+                }
+                Err(problem) => error!(
+                    "{}:{problem}; what this file held before stays in force ({} pods)",
+                    path.display(),
+                    state.good.pods.len()
+                ),
+            }
+        }
+        Ok(changed)
+    }
+
+    /// Everything that the files hold.
+    pub fn inventory(&self) -> Inventory {
+        let files = || self.files.values().map(|file| &file.good);
+        let here = |node: &Option<String>| match (&self.node, node) {
+            (Some(ours), Some(node)) => ours == node,
+            _ => true,
+        };
+        Inventory::new(
+            files()
+                .flat_map(|objects| &objects.pods)
+                .filter(|pod| here(&pod.node))
+                .cloned(),
+            files().flat_map(|objects| &objects.namespaces).cloned(),
+            files().flat_map(|objects| &objects.service_accounts).cloned(),
+        )
+    }
+
+    /// Says, once, which pods share a UID.
+    fn report_ambiguous(&mut self, inventory: &Inventory) {
+        let mut now = Vec::new();
+        for (uid, known) in inventory.pods() {
+            if let Known::Ambiguous(names) = known {
+                let names = names.join(" and ");
+                now.push(format!(
+                    "UID {uid} is that of {names}; none of them is served until it belongs to one"
+                ));
+            }
+        }
+        now.sort();
+        for line in now.iter().filter(|line| !self.ambiguous.contains(line)) {
+            error!("{}: {line}", self.dir.display());
+        }
+        self.ambiguous = now;
+    }
+}
+
+impl Source for Manifests {
+    async fn run(mut self, publish: watch::Sender<Arc<Inventory>>) {
+        let (heard, mut changes) = mpsc::channel(1);
+        let mut watcher = notify::recommended_watcher(move |_event| {
+            // A change that is still waiting to be looked at stands for this one too.
+            let _ = heard.try_send(());
+        })
+        .inspect_err(|error| warn!("cannot watch for changes ({error}); looking every {LOOK:?} instead"))
+        .ok();
+        let mut complained = false;
+        loop {
+            // Again each time: the directory may have been replaced. Watching what is watched already does nothing.
+            if let Some(watcher) = &mut watcher {
+                let _ = watcher.watch(&self.dir, RecursiveMode::NonRecursive);
+            }
+            match self.refresh() {
+                Ok(_) if complained => info!("{} can be read again", self.dir.display()),
+                Ok(_) => {}
+                Err(error) if !complained => {
+                    error!(
+                        "{}: {error}; what was read before stays in force",
+                        self.dir.display()
+                    );
+                }
+                Err(_) => {}
+            }
+            complained = !self.dir.is_dir();
+            let inventory = self.inventory();
+            self.report_ambiguous(&inventory);
+            if publish.send(Arc::new(inventory)).is_err() {
+                return;
+            }
+            tokio::select! {
+                _ = changes.recv() => {
+                    tokio::time::sleep(SETTLE).await;
+                    let _ = changes.try_recv();
+                }
+                () = tokio::time::sleep(LOOK) => {}
+            }
+        }
+    }
+}
+
+fn is_manifest(path: &Path) -> bool {
+    let hidden = path
+        .file_name()
+        .is_none_or(|name| name.to_string_lossy().starts_with('.'));
+    let ending = path.extension().and_then(|ending| ending.to_str());
+    !hidden && matches!(ending, Some("yaml" | "yml" | "json")) && !path.is_dir()
+}
+
+fn read(path: &Path) -> Result<Objects, parse::Broken> {
+    let text = fs::read_to_string(path).map_err(|error| parse::Broken::new(1, error.to_string()))?;
+    if path.extension().is_some_and(|ending| ending == "json") {
+        parse::json(&text)
+    } else {
+        parse::yaml(&text)
+    }
+}
+
+#[cfg(test)]
+mod tests;

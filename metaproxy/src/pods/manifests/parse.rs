@@ -1,0 +1,197 @@
+//! Manifests as text: several YAML documents or JSON objects, `List`s included.
+
+use std::fmt;
+use std::sync::Arc;
+
+use k8s_openapi::api::core::v1;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+
+use super::super::{Namespace, Pod, Problem, ServiceAccount};
+
+/// What a file holds.
+#[derive(Debug, Default)]
+pub struct Objects {
+    pub pods: Vec<Arc<Pod>>,
+    pub namespaces: Vec<Arc<Namespace>>,
+    pub service_accounts: Vec<Arc<ServiceAccount>>,
+    /// Objects that were left out.
+    pub problems: Vec<Broken>,
+}
+
+/// What is wrong, and on which line (from 1).
+#[derive(Debug, PartialEq, Eq)]
+pub struct Broken {
+    line: usize,
+    what: String,
+}
+
+impl Broken {
+    pub fn new(line: usize, what: String) -> Self {
+        Self { line, what }
+    }
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.line, self.what)
+    }
+}
+
+/// Every object says what it is.
+#[derive(Deserialize)]
+struct TypeMeta {
+    kind: Option<String>,
+}
+
+/// `kubectl get -o yaml` of several objects.
+#[derive(Deserialize)]
+struct List<T> {
+    #[serde(default = "Vec::new")]
+    items: Vec<T>,
+}
+
+/// One document in either notation, which can be read as several types in turn.
+trait Document {
+    fn read<T: DeserializeOwned>(&self) -> Result<T, Broken>;
+    fn items(&self) -> Result<Vec<serde_json::Value>, Broken> {
+        Ok(self.read::<List<serde_json::Value>>()?.items)
+    }
+    fn line(&self) -> usize;
+}
+
+struct YamlDocument<'a> {
+    text: &'a str,
+    first_line: usize,
+}
+
+impl Document for YamlDocument<'_> {
+    fn read<T: DeserializeOwned>(&self) -> Result<T, Broken> {
+        serde_yaml_ng::from_str(self.text).map_err(|error| {
+            let line = error.location().map_or(1, |location| location.line());
+            Broken::new(self.first_line + line - 1, error.to_string())
+        })
+    }
+
+    fn line(&self) -> usize {
+        self.first_line
+    }
+}
+
+struct JsonDocument {
+    value: serde_json::Value,
+    first_line: usize,
+}
+
+impl Document for JsonDocument {
+    fn read<T: DeserializeOwned>(&self) -> Result<T, Broken> {
+        T::deserialize(&self.value).map_err(|error| Broken::new(self.first_line, error.to_string()))
+    }
+
+    fn line(&self) -> usize {
+        self.first_line
+    }
+}
+
+/// YAML documents, separated by lines that begin with `---`. They are taken apart before they are parsed, so that an
+/// error's line is known whatever kind of error it is.
+pub fn yaml(text: &str) -> Result<Objects, Broken> {
+    let mut objects = Objects::default();
+    for document in yaml_documents(text) {
+        objects.add(&document)?;
+    }
+    Ok(objects)
+}
+
+fn yaml_documents(text: &str) -> Vec<YamlDocument<'_>> {
+    let mut documents = Vec::new();
+    let (mut start, mut first_line, mut position) = (0, 1, 0);
+    for (index, line) in text.split_inclusive('\n').enumerate() {
+        let marker = line.trim_end();
+        if marker == "---" || marker.starts_with("--- ") || marker == "..." {
+            documents.push(YamlDocument {
+                text: &text[start..position],
+                first_line,
+            });
+            // What follows `--- ` belongs to the document.
+            start = position + 3;
+            first_line = index + 1;
+        }
+        position += line.len();
+    }
+    documents.push(YamlDocument {
+        text: &text[start..],
+        first_line,
+    });
+    documents.retain(|document| {
+        document
+            .text
+            .lines()
+            .any(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#'))
+    });
+    documents
+}
+
+/// JSON objects, one after the other.
+pub fn json(text: &str) -> Result<Objects, Broken> {
+    let mut objects = Objects::default();
+    let mut values = serde_json::Deserializer::from_str(text).into_iter::<serde_json::Value>();
+    loop {
+        let skipped = text[values.byte_offset()..].len() - text[values.byte_offset()..].trim_start().len();
+        let first_line = 1 + text[..values.byte_offset() + skipped].matches('\n').count();
+        match values.next() {
+            None => return Ok(objects),
+            Some(Ok(value)) => objects.add(&JsonDocument { value, first_line })?,
+            Some(Err(error)) => return Err(Broken::new(error.line().max(1), error.to_string())),
+        }
+    }
+}
+
+impl Objects {
+    fn add(&mut self, document: &impl Document) -> Result<(), Broken> {
+        let kind = document.read::<TypeMeta>()?.kind;
+        let problem = match kind.as_deref() {
+            Some("Pod") => self.add_pod(document.read()?),
+            Some("Namespace") => self.add_namespace(document.read()?),
+            Some("ServiceAccount") => self.add_service_account(document.read()?),
+            Some(kind) if kind.ends_with("List") => {
+                for value in document.items()? {
+                    self.add(&JsonDocument {
+                        value,
+                        first_line: document.line(),
+                    })?;
+                }
+                return Ok(());
+            }
+            // Somebody keeps other manifests there too.
+            Some(_) => return Ok(()),
+            None => {
+                return Err(Broken::new(
+                    document.line(),
+                    "an object without `kind`".to_owned(),
+                ));
+            }
+        };
+        if let Err(problem) = problem {
+            self.problems
+                .push(Broken::new(document.line(), problem.to_string()));
+        }
+        Ok(())
+    }
+
+    fn add_pod(&mut self, pod: v1::Pod) -> Result<(), Problem> {
+        self.pods.push(Arc::new(Pod::from_api(pod)?));
+        Ok(())
+    }
+
+    fn add_namespace(&mut self, namespace: v1::Namespace) -> Result<(), Problem> {
+        self.namespaces.push(Arc::new(Namespace::from_api(namespace)?));
+        Ok(())
+    }
+
+    fn add_service_account(&mut self, account: v1::ServiceAccount) -> Result<(), Problem> {
+        self.service_accounts
+            .push(Arc::new(ServiceAccount::from_api(account)?));
+        Ok(())
+    }
+}

@@ -1,0 +1,201 @@
+use super::*;
+use crate::pods::{Pod, PodUid};
+use rstest::rstest;
+
+const A: &str = "aaaaaaaa-0000-0000-0000-000000000001";
+const B: &str = "bbbbbbbb-0000-0000-0000-000000000002";
+
+fn pod_yaml(name: &str, uid: &str) -> String {
+    format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: apps\n  uid: {uid}\n")
+}
+
+fn uid(text: &str) -> PodUid {
+    text.parse().unwrap()
+}
+
+fn pod(inventory: &Inventory, text: &str) -> Option<Arc<Pod>> {
+    match inventory.by_uid(&uid(text)) {
+        Some(Known::Pod(pod)) => Some(Arc::clone(pod)),
+        _ => None,
+    }
+}
+
+fn names(objects: &Objects) -> Vec<String> {
+    objects.pods.iter().map(ToString::to_string).collect()
+}
+
+#[test]
+fn several_objects_of_several_kinds_stand_in_one_file() {
+    let text = format!(
+        "# apps\n---\n{}---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: apps\n  annotations:\n    \
+         iam.amazonaws.com/permitted: .*\n---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: sa, namespace: \
+         apps}}\n--- \n{}---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{name: d}}\n...\n",
+        pod_yaml("a", A),
+        pod_yaml("b", B),
+    );
+    let objects = parse::yaml(&text).unwrap();
+    assert_eq!(names(&objects), ["apps/a", "apps/b"]);
+    assert_eq!(
+        objects.namespaces[0].annotations["iam.amazonaws.com/permitted"],
+        ".*"
+    );
+    assert_eq!(objects.service_accounts[0].name, "sa");
+    assert!(objects.problems.is_empty());
+}
+
+#[test]
+fn a_list_as_kubectl_prints_it_is_read_in_yaml_and_json() {
+    let item = format!(
+        r#"{{"kind":"Pod","apiVersion":"v1","metadata":{{"name":"a","namespace":"apps","uid":"{A}"}}}}"#
+    );
+    let list = format!("{{\"apiVersion\":\"v1\",\"kind\":\"List\",\n\t\"items\":[{item}]}}");
+    assert_eq!(names(&parse::json(&list).unwrap()), ["apps/a"]);
+    assert_eq!(names(&parse::yaml(&list.replace('\t', " ")).unwrap()), ["apps/a"]);
+    assert_eq!(
+        names(&parse::json(&format!("{item}\n{item}")).unwrap()),
+        ["apps/a", "apps/a"]
+    );
+}
+
+#[test]
+fn what_is_used_of_a_pod_is_read() {
+    let text = format!(
+        "kind: Pod\nmetadata:\n  name: a\n  uid: {A}\n  annotations: {{kubernetes.io/config.hash: 8f8a9d1e}}\nspec:\n  \
+         hostNetwork: true\n  nodeName: n1\n  serviceAccountName: sa\n  containers:\n  - name: c\n    ports: \
+         [{{containerPort: 80, hostPort: 8080}}]\nstatus:\n  podIPs: [{{ip: 10.0.0.1}}, {{ip: 'fd00::1'}}]\n"
+    );
+    let objects = parse::yaml(&text).unwrap();
+    let pod = &objects.pods[0];
+    assert_eq!(
+        (pod.namespace.as_str(), pod.service_account.as_str()),
+        ("default", "sa")
+    );
+    assert_eq!(pod.static_uid, Some(uid("8f8a9d1e")));
+    assert!(pod.host_network);
+    assert_eq!(pod.host_ports, [8080]);
+    assert_eq!(pod.ips.len(), 2);
+    let inventory = Inventory::new(objects.pods.clone(), [], []);
+    assert!(
+        matches!(inventory.by_uid(&uid("8f8a9d1e")), Some(Known::Pod(_))),
+        "static pods are found by hash too"
+    );
+}
+
+#[rstest]
+#[case::syntax("kind: Pod\nmetadata:\n  name: [a\n", 4)]
+#[case::indentation("kind: Pod\nmetadata:\n  name: a\n   uid: b\n", 4)]
+#[case::wrong_type("kind: Pod\nmetadata:\n  name: a\nspec:\n  hostNetwork: 7\n", 5)]
+#[case::second_document("kind: Namespace\nmetadata: {name: n}\n---\nkind: Pod\nmetadata: 7\n", 5)]
+#[case::no_kind("metadata: {name: n}\n", 1)]
+#[case::no_object("---\njust text\n", 2)]
+fn a_broken_file_is_reported_with_its_line(#[case] text: &str, #[case] line: usize) {
+    let broken = parse::yaml(text).unwrap_err().to_string();
+    assert!(broken.starts_with(&format!("{line}: ")), "{broken}");
+}
+
+#[test]
+fn broken_json_is_reported_with_its_line() {
+    let broken = parse::json("{\"kind\": \"Namespace\",\n \"metadata\": {\"name\": }}\n").unwrap_err();
+    assert!(broken.to_string().starts_with("2: "), "{broken}");
+}
+
+#[test]
+fn a_pod_without_uid_is_reported_and_the_others_are_served() {
+    let text = format!(
+        "kind: Pod\nmetadata: {{name: x, namespace: apps}}\n---\n{}",
+        pod_yaml("a", A)
+    );
+    let objects = parse::yaml(&text).unwrap();
+    assert_eq!(names(&objects), ["apps/a"]);
+    let problem = objects.problems[0].to_string();
+    assert!(
+        problem.starts_with("1: pod apps/x has no metadata.uid"),
+        "{problem}"
+    );
+}
+
+#[test]
+fn a_file_that_breaks_keeps_its_last_good_state_and_others_change() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("a.yaml"), pod_yaml("a", A)).unwrap();
+    fs::write(dir.path().join("b.yaml"), pod_yaml("b", B)).unwrap();
+    let mut manifests = Manifests::open(dir.path(), None).unwrap();
+    assert!(pod(&manifests.inventory(), A).is_some());
+
+    fs::write(dir.path().join("a.yaml"), "kind: Pod\nmetadata: [").unwrap();
+    fs::remove_file(dir.path().join("b.yaml")).unwrap();
+    assert!(manifests.refresh().unwrap());
+    assert!(
+        pod(&manifests.inventory(), A).is_some(),
+        "the last good state stays"
+    );
+    assert!(pod(&manifests.inventory(), B).is_none());
+
+    fs::write(dir.path().join("a.yaml"), pod_yaml("a2", A)).unwrap();
+    manifests.refresh().unwrap();
+    assert_eq!(pod(&manifests.inventory(), A).unwrap().name, "a2");
+    assert!(!manifests.refresh().unwrap(), "nothing changed");
+}
+
+#[test]
+fn two_pods_with_one_uid_are_neither_and_the_others_are_served() {
+    let dir = tempfile::tempdir().unwrap();
+    let text = format!(
+        "{}---\n{}---\n{}",
+        pod_yaml("a", A),
+        pod_yaml("thief", A),
+        pod_yaml("b", B)
+    );
+    fs::write(dir.path().join("pods.yaml"), text).unwrap();
+    let mut manifests = Manifests::open(dir.path(), None).unwrap();
+    let inventory = manifests.inventory();
+    assert!(matches!(inventory.by_uid(&uid(A)), Some(Known::Ambiguous(names)) if names.len() == 2));
+    assert!(pod(&inventory, B).is_some());
+    manifests.report_ambiguous(&inventory);
+    assert!(
+        manifests.ambiguous[0].contains("apps/a and apps/thief"),
+        "{:?}",
+        manifests.ambiguous
+    );
+}
+
+#[test]
+fn pods_of_other_nodes_are_left_out() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(
+        dir.path().join("a.yaml"),
+        pod_yaml("a", A) + "spec: {nodeName: other, containers: []}\n",
+    )
+    .unwrap();
+    fs::write(dir.path().join("b.yaml"), pod_yaml("b", B)).unwrap();
+    let inventory = Manifests::open(dir.path(), Some("this".to_owned()))
+        .unwrap()
+        .inventory();
+    assert!(pod(&inventory, A).is_none() && pod(&inventory, B).is_some());
+    let everywhere = Manifests::open(dir.path(), None).unwrap().inventory();
+    assert!(pod(&everywhere, A).is_some());
+}
+
+#[test]
+fn a_missing_directory_is_an_error_that_names_it() {
+    let error = Manifests::open(Path::new("/nonexistent/pods"), None)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("--manifests /nonexistent/pods: No such file"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn a_change_is_published_without_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifests = Manifests::open(dir.path(), None).unwrap();
+    let (publish, mut pods) = watch::channel(Arc::new(Inventory::default()));
+    let running = tokio::spawn(manifests.run(publish));
+    pods.changed().await.unwrap();
+    fs::write(dir.path().join("a.yaml"), pod_yaml("a", A)).unwrap();
+    let seen = tokio::time::timeout(Duration::from_secs(1), pods.wait_for(|now| pod(now, A).is_some())).await;
+    assert!(seen.is_ok(), "heard of within a second");
+    running.abort();
+}

@@ -1,0 +1,24 @@
+//! What is known of the pods of this node, of their namespaces and service accounts.
+//!
+//! A [`Source`] publishes an [`Inventory`] whenever something changes; everything else only reads the latest one.
+
+mod inventory;
+pub mod manifests;
+mod uid;
+
+use std::future::Future;
+use std::sync::Arc;
+
+pub use inventory::{Annotations, Inventory, Known, Namespace, Pod, Problem, ServiceAccount};
+use tokio::sync::watch;
+pub use uid::{InvalidUid, PodUid};
+
+/// The latest inventory, and word of the next.
+pub type Pods = watch::Receiver<Arc<Inventory>>;
+
+/// Where pods come from.
+pub trait Source: Send + 'static {
+    /// Publishes an inventory after each change, until nobody listens any more. Faults of the source are logged and
+    /// overcome: what was published last stays in force.
+    fn run(self, publish: watch::Sender<Arc<Inventory>>) -> impl Future<Output = ()> + Send;
+}

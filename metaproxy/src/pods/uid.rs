@@ -1,0 +1,52 @@
+//! The UID of a pod.
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// What the kubelet names a pod's cgroup after: the pod's `metadata.uid`, or for a static pod the hash in its
+/// annotation `kubernetes.io/config.hash`. 1 to 64 characters of `[0-9A-Za-z-]`.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct PodUid(Box<str>);
+
+/// The text is no pod UID.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("{0:?} is not a pod UID: 1 to 64 letters, digits and dashes are")]
+pub struct InvalidUid(String);
+
+impl FromStr for PodUid {
+    type Err = InvalidUid;
+
+    fn from_str(text: &str) -> Result<Self, InvalidUid> {
+        let fits = (1..=64).contains(&text.len());
+        if fits
+            && text
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        {
+            Ok(Self(text.into()))
+        } else {
+            Err(InvalidUid(text.chars().take(80).collect()))
+        }
+    }
+}
+
+impl PodUid {
+    /// As Kubernetes writes it.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl fmt::Debug for PodUid {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "PodUid({})", self.0)
+    }
+}

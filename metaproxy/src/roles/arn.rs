@@ -1,0 +1,313 @@
+//! IAM role ARNs, and names that become one.
+//!
+//! Format and limits are those of the IAM user guide, "IAM identifiers" and "IAM and STS character limits":
+//! `arn:PARTITION:iam::ACCOUNT:role/PATH/NAME`, name 1 to 64 of `[\w+=,.@-]`, path with its slashes at most 512
+//! printable ASCII characters.
+
+use std::fmt;
+use std::str::FromStr;
+
+use thiserror::Error;
+
+/// What is wrong with a role as somebody wrote it.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum RoleError {
+    /// Nothing there.
+    #[error("it is empty")]
+    Empty,
+    /// Begins like an ARN, but is none of a role.
+    #[error("it is not a role's ARN, which looks like arn:aws:iam::123456789012:role/path/name")]
+    NotARoleArn,
+    /// The account.
+    #[error("the account of an ARN is 12 digits")]
+    Account,
+    /// The partition.
+    #[error("the partition of an ARN is aws, aws-cn, aws-us-gov or another that begins with aws")]
+    Partition,
+    /// The name.
+    #[error("a role's name is 1 to 64 letters, digits and characters of +=,.@_-")]
+    Name,
+    /// The path.
+    #[error("a role's path is at most 512 printable characters, with no empty part")]
+    Path,
+    /// A name, but nothing to put before it.
+    #[error("it is a name, and --base-role-arn, which would make an ARN of it, is not set")]
+    NoBase,
+}
+
+/// The ARN of a role. Displays as the ARN, with `arn:` in lower case.
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RoleArn {
+    arn: Box<str>,
+    name_at: usize,
+}
+
+impl RoleArn {
+    /// As AWS takes it.
+    pub fn as_str(&self) -> &str {
+        &self.arn
+    }
+
+    /// The last part: what `security-credentials/` lists.
+    pub fn name(&self) -> &str {
+        &self.arn[self.name_at..]
+    }
+
+    fn new(partition: &str, account: &str, path_and_name: &str) -> Result<Self, RoleError> {
+        check_partition(partition)?;
+        check_account(account)?;
+        let (path, name) = path_and_name.rsplit_once('/').unwrap_or(("", path_and_name));
+        if !is_name(name) {
+            return Err(RoleError::Name);
+        }
+        check_path(path)?;
+        let arn = format!("arn:{partition}:iam::{account}:role/{path_and_name}");
+        Ok(Self {
+            name_at: arn.len() - name.len(),
+            arn: arn.into(),
+        })
+    }
+}
+
+impl FromStr for RoleArn {
+    type Err = RoleError;
+
+    fn from_str(text: &str) -> Result<Self, RoleError> {
+        let (partition, account, role) = split(text).ok_or(RoleError::NotARoleArn)?;
+        Self::new(partition, account, role)
+    }
+}
+
+impl fmt::Display for RoleArn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.arn)
+    }
+}
+
+impl fmt::Debug for RoleArn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.arn)
+    }
+}
+
+/// Partition, account, and what follows `role/`. The prefix may be in any case, as kube2iam takes it.
+fn split(text: &str) -> Option<(&str, &str, &str)> {
+    let rest = text.get(4..).filter(|_| is_arn(text))?;
+    let mut parts = rest.splitn(5, ':');
+    let partition = parts.next()?;
+    let (service, region, account, resource) = (parts.next()?, parts.next()?, parts.next()?, parts.next()?);
+    (service == "iam" && region.is_empty()).then_some(())?;
+    Some((partition, account, resource.strip_prefix("role/")?))
+}
+
+fn is_arn(text: &str) -> bool {
+    text.get(..4)
+        .is_some_and(|prefix| prefix.eq_ignore_ascii_case("arn:"))
+}
+
+/// `aws`, `aws-cn`, `aws-us-gov`, `aws-iso`, `aws-iso-b`, `aws-eusc`, and what may come.
+fn check_partition(partition: &str) -> Result<(), RoleError> {
+    let rest = partition.strip_prefix("aws").ok_or(RoleError::Partition)?;
+    let fits = rest.is_empty()
+        || (rest.starts_with('-')
+            && rest.len() <= 32
+            && rest
+                .bytes()
+                .all(|byte| byte == b'-' || byte.is_ascii_lowercase() || byte.is_ascii_digit()));
+    if fits { Ok(()) } else { Err(RoleError::Partition) }
+}
+
+fn check_account(account: &str) -> Result<(), RoleError> {
+    let fits = account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
+    if fits { Ok(()) } else { Err(RoleError::Account) }
+}
+
+/// Whether this can be a role's name.
+pub fn is_name(name: &str) -> bool {
+    (1..=64).contains(&name.len())
+        && name
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"+=,.@_-".contains(&byte))
+}
+
+fn check_path(path: &str) -> Result<(), RoleError> {
+    let fits = path.is_empty()
+        || (path.len() <= 510
+            && path.split('/').all(|part| !part.is_empty())
+            && path.bytes().all(|byte| byte.is_ascii_graphic()));
+    if fits { Ok(()) } else { Err(RoleError::Path) }
+}
+
+/// `--base-role-arn`: `arn:aws:iam::123456789012:role/`, perhaps with a path after it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BaseArn {
+    partition: String,
+    account: String,
+    /// Empty, or ends with a slash.
+    path: String,
+}
+
+impl FromStr for BaseArn {
+    type Err = RoleError;
+
+    fn from_str(text: &str) -> Result<Self, RoleError> {
+        // With or without the last slash, as kube2iam and kiam users have it.
+        let slashed = format!("{}/", text.trim_end_matches('/'));
+        let (partition, account, path) = split(&slashed).ok_or(RoleError::NotARoleArn)?;
+        check_partition(partition)?;
+        check_account(account)?;
+        check_path(path.trim_end_matches('/'))?;
+        Ok(Self {
+            partition: partition.to_owned(),
+            account: account.to_owned(),
+            path: path.to_owned(),
+        })
+    }
+}
+
+impl BaseArn {
+    /// What stands before a name.
+    pub fn prefix(&self) -> String {
+        format!("arn:{}:iam::{}:role/{}", self.partition, self.account, self.path)
+    }
+}
+
+/// A role as a user writes it: a name, `path/name`, `/name`, or an ARN.
+///
+/// # Errors
+/// Says what is wrong with it; [`RoleError::NoBase`] where a name would need a base.
+pub fn parse_role(text: &str, base: Option<&BaseArn>) -> Result<RoleArn, RoleError> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Err(RoleError::Empty);
+    }
+    if is_arn(text) {
+        return text.parse();
+    }
+    let relative = text.strip_prefix('/').unwrap_or(text);
+    let (path, name) = relative.rsplit_once('/').unwrap_or(("", relative));
+    if !is_name(name) {
+        return Err(RoleError::Name);
+    }
+    check_path(path)?;
+    let base = base.ok_or(RoleError::NoBase)?;
+    RoleArn::new(
+        &base.partition,
+        &base.account,
+        &format!("{}{relative}", base.path),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::name("app", Ok("arn:aws:iam::123456789012:role/app"))]
+    #[case::path("team/app", Ok("arn:aws:iam::123456789012:role/team/app"))]
+    #[case::slash("/app", Ok("arn:aws:iam::123456789012:role/app"))]
+    #[case::slash_path("/team/app", Ok("arn:aws:iam::123456789012:role/team/app"))]
+    #[case::blanks(" app\n", Ok("arn:aws:iam::123456789012:role/app"))]
+    #[case::odd_name("a+=,.@_-z", Ok("arn:aws:iam::123456789012:role/a+=,.@_-z"))]
+    #[case::arn(
+        "arn:aws:iam::999999999999:role/x/y",
+        Ok("arn:aws:iam::999999999999:role/x/y")
+    )]
+    #[case::upper_arn("ARN:aws:iam::999999999999:role/y", Ok("arn:aws:iam::999999999999:role/y"))]
+    #[case::china(
+        "arn:aws-cn:iam::999999999999:role/y",
+        Ok("arn:aws-cn:iam::999999999999:role/y")
+    )]
+    #[case::gov(
+        "arn:aws-us-gov:iam::999999999999:role/y",
+        Ok("arn:aws-us-gov:iam::999999999999:role/y")
+    )]
+    #[case::iso(
+        "arn:aws-iso-b:iam::999999999999:role/y",
+        Ok("arn:aws-iso-b:iam::999999999999:role/y")
+    )]
+    #[case::eusc(
+        "arn:aws-eusc:iam::999999999999:role/y",
+        Ok("arn:aws-eusc:iam::999999999999:role/y")
+    )]
+    #[case::empty("  ", Err(RoleError::Empty))]
+    #[case::inner_blank("my role", Err(RoleError::Name))]
+    #[case::trailing_slash("team/", Err(RoleError::Name))]
+    #[case::empty_part("team//app", Err(RoleError::Path))]
+    #[case::newline_inside("a\nb", Err(RoleError::Name))]
+    #[case::umlaut("röle", Err(RoleError::Name))]
+    #[case::user_arn("arn:aws:iam::123456789012:user/x", Err(RoleError::NotARoleArn))]
+    #[case::short_arn("arn:aws:iam", Err(RoleError::NotARoleArn))]
+    #[case::region("arn:aws:iam:eu-west-1:123456789012:role/x", Err(RoleError::NotARoleArn))]
+    #[case::profile("arn:aws:iam::123456789012:instance-profile/x", Err(RoleError::NotARoleArn))]
+    #[case::account("arn:aws:iam::12345:role/x", Err(RoleError::Account))]
+    #[case::account_letters("arn:aws:iam::12345678901x:role/x", Err(RoleError::Account))]
+    #[case::partition("arn:amazon:iam::123456789012:role/x", Err(RoleError::Partition))]
+    #[case::no_name("arn:aws:iam::123456789012:role/", Err(RoleError::Name))]
+    fn a_role_as_written(#[case] text: &str, #[case] want: Result<&str, RoleError>) {
+        let base = "arn:aws:iam::123456789012:role/".parse().unwrap();
+        let got = parse_role(text, Some(&base));
+        assert_eq!(
+            got.as_ref().map(RoleArn::as_str),
+            want.as_ref().copied(),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn limits_of_name_and_path_are_those_of_iam() {
+        let base: BaseArn = "arn:aws:iam::123456789012:role/".parse().unwrap();
+        assert!(parse_role(&"n".repeat(64), Some(&base)).is_ok());
+        assert_eq!(parse_role(&"n".repeat(65), Some(&base)), Err(RoleError::Name));
+        assert!(parse_role(&format!("{}/n", "p".repeat(510)), Some(&base)).is_ok());
+        assert_eq!(
+            parse_role(&format!("{}/n", "p".repeat(511)), Some(&base)),
+            Err(RoleError::Path)
+        );
+    }
+
+    #[rstest]
+    #[case("arn:aws:iam::123456789012:role", "arn:aws:iam::123456789012:role/")]
+    #[case("arn:aws:iam::123456789012:role/", "arn:aws:iam::123456789012:role/")]
+    #[case("arn:aws:iam::123456789012:role/k8s", "arn:aws:iam::123456789012:role/k8s/")]
+    #[case(
+        "Arn:aws-cn:iam::123456789012:role/a/b/",
+        "arn:aws-cn:iam::123456789012:role/a/b/"
+    )]
+    fn a_base_may_have_a_path_and_a_last_slash(#[case] text: &str, #[case] want: &str) {
+        assert_eq!(text.parse::<BaseArn>().unwrap().prefix(), want);
+    }
+
+    #[test]
+    fn a_base_that_is_none_is_refused() {
+        for text in [
+            "",
+            "role/",
+            "arn:aws:iam::1:role/",
+            "arn:aws:s3:::bucket",
+            "arn:aws:iam::123456789012:roles/",
+        ] {
+            assert!(text.parse::<BaseArn>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_without_base_says_which_flag_is_missing() {
+        let error = parse_role("app", None).unwrap_err();
+        assert!(error.to_string().contains("--base-role-arn"));
+        assert!(parse_role("arn:aws:iam::123456789012:role/x", None).is_ok());
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_is_written_gives_a_sound_arn_or_an_error(text in "\\PC{0,120}") {
+            let base = "arn:aws:iam::123456789012:role/".parse().unwrap();
+            if let Ok(arn) = parse_role(&text, Some(&base)) {
+                prop_assert_eq!(arn.as_str().parse::<RoleArn>().unwrap(), arn.clone());
+                prop_assert!(is_name(arn.name()));
+            }
+        }
+    }
+}

@@ -1,0 +1,266 @@
+use super::*;
+use crate::pods::Annotations;
+use proptest::prelude::*;
+use rstest::rstest;
+use std::sync::Arc;
+
+const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
+
+fn rules() -> Rules {
+    Rules {
+        base: Some("arn:aws:iam::123456789012:role/".parse().unwrap()),
+        default_role: None,
+        keys: AnnotationKeys {
+            role: "iam.amazonaws.com/role".to_owned(),
+            external_id: "iam.amazonaws.com/external-id".to_owned(),
+            session_name: "iam.amazonaws.com/session-name".to_owned(),
+            permitted: "iam.amazonaws.com/permitted".to_owned(),
+            allowed_roles: "iam.amazonaws.com/allowed-roles".to_owned(),
+        },
+        policy_required: true,
+        allowed_roles_style: AllowedRolesStyle::Glob,
+        permitted_match: PermittedMatch::Anchored,
+    }
+}
+
+fn annotations(pairs: &[(&str, &str)]) -> Annotations {
+    pairs
+        .iter()
+        .map(|(key, value)| (format!("iam.amazonaws.com/{key}"), (*value).to_owned()))
+        .collect()
+}
+
+fn pod(pairs: &[(&str, &str)]) -> Pod {
+    Pod {
+        uid: UID.parse().unwrap(),
+        static_uid: None,
+        namespace: "apps".to_owned(),
+        name: "web".to_owned(),
+        service_account: "default".to_owned(),
+        annotations: annotations(pairs),
+        host_network: false,
+        ips: Vec::new(),
+        host_ports: Vec::new(),
+        node: None,
+    }
+}
+
+fn namespace(pairs: &[(&str, &str)]) -> Namespace {
+    Namespace {
+        name: "apps".to_owned(),
+        annotations: annotations(pairs),
+    }
+}
+
+fn granted(decision: Decision) -> Grant {
+    match decision {
+        Decision::Granted(grant) => grant,
+        other => panic!("not granted: {other:?}"),
+    }
+}
+
+fn refused(decision: Decision) -> (String, String) {
+    match decision {
+        Decision::Refused { name, reason } => (name, reason.to_string()),
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+#[test]
+fn an_annotated_role_that_the_namespace_permits_is_granted() {
+    let grant = granted(rules().resolve_pod(
+        &pod(&[("role", "app")]),
+        Some(&namespace(&[("permitted", "app")])),
+    ));
+    assert_eq!(grant.role.as_str(), "arn:aws:iam::123456789012:role/app");
+    assert_eq!(grant.session_name.as_str(), "apps.web");
+    assert_eq!(grant.external_id, None);
+    let reason = grant.reason.to_string();
+    assert_eq!(
+        reason,
+        "role arn:aws:iam::123456789012:role/app from annotation iam.amazonaws.com/role of the pod"
+    );
+}
+
+#[rstest]
+#[case::kiam(&[("permitted", "app")], true)]
+#[case::kube2iam(&[("allowed-roles", r#"["app"]"#)], true)]
+#[case::either_is_enough(&[("permitted", "other"), ("allowed-roles", r#"["app"]"#)], true)]
+#[case::neither_allows(&[("permitted", "other"), ("allowed-roles", r#"["other"]"#)], false)]
+#[case::says_nothing(&[], false)]
+#[case::broken_permitted(&[("permitted", "("), ("allowed-roles", r#"["app"]"#)], false)]
+#[case::broken_allowed_roles(&[("permitted", "app"), ("allowed-roles", "app")], false)]
+fn a_required_policy(#[case] policy: &[(&str, &str)], #[case] allowed: bool) {
+    let namespace = namespace(policy);
+    let decision = rules().resolve_pod(&pod(&[("role", "app")]), Some(&namespace));
+    assert_eq!(matches!(decision, Decision::Granted(_)), allowed, "{decision:?}");
+    if !allowed {
+        let (name, reason) = refused(decision);
+        assert_eq!(name, "app");
+        assert!(
+            reason.contains("apps") && reason.contains("iam.amazonaws.com/"),
+            "{reason}"
+        );
+    }
+    let off = Rules {
+        policy_required: false,
+        ..rules()
+    };
+    assert!(matches!(
+        off.resolve_pod(&pod(&[("role", "app")]), Some(&namespace)),
+        Decision::Granted(_)
+    ));
+    assert!(matches!(
+        off.resolve_pod(&pod(&[("role", "app")]), None),
+        Decision::Granted(_)
+    ));
+}
+
+#[test]
+fn a_refusal_names_the_flag_and_the_annotations() {
+    let (_, reason) = refused(rules().resolve_pod(&pod(&[("role", "app")]), Some(&namespace(&[]))));
+    for part in [
+        "--namespace-policy=required",
+        "iam.amazonaws.com/permitted",
+        "iam.amazonaws.com/allowed-roles",
+    ] {
+        assert!(reason.contains(part), "{reason}");
+    }
+}
+
+#[test]
+fn what_is_not_known_yet_is_waited_for_and_never_counts_as_none() {
+    let nothing = Inventory::default();
+    let uid: PodUid = UID.parse().unwrap();
+    assert!(matches!(
+        rules().resolve(&nothing, &uid),
+        Decision::Wait(Reason::PodUnknown { .. })
+    ));
+    let inventory = Inventory::new([Arc::new(pod(&[("role", "app")]))], [], []);
+    assert!(matches!(
+        rules().resolve(&inventory, &uid),
+        Decision::Wait(Reason::NamespaceUnknown { .. })
+    ));
+    let with_default = Rules {
+        default_role: Some(parse_role("d", rules().base.as_ref()).unwrap()),
+        ..rules()
+    };
+    assert!(
+        matches!(with_default.resolve(&nothing, &uid), Decision::Wait(_)),
+        "the default is for known pods only"
+    );
+}
+
+#[rstest]
+#[case::absent(&[])]
+#[case::empty(&[("role", "")])]
+#[case::blank(&[("role", " \n")])]
+fn without_an_annotation_there_is_no_role_or_the_default(#[case] pairs: &[(&str, &str)]) {
+    let none = rules().resolve_pod(&pod(pairs), None);
+    assert!(
+        matches!(none, Decision::NoRole(Reason::NoRole { .. })),
+        "{none:?}"
+    );
+    let default_role = Some(parse_role("fallback", rules().base.as_ref()).unwrap());
+    let grant = granted(
+        Rules {
+            default_role,
+            ..rules()
+        }
+        .resolve_pod(&pod(pairs), None),
+    );
+    assert_eq!(
+        grant.role.name(),
+        "fallback",
+        "exempt from the namespace's policy"
+    );
+}
+
+#[test]
+fn a_refusal_never_falls_through_to_the_default_role() {
+    let default_role = Some(parse_role("fallback", rules().base.as_ref()).unwrap());
+    let rules = Rules {
+        default_role,
+        ..rules()
+    };
+    for role in ["app", "arn:aws:iam::1:role/x", "a b"] {
+        refused(rules.resolve_pod(&pod(&[("role", role)]), Some(&namespace(&[]))));
+    }
+}
+
+#[test]
+fn a_malformed_role_is_refused_by_a_name_that_is_safe_to_show() {
+    let (name, reason) =
+        refused(rules().resolve_pod(&pod(&[("role", "arn:aws:iam::1:role/x<y>\r\nz")]), None));
+    assert_eq!(name, "xyz");
+    assert!(
+        reason.contains("12 digits") && reason.contains("apps/web"),
+        "{reason}"
+    );
+    assert!(!reason.contains('\n'), "log lines stay lines: {reason}");
+    let (name, _) = refused(rules().resolve_pod(&pod(&[("role", "///")]), None));
+    assert_eq!(name, "malformed-role");
+}
+
+#[test]
+fn external_id_and_session_name_come_from_their_annotations() {
+    let annotated = pod(&[
+        ("role", "app"),
+        ("external-id", "team/42"),
+        ("session-name", "my session"),
+    ]);
+    let grant = granted(
+        Rules {
+            policy_required: false,
+            ..rules()
+        }
+        .resolve_pod(&annotated, None),
+    );
+    assert_eq!(grant.external_id.as_deref(), Some("team/42"));
+    assert!(grant.session_name.as_str().starts_with("my-session-"));
+    let malformed = pod(&[("role", "app"), ("external-id", "a b")]);
+    let (name, reason) = refused(
+        Rules {
+            policy_required: false,
+            ..rules()
+        }
+        .resolve_pod(&malformed, None),
+    );
+    assert!(
+        name == "app" && reason.contains("iam.amazonaws.com/external-id"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn pods_that_share_a_uid_get_nothing() {
+    let inventory = Inventory::new(
+        [Arc::new(pod(&[("role", "a")])), Arc::new(pod(&[("role", "b")]))],
+        [],
+        [],
+    );
+    let decision = rules().resolve(&inventory, &UID.parse().unwrap());
+    assert!(matches!(decision, Decision::NoRole(Reason::Ambiguous { .. })));
+}
+
+proptest! {
+    /// Whatever stands in annotations, a role is granted only where it is sound and permitted.
+    #[test]
+    fn annotations_of_any_bytes_stay_with_their_pod(role in "\\PC{0,80}", policy in "\\PC{0,40}", id in "\\PC{0,40}") {
+        let decision = rules().resolve_pod(
+            &pod(&[("role", &role), ("external-id", &id)]),
+            Some(&namespace(&[("permitted", &policy)])),
+        );
+        match decision {
+            Decision::Granted(grant) => {
+                prop_assert!(parse_role(&role, rules().base.as_ref()).is_ok_and(|arn| arn == grant.role));
+            }
+            Decision::Refused { name, reason } => {
+                prop_assert!(super::super::arn::is_name(&name));
+                prop_assert!(!reason.to_string().contains('\n'));
+            }
+            Decision::NoRole(_) => prop_assert!(role.trim().is_empty()),
+            Decision::Wait(_) => prop_assert!(false, "everything is known"),
+        }
+    }
+}

@@ -1,0 +1,142 @@
+//! What the lab's tests share: the binaries, a node with its agent, and pods that dial.
+#![allow(dead_code, reason = "each test binary uses its share")]
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use xtask::lab::Lab;
+use xtask::lab::agent::{Agent, AgentSpec};
+use xtask::lab::imds::{FakeImds, Keys};
+use xtask::lab::pod::{Pod, command_in};
+use xtask::lab::sts::FakeSts;
+
+/// Outcome → how often.
+pub type Outcomes = BTreeMap<String, usize>;
+
+pub const IMDS: &str = "169.254.169.254:80";
+pub const MAPPED: &str = "[::ffff:169.254.169.254]:80";
+pub const IMDS6: &str = "[fd00:ec2::254]:80";
+
+pub fn agent_binary() -> &'static Path {
+    Path::new(env!("CARGO_BIN_EXE_metaproxy"))
+}
+
+/// The lab's client; `cargo xtask test` builds it, and so does `cargo build --workspace`.
+pub fn client_binary() -> PathBuf {
+    let path = agent_binary().with_file_name("xtask");
+    assert!(
+        path.exists(),
+        "{} is missing: run `cargo build --workspace`",
+        path.display()
+    );
+    path
+}
+
+/// A lab, or `None` on a developer's machine without root. Under CI that is a failure, never a silent skip.
+pub fn lab() -> Option<Lab> {
+    if !nix::unistd::geteuid().is_root() && std::env::var_os("CI").is_none() {
+        eprintln!("skipped: needs root (sudo cargo xtask test)");
+        return None;
+    }
+    Some(Lab::new().expect("the lab"))
+}
+
+pub fn node_keys() -> Keys {
+    (
+        "AKIANODE".to_owned(),
+        "node-secret".to_owned(),
+        "node-token".to_owned(),
+    )
+}
+
+/// A node with its metadata service and an STS that gives everything.
+pub struct Node {
+    pub imds: FakeImds,
+    pub sts: FakeSts,
+    pub lab: Lab,
+}
+
+pub fn node() -> Option<Node> {
+    node_with_sts(Duration::ZERO)
+}
+
+pub fn node_with_sts(takes: Duration) -> Option<Node> {
+    let lab = lab()?;
+    let imds = FakeImds::start(lab.aws(), node_keys()).expect("the metadata service");
+    let sts = FakeSts::start(lab.aws(), takes).expect("STS");
+    Some(Node { imds, sts, lab })
+}
+
+impl Node {
+    pub fn spec(&self) -> AgentSpec {
+        AgentSpec::new(agent_binary(), &FakeSts::url())
+    }
+
+    pub fn agent(&self) -> Agent {
+        Agent::start(&self.lab, &self.spec()).expect("an agent that gets ready")
+    }
+
+    /// A command of a process of the node itself: outside the pods' cgroup, in the node's namespace.
+    pub fn host_command(&self, program: impl AsRef<Path>) -> Command {
+        command_in(
+            program.as_ref(),
+            Some(&self.lab.host_cgroup()),
+            self.lab.node().file(),
+        )
+        .expect("a command")
+    }
+
+    /// What a process of the node gets.
+    pub fn host_dial(&self, words: &[&str]) -> Outcomes {
+        outcomes(
+            self.host_command(client_binary())
+                .arg("dial")
+                .args(words)
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("dial"),
+        )
+    }
+}
+
+/// Starts the lab's client in a pod.
+pub fn start_dial(pod: &Pod, words: &[&str]) -> Child {
+    let mut command = pod.command(client_binary()).expect("a command");
+    command
+        .arg("dial")
+        .args(words)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("dial")
+}
+
+/// What it counted.
+pub fn outcomes(child: Child) -> Outcomes {
+    let output = child.wait_with_output().expect("its output");
+    assert!(output.status.success(), "dial: {output:?}");
+    serde_json::from_slice(&output.stdout).expect("what dial prints")
+}
+
+/// Runs the lab's client in a pod.
+pub fn dial(pod: &Pod, words: &[&str]) -> Outcomes {
+    outcomes(start_dial(pod, words))
+}
+
+/// Exactly these outcomes.
+pub fn counts<const N: usize>(wanted: [(&str, usize); N]) -> Outcomes {
+    wanted
+        .into_iter()
+        .map(|(outcome, count)| (outcome.to_owned(), count))
+        .collect()
+}
+
+/// Tries until it holds, 5 s at the most.
+pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+    let start = std::time::Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < Duration::from_secs(5), "not within 5 s: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,204 @@
+//! What is intercepted, and what is not touched: real programs, real connections of every kind.
+
+mod common;
+
+use common::{IMDS, IMDS6, MAPPED, counts, dial, eventually, node};
+use rstest::rstest;
+use xtask::lab::pod::PodSpec;
+
+#[test]
+fn a_pod_is_intercepted_in_every_way_that_the_kernel_offers_and_known_as_itself() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
+    let _agent = node.agent();
+    for to in [IMDS, MAPPED, IMDS6] {
+        for mode in ["plain", "nonblocking", "fastopen", "uring", "mptcp"] {
+            for (pod, role) in [(&a, "role-a"), (&b, "role-b")] {
+                let got = dial(pod, &["--to", to, "--mode", mode, "--count", "3"]);
+                assert_eq!(got, counts([(role, 3)]), "{mode} to {to}");
+            }
+        }
+    }
+    assert_eq!(
+        dial(&a, &["--to", IMDS6, "--mode", "v6only"]),
+        counts([("role-a", 1)])
+    );
+    assert_eq!(
+        node.imds.seen_from_pods(),
+        [],
+        "the node's metadata service saw no pod"
+    );
+}
+
+#[rstest]
+#[case(IMDS)]
+#[case(MAPPED)]
+#[case(IMDS6)]
+fn getpeername_shows_the_address_that_was_asked_for(#[case] to: &str) {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let _agent = node.agent();
+    assert_eq!(dial(&a, &["--to", to, "--peername"]), counts([(to, 1)]));
+}
+
+#[test]
+fn a_pod_with_ipv6_only_is_served() {
+    let Some(node) = node() else { return };
+    let pod = node
+        .lab
+        .pod(PodSpec {
+            ipv6_only: true,
+            ..PodSpec::with_role("six", "role-six")
+        })
+        .unwrap();
+    let _agent = node.agent();
+    assert_eq!(dial(&pod, &["--to", IMDS6]), counts([("role-six", 1)]));
+    assert_eq!(
+        dial(&pod, &["--to", IMDS6, "--mode", "v6only"]),
+        counts([("role-six", 1)])
+    );
+}
+
+#[test]
+fn the_node_and_hostnetwork_pods_without_a_role_reach_the_nodes_own_service() {
+    let Some(node) = node() else { return };
+    let host = |name, role: Option<&str>| {
+        let spec = role.map_or_else(
+            || PodSpec::without_role(name),
+            |role| PodSpec::with_role(name, role),
+        );
+        node.lab
+            .pod(PodSpec {
+                host_network: true,
+                ..spec
+            })
+            .unwrap()
+    };
+    let (unlisted, listed, malformed) = (
+        host("cni", None),
+        host("ingress", Some("role-ingress")),
+        host("broken", Some("a b")),
+    );
+    let _agent = node.agent();
+    for to in [IMDS, MAPPED, IMDS6] {
+        assert_eq!(
+            node.host_dial(&["--to", to]),
+            counts([("node", 1)]),
+            "a process of the node, {to}"
+        );
+        assert_eq!(
+            dial(&unlisted, &["--to", to]),
+            counts([("node", 1)]),
+            "an unlisted hostNetwork pod, {to}"
+        );
+        eventually("a listed hostNetwork pod gets its role", || {
+            dial(&listed, &["--to", to]) == counts([("role-ingress", 1)])
+        });
+        eventually("one with a malformed role is not given the node's", || {
+            dial(&malformed, &["--to", to]) == counts([("ab", 1)])
+        });
+    }
+    // Losing the role, it is left alone again.
+    listed.write_manifest(&[]).unwrap();
+    eventually("it is left alone again", || {
+        dial(&listed, &[]) == counts([("node", 1)])
+    });
+}
+
+#[test]
+fn other_addresses_and_ports_are_not_touched() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let servers: Vec<_> = ["169.254.169.254:81", "10.200.0.2:80", "[fd00:ec2::254]:81"]
+        .map(|address| {
+            (
+                address,
+                node.lab
+                    .aws()
+                    .run(|| std::net::TcpListener::bind(address).unwrap())
+                    .unwrap(),
+            )
+        })
+        .into();
+    let _agent = node.agent();
+    for (address, server) in &servers {
+        assert_eq!(
+            dial(&a, &["--to", address, "--peername"]),
+            counts([(*address, 1)])
+        );
+        let (_, peer) = server.accept().unwrap();
+        assert!(
+            peer.ip().to_string().contains("244"),
+            "the pod's own connection arrived: {peer}"
+        );
+    }
+    assert_eq!(
+        dial(&a, &["--to", "10.200.0.2:9"]),
+        counts([("error ECONNREFUSED: Connection refused", 1)])
+    );
+}
+
+#[test]
+fn a_proxy_in_the_pod_that_dials_the_listener_again_is_served_as_its_pod() {
+    use std::io::BufRead as _;
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let agent = node.agent();
+    let listener = agent
+        .listeners()
+        .unwrap()
+        .into_iter()
+        .find(|address| address.is_ipv4())
+        .unwrap();
+    let mut proxy = a
+        .command(common::client_binary())
+        .unwrap()
+        .args(["redirect-proxy", "--port", "15001", "--mark", "7"])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufReader::new(proxy.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    let rule = [
+        "-t",
+        "nat",
+        "-A",
+        "OUTPUT",
+        "-p",
+        "tcp",
+        "-m",
+        "mark",
+        "!",
+        "--mark",
+        "7",
+        "-j",
+        "REDIRECT",
+        "--to-ports",
+        "15001",
+    ];
+    assert!(
+        a.command("iptables")
+            .unwrap()
+            .args(rule)
+            .status()
+            .unwrap()
+            .success()
+    );
+    assert_eq!(
+        dial(&a, &["--count", "20"]),
+        counts([("role-a", 20)]),
+        "through the proxy, at {listener}"
+    );
+    proxy.kill().unwrap();
+    proxy.wait().unwrap();
+    assert_eq!(
+        dial(&a, &[]),
+        counts([("error ECONNREFUSED: Connection refused", 1)]),
+        "it did go through the proxy"
+    );
+    drop(agent);
+    assert_eq!(xtask::lab::bpf::left_over(), Vec::<String>::new());
+}

@@ -1,0 +1,397 @@
+//! A client for the inside of a pod: connects in every way that the kernel offers, asks for one path, and counts what
+//! came back. Prints one JSON object: outcome → how often.
+
+use std::collections::BTreeMap;
+use std::io::{self, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::sync::Mutex;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, ValueEnum};
+
+/// What to do.
+#[derive(Clone, Debug, Args)]
+pub struct Dial {
+    /// Where to
+    #[arg(long, default_value = "169.254.169.254:80")]
+    to: SocketAddr,
+    /// How
+    #[arg(long, value_enum, default_value = "plain")]
+    mode: Mode,
+    /// What for
+    #[arg(long, default_value = "/latest/meta-data/iam/security-credentials/")]
+    path: String,
+    /// After connecting
+    #[arg(long, value_enum, default_value = "get")]
+    then: Then,
+    /// Bind to this address first; port 0 lets the kernel choose
+    #[arg(long)]
+    source: Option<SocketAddr>,
+    /// Each connection from the next port, starting at that of --source
+    #[arg(long)]
+    sweep: bool,
+    /// IP_TRANSPARENT: an address that is not this pod's
+    #[arg(long)]
+    transparent: bool,
+    /// SO_REUSEPORT beside SO_REUSEADDR
+    #[arg(long)]
+    reuse_port: bool,
+    /// Connections in all, or 0 for --seconds
+    #[arg(long, default_value_t = 1)]
+    count: usize,
+    /// How long to go on
+    #[arg(long, default_value_t = 0)]
+    seconds: u64,
+    /// Threads
+    #[arg(long, default_value_t = 1)]
+    threads: usize,
+    /// Milliseconds for each answer
+    #[arg(long, default_value_t = 5000)]
+    timeout: u64,
+    /// Requests on each connection
+    #[arg(long, default_value_t = 1)]
+    keep: usize,
+    /// Count what getpeername() says instead of the answer
+    #[arg(long)]
+    peername: bool,
+}
+
+/// How to connect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// connect()
+    Plain,
+    /// connect() of a non-blocking socket, and poll()
+    Nonblocking,
+    /// sendto(MSG_FASTOPEN)
+    Fastopen,
+    /// IORING_OP_CONNECT
+    Uring,
+    /// IPPROTO_MPTCP
+    Mptcp,
+    /// IPV6_V6ONLY
+    V6only,
+}
+
+/// What to do with the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Then {
+    /// Ask, and read the answer
+    Get,
+    /// Close at once
+    Close,
+    /// Reset at once
+    Reset,
+}
+
+/// Runs it and prints the outcomes.
+pub fn run(dial: &Dial) -> Result<()> {
+    println!("{}", serde_json::to_string(&outcomes(dial))?);
+    Ok(())
+}
+
+fn outcomes(dial: &Dial) -> BTreeMap<String, usize> {
+    let end = (dial.seconds > 0).then(|| Instant::now() + Duration::from_secs(dial.seconds));
+    let counted = Mutex::new(BTreeMap::new());
+    std::thread::scope(|scope| {
+        for thread in 0..dial.threads {
+            let counted = &counted;
+            scope.spawn(move || {
+                let mut own: BTreeMap<String, usize> = BTreeMap::new();
+                let mut number = thread;
+                while end.map_or(number < dial.count, |end| Instant::now() < end) {
+                    let mut add = |outcome: String| *own.entry(outcome).or_default() += 1;
+                    match dial.once(number, &mut add) {
+                        Ok(()) => {}
+                        Err(error) => add(describe(&error)),
+                    }
+                    number += dial.threads;
+                }
+                if let Ok(mut all) = counted.lock() {
+                    for (outcome, count) in own {
+                        *all.entry(outcome).or_default() += count;
+                    }
+                }
+            });
+        }
+    });
+    counted.into_inner().unwrap_or_default()
+}
+
+fn describe(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(errno) => format!("error {}", nix::errno::Errno::from_raw(errno)),
+        None => format!("error {:?}", error.kind()),
+    }
+}
+
+impl Dial {
+    fn once(&self, number: usize, add: &mut impl FnMut(String)) -> io::Result<()> {
+        let socket = self.socket()?;
+        self.bind(&socket, number)?;
+        let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", self.path, self.to.ip());
+        let sent = self.connect(&socket, request.as_bytes())?;
+        let mut stream = TcpStream::from(socket);
+        match self.then {
+            Then::Close => {
+                add("closed".to_owned());
+                return Ok(());
+            }
+            Then::Reset => {
+                linger_zero(&stream)?;
+                add("reset".to_owned());
+                return Ok(());
+            }
+            Then::Get => {}
+        }
+        if self.peername {
+            add(stream.peer_addr()?.to_string());
+            return Ok(());
+        }
+        let timeout = Some(Duration::from_millis(self.timeout));
+        stream.set_read_timeout(timeout)?;
+        for round in 0..self.keep {
+            if !(sent && round == 0) {
+                stream.write_all(request.as_bytes())?;
+            }
+            add(read_answer(&mut stream)?);
+        }
+        if self.source.is_some_and(|source| source.port() != 0) {
+            // So that the port can be used again at once.
+            linger_zero(&stream)?;
+        }
+        Ok(())
+    }
+
+    fn socket(&self) -> io::Result<OwnedFd> {
+        let family = if self.to.is_ipv4() {
+            libc::AF_INET
+        } else {
+            libc::AF_INET6
+        };
+        let protocol = if self.mode == Mode::Mptcp {
+            libc::IPPROTO_MPTCP
+        } else {
+            libc::IPPROTO_TCP
+        };
+        // SAFETY: takes no pointer.
+        let fd = unsafe { libc::socket(family, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, protocol) };
+        check(fd)?;
+        // SAFETY: the kernel just made this descriptor for us.
+        let socket = unsafe { OwnedFd::from_raw_fd(fd) };
+        if self.mode == Mode::V6only {
+            set(&socket, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY)?;
+        }
+        Ok(socket)
+    }
+
+    fn bind(&self, socket: &OwnedFd, number: usize) -> io::Result<()> {
+        let Some(mut source) = self.source else {
+            return Ok(());
+        };
+        if self.sweep {
+            let span = 65_000 - usize::from(source.port());
+            source.set_port(source.port() + (number % span) as u16);
+        }
+        set(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
+        if self.reuse_port {
+            set(socket, libc::SOL_SOCKET, libc::SO_REUSEPORT)?;
+        }
+        if self.transparent {
+            set(socket, libc::IPPROTO_IP, libc::IP_TRANSPARENT)?;
+        }
+        let (address, length) = raw(source);
+        // SAFETY: the address lives through the call and is as long as said.
+        check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })
+    }
+
+    /// Connects; whether the request went along.
+    fn connect(&self, socket: &OwnedFd, request: &[u8]) -> io::Result<bool> {
+        let fd = socket.as_raw_fd();
+        let (address, length) = raw(self.to);
+        let target = (&raw const address).cast();
+        match self.mode {
+            Mode::Plain | Mode::Mptcp | Mode::V6only => {
+                set_timeout(socket, Duration::from_millis(self.timeout))?;
+                // SAFETY: the address lives through the call and is as long as said.
+                check(unsafe { libc::connect(fd, target, length) })?;
+            }
+            Mode::Nonblocking => self.connect_nonblocking(socket)?,
+            Mode::Fastopen => {
+                // SAFETY: as above, and the request likewise.
+                let sent = unsafe {
+                    libc::sendto(
+                        fd,
+                        request.as_ptr().cast(),
+                        request.len(),
+                        libc::MSG_FASTOPEN,
+                        target,
+                        length,
+                    )
+                };
+                check(sent as i32)?;
+                return Ok(true);
+            }
+            Mode::Uring => connect_uring(fd, target, length)?,
+        }
+        Ok(false)
+    }
+
+    fn connect_nonblocking(&self, socket: &OwnedFd) -> io::Result<()> {
+        let stream = socket.try_clone().map(TcpStream::from)?;
+        stream.set_nonblocking(true)?;
+        let (address, length) = raw(self.to);
+        // SAFETY: the address lives through the call and is as long as said.
+        match check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) }) {
+            Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
+            other => return other,
+        }
+        let mut poll = libc::pollfd {
+            fd: socket.as_raw_fd(),
+            events: libc::POLLOUT,
+            revents: 0,
+        };
+        // SAFETY: one element, as said.
+        match unsafe { libc::poll(&raw mut poll, 1, self.timeout as i32) } {
+            1 => {}
+            _ => return Err(io::ErrorKind::TimedOut.into()),
+        }
+        match stream.take_error()? {
+            Some(error) => Err(error),
+            None => stream.set_nonblocking(false),
+        }
+    }
+}
+
+fn connect_uring(fd: i32, target: *const libc::sockaddr, length: libc::socklen_t) -> io::Result<()> {
+    let mut ring = io_uring::IoUring::new(2)?;
+    let entry = io_uring::opcode::Connect::new(io_uring::types::Fd(fd), target, length).build();
+    // SAFETY: the address outlives the operation, which is waited for below.
+    unsafe { ring.submission().push(&entry) }.map_err(|_| io::ErrorKind::OutOfMemory)?;
+    ring.submit_and_wait(1)?;
+    match ring.completion().next().map(|done| done.result()) {
+        Some(0) => Ok(()),
+        Some(errno) => Err(io::Error::from_raw_os_error(-errno)),
+        None => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
+/// `200` answers count by their body (its first 80 bytes), others by their status.
+fn read_answer(stream: &mut TcpStream) -> io::Result<String> {
+    let mut answer = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        if let Some((head, body)) = split(&answer) {
+            let length = head.lines().find_map(|line| {
+                line.to_ascii_lowercase()
+                    .strip_prefix("content-length:")?
+                    .trim()
+                    .parse::<usize>()
+                    .ok()
+            });
+            if body.len() >= length.unwrap_or(0) {
+                let status = head.split(' ').nth(1).unwrap_or_default();
+                let shown: String = String::from_utf8_lossy(body).chars().take(4000).collect();
+                return Ok(if status == "200" {
+                    shown
+                } else {
+                    format!("status {status}")
+                });
+            }
+        }
+        match stream.read(&mut chunk)? {
+            0 => return Ok("no answer".to_owned()),
+            length => answer.extend(&chunk[..length]),
+        }
+    }
+}
+
+fn split(answer: &[u8]) -> Option<(&str, &[u8])> {
+    let end = answer.windows(4).position(|window| window == b"\r\n\r\n")?;
+    Some((std::str::from_utf8(&answer[..end]).ok()?, &answer[end + 4..]))
+}
+
+fn check(result: i32) -> io::Result<()> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+fn set(socket: &OwnedFd, level: i32, option: i32) -> io::Result<()> {
+    let on: i32 = 1;
+    // SAFETY: an int, as said.
+    check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), 4) })
+}
+
+fn set_timeout(socket: &OwnedFd, timeout: Duration) -> io::Result<()> {
+    TcpStream::from(socket.try_clone()?).set_write_timeout(Some(timeout))
+}
+
+fn linger_zero(stream: &TcpStream) -> io::Result<()> {
+    let linger = libc::linger {
+        l_onoff: 1,
+        l_linger: 0,
+    };
+    nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &linger).map_err(io::Error::from)
+}
+
+/// As the kernel wants an address.
+fn raw(address: SocketAddr) -> (nix::sys::socket::SockaddrStorage, libc::socklen_t) {
+    use nix::sys::socket::SockaddrLike as _;
+    let storage = nix::sys::socket::SockaddrStorage::from(address);
+    let length = storage.len();
+    (storage, length)
+}
+
+/// A transparent proxy as service meshes run it: takes what iptables sends it by REDIRECT and dials on, marked so that
+/// its own connections are left alone.
+#[derive(Clone, Debug, Args)]
+pub struct RedirectProxy {
+    /// Port to listen on
+    #[arg(long, default_value_t = 15_001)]
+    port: u16,
+    /// SO_MARK of its own connections
+    #[arg(long, default_value_t = 7)]
+    mark: u32,
+}
+
+/// Runs it until it is killed; says `listening` when it does.
+pub fn redirect_proxy(proxy: &RedirectProxy) -> Result<()> {
+    let listener = std::net::TcpListener::bind(("0.0.0.0", proxy.port)).context("cannot listen")?;
+    println!("listening");
+    io::stdout().flush()?;
+    for client in listener.incoming().filter_map(io::Result::ok) {
+        let mark = proxy.mark;
+        std::thread::spawn(move || relay(&client, mark));
+    }
+    Ok(())
+}
+
+fn relay(client: &TcpStream, mark: u32) -> Result<()> {
+    use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, sockopt};
+    let to = socket::getsockopt(client, sockopt::OriginalDst).context("SO_ORIGINAL_DST")?;
+    let server = socket::socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    socket::setsockopt(&server, sockopt::Mark, &mark)?;
+    socket::connect(server.as_raw_fd(), &socket::SockaddrIn::from(to))?;
+    let server = TcpStream::from(server);
+    let (mut from_client, mut to_server) = (client.try_clone()?, server.try_clone()?);
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let _ = io::copy(&mut from_client, &mut to_server);
+            let _ = to_server.shutdown(std::net::Shutdown::Write);
+        });
+        let (mut from_server, mut to_client) = (&server, client);
+        let _ = io::copy(&mut from_server, &mut to_client);
+        let _ = client.shutdown(std::net::Shutdown::Both);
+    });
+    Ok(())
+}

@@ -1,0 +1,201 @@
+//! The agent as a process of the node, and what it says.
+
+use std::io::{BufRead as _, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use super::Lab;
+use super::pod::command_in;
+
+/// How the agent is to run.
+#[derive(Clone, Debug)]
+pub struct AgentSpec {
+    /// The binary.
+    pub binary: PathBuf,
+    /// The cgroup that it runs in; none for this process's own.
+    pub cgroup: Option<PathBuf>,
+    /// More flags.
+    pub flags: Vec<String>,
+    /// Environment, beside `PATH`.
+    pub environment: Vec<(String, String)>,
+}
+
+impl AgentSpec {
+    /// Outside the pods' cgroup, with an STS.
+    pub fn new(binary: &Path, sts: &str) -> Self {
+        let flags = ["--sts-endpoint", sts, "--namespace-policy", "off"]
+            .map(str::to_owned)
+            .to_vec();
+        Self {
+            binary: binary.to_owned(),
+            cgroup: None,
+            flags,
+            environment: Vec::new(),
+        }
+    }
+
+    /// With more flags.
+    pub fn with(mut self, flags: &[&str]) -> Self {
+        self.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
+        self
+    }
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    lines: Mutex<(Vec<String>, bool)>,
+    more: Condvar,
+}
+
+/// A running agent; dropping kills it.
+#[derive(Debug)]
+pub struct Agent {
+    child: Child,
+    log: Arc<Log>,
+}
+
+impl Agent {
+    /// Starts one without waiting for anything.
+    pub fn spawn(lab: &Lab, spec: &AgentSpec) -> Result<Self> {
+        let mut command = command_in(&spec.binary, spec.cgroup.as_deref(), lab.node().file())?;
+        command
+            .env_clear()
+            .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
+            .env("RUST_BACKTRACE", "1")
+            .envs(spec.environment.iter().cloned())
+            .arg("run")
+            .arg("--manifests")
+            .arg(lab.manifests())
+            .arg("--cgroup")
+            .arg(lab.kubepods())
+            .arg("--runtime-dir")
+            .arg(lab.dir().join("run"))
+            .args(["--base-role-arn", "arn:aws:iam::123456789012:role/"])
+            .args(&spec.flags)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped());
+        let mut child = command
+            .spawn()
+            .with_context(|| format!("cannot run {}", spec.binary.display()))?;
+        let stderr = child.stderr.take().context("the agent's standard error")?;
+        let log = Arc::new(Log::default());
+        std::thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                for line in BufReader::new(stderr).lines().map_while(Result::ok) {
+                    log.lines
+                        .lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                        .push(line);
+                    log.more.notify_all();
+                }
+                log.lines.lock().unwrap_or_else(PoisonError::into_inner).1 = true;
+                log.more.notify_all();
+            }
+        });
+        Ok(Self { child, log })
+    }
+
+    /// Starts one and waits until it serves.
+    pub fn start(lab: &Lab, spec: &AgentSpec) -> Result<Self> {
+        let agent = Self::spawn(lab, spec)?;
+        agent.wait_for(" ready ")?;
+        Ok(agent)
+    }
+
+    /// Waits (15 s) for a line that contains this.
+    pub fn wait_for(&self, wanted: &str) -> Result<String> {
+        self.wait_for_nth(wanted, 1)
+    }
+
+    /// Waits (15 s) for the n-th line that contains this.
+    pub fn wait_for_nth(&self, wanted: &str, n: usize) -> Result<String> {
+        let deadline = Instant::now() + Duration::from_secs(15);
+        let mut lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            if let Some(line) = lines.0.iter().filter(|line| line.contains(wanted)).nth(n - 1) {
+                return Ok(line.clone());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || lines.1 {
+                bail!(
+                    "the agent did not say {wanted:?}; it said:\n{}",
+                    lines.0.join("\n")
+                );
+            }
+            (lines, _) = self
+                .log
+                .more
+                .wait_timeout(lines, left)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    /// Everything that it said.
+    pub fn said(&self) -> String {
+        self.log
+            .lines
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .0
+            .join("\n")
+    }
+
+    /// Where it listens, as it said with `ready`.
+    pub fn listeners(&self) -> Result<Vec<std::net::SocketAddr>> {
+        let line = self.wait_for(" ready ")?;
+        let (_, list) = line
+            .split_once("listen=")
+            .context("`ready` names the listeners")?;
+        list.trim()
+            .split(',')
+            .map(|address| address.parse().context("an address"))
+            .collect()
+    }
+
+    /// Process id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Whether it still runs.
+    pub fn is_running(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(None))
+    }
+
+    /// Sends a signal.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
+    }
+
+    /// Waits for its end, and for the last of what it says.
+    pub fn wait(&mut self) -> Result<ExitStatus> {
+        let status = self.child.wait()?;
+        let mut lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        while !lines.1 {
+            lines = self.log.more.wait(lines).unwrap_or_else(PoisonError::into_inner);
+        }
+        Ok(status)
+    }
+
+    /// Asks it to end, and waits.
+    pub fn stop(&mut self) -> Result<ExitStatus> {
+        self.signal(Signal::SIGTERM)?;
+        self.wait()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

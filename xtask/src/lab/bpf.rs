@@ -1,0 +1,71 @@
+//! What of ours is in the kernel.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use aya::maps::{HashMap, Map, MapData};
+use aya::programs::{loaded_links, loaded_programs};
+use metaproxy_common::layout::{Flow, FlowKey};
+use metaproxy_common::names;
+
+/// Programs, links and maps whose names are ours, as `kind id name`.
+pub fn ours() -> Vec<String> {
+    let mut found = Vec::new();
+    let mut ids = Vec::new();
+    for program in loaded_programs().filter_map(Result::ok) {
+        let name = program.name_as_str().unwrap_or_default();
+        if name.starts_with(names::PREFIX) {
+            found.push(format!("program {} {name}", program.id()));
+            ids.push(program.id());
+        }
+    }
+    for link in loaded_links().filter_map(Result::ok) {
+        if ids.contains(&link.program_id()) {
+            found.push(format!("link {} of program {}", link.id(), link.program_id()));
+        }
+    }
+    for map in aya::maps::loaded_maps().filter_map(Result::ok) {
+        let name = map.name_as_str().unwrap_or_default();
+        if name.starts_with(names::PREFIX) {
+            found.push(format!("map {} {name}", map.id()));
+        }
+    }
+    found
+}
+
+/// What is still there after the kernel had time to take it down: it does so behind the end of a process.
+pub fn left_over() -> Vec<String> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let left = ours();
+        if left.is_empty() || Instant::now() > deadline {
+            return left;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// How many connections are filed, over all agents that run.
+pub fn filed_flows() -> Result<usize> {
+    let mut count = 0;
+    for map in aya::maps::loaded_maps().filter_map(Result::ok) {
+        if map.name_as_str() == Some(names::FLOWS) {
+            let data = MapData::from_id(map.id()).context("the map of flows")?;
+            let flows: HashMap<MapData, FlowKey, Flow> = Map::HashMap(data).try_into()?;
+            count += flows.keys().filter(Result::is_ok).count();
+        }
+    }
+    Ok(count)
+}
+
+/// Waits (5 s) until no connection is filed any more; how many still are.
+pub fn flows_left() -> Result<usize> {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    loop {
+        let count = filed_flows()?;
+        if count == 0 || Instant::now() > deadline {
+            return Ok(count);
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}

@@ -1,0 +1,91 @@
+//! Network namespaces.
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, anyhow, bail};
+use nix::sched::{CloneFlags, setns};
+
+/// A named network namespace (ip-netns(8)); dropping removes it.
+#[derive(Debug)]
+pub struct Netns {
+    name: String,
+    file: File,
+}
+
+impl Netns {
+    /// Makes one, with its loopback up.
+    pub fn new(name: &str) -> Result<Self> {
+        ip(&["netns", "add", name])?;
+        let path = PathBuf::from("/run/netns").join(name);
+        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        let netns = Self {
+            name: name.to_owned(),
+            file,
+        };
+        ip(&["-n", name, "link", "set", "lo", "up"])?;
+        Ok(netns)
+    }
+
+    /// Its name, for `ip -n`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Its file, for `setns`.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Adds an address; IPv6 ones are usable at once.
+    pub fn add_address(&self, device: &str, address: &str) -> Result<()> {
+        let mut words = vec!["-n", &self.name, "address", "add", address, "dev", device];
+        if address.contains(':') {
+            words.push("nodad");
+        }
+        ip(&words)
+    }
+
+    /// Runs in this namespace, on a thread of its own. Sockets made there stay there.
+    pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(|| {
+                setns(&self.file, CloneFlags::CLONE_NEWNET)?;
+                Ok::<T, nix::Error>(work())
+            });
+            let result = thread
+                .join()
+                .map_err(|_| anyhow!("work in namespace {} panicked", self.name))?;
+            result.with_context(|| format!("cannot enter namespace {}", self.name))
+        })
+    }
+
+    /// Sets a sysctl of this namespace, by its path below `/proc/sys`.
+    pub fn sysctl(&self, name: &str, value: &str) -> Result<()> {
+        self.run(|| std::fs::write(format!("/proc/sys/{name}"), value))?
+            .with_context(|| format!("cannot set {name} in {}", self.name))
+    }
+}
+
+impl Drop for Netns {
+    fn drop(&mut self) {
+        let _ = ip(&["netns", "delete", &self.name]);
+    }
+}
+
+/// Runs `ip`.
+pub fn ip(words: &[&str]) -> Result<()> {
+    let output = Command::new("ip")
+        .args(words)
+        .output()
+        .context("cannot run `ip` (package iproute2)")?;
+    if !output.status.success() {
+        bail!(
+            "`ip {}` failed: {}",
+            words.join(" "),
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,238 @@
+//! Pods: a cgroup as a kubelet makes it, a network namespace with a veth to the node, a manifest.
+
+use std::fs::{self, File, OpenOptions};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::os::fd::AsRawFd as _;
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use nix::sched::{CloneFlags, setns};
+
+use super::Lab;
+use super::netns::{Netns, ip};
+
+/// What a pod is to be.
+#[derive(Clone, Debug)]
+pub struct PodSpec {
+    /// `metadata.name`, in namespace `apps`.
+    pub name: &'static str,
+    /// Annotations of the pod.
+    pub annotations: Vec<(String, String)>,
+    /// Shares the node's network namespace.
+    pub host_network: bool,
+    /// Addresses: both families, or IPv6 only.
+    pub ipv6_only: bool,
+    /// Another pod's address instead of one of its own.
+    pub same_address_as: Option<u32>,
+    /// Whether there is a manifest.
+    pub known: bool,
+}
+
+impl PodSpec {
+    /// A pod with a role.
+    pub fn with_role(name: &'static str, role: &str) -> Self {
+        let annotations = vec![("iam.amazonaws.com/role".to_owned(), role.to_owned())];
+        Self {
+            annotations,
+            ..Self::without_role(name)
+        }
+    }
+
+    /// A pod without a role.
+    pub fn without_role(name: &'static str) -> Self {
+        Self {
+            name,
+            annotations: Vec::new(),
+            host_network: false,
+            ipv6_only: false,
+            same_address_as: None,
+            known: true,
+        }
+    }
+}
+
+/// A running pod, as far as its cgroup and its network go.
+#[derive(Debug)]
+pub struct Pod {
+    spec: PodSpec,
+    uid: String,
+    number: u32,
+    netns: Option<Netns>,
+    netns_file: File,
+    cgroup: PathBuf,
+    manifests: PathBuf,
+}
+
+impl Pod {
+    pub(super) fn new(lab: &Lab, spec: PodSpec, number: u32) -> Result<Self> {
+        let uid = format!("{number:08x}-1d6e-4b7a-9c55-3a2f7f0e8d11");
+        let class = ["", "burstable/", "besteffort/"][number as usize % 3];
+        let cgroup = lab.kubepods().join(format!("{class}pod{uid}/c0ffee{number:04x}"));
+        fs::create_dir_all(&cgroup).with_context(|| format!("cannot make {}", cgroup.display()))?;
+        let netns = if spec.host_network {
+            None
+        } else {
+            let netns = Netns::new(&format!("{}-{}", lab.name, spec.name))?;
+            connect(lab, &netns, &spec, number)?;
+            Some(netns)
+        };
+        let netns_file = netns.as_ref().map_or(lab.node(), |own| own).file().try_clone()?;
+        let manifests = lab.manifests();
+        let pod = Self {
+            spec,
+            uid,
+            number,
+            netns,
+            netns_file,
+            cgroup,
+            manifests,
+        };
+        if pod.spec.known {
+            pod.write_manifest(&pod.spec.annotations)?;
+        }
+        Ok(pod)
+    }
+
+    /// `metadata.uid`
+    pub fn uid(&self) -> &str {
+        &self.uid
+    }
+
+    /// Its number within the lab, which is part of its addresses.
+    pub fn number(&self) -> u32 {
+        self.number
+    }
+
+    /// The cgroup of its container.
+    pub fn cgroup(&self) -> &Path {
+        &self.cgroup
+    }
+
+    /// Its own network namespace, if it has one.
+    pub fn netns(&self) -> Option<&Netns> {
+        self.netns.as_ref()
+    }
+
+    /// Its IPv4 address.
+    pub fn ip(&self) -> Ipv4Addr {
+        address(self.number).0
+    }
+
+    /// Writes its manifest with these annotations.
+    pub fn write_manifest(&self, annotations: &[(String, String)]) -> Result<()> {
+        let (v4, v6) = address(self.spec.same_address_as.unwrap_or(self.number));
+        let mut ips = vec![IpAddr::V6(v6)];
+        if !self.spec.ipv6_only {
+            ips.insert(0, IpAddr::V4(v4));
+        }
+        let manifest = serde_json::json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {
+                "name": self.spec.name,
+                "namespace": "apps",
+                "uid": self.uid,
+                "annotations": annotations.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
+            },
+            "spec": { "hostNetwork": self.spec.host_network, "containers": [] },
+            "status": { "podIPs": ips.iter().map(|ip| serde_json::json!({ "ip": ip })).collect::<Vec<_>>() },
+        });
+        let (aside, path) = (
+            self.manifests.join(format!(".{}.new", self.spec.name)),
+            self.manifests.join(format!("{}.json", self.spec.name)),
+        );
+        fs::write(&aside, serde_json::to_vec_pretty(&manifest)?)?;
+        fs::rename(&aside, &path).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// A command that runs in this pod.
+    pub fn command(&self, program: impl AsRef<Path>) -> Result<Command> {
+        command_in(program.as_ref(), Some(&self.cgroup), &self.netns_file)
+    }
+}
+
+/// A command in a cgroup (or this process's) and a network namespace.
+pub fn command_in(program: &Path, cgroup: Option<&Path>, netns: &File) -> Result<Command> {
+    let mut command = Command::new(program);
+    let procs = cgroup
+        .map(|cgroup| {
+            let path = cgroup.join("cgroup.procs");
+            OpenOptions::new()
+                .write(true)
+                .open(&path)
+                .with_context(|| format!("cannot open {}", path.display()))
+        })
+        .transpose()?;
+    let netns = netns.try_clone()?;
+    // SAFETY: between fork and exec only two system calls are made, on descriptors that were opened before.
+    unsafe {
+        command.pre_exec(move || {
+            if let Some(procs) = &procs {
+                // 0 is the writing process (cgroups(7)).
+                if libc::write(procs.as_raw_fd(), b"0\n".as_ptr().cast(), 2) != 2 {
+                    return Err(std::io::Error::last_os_error());
+                }
+            }
+            setns(&netns, CloneFlags::CLONE_NEWNET)?;
+            Ok(())
+        });
+    }
+    Ok(command)
+}
+
+fn address(number: u32) -> (Ipv4Addr, Ipv6Addr) {
+    let v6 = Ipv6Addr::new(0xfd00, 0x244, 0, number as u16, 0, 0, 0, 2);
+    (Ipv4Addr::new(10, 244, number as u8, 2), v6)
+}
+
+/// A veth pair with a subnet of its own; the node's end is the pod's gateway.
+fn connect(lab: &Lab, netns: &Netns, spec: &PodSpec, number: u32) -> Result<()> {
+    let (node, pod) = (lab.node().name(), netns.name());
+    let host_end = format!("pod{number}");
+    ip(&[
+        "-n", node, "link", "add", &host_end, "type", "veth", "peer", "name", "eth0", "netns", pod,
+    ])?;
+    ip(&["-n", node, "link", "set", &host_end, "up"])?;
+    ip(&["-n", pod, "link", "set", "eth0", "up"])?;
+    if let Some(other) = spec.same_address_as {
+        // As after an address was given to a new pod while the old one still has it: the route of the node leads to
+        // one of the two only, and this one reaches the node all the same.
+        let (v4, _) = address(other);
+        netns.add_address("eth0", &format!("{v4}/32"))?;
+        ip(&["-n", pod, "route", "add", "default", "dev", "eth0"])?;
+        lab.node()
+            .sysctl(&format!("net/ipv4/conf/{host_end}/rp_filter"), "0")?;
+        return lab
+            .node()
+            .sysctl(&format!("net/ipv4/conf/{host_end}/proxy_arp"), "1");
+    }
+    if !spec.ipv6_only {
+        lab.node()
+            .add_address(&host_end, &format!("10.244.{number}.1/30"))?;
+        netns.add_address("eth0", &format!("10.244.{number}.2/30"))?;
+        ip(&[
+            "-n",
+            pod,
+            "route",
+            "add",
+            "default",
+            "via",
+            &format!("10.244.{number}.1"),
+        ])?;
+    }
+    lab.node()
+        .add_address(&host_end, &format!("fd00:244:0:{number:x}::1/64"))?;
+    netns.add_address("eth0", &format!("fd00:244:0:{number:x}::2/64"))?;
+    ip(&[
+        "-n",
+        pod,
+        "-6",
+        "route",
+        "add",
+        "default",
+        "via",
+        &format!("fd00:244:0:{number:x}::1"),
+    ])
+}

@@ -1,0 +1,62 @@
+//! `cargo xtask`: metaproxy's development commands.
+
+mod checks;
+mod demo;
+mod ebpf;
+mod setup;
+mod shell;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use xtask::dial;
+
+/// metaproxy's development commands.
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what a fresh Debian or Ubuntu machine lacks (root): packages, bpf-linker, clients for the tests
+    Setup,
+    /// Build the eBPF object for x86_64 and aarch64 into target/bpf
+    BuildEbpf,
+    /// Show the main job: pods with roles of their own, no AWS account and no cluster needed (root)
+    Demo,
+    /// Run every test (root)
+    Test {
+        /// Only integration tests whose name contains this
+        filter: Option<String>,
+    },
+    /// Run rustfmt, clippy and cargo-deny
+    Lint,
+    /// For use inside a pod of the lab: connect and count the answers
+    #[command(hide = true)]
+    Dial(dial::Dial),
+    /// For use inside a pod of the lab: a transparent proxy
+    #[command(hide = true)]
+    RedirectProxy(dial::RedirectProxy),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Setup => setup::run_all(),
+        Command::BuildEbpf => ebpf::build(),
+        Command::Demo => demo::run(),
+        Command::Test { filter } => checks::test(filter.as_deref()),
+        Command::Lint => checks::lint(),
+        Command::Dial(dial) => dial::run(&dial),
+        Command::RedirectProxy(proxy) => dial::redirect_proxy(&proxy),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! `cargo xtask setup`: brings in what a fresh Debian or Ubuntu machine lacks. Each step says what it does, and is
+//! skipped where nothing is missing.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::ebpf::{self, Toolchain};
+use crate::shell::{has, output, root, run, step};
+
+/// Tools that the lab calls, and the package of each.
+const TOOLS: [(&str, &str); 5] = [
+    ("ip", "iproute2"),
+    ("iptables-save", "iptables"),
+    ("nft", "nftables"),
+    ("cc", "build-essential"),
+    ("python3", "python3"),
+];
+
+/// Debian's Rust with a prebuilt `core` for eBPF, and the LLVM for bpf-linker, which must be as new as rustc's.
+const EBPF_PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "llvm-22-dev"];
+
+/// What bpf-linker is built against, with the packages above.
+const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
+const BPF_LINKER: &str = "0.13.0";
+const CARGO_DENY: &str = "0.20.2";
+
+/// Real clients and a real STS for the tests.
+const PYTHON_PACKAGES: [&str; 3] = [
+    "moto[server,iam,s3,sts]==5.2.5",
+    "boto3==1.44.5",
+    "awscli==1.46.3",
+];
+
+/// `cargo xtask setup`: everything that demo and test need.
+pub fn run_all() -> Result<()> {
+    for_demo()?;
+    test_clients()?;
+    step("everything is there");
+    Ok(())
+}
+
+/// What the demo needs.
+pub fn for_demo() -> Result<()> {
+    let mut packages: Vec<&str> = TOOLS
+        .iter()
+        .filter(|(tool, _)| !has(tool))
+        .map(|(_, package)| *package)
+        .collect();
+    let needs_toolchain = Toolchain::find().is_err();
+    if needs_toolchain {
+        packages.extend(EBPF_PACKAGES);
+    } else if ebpf::linker().is_none() && !PathBuf::from(LLVM_PREFIX).is_dir() {
+        packages.push(EBPF_PACKAGES[3]);
+    }
+    install(&packages)?;
+    if ebpf::linker().is_none() {
+        build_linker()?;
+    }
+    Ok(())
+}
+
+fn install(packages: &[&str]) -> Result<()> {
+    if packages.is_empty() {
+        return Ok(());
+    }
+    let list = packages.join(" ");
+    if !has("apt-get") {
+        bail!(
+            "missing here: {list}. This is not Debian or Ubuntu: install what these packages hold, and run this again"
+        );
+    }
+    if !nix::unistd::geteuid().is_root() {
+        bail!("missing here: {list}. Installing packages needs root: run `sudo cargo xtask setup`");
+    }
+    step(&format!("packages: {list}"));
+    run(Command::new("apt-get").args(["update", "-qq"]))?;
+    for package in packages {
+        let policy = output(Command::new("apt-cache").args(["policy", package])).unwrap_or_default();
+        if policy.is_empty() || policy.contains("Candidate: (none)") {
+            bail!(
+                "this release has no package {package}. For the eBPF toolchain there is another way: `rustup toolchain \
+                 install nightly --component rust-src` and `cargo install bpf-linker`; then run this again"
+            );
+        }
+    }
+    run(Command::new("apt-get")
+        .env("DEBIAN_FRONTEND", "noninteractive")
+        .args(["install", "-y", "-q", "--no-install-recommends"])
+        .args(packages))
+}
+
+fn build_linker() -> Result<()> {
+    step(&format!("bpf-linker {BPF_LINKER} (about a minute and a half)"));
+    run(Command::new("cargo")
+        .current_dir(std::env::temp_dir())
+        // The first is bpf-linker's own variable, the second that of the llvm-sys crate.
+        .env("LLVM_PREFIX", LLVM_PREFIX)
+        .env("LLVM_SYS_221_PREFIX", LLVM_PREFIX)
+        .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"])
+        .args(["--no-default-features", "--features", "llvm-22", "--root"])
+        .arg(ebpf::tools()))
+}
+
+/// `cargo-deny`, for `cargo xtask lint`.
+pub fn deny() -> Result<PathBuf> {
+    if let Some(found) = crate::shell::find("cargo-deny") {
+        return Ok(found);
+    }
+    let path = ebpf::tools().join("bin/cargo-deny");
+    if !path.is_file() {
+        step(&format!("cargo-deny {CARGO_DENY} (several minutes)"));
+        run(Command::new("cargo")
+            .current_dir(std::env::temp_dir())
+            .args([
+                "install",
+                "cargo-deny",
+                "--version",
+                CARGO_DENY,
+                "--locked",
+                "--root",
+            ])
+            .arg(ebpf::tools()))?;
+    }
+    Ok(path)
+}
+
+/// Where the test clients are.
+pub fn venv() -> PathBuf {
+    root().join("target/venv")
+}
+
+/// moto, boto3 and the AWS CLI, in a virtual environment.
+pub fn test_clients() -> Result<()> {
+    let venv = venv();
+    let mark = venv.join("metaproxy-packages");
+    let wanted = PYTHON_PACKAGES.join("\n");
+    if fs::read_to_string(&mark).ok().as_deref() == Some(&wanted) {
+        return Ok(());
+    }
+    if output(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_none() {
+        install(&["python3-venv"])?;
+    }
+    step(&format!(
+        "test clients: {} (about a minute)",
+        PYTHON_PACKAGES.join(" ")
+    ));
+    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv))?;
+    run(Command::new(venv.join("bin/pip"))
+        .args(["install", "-q", "--disable-pip-version-check"])
+        .args(PYTHON_PACKAGES))?;
+    fs::write(&mark, wanted).with_context(|| format!("cannot write {}", mark.display()))
+}
