@@ -156,7 +156,11 @@ impl Dial {
             if !(sent && round == 0) {
                 stream.write_all(request.as_bytes())?;
             }
-            add(read_answer(&mut stream)?);
+            let (outcome, goes_on) = read_answer(&mut stream)?;
+            add(outcome);
+            if !goes_on {
+                break;
+            }
         }
         if self.source.is_some_and(|source| source.port() != 0) {
             // So that the port can be used again at once.
@@ -278,31 +282,25 @@ fn connect_uring(fd: i32, target: *const libc::sockaddr, length: libc::socklen_t
     }
 }
 
-/// `200` answers count by their body (its first 80 bytes), others by their status.
-fn read_answer(stream: &mut TcpStream) -> io::Result<String> {
+/// `200` answers count by their body, others by their status; and whether the connection goes on after it.
+fn read_answer(stream: &mut TcpStream) -> io::Result<(String, bool)> {
     let mut answer = Vec::new();
     let mut chunk = [0; 4096];
     loop {
         if let Some((head, body)) = split(&answer) {
-            let length = head.lines().find_map(|line| {
-                line.to_ascii_lowercase()
-                    .strip_prefix("content-length:")?
-                    .trim()
-                    .parse::<usize>()
-                    .ok()
-            });
+            let field = |name: &str| {
+                head.lines().find_map(|line| Some(line.to_ascii_lowercase().strip_prefix(name)?.trim().to_owned()))
+            };
+            let length = field("content-length:").and_then(|length| length.parse::<usize>().ok());
             if body.len() >= length.unwrap_or(0) {
                 let status = head.split(' ').nth(1).unwrap_or_default();
-                let shown: String = String::from_utf8_lossy(body).chars().take(4000).collect();
-                return Ok(if status == "200" {
-                    shown
-                } else {
-                    format!("status {status}")
-                });
+                let body = String::from_utf8_lossy(body).into_owned();
+                let outcome = if status == "200" { body } else { format!("status {status}") };
+                return Ok((outcome, field("connection:").as_deref() != Some("close")));
             }
         }
         match stream.read(&mut chunk)? {
-            0 => return Ok("no answer".to_owned()),
+            0 => return Ok(("no answer".to_owned(), false)),
             length => answer.extend(&chunk[..length]),
         }
     }

@@ -24,6 +24,9 @@ impl Netns {
             name: name.to_owned(),
             file,
         };
+        // Link-local addresses are there at once, instead of a second or two later.
+        netns.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
+        netns.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
         ip(&["-n", name, "link", "set", "lo", "up"])?;
         Ok(netns)
     }

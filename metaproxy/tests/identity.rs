@@ -1,0 +1,209 @@
+//! Who a connection belongs to: never a miss for those who are honest, never a wrong pod for those who are not.
+
+mod common;
+
+use std::time::Duration;
+
+use common::{IMDS, Node, Outcomes, client_binary, counts, dial, node, outcomes, start_dial};
+use xtask::lab::bpf;
+use xtask::lab::pod::{Pod, PodSpec};
+
+const NAMES: [&str; 8] = ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"];
+
+/// Only these outcomes; others are shown.
+fn assert_only(outcomes: &Outcomes, allowed: &[&str], context: &str) {
+    let others: Vec<_> = outcomes.iter().filter(|(outcome, _)| !allowed.contains(&outcome.as_str())).collect();
+    assert!(others.is_empty(), "{context}: {others:?}, beside {outcomes:?}");
+}
+
+/// What a connection comes to that is refused: closed without an answer, reset, or not established at all.
+const REFUSED: [&str; 8] = [
+    "error EINPROGRESS: Operation now in progress",
+    "error ETIMEDOUT: Connection timed out",
+    "no answer",
+    "error ECONNRESET: Connection reset by peer",
+    "error EPIPE: Broken pipe",
+    "error ECONNREFUSED: Connection refused",
+    "error EAGAIN: Try again",
+    "error EADDRINUSE: Address already in use",
+];
+
+fn v4_listener(agent: &xtask::lab::agent::Agent) -> String {
+    agent.listeners().unwrap().into_iter().find(|address| address.is_ipv4()).unwrap().to_string()
+}
+
+#[test]
+fn of_20_000_connections_from_8_pods_none_is_missed_and_none_is_another_pods() {
+    let Some(node) = node() else { return };
+    let pods: Vec<Pod> = NAMES.iter().map(|name| node.lab.pod(PodSpec::with_role(name, name)).unwrap()).collect();
+    let mut agent = node.agent();
+    let running: Vec<_> =
+        pods.iter().map(|pod| start_dial(pod, &["--count", "2500", "--threads", "4"])).collect();
+    for (child, name) in running.into_iter().zip(NAMES) {
+        assert_eq!(outcomes(child), counts([(name, 2500)]));
+    }
+    assert_eq!(bpf::flows_left().unwrap(), 0);
+    assert!(agent.stop().unwrap().success());
+    let summary = agent.wait_for("in the kernel").unwrap();
+    assert!(summary.contains("redirected=20000") && summary.contains("conflicts=0"), "{summary}");
+    agent.wait_for("served=20000 refused=0").unwrap();
+    assert_eq!(node.imds.seen_from_pods(), []);
+}
+
+#[test]
+fn whoever_dials_from_a_4_tuple_that_a_pod_has_just_used_gets_nothing() {
+    let Some(node) = node() else { return };
+    let victim = node
+        .lab
+        .pod(PodSpec { host_network: true, ..PodSpec::with_role("victim", "role-victim") })
+        .unwrap();
+    let agent = node.agent();
+    let listener = v4_listener(&agent);
+    common::eventually("the victim is listed", || dial(&victim, &[]) == counts([("role-victim", 1)]));
+    let mut tried = 0;
+    for port in 21_000..21_200 {
+        let source = format!("10.200.0.1:{port}");
+        assert_eq!(dial(&victim, &["--source", &source]), counts([("role-victim", 1)]), "{source}");
+        // A process of the node, outside the pods' cgroup, with the very same addresses and ports.
+        let got = node.host_dial(&["--to", &listener, "--source", &source]);
+        assert_only(&got, &REFUSED, "a process of the node");
+        tried += 1;
+    }
+    assert_eq!(tried, 200);
+    assert_eq!(bpf::flows_left().unwrap(), 0);
+}
+
+#[test]
+fn another_pod_with_the_same_address_gets_nothing_of_its_neighbours() {
+    let Some(node) = node() else { return };
+    let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
+    let twin = node
+        .lab
+        .pod(PodSpec { same_address_as: Some(victim.number()), ..PodSpec::with_role("twin", "role-twin") })
+        .unwrap();
+    let _agent = node.agent();
+    let (ip, seconds) = (victim.ip(), "8");
+    let words = |threads| -> Vec<String> {
+        let source = format!("{ip}:22000");
+        ["--source", &source, "--sweep", "--seconds", seconds, "--threads", threads, "--timeout", "20", "--reuse-port"]
+            .map(str::to_owned)
+            .to_vec()
+    };
+    let start = |pod: &Pod, threads| {
+        let words = words(threads);
+        start_dial(pod, &words.iter().map(String::as_str).collect::<Vec<_>>())
+    };
+    let (victims, twins) = (start(&victim, "2"), start(&twin, "2"));
+    let (victims, twins) = (outcomes(victims), outcomes(twins));
+    let allowed = |own: &'static str| [&REFUSED[..], &[own]].concat();
+    assert_only(&victims, &allowed("role-victim"), "the victim");
+    assert_only(&twins, &allowed("role-twin"), "its twin");
+    assert!(victims.get("role-victim").is_some_and(|served| *served > 100), "it is served all the same: {victims:?}");
+    drop(twin);
+    assert_eq!(bpf::flows_left().unwrap(), 0);
+}
+
+/// `IP_TRANSPARENT` lets a pod with CAP_NET_RAW claim any address; the answers go astray, but its claims collide with
+/// the victim's.
+#[test]
+fn sockets_bound_to_a_victims_address_never_get_or_give_a_wrong_identity_in_100_000_requests() {
+    let Some(node) = node() else { return };
+    let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
+    let thief = node.lab.pod(PodSpec::with_role("thief", "role-thief")).unwrap();
+    // The thief's packets arrive, as on a node that does not filter by source.
+    for device in ["all", &format!("pod{}", thief.number())] {
+        node.lab.node().sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0").unwrap();
+    }
+    let mut agent = node.agent();
+    let source = format!("{}:23000", victim.ip());
+    let mut spray = start_dial(
+        &thief,
+        &["--source", &source, "--sweep", "--transparent", "--seconds", "600", "--threads", "8", "--timeout", "20"],
+    );
+    let got = dial(
+        &victim,
+        &["--source", &source, "--sweep", "--count", "100000", "--threads", "4", "--timeout", "500"],
+    );
+    spray.kill().unwrap();
+    spray.wait().unwrap();
+    assert_only(&got, &[&REFUSED[..], &["role-victim"]].concat(), "the victim");
+    let served = got.get("role-victim").copied().unwrap_or_default();
+    assert!(served > 90_000, "served {served} of 100,000: {got:?}");
+    assert_eq!(bpf::flows_left().unwrap(), 0);
+    assert!(agent.stop().unwrap().success());
+    let kernel = agent.wait_for("in the kernel").unwrap();
+    assert!(!kernel.contains("conflicts=0"), "the thief did collide: {kernel}");
+    println!("{kernel}\n{}\n{got:?}", agent.wait_for("refused=").unwrap());
+}
+
+#[test]
+fn sockets_that_close_or_reset_before_they_are_accepted_leave_nothing_behind_for_others() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
+    let agent = node.agent();
+    // The agent stands still, so that connections end before they are accepted.
+    for then in ["close", "reset"] {
+        agent.signal(nix::sys::signal::Signal::SIGSTOP).unwrap();
+        let got = dial(&a, &["--then", then, "--count", "500", "--threads", "4"]);
+        assert_eq!(got.values().sum::<usize>(), 500, "{got:?}");
+        agent.signal(nix::sys::signal::Signal::SIGCONT).unwrap();
+        assert_eq!(dial(&b, &["--count", "500", "--threads", "4"]), counts([("role-b", 500)]));
+        assert_eq!(bpf::flows_left().unwrap(), 0);
+    }
+}
+
+#[test]
+fn a_pod_that_uses_a_port_again_and_again_is_known_each_time() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let _agent = node.agent();
+    let source = format!("{}:24000", a.ip());
+    let words = ["--to", IMDS, "--source", &source, "--reuse-port", "--count", "500"];
+    assert_eq!(dial(&a, &words), counts([("role-a", 500)]));
+    assert_eq!(bpf::flows_left().unwrap(), 0);
+}
+
+#[test]
+fn the_listener_serves_nobody_who_is_not_a_pod() {
+    let Some(node) = node() else { return };
+    let unknown = node.lab.pod(PodSpec { known: false, ..PodSpec::without_role("unknown") }).unwrap();
+    let agent = node.agent();
+    let listener = v4_listener(&agent);
+    assert_only(&node.host_dial(&["--to", &listener, "--count", "20"]), &REFUSED, "a process of the node");
+    let elsewhere = node.lab.aws().run(|| std::process::Command::new(client_binary()).args(["dial", "--to", &listener]).output());
+    let got: Outcomes = serde_json::from_slice(&elsewhere.unwrap().unwrap().stdout).unwrap();
+    assert_only(&got, &REFUSED, "another host");
+    // A pod that is not in the inventory is held, and told to come again: it is never told that it has no role.
+    let start = std::time::Instant::now();
+    assert_eq!(dial(&unknown, &[]), counts([("status 503", 1)]));
+    assert!(start.elapsed() >= Duration::from_millis(800), "it was held");
+}
+
+/// A process in a cgroup that a container has nested in its own, and named after another pod, is still itself.
+#[test]
+fn a_nested_cgroup_named_after_another_pod_changes_nothing() {
+    let Some(node) = node() else { return };
+    let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
+    let thief = node.lab.pod(PodSpec::with_role("thief", "role-thief")).unwrap();
+    let _agent = node.agent();
+    let nested = thief.cgroup().join(format!("pod{}/c0ffee", victim.uid()));
+    std::fs::create_dir_all(&nested).unwrap();
+    let mut command =
+        xtask::lab::pod::command_in(&client_binary(), Some(&nested), thief.netns().unwrap().file()).unwrap();
+    let child = command.arg("dial").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    assert_eq!(outcomes(child), counts([("role-thief", 1)]));
+}
+
+#[test]
+fn a_connection_from_an_address_that_is_not_the_pods_gets_no_role() {
+    let Some(node): Option<Node> = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let netns = a.netns().unwrap();
+    netns.add_address("lo", "10.244.99.99/32").unwrap();
+    let back = ["route", "add", "10.244.99.99/32", "via", "10.244.1.2"];
+    assert!(node.host_command("ip").args(back).status().unwrap().success());
+    let _agent = node.agent();
+    assert_eq!(dial(&a, &["--source", "10.244.99.99:0"]), counts([("status 404", 1)]));
+    assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
+}
