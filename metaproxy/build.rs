@@ -3,11 +3,11 @@
 //! missing.
 
 use std::path::{Path, PathBuf};
-use std::{env, fs};
+use std::{env, fs, io};
 
-fn main() {
-    let out = PathBuf::from(env::var_os("OUT_DIR").expect("cargo sets OUT_DIR")).join("metaproxy.o");
-    let arch = env::var("CARGO_CFG_TARGET_ARCH").expect("cargo sets CARGO_CFG_TARGET_ARCH");
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    let out = PathBuf::from(env::var_os("OUT_DIR").ok_or("no OUT_DIR")?).join("metaproxy.o");
+    let arch = env::var_os("CARGO_CFG_TARGET_ARCH").ok_or("no CARGO_CFG_TARGET_ARCH")?;
     let suffix = if env::var_os("CARGO_FEATURE_EBPF_LOG").is_some() {
         "-log"
     } else {
@@ -15,15 +15,16 @@ fn main() {
     };
     let root = Path::new(env!("CARGO_MANIFEST_DIR"))
         .parent()
-        .expect("the crate stands in the workspace");
+        .ok_or("the crate stands in no workspace")?;
     let object = root
         .join("target/bpf")
-        .join(format!("metaproxy.{arch}{suffix}.o"));
+        .join(format!("metaproxy.{}{suffix}.o", arch.display()));
 
     // A path that does not exist yet makes cargo run this script again each time, which is what is wanted.
     println!("cargo:rerun-if-changed={}", object.display());
     match fs::copy(&object, &out) {
-        Ok(_) => {}
-        Err(_) => fs::write(&out, b"").expect("OUT_DIR can be written to"),
+        Ok(_) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(fs::write(&out, b"")?),
+        Err(error) => Err(error.into()),
     }
 }

@@ -250,10 +250,10 @@ fn consequences(inventory: &Inventory, rules: &Rules) -> (HashSet<SessionKey>, B
         if pod.host_network && has_role && !by_default {
             host_pods.insert(uid.clone());
         }
-        if let Decision::Granted(grant) = &decision {
-            if !(pod.host_network && by_default) {
-                keys.insert(SessionKey::of_grant(grant));
-            }
+        if let Decision::Granted(grant) = &decision
+            && !(pod.host_network && by_default)
+        {
+            keys.insert(SessionKey::of_grant(grant));
         }
     }
     (keys, host_pods)

@@ -1,5 +1,7 @@
 //! Who a connection belongs to: never a miss for those who are honest, never a wrong pod for those who are not.
 
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
 mod common;
 
 use std::time::Duration;
@@ -12,7 +14,10 @@ const NAMES: [&str; 8] = ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"];
 
 /// Only these outcomes; others are shown.
 fn assert_only(outcomes: &Outcomes, allowed: &[&str], context: &str) {
-    let others: Vec<_> = outcomes.iter().filter(|(outcome, _)| !allowed.contains(&outcome.as_str())).collect();
+    let others: Vec<_> = outcomes
+        .iter()
+        .filter(|(outcome, _)| !allowed.contains(&outcome.as_str()))
+        .collect();
     assert!(others.is_empty(), "{context}: {others:?}, beside {outcomes:?}");
 }
 
@@ -29,23 +34,37 @@ const REFUSED: [&str; 8] = [
 ];
 
 fn v4_listener(agent: &xtask::lab::agent::Agent) -> String {
-    agent.listeners().unwrap().into_iter().find(|address| address.is_ipv4()).unwrap().to_string()
+    agent
+        .listeners()
+        .unwrap()
+        .into_iter()
+        .find(|address| address.is_ipv4())
+        .unwrap()
+        .to_string()
 }
 
 #[test]
 fn of_20_000_connections_from_8_pods_none_is_missed_and_none_is_another_pods() {
     let Some(node) = node() else { return };
-    let pods: Vec<Pod> = NAMES.iter().map(|name| node.lab.pod(PodSpec::with_role(name, name)).unwrap()).collect();
+    let pods: Vec<Pod> = NAMES
+        .iter()
+        .map(|name| node.lab.pod(PodSpec::with_role(name, name)).unwrap())
+        .collect();
     let mut agent = node.agent();
-    let running: Vec<_> =
-        pods.iter().map(|pod| start_dial(pod, &["--count", "2500", "--threads", "4"])).collect();
+    let running: Vec<_> = pods
+        .iter()
+        .map(|pod| start_dial(pod, &["--count", "2500", "--threads", "4"]))
+        .collect();
     for (child, name) in running.into_iter().zip(NAMES) {
         assert_eq!(outcomes(child), counts([(name, 2500)]));
     }
     assert_eq!(bpf::flows_left().unwrap(), 0);
     assert!(agent.stop().unwrap().success());
     let summary = agent.wait_for("in the kernel").unwrap();
-    assert!(summary.contains("redirected=20000") && summary.contains("conflicts=0"), "{summary}");
+    assert!(
+        summary.contains("redirected=20000") && summary.contains("conflicts=0"),
+        "{summary}"
+    );
     agent.wait_for("served=20000 refused=0").unwrap();
     assert_eq!(node.imds.seen_from_pods(), []);
 }
@@ -55,15 +74,24 @@ fn whoever_dials_from_a_4_tuple_that_a_pod_has_just_used_gets_nothing() {
     let Some(node) = node() else { return };
     let victim = node
         .lab
-        .pod(PodSpec { host_network: true, ..PodSpec::with_role("victim", "role-victim") })
+        .pod(PodSpec {
+            host_network: true,
+            ..PodSpec::with_role("victim", "role-victim")
+        })
         .unwrap();
     let agent = node.agent();
     let listener = v4_listener(&agent);
-    common::eventually("the victim is listed", || dial(&victim, &[]) == counts([("role-victim", 1)]));
+    common::eventually("the victim is listed", || {
+        dial(&victim, &[]) == counts([("role-victim", 1)])
+    });
     let mut tried = 0;
     for port in 21_000..21_200 {
         let source = format!("10.200.0.1:{port}");
-        assert_eq!(dial(&victim, &["--source", &source]), counts([("role-victim", 1)]), "{source}");
+        assert_eq!(
+            dial(&victim, &["--source", &source]),
+            counts([("role-victim", 1)]),
+            "{source}"
+        );
         // A process of the node, outside the pods' cgroup, with the very same addresses and ports.
         let got = node.host_dial(&["--to", &listener, "--source", &source]);
         assert_only(&got, &REFUSED, "a process of the node");
@@ -79,15 +107,29 @@ fn another_pod_with_the_same_address_gets_nothing_of_its_neighbours() {
     let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
     let twin = node
         .lab
-        .pod(PodSpec { same_address_as: Some(victim.number()), ..PodSpec::with_role("twin", "role-twin") })
+        .pod(PodSpec {
+            same_address_as: Some(victim.number()),
+            ..PodSpec::with_role("twin", "role-twin")
+        })
         .unwrap();
     let _agent = node.agent();
     let (ip, seconds) = (victim.ip(), "8");
     let words = |threads| -> Vec<String> {
         let source = format!("{ip}:22000");
-        ["--source", &source, "--sweep", "--seconds", seconds, "--threads", threads, "--timeout", "20", "--reuse-port"]
-            .map(str::to_owned)
-            .to_vec()
+        [
+            "--source",
+            &source,
+            "--sweep",
+            "--seconds",
+            seconds,
+            "--threads",
+            threads,
+            "--timeout",
+            "20",
+            "--reuse-port",
+        ]
+        .map(str::to_owned)
+        .to_vec()
     };
     let start = |pod: &Pod, threads| {
         let words = words(threads);
@@ -98,7 +140,10 @@ fn another_pod_with_the_same_address_gets_nothing_of_its_neighbours() {
     let allowed = |own: &'static str| [&REFUSED[..], &[own]].concat();
     assert_only(&victims, &allowed("role-victim"), "the victim");
     assert_only(&twins, &allowed("role-twin"), "its twin");
-    assert!(victims.get("role-victim").is_some_and(|served| *served > 100), "it is served all the same: {victims:?}");
+    assert!(
+        victims.get("role-victim").is_some_and(|served| *served > 100),
+        "it is served all the same: {victims:?}"
+    );
     drop(twin);
     assert_eq!(bpf::flows_left().unwrap(), 0);
 }
@@ -112,17 +157,41 @@ fn sockets_bound_to_a_victims_address_never_get_or_give_a_wrong_identity_in_100_
     let thief = node.lab.pod(PodSpec::with_role("thief", "role-thief")).unwrap();
     // The thief's packets arrive, as on a node that does not filter by source.
     for device in ["all", &format!("pod{}", thief.number())] {
-        node.lab.node().sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0").unwrap();
+        node.lab
+            .node()
+            .sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0")
+            .unwrap();
     }
     let mut agent = node.agent();
     let source = format!("{}:23000", victim.ip());
     let mut spray = start_dial(
         &thief,
-        &["--source", &source, "--sweep", "--transparent", "--seconds", "600", "--threads", "8", "--timeout", "20"],
+        &[
+            "--source",
+            &source,
+            "--sweep",
+            "--transparent",
+            "--seconds",
+            "600",
+            "--threads",
+            "8",
+            "--timeout",
+            "20",
+        ],
     );
     let got = dial(
         &victim,
-        &["--source", &source, "--sweep", "--count", "100000", "--threads", "4", "--timeout", "500"],
+        &[
+            "--source",
+            &source,
+            "--sweep",
+            "--count",
+            "100000",
+            "--threads",
+            "4",
+            "--timeout",
+            "500",
+        ],
     );
     spray.kill().unwrap();
     spray.wait().unwrap();
@@ -148,7 +217,10 @@ fn sockets_that_close_or_reset_before_they_are_accepted_leave_nothing_behind_for
         let got = dial(&a, &["--then", then, "--count", "500", "--threads", "4"]);
         assert_eq!(got.values().sum::<usize>(), 500, "{got:?}");
         agent.signal(nix::sys::signal::Signal::SIGCONT).unwrap();
-        assert_eq!(dial(&b, &["--count", "500", "--threads", "4"]), counts([("role-b", 500)]));
+        assert_eq!(
+            dial(&b, &["--count", "500", "--threads", "4"]),
+            counts([("role-b", 500)])
+        );
         assert_eq!(bpf::flows_left().unwrap(), 0);
     }
 }
@@ -159,7 +231,15 @@ fn a_pod_that_uses_a_port_again_and_again_is_known_each_time() {
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let _agent = node.agent();
     let source = format!("{}:24000", a.ip());
-    let words = ["--to", IMDS, "--source", &source, "--reuse-port", "--count", "500"];
+    let words = [
+        "--to",
+        IMDS,
+        "--source",
+        &source,
+        "--reuse-port",
+        "--count",
+        "500",
+    ];
     assert_eq!(dial(&a, &words), counts([("role-a", 500)]));
     assert_eq!(bpf::flows_left().unwrap(), 0);
 }
@@ -167,11 +247,25 @@ fn a_pod_that_uses_a_port_again_and_again_is_known_each_time() {
 #[test]
 fn the_listener_serves_nobody_who_is_not_a_pod() {
     let Some(node) = node() else { return };
-    let unknown = node.lab.pod(PodSpec { known: false, ..PodSpec::without_role("unknown") }).unwrap();
+    let unknown = node
+        .lab
+        .pod(PodSpec {
+            known: false,
+            ..PodSpec::without_role("unknown")
+        })
+        .unwrap();
     let agent = node.agent();
     let listener = v4_listener(&agent);
-    assert_only(&node.host_dial(&["--to", &listener, "--count", "20"]), &REFUSED, "a process of the node");
-    let elsewhere = node.lab.aws().run(|| std::process::Command::new(client_binary()).args(["dial", "--to", &listener]).output());
+    assert_only(
+        &node.host_dial(&["--to", &listener, "--count", "20"]),
+        &REFUSED,
+        "a process of the node",
+    );
+    let elsewhere = node.lab.aws().run(|| {
+        std::process::Command::new(client_binary())
+            .args(["dial", "--to", &listener])
+            .output()
+    });
     let got: Outcomes = serde_json::from_slice(&elsewhere.unwrap().unwrap().stdout).unwrap();
     assert_only(&got, &REFUSED, "another host");
     // A pod that is not in the inventory is held, and told to come again: it is never told that it has no role.
@@ -191,7 +285,11 @@ fn a_nested_cgroup_named_after_another_pod_changes_nothing() {
     std::fs::create_dir_all(&nested).unwrap();
     let mut command =
         xtask::lab::pod::command_in(&client_binary(), Some(&nested), thief.netns().unwrap().file()).unwrap();
-    let child = command.arg("dial").stdout(std::process::Stdio::piped()).spawn().unwrap();
+    let child = command
+        .arg("dial")
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
     assert_eq!(outcomes(child), counts([("role-thief", 1)]));
 }
 
@@ -204,6 +302,9 @@ fn a_connection_from_an_address_that_is_not_the_pods_gets_no_role() {
     let back = ["route", "add", "10.244.99.99/32", "via", "10.244.1.2"];
     assert!(node.host_command("ip").args(back).status().unwrap().success());
     let _agent = node.agent();
-    assert_eq!(dial(&a, &["--source", "10.244.99.99:0"]), counts([("status 404", 1)]));
+    assert_eq!(
+        dial(&a, &["--source", "10.244.99.99:0"]),
+        counts([("status 404", 1)])
+    );
     assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
 }

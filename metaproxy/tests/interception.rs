@@ -1,5 +1,7 @@
 //! What is intercepted, and what is not touched: real programs, real connections of every kind.
 
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
 mod common;
 
 use common::{IMDS, IMDS6, MAPPED, counts, dial, eventually, node};

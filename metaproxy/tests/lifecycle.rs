@@ -1,5 +1,7 @@
 //! Starting, ending, and what stays behind: nothing.
 
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
 mod common;
 
 use std::fs;
@@ -18,7 +20,10 @@ const NOTHING: [String; 0] = [];
 /// Differs from run to run, which is what is wanted: the time at which something is killed.
 fn random_below(limit: u64) -> u64 {
     use std::hash::{BuildHasher as _, Hasher as _};
-    std::collections::hash_map::RandomState::new().build_hasher().finish() % limit
+    std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish()
+        % limit
 }
 
 #[test]
@@ -36,11 +41,19 @@ fn killed_at_20_random_moments_under_load_it_leaves_nothing_and_starts_again() {
         agent.signal(Signal::SIGKILL).unwrap();
         agent.wait().unwrap();
         assert_eq!(bpf::left_over(), NOTHING, "round {round}, killed after {lives:?}");
-        assert_eq!(snapshot(node.lab.node()).unwrap(), before, "round {round}, killed after {lives:?}");
+        assert_eq!(
+            snapshot(node.lab.node()).unwrap(),
+            before,
+            "round {round}, killed after {lives:?}"
+        );
         let _ = outcomes(load);
     }
     let _agent = node.agent();
-    assert_eq!(dial(&a, &["--count", "10"]), counts([("role-a", 10)]), "the next start works");
+    assert_eq!(
+        dial(&a, &["--count", "10"]),
+        counts([("role-a", 10)]),
+        "the next start works"
+    );
 }
 
 #[test]
@@ -53,10 +66,19 @@ fn the_pods_cgroup_may_come_late_and_be_made_again() {
     for round in 1..=3 {
         fs::create_dir_all(kubepods.join("burstable")).unwrap();
         let made = Instant::now();
-        let a = node.lab.pod(PodSpec::with_role("a", &format!("role-{round}"))).unwrap();
+        let a = node
+            .lab
+            .pod(PodSpec::with_role("a", &format!("role-{round}")))
+            .unwrap();
         agent.wait_for_nth(" ready ", round).unwrap();
-        assert!(made.elapsed() < Duration::from_secs(1), "intercepted again within a second: {:?}", made.elapsed());
-        eventually("the pod is served", || dial(&a, &[]) == counts([(format!("role-{round}").as_str(), 1)]));
+        assert!(
+            made.elapsed() < Duration::from_secs(1),
+            "intercepted again within a second: {:?}",
+            made.elapsed()
+        );
+        eventually("the pod is served", || {
+            dial(&a, &[]) == counts([(format!("role-{round}").as_str(), 1)])
+        });
         drop(a);
         kill_all_in(&kubepods);
         remove_cgroup(&kubepods);
@@ -67,24 +89,42 @@ fn the_pods_cgroup_may_come_late_and_be_made_again() {
 #[test]
 fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder_and_nothing_was_attached() {
     let Some(node) = node() else { return };
-    let taken = node.lab.node().run(|| std::net::TcpListener::bind("10.200.0.1:18181").unwrap()).unwrap();
+    let taken = node
+        .lab
+        .node()
+        .run(|| std::net::TcpListener::bind("10.200.0.1:18181").unwrap())
+        .unwrap();
     let mut agent = Agent::spawn(&node.lab, &node.spec().with(&["--listen-port", "18181"])).unwrap();
     assert_eq!(agent.wait().unwrap().code(), Some(1));
     let said = agent.said();
     let holder = format!("(pid {})", std::process::id());
-    assert!(said.contains("--listen-port 18181: 10.200.0.1:18181 is already taken by") && said.contains(&holder), "{said}");
+    assert!(
+        said.contains("--listen-port 18181: 10.200.0.1:18181 is already taken by") && said.contains(&holder),
+        "{said}"
+    );
     assert_eq!(bpf::ours(), NOTHING);
     drop(taken);
     let agent = Agent::start(&node.lab, &node.spec().with(&["--listen-port", "18181"])).unwrap();
-    assert!(agent.listeners().unwrap().iter().all(|listener| listener.port() == 18_181));
+    assert!(
+        agent
+            .listeners()
+            .unwrap()
+            .iter()
+            .all(|listener| listener.port() == 18_181)
+    );
 }
 
 #[test]
 fn a_free_port_is_outside_the_ephemeral_and_nodeport_ranges_and_no_pods_host_port() {
     let Some(node) = node() else { return };
     // Nearly everything is spoken for: what is left is 10240 to 10249, and of these a pod has all but one.
-    node.lab.node().sysctl("net/ipv4/ip_local_port_range", "10250 65535").unwrap();
-    let ports: Vec<_> = (10_240..10_249).map(|port| format!("{{containerPort: 80, hostPort: {port}}}")).collect();
+    node.lab
+        .node()
+        .sysctl("net/ipv4/ip_local_port_range", "10250 65535")
+        .unwrap();
+    let ports: Vec<_> = (10_240..10_249)
+        .map(|port| format!("{{containerPort: 80, hostPort: {port}}}"))
+        .collect();
     node.lab
         .manifest(
             "ports.yaml",
@@ -95,7 +135,15 @@ fn a_free_port_is_outside_the_ephemeral_and_nodeport_ranges_and_no_pods_host_por
         )
         .unwrap();
     let agent = node.agent();
-    assert!(agent.listeners().unwrap().iter().all(|listener| listener.port() == 10_249), "{}", agent.said());
+    assert!(
+        agent
+            .listeners()
+            .unwrap()
+            .iter()
+            .all(|listener| listener.port() == 10_249),
+        "{}",
+        agent.said()
+    );
     // A second one finds another all the same.
     let second = node.agent();
     let port = second.listeners().unwrap()[0].port();
@@ -115,7 +163,11 @@ fn of_two_agents_the_older_serves_until_it_ends_and_no_request_is_lost() {
         // The older one goes; the younger was not asked anything so far.
         let mut older = agents.remove(0);
         assert!(older.stop().unwrap().success());
-        assert!(!older.wait_for("served=").unwrap().contains("served=0 "), "{}", older.said());
+        assert!(
+            !older.wait_for("served=").unwrap().contains("served=0 "),
+            "{}",
+            older.said()
+        );
     }
     // And the other way round: the younger goes, unasked.
     agents.push(node.agent());
@@ -123,7 +175,11 @@ fn of_two_agents_the_older_serves_until_it_ends_and_no_request_is_lost() {
     assert!(younger.stop().unwrap().success());
     younger.wait_for("served=0 ").unwrap();
     let got = outcomes(load);
-    assert_eq!(got.keys().collect::<Vec<_>>(), ["role-a"], "none failed, none went to the node: {got:?}");
+    assert_eq!(
+        got.keys().collect::<Vec<_>>(),
+        ["role-a"],
+        "none failed, none went to the node: {got:?}"
+    );
     assert_eq!(node.imds.seen_from_pods(), []);
 }
 
@@ -162,7 +218,13 @@ fn kept_connections_end_with_the_agent(#[case] in_use: bool) {
     use std::io::{Read as _, Write as _};
     let Some(node) = node() else { return };
     let mut agent = node.agent();
-    let listed = node.lab.pod(PodSpec { host_network: true, ..PodSpec::with_role("a", "role-a") }).unwrap();
+    let listed = node
+        .lab
+        .pod(PodSpec {
+            host_network: true,
+            ..PodSpec::with_role("a", "role-a")
+        })
+        .unwrap();
     eventually("it is listed", || dial(&listed, &[]) == counts([("role-a", 1)]));
     // One connection, held by a process of the pod that asks when it is told to.
     let mut client = listed
@@ -188,7 +250,11 @@ fn kept_connections_end_with_the_agent(#[case] in_use: bool) {
     let mut said = String::new();
     client.stdout.take().unwrap().read_to_string(&mut said).unwrap();
     client.wait().unwrap();
-    assert_eq!(said.matches("404").count(), if in_use { 2 } else { 1 }, "each was answered: {said}");
+    assert_eq!(
+        said.matches("404").count(),
+        if in_use { 2 } else { 1 },
+        "each was answered: {said}"
+    );
     assert_eq!(said.contains("404 close"), in_use, "{said}");
     assert!(took < Duration::from_secs(if in_use { 2 } else { 6 }), "{took:?}");
 }
@@ -202,7 +268,11 @@ fn kept_connections_end_with_the_agent(#[case] in_use: bool) {
 #[case(&["--base-role-arn", "arn:aws:iam::1:role/"], 64, "cannot be used multiple times")]
 #[case(&["--default-role", "arn:aws:iam::1:role/x"], 64, "the account of an ARN is 12 digits")]
 #[case(&["--session-duration", "90m"], 64, "role chaining")]
-fn bad_usage_is_a_sentence_and_nothing_is_attached(#[case] flags: &[&str], #[case] code: i32, #[case] sentence: &str) {
+fn bad_usage_is_a_sentence_and_nothing_is_attached(
+    #[case] flags: &[&str],
+    #[case] code: i32,
+    #[case] sentence: &str,
+) {
     let Some(node) = node() else { return };
     let mut agent = Agent::spawn(&node.lab, &node.spec().with(flags)).unwrap();
     assert_eq!(agent.wait().unwrap().code(), Some(code), "{}", agent.said());
@@ -218,7 +288,10 @@ fn a_missing_directory_of_manifests_is_a_sentence() {
         .unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
-    assert!(said.contains("--manifests /nonexistent/pods: No such file"), "{said}");
+    assert!(
+        said.contains("--manifests /nonexistent/pods: No such file"),
+        "{said}"
+    );
 }
 
 #[test]
@@ -226,28 +299,59 @@ fn bad_manifests_are_reported_and_the_other_pods_served() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let twin = node.lab.pod(PodSpec::with_role("twin", "role-twin")).unwrap();
-    let malformed = node.lab.pod(PodSpec::with_role("malformed", "arn:aws:iam::1:role/x")).unwrap();
-    node.lab.manifest("nouid.yaml", "# one\nkind: Pod\nmetadata: {name: nouid, namespace: apps}\n").unwrap();
-    node.lab.manifest("broken.yaml", "kind: Pod\nmetadata:\n  name: [x\n").unwrap();
-    let text = format!("kind: Pod\nmetadata: {{name: impostor, namespace: apps, uid: {}}}\n", twin.uid());
+    let malformed = node
+        .lab
+        .pod(PodSpec::with_role("malformed", "arn:aws:iam::1:role/x"))
+        .unwrap();
+    node.lab
+        .manifest(
+            "nouid.yaml",
+            "# one\nkind: Pod\nmetadata: {name: nouid, namespace: apps}\n",
+        )
+        .unwrap();
+    node.lab
+        .manifest("broken.yaml", "kind: Pod\nmetadata:\n  name: [x\n")
+        .unwrap();
+    let text = format!(
+        "kind: Pod\nmetadata: {{name: impostor, namespace: apps, uid: {}}}\n",
+        twin.uid()
+    );
     node.lab.manifest("impostor.yaml", &text).unwrap();
     let agent = node.agent();
-    agent.wait_for("nouid.yaml:1: pod apps/nouid has no metadata.uid").unwrap();
+    agent
+        .wait_for("nouid.yaml:1: pod apps/nouid has no metadata.uid")
+        .unwrap();
     agent.wait_for("broken.yaml:4: ").unwrap();
     let line = agent.wait_for(&format!("UID {} is that of", twin.uid())).unwrap();
-    assert!(line.contains("apps/twin") && line.contains("apps/impostor"), "{line}");
+    assert!(
+        line.contains("apps/twin") && line.contains("apps/impostor"),
+        "{line}"
+    );
     assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
     assert_eq!(dial(&twin, &[]), counts([("status 404", 1)]), "neither of two");
-    let document: Outcomes = dial(&malformed, &["--path", "/latest/meta-data/iam/security-credentials/x"]);
+    let document: Outcomes = dial(
+        &malformed,
+        &["--path", "/latest/meta-data/iam/security-credentials/x"],
+    );
     let (document, _) = document.first_key_value().unwrap();
-    assert!(document.contains("AssumeRoleUnauthorizedAccess") && document.contains("12 digits"), "{document}");
+    assert!(
+        document.contains("AssumeRoleUnauthorizedAccess") && document.contains("12 digits"),
+        "{document}"
+    );
 
     // A good file that breaks keeps what it held; mended, it counts again. No restart in between.
-    node.lab.manifest("a.json", "{\"kind\": \"Pod\",\n\"metadata\": }").unwrap();
+    node.lab
+        .manifest("a.json", "{\"kind\": \"Pod\",\n\"metadata\": }")
+        .unwrap();
     agent.wait_for("a.json:2: ").unwrap();
     assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
-    a.write_manifest(&[("iam.amazonaws.com/role".to_owned(), "role-new".to_owned())]).unwrap();
-    eventually("the mended file counts", || dial(&a, &[]) == counts([("role-new", 1)]));
+    a.write_manifest(&[("iam.amazonaws.com/role".to_owned(), "role-new".to_owned())])
+        .unwrap();
+    eventually("the mended file counts", || {
+        dial(&a, &[]) == counts([("role-new", 1)])
+    });
     fs::remove_file(node.lab.manifests().join("impostor.yaml")).unwrap();
-    eventually("the UID is one pod's again", || dial(&twin, &[]) == counts([("role-twin", 1)]));
+    eventually("the UID is one pod's again", || {
+        dial(&twin, &[]) == counts([("role-twin", 1)])
+    });
 }

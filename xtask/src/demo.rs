@@ -1,3 +1,273 @@
-pub fn run() -> anyhow::Result<()> {
+//! `cargo xtask demo`: the main job, to look at. No AWS account and no cluster: two pods with roles and one without,
+//! a pretend metadata service and STS, and the real agent with its real programs.
+
+use std::fmt::Display;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use xtask::lab::agent::{Agent, AgentSpec};
+use xtask::lab::imds::{FakeImds, NODE_ROLE};
+use xtask::lab::leftovers::snapshot;
+use xtask::lab::pod::{Pod, PodSpec, command_in};
+use xtask::lab::sts::FakeSts;
+use xtask::lab::{Lab, bpf, require_root};
+
+use crate::shell::{cargo, root, run as run_command, step};
+use crate::{ebpf, setup};
+
+/// The port of kube2iam's and kiam's agents, which others on a node want.
+const CONTESTED_PORT: u16 = 8181;
+
+const LIST: &str = "/latest/meta-data/iam/security-credentials/";
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn interrupt(_signal: i32) {
+    INTERRUPTED.store(true, Ordering::SeqCst);
+}
+
+/// Ctrl-C and SIGTERM end the demo between two steps, so that everything is cleaned up on the way out.
+fn catch_interrupts() -> Result<()> {
+    let action = SigAction::new(SigHandler::Handler(interrupt), SaFlags::empty(), SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        // SAFETY: the handler only stores to an atomic.
+        unsafe { sigaction(signal, &action) }.context("cannot handle Ctrl-C")?;
+    }
     Ok(())
+}
+
+fn go_on() -> Result<()> {
+    ensure!(
+        !INTERRUPTED.load(Ordering::SeqCst),
+        "interrupted; everything was cleaned up"
+    );
+    Ok(())
+}
+
+/// One line of the report, which must be as it should be.
+fn show(who: &str, asked: &str, got: impl Display, right: bool) -> Result<()> {
+    go_on()?;
+    println!(
+        "  {} {who:<22} {asked:<34} {got}",
+        if right { "ok " } else { "BAD" }
+    );
+    ensure!(right, "{who}: {asked}: {got} is not as it should be");
+    Ok(())
+}
+
+/// Builds what is needed, shows it, and fails where anything is not as it should be.
+pub fn run() -> Result<()> {
+    require_root()?;
+    setup::for_demo()?;
+    ebpf::build()?;
+    step("building the agent");
+    run_command(cargo().args(["build", "--quiet", "--package", "metaproxy", "--bin", "metaproxy"]))?;
+    catch_interrupts()?;
+    step("a node, its pods and its metadata service (cgroups and network namespaces of this machine)");
+    let lab = Lab::new()?;
+    demonstrate(&lab).inspect_err(|_| println!())
+}
+
+fn demonstrate(lab: &Lab) -> Result<()> {
+    let keys = (
+        "ASIANODE".to_owned(),
+        "secret-of-node".to_owned(),
+        "token-of-node".to_owned(),
+    );
+    let imds = FakeImds::start(lab.aws(), keys)?;
+    let sts = FakeSts::start(lab.aws(), Duration::from_millis(50))?;
+    let reader = lab.pod(PodSpec::with_role("reader", "reader"))?;
+    let writer = lab.pod(PodSpec::with_role(
+        "writer",
+        "arn:aws:iam::123456789012:role/team/writer",
+    ))?;
+    let plain = lab.pod(PodSpec::without_role("plain"))?;
+    let before = snapshot(lab.node())?;
+    ensure!(
+        bpf::ours().is_empty(),
+        "programs of another metaproxy are loaded on this machine: {:?}",
+        bpf::ours()
+    );
+
+    step("without metaproxy, every pod gets the role of the node");
+    for (name, pod) in [("reader", &reader), ("writer", &writer), ("plain", &plain)] {
+        let got = ask(pod, LIST)?;
+        show(
+            &format!("pod {name}"),
+            "GET …/security-credentials/",
+            format!("→ {got}"),
+            got == NODE_ROLE,
+        )?;
+    }
+
+    step("metaproxy starts");
+    let spec = AgentSpec::new(&root().join("target/debug/metaproxy"), &FakeSts::url());
+    let mut agent = Agent::start(lab, &spec)?;
+    let listeners = agent.listeners()?;
+    let shown = listeners
+        .iter()
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(" and ");
+    let fine = listeners.iter().all(|listener| listener.port() != CONTESTED_PORT);
+    show("agent", "listens on a port of its choice:", shown, fine)?;
+    let seen_before = imds.seen_from_pods().len();
+    for (name, pod, role) in [("reader", &reader, "reader"), ("writer", &writer, "writer")] {
+        let who = format!("pod {name}");
+        let got = ask(pod, LIST)?;
+        show(
+            &who,
+            "GET …/security-credentials/",
+            format!("→ {got}"),
+            got == role,
+        )?;
+        let (key, expires) = credentials(&ask(pod, &format!("{LIST}{role}"))?)?;
+        let right = key.starts_with("ASIA") && key.ends_with(role);
+        show(
+            &who,
+            &format!("GET …/security-credentials/{role}"),
+            format!("→ key {key}, until {expires}"),
+            right,
+        )?;
+        let got = ask(pod, &format!("{LIST}{NODE_ROLE}"))?;
+        show(
+            &who,
+            &format!("GET …/security-credentials/{NODE_ROLE}"),
+            format!("→ {got}"),
+            got == "status 404",
+        )?;
+    }
+    let got = ask(&plain, LIST)?;
+    show(
+        "pod plain (no role)",
+        "GET …/security-credentials/",
+        format!("→ {got}"),
+        got == "status 404",
+    )?;
+    let got = ask_from_host(lab, LIST)?;
+    show(
+        "process of the node",
+        "GET …/security-credentials/",
+        format!("→ {got}"),
+        got == NODE_ROLE,
+    )?;
+    let reached = imds.seen_from_pods().len() - seen_before;
+    show(
+        "node's IMDS",
+        "requests of pods that reached it:",
+        reached,
+        reached == 0,
+    )?;
+    for call in sts.calls() {
+        show(
+            "STS",
+            &format!("AssumeRole for {}", call.session),
+            format!("→ {}", call.role),
+            true,
+        )?;
+    }
+    let bound = is_bound(lab, CONTESTED_PORT)?;
+    show(
+        "port 8181",
+        "bound by anybody:",
+        if bound { "yes" } else { "no" },
+        !bound,
+    )?;
+    let during = snapshot(lab.node())?;
+    show(
+        "node's network",
+        "rules, routes, interfaces:",
+        "as before",
+        during == before,
+    )?;
+    show(
+        "kernel",
+        "programs, links and maps of ours:",
+        bpf::ours().len(),
+        bpf::ours().len() > 5,
+    )?;
+
+    step("metaproxy is killed with SIGKILL");
+    agent.signal(Signal::SIGKILL)?;
+    agent.wait()?;
+    let left = bpf::left_over();
+    show(
+        "kernel",
+        "programs, links and maps of ours:",
+        left.len(),
+        left.is_empty(),
+    )?;
+    let after = snapshot(lab.node())?;
+    show(
+        "node's network",
+        "rules, routes, interfaces:",
+        "as before",
+        after == before,
+    )?;
+    let got = ask_from_host(lab, LIST)?;
+    show(
+        "process of the node",
+        "GET …/security-credentials/",
+        format!("→ {got}"),
+        got == NODE_ROLE,
+    )?;
+    println!("\nEverything was as it should be.");
+    Ok(())
+}
+
+fn client() -> Result<PathBuf> {
+    std::env::current_exe().context("this program's path")
+}
+
+fn ask(pod: &Pod, path: &str) -> Result<String> {
+    answer(&mut pod.command(client()?)?, path)
+}
+
+fn ask_from_host(lab: &Lab, path: &str) -> Result<String> {
+    answer(
+        &mut command_in(&client()?, Some(&lab.host_cgroup()), lab.node().file())?,
+        path,
+    )
+}
+
+/// The one outcome of one request.
+fn answer(command: &mut Command, path: &str) -> Result<String> {
+    let output = command
+        .args(["dial", "--path", path])
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run a client")?;
+    let outcomes: serde_json::Value =
+        serde_json::from_slice(&output.stdout).context("the client's outcome")?;
+    let outcome = outcomes
+        .as_object()
+        .and_then(|outcomes| outcomes.keys().next().cloned());
+    outcome.context("the client had no outcome")
+}
+
+fn credentials(document: &str) -> Result<(String, String)> {
+    let document: serde_json::Value =
+        serde_json::from_str(document).with_context(|| format!("no credentials but: {document}"))?;
+    let field = |name: &str| {
+        document[name]
+            .as_str()
+            .map(str::to_owned)
+            .with_context(|| format!("no {name}"))
+    };
+    Ok((field("AccessKeyId")?, field("Expiration")?))
+}
+
+/// Whether anything listens on a port of the node.
+fn is_bound(lab: &Lab, port: u16) -> Result<bool> {
+    let address = SocketAddr::from(([0, 0, 0, 0], port));
+    match lab.node().run(|| std::net::TcpListener::bind(address))? {
+        Ok(_) => Ok(false),
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Ok(true),
+        Err(error) => bail!("cannot try port {port}: {error}"),
+    }
 }

@@ -289,13 +289,18 @@ fn read_answer(stream: &mut TcpStream) -> io::Result<(String, bool)> {
     loop {
         if let Some((head, body)) = split(&answer) {
             let field = |name: &str| {
-                head.lines().find_map(|line| Some(line.to_ascii_lowercase().strip_prefix(name)?.trim().to_owned()))
+                head.lines()
+                    .find_map(|line| Some(line.to_ascii_lowercase().strip_prefix(name)?.trim().to_owned()))
             };
             let length = field("content-length:").and_then(|length| length.parse::<usize>().ok());
             if body.len() >= length.unwrap_or(0) {
                 let status = head.split(' ').nth(1).unwrap_or_default();
                 let body = String::from_utf8_lossy(body).into_owned();
-                let outcome = if status == "200" { body } else { format!("status {status}") };
+                let outcome = if status == "200" {
+                    body
+                } else {
+                    format!("status {status}")
+                };
                 return Ok((outcome, field("connection:").as_deref() != Some("close")));
             }
         }

@@ -40,6 +40,9 @@ pub struct Service<I> {
     tokens: Tokens,
 }
 
+/// The request's token is not one of this pod's, or has expired.
+struct BadToken;
+
 /// A role in the list, and how its credentials are had.
 enum Listed {
     Granted(Grant),
@@ -66,13 +69,13 @@ impl<I: Issuer> Service<I> {
             (_, Path::Token) => {
                 answer::failure(StatusCode::METHOD_NOT_ALLOWED, "A token is asked for with PUT.")
             }
-            (&Method::GET | &Method::HEAD, path) => {
-                let left = match self.token_left(caller, headers) {
-                    Ok(left) => left,
-                    Err(refusal) => return refusal,
-                };
-                answer::with_token_left(self.read(caller, path, deadline).await, left)
-            }
+            (&Method::GET | &Method::HEAD, path) => match self.token_left(caller, headers) {
+                Ok(left) => answer::with_token_left(self.read(caller, path, deadline).await, left),
+                Err(BadToken) => answer::failure(
+                    StatusCode::UNAUTHORIZED,
+                    "The token has expired, or was not issued to this pod; ask for another.",
+                ),
+            },
             _ => answer::failure(StatusCode::METHOD_NOT_ALLOWED, "Metadata is read with GET."),
         }
     }
@@ -105,21 +108,15 @@ impl<I: Issuer> Service<I> {
         }
     }
 
-    /// What is left of the request's token, `None` where it has none; an answer where it has one that is no good.
-    fn token_left(&self, caller: &Caller, headers: &HeaderMap) -> Result<Option<Duration>, Answer> {
+    /// What is left of the request's token; `None` where it has none.
+    fn token_left(&self, caller: &Caller, headers: &HeaderMap) -> Result<Option<Duration>, BadToken> {
         let Some(token) = headers.get(TOKEN) else {
             return Ok(None);
         };
-        match self
-            .tokens
+        self.tokens
             .check(&caller.uid, token.as_bytes(), SystemTime::now())
-        {
-            Some(left) => Ok(Some(left)),
-            None => Err(answer::failure(
-                StatusCode::UNAUTHORIZED,
-                "The token has expired, or was not issued to this pod; ask for another.",
-            )),
-        }
+            .map(Some)
+            .ok_or(BadToken)
     }
 
     async fn read(&self, caller: &Caller, path: Path<'_>, deadline: Instant) -> Answer {
@@ -215,6 +212,3 @@ fn check_address(inventory: &Inventory, caller: &Caller) -> Result<(), Reason> {
         _ => Ok(()),
     }
 }
-
-#[cfg(test)]
-mod tests;

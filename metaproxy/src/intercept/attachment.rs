@@ -158,12 +158,12 @@ impl Attachment {
         }
         let mut now = BTreeSet::new();
         for id in found {
-            match self
-                .listed
-                .contains(&id)
-                .then_some(Ok(()))
-                .unwrap_or_else(|| self.host_pods.insert(id, 0, 0))
-            {
+            let inserted = if self.listed.contains(&id) {
+                Ok(())
+            } else {
+                self.host_pods.insert(id, 0, 0)
+            };
+            match inserted {
                 Ok(()) => {
                     now.insert(id);
                 }

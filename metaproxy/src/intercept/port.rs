@@ -44,16 +44,19 @@ impl Avoid {
     /// Ports to try, best first. `start` spreads agents (any number will do). Where nothing is left beside what is to
     /// be avoided, ports of the ephemeral range come last: better one of those than no agent.
     pub fn candidates(&self, start: u16) -> impl Iterator<Item = u16> {
-        let rotated = |range: RangeInclusive<u16>| {
-            let (first, count) = (*range.start(), usize::from(*range.end() - *range.start()) + 1);
-            (0..count).map(move |step| first + ((usize::from(start) + step) % count) as u16)
+        let rotated = |ports: Vec<u16>| {
+            let (count, start) = (ports.len(), usize::from(start));
+            (0..count).map(move |step| ports[(start + step) % count])
         };
-        let good = rotated(PREFERRED)
-            .chain(rotated(UNPRIVILEGED).filter(|port| !PREFERRED.contains(port)))
-            .filter(|port| !self.contains(*port));
-        let last = rotated(UNPRIVILEGED)
-            .filter(|port| self.contains(*port) && !self.single.contains(port) && !NODE_PORTS.contains(port));
-        good.chain(last)
+        let (preferred, low): (Vec<u16>, Vec<u16>) = UNPRIVILEGED
+            .filter(|port| !self.contains(*port))
+            .partition(|port| PREFERRED.contains(port));
+        let may_be_taken = |port: &u16| !self.single.contains(port) && !NODE_PORTS.contains(port);
+        let last = UNPRIVILEGED
+            .filter(|port| self.contains(*port))
+            .filter(may_be_taken)
+            .collect();
+        rotated(preferred).chain(rotated(low)).chain(rotated(last))
     }
 }
 

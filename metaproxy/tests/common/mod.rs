@@ -1,5 +1,10 @@
 //! What the lab's tests share: the binaries, a node with its agent, and pods that dial.
 #![allow(dead_code, reason = "each test binary uses its share")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a test panics where it fails"
+)]
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

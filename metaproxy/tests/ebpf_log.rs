@@ -1,0 +1,24 @@
+//! The build that logs from within the kernel (feature `ebpf-log`).
+#![cfg(feature = "ebpf-log")]
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
+mod common;
+
+use common::{counts, dial, node};
+use xtask::lab::bpf;
+use xtask::lab::pod::PodSpec;
+
+#[test]
+fn each_redirected_connection_is_logged_by_the_program_itself() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let agent = node.agent();
+    assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
+    use std::os::unix::fs::MetadataExt as _;
+    let cgroup = std::fs::metadata(a.cgroup()).unwrap().ino();
+    agent
+        .wait_for(&format!("redirected cgroup {cgroup} netns "))
+        .unwrap();
+    drop(agent);
+    assert_eq!(bpf::left_over(), Vec::<String>::new());
+}
