@@ -131,10 +131,11 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let (programs, maps) = load(&Config::imds(node_netns, listeners.destination()))?;
     let current = CurrentPods::default();
     let callers = Callers::new(maps.flows, Arc::clone(&current));
-    let mut attachment = Attachment::new(programs, locator, current, maps.host_pods);
+    let rules = Arc::new(settings.rules);
+    let (wanted, host_pods) = watch::channel(consequences(&inventory, &rules).1);
+    let mut attachment = Attachment::new(programs, locator, current, maps.host_pods, host_pods);
 
     let (publish, pods) = watch::channel(Arc::new(inventory));
-    let rules = Arc::new(settings.rules);
     let sessions = Sessions::new(sts);
     let (phase, phases) = watch::channel(Phase::Serving);
     let service = Service::new(pods.clone(), Arc::clone(&rules), sessions.clone(), tokens);
@@ -147,11 +148,10 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         .collect();
     let state = attachment.start()?;
     let (states, mut changes) = watch::channel(State::Waiting);
-    let (wanted, host_pods) = watch::channel(BTreeSet::new());
     let (stop_keeping, stopped) = oneshot::channel();
     tokio::spawn(manifests.run(publish));
     tokio::spawn(follow(pods, rules, sessions, wanted));
-    let keeping = tokio::spawn(attachment.keep(states.clone(), host_pods, stopped));
+    let keeping = tokio::spawn(attachment.keep(states.clone(), stopped));
     states.send_replace(state);
     changes.mark_changed();
     let telling = tokio::spawn(tell(changes, shown));
@@ -216,19 +216,16 @@ async fn follow<I: Issuer>(
     sessions: Sessions<I>,
     wanted: watch::Sender<BTreeSet<PodUid>>,
 ) {
+    let mut before = HashSet::new();
     loop {
         let inventory = Arc::clone(&pods.borrow_and_update());
         let (keys, host_pods) = consequences(&inventory, &rules);
         sessions.retain(&keys);
-        for key in &keys {
-            sessions.prefetch(key);
+        for new in keys.difference(&before) {
+            sessions.prefetch(new);
         }
-        wanted.send_if_modified(|wanted| {
-            *wanted != host_pods && {
-                *wanted = host_pods;
-                true
-            }
-        });
+        before = keys;
+        wanted.send_if_modified(|wanted| std::mem::replace(wanted, host_pods.clone()) != host_pods);
         if pods.changed().await.is_err() {
             return;
         }

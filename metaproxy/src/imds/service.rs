@@ -1,7 +1,8 @@
 //! One request of one pod, answered.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use hyper::header::HeaderMap;
@@ -12,7 +13,7 @@ use tracing::{debug, warn};
 use super::answer::{self, Answer, TOKEN_TTL};
 use super::path::Path;
 use super::token::{MAX_TTL, Tokens};
-use crate::credentials::{Issuer, ObtainError, SessionKey, Sessions};
+use crate::credentials::{Issuer, ObtainError, SessionKey, Sessions, timestamp};
 use crate::pods::{Inventory, Known, PodUid, Pods};
 use crate::roles::{Decision, Grant, Reason, Rules};
 
@@ -38,6 +39,7 @@ pub struct Service<I> {
     rules: Arc<Rules>,
     sessions: Sessions<I>,
     tokens: Tokens,
+    told: Told,
 }
 
 /// The request's token is not one of this pod's, or has expired.
@@ -57,6 +59,7 @@ impl<I: Issuer> Service<I> {
             rules,
             sessions,
             tokens,
+            told: Told::default(),
         }
     }
 
@@ -144,7 +147,7 @@ impl<I: Issuer> Service<I> {
                 answer::failure(StatusCode::NOT_FOUND, &format!("This pod's role is {name}."))
             }
             (Some(_), Listed::Granted(grant)) => self.credentials(grant, deadline).await,
-            (Some(_), Listed::Refused { reason, .. }) => refused(reason),
+            (Some(_), Listed::Refused { reason, .. }) => refused(&self.told.tell(&caller.uid, reason)),
         }
     }
 
@@ -154,8 +157,10 @@ impl<I: Issuer> Service<I> {
         loop {
             let inventory = Arc::clone(&pods.borrow_and_update());
             if let Err(reason) = check_address(&inventory, caller) {
-                warn!("{reason}");
-                return Err(answer::failure(StatusCode::NOT_FOUND, &reason.to_string()));
+                return Err(answer::failure(
+                    StatusCode::NOT_FOUND,
+                    &self.told.tell(&caller.uid, &reason),
+                ));
             }
             match self.rules.resolve(&inventory, &caller.uid) {
                 Decision::Granted(grant) => return Ok(Listed::Granted(grant)),
@@ -183,11 +188,11 @@ impl<I: Issuer> Service<I> {
         match self.sessions.get(&key, deadline).await {
             Ok(session) => answer::credentials(&session),
             Err(error) => {
-                let reason = error.reason(&grant.role);
+                let sentence = self.told.tell(&grant.subject.uid, &error.reason(&grant.role));
                 match error {
-                    ObtainError::Denied(_) => refused(&reason),
+                    ObtainError::Denied(_) => refused(&sentence),
                     ObtainError::Unavailable(_) => {
-                        answer::failure(StatusCode::SERVICE_UNAVAILABLE, &reason.to_string())
+                        answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence)
                     }
                 }
             }
@@ -195,10 +200,33 @@ impl<I: Issuer> Service<I> {
     }
 }
 
-fn refused(reason: &Reason) -> Answer {
-    let sentence = reason.to_string();
-    warn!("{sentence}");
-    answer::unauthorized(&sentence, &crate::credentials::timestamp(SystemTime::now()))
+fn refused(sentence: &str) -> Answer {
+    answer::unauthorized(sentence, &timestamp(SystemTime::now()))
+}
+
+/// What was logged last about each pod, so that one that asks again and again does not fill the log.
+#[derive(Debug, Default)]
+struct Told(Mutex<HashMap<PodUid, String>>);
+
+impl Told {
+    /// More pods than a node has; then it begins anew.
+    const MAX: usize = 4096;
+
+    /// Logs a reason, as a warning where it is new for this pod; and returns it as a sentence.
+    fn tell(&self, uid: &PodUid, reason: &Reason) -> String {
+        let sentence = reason.to_string();
+        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.get(uid) == Some(&sentence) {
+            debug!("{sentence}");
+            return sentence;
+        }
+        warn!("{sentence}");
+        if told.len() >= Self::MAX {
+            told.clear();
+        }
+        told.insert(uid.clone(), sentence.clone());
+        sentence
+    }
 }
 
 /// Where a pod's addresses are known, nobody else's connection passes for it. hostNetwork pods have the node's.

@@ -27,6 +27,7 @@ pub struct Attachment {
     locator: Locator,
     pods: CurrentPods,
     host_pods: HashMap<MapData, u64, u8>,
+    wanted: watch::Receiver<BTreeSet<PodUid>>,
     listed: BTreeSet<u64>,
     links: Option<Links>,
     complained: Option<String>,
@@ -42,21 +43,24 @@ pub enum State {
 }
 
 impl Attachment {
-    /// Nothing is attached before [`Self::keep`] runs.
+    /// Nothing is attached before [`Self::start`]. `wanted` are the hostNetwork pods to intercept.
     pub fn new(
         programs: Programs,
         locator: Locator,
         pods: CurrentPods,
         host_pods: HashMap<MapData, u64, u8>,
+        wanted: watch::Receiver<BTreeSet<PodUid>>,
     ) -> Self {
+        let (listed, links, complained) = (BTreeSet::new(), None, None);
         Self {
             programs,
             locator,
             pods,
             host_pods,
-            listed: BTreeSet::new(),
-            links: None,
-            complained: None,
+            wanted,
+            listed,
+            links,
+            complained,
         }
     }
 
@@ -75,10 +79,12 @@ impl Attachment {
         }
     }
 
+    /// In this order: whose pods they are is known before the first connection can be redirected, and hostNetwork pods
+    /// are listed before the programs ask for it.
     fn attach(&mut self, pods: PodsCgroup) -> Result<(), AttachError> {
         let pods = Arc::new(pods);
-        // Known before the first connection can be redirected.
         *self.pods.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pods));
+        self.list();
         self.links = Some(self.programs.attach(pods.dir())?);
         info!(cgroup = %pods.path().display(), "attached to the pods' cgroup");
         Ok(())
@@ -86,20 +92,17 @@ impl Attachment {
 
     /// Runs until `stop` fires, then detaches what redirects and hands itself back; what files identities stays
     /// attached until it is dropped.
-    pub async fn keep(
-        mut self,
-        state: watch::Sender<State>,
-        wanted: watch::Receiver<BTreeSet<PodUid>>,
-        mut stop: oneshot::Receiver<()>,
-    ) -> Self {
+    pub async fn keep(mut self, state: watch::Sender<State>, mut stop: oneshot::Receiver<()>) -> Self {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = &mut stop => break,
+                // Whoever computes the list ends with the agent; until then a closed channel is only slow.
+                Ok(()) = self.wanted.changed() => self.list(),
                 _ = look.tick() => {
                     self.look();
-                    self.list(&wanted.borrow());
+                    self.list();
                     let now = if self.links.is_some() { State::Attached } else { State::Waiting };
                     state.send_if_modified(|state| std::mem::replace(state, now) != now);
                 }
@@ -136,8 +139,9 @@ impl Attachment {
         self.complained = complaint;
     }
 
-    /// Brings the kernel's list of hostNetwork pods in line with `wanted`.
-    fn list(&mut self, wanted: &BTreeSet<PodUid>) {
+    /// Brings the kernel's list of hostNetwork pods in line with those that are wanted.
+    fn list(&mut self) {
+        let wanted = self.wanted.borrow_and_update().clone();
         if wanted.is_empty() && self.listed.is_empty() {
             return;
         }
@@ -185,20 +189,22 @@ pub enum AttachError {
     Programs(#[from] ProgramsError),
 }
 
-/// Whether this process runs in a cgroup or in one directly below it. `cgroup.procs` shows processes of other PID
-/// namespaces as 0, so a match can only be ourselves.
+/// Whether this process runs in a cgroup or, as runtimes nest them, in one at most three levels below it.
+/// `cgroup.procs` shows processes of other PID namespaces as 0, so a match can only be ourselves.
 fn holds_this_process(cgroup: &Path) -> bool {
-    let own = std::process::id().to_string();
-    let lists_us = |dir: &Path| {
-        fs::read_to_string(dir.join("cgroup.procs"))
-            .is_ok_and(|processes| processes.lines().any(|pid| pid == own))
-    };
-    lists_us(cgroup)
-        || fs::read_dir(cgroup).is_ok_and(|children| {
-            children
+    fn search(dir: &Path, own: &str, levels: u8) -> bool {
+        let processes = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        let children = || {
+            fs::read_dir(dir)
+                .into_iter()
+                .flatten()
                 .filter_map(Result::ok)
-                .any(|child| lists_us(&child.path()))
-        })
+                .map(|entry| entry.path())
+        };
+        processes.lines().any(|pid| pid == own)
+            || (levels > 0 && children().any(|child| child.is_dir() && search(&child, own, levels - 1)))
+    }
+    search(cgroup, &std::process::id().to_string(), 3)
 }
 
 /// A node whose kubelet keeps pods in cgroup v1 would leave us waiting for ever.

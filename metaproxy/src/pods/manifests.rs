@@ -158,27 +158,38 @@ impl Source for Manifests {
         .inspect_err(|error| warn!("cannot watch for changes ({error}); looking every {LOOK:?} instead"))
         .ok();
         let mut complained = false;
+        // What was read when this was opened has not been published by us, nor looked at for ambiguity.
+        let mut publish_now = true;
         loop {
             // Again each time: the directory may have been replaced. Watching what is watched already does nothing.
             if let Some(watcher) = &mut watcher {
                 let _ = watcher.watch(&self.dir, RecursiveMode::NonRecursive);
             }
             match self.refresh() {
-                Ok(_) if complained => info!("{} can be read again", self.dir.display()),
-                Ok(_) => {}
-                Err(error) if !complained => {
-                    error!(
-                        "{}: {error}; what was read before stays in force",
-                        self.dir.display()
-                    );
+                Ok(changed) => {
+                    if complained {
+                        info!("{} can be read again", self.dir.display());
+                    }
+                    complained = false;
+                    publish_now |= changed;
                 }
-                Err(_) => {}
+                Err(error) => {
+                    if !complained {
+                        error!(
+                            "{}: {error}; what was read before stays in force",
+                            self.dir.display()
+                        );
+                    }
+                    complained = true;
+                }
             }
-            complained = !self.dir.is_dir();
-            let inventory = self.inventory();
-            self.report_ambiguous(&inventory);
-            if publish.send(Arc::new(inventory)).is_err() {
-                return;
+            if publish_now {
+                let inventory = self.inventory();
+                self.report_ambiguous(&inventory);
+                if publish.send(Arc::new(inventory)).is_err() {
+                    return;
+                }
+                publish_now = false;
             }
             tokio::select! {
                 _ = changes.recv() => {

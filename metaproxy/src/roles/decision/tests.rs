@@ -243,6 +243,29 @@ fn pods_that_share_a_uid_get_nothing() {
     assert!(matches!(decision, Decision::NoRole(Reason::Ambiguous { .. })));
 }
 
+/// The example that people start from.
+#[test]
+fn the_example_in_deploy_gives_the_roles_that_it_says() {
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    let inventory = crate::pods::manifests::Manifests::open(&examples, None)
+        .unwrap()
+        .inventory();
+    let role = |uid: &str| match rules().resolve(&inventory, &uid.parse().unwrap()) {
+        Decision::Granted(grant) => Some((grant.role.to_string(), grant.external_id)),
+        Decision::NoRole(_) => None,
+        other => panic!("{other:?}"),
+    };
+    let web = "arn:aws:iam::123456789012:role/app-web".to_owned();
+    let nightly = "arn:aws:iam::123456789012:role/reports/nightly".to_owned();
+    assert_eq!(role("0f3c9a52-1d6e-4b7a-9c55-3a2f7f0e8d11"), Some((web, None)));
+    assert_eq!(
+        role("5b1de1c4-77aa-4a0f-8a52-6f1b6f0a9b02"),
+        Some((nightly, Some("acme-42".to_owned())))
+    );
+    assert_eq!(role("9a44b2de-0c1f-4e7b-b8d3-2f6c1f0d7c33"), None);
+    assert_eq!(inventory.pods().count(), 3);
+}
+
 proptest! {
     /// Whatever stands in annotations, a role is granted only where it is sound and permitted.
     #[test]
