@@ -133,7 +133,8 @@ fn aws(pod: &Pod, lab: &Lab, words: &[&str]) -> String {
 fn each_pod_gets_its_own_role_and_no_other(#[case] inside: bool) {
     let Some(lab) = lab() else { return };
     let _moto = Server::moto(&lab);
-    let imds = FakeImds::start(lab.aws(), fixtures(&lab)).unwrap();
+    let keys = fixtures(&lab);
+    let imds = FakeImds::start(lab.aws(), keys.clone()).unwrap();
     let a = lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let b = lab
         .pod(PodSpec::with_role("b", "arn:aws:iam::123456789012:role/role-b"))
@@ -147,14 +148,11 @@ fn each_pod_gets_its_own_role_and_no_other(#[case] inside: bool) {
         })
         .unwrap();
     let cgroup = inside.then(|| own.cgroup().to_owned());
-    let agent = Agent::start(
-        &lab,
-        &AgentSpec {
-            cgroup,
-            ..AgentSpec::new(agent_binary(), MOTO)
-        },
-    )
-    .unwrap();
+    let spec = AgentSpec {
+        cgroup,
+        ..AgentSpec::new(agent_binary(), MOTO)
+    };
+    let agent = Agent::start(&lab, &spec.with(&["--log", "trace"])).unwrap();
 
     let identity = |letter| format!("arn:aws:sts::123456789012:assumed-role/role-{letter}/apps.{letter}");
     assert_eq!(
@@ -216,8 +214,21 @@ fn each_pod_gets_its_own_role_and_no_other(#[case] inside: bool) {
         !imds.seen().is_empty(),
         "the agent had the node's credentials from here"
     );
-    for secret in ["SecretAccessKey", "SessionToken", "IQoJ"] {
-        assert!(!agent.said().contains(secret), "{}", agent.said());
+
+    // The log holds nothing secret, although everything was logged.
+    let document = dial(
+        &a,
+        &["--path", "/latest/meta-data/iam/security-credentials/role-a"],
+    );
+    let document: Value = serde_json::from_str(document.keys().next().unwrap()).unwrap();
+    let pods = ["SecretAccessKey", "Token"].map(|field| document[field].as_str().unwrap().to_owned());
+    let said = agent.said();
+    assert!(said.contains("DEBUG") && said.contains("role-a"), "{said}");
+    for secret in [&keys.1, &keys.2, &pods[0], &pods[1]] {
+        assert!(
+            secret.len() > 10 && !said.contains(secret.as_str()),
+            "a secret was logged: {said}"
+        );
     }
 }
 

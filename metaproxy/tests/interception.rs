@@ -6,6 +6,7 @@ mod common;
 
 use common::{IMDS, IMDS6, MAPPED, counts, dial, eventually, node};
 use rstest::rstest;
+use xtask::lab::agent::{Agent, AgentSpec};
 use xtask::lab::pod::PodSpec;
 
 #[test]
@@ -106,6 +107,21 @@ fn the_node_and_hostnetwork_pods_without_a_role_reach_the_nodes_own_service() {
     eventually("it is left alone again", || {
         dial(&listed, &[]) == counts([("node", 1)])
     });
+}
+
+#[test]
+fn the_mount_and_the_pods_cgroup_are_found() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let spec = AgentSpec {
+        told_cgroup: false,
+        ..node.spec()
+    };
+    let agent = Agent::start(&node.lab, &spec).unwrap();
+    agent
+        .wait_for(&format!("cgroup={}", node.lab.kubepods().display()))
+        .unwrap();
+    assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
 }
 
 #[test]

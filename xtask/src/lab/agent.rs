@@ -20,6 +20,8 @@ pub struct AgentSpec {
     pub binary: PathBuf,
     /// The cgroup that it runs in; none for this process's own.
     pub cgroup: Option<PathBuf>,
+    /// Whether it is told where the pods' cgroup is, or has to find it.
+    pub told_cgroup: bool,
     /// More flags.
     pub flags: Vec<String>,
     /// Environment, beside `PATH`.
@@ -35,6 +37,7 @@ impl AgentSpec {
         Self {
             binary: binary.to_owned(),
             cgroup: None,
+            told_cgroup: true,
             flags,
             environment: Vec::new(),
         }
@@ -72,11 +75,15 @@ impl Agent {
             .arg("run")
             .arg("--manifests")
             .arg(lab.manifests())
-            .arg("--cgroup")
-            .arg(lab.kubepods())
             .arg("--runtime-dir")
             .arg(lab.dir().join("run"))
             .args(["--base-role-arn", "arn:aws:iam::123456789012:role/"])
+            .args(
+                spec.told_cgroup
+                    .then(|| ["--cgroup".into(), lab.kubepods()])
+                    .into_iter()
+                    .flatten(),
+            )
             .args(&spec.flags)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
