@@ -57,8 +57,9 @@ fn start_logging(format: LogFormat, level: LogLevel) {
         LogLevel::Debug => "debug",
         LogLevel::Trace => "trace",
     };
-    // Libraries that handle secrets say nothing below a warning, whatever the level: the SDK prints requests.
-    let filter = EnvFilter::new(format!("warn,metaproxy={level}"));
+    // Only what is ours: the SDK prints whole requests and responses, with warnings too. What goes wrong in a library
+    // comes to us as an error, and is said in our own words.
+    let filter = EnvFilter::new(format!("off,metaproxy={level}"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

@@ -254,6 +254,23 @@ fn a_body_is_dropped_and_the_next_request_on_the_connection_is_understood() {
 }
 
 #[test]
+fn an_agent_that_knows_its_region_asks_the_nodes_service_for_nothing_before_a_pod_has_a_role() {
+    let Some(node) = node() else { return };
+    let spec = node.spec().with(&["--region", "us-east-1"]);
+    let _agent = xtask::lab::agent::Agent::start(&node.lab, &spec).unwrap();
+    assert_eq!(node.imds.seen(), []);
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    eventually("the session is fetched ahead", || node.sts.calls().len() == 1);
+    assert!(
+        node.imds
+            .seen()
+            .iter()
+            .all(|seen| seen.request.contains("token") || seen.request.contains("iam/"))
+    );
+    drop(a);
+}
+
+#[test]
 fn five_hundred_that_ask_at_once_for_a_session_that_is_not_there_cost_one_call() {
     let Some(node) = node_with_sts(Duration::from_millis(400)) else {
         return;

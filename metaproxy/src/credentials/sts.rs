@@ -2,6 +2,7 @@
 //! metadata service. Our own calls to that service are never intercepted: this process is in the node's network
 //! namespace.
 
+use std::error::Error;
 use std::time::{Duration, SystemTime};
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
@@ -14,7 +15,7 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_sts::Client;
-use aws_sdk_sts::error::{DisplayErrorContext, ProvideErrorMetadata as _, SdkError};
+use aws_sdk_sts::error::{ProvideErrorMetadata as _, SdkError};
 use aws_sdk_sts::operation::assume_role::{AssumeRoleError, AssumeRoleOutput};
 use thiserror::Error;
 use tracing::info;
@@ -102,7 +103,8 @@ impl Sts {
             })?;
         info!(%region, endpoint = settings.endpoint.as_deref().unwrap_or("of the region"), "STS");
         let credentials = DefaultCredentialsChain::builder()
-            .configure(provider.clone().with_region(Some(region.clone())))
+            .configure(provider.with_region(Some(region.clone())))
+            .region(region.clone())
             .imds_client(imds)
             .build()
             .await;
@@ -186,5 +188,64 @@ fn classify(error: SdkError<AssumeRoleError>) -> ObtainError {
         let message = service.and_then(|error| error.message()).unwrap_or_default();
         return ObtainError::Denied(format!("{code}: {message}"));
     }
-    ObtainError::Unavailable(DisplayErrorContext(&error).to_string())
+    ObtainError::Unavailable(chain(&error))
+}
+
+/// An error and what caused it, in words. Never its `Debug` form (which the SDK's `DisplayErrorContext` appends): that
+/// holds the response, and with it perhaps credentials.
+fn chain(error: &dyn Error) -> String {
+    let mut words = vec![error.to_string()];
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        words.push(error.to_string());
+        cause = error.source();
+    }
+    words.dedup();
+    words.join(": ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever STS answers, and however little of it can be understood, it is not repeated.
+    #[tokio::test]
+    async fn an_answer_that_cannot_be_read_is_not_shown() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            use std::io::{Read as _, Write as _};
+            for mut stream in listener.incoming().map_while(Result::ok) {
+                let _ = stream.read(&mut [0; 8192]);
+                let body = "<AssumeRoleResponse><SecretAccessKey>TOPSECRET</SecretAccessKey>";
+                let head = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Type: text/xml";
+                let _ = write!(stream, "{head}\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+            }
+        });
+        let http = NetworkEnv::default().http_client().unwrap();
+        let config = aws_sdk_sts::Config::builder()
+            .behavior_version(BehaviorVersion::latest())
+            .http_client(http)
+            .region(Region::new("us-east-1"))
+            .endpoint_url(url)
+            .credentials_provider(aws_sdk_sts::config::Credentials::new(
+                "a", "b", None, None, "test",
+            ))
+            .build();
+        let sts = Sts {
+            client: Client::from_conf(config),
+            duration: Duration::from_secs(3600),
+        };
+        let key = SessionKey {
+            role: "arn:aws:iam::123456789012:role/app".parse().unwrap(),
+            principal: Principal::Node { through: None },
+            external_id: None,
+            session_name: crate::roles::session_name::SessionName::of_pod("a", "b"),
+            tags: Vec::new(),
+            pod: None,
+        };
+        let error = sts.issue(&key).await.unwrap_err();
+        assert!(matches!(error, ObtainError::Unavailable(_)));
+        assert!(!format!("{error} {error:?}").contains("TOPSECRET"), "{error}");
+    }
 }
