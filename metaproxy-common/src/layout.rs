@@ -8,7 +8,7 @@ use crate::address::{Address, Endpoint, Port};
 /// How many targets the table holds.
 pub const MAX_TARGETS: usize = 4;
 
-/// Most connections that may be on their way to the listeners at one time, over all pods of the node.
+/// Most connections that may wait to be accepted at one time, over all pods of the node.
 pub const MAX_FLOWS: usize = 65_536;
 
 /// Most hostNetwork pods of one node that may be listed.
@@ -137,7 +137,7 @@ pub struct FlowKey {
     pub listener: Endpoint,
 }
 
-/// The caller of a connection that no listener has accepted yet.
+/// The caller of an established connection that no listener has accepted yet.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flow {

@@ -1,15 +1,19 @@
-//! sock_ops: files the caller of a stamped socket under its 4-tuple before the SYN leaves, and takes the entry back
-//! when the socket closes without having been accepted.
+//! sock_ops: files the caller of a stamped socket under its 4-tuple, and takes the entry back when the socket closes
+//! without having been accepted.
 //!
-//! A 4-tuple alone can be claimed by two sockets at a time (two network namespaces with one address,
-//! `IP_TRANSPARENT`). So the first claim stands, a second marks the entry as conflicted, and only the socket that
-//! filed an entry takes it back: the agent refuses what is conflicted and what is missing.
+//! It is filed when the handshake is complete for the client, just before its last ACK leaves
+//! (net/ipv4/tcp_input.c, `tcp_rcv_synsent_state_process`): before the listener can accept it, and only for a socket
+//! that was answered, so that whoever merely claims another's address files nothing and fills nothing.
+//!
+//! A 4-tuple alone can still be claimed by two sockets (two network namespaces with one address). So the first claim
+//! stands, a second marks the entry as conflicted, and only the socket that filed an entry takes it back: the agent
+//! refuses what is conflicted and what is missing.
 
 use core::ptr;
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::bindings::{
-    BPF_NOEXIST, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG, BPF_SOCK_OPS_TCP_CONNECT_CB,
+    BPF_NOEXIST, BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_STATE_CB, BPF_SOCK_OPS_STATE_CB_FLAG,
     BPF_TCP_CLOSE,
 };
 use aya_ebpf::helpers::generated::{bpf_get_socket_cookie, bpf_sk_storage_get};
@@ -25,16 +29,16 @@ const AF_INET6: u32 = 10;
 #[inline(always)]
 pub fn on_event(ctx: &SockOpsContext) {
     let op = ctx.op();
-    if op == BPF_SOCK_OPS_TCP_CONNECT_CB {
-        on_syn(ctx);
+    if op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB {
+        on_established(ctx);
     } else if op == BPF_SOCK_OPS_STATE_CB && ctx.arg(1) == BPF_TCP_CLOSE {
         on_close(ctx);
     }
 }
 
-/// The socket has its local address and port; the SYN has not left yet.
+/// The listener has answered this socket; the listener's side waits for the ACK that is about to leave.
 #[inline(always)]
-fn on_syn(ctx: &SockOpsContext) {
+fn on_established(ctx: &SockOpsContext) {
     let Some(config) = CONFIG.get(0) else { return };
     if !may_be_ours(config, remote_port(ctx)) {
         return;

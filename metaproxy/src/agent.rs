@@ -14,7 +14,7 @@ use metaproxy_common::layout::{Config, Counter};
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinHandle;
+use tokio::task::JoinSet;
 use tracing::info;
 
 use crate::credentials::http::NetworkEnv;
@@ -32,7 +32,7 @@ use crate::intercept::port::Avoid;
 use crate::intercept::programs::{Programs, ProgramsError};
 use crate::pods::manifests::{Manifests, ManifestsError};
 use crate::pods::{Inventory, Known, PodUid, Pods, Source as _};
-use crate::roles::{Decision, Reason, RoleSource, Rules};
+use crate::roles::{Decision, Rules};
 
 /// After redirection has ended: connections that were redirected just before are still on their way.
 const GRACE: Duration = Duration::from_millis(500);
@@ -66,7 +66,7 @@ pub struct Settings {
     pub runtime_dir: PathBuf,
 }
 
-/// Why the agent does not start. Nothing is attached then.
+/// Why the agent does not start, or does not go on. Nothing is attached then.
 #[derive(Debug, Error)]
 pub enum StartError {
     /// The kernel.
@@ -93,6 +93,9 @@ pub enum StartError {
     /// Attaching them.
     #[error(transparent)]
     Attach(#[from] AttachError),
+    /// A part of the agent is gone while it runs.
+    #[error("a task of the agent has failed, {0}; it ends so that it can be started again whole")]
+    TaskEnded(&'static str),
     /// Signals.
     #[error("cannot handle signals: {0}")]
     Signals(std::io::Error),
@@ -104,6 +107,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let stop = stop_signal()?;
 
     kernel::check_version()?;
+    kernel::raise_descriptor_limit();
     let node_netns = kernel::node_netns_cookie()?;
     let locator = Locator::new(settings.cgroup_root.as_deref(), settings.cgroup.as_deref())?;
     let manifests = Manifests::open(&settings.manifests, settings.node_name)?;
@@ -142,23 +146,30 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let server = Arc::new(Server::new(callers, service, phases));
 
     // Accepting before anything is redirected: no connection finds a listener that nobody serves.
-    let accepting: Vec<JoinHandle<()>> = listeners
+    let mut accepting: JoinSet<()> = listeners
         .into_sockets()
-        .map(|(listener, address)| tokio::spawn(Arc::clone(&server).accept(listener, address)))
+        .map(|(listener, address)| Arc::clone(&server).accept(listener, address))
         .collect();
     let state = attachment.start()?;
     let (states, mut changes) = watch::channel(State::Waiting);
     let (stop_keeping, stopped) = oneshot::channel();
-    tokio::spawn(manifests.run(publish));
-    tokio::spawn(follow(pods, rules, sessions, wanted));
-    let keeping = tokio::spawn(attachment.keep(states.clone(), stopped));
+    let mut tasks = JoinSet::new();
+    tasks.spawn(manifests.run(publish));
+    tasks.spawn(follow(pods, rules, sessions, wanted));
+    let mut keeping = tokio::spawn(attachment.keep(states.clone(), stopped));
     states.send_replace(state);
     changes.mark_changed();
-    let telling = tokio::spawn(tell(changes, shown));
+    tasks.spawn(tell(changes, shown));
 
-    stop.await;
+    // None of the tasks ends by itself. One that does has failed, and an agent of which a part is missing must not go
+    // on as if it were whole: it ends, and is started again.
+    tokio::select! {
+        () = stop => {}
+        _ = &mut keeping => return Err(StartError::TaskEnded("the one that keeps the programs attached")),
+        _ = tasks.join_next() => return Err(StartError::TaskEnded("one that follows the pods")),
+        _ = accepting.join_next() => return Err(StartError::TaskEnded("one that accepts connections")),
+    }
     info!("stopping: new connections are no longer redirected; open ones are served to their end");
-    telling.abort();
     let _ = stop_keeping.send(());
     let attachment = keeping.await;
     drain(phase, accepting, &server).await;
@@ -232,38 +243,30 @@ async fn follow<I: Issuer>(
     }
 }
 
-/// The sessions that the pods' roles ask for, and the hostNetwork pods that have a role, or a refused one. A role that
-/// comes from `--default-role` does not count there: what keeps a node alive must go on without us.
+/// The sessions that the pods' roles ask for, and the hostNetwork pods to intercept.
 fn consequences(inventory: &Inventory, rules: &Rules) -> (HashSet<SessionKey>, BTreeSet<PodUid>) {
     let (mut keys, mut host_pods) = (HashSet::new(), BTreeSet::new());
     for (uid, known) in inventory.pods() {
-        let Known::Pod(pod) = known else { continue };
-        let decision = rules.resolve_pod(pod, inventory.namespace(&pod.namespace));
-        let by_default = matches!(
-            &decision,
-            Decision::Granted(grant) if matches!(&grant.reason, Reason::Granted { source_: RoleSource::Default, .. })
-        );
-        let has_role = matches!(decision, Decision::Granted(_) | Decision::Refused { .. });
-        if pod.host_network && has_role && !by_default {
+        let claimants = match known {
+            Known::Pod(pod) => std::slice::from_ref(pod),
+            Known::Ambiguous(pods) => pods.as_slice(),
+        };
+        if claimants.iter().any(|pod| rules.intercepts_host_pod(pod)) {
             host_pods.insert(uid.clone());
         }
-        if let Decision::Granted(grant) = &decision
-            && !(pod.host_network && by_default)
-        {
-            keys.insert(SessionKey::of_grant(grant));
+        if let Decision::Granted(grant) = rules.resolve(inventory, uid) {
+            keys.insert(SessionKey::of_grant(&grant));
         }
     }
     (keys, host_pods)
 }
 
-async fn drain<I: Issuer>(phase: watch::Sender<Phase>, accepting: Vec<JoinHandle<()>>, server: &Server<I>) {
+async fn drain<I: Issuer>(phase: watch::Sender<Phase>, mut accepting: JoinSet<()>, server: &Server<I>) {
     phase.send_replace(Phase::Draining);
     tokio::time::sleep(GRACE).await;
     let _ = tokio::time::timeout(DRAIN, server.all_closed()).await;
     phase.send_replace(Phase::Closing);
-    for task in accepting {
-        let _ = task.await;
-    }
+    while accepting.join_next().await.is_some() {}
     if tokio::time::timeout(LAST, server.all_closed()).await.is_err() {
         info!("some connections did not end in time and are cut off");
     }

@@ -109,6 +109,39 @@ fn the_node_and_hostnetwork_pods_without_a_role_reach_the_nodes_own_service() {
     });
 }
 
+/// A hostNetwork pod that asks for a role, of which nobody can tell yet whether it may have it, is held like any other
+/// pod: it is not given the node's in the meantime.
+#[test]
+fn a_hostnetwork_pod_that_asks_for_a_role_is_never_given_the_nodes_instead() {
+    let Some(node) = node() else { return };
+    let pod = node
+        .lab
+        .pod(PodSpec {
+            host_network: true,
+            ..PodSpec::with_role("a", "role-a")
+        })
+        .unwrap();
+    let flags = ["--sts-endpoint", &xtask::lab::sts::FakeSts::url()]
+        .map(str::to_owned)
+        .to_vec();
+    let _agent = Agent::start(&node.lab, &AgentSpec { flags, ..node.spec() }).unwrap();
+    // From the first moment: it was listed before anything was attached.
+    assert_eq!(
+        dial(&pod, &[]),
+        counts([("status 503", 1)]),
+        "its namespace is not known yet"
+    );
+    // Another pod with its UID: nobody can tell which of them it is.
+    let text = format!(
+        "kind: Pod\nmetadata: {{name: other, namespace: apps, uid: {}}}\n",
+        pod.uid()
+    );
+    node.lab.manifest("other.yaml", &text).unwrap();
+    eventually("it gets nothing", || {
+        dial(&pod, &[]) == counts([("status 404", 1)])
+    });
+}
+
 #[test]
 fn the_mount_and_the_pods_cgroup_are_found() {
     let Some(node) = node() else { return };

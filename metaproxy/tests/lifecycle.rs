@@ -49,6 +49,15 @@ fn killed_at_20_random_moments_under_load_it_leaves_nothing_and_starts_again() {
         let _ = outcomes(load);
     }
     let _agent = node.agent();
+    // That what is looked for can be found at all.
+    let ours = bpf::ours();
+    for (kind, count) in [("program", 5), ("link", 5), ("map", 6)] {
+        assert_eq!(
+            ours.iter().filter(|name| name.starts_with(kind)).count(),
+            count,
+            "{ours:?}"
+        );
+    }
     assert_eq!(
         dial(&a, &["--count", "10"]),
         counts([("role-a", 10)]),
@@ -66,16 +75,16 @@ fn the_pods_cgroup_may_come_late_and_be_made_again() {
     for round in 1..=3 {
         fs::create_dir_all(kubepods.join("burstable")).unwrap();
         let made = Instant::now();
-        let a = node
-            .lab
-            .pod(PodSpec::with_role("a", &format!("role-{round}")))
-            .unwrap();
         agent.wait_for_nth(" ready ", round).unwrap();
         assert!(
             made.elapsed() < Duration::from_secs(1),
             "intercepted again within a second: {:?}",
             made.elapsed()
         );
+        let a = node
+            .lab
+            .pod(PodSpec::with_role("a", &format!("role-{round}")))
+            .unwrap();
         eventually("the pod is served", || {
             dial(&a, &[]) == counts([(format!("role-{round}").as_str(), 1)])
         });
@@ -117,12 +126,12 @@ fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder_and_nothing_was_
 #[test]
 fn a_free_port_is_outside_the_ephemeral_and_nodeport_ranges_and_no_pods_host_port() {
     let Some(node) = node() else { return };
-    // Nearly everything is spoken for: what is left is 10240 to 10249, and of these a pod has all but one.
+    // Nearly everything is spoken for: what is left is 10240 to 10247, and of these a pod has all but one.
     node.lab
         .node()
-        .sysctl("net/ipv4/ip_local_port_range", "10250 65535")
+        .sysctl("net/ipv4/ip_local_port_range", "10248 65535")
         .unwrap();
-    let ports: Vec<_> = (10_240..10_249)
+    let ports: Vec<_> = (10_240..10_247)
         .map(|port| format!("{{containerPort: 80, hostPort: {port}}}"))
         .collect();
     node.lab
@@ -140,7 +149,7 @@ fn a_free_port_is_outside_the_ephemeral_and_nodeport_ranges_and_no_pods_host_por
             .listeners()
             .unwrap()
             .iter()
-            .all(|listener| listener.port() == 10_249),
+            .all(|listener| listener.port() == 10_247),
         "{}",
         agent.said()
     );
@@ -215,7 +224,7 @@ for line in iter(sys.stdin.readline, ""):
 #[case::idle(false)]
 #[case::in_use(true)]
 fn kept_connections_end_with_the_agent(#[case] in_use: bool) {
-    use std::io::{Read as _, Write as _};
+    use std::io::{BufRead as _, Read as _, Write as _};
     let Some(node) = node() else { return };
     let mut agent = node.agent();
     let listed = node
@@ -237,7 +246,9 @@ fn kept_connections_end_with_the_agent(#[case] in_use: bool) {
         .unwrap();
     let mut asked = client.stdin.take().unwrap();
     asked.write_all(b"go\n").unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    let mut answers = std::io::BufReader::new(client.stdout.take().unwrap());
+    let mut said = String::new();
+    answers.read_line(&mut said).unwrap();
     let start = Instant::now();
     agent.signal(Signal::SIGTERM).unwrap();
     std::thread::sleep(Duration::from_millis(200));
@@ -247,8 +258,7 @@ fn kept_connections_end_with_the_agent(#[case] in_use: bool) {
     assert!(agent.wait().unwrap().success());
     let took = start.elapsed();
     drop(asked);
-    let mut said = String::new();
-    client.stdout.take().unwrap().read_to_string(&mut said).unwrap();
+    answers.read_to_string(&mut said).unwrap();
     client.wait().unwrap();
     assert_eq!(
         said.matches("404").count(),

@@ -7,7 +7,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use common::{Node, counts, dial, eventually, node, node_with_sts, outcomes, start_dial};
 use rstest::rstest;
@@ -272,7 +272,7 @@ fn an_agent_that_knows_its_region_asks_the_nodes_service_for_nothing_before_a_po
 
 #[test]
 fn five_hundred_that_ask_at_once_for_a_session_that_is_not_there_cost_one_call() {
-    let Some(node) = node_with_sts(Duration::from_millis(400)) else {
+    let Some(node) = node_with_sts(Duration::from_millis(150)) else {
         return;
     };
     let a = node
@@ -312,9 +312,13 @@ fn every_answer_comes_within_a_second_however_slow_sts_is() {
         counts([("role-a", 1)]),
         "the list needs no session"
     );
-    let start = Instant::now();
-    assert_eq!(dial(&a, &["--path", &path]), counts([("status 503", 1)]));
-    assert!(start.elapsed() < Duration::from_secs(1), "{:?}", start.elapsed());
+    let words = ["--path", &path, "--time"];
+    let got = dial(&a, &words);
+    let (outcome, _) = got.first_key_value().unwrap();
+    let (status, took) = outcome.split_once(" after ").unwrap();
+    let took: u64 = took.trim_end_matches(" ms").parse().unwrap();
+    assert_eq!(status, "status 503");
+    assert!(took < 1000, "an SDK gives up after a second: {took} ms");
     eventually("the call went on behind it", || {
         dial(&a, &["--path", &path])
             .keys()

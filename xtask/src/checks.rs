@@ -28,6 +28,8 @@ pub fn test(filter: Option<&str>) -> Result<()> {
             .args(filter),
     ))?;
     if filter.is_none() {
+        step("the demo");
+        crate::demo::run()?;
         step("the build that logs from within the kernel");
         run(with_clients(cargo().args([
             "test",

@@ -35,6 +35,9 @@ pub struct Dial {
     /// IP_TRANSPARENT: an address that is not this pod's
     #[arg(long)]
     transparent: bool,
+    /// IPV6_FREEBIND: likewise, without any capability
+    #[arg(long)]
+    freebind: bool,
     /// SO_REUSEPORT beside SO_REUSEADDR
     #[arg(long)]
     reuse_port: bool,
@@ -53,6 +56,9 @@ pub struct Dial {
     /// Requests on each connection
     #[arg(long, default_value_t = 1)]
     keep: usize,
+    /// Add to each outcome how long it took from connect() to the answer, in milliseconds
+    #[arg(long)]
+    time: bool,
     /// Count what getpeername() says instead of the answer
     #[arg(long)]
     peername: bool,
@@ -129,6 +135,7 @@ fn describe(error: &io::Error) -> String {
 
 impl Dial {
     fn once(&self, number: usize, add: &mut impl FnMut(String)) -> io::Result<()> {
+        let start = Instant::now();
         let socket = self.socket()?;
         self.bind(&socket, number)?;
         let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", self.path, self.to.ip());
@@ -157,7 +164,12 @@ impl Dial {
                 stream.write_all(request.as_bytes())?;
             }
             let (outcome, goes_on) = read_answer(&mut stream)?;
-            add(outcome);
+            let after = if self.time {
+                format!(" after {} ms", start.elapsed().as_millis())
+            } else {
+                String::new()
+            };
+            add(outcome + &after);
             if !goes_on {
                 break;
             }
@@ -202,6 +214,9 @@ impl Dial {
         set(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
         if self.reuse_port {
             set(socket, libc::SOL_SOCKET, libc::SO_REUSEPORT)?;
+        }
+        if self.freebind {
+            set(socket, libc::IPPROTO_IPV6, libc::IPV6_FREEBIND)?;
         }
         if self.transparent {
             set(socket, libc::IPPROTO_IP, libc::IP_TRANSPARENT)?;

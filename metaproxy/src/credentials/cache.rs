@@ -163,7 +163,9 @@ impl<I: Issuer> Sessions<I> {
     fn fetch(&self, key: SessionKey, slot: Arc<Slot>) {
         let issuer = Arc::clone(&self.issuer);
         tokio::spawn(async move {
+            let mut ended = Ended(Some(Arc::clone(&slot)));
             let result = issuer.issue(&key).await;
+            ended.0 = None;
             slot.send_modify(|state| {
                 state.fetching = false;
                 match result {
@@ -184,6 +186,17 @@ impl<I: Issuer> Sessions<I> {
                 }
             });
         });
+    }
+}
+
+/// A fetch that did not come to its end, however that happened, is none: the next request starts another.
+struct Ended(Option<Arc<Slot>>);
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        if let Some(slot) = self.0.take() {
+            slot.send_modify(|state| state.fetching = false);
+        }
     }
 }
 

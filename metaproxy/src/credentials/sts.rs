@@ -29,6 +29,9 @@ const CALL: Duration = Duration::from_secs(10);
 /// One attempt of it.
 const ATTEMPT: Duration = Duration::from_secs(4);
 
+/// No session lives longer (`DurationSeconds` is at most 12 hours); what says so has a clock that is wrong.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
 /// Where STS is and how it is asked.
 #[derive(Clone, Debug)]
 pub struct StsSettings {
@@ -161,7 +164,17 @@ fn session(answer: &AssumeRoleOutput, obtained: SystemTime) -> Result<Session, O
         .credentials()
         .ok_or_else(|| ObtainError::Unavailable("STS answered without credentials".to_owned()))?;
     let expiration = SystemTime::try_from(*credentials.expiration())
-        .map_err(|_| ObtainError::Unavailable("STS answered with an expiry that is no time".to_owned()))?;
+        .ok()
+        .filter(|expiration| {
+            expiration
+                .duration_since(obtained)
+                .is_ok_and(|left| left <= LONGEST)
+        })
+        .ok_or_else(|| {
+            ObtainError::Unavailable(
+                "STS answered with an expiry that has passed or is too far away".to_owned(),
+            )
+        })?;
     Ok(Session::new(
         credentials.access_key_id(),
         credentials.secret_access_key(),

@@ -2,9 +2,9 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
@@ -25,6 +25,9 @@ use crate::intercept::caller::Callers;
 
 /// How long a connection may take over a request's head, or say nothing at all.
 const IDLE: Duration = Duration::from_secs(60);
+
+/// How long a connection may take over a request's body.
+const BODY: Duration = Duration::from_secs(5);
 
 /// Longest head that is read.
 const MAX_HEAD: usize = 16 * 1024;
@@ -51,6 +54,7 @@ pub struct Server<I> {
     served: AtomicU64,
     refused: AtomicU64,
     open: TaskTracker,
+    complained: Mutex<Option<Instant>>,
 }
 
 impl<I> std::fmt::Debug for Server<I> {
@@ -73,6 +77,7 @@ impl<I: Issuer> Server<I> {
             served,
             refused,
             open: TaskTracker::new(),
+            complained: Mutex::new(None),
         }
     }
 
@@ -106,7 +111,9 @@ impl<I: Issuer> Server<I> {
                 }
                 Err(error) => {
                     // Out of descriptors or memory, most likely: what waits is not lost, only late.
-                    warn!("cannot accept a connection: {error}");
+                    if self.complain() {
+                        warn!("cannot accept a connection: {error}");
+                    }
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
             }
@@ -121,7 +128,11 @@ impl<I: Issuer> Server<I> {
             },
             Err(reason) => {
                 self.refused.fetch_add(1, Ordering::Relaxed);
-                debug!(%peer, "refused: {reason}");
+                if reason.is_our_fault() && self.complain() {
+                    warn!(%peer, "refused: {reason}");
+                } else {
+                    debug!(%peer, "refused: {reason}");
+                }
                 return;
             }
         };
@@ -148,20 +159,31 @@ impl<I: Issuer> Server<I> {
         }
     }
 
+    /// Whether a fault of our own may be logged again: at most one in ten seconds, as pods can cause many.
+    fn complain(&self) -> bool {
+        let mut last = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = last.is_none_or(|last| last.elapsed() >= Duration::from_secs(10));
+        if due {
+            *last = Some(Instant::now());
+        }
+        due
+    }
+
     async fn request(&self, caller: &Caller, request: Request<Incoming>) -> Result<Answer, Infallible> {
         let (head, body) = request.into_parts();
         // Read and dropped, or the next request on this connection would begin in the middle of it.
-        let drained = Limited::new(body, MAX_BODY).collect().await;
+        let drained = tokio::time::timeout(BODY, Limited::new(body, MAX_BODY).collect()).await;
         let mut response = match drained {
-            Ok(_) => {
+            Ok(Ok(_)) => {
                 self.service
                     .answer(caller, &head.method, head.uri.path(), &head.headers)
                     .await
             }
-            Err(_) => answer::failure(
+            Ok(Err(_)) => answer::failure(
                 StatusCode::PAYLOAD_TOO_LARGE,
                 "Requests for metadata have no body.",
             ),
+            Err(_) => answer::failure(StatusCode::REQUEST_TIMEOUT, "The body did not come."),
         };
         if *self.phase.borrow() != Phase::Serving {
             response

@@ -156,13 +156,12 @@ impl<I: Issuer> Service<I> {
         let mut pods = self.pods.clone();
         loop {
             let inventory = Arc::clone(&pods.borrow_and_update());
-            if let Err(reason) = check_address(&inventory, caller) {
-                return Err(answer::failure(
-                    StatusCode::NOT_FOUND,
-                    &self.told.tell(&caller.uid, &reason),
-                ));
-            }
-            match self.rules.resolve(&inventory, &caller.uid) {
+            // Its known addresses may be those of a moment ago.
+            let decision = match check_address(&inventory, caller) {
+                Ok(()) => self.rules.resolve(&inventory, &caller.uid),
+                Err(reason) => Decision::Wait(reason),
+            };
+            match decision {
                 Decision::Granted(grant) => return Ok(Listed::Granted(grant)),
                 Decision::Refused { name, reason } => return Ok(Listed::Refused { name, reason }),
                 Decision::NoRole(reason) => {

@@ -83,8 +83,12 @@ impl Tokens {
             Ok(key) => key,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let mut key = vec![0; KEY_LENGTH];
-                random.fill(&mut key).map_err(|_| TokenKeyError::Random)?;
-                publish_key(&path, &key)
+                let mut suffix = [0; 8];
+                random
+                    .fill(&mut key)
+                    .and_then(|()| random.fill(&mut suffix))
+                    .map_err(|_| TokenKeyError::Random)?;
+                publish_key(&path, &key, suffix)
                     .and_then(|()| read_key(&path))
                     .map_err(failed(&path))?
             }
@@ -148,8 +152,10 @@ fn read_key(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// Whole or not at all, and never over another instance's: written aside and linked into place.
-fn publish_key(path: &Path, key: &[u8]) -> io::Result<()> {
-    let aside = path.with_extension(format!("{}.new", std::process::id()));
+fn publish_key(path: &Path, key: &[u8], suffix: [u8; 8]) -> io::Result<()> {
+    // Not by process id: that is 1 in every container.
+    let unique: String = suffix.iter().map(|byte| format!("{byte:02x}")).collect();
+    let aside = path.with_extension(format!("{unique}.new"));
     let result = (|| {
         OpenOptions::new()
             .write(true)

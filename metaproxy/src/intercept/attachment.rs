@@ -12,7 +12,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use super::caller::CurrentPods;
-use super::cgroups::{CgroupError, Locator, PodsCgroup};
+use super::cgroups::{CgroupError, Locator, NotAPod, PodsCgroup};
 use super::programs::{Links, Programs, ProgramsError};
 use crate::pods::PodUid;
 
@@ -72,8 +72,8 @@ impl Attachment {
         match self.locator.locate()? {
             Some(pods) => self.attach(pods).map(|()| State::Attached),
             None => {
+                self.locator.check_v1(Path::new("/sys/fs/cgroup"))?;
                 info!("waiting for the pods' cgroup ({})", self.locator.describe());
-                warn_of_v1();
                 Ok(State::Waiting)
             }
         }
@@ -82,6 +82,7 @@ impl Attachment {
     /// In this order: whose pods they are is known before the first connection can be redirected, and hostNetwork pods
     /// are listed before the programs ask for it.
     fn attach(&mut self, pods: PodsCgroup) -> Result<(), AttachError> {
+        pods.check_lookup()?;
         let pods = Arc::new(pods);
         *self.pods.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pods));
         self.list();
@@ -151,7 +152,7 @@ impl Attachment {
                 .iter()
                 .filter_map(|uid| pods.find_pod(uid))
                 // Our own calls to the metadata service must never end at ourselves.
-                .filter(|(path, _)| !holds_this_process(path))
+                .filter(|(path, id)| self.listed.contains(id) || !holds_this_process(path))
                 .map(|(_, id)| id)
                 .collect(),
             None => BTreeSet::new(),
@@ -184,6 +185,9 @@ pub enum AttachError {
     /// The cgroup tree.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
+    /// Looking up callers.
+    #[error("callers could not be identified: {0}")]
+    Lookup(#[from] NotAPod),
     /// The kernel.
     #[error(transparent)]
     Programs(#[from] ProgramsError),
@@ -205,15 +209,4 @@ fn holds_this_process(cgroup: &Path) -> bool {
             || (levels > 0 && children().any(|child| child.is_dir() && search(&child, own, levels - 1)))
     }
     search(cgroup, &std::process::id().to_string(), 3)
-}
-
-/// A node whose kubelet keeps pods in cgroup v1 would leave us waiting for ever.
-fn warn_of_v1() {
-    let v1 = ["/sys/fs/cgroup/cpu/kubepods", "/sys/fs/cgroup/cpu/kubepods.slice"];
-    if v1.iter().any(|path| Path::new(path).is_dir()) {
-        warn!(
-            "this node's kubelet keeps its pods in cgroup v1; they are intercepted only if the container runtime puts \
-             them into the cgroup v2 tree as well. Boot with systemd.unified_cgroup_hierarchy=1 to be sure"
-        );
-    }
 }

@@ -40,6 +40,13 @@ pub enum Unidentified {
     Map(#[from] MapError),
 }
 
+impl Unidentified {
+    /// Whether it is the node or the agent that fails here, and not the client.
+    pub fn is_our_fault(&self) -> bool {
+        matches!(self, Self::Map(_) | Self::NotAPod(NotAPod::Unreadable { .. }))
+    }
+}
+
 /// Shared between the task that keeps the programs attached and those that identify.
 pub type CurrentPods = Arc<RwLock<Option<Arc<PodsCgroup>>>>;
 
@@ -71,10 +78,15 @@ impl Callers {
             client: Endpoint::from_socket(peer),
             listener: Endpoint::from_socket(listener),
         };
+        // A client that is gone may have left its 4-tuple to another, which has filed itself in the meantime: then that
+        // entry is not this connection's, and must not be taken. As long as the client is connected, no other socket's
+        // connection with these addresses can have been accepted.
+        let is_connected = || kernel::is_connected(socket.as_fd()).unwrap_or(false);
+        if !is_connected() {
+            return Err(Unidentified::Closed);
+        }
         let caller = self.take(&key)?;
-        // A client that is gone may have left its 4-tuple to another, which has filed itself in the meantime. As long
-        // as it is connected, no other socket's connection with these addresses can have been accepted.
-        if !kernel::is_connected(socket.as_fd()).unwrap_or(false) {
+        if !is_connected() {
             return Err(Unidentified::Closed);
         }
         let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner).clone();

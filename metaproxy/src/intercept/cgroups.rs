@@ -1,6 +1,7 @@
 //! Where the pods live in the cgroup v2 tree: finding the mount and the pods' cgroup, and telling which pod a cgroup
 //! belongs to.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io;
@@ -23,6 +24,12 @@ pub enum CgroupError {
          mount the host's /sys/fs/cgroup into it"
     )]
     NoCgroup2,
+    /// Cgroup v2 is mounted, but the pods are not in it.
+    #[error(
+        "this node's kubelet keeps its pods in cgroup v1 ({0}), and none are in the cgroup v2 tree, where they would \
+         be intercepted. Boot the node with systemd.unified_cgroup_hierarchy=1"
+    )]
+    PodsInV1(PathBuf),
     /// A directory given by flag is of another file system.
     #[error(
         "{flag} {path}: not a directory of a cgroup v2 mount; give a path such as /sys/fs/cgroup{example}"
@@ -97,6 +104,20 @@ impl Locator {
         found.map(PodsCgroup::open).transpose()
     }
 
+    /// Where pods stand in cgroup v1 while there are none in v2: they would be waited for in vain.
+    ///
+    /// # Errors
+    /// [`CgroupError::PodsInV1`]; never where the cgroup was named by flag.
+    pub fn check_v1(&self, v1: &Path) -> Result<(), CgroupError> {
+        let mut pods = ["cpu/kubepods", "cpu/kubepods.slice"]
+            .map(|name| v1.join(name))
+            .into_iter();
+        match pods.find(|path| self.explicit.is_none() && path.is_dir()) {
+            Some(path) => Err(CgroupError::PodsInV1(path)),
+            None => Ok(()),
+        }
+    }
+
     /// What is looked for, for people.
     pub fn describe(&self) -> String {
         match &self.explicit {
@@ -111,8 +132,11 @@ impl Locator {
             .iter()
             .flat_map(|root| pods_cgroups_below(root))
             .collect();
-        found.sort();
-        found.dedup();
+        // One hierarchy may be mounted in several places (Cilium mounts it again): the usual place first, and one path
+        // for each cgroup.
+        found.sort_by_key(|path| (!path.starts_with("/sys/fs/cgroup"), path.clone()));
+        let mut seen = BTreeSet::new();
+        found.retain(|path| identity(path).is_none_or(|identity| seen.insert(identity)));
         match found.len() {
             0 | 1 => Ok(found.pop()),
             _ => Err(CgroupError::Ambiguous(found)),
@@ -241,6 +265,14 @@ impl PodsCgroup {
         self.id
     }
 
+    /// Looks itself up as it will look up callers.
+    ///
+    /// # Errors
+    /// Where that can't be done: no pod could be served then.
+    pub fn check_lookup(&self) -> Result<(), NotAPod> {
+        self.path_of(self.id).map(drop)
+    }
+
     /// Whether the path still leads to this very cgroup.
     pub fn is_current(&self) -> bool {
         cgroup_id(&self.path).is_ok_and(|id| id == self.id)
@@ -282,6 +314,14 @@ impl PodsCgroup {
     }
 }
 
+/// What a directory is, however it is reached.
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata(path)
+        .ok()
+        .map(|metadata| (metadata.dev(), metadata.ino()))
+}
+
 /// A cgroup's id is its directory's inode number.
 fn cgroup_id(path: &Path) -> io::Result<u64> {
     use std::os::unix::fs::MetadataExt as _;
@@ -298,13 +338,20 @@ pub enum NotAPod {
     #[error("its cgroup {} is not that of a pod", .0.display())]
     Elsewhere(PathBuf),
     /// The system said no.
-    #[error("its cgroup {cgroup_id} cannot be looked up ({source}); the agent needs CAP_DAC_READ_SEARCH")]
+    #[error("cgroup {cgroup_id} cannot be looked up: {source}{}", capability(.source))]
     Unreadable {
         /// Which.
         cgroup_id: u64,
         /// Why not.
         source: io::Error,
     },
+}
+
+fn capability(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM) => "; the agent needs CAP_DAC_READ_SEARCH in the initial user namespace",
+        _ => "",
+    }
 }
 
 /// How the kubelet's cgroup driver names cgroups.

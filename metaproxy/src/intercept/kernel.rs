@@ -49,6 +49,17 @@ fn check(version: KernelVersion, release: String) -> Result<(), KernelError> {
     Ok(())
 }
 
+/// Raises the soft limit of open files to the hard one: each pod's connection needs one, and many systems set it to 1024.
+pub fn raise_descriptor_limit() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE)
+        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard));
+    match raised {
+        Ok(limit) => tracing::debug!(limit, "open files"),
+        Err(error) => tracing::warn!("cannot raise the limit of open files: {error}"),
+    }
+}
+
 /// The cookie of this process's network namespace, which is the node's; 0 where the kernel can't tell it and this
 /// is the initial namespace (the programs then ask for that one).
 pub fn node_netns_cookie() -> Result<u64, KernelError> {

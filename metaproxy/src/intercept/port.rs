@@ -9,6 +9,9 @@ use std::path::Path;
 /// The API server's default `--service-node-port-range`; kube-proxy may claim any of it at any time.
 const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
 
+/// The kubelet, kube-proxy, the controller manager and the scheduler listen there, perhaps later than we do.
+const KUBERNETES_PORTS: RangeInclusive<u16> = 10_248..=10_259;
+
 /// Where a free port is looked for first: above what services are usually given by hand.
 const PREFERRED: RangeInclusive<u16> = 10_240..=65_535;
 
@@ -37,6 +40,7 @@ impl Avoid {
 
     fn contains(&self, port: u16) -> bool {
         NODE_PORTS.contains(&port)
+            || KUBERNETES_PORTS.contains(&port)
             || self.single.contains(&port)
             || self.ephemeral.as_ref().is_some_and(|range| range.contains(&port))
     }
@@ -51,7 +55,9 @@ impl Avoid {
         let (preferred, low): (Vec<u16>, Vec<u16>) = UNPRIVILEGED
             .filter(|port| !self.contains(*port))
             .partition(|port| PREFERRED.contains(port));
-        let may_be_taken = |port: &u16| !self.single.contains(port) && !NODE_PORTS.contains(port);
+        let may_be_taken = |port: &u16| {
+            !self.single.contains(port) && !NODE_PORTS.contains(port) && !KUBERNETES_PORTS.contains(port)
+        };
         let last = UNPRIVILEGED
             .filter(|port| self.contains(*port))
             .filter(may_be_taken)

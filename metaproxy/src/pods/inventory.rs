@@ -13,9 +13,12 @@ use super::PodUid;
 /// Annotations of an object.
 pub type Annotations = BTreeMap<String, String>;
 
-/// The kubelet's hash of a static pod's manifest, after which it names the pod's cgroup. The mirror pod in the API
-/// has another UID.
+/// The kubelet's hash of a static pod's manifest (32 hexadecimal digits), after which it names the pod's cgroup. The
+/// mirror pod in the API has another UID.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+
+/// What makes a pod a mirror pod; ordinary ones have no use for a hash.
+const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,7 +103,7 @@ impl Pod {
             .filter_map(|port| u16::try_from(port.host_port?).ok())
             .collect();
         Ok(Self {
-            static_uid: annotations.get(CONFIG_HASH).and_then(|hash| hash.parse().ok()),
+            static_uid: static_uid(&annotations),
             uid,
             namespace,
             name,
@@ -112,6 +115,16 @@ impl Pod {
             node: spec.node_name,
         })
     }
+}
+
+/// Anybody may annotate a pod, so what is not exactly a hash, on a mirror pod, is nobody's UID.
+fn static_uid(annotations: &Annotations) -> Option<PodUid> {
+    let is_hash = |hash: &&String| hash.len() == 32 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let hash = annotations.get(CONFIG_HASH).filter(is_hash)?;
+    annotations
+        .contains_key(CONFIG_MIRROR)
+        .then(|| hash.parse().ok())
+        .flatten()
 }
 
 impl std::fmt::Display for Pod {
@@ -171,13 +184,25 @@ impl ServiceAccount {
     }
 }
 
+fn insert(index: &mut HashMap<PodUid, Known>, uid: &PodUid, pod: &Arc<Pod>) {
+    let known = match index.remove(uid) {
+        None => Known::Pod(Arc::clone(pod)),
+        Some(Known::Pod(other)) => Known::Ambiguous(vec![other, Arc::clone(pod)]),
+        Some(Known::Ambiguous(mut pods)) => {
+            pods.push(Arc::clone(pod));
+            Known::Ambiguous(pods)
+        }
+    };
+    index.insert(uid.clone(), known);
+}
+
 /// What a UID leads to.
 #[derive(Clone, Debug)]
 pub enum Known {
     /// One pod.
     Pod(Arc<Pod>),
-    /// Several, so none: their names.
-    Ambiguous(Vec<String>),
+    /// Several, so none of them.
+    Ambiguous(Vec<Arc<Pod>>),
 }
 
 /// Everything that is known at one moment.
@@ -189,28 +214,22 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Indexes what a source has. Pods are found by their UID and, static ones, by their hash.
+    /// Indexes what a source has. Pods are found by their UID and, static ones, by their hash; a hash is an annotation
+    /// and never stands against a UID.
     pub fn new(
         pods: impl IntoIterator<Item = Arc<Pod>>,
         namespaces: impl IntoIterator<Item = Arc<Namespace>>,
         service_accounts: impl IntoIterator<Item = Arc<ServiceAccount>>,
     ) -> Self {
-        let mut index: HashMap<PodUid, Known> = HashMap::new();
+        let (mut index, mut by_hash) = (HashMap::new(), HashMap::new());
         for pod in pods {
-            let uids =
-                std::iter::once(&pod.uid).chain(pod.static_uid.as_ref().filter(|uid| **uid != pod.uid));
-            for uid in uids {
-                let other = index.remove(uid);
-                let known = match other {
-                    None => Known::Pod(Arc::clone(&pod)),
-                    Some(Known::Pod(other)) => Known::Ambiguous(vec![other.to_string(), pod.to_string()]),
-                    Some(Known::Ambiguous(mut names)) => {
-                        names.push(pod.to_string());
-                        Known::Ambiguous(names)
-                    }
-                };
-                index.insert(uid.clone(), known);
+            if let Some(hash) = &pod.static_uid {
+                insert(&mut by_hash, hash, &pod);
             }
+            insert(&mut index, &pod.uid, &pod);
+        }
+        for (hash, known) in by_hash {
+            index.entry(hash).or_insert(known);
         }
         Self {
             pods: index,

@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use notify::{RecursiveMode, Watcher as _};
+use notify::event::{AccessKind, AccessMode};
+use notify::{EventKind, RecursiveMode, Watcher as _};
 use thiserror::Error;
 use tokio::sync::{mpsc, watch};
 use tracing::{error, info, warn};
@@ -23,6 +24,9 @@ use super::{Inventory, Known, Source};
 
 /// A file is read this long after the last change, so that it is not read half written.
 const SETTLE: Duration = Duration::from_millis(50);
+
+/// A file that was written to was closed.
+const WRITTEN: AccessKind = AccessKind::Close(AccessMode::Write);
 
 /// The directory is looked through this often even where nothing was heard of a change: network file systems and a
 /// directory that was itself replaced tell nothing.
@@ -134,7 +138,11 @@ impl Manifests {
         let mut now = Vec::new();
         for (uid, known) in inventory.pods() {
             if let Known::Ambiguous(names) = known {
-                let names = names.join(" and ");
+                let names = names
+                    .iter()
+                    .map(ToString::to_string)
+                    .collect::<Vec<_>>()
+                    .join(" and ");
                 now.push(format!(
                     "UID {uid} is that of {names}; none of them is served until it belongs to one"
                 ));
@@ -151,7 +159,11 @@ impl Manifests {
 impl Source for Manifests {
     async fn run(mut self, publish: watch::Sender<Arc<Inventory>>) {
         let (heard, mut changes) = mpsc::channel(1);
-        let mut watcher = notify::recommended_watcher(move |_event| {
+        let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Our own looking at the directory is no change.
+            if event.is_ok_and(|event| matches!(event.kind, EventKind::Access(kind) if kind != WRITTEN)) {
+                return;
+            }
             // A change that is still waiting to be looked at stands for this one too.
             let _ = heard.try_send(());
         })
@@ -165,7 +177,8 @@ impl Source for Manifests {
             if let Some(watcher) = &mut watcher {
                 let _ = watcher.watch(&self.dir, RecursiveMode::NonRecursive);
             }
-            match self.refresh() {
+            // File systems may hang: the tasks that answer pods go on meanwhile.
+            match tokio::task::block_in_place(|| self.refresh()) {
                 Ok(changed) => {
                     if complained {
                         info!("{} can be read again", self.dir.display());
@@ -192,14 +205,19 @@ impl Source for Manifests {
                 publish_now = false;
             }
             tokio::select! {
-                _ = changes.recv() => {
-                    tokio::time::sleep(SETTLE).await;
-                    let _ = changes.try_recv();
-                }
+                _ = changes.recv() => settle(&mut changes).await,
                 () = tokio::time::sleep(LOOK) => {}
             }
         }
     }
+}
+
+/// Waits until nothing has changed for a while, so that no file is read half written.
+async fn settle(changes: &mut mpsc::Receiver<()>) {
+    let give_up = tokio::time::Instant::now() + LOOK;
+    while tokio::time::Instant::now() < give_up
+        && matches!(tokio::time::timeout(SETTLE, changes.recv()).await, Ok(Some(())))
+    {}
 }
 
 fn is_manifest(path: &Path) -> bool {

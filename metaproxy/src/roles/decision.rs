@@ -88,21 +88,25 @@ impl Rules {
             None => Decision::Wait(Reason::PodUnknown { uid: uid.clone() }),
             Some(Known::Ambiguous(pods)) => Decision::NoRole(Reason::Ambiguous {
                 uid: uid.clone(),
-                pods: pods.clone(),
+                pods: pods.iter().map(ToString::to_string).collect(),
             }),
             Some(Known::Pod(pod)) => self.resolve_pod(pod, inventory.namespace(&pod.namespace)),
         }
     }
 
+    /// Whether a hostNetwork pod is to be intercepted: if it asks for a role, whatever comes of that. One that may not
+    /// have it, or of which that is not known yet, must not be given the node's in its place.
+    pub fn intercepts_host_pod(&self, pod: &Pod) -> bool {
+        pod.host_network && annotation(pod, &self.keys.role).is_some()
+    }
+
     /// Decides about a pod; `namespace` is `None` where it is not known (yet).
     pub fn resolve_pod(&self, pod: &Pod, namespace: Option<&Namespace>) -> Decision {
         let key = &self.keys.role;
-        let written = pod
-            .annotations
-            .get(key)
-            .map(|value| value.trim())
-            .filter(|value| !value.is_empty());
-        match (written, &self.default_role) {
+        let written = annotation(pod, key);
+        // What keeps a node alive must go on without us: hostNetwork pods have a role by annotation only.
+        let default_role = self.default_role.as_ref().filter(|_| !pod.host_network);
+        match (written, default_role) {
             (Some(written), _) => self.annotated(pod, namespace, written),
             (None, Some(role)) => self.grant(pod, role.clone(), RoleSource::Default),
             (None, None) => Decision::NoRole(Reason::NoRole {

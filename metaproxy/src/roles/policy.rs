@@ -82,6 +82,10 @@ impl<'a> Candidate<'a> {
 /// Where the annotation is no regular expression; nothing is permitted then.
 pub fn permitted(annotation: &str, style: PermittedMatch, role: &Candidate<'_>) -> Result<bool, PolicyError> {
     check_length(annotation)?;
+    if annotation.trim().is_empty() {
+        // As kiam has it; searched for, an empty pattern would match everything.
+        return Ok(false);
+    }
     let pattern = match style {
         // Grouped first: in `a|b` each alternative is anchored on both sides.
         PermittedMatch::Anchored => format!("^(?:{annotation})$"),
@@ -182,7 +186,8 @@ mod tests {
     #[case::everything(".*", "anything", true, true)]
     #[case::nothing("$^", "app", false, false)]
     #[case::other_account("app", "arn:aws:iam::999999999999:role/app", false, true)]
-    #[case::empty("", "app", false, true)]
+    #[case::empty("", "app", false, false)]
+    #[case::blank(" ", "app", false, false)]
     fn kiams_permitted(
         #[case] pattern: &str,
         #[case] role: &str,

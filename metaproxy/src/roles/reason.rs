@@ -72,7 +72,7 @@ pub enum Reason {
         pods: Vec<String>,
     },
     /// The connection came from an address that is not the pod's.
-    #[error("the connection of pod {pod} came from an address that is not the pod's")]
+    #[error("the connection of pod {pod} came from an address that is not (yet) known as the pod's")]
     ForeignAddress {
         /// `namespace/name`
         pod: String,

@@ -8,26 +8,41 @@ use aya::programs::{loaded_links, loaded_programs};
 use metaproxy_common::layout::{Flow, FlowKey};
 use metaproxy_common::names;
 
-/// Programs, links and maps whose names are ours, as `kind id name`.
+/// Programs, links and maps whose names are ours, as `kind id name`. What can't be listed is listed as an error, so that
+/// it never passes for nothing.
 pub fn ours() -> Vec<String> {
     let mut found = Vec::new();
     let mut ids = Vec::new();
-    for program in loaded_programs().filter_map(Result::ok) {
-        let name = program.name_as_str().unwrap_or_default();
-        if name.starts_with(names::PREFIX) {
-            found.push(format!("program {} {name}", program.id()));
-            ids.push(program.id());
+    for program in loaded_programs() {
+        match program {
+            Ok(program) => {
+                let name = program.name_as_str().unwrap_or_default();
+                if name.starts_with(names::PREFIX) {
+                    found.push(format!("program {} {name}", program.id()));
+                    ids.push(program.id());
+                }
+            }
+            Err(error) => found.push(format!("error: {error}")),
         }
     }
-    for link in loaded_links().filter_map(Result::ok) {
-        if ids.contains(&link.program_id()) {
-            found.push(format!("link {} of program {}", link.id(), link.program_id()));
+    for link in loaded_links() {
+        match link {
+            Ok(link) if ids.contains(&link.program_id()) => {
+                found.push(format!("link {} of program {}", link.id(), link.program_id()));
+            }
+            Ok(_) => {}
+            Err(error) => found.push(format!("error: {error}")),
         }
     }
-    for map in aya::maps::loaded_maps().filter_map(Result::ok) {
-        let name = map.name_as_str().unwrap_or_default();
-        if name.starts_with(names::PREFIX) {
-            found.push(format!("map {} {name}", map.id()));
+    for map in aya::maps::loaded_maps() {
+        match map {
+            Ok(map) => {
+                let name = map.name_as_str().unwrap_or_default();
+                if name.starts_with(names::PREFIX) {
+                    found.push(format!("map {} {name}", map.id()));
+                }
+            }
+            Err(error) => found.push(format!("error: {error}")),
         }
     }
     found

@@ -3,7 +3,7 @@
 use std::fmt::Write as _;
 use std::process::Command;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use super::netns::Netns;
 
@@ -24,6 +24,12 @@ pub fn snapshot(netns: &Netns) -> Result<String> {
         let output = netns
             .run(|| Command::new(words[0]).args(&words[1..]).output())?
             .with_context(|| format!("cannot run {}", words[0]))?;
+        let shown = words.join(" ");
+        ensure!(
+            output.status.success(),
+            "`{shown}` failed: {}",
+            String::from_utf8_lossy(&output.stderr).trim()
+        );
         let text = String::from_utf8_lossy(&output.stdout);
         // iptables-save begins and ends with the time of day.
         let lines = text.lines().filter(|line| !line.starts_with('#'));

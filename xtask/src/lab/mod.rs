@@ -47,10 +47,24 @@ pub struct Lab {
     name: String,
     node: Netns,
     aws: Netns,
-    cgroup: PathBuf,
-    dir: PathBuf,
+    files: Files,
     pods: AtomicU32,
     _turn: File,
+}
+
+/// The lab's cgroup and directory.
+#[derive(Debug)]
+struct Files {
+    cgroup: PathBuf,
+    dir: PathBuf,
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        kill_all_in(&self.cgroup);
+        remove_cgroup(&self.cgroup);
+        let _ = fs::remove_dir_all(&self.dir);
+    }
 }
 
 impl Lab {
@@ -63,14 +77,16 @@ impl Lab {
         let turn = take_turn()?;
         remove_remains()?;
         let name = format!("{PREFIX}{}", std::process::id());
-        let cgroup = cgroup2_mount()?.join(&name);
-        let dir = std::env::temp_dir().join(&name);
-        for path in [
-            &cgroup.join("kubepods/burstable"),
-            &cgroup.join("kubepods/besteffort"),
-            &cgroup.join("host"),
-            &dir.join("pods"),
-        ] {
+        // From here on whatever fails is cleaned up after.
+        let files = Files {
+            cgroup: cgroup2_mount()?.join(&name),
+            dir: std::env::temp_dir().join(&name),
+        };
+        for path in ["kubepods/burstable", "kubepods/besteffort", "host"]
+            .map(|name| files.cgroup.join(name))
+            .iter()
+            .chain([&files.dir.join("pods")])
+        {
             fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
         }
         let node = Netns::new(&format!("{name}-node"))?;
@@ -80,8 +96,7 @@ impl Lab {
             name,
             node,
             aws,
-            cgroup,
-            dir,
+            files,
             pods: AtomicU32::new(0),
             _turn: turn,
         })
@@ -99,22 +114,22 @@ impl Lab {
 
     /// The pods' cgroup.
     pub fn kubepods(&self) -> PathBuf {
-        self.cgroup.join("kubepods")
+        self.files.cgroup.join("kubepods")
     }
 
     /// A cgroup outside the pods'.
     pub fn host_cgroup(&self) -> PathBuf {
-        self.cgroup.join("host")
+        self.files.cgroup.join("host")
     }
 
     /// A directory for files of this lab.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        &self.files.dir
     }
 
     /// The manifests.
     pub fn manifests(&self) -> PathBuf {
-        self.dir.join("pods")
+        self.files.dir.join("pods")
     }
 
     /// A pod: its cgroup, its network namespace and, with a UID, its manifest.
@@ -129,14 +144,6 @@ impl Lab {
         let aside = self.manifests().join(format!(".{file}.new"));
         fs::write(&aside, text)?;
         fs::rename(&aside, &path).with_context(|| format!("cannot write {}", path.display()))
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        kill_all_in(&self.cgroup);
-        remove_cgroup(&self.cgroup);
-        let _ = fs::remove_dir_all(&self.dir);
     }
 }
 

@@ -188,3 +188,38 @@ fn a_directory_that_is_not_cgroup2_is_an_error_that_names_the_flag() {
         assert!(error.contains(flag) && error.contains("cgroup v2"), "{error}");
     }
 }
+
+/// As on a node where Cilium has mounted the hierarchy a second time.
+#[test]
+fn one_cgroup_that_is_reached_by_two_mounts_is_one() {
+    let root = tempfile::tempdir().unwrap();
+    fs::create_dir_all(root.path().join("kubepods.slice")).unwrap();
+    let again = tempfile::tempdir().unwrap();
+    std::os::unix::fs::symlink(root.path(), again.path().join("mount")).unwrap();
+    let roots = vec![root.path().to_owned(), again.path().join("mount")];
+    let locator = Locator {
+        roots,
+        explicit: None,
+    };
+    assert!(locator.locate().unwrap().is_some());
+}
+
+#[test]
+fn pods_in_cgroup_v1_only_are_refused_with_a_sentence() {
+    let v1 = tempfile::tempdir().unwrap();
+    let locator = |explicit| Locator {
+        roots: vec![v1.path().join("unified")],
+        explicit,
+    };
+    assert!(locator(None).check_v1(v1.path()).is_ok());
+    fs::create_dir_all(v1.path().join("cpu/kubepods")).unwrap();
+    let error = locator(None).check_v1(v1.path()).unwrap_err().to_string();
+    assert!(
+        error.contains("cgroup v1") && error.contains("unified_cgroup_hierarchy=1"),
+        "{error}"
+    );
+    assert!(
+        locator(Some(v1.path().to_owned())).check_v1(v1.path()).is_ok(),
+        "named by flag: waited for"
+    );
+}

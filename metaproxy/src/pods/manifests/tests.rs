@@ -1,9 +1,12 @@
 use super::*;
 use crate::pods::{Pod, PodUid};
+use proptest::prelude::*;
 use rstest::rstest;
 
 const A: &str = "aaaaaaaa-0000-0000-0000-000000000001";
 const B: &str = "bbbbbbbb-0000-0000-0000-000000000002";
+
+const HASH: &str = "8f8a9d1e5c3b4a2f8f8a9d1e5c3b4a2f";
 
 fn pod_yaml(name: &str, uid: &str) -> String {
     format!("apiVersion: v1\nkind: Pod\nmetadata:\n  name: {name}\n  namespace: apps\n  uid: {uid}\n")
@@ -60,7 +63,7 @@ fn a_list_as_kubectl_prints_it_is_read_in_yaml_and_json() {
 #[test]
 fn what_is_used_of_a_pod_is_read() {
     let text = format!(
-        "kind: Pod\nmetadata:\n  name: a\n  uid: {A}\n  annotations: {{kubernetes.io/config.hash: 8f8a9d1e}}\nspec:\n  \
+        "kind: Pod\nmetadata:\n  name: a\n  uid: {A}\n  annotations: {{kubernetes.io/config.hash: {HASH}, kubernetes.io/config.mirror: {HASH}}}\nspec:\n  \
          hostNetwork: true\n  nodeName: n1\n  serviceAccountName: sa\n  containers:\n  - name: c\n    ports: \
          [{{containerPort: 80, hostPort: 8080}}]\nstatus:\n  podIPs: [{{ip: 10.0.0.1}}, {{ip: 'fd00::1'}}]\n"
     );
@@ -70,13 +73,13 @@ fn what_is_used_of_a_pod_is_read() {
         (pod.namespace.as_str(), pod.service_account.as_str()),
         ("default", "sa")
     );
-    assert_eq!(pod.static_uid, Some(uid("8f8a9d1e")));
+    assert_eq!(pod.static_uid, Some(uid(HASH)));
     assert!(pod.host_network);
     assert_eq!(pod.host_ports, [8080]);
     assert_eq!(pod.ips.len(), 2);
     let inventory = Inventory::new(objects.pods.clone(), [], []);
     assert!(
-        matches!(inventory.by_uid(&uid("8f8a9d1e")), Some(Known::Pod(_))),
+        matches!(inventory.by_uid(&uid(HASH)), Some(Known::Pod(_))),
         "static pods are found by hash too"
     );
 }
@@ -159,6 +162,60 @@ fn two_pods_with_one_uid_are_neither_and_the_others_are_served() {
     );
 }
 
+/// The hash is an annotation, which anybody may write.
+#[test]
+fn a_hash_takes_nobodys_place() {
+    let annotated = |name: &str, own: &str, hash: &str, mirror: bool| {
+        let mirror = if mirror {
+            "kubernetes.io/config.mirror: x, "
+        } else {
+            ""
+        };
+        format!(
+            "kind: Pod\nmetadata: {{name: {name}, uid: {own}, annotations: {{{mirror}kubernetes.io/config.hash: {hash}}}}}\n"
+        )
+    };
+    let inventory = |text: &str| {
+        let objects = parse::yaml(text).unwrap();
+        Inventory::new(objects.pods, objects.namespaces, objects.service_accounts)
+    };
+    let thief = inventory(&annotated("thief", B, A, true));
+    assert!(thief.by_uid(&uid(A)).is_none(), "another pod's UID is no hash");
+    let ordinary = inventory(&annotated("thief", B, HASH, false));
+    assert!(ordinary.by_uid(&uid(HASH)).is_none(), "only mirror pods have one");
+    let both = inventory(&format!(
+        "{}---\n{}",
+        annotated("thief", B, HASH, true),
+        pod_yaml("victim", HASH)
+    ));
+    assert_eq!(
+        pod(&both, HASH).unwrap().name,
+        "victim",
+        "a UID is not made ambiguous by a hash"
+    );
+}
+
+proptest! {
+    /// Whatever stands in a file, it is read or reported, and what is read is sound.
+    #[test]
+    fn any_text_is_read_or_reported(text in "\\PC{0,200}", yaml: bool) {
+        let result = if yaml { parse::yaml(&text) } else { parse::json(&text) };
+        if let Err(broken) = result {
+            let line: usize = broken.to_string().split(':').next().unwrap().parse().unwrap();
+            prop_assert!(line >= 1);
+        }
+    }
+
+    /// Documents around a pod do not change it.
+    #[test]
+    fn other_documents_leave_a_pod_as_it_is(other in "[a-z]{1,8}: [a-z0-9]{1,8}", before: bool) {
+        let other = format!("kind: Other\n{other}x\n");
+        let own = pod_yaml("a", A);
+        let text = if before { format!("{other}---\n{own}") } else { format!("{own}---\n{other}") };
+        prop_assert_eq!(names(&parse::yaml(&text).unwrap()), ["apps/a"]);
+    }
+}
+
 #[test]
 fn pods_of_other_nodes_are_left_out() {
     let dir = tempfile::tempdir().unwrap();
@@ -187,7 +244,7 @@ fn a_missing_directory_is_an_error_that_names_it() {
     );
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 async fn a_change_is_published_without_a_restart() {
     let dir = tempfile::tempdir().unwrap();
     let manifests = Manifests::open(dir.path(), None).unwrap();

@@ -177,6 +177,28 @@ fn without_an_annotation_there_is_no_role_or_the_default(#[case] pairs: &[(&str,
 }
 
 #[test]
+fn a_hostnetwork_pod_has_no_default_role_and_is_intercepted_for_any_role_that_it_asks_for() {
+    let default_role = Some(parse_role("fallback", rules().base.as_ref()).unwrap());
+    let rules = Rules {
+        default_role,
+        ..rules()
+    };
+    let host = |pairs: &[(&str, &str)]| Pod {
+        host_network: true,
+        ..pod(pairs)
+    };
+    assert!(matches!(rules.resolve_pod(&host(&[]), None), Decision::NoRole(_)));
+    assert!(!rules.intercepts_host_pod(&host(&[])) && !rules.intercepts_host_pod(&host(&[("role", " ")])));
+    for role in ["app", "a b"] {
+        assert!(
+            rules.intercepts_host_pod(&host(&[("role", role)])),
+            "granted, refused or not known yet: {role}"
+        );
+    }
+    assert!(!rules.intercepts_host_pod(&pod(&[("role", "app")])));
+}
+
+#[test]
 fn a_refusal_never_falls_through_to_the_default_role() {
     let default_role = Some(parse_role("fallback", rules().base.as_ref()).unwrap());
     let rules = Rules {
