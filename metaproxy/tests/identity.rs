@@ -33,6 +33,17 @@ const REFUSED: [&str; 8] = [
     "error EADDRINUSE: Address already in use",
 ];
 
+/// Two pods with one address.
+fn twins(node: &Node) -> (Pod, Pod) {
+    let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
+    let spec = PodSpec {
+        same_address_as: Some(victim.number()),
+        ..PodSpec::with_role("twin", "role-twin")
+    };
+    let twin = node.lab.pod(spec).unwrap();
+    (victim, twin)
+}
+
 fn v4_listener(agent: &xtask::lab::agent::Agent) -> String {
     agent
         .listeners()
@@ -107,14 +118,7 @@ fn whoever_dials_from_a_4_tuple_that_a_pod_has_just_used_gets_nothing() {
 #[test]
 fn another_pod_with_the_same_address_and_port_a_moment_later_is_known_as_itself() {
     let Some(node) = node() else { return };
-    let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
-    let twin = node
-        .lab
-        .pod(PodSpec {
-            same_address_as: Some(victim.number()),
-            ..PodSpec::with_role("twin", "role-twin")
-        })
-        .unwrap();
+    let (victim, twin) = twins(&node);
     let _agent = node.agent();
     let to = |pod: &Pod| {
         let route = format!("route replace {}/32 dev pod{}", victim.ip(), pod.number());
@@ -145,14 +149,7 @@ fn another_pod_with_the_same_address_and_port_a_moment_later_is_known_as_itself(
 #[test]
 fn claims_that_alternate_on_one_4_tuple_while_connections_wait_never_mix() {
     let Some(node) = node() else { return };
-    let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
-    let twin = node
-        .lab
-        .pod(PodSpec {
-            same_address_as: Some(victim.number()),
-            ..PodSpec::with_role("twin", "role-twin")
-        })
-        .unwrap();
+    let (victim, twin) = twins(&node);
     let agent = node.agent();
     let source = format!("{}:25000", victim.ip());
     for _ in 0..5 {

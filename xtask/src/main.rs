@@ -9,7 +9,7 @@ mod shell;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::dial;
+use xtask::{dial, redirect};
 
 /// metaproxy's development commands.
 #[derive(Debug, Parser)]
@@ -39,7 +39,7 @@ enum Command {
     Dial(dial::Dial),
     /// For use inside a pod of the lab: a transparent proxy
     #[command(hide = true)]
-    RedirectProxy(dial::RedirectProxy),
+    RedirectProxy(redirect::RedirectProxy),
 }
 
 fn main() -> ExitCode {
@@ -50,7 +50,7 @@ fn main() -> ExitCode {
         Command::Test { filter } => checks::test(filter.as_deref()),
         Command::Lint => checks::lint(),
         Command::Dial(dial) => dial::run(&dial),
-        Command::RedirectProxy(proxy) => dial::redirect_proxy(&proxy),
+        Command::RedirectProxy(proxy) => redirect::run(&proxy),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

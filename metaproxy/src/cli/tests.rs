@@ -1,4 +1,5 @@
 use super::*;
+use crate::agent::Settings;
 use clap::CommandFactory as _;
 use clap::error::ErrorKind;
 use rstest::rstest;

@@ -80,23 +80,7 @@ fn in_initial_netns(proc: &Path) -> bool {
 
 /// `SO_NETNS_COOKIE` of a socket; ENOPROTOOPT before Linux 5.14.
 fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
-    let mut cookie = 0_u64;
-    let mut length = size_of::<u64>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes to `cookie`, which is that large.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    if result == 0 {
-        Ok(cookie)
-    } else {
-        Err(io::Error::last_os_error())
-    }
+    option(socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE).map(u64::from_ne_bytes)
 }
 
 /// Whether an accepted connection still has a client: not reset, not closed on both sides.
@@ -104,25 +88,33 @@ fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
 /// # Errors
 /// Those of `getsockopt(TCP_INFO)`.
 pub fn is_connected(socket: BorrowedFd<'_>) -> io::Result<bool> {
-    let mut state = 0_u8;
-    let mut length = size_of::<u8>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes, the first of which is `tcpi_state`.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::IPPROTO_TCP,
-            libc::TCP_INFO,
-            (&raw mut state).cast(),
-            &raw mut length,
-        )
-    };
-    if result != 0 {
-        return Err(io::Error::last_os_error());
-    }
     // include/net/tcp_states.h
     const ESTABLISHED: u8 = 1;
     const CLOSE_WAIT: u8 = 8;
+    // The first byte of `struct tcp_info` is the state; the kernel writes no more than is asked for.
+    let [state] = option(socket, libc::IPPROTO_TCP, libc::TCP_INFO)?;
     Ok(matches!(state, ESTABLISHED | CLOSE_WAIT))
+}
+
+/// The first `N` bytes of a socket option.
+fn option<const N: usize>(socket: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<[u8; N]> {
+    let mut value = [0; N];
+    let mut length = N as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes to `value`, which is that long.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            level,
+            name,
+            value.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(value)
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// A `struct file_handle` of a kernfs node (include/linux/exportfs.h).

@@ -1,0 +1,99 @@
+//! How cgroups of pods are named, and which pod a path belongs to.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+
+use crate::pods::PodUid;
+
+/// How the kubelet's cgroup driver names cgroups.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Naming {
+    /// `kubepods/burstable/pod<uid>`
+    Cgroupfs,
+    /// `<stem>.slice/<stem>-burstable.slice/<stem>-burstable-pod<uid with underscores>.slice`
+    Systemd {
+        /// `kubepods`, or `kubelet-kubepods`
+        stem: String,
+    },
+}
+
+const QOS_CLASSES: [&str; 2] = ["burstable", "besteffort"];
+
+impl Naming {
+    /// From the path of the pods' cgroup.
+    pub fn of(pods_cgroup: &Path) -> Self {
+        match pods_cgroup
+            .file_name()
+            .and_then(OsStr::to_str)
+            .and_then(|name| name.strip_suffix(".slice"))
+        {
+            Some(stem) => Self::Systemd {
+                stem: stem.to_owned(),
+            },
+            None => Self::Cgroupfs,
+        }
+    }
+
+    /// The pod of a cgroup, given its path below the pods' cgroup.
+    ///
+    /// Only the outermost component that can be a pod counts, directly below the pods' cgroup or a QoS class: a
+    /// container may nest cgroups of its own and name them after another pod.
+    pub fn pod_of(&self, below: &Path) -> Option<PodUid> {
+        let mut components = below.components().map(|component| component.as_os_str().to_str());
+        let first = components.next()??;
+        match QOS_CLASSES
+            .iter()
+            .find(|class| first == self.class_directory(class))
+        {
+            Some(class) => self.uid_in(components.next()??, Some(class)),
+            None => self.uid_in(first, None),
+        }
+    }
+
+    fn class_directory(&self, class: &str) -> String {
+        match self {
+            Self::Cgroupfs => class.to_owned(),
+            Self::Systemd { stem } => format!("{stem}-{class}.slice"),
+        }
+    }
+
+    fn uid_in(&self, name: &str, class: Option<&str>) -> Option<PodUid> {
+        match self {
+            Self::Cgroupfs => name.strip_prefix("pod")?.parse().ok(),
+            Self::Systemd { stem } => {
+                let slice = name.strip_suffix(".slice")?.strip_prefix(stem.as_str())?;
+                let slice = match class {
+                    Some(class) => slice.strip_prefix('-')?.strip_prefix(class)?,
+                    None => slice,
+                };
+                let uid = slice.strip_prefix("-pod")?;
+                // systemd reads a dash as a level of slices, so the kubelet writes underscores.
+                if uid.contains('-') {
+                    None
+                } else {
+                    uid.replace('_', "-").parse().ok()
+                }
+            }
+        }
+    }
+
+    /// Where a pod's cgroup can be, below the pods' cgroup.
+    pub(super) fn directories_of(&self, uid: &PodUid) -> Vec<PathBuf> {
+        let classes = std::iter::once(None).chain(QOS_CLASSES.into_iter().map(Some));
+        classes
+            .map(|class| match (self, class) {
+                (Self::Cgroupfs, None) => format!("pod{uid}").into(),
+                (Self::Cgroupfs, Some(class)) => format!("{class}/pod{uid}").into(),
+                (Self::Systemd { stem }, class) => {
+                    let escaped = uid.as_str().replace('-', "_");
+                    match class {
+                        None => format!("{stem}-pod{escaped}.slice").into(),
+                        Some(class) => {
+                            format!("{stem}-{class}.slice/{stem}-{class}-pod{escaped}.slice").into()
+                        }
+                    }
+                }
+            })
+            .collect()
+    }
+}
