@@ -29,7 +29,7 @@ use crate::intercept::cgroups::{CgroupError, Locator};
 use crate::intercept::kernel::{self, KernelError};
 use crate::intercept::listener::{ListenError, Listeners, PortChoice, node_addresses};
 use crate::intercept::port::Avoid;
-use crate::intercept::programs::{Programs, ProgramsError};
+use crate::intercept::programs::{Maps, Programs, ProgramsError};
 use crate::pods::manifests::{Manifests, ManifestsError};
 use crate::pods::{Inventory, Known, PodUid, Pods, Source as _};
 use crate::roles::{Decision, Rules};
@@ -176,13 +176,13 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     drop(attachment);
     let counted: Vec<String> = Counter::ALL
         .iter()
-        .map(|counter| format!("{}={}", counter.label(), sum(&maps.counters, *counter)))
+        .map(|counter| format!("{}={}", counter.label(), maps.counters.total(*counter)))
         .collect();
     info!("stopped; in the kernel: {}", counted.join(" "));
     Ok(())
 }
 
-fn load(config: &Config) -> Result<(Programs, crate::intercept::programs::Maps), ProgramsError> {
+fn load(config: &Config) -> Result<(Programs, Maps), ProgramsError> {
     #[cfg(feature = "ebpf-log")]
     {
         let (mut programs, maps) = Programs::load(config)?;
@@ -191,12 +191,6 @@ fn load(config: &Config) -> Result<(Programs, crate::intercept::programs::Maps),
     }
     #[cfg(not(feature = "ebpf-log"))]
     Programs::load(config)
-}
-
-fn sum(counters: &aya::maps::PerCpuArray<aya::maps::MapData, u64>, counter: Counter) -> u64 {
-    counters
-        .get(&(counter as u32), 0)
-        .map_or(0, |values| values.iter().sum())
 }
 
 fn stop_signal() -> Result<impl Future<Output = ()>, StartError> {

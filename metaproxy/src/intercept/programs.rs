@@ -69,8 +69,20 @@ pub struct Maps {
     pub flows: HashMap<MapData, FlowKey, Flow>,
     /// Listed hostNetwork pods.
     pub host_pods: HashMap<MapData, u64, u8>,
-    /// Counters.
-    pub counters: PerCpuArray<MapData, u64>,
+    /// What the programs count.
+    pub counters: Counters,
+}
+
+/// What the programs count.
+pub struct Counters(PerCpuArray<MapData, u64>);
+
+impl Counters {
+    /// One of them, summed over the CPUs; 0 where it can't be read.
+    pub fn total(&self, counter: Counter) -> u64 {
+        self.0
+            .get(&(counter as u32), 0)
+            .map_or(0, |values| values.iter().sum())
+    }
 }
 
 impl Programs {
@@ -87,7 +99,7 @@ impl Programs {
         let maps = Maps {
             flows: map(&mut ebpf, names::FLOWS)?,
             host_pods: map(&mut ebpf, names::HOST_PODS)?,
-            counters: map(&mut ebpf, names::COUNTERS)?,
+            counters: Counters(map(&mut ebpf, names::COUNTERS)?),
         };
         let mut programs = Self { ebpf };
         programs.load_all()?;
@@ -136,7 +148,10 @@ impl Programs {
             self.attach_sock_addr(names::CONNECT4, cgroup)?,
             self.attach_sock_addr(names::CONNECT6, cgroup)?,
         ];
-        Ok(Links { redirect, identity })
+        Ok(Links {
+            redirect,
+            _identity: identity,
+        })
     }
 
     // `Single` is no flag at all, the only mode that links take; a link allows others beside it all the same
@@ -205,35 +220,16 @@ where
         .map_err(|error| ProgramsError::Unfit(format!("{name}: {error}")))
 }
 
-/// Attached programs; dropping detaches.
+/// Attached programs; dropping detaches, in the order of the fields: what redirects before what files identities.
 #[derive(Debug)]
 pub struct Links {
     redirect: Vec<FdLink>,
-    identity: Vec<FdLink>,
+    _identity: Vec<FdLink>,
 }
 
 impl Links {
     /// Detaches what redirects. Identities of connections that were redirected before are still filed.
     pub fn stop_redirecting(&mut self) {
         self.redirect.clear();
-    }
-
-    /// How many are attached.
-    pub fn len(&self) -> usize {
-        self.redirect.len() + self.identity.len()
-    }
-
-    /// Whether none is attached.
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-}
-
-impl Maps {
-    /// The programs' counters, summed over the CPUs.
-    pub fn count(&self, counter: Counter) -> u64 {
-        self.counters
-            .get(&(counter as u32), 0)
-            .map_or(0, |values| values.iter().sum())
     }
 }
