@@ -407,3 +407,72 @@ fn an_ipv6_socket_bound_to_a_victims_address_gets_nothing() {
     );
     assert_eq!(bpf::flows_left().unwrap(), 0);
 }
+
+/// The pod still holds its socket, but the agent has answered and closed: whoever comes with the same address and port
+/// from outside the pods' cgroup must not find the pod's entry.
+#[test]
+fn an_identity_is_used_up_by_the_connection_that_it_was_filed_for() {
+    use std::io::BufRead as _;
+    const HOLD: &str = r#"
+import socket, sys
+held = socket.socket()
+held.bind((sys.argv[1], 27000))
+held.connect(("169.254.169.254", 80))
+held.sendall(b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+answer = b""
+while data := held.recv(4096):
+    answer += data
+print(answer.decode().splitlines()[-1], flush=True)
+sys.stdin.read()
+"#;
+    let Some(node) = node() else { return };
+    let (victim, twin) = twins(&node);
+    let mut agent = node.agent();
+    let listener = v4_listener(&agent);
+    let mut python = victim.command("python3").unwrap();
+    let ip = victim.ip().to_string();
+    let mut holder = python
+        .args(["-c", HOLD, &ip])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufReader::new(holder.stdout.take().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line.trim(), "role-victim");
+    let route = format!("route replace {ip}/32 dev pod{}", twin.number());
+    assert!(
+        node.host_command("ip")
+            .args(route.split(' '))
+            .status()
+            .unwrap()
+            .success()
+    );
+    let source = format!("{ip}:27000");
+    for _ in 0..5 {
+        let netns = twin.netns().unwrap().file();
+        let mut outsider =
+            xtask::lab::pod::command_in(&client_binary(), Some(&node.lab.host_cgroup()), netns).unwrap();
+        let dialled = outsider.args([
+            "dial",
+            "--to",
+            &listener,
+            "--source",
+            &source,
+            "--timeout",
+            "1000",
+        ]);
+        let got = outcomes(dialled.stdout(std::process::Stdio::piped()).spawn().unwrap());
+        assert_only(&got, &REFUSED, "a process outside the pods' cgroup");
+    }
+    drop(holder.stdin.take());
+    holder.wait().unwrap();
+    assert!(agent.stop().unwrap().success());
+    let summary = agent.wait_for("refused=").unwrap();
+    assert!(
+        !summary.contains("refused=0"),
+        "the outsider did come through to the agent: {summary}"
+    );
+}
