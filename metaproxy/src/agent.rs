@@ -4,6 +4,8 @@
 //! accepting for a grace period, drain, detach the rest, close. Whatever ends the process in between, the kernel
 //! detaches everything: the links are file descriptors of this process.
 
+mod discovery;
+
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::path::PathBuf;
@@ -20,9 +22,11 @@ use tracing::info;
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::{Sts, StsError, StsSettings};
 use crate::credentials::{Issuer, SessionKey, Sessions};
-use crate::imds::Service;
+use crate::imds::path::Paths;
 use crate::imds::server::{Phase, Server};
 use crate::imds::token::{TokenKeyError, Tokens};
+use crate::imds::upstream::{Endpoint, Upstream};
+use crate::imds::{Parts, Service, Version1};
 use crate::intercept::attachment::{AttachError, Attachment, State};
 use crate::intercept::caller::{Callers, CurrentPods};
 use crate::intercept::cgroups::{CgroupError, Locator};
@@ -62,6 +66,14 @@ pub struct Settings {
     pub rules: Rules,
     /// How STS is asked.
     pub sts: StsSettings,
+    /// The node's metadata service.
+    pub imds: Endpoint,
+    /// What pods may see of the node's metadata.
+    pub paths: Paths,
+    /// Whether requests without session token are answered.
+    pub version1: Version1,
+    /// Connections that one pod may have open.
+    pub connections_per_pod: usize,
     /// For the token key.
     pub runtime_dir: PathBuf,
 }
@@ -114,6 +126,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let inventory = manifests.inventory();
     let tokens = Tokens::open(&settings.runtime_dir)?;
     let sts = Sts::connect(&settings.sts, &NetworkEnv::read()).await?;
+    let upstream = Arc::new(Upstream::new(settings.imds));
 
     let choice = match settings.listen_port {
         0 => PortChoice::Free(Avoid::of_this_node(inventory.host_ports())),
@@ -140,10 +153,25 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let mut attachment = Attachment::new(programs, locator, current, maps.host_pods, host_pods);
 
     let (publish, pods) = watch::channel(Arc::new(inventory));
-    let sessions = Sessions::new(sts);
+    let sessions = Sessions::new(sts.clone());
+    let (publish_rules, rules) = watch::channel(rules);
+    let (publish_version1, version1) = watch::channel(settings.version1);
     let (phase, phases) = watch::channel(Phase::Serving);
-    let service = Service::new(pods.clone(), Arc::clone(&rules), sessions.clone(), tokens);
-    let server = Arc::new(Server::new(callers, service, phases));
+    let service = Service::new(Parts {
+        pods: pods.clone(),
+        rules: rules.clone(),
+        sessions: sessions.clone(),
+        tokens,
+        paths: settings.paths,
+        upstream: Arc::clone(&upstream),
+        version1,
+    });
+    let server = Arc::new(Server::new(
+        callers,
+        service,
+        phases,
+        settings.connections_per_pod,
+    ));
 
     // Accepting before anything is redirected: no connection finds a listener that nobody serves.
     let mut accepting: JoinSet<()> = listeners
@@ -156,6 +184,8 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let mut tasks = JoinSet::new();
     tasks.spawn(manifests.run(publish));
     tasks.spawn(follow(pods, rules, sessions, wanted));
+    tasks.spawn(discovery::base_arn(Arc::clone(&upstream), sts, publish_rules));
+    tasks.spawn(discovery::version1(upstream, publish_version1));
     let mut keeping = tokio::spawn(attachment.keep(states.clone(), stopped));
     states.send_replace(state);
     changes.mark_changed();
@@ -217,21 +247,26 @@ async fn tell(mut states: watch::Receiver<State>, listen: String) {
 /// their pod) and the list of hostNetwork pods to intercept.
 async fn follow<I: Issuer>(
     mut pods: Pods,
-    rules: Arc<Rules>,
+    mut rules: watch::Receiver<Arc<Rules>>,
     sessions: Sessions<I>,
     wanted: watch::Sender<BTreeSet<PodUid>>,
 ) {
     let mut before = HashSet::new();
     loop {
         let inventory = Arc::clone(&pods.borrow_and_update());
-        let (keys, host_pods) = consequences(&inventory, &rules);
+        let rules_now = Arc::clone(&rules.borrow_and_update());
+        let (keys, host_pods) = consequences(&inventory, &rules_now);
         sessions.retain(&keys);
         for new in keys.difference(&before) {
             sessions.prefetch(new);
         }
         before = keys;
         wanted.send_if_modified(|wanted| std::mem::replace(wanted, host_pods.clone()) != host_pods);
-        if pods.changed().await.is_err() {
+        let changed = tokio::select! {
+            changed = pods.changed() => changed,
+            changed = rules.changed() => changed,
+        };
+        if changed.is_err() {
             return;
         }
     }

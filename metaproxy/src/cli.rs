@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub use self::usage::UsageError;
+use crate::roles::SessionScope;
 use crate::roles::policy::{AllowedRolesStyle, PermittedMatch};
 
 /// Exit status for bad usage (EX_USAGE of sysexits.h).
@@ -89,7 +90,8 @@ pub struct RunArgs {
     )]
     listen_port: u16,
 
-    /// What a role that is only a name is prefixed with, such as arn:aws:iam::123456789012:role/
+    /// What a role that is only a name is prefixed with, such as arn:aws:iam::123456789012:role/ [default: the account of
+    /// the node's own role]
     #[arg(
         long,
         env = "METAPROXY_BASE_ROLE_ARN",
@@ -187,6 +189,45 @@ pub struct RunArgs {
     )]
     permitted_match: PermittedMatch,
 
+    /// A role that the node assumes first, and which assumes the pods' roles
+    #[arg(
+        long,
+        env = "METAPROXY_ASSUME_ROLE_ARN",
+        value_name = "ARN",
+        help_heading = "Sessions"
+    )]
+    assume_role_arn: Option<String>,
+
+    /// Who shares a session
+    #[arg(
+        long,
+        env = "METAPROXY_SESSION_SCOPE",
+        value_name = "SCOPE",
+        default_value = "pod",
+        help_heading = "Sessions"
+    )]
+    session_scope: SessionScope,
+
+    /// Whether sessions are tagged with cluster, node, namespace, pod and service account; trust policies must allow
+    /// sts:TagSession then
+    #[arg(
+        long,
+        env = "METAPROXY_SESSION_TAGS",
+        value_name = "SWITCH",
+        default_value = "off",
+        help_heading = "Sessions"
+    )]
+    session_tags: Switch,
+
+    /// Name of the cluster, for session tags [default: no such tag]
+    #[arg(
+        long,
+        env = "METAPROXY_CLUSTER_NAME",
+        value_name = "NAME",
+        help_heading = "Sessions"
+    )]
+    cluster_name: Option<String>,
+
     /// How long a session lives: 15m to 1h, as the node's role assumes the pod's (role chaining)
     #[arg(
         long, env = "METAPROXY_SESSION_DURATION", value_name = "DURATION", default_value = "1h",
@@ -218,9 +259,37 @@ pub struct RunArgs {
         env = "METAPROXY_IMDS_ENDPOINT",
         value_name = "URL",
         default_value = "http://169.254.169.254",
-        help_heading = "Sessions"
+        help_heading = "Metadata"
     )]
     imds_endpoint: String,
+
+    /// Whether pods may ask without a session token (IMDSv1)
+    #[arg(
+        long,
+        env = "METAPROXY_IMDS_V1",
+        value_name = "POLICY",
+        default_value = "auto",
+        help_heading = "Metadata"
+    )]
+    imds_v1: ImdsV1,
+
+    /// More of the node's metadata for pods: a regular expression for whole paths, with or without /VERSION/meta-data/
+    /// before them; repeatable (in the variable: separated by blanks). Never credentials or user-data
+    #[arg(
+        long,
+        env = "METAPROXY_ALLOW_PATH",
+        value_name = "REGEX",
+        value_delimiter = ' ',
+        help_heading = "Metadata"
+    )]
+    allow_path: Vec<String>,
+
+    /// Connections that one pod may have open; more are closed at once
+    #[arg(
+        long, env = "METAPROXY_MAX_CONNECTIONS_PER_POD", value_name = "N", default_value_t = 512,
+        value_parser = clap::value_parser!(u32).range(1..), help_heading = "Metadata"
+    )]
+    max_connections_per_pod: u32,
 
     /// Directory for the key of session tokens (made where it does not exist)
     #[arg(
@@ -259,6 +328,26 @@ pub enum NamespacePolicy {
     /// A role must be allowed by an annotation of the namespace
     Required,
     /// The namespace is not asked
+    Off,
+}
+
+/// `--imds-v1`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ImdsV1 {
+    /// As the node's own metadata service has it
+    Auto,
+    /// They may
+    Allow,
+    /// They get 401
+    Deny,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It is done
+    On,
+    /// It is not
     Off,
 }
 

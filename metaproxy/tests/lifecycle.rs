@@ -213,7 +213,7 @@ const ASKING: &str = r#"
 import http.client, sys
 connection = http.client.HTTPConnection("169.254.169.254", 80)
 for line in iter(sys.stdin.readline, ""):
-    connection.request("GET", "/")
+    connection.request("GET", "/nowhere")
     answer = connection.getresponse()
     answer.read()
     print(answer.status, answer.getheader("connection", "kept"), flush=True)

@@ -4,263 +4,607 @@
 
 mod common;
 
-use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::process::Stdio;
 use std::time::Duration;
 
-use common::{Node, counts, dial, eventually, node, node_with_sts, outcomes, start_dial};
-use rstest::rstest;
+use common::http::{LIST, Response, TTL, ask, exchange, get, raw, request, token, with_token};
+use common::{Node, node};
+use xtask::lab::agent::{Agent, AgentSpec};
+use xtask::lab::imds::Behaviour;
 use xtask::lab::pod::{Pod, PodSpec};
 
-const LIST: &str = "/latest/meta-data/iam/security-credentials/";
-
-/// Sends what stands in its standard input, byte for byte, and prints what comes back until the connection ends or
-/// nothing has come for a second.
-const RAW: &str = r#"
-import socket, sys
-connection = socket.create_connection(("169.254.169.254", 80), timeout=2)
-connection.sendall(sys.stdin.buffer.read())
-connection.settimeout(1.5)
-try:
-    while data := connection.recv(65536):
-        sys.stdout.buffer.write(data)
-except (TimeoutError, ConnectionResetError):
-    pass
-"#;
-
-struct Response {
-    status: u16,
-    headers: BTreeMap<String, String>,
-    body: String,
+/// A pod with role `team/role-a`, one without a role, one whose annotation is malformed, and an agent.
+struct Served {
+    a: Pod,
+    none: Pod,
+    refused: Pod,
+    agent: Agent,
+    node: Node,
 }
 
-/// One request of a pod, as raw bytes.
-fn raw(pod: &Pod, request: &str) -> String {
-    let mut python = pod.command("python3").unwrap();
-    let mut child = python
-        .args(["-c", RAW])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child.stdin.take().unwrap().write_all(request.as_bytes()).unwrap();
-    String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
-}
-
-fn ask(pod: &Pod, method: &str, path: &str, headers: &str) -> Response {
-    let answer = raw(
-        pod,
-        &format!("{method} {path} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n{headers}\r\n"),
-    );
-    let (head, body) = answer
-        .split_once("\r\n\r\n")
-        .unwrap_or_else(|| panic!("no answer to {method} {path}: {answer:?}"));
-    let mut lines = head.lines();
-    let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
-    let headers = lines
-        .map(|line| line.split_once(": ").unwrap())
-        .map(|(name, value)| (name.to_lowercase(), value.to_owned()));
-    Response {
-        status,
-        headers: headers.collect(),
-        body: body.to_owned(),
-    }
-}
-
-fn served() -> Option<(Node, Pod, Pod, xtask::lab::agent::Agent)> {
+fn served() -> Option<Served> {
     let node = node()?;
     let a = node.lab.pod(PodSpec::with_role("a", "team/role-a")).unwrap();
-    let c = node.lab.pod(PodSpec::without_role("c")).unwrap();
+    let none = node.lab.pod(PodSpec::without_role("none")).unwrap();
+    let refused = node
+        .lab
+        .pod(PodSpec::with_role("refused", "arn:aws:iam::1:role/broken"))
+        .unwrap();
     let agent = node.agent();
-    Some((node, a, c, agent))
+    Some(Served {
+        a,
+        none,
+        refused,
+        agent,
+        node,
+    })
 }
 
-#[test]
-fn the_list_is_the_bare_name_and_the_document_what_sdks_parse() {
-    let Some((node, a, c, _agent)) = served() else {
-        return;
-    };
-    for path in [LIST, LIST.trim_end_matches('/')] {
-        let list = ask(&a, "GET", path, "");
-        assert_eq!(
-            (list.status, list.body.as_str()),
-            (200, "role-a"),
-            "no newline after it"
-        );
-        assert_eq!(list.headers["content-type"], "text/plain");
-        assert_eq!(list.headers["server"], "EC2ws");
-        assert_eq!(list.headers["accept-ranges"], "none");
-        assert!(list.headers.contains_key("last-modified"));
-    }
-    let document = ask(&a, "GET", &format!("{LIST}role-a"), "");
-    assert_eq!(
-        (document.status, document.headers["content-type"].as_str()),
-        (200, "text/plain")
-    );
-    let document: serde_json::Value = serde_json::from_str(&document.body).unwrap();
-    assert_eq!(
-        (document["Code"].as_str(), document["Type"].as_str()),
-        (Some("Success"), Some("AWS-HMAC"))
-    );
-    assert_eq!(document["SecretAccessKey"], "secret-of-role-a");
-    for time in ["LastUpdated", "Expiration"] {
-        let time = document[time].as_str().unwrap();
-        assert!(
-            time.len() == 20 && time.ends_with('Z'),
-            "YYYY-MM-DDTHH:MM:SSZ: {time}"
-        );
-    }
-    let head = ask(&a, "HEAD", LIST, "");
-    assert_eq!((head.status, head.body.as_str()), (200, ""));
-    let none = ask(&c, "GET", LIST, "");
-    assert_eq!(
-        (none.status, none.headers["content-type"].as_str()),
-        (404, "text/html")
-    );
-    assert!(none.body.contains("pod apps/c has no role"), "{}", none.body);
-    assert_eq!(
-        node.sts.calls()[0].role,
-        "arn:aws:iam::123456789012:role/team/role-a"
-    );
-    assert_eq!(node.sts.calls()[0].session, "apps.a");
+/// What an answer must be. A header whose value is `*` must be there.
+struct Want {
+    status: u16,
+    headers: &'static [(&'static str, &'static str)],
+    body: Body,
 }
 
-#[test]
-fn version_2_tokens_are_the_pods_own() {
-    let Some((_node, a, c, _agent)) = served() else {
-        return;
-    };
-    const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
-    let put = |pod, headers: &str| ask(pod, "PUT", "/latest/api/token", headers);
-    let token = put(&a, "X-aws-ec2-metadata-token-ttl-seconds: 60\r\n");
-    assert_eq!(
-        (token.status, token.headers["content-type"].as_str()),
-        (200, "text/plain")
-    );
-    assert_eq!(token.headers[TTL], "60", "one SDK fails without it");
+enum Body {
+    /// Exactly this.
+    Is(&'static str),
+    /// A page for people with this in it.
+    Says(&'static str),
+    /// Exactly these fields in this order, and a time where it says `TIME`.
+    Json(&'static [(&'static str, &'static str)]),
+    Token,
+}
+
+const RESOURCE: &[(&str, &str)] = &[
+    ("content-type", "text/plain"),
+    ("server", "EC2ws"),
+    ("accept-ranges", "none"),
+    ("last-modified", "*"),
+    ("content-length", "*"),
+];
+const PAGE: &[(&str, &str)] = &[("content-type", "text/html"), ("server", "EC2ws")];
+
+fn is(body: &'static str) -> Want {
+    Want {
+        status: 200,
+        headers: RESOURCE,
+        body: Body::Is(body),
+    }
+}
+
+fn json(fields: &'static [(&'static str, &'static str)]) -> Want {
+    Want {
+        status: 200,
+        headers: RESOURCE,
+        body: Body::Json(fields),
+    }
+}
+
+fn says(status: u16, sentence: &'static str) -> Want {
+    Want {
+        status,
+        headers: PAGE,
+        body: Body::Says(sentence),
+    }
+}
+
+impl Want {
+    fn check(&self, what: &str, answer: &Response) {
+        assert_eq!(answer.status, self.status, "{what}: {answer:?}");
+        for (name, value) in self.headers {
+            let told = answer
+                .header(name)
+                .unwrap_or_else(|| panic!("{what}: no {name}: {answer:?}"));
+            assert!(*value == "*" || told == *value, "{what}: {name} is {told}");
+        }
+        match &self.body {
+            Body::Is(body) => assert_eq!(answer.body, *body, "{what}: byte for byte"),
+            Body::Says(sentence) => assert!(answer.body.contains(sentence), "{what}: {}", answer.body),
+            Body::Token => assert!(
+                answer.body.len() >= 56 && answer.body.bytes().all(|byte| byte.is_ascii_graphic()),
+                "{what}: exactly the token: {:?}",
+                answer.body
+            ),
+            Body::Json(fields) => check_json(what, &answer.body, fields),
+        }
+    }
+}
+
+fn check_json(what: &str, body: &str, fields: &[(&str, &str)]) {
     assert!(
-        token.body.bytes().all(|byte| byte.is_ascii_graphic()),
-        "exactly the token: {:?}",
-        token.body
+        body.starts_with('{') && body.ends_with('}'),
+        "{what}: no newline after it: {body:?}"
     );
-    let with = |pod, token: &str| {
-        ask(
+    // In order: some clients are line-based scripts.
+    let lines: Vec<(&str, &str)> = body
+        .lines()
+        .filter_map(|line| line.trim().trim_end_matches(',').split_once(": "))
+        .map(|(name, value)| (name.trim_matches('"'), value.trim_matches('"')))
+        .collect();
+    assert_eq!(lines.len(), fields.len(), "{what}: {body}");
+    for ((name, value), (want_name, want)) in lines.iter().zip(fields) {
+        assert_eq!(name, want_name, "{what}: {body}");
+        match *want {
+            "TIME" => assert!(
+                value.len() == 20
+                    && value.ends_with('Z')
+                    && value.as_bytes()[10] == b'T'
+                    && !value.contains('.'),
+                "{what}: YYYY-MM-DDTHH:MM:SSZ: {value}"
+            ),
+            prefix if prefix.ends_with('…') => {
+                assert!(
+                    value.starts_with(prefix.trim_end_matches('…')),
+                    "{what}: {name} is {value}"
+                );
+            }
+            want => assert_eq!(*value, want, "{what}: {name}"),
+        }
+    }
+}
+
+const DOCUMENT: &[(&str, &str)] = &[
+    ("Code", "Success"),
+    ("LastUpdated", "TIME"),
+    ("Type", "AWS-HMAC"),
+    ("AccessKeyId", "ASIA…"),
+    ("SecretAccessKey", "secret-of-role-a"),
+    ("Token", "token-of-role-a"),
+    ("Expiration", "TIME"),
+];
+const EXTENDED: &[(&str, &str)] = &[
+    DOCUMENT[0],
+    DOCUMENT[1],
+    DOCUMENT[2],
+    DOCUMENT[3],
+    DOCUMENT[4],
+    DOCUMENT[5],
+    DOCUMENT[6],
+    ("AccountId", "123456789012"),
+];
+const INFO: &[(&str, &str)] = &[
+    ("Code", "Success"),
+    ("LastUpdated", "TIME"),
+    (
+        "InstanceProfileArn",
+        "arn:aws:iam::123456789012:instance-profile/role-a",
+    ),
+    ("InstanceProfileId", "AIPA…"),
+];
+const REFUSED: &[(&str, &str)] = &[
+    ("Code", "AssumeRoleUnauthorizedAccess"),
+    (
+        "Message",
+        "annotation iam.amazonaws.com/role of the pod of apps/refused names the role…",
+    ),
+    ("LastUpdated", "TIME"),
+];
+
+/// Every status, header and body of the protocol: request by request, from pods.
+#[test]
+fn the_protocol_case_by_case() {
+    let Some(served) = served() else { return };
+    let (a, none, refused) = (&served.a, &served.none, &served.refused);
+    let own = token(a, 600);
+    let others = token(none, 600);
+    let own_header: &'static str = with_token(&own).leak();
+    let others_header: &'static str = with_token(&others).leak();
+
+    const META: &str = "/latest/meta-data";
+    let ttl = |value: &str| -> &'static str { format!("{TTL}: {value}\r\n").leak() };
+    let issued = |seconds: &'static str| Want {
+        status: 200,
+        headers: Box::leak(Box::new([
+            ("content-type", "text/plain"),
+            (TTL, seconds),
+            ("server", "EC2ws"),
+        ])),
+        body: Body::Token,
+    };
+    let only_put = || Want {
+        headers: &[("allow", "PUT")],
+        ..says(405, "PUT")
+    };
+    let only_get = || Want {
+        headers: &[("allow", "GET, HEAD")],
+        ..says(405, "GET")
+    };
+    let bad_ttl = || says(400, "1 to 21600");
+    let mut cases: Vec<(&Pod, &str, String, &str, Want)> = Vec::new();
+    let path = |path: &str| format!("{META}/{path}");
+
+    // Session tokens.
+    let put = || "/latest/api/token".to_owned();
+    for seconds in ["1", "60", "21600"] {
+        cases.push((a, "PUT", put(), ttl(seconds), issued(seconds)));
+    }
+    cases.push((none, "PUT", put(), ttl("60"), issued("60")));
+    for bad in ["0", "21601", "-1", "+5", "1.5", "x", "", "99999999999999999999"] {
+        cases.push((a, "PUT", put(), ttl(bad), bad_ttl()));
+    }
+    cases.push((a, "PUT", put(), "", bad_ttl()));
+    let twice = "X-aws-ec2-metadata-token-ttl-seconds: 60\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n";
+    cases.push((a, "PUT", put(), twice, bad_ttl()));
+    let forwarded = "X-aws-ec2-metadata-token-ttl-seconds: 60\r\nX-Forwarded-For: 1.2.3.4\r\n";
+    cases.push((a, "PUT", put(), forwarded, says(403, "X-Forwarded-For")));
+    cases.push((
+        a,
+        "GET",
+        LIST.to_owned(),
+        "x-forwarded-for: \r\n",
+        says(403, "X-Forwarded-For"),
+    ));
+    for method in ["GET", "HEAD", "POST", "DELETE", "OPTIONS"] {
+        let want = only_put();
+        let want = if method == "HEAD" {
+            Want {
+                body: Body::Is(""),
+                ..want
+            }
+        } else {
+            want
+        };
+        cases.push((a, method, put(), "", want));
+    }
+    let with_ttl = || Want {
+        headers: &[("content-type", "text/plain"), (TTL, "*")],
+        ..is("role-a")
+    };
+    cases.push((a, "GET", LIST.to_owned(), own_header, with_ttl()));
+    for bad in [
+        "X-aws-ec2-metadata-token: forged\r\n",
+        "X-aws-ec2-metadata-token:\r\n",
+        others_header,
+    ] {
+        cases.push((a, "GET", LIST.to_owned(), bad, says(401, "token")));
+        cases.push((a, "GET", path("instance-id"), bad, says(401, "token")));
+        cases.push((a, "GET", "/latest/user-data".to_owned(), bad, says(401, "token")));
+    }
+    let both: &'static str = format!("{own_header}{others_header}").leak();
+    cases.push((a, "GET", LIST.to_owned(), both, says(401, "token")));
+
+    // Credentials, at every version.
+    for version in ["latest", "1.0", "2009-04-04", "2021-07-15", "2024-04-11"] {
+        let iam = |rest: &str| format!("/{version}/meta-data/iam{rest}");
+        for slash in ["", "/"] {
+            cases.push((a, "GET", iam(slash), "", is("info\nsecurity-credentials/")));
+            for list in ["/security-credentials", "/security-credentials-extended"] {
+                cases.push((a, "GET", iam(&format!("{list}{slash}")), "", is("role-a")));
+                cases.push((refused, "GET", iam(&format!("{list}{slash}")), "", is("broken")));
+                cases.push((
+                    none,
+                    "GET",
+                    iam(&format!("{list}{slash}")),
+                    "",
+                    says(404, "pod apps/none has no role"),
+                ));
+            }
+        }
+        cases.push((a, "GET", iam("/security-credentials/role-a"), "", json(DOCUMENT)));
+        cases.push((
+            a,
+            "GET",
+            iam("/security-credentials-extended/role-a"),
+            "",
+            json(EXTENDED),
+        ));
+        cases.push((a, "GET", iam("/info"), "", json(INFO)));
+        cases.push((none, "GET", iam("/info"), "", says(404, "no role")));
+        cases.push((none, "GET", iam(""), "", says(404, "no role")));
+        cases.push((refused, "GET", iam("/info"), "", json(REFUSED)));
+        cases.push((
+            refused,
+            "GET",
+            iam("/security-credentials/broken"),
+            "",
+            json(REFUSED),
+        ));
+        cases.push((
+            refused,
+            "GET",
+            iam("/security-credentials-extended/broken"),
+            "",
+            json(REFUSED),
+        ));
+        for other in ["node", "role-b", "ROLE-A", "team", "role-a%20", "role-a?x"] {
+            let other = iam(&format!("/security-credentials/{other}"));
+            cases.push((a, "GET", other, "", says(404, "")));
+        }
+        cases.push((
+            none,
+            "GET",
+            iam("/security-credentials/role-a"),
+            "",
+            says(404, "no role"),
+        ));
+    }
+    for method in ["POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "get"] {
+        cases.push((a, method, format!("{LIST}role-a"), "", only_get()));
+        cases.push((a, method, path("instance-id"), "", only_get()));
+    }
+    cases.push((a, "HEAD", LIST.to_owned(), "", is("")));
+    cases.push((a, "HEAD", format!("{LIST}role-a"), "", is("")));
+
+    // The node's metadata, and what is not for pods.
+    for pod in [a, none, refused] {
+        let of_node = Want {
+            status: 200,
+            headers: &[],
+            body: Body::Is("of the node: /latest/meta-data/instance-id"),
+        };
+        cases.push((pod, "GET", path("instance-id"), "", of_node));
+        cases.push((
             pod,
             "GET",
-            LIST,
-            &format!("X-aws-ec2-metadata-token: {token}\r\n"),
-        )
-    };
-    let list = with(&a, &token.body);
-    assert_eq!((list.status, list.body.as_str()), (200, "role-a"));
-    assert!((1..=60).contains(&list.headers[TTL].parse::<u64>().unwrap()));
-    assert_eq!(with(&c, &token.body).status, 401, "another pod's token");
-    assert_eq!(with(&a, "forged").status, 401);
-    assert_eq!(with(&a, "").status, 401);
-    for ttl in [
-        "",
-        "X-aws-ec2-metadata-token-ttl-seconds: 0\r\n",
-        "X-aws-ec2-metadata-token-ttl-seconds: 21601\r\n",
-        "X-aws-ec2-metadata-token-ttl-seconds: x\r\n",
-    ] {
-        assert_eq!(put(&a, ttl).status, 400, "{ttl:?}");
+            "/latest/user-data".to_owned(),
+            "",
+            says(404, "secret"),
+        ));
+        cases.push((pod, "GET", path("public-ipv4"), "", says(404, "--allow-path")));
+        cases.push((pod, "GET", path("%69am/info"), "", says(404, "plain form")));
+        cases.push((
+            pod,
+            "GET",
+            "http://169.254.169.254/latest/".to_owned(),
+            "",
+            says(400, "path"),
+        ));
+        cases.push((pod, "GET", "*".to_owned(), "", says(404, "plain form")));
     }
-    assert_eq!(
-        put(
-            &a,
-            "X-aws-ec2-metadata-token-ttl-seconds: 60\r\nX-Forwarded-For: 1.2.3.4\r\n"
-        )
-        .status,
-        403
-    );
-    assert_eq!(ask(&a, "GET", "/latest/api/token", "").status, 405);
-    let one = put(&a, "X-aws-ec2-metadata-token-ttl-seconds: 1\r\n");
-    std::thread::sleep(Duration::from_millis(1100));
-    assert_eq!(with(&a, &one.body).status, 401, "it has expired");
-}
 
-#[test]
-fn tokens_outlive_the_agent() {
-    let Some((node, a, _c, mut agent)) = served() else {
-        return;
-    };
-    let token = ask(
-        &a,
-        "PUT",
-        "/latest/api/token",
-        "X-aws-ec2-metadata-token-ttl-seconds: 600\r\n",
-    )
-    .body;
-    agent.stop().unwrap();
-    let _agent = node.agent();
-    assert_eq!(
-        ask(&a, "GET", LIST, &format!("X-aws-ec2-metadata-token: {token}\r\n")).body,
-        "role-a"
-    );
-}
-
-#[rstest]
-#[case("GET", "/latest/meta-data/iam/security-credentials/node", 404)]
-#[case("GET", "/latest/meta-data/iam/security-credentials/role-a/", 404)]
-#[case("GET", "/latest/meta-data/iam/info", 404)]
-#[case("GET", "/latest/user-data", 404)]
-#[case("GET", "/latest/meta-data/instance-id", 404)]
-#[case("GET", "/latest/meta-data//iam/security-credentials/node", 404)]
-#[case("GET", "/latest/meta-data/%69am/security-credentials/node", 404)]
-#[case("GET", "/", 404)]
-#[case("POST", "/latest/meta-data/iam/security-credentials/role-a", 405)]
-#[case("DELETE", "/latest/api/token", 405)]
-fn everything_else_is_refused_and_reaches_nobody(
-    #[case] method: &str,
-    #[case] path: &str,
-    #[case] status: u16,
-) {
-    let Some((node, a, _c, _agent)) = served() else {
-        return;
-    };
-    assert_eq!(ask(&a, method, path, "").status, status);
-    assert_eq!(node.imds.seen_from_pods(), []);
-    let asked_by_agent = node.imds.seen();
-    assert!(
-        asked_by_agent
+    for pod in [a, none, refused] {
+        let of_pod: Vec<_> = cases.iter().filter(|case| case.0.uid() == pod.uid()).collect();
+        let requests: Vec<[String; 1]> = of_pod
             .iter()
-            .all(|seen| !seen.request.contains("user-data")),
-        "{asked_by_agent:?}"
+            .map(|(_, method, target, headers, _)| [request(method, target, headers)])
+            .collect();
+        for ((_, method, target, headers, want), answer) in of_pod.iter().zip(exchange(pod, &requests, 2.0)) {
+            let what = format!("{method} {target} {headers:?}");
+            let answer = Response::parse(&answer).unwrap_or_else(|| panic!("{what}: {answer:?}"));
+            want.check(&what, &answer);
+        }
+    }
+    assert!(cases.len() > 150, "{}", cases.len());
+    assert_eq!(served.node.imds.seen_from_pods(), []);
+    let calls = served.node.sts.calls();
+    assert_eq!(calls.len(), 1);
+    assert_eq!(
+        (calls[0].role.as_str(), calls[0].session.as_str()),
+        ("arn:aws:iam::123456789012:role/team/role-a", "apps.a")
     );
 }
 
 #[test]
-fn a_body_is_dropped_and_the_next_request_on_the_connection_is_understood() {
-    let Some((_node, a, _c, _agent)) = served() else {
-        return;
-    };
+fn tokens_expire_and_outlive_the_agent() {
+    let Some(mut served) = served() else { return };
+    let one = token(&served.a, 1);
+    let long = token(&served.a, 600);
+    std::thread::sleep(Duration::from_millis(1100));
+    assert_eq!(
+        ask(&served.a, "GET", LIST, &with_token(&one)).status,
+        401,
+        "it has expired"
+    );
+    served.agent.stop().unwrap();
+    let _agent = served.node.agent();
+    let list = ask(&served.a, "GET", LIST, &with_token(&long));
+    assert_eq!((list.status, list.body.as_str()), (200, "role-a"));
+    let left: u64 = list.header(TTL).unwrap().parse().unwrap();
+    assert!((580..600).contains(&left), "{left}");
+}
+
+#[test]
+fn bodies_are_dropped_and_the_next_request_on_the_connection_is_understood() {
+    let Some(served) = served() else { return };
+    let a = &served.a;
     let put = "PUT /latest/api/token HTTP/1.1\r\nHost: x\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n";
-    let get = format!("GET {LIST} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    let list = format!("GET {LIST} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
     for body in [
         "Content-Length: 5\r\n\r\nhello",
         "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\nTrailer: x\r\n\r\n",
         "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n0\r\n\r\n",
+        "Content-Length: 0\r\nExpect: 100-continue\r\n\r\n",
     ] {
-        let answer = raw(&a, &format!("{put}{body}{get}"));
+        let answer = raw(a, &format!("{put}{body}{list}"));
         assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 2, "{answer}");
         assert!(answer.ends_with("\r\n\r\nrole-a"), "{answer}");
     }
-    let old = raw(&a, &format!("GET {LIST} HTTP/1.0\r\n\r\n"));
+    let expecting = format!("{put}Content-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+    let answer = exchange(a, &[[expecting.as_str(), "hello", list.as_str()]], 2.0).remove(0);
+    assert!(
+        answer.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK"),
+        "{answer}"
+    );
+    assert!(answer.ends_with("\r\n\r\nrole-a"), "{answer}");
+    let large = format!("{put}Content-Length: 999999\r\n\r\n{}", "x".repeat(999_999));
+    let answer = raw(a, &large);
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 413"),
+        "{answer}"
+    );
+}
+
+#[test]
+fn connections_are_kept_pipelined_and_closed_as_http_has_it() {
+    let Some(served) = served() else { return };
+    let a = &served.a;
+    // Twenty requests sent at once are answered in their order, on one connection.
+    let pipelined: String = (0..20)
+        .map(|n| {
+            let path = if n % 2 == 0 {
+                LIST.to_owned()
+            } else {
+                format!("/latest/meta-data/placement/{n}")
+            };
+            format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")
+        })
+        .collect();
+    let answer = raw(a, &pipelined);
+    assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 20, "{answer}");
+    let order: Vec<usize> = (1..20)
+        .step_by(2)
+        .map(|n| answer.find(&format!("placement/{n}")).unwrap())
+        .collect();
+    assert!(order.is_sorted());
+    // HTTP/1.0 closes, unless it asks not to.
+    let old = raw(a, &format!("GET {LIST} HTTP/1.0\r\n\r\n"));
     assert!(
         old.starts_with("HTTP/1.0 200") && old.ends_with("\r\n\r\nrole-a"),
         "{old}"
     );
+    let kept = format!("GET {LIST} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    assert_eq!(raw(a, &format!("{kept}{kept}")).matches(" 200 OK").count(), 2);
+    // A head that is too long, and one that comes in pieces.
+    let long = request("GET", LIST, &format!("X-Long: {}\r\n", "x".repeat(20_000)));
+    assert_eq!(Response::parse(&raw(a, &long)).unwrap().status, 431);
+    let pieces = [
+        "GET /latest/meta-data/iam/secur",
+        "ity-credentials/ HTTP/1.1\r\nHo",
+        "st: x\r\nConnection: close\r\n\r",
+        "\n",
+    ];
+    assert!(exchange(a, &[pieces], 2.0)[0].ends_with("\r\n\r\nrole-a"));
 }
 
 #[test]
-fn an_agent_that_knows_its_region_asks_the_nodes_service_for_nothing_before_a_pod_has_a_role() {
+fn whoever_dawdles_is_cut_off_and_others_are_not_affected() {
+    let Some(served) = served() else { return };
+    let a = &served.a;
+    let slow = r#"
+import socket, time, sys
+def attempt(pieces, pause):
+    connection = socket.create_connection(("169.254.169.254", 80))
+    start = time.time()
+    try:
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(pause)
+        connection.settimeout(20)
+        while connection.recv(65536):
+            pass
+    except OSError:
+        pass
+    return time.time() - start
+print(attempt([b"GET / HTTP/1.1\r\n"] + [b"X: y\r\n"] * 100, 0.2), attempt([b"PUT /latest/api/token HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"] + [b"x"] * 99, 0.2))
+"#;
+    let child = a
+        .command("python3")
+        .unwrap()
+        .args(["-c", slow])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    for _ in 0..10 {
+        assert_eq!(get(a, LIST).body, "role-a");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let output = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    for took in output.split_whitespace() {
+        let took: f64 = took.parse().unwrap();
+        assert!((4.0..12.0).contains(&took), "about five seconds: {output}");
+    }
+}
+
+#[test]
+fn one_pod_cannot_take_all_connections() {
     let Some(node) = node() else { return };
-    let spec = node.spec().with(&["--region", "us-east-1"]);
-    let _agent = xtask::lab::agent::Agent::start(&node.lab, &spec).unwrap();
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
+    let agent = Agent::start(&node.lab, &node.spec().with(&["--max-connections-per-pod", "20"])).unwrap();
+    let hoard = r#"
+import socket, sys
+request = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: x\r\n\r\n"
+connections, served = [], 0
+for _ in range(60):
+    connection = socket.create_connection(("169.254.169.254", 80), timeout=5)
+    connections.append(connection)
+    try:
+        connection.sendall(request)
+        served += connection.recv(4096).endswith(b"role-a")
+    except ConnectionError:
+        pass
+print(served, flush=True)
+sys.stdin.read()
+"#;
+    let mut child = a
+        .command("python3")
+        .unwrap()
+        .args(["-c", hoard])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(
+        &mut std::io::BufReader::new(child.stdout.take().unwrap()),
+        &mut line,
+    )
+    .unwrap();
+    assert_eq!(line.trim(), "20");
+    assert_eq!(get(&b, LIST).body, "role-b", "the other pod is served");
+    assert!(
+        raw(&a, &request("GET", LIST, "")).is_empty(),
+        "this one has all that it may have"
+    );
+    agent.wait_for("has 20 connections open").unwrap();
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    common::eventually("its places are free again", || {
+        raw(&a, &request("GET", LIST, "")).ends_with("role-a")
+    });
+}
+
+#[test]
+fn tokens_are_required_where_the_node_requires_them_or_a_flag_says_so() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let start = |flags: &[&str]| Agent::start(&node.lab, &node.spec().with(flags)).unwrap();
+    let without = || get(&a, LIST).status;
+    let with = || ask(&a, "GET", LIST, &with_token(&token(&a, 60))).status;
+    {
+        let _agent = start(&[]);
+        assert_eq!(
+            (without(), with()),
+            (200, 200),
+            "auto, and the node requires none"
+        );
+    }
+    {
+        let _agent = start(&["--imds-v1", "deny"]);
+        assert_eq!((without(), with()), (401, 200));
+        for path in ["/latest/user-data", "/latest/meta-data/instance-id", "/nowhere"] {
+            assert_eq!(get(&a, path).status, 401, "{path}");
+        }
+    }
+    node.imds.behave(Behaviour {
+        requires_tokens: true,
+        ..Behaviour::default()
+    });
+    {
+        let agent = start(&[]);
+        assert_eq!(
+            (without(), with()),
+            (401, 200),
+            "auto, and the node requires them"
+        );
+        agent
+            .wait_for("requires session tokens, so pods need them too")
+            .unwrap();
+    }
+    let _agent = start(&["--imds-v1", "allow"]);
+    assert_eq!((without(), with()), (200, 200));
+}
+
+#[test]
+fn an_agent_that_knows_everything_asks_the_nodes_service_for_nothing_before_a_pod_has_a_role() {
+    let Some(node) = node() else { return };
+    let spec = node.spec().with(&["--region", "us-east-1", "--imds-v1", "allow"]);
+    let _agent = Agent::start(&node.lab, &spec).unwrap();
     assert_eq!(node.imds.seen(), []);
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
-    eventually("the session is fetched ahead", || node.sts.calls().len() == 1);
+    common::eventually("the session is fetched ahead", || node.sts.calls().len() == 1);
     assert!(
         node.imds
             .seen()
@@ -271,105 +615,61 @@ fn an_agent_that_knows_its_region_asks_the_nodes_service_for_nothing_before_a_po
 }
 
 #[test]
-fn five_hundred_that_ask_at_once_for_a_session_that_is_not_there_cost_one_call() {
-    let Some(node) = node_with_sts(Duration::from_millis(150)) else {
-        return;
-    };
-    let a = node
-        .lab
-        .pod(PodSpec {
-            known: false,
-            ..PodSpec::with_role("a", "role-a")
-        })
-        .unwrap();
-    let _agent = node.agent();
-    let path = format!("{LIST}role-a");
-    let asking = start_dial(&a, &["--path", &path, "--count", "500", "--threads", "500"]);
-    std::thread::sleep(Duration::from_millis(100));
-    // They are all held, as the pod is not known yet; now it is.
-    a.write_manifest(&[("iam.amazonaws.com/role".to_owned(), "role-a".to_owned())])
-        .unwrap();
-    let got = outcomes(asking);
-    assert_eq!(got.values().sum::<usize>(), 500);
-    assert_eq!(got.len(), 1, "all got the same document: {got:?}");
-    assert!(
-        got.keys().all(|document| document.contains("ASIA0000role-a")),
-        "{got:?}"
-    );
-    assert_eq!(node.sts.calls().len(), 1);
-}
-
-#[test]
-fn every_answer_comes_within_a_second_however_slow_sts_is() {
-    let Some(node) = node_with_sts(Duration::from_secs(3)) else {
-        return;
-    };
-    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
-    let _agent = node.agent();
-    let path = format!("{LIST}role-a");
-    assert_eq!(
-        dial(&a, &[]),
-        counts([("role-a", 1)]),
-        "the list needs no session"
-    );
-    let words = ["--path", &path, "--time"];
-    let got = dial(&a, &words);
-    let (outcome, _) = got.first_key_value().unwrap();
-    let (status, took) = outcome.split_once(" after ").unwrap();
-    let took: u64 = took.trim_end_matches(" ms").parse().unwrap();
-    assert_eq!(status, "status 503");
-    assert!(took < 1000, "an SDK gives up after a second: {took} ms");
-    eventually("the call went on behind it", || {
-        dial(&a, &["--path", &path])
-            .keys()
-            .any(|answer| answer.contains("ASIA"))
-    });
-    assert_eq!(node.sts.calls().len(), 1);
-}
-
-#[test]
-fn a_role_that_the_namespace_does_not_permit_is_refused_with_the_reason_until_it_does() {
+fn names_of_roles_are_those_of_the_nodes_own_account_unless_a_flag_says_otherwise() {
     let Some(node) = node() else { return };
-    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
-    let namespace = |annotations: &str| {
-        node.lab
-            .manifest(
-                "namespace.yaml",
-                &format!("kind: Namespace\nmetadata: {{name: apps, annotations: {{{annotations}}}}}\n"),
-            )
-            .unwrap();
-    };
-    let spec = xtask::lab::agent::AgentSpec {
-        flags: ["--sts-endpoint", &xtask::lab::sts::FakeSts::url()]
-            .map(str::to_owned)
-            .to_vec(),
+    let a = node.lab.pod(PodSpec::with_role("a", "team/role-a")).unwrap();
+    let arn = node
+        .lab
+        .pod(PodSpec::with_role("arn", "arn:aws:iam::999999999999:role/role-b"))
+        .unwrap();
+    let spec = || AgentSpec {
+        base: None,
         ..node.spec()
     };
-    let _agent = xtask::lab::agent::Agent::start(&node.lab, &spec).unwrap();
-    assert_eq!(
-        dial(&a, &[]),
-        counts([("status 503", 1)]),
-        "the namespace is not known yet"
-    );
-    namespace("");
-    eventually("it is refused", || dial(&a, &[]) == counts([("role-a", 1)]));
-    let document = ask(&a, "GET", &format!("{LIST}role-a"), "");
-    assert_eq!(document.status, 200);
+    let last = || node.sts.calls().pop().unwrap().role;
+    {
+        let agent = Agent::start(&node.lab, &spec()).unwrap();
+        agent
+            .wait_for("base=\"arn:aws:iam::123456789012:role/\"")
+            .unwrap();
+        assert_eq!(get(&a, LIST).body, "role-a");
+        assert_eq!(
+            get(&a, &format!("{LIST}role-a")).json()["SecretAccessKey"],
+            "secret-of-role-a"
+        );
+    }
+    // No instance profile: whoever the node's credentials belong to, by STS.
+    node.imds.behave(Behaviour {
+        has_no_role: true,
+        ..Behaviour::default()
+    });
+    let environment = [("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", "s")];
+    let environment: Vec<_> = environment
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .into();
+    {
+        let _agent = Agent::start(
+            &node.lab,
+            &AgentSpec {
+                environment,
+                ..spec()
+            },
+        )
+        .unwrap();
+        common::eventually("the name is known", || get(&a, LIST).body == "role-a");
+        assert_eq!(get(&a, &format!("{LIST}role-a")).status, 200);
+        assert!(last().starts_with("arn:aws:iam::"), "{}", last());
+    }
+    // Neither: names wait, and say what for; ARNs do not.
+    let agent = Agent::start(&node.lab, &spec().with(&["--region", "us-east-1"])).unwrap();
+    let waiting = get(&a, LIST);
     assert!(
-        document.body.contains("AssumeRoleUnauthorizedAccess")
-            && document.body.contains("--namespace-policy"),
-        "{}",
-        document.body
+        waiting.status == 503 && waiting.body.contains("--base-role-arn"),
+        "{waiting:?}"
     );
-    assert_eq!(node.sts.calls(), []);
-    namespace("iam.amazonaws.com/permitted: 'role-.*'");
-    eventually("it is permitted", || {
-        ask(&a, "GET", &format!("{LIST}role-a"), "").body.contains("ASIA")
-    });
-    namespace("iam.amazonaws.com/allowed-roles: '[\"other\"]'");
-    eventually("it is refused again", || {
-        ask(&a, "GET", &format!("{LIST}role-a"), "")
-            .body
-            .contains("does not allow it")
-    });
+    assert_eq!(get(&arn, LIST).body, "role-b");
+    agent.wait_for("cannot be found out").unwrap();
+    // And then the role is there.
+    node.imds.behave(Behaviour::default());
+    common::eventually("the name is known", || get(&a, LIST).body == "role-a");
 }

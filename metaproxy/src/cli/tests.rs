@@ -31,15 +31,22 @@ fn defaults_are_those_of_the_contract() {
     let settings = settings(&[]).unwrap();
     assert_eq!(settings.listen_port, 0);
     assert_eq!(settings.sts.duration, Duration::from_secs(3600));
-    assert_eq!(settings.sts.imds_endpoint, "http://169.254.169.254");
-    assert!(settings.rules.policy_required);
+    assert_eq!(settings.imds.to_string(), "http://169.254.169.254");
+    assert!(settings.rules.namespaces.required);
+    assert_eq!(settings.rules.base, None, "found out");
+    assert_eq!(settings.rules.sessions.scope, SessionScope::Pod);
+    assert!(settings.rules.sessions.tags.is_none());
+    assert_eq!(settings.version1, crate::imds::Version1::Unknown, "found out");
     assert_eq!(settings.rules.keys.role, "iam.amazonaws.com/role");
     assert_eq!(settings.runtime_dir, PathBuf::from("/run/metaproxy"));
 }
 
 #[rstest]
 #[case(&["--base-role-arn", "arn:aws:iam::12:role/"], "--base-role-arn \"arn:aws:iam::12:role/\": the account of an ARN is 12 digits")]
-#[case(&["--default-role", "app"], "--default-role \"app\": it is a name, and --base-role-arn")]
+#[case(&["--assume-role-arn", "server"], "--assume-role-arn \"server\": it is not a role's ARN")]
+#[case(&["--allow-path", "("], "--allow-path: not a regular expression: ")]
+#[case(&["--cluster-name", "a<b"], "--cluster-name \"a<b\": a session tag has")]
+#[case(&["--imds-endpoint", "https://169.254.169.254"], "--imds-endpoint \"https://169.254.169.254\": not a URL such as")]
 #[case(&["--default-role", "a b"], "--default-role \"a b\": a role's name is")]
 #[case(&["--listen-address", "127.0.0.1"], "--listen-address 127.0.0.1: pods cannot reach")]
 #[case(&["--listen-address", "0.0.0.0"], "--listen-address 0.0.0.0: pods cannot reach")]
@@ -48,7 +55,7 @@ fn defaults_are_those_of_the_contract() {
 #[case(&["--session-duration", "2h"], "--session-duration 2h: STS takes 15m to 1h")]
 #[case(&["--session-duration", "1m"], "--session-duration 1m: STS takes 15m to 1h")]
 #[case(&["--sts-endpoint", "sts.amazonaws.com"], "--sts-endpoint \"sts.amazonaws.com\": not a URL")]
-#[case(&["--imds-endpoint", "http://"], "--imds-endpoint \"http://\": not a URL")]
+#[case(&["--imds-endpoint", "http://"], "--imds-endpoint \"http://\": not a URL such as")]
 #[case(&["--role-annotation", "a/b/c"], "--role-annotation \"a/b/c\": not the key of an annotation")]
 fn flags_that_cannot_be_meant_are_named(#[case] flags: &[&str], #[case] want: &str) {
     let error = settings(flags).unwrap_err().to_string();

@@ -1,15 +1,22 @@
 //! What flags mean together, checked before anything is started.
 
 use std::net::IpAddr;
+use std::str::FromStr;
 use std::time::Duration;
 
 use thiserror::Error;
 
-use super::{NamespacePolicy, RunArgs};
+use super::{ImdsV1, NamespacePolicy, RunArgs, Switch};
 use crate::agent::Settings;
 use crate::credentials::sts::StsSettings;
-use crate::roles::arn::{RoleError, parse_role};
-use crate::roles::{AnnotationKeys, BaseArn, Rules};
+use crate::imds::Version1;
+use crate::imds::path::{BadPattern, Paths};
+use crate::imds::upstream::{BadEndpoint, Endpoint};
+use crate::roles::arn::RoleError;
+use crate::roles::{
+    AnnotationKeys, BaseArn, CommonTags, NamespaceRules, PolicyCache, RoleArn, Rules, SessionRules,
+    WrittenRole, is_tag_value,
+};
 
 /// Flags that parse one by one, but not together or not as what they stand for.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -57,6 +64,22 @@ pub enum UsageError {
         /// As given.
         value: String,
     },
+    /// The metadata service.
+    #[error("--imds-endpoint {value:?}: {error}")]
+    Imds {
+        /// As given.
+        value: String,
+        /// What is wrong.
+        error: BadEndpoint,
+    },
+    /// A pattern.
+    #[error("--allow-path: not a regular expression: {0}")]
+    AllowPath(BadPattern),
+    /// A name that tags can't have.
+    #[error(
+        "--cluster-name {0:?}: a session tag has up to 256 letters, digits, blanks and characters of _.:/=+-@"
+    )]
+    ClusterName(String),
     /// An annotation key that can't be one.
     #[error("{flag} {value:?}: not the key of an annotation, which looks like iam.amazonaws.com/role")]
     Key {
@@ -78,15 +101,25 @@ impl RunArgs {
             (None, Some(_)) => return Err(UsageError::Kubeconfig),
             (None, None) => return Err(UsageError::NoSource),
         };
+        let node_name = self.node_name.clone().or_else(node_name_of_environment);
+        let rules = self.rules(node_name.clone())?;
         Ok(Settings {
-            node_name: self.node_name.clone().or_else(node_name_of_environment),
+            sts: self.sts(&rules.sessions)?,
+            node_name,
             manifests,
             cgroup: self.cgroup.clone(),
             cgroup_root: self.cgroup_root.clone(),
             listen_addresses: self.listen_addresses()?,
             listen_port: self.listen_port,
-            rules: self.rules()?,
-            sts: self.sts()?,
+            rules,
+            imds: self.imds()?,
+            paths: Paths::allowing(&self.allow_path).map_err(UsageError::AllowPath)?,
+            version1: match self.imds_v1 {
+                ImdsV1::Auto => Version1::Unknown,
+                ImdsV1::Allow => Version1::Allowed,
+                ImdsV1::Deny => Version1::Denied,
+            },
+            connections_per_pod: self.max_connections_per_pod as usize,
             runtime_dir: self.runtime_dir.clone(),
         })
     }
@@ -115,19 +148,14 @@ impl RunArgs {
         Ok(self.listen_address.clone())
     }
 
-    fn rules(&self) -> Result<Rules, UsageError> {
-        let bad = |flag: &'static str, value: &str| {
-            let value = value.to_owned();
-            move |error| UsageError::Role { flag, value, error }
-        };
-        let base = match &self.base_role_arn {
-            Some(text) => Some(text.parse::<BaseArn>().map_err(bad("--base-role-arn", text))?),
-            None => None,
-        };
-        let default_role = match &self.default_role {
-            Some(text) => Some(parse_role(text, base.as_ref()).map_err(bad("--default-role", text))?),
-            None => None,
-        };
+    fn rules(&self, node: Option<String>) -> Result<Rules, UsageError> {
+        let base: Option<BaseArn> = role("--base-role-arn", self.base_role_arn.as_ref())?;
+        let default_role: Option<WrittenRole> = role("--default-role", self.default_role.as_ref())?;
+        if let (Some(default_role), Some(text)) = (&default_role, &self.default_role) {
+            default_role
+                .resolve(base.as_ref())
+                .map_err(bad_role("--default-role", text))?;
+        }
         Ok(Rules {
             base,
             default_role,
@@ -138,27 +166,69 @@ impl RunArgs {
                 permitted: key("--permitted-annotation", &self.permitted_annotation)?,
                 allowed_roles: key("--allowed-roles-annotation", &self.allowed_roles_annotation)?,
             },
-            policy_required: self.namespace_policy == NamespacePolicy::Required,
-            allowed_roles_style: self.allowed_roles_style,
-            permitted_match: self.permitted_match,
+            namespaces: NamespaceRules {
+                required: self.namespace_policy == NamespacePolicy::Required,
+                allowed_roles_style: self.allowed_roles_style,
+                permitted_match: self.permitted_match,
+                read: PolicyCache::default(),
+            },
+            sessions: SessionRules {
+                scope: self.session_scope,
+                tags: self.tags()?,
+                node,
+            },
         })
     }
 
-    fn sts(&self) -> Result<StsSettings, UsageError> {
+    fn tags(&self) -> Result<Option<CommonTags>, UsageError> {
+        let cluster = self.cluster_name.clone();
+        if let Some(name) = cluster
+            .as_ref()
+            .filter(|name| name.is_empty() || !is_tag_value(name))
+        {
+            return Err(UsageError::ClusterName(name.clone()));
+        }
+        Ok((self.session_tags == Switch::On).then_some(CommonTags { cluster }))
+    }
+
+    fn sts(&self, sessions: &SessionRules) -> Result<StsSettings, UsageError> {
         if !(Duration::from_secs(15 * 60)..=Duration::from_secs(3600)).contains(&self.session_duration) {
             return Err(UsageError::Duration(self.session_duration));
         }
         if let Some(endpoint) = &self.sts_endpoint {
             check_url("--sts-endpoint", endpoint)?;
         }
-        check_url("--imds-endpoint", &self.imds_endpoint)?;
+        let through: Option<RoleArn> = role("--assume-role-arn", self.assume_role_arn.as_ref())?;
         Ok(StsSettings {
             region: self.region.clone(),
             endpoint: self.sts_endpoint.clone(),
-            imds_endpoint: self.imds_endpoint.clone(),
+            imds_endpoint: self.imds()?.to_string(),
             duration: self.session_duration,
+            through,
+            own_name: sessions.of_node(),
         })
     }
+
+    fn imds(&self) -> Result<Endpoint, UsageError> {
+        let value = &self.imds_endpoint;
+        value.parse().map_err(|error| UsageError::Imds {
+            value: value.clone(),
+            error,
+        })
+    }
+}
+
+fn bad_role(flag: &'static str, value: &str) -> impl FnOnce(RoleError) -> UsageError {
+    let value = value.to_owned();
+    move |error| UsageError::Role { flag, value, error }
+}
+
+fn role<T: FromStr<Err = RoleError>>(
+    flag: &'static str,
+    text: Option<&String>,
+) -> Result<Option<T>, UsageError> {
+    text.map(|text| text.parse().map_err(bad_role(flag, text)))
+        .transpose()
 }
 
 /// What a DaemonSet sets by the downward API.

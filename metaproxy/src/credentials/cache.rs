@@ -1,28 +1,43 @@
 //! Sessions in memory. Each key has at most one STS call under way; whoever needs its result waits for that one.
+//!
+//! A session is renewed ahead, by timer, for as long as somebody asks for it; one that nobody asked for since it was
+//! obtained is let go. What is valid is served whatever STS does; what has expired never is.
 
 use std::collections::{HashMap, HashSet};
+use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::{ObtainError, Session, SessionKey};
 
-/// Nothing with less left is served where more can be had in time: botocore rewrites the expiry of what has little
-/// left and goes on using it when it is dead.
-const LEAST_LEFT: Duration = Duration::from_secs(15 * 60);
+/// Nothing with less left is served where more can be had in time. botocore rewrites the expiry of what has less than
+/// about 20 minutes left, and goes on using it when it is dead.
+const LEAST_LEFT: Duration = Duration::from_secs(25 * 60);
+
+/// The part of its life after which a session is renewed, and how much earlier it may be: sessions that were obtained
+/// together are not renewed together.
+const RENEWAL: f64 = 0.5;
+const RENEWAL_JITTER: f64 = 0.05;
 
 /// How long a refusal of STS is remembered.
 const DENIED: Duration = Duration::from_secs(30);
 
-/// Waiting time after a first transient failure; doubles with each further one up to [`MAX_BACKOFF`].
+/// Waiting time after a first transient failure; doubles with each further one.
 const BACKOFF: Duration = Duration::from_millis(500);
 
-/// Longest waiting time after transient failures.
+/// Longest waiting time after transient failures where somebody asks.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// And where nobody does: all nodes of a cluster try again after an outage.
+const MAX_QUIET_BACKOFF: Duration = Duration::from_secs(300);
+
+/// Calls at a time that nobody waits for: an agent that starts has a session to fetch for each pod of its node.
+const AHEAD: usize = 16;
 
 /// Who gives out sessions: STS, or a double in tests.
 pub trait Issuer: Send + Sync + 'static {
@@ -31,10 +46,13 @@ pub trait Issuer: Send + Sync + 'static {
 }
 
 /// All sessions of this node. Cheap to clone.
-#[derive(Debug)]
-pub struct Sessions<I> {
-    issuer: Arc<I>,
-    slots: Arc<Mutex<HashMap<SessionKey, Arc<Slot>>>>,
+pub struct Sessions<I>(Arc<Shared<I>>);
+
+struct Shared<I> {
+    issuer: I,
+    clock: fn() -> SystemTime,
+    slots: Mutex<HashMap<SessionKey, Arc<Slot>>>,
+    ahead: Semaphore,
 }
 
 type Slot = watch::Sender<State>;
@@ -45,6 +63,12 @@ struct State {
     session: Option<Session>,
     failure: Option<Failure>,
     fetching: bool,
+    /// Somebody waits for the fetch, so it does not wait for others.
+    urgent: bool,
+    /// Somebody asked for it since it was obtained, or it was prefetched and is not obtained yet.
+    wanted: bool,
+    /// Counts fetches: what was planned after one is void after the next.
+    fetches: u64,
 }
 
 #[derive(Clone, Debug)]
@@ -62,36 +86,68 @@ enum Step {
     Wait,
 }
 
+/// What a plan has come to.
+#[derive(Debug)]
+enum Due {
+    Renewal,
+    /// Nobody asked for it; it is served for as long as it is valid.
+    LettingGo(Duration),
+    /// A request has started another fetch, which goes on from there.
+    Nothing,
+}
+
+/// Who looks at a state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Look {
+    /// A request that can wait.
+    Patient,
+    /// A request at its deadline.
+    Final,
+    /// Nobody yet: a pod with a role has appeared.
+    Ahead,
+}
+
 impl<I> Clone for Sessions<I> {
     fn clone(&self) -> Self {
-        Self {
-            issuer: Arc::clone(&self.issuer),
-            slots: Arc::clone(&self.slots),
-        }
+        Self(Arc::clone(&self.0))
+    }
+}
+
+impl<I> fmt::Debug for Sessions<I> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sessions").finish_non_exhaustive()
     }
 }
 
 impl<I: Issuer> Sessions<I> {
     /// An empty cache.
     pub fn new(issuer: I) -> Self {
-        Self {
-            issuer: Arc::new(issuer),
-            slots: Arc::default(),
-        }
+        Self::with_clock(issuer, SystemTime::now)
+    }
+
+    fn with_clock(issuer: I, clock: fn() -> SystemTime) -> Self {
+        Self(Arc::new(Shared {
+            issuer,
+            clock,
+            slots: Mutex::default(),
+            ahead: Semaphore::new(AHEAD),
+        }))
     }
 
     /// The session for a key, by `deadline` at the latest. A fetch that takes longer goes on behind it.
     pub async fn get(&self, key: &SessionKey, deadline: Instant) -> Result<Session, ObtainError> {
         let slot = self.slot(key);
         let mut changes = slot.subscribe();
-        let mut timed_out = false;
+        let mut look = Look::Patient;
         loop {
-            match self.step(key, &slot, timed_out) {
+            match self.step(key, &slot, look) {
                 Step::Serve(session) => return Ok(session),
                 Step::Fail(error) => return Err(error),
                 Step::Wait => {
                     let finished = changes.wait_for(|state| !state.fetching);
-                    timed_out = tokio::time::timeout_at(deadline, finished).await.is_err();
+                    if tokio::time::timeout_at(deadline, finished).await.is_err() {
+                        look = Look::Final;
+                    }
                 }
             }
         }
@@ -100,16 +156,16 @@ impl<I: Issuer> Sessions<I> {
     /// Fetches the session if there is none, without waiting for it.
     pub fn prefetch(&self, key: &SessionKey) {
         let slot = self.slot(key);
-        let _ = self.step(key, &slot, true);
+        let _ = self.step(key, &slot, Look::Ahead);
     }
 
-    /// Forgets every session but these.
+    /// Forgets every session but these, and renews no other.
     pub fn retain(&self, keys: &HashSet<SessionKey>) {
         self.lock().retain(|key, _| keys.contains(key));
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<SessionKey, Arc<Slot>>> {
-        self.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, HashMap<SessionKey, Arc<Slot>>> {
+        self.0.slots.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn slot(&self, key: &SessionKey) -> Arc<Slot> {
@@ -122,26 +178,24 @@ impl<I: Issuer> Sessions<I> {
         slot
     }
 
-    /// Looks at the state, and starts a fetch where one is due and none is under way. With `final_look` it does not
-    /// ask for waiting.
-    fn step(&self, key: &SessionKey, slot: &Arc<Slot>, final_look: bool) -> Step {
+    /// Looks at the state, and starts a fetch where one is due and none is under way.
+    fn step(&self, key: &SessionKey, slot: &Arc<Slot>, look: Look) -> Step {
         let mut step = Step::Wait;
         let mut start = false;
         slot.send_if_modified(|state| {
-            let now = SystemTime::now();
+            let now = (self.0.clock)();
             let valid = state
                 .session
                 .as_ref()
                 .filter(|session| !session.left(now).is_zero());
-            let fresh = valid.filter(|session| !session.is_past_half(now)).is_some();
-            let enough =
-                valid.is_some_and(|session| session.left(now) >= LEAST_LEFT || !session.is_past_half(now));
+            let fresh = valid.is_some_and(|session| !session.is_past_half(now));
+            let enough = fresh || valid.is_some_and(|session| session.left(now) >= LEAST_LEFT);
             let failing = state
                 .failure
                 .as_ref()
                 .filter(|failure| failure.retry_at > Instant::now());
             start = !fresh && !state.fetching && failing.is_none();
-            let may_wait = !final_look && (start || state.fetching);
+            let may_wait = look == Look::Patient && (start || state.fetching);
             step = match (valid, failing) {
                 (Some(session), _) if enough || !may_wait => Step::Serve(session.clone()),
                 (None, Some(failure)) if !state.fetching => Step::Fail(failure.error.clone()),
@@ -151,61 +205,153 @@ impl<I: Issuer> Sessions<I> {
                 _ => Step::Wait,
             };
             state.fetching |= start;
-            false
+            state.wanted = true;
+            let hurry = matches!(step, Step::Wait) && !state.urgent;
+            state.urgent |= hurry;
+            hurry && !start
         });
         if start {
-            self.fetch(key.clone(), Arc::clone(slot));
+            let (sessions, key, slot) = (self.clone(), key.clone(), Arc::clone(slot));
+            // In a task of its own, so that it ends whether or not somebody still waits.
+            tokio::spawn(async move { sessions.keep(key, slot).await });
         }
         step
     }
 
-    /// In a task of its own, so that it ends whether or not somebody still waits.
-    fn fetch(&self, key: SessionKey, slot: Arc<Slot>) {
-        let issuer = Arc::clone(&self.issuer);
-        tokio::spawn(async move {
-            let mut ended = Ended(Some(Arc::clone(&slot)));
-            let result = issuer.issue(&key).await;
-            ended.0 = None;
-            slot.send_modify(|state| {
-                state.fetching = false;
-                match result {
-                    Ok(session) => {
-                        debug!(role = %key.role, session = %key.session_name, "obtained {session:?}");
-                        state.session = Some(session);
-                        state.failure = None;
+    /// Fetches a session and goes on renewing it, until nobody wants it any more or another fetch has taken over.
+    async fn keep(self, key: SessionKey, mut slot: Arc<Slot>) {
+        while let Some(mut pause) = self.fetch(&key, &slot).await {
+            let fetches = slot.borrow().fetches;
+            loop {
+                let Some(held) = after(pause, slot).await else {
+                    return;
+                };
+                slot = held;
+                match self.due(&slot, fetches) {
+                    Due::Renewal => break,
+                    Due::LettingGo(left) if !left.is_zero() => {
+                        debug!(role = %key.role, session = %key.shape.name, "nobody asked for it; it is let go");
+                        pause = left;
                     }
-                    Err(error) => {
-                        warn!(role = %key.role, session = %key.session_name, "no session: {error}");
-                        let attempts = state.failure.as_ref().map_or(0, |failure| failure.attempts) + 1;
-                        state.failure = Some(Failure {
-                            retry_at: Instant::now() + pause(&error, attempts),
-                            error,
-                            attempts,
-                        });
+                    Due::LettingGo(_) => {
+                        slot.send_modify(|state| state.session = None);
+                        return;
                     }
+                    Due::Nothing => return,
                 }
-            });
+            }
+        }
+    }
+
+    /// What is to be done when the time that was planned after a fetch has come. A renewal is marked as under way.
+    fn due(&self, slot: &Slot, fetches: u64) -> Due {
+        let mut due = Due::Nothing;
+        slot.send_if_modified(|state| {
+            if state.fetches != fetches || state.fetching {
+                return false;
+            }
+            state.fetching = state.wanted;
+            due = if state.wanted {
+                Due::Renewal
+            } else {
+                let session = state.session.as_ref();
+                Due::LettingGo(session.map_or(Duration::ZERO, |session| session.left((self.0.clock)())))
+            };
+            false
+        });
+        due
+    }
+
+    /// One fetch; the state is marked as fetching. How long to wait before the next one, if there is to be one that
+    /// nobody asks for.
+    async fn fetch(&self, key: &SessionKey, slot: &Slot) -> Option<Duration> {
+        let ended = Ended(slot);
+        let mut changes = slot.subscribe();
+        let permit = tokio::select! {
+            biased;
+            permit = self.0.ahead.acquire() => permit.ok(),
+            _ = changes.wait_for(|state| state.urgent) => None,
+        };
+        let result = self.0.issuer.issue(key).await;
+        drop(permit);
+        let mut pause = None;
+        slot.send_modify(|state| match result {
+            Ok(session) => {
+                debug!(role = %key.role, session = %key.shape.name, "obtained {session:?}");
+                pause = Some(until_renewal(&session, (self.0.clock)()));
+                state.session = Some(session);
+                state.failure = None;
+                state.wanted = false;
+            }
+            Err(error) => {
+                let attempts = state.failure.as_ref().map_or(0, |failure| failure.attempts) + 1;
+                warn!(role = %key.role, session = %key.shape.name, attempts, "no session: {error}");
+                pause = quiet_pause(&error, attempts);
+                state.failure = Some(Failure {
+                    retry_at: Instant::now() + remembered(&error, attempts),
+                    error,
+                    attempts,
+                });
+            }
+        });
+        drop(ended);
+        pause
+    }
+}
+
+/// However a fetch ends, it is under way no longer: the next request starts another.
+struct Ended<'a>(&'a Slot);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|state| {
+            state.fetching = false;
+            state.urgent = false;
+            state.fetches += 1;
         });
     }
 }
 
-/// A fetch that did not come to its end, however that happened, is none: the next request starts another.
-struct Ended(Option<Arc<Slot>>);
+/// The slot again after a while, if it is not forgotten by then.
+async fn after(pause: Duration, slot: Arc<Slot>) -> Option<Arc<Slot>> {
+    let weak = Arc::downgrade(&slot);
+    drop(slot);
+    tokio::time::sleep(pause).await;
+    weak.upgrade()
+}
 
-impl Drop for Ended {
-    fn drop(&mut self) {
-        if let Some(slot) = self.0.take() {
-            slot.send_modify(|state| state.fetching = false);
-        }
+fn until_renewal(session: &Session, now: SystemTime) -> Duration {
+    let part = RENEWAL - RENEWAL_JITTER * fastrand::f64();
+    let lived = session.life().saturating_sub(session.left(now));
+    session
+        .life()
+        .mul_f64(part)
+        .saturating_sub(lived)
+        .max(Duration::from_secs(1))
+}
+
+fn doubled(attempts: u32, longest: Duration) -> Duration {
+    BACKOFF
+        .saturating_mul(1 << attempts.saturating_sub(1).min(16))
+        .min(longest)
+}
+
+/// How long requests are answered with the error instead of asking STS again.
+fn remembered(error: &ObtainError, attempts: u32) -> Duration {
+    match error {
+        ObtainError::Denied(_) => DENIED,
+        ObtainError::Unavailable(_) => doubled(attempts, MAX_BACKOFF),
     }
 }
 
-fn pause(error: &ObtainError, attempts: u32) -> Duration {
+/// When to ask again without a request; never, where only somebody's doing can change the answer.
+fn quiet_pause(error: &ObtainError, attempts: u32) -> Option<Duration> {
     match error {
-        ObtainError::Denied(_) => DENIED,
-        ObtainError::Unavailable(_) => BACKOFF
-            .saturating_mul(1 << attempts.saturating_sub(1).min(10))
-            .min(MAX_BACKOFF),
+        ObtainError::Denied(_) => None,
+        // Never before requests may: up to as long again, so that nodes do not come all at once.
+        ObtainError::Unavailable(_) => {
+            Some(doubled(attempts, MAX_QUIET_BACKOFF).mul_f64(1.0 + fastrand::f64()))
+        }
     }
 }
 

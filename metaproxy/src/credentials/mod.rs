@@ -4,6 +4,7 @@ mod cache;
 pub mod http;
 mod session;
 pub mod sts;
+mod through;
 
 pub use cache::{Issuer, Sessions};
-pub use session::{ObtainError, Principal, Session, SessionKey, timestamp};
+pub use session::{Issued, ObtainError, Session, SessionKey, timestamp};

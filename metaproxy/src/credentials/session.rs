@@ -7,68 +7,51 @@ use bytes::Bytes;
 use serde::Serialize;
 use thiserror::Error;
 
-use crate::pods::PodUid;
-use crate::roles::session_name::SessionName;
-use crate::roles::{Grant, Reason, RoleArn};
-
-/// Who assumes the role.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Principal {
-    /// The node's own role, perhaps through others, in order.
-    Node {
-        /// Roles that are assumed first (`--assume-role-arn`).
-        through: Option<RoleArn>,
-    },
-    /// A pod's service account, by a token that is bound to the pod.
-    WebIdentity {
-        /// `namespace/name` of the service account.
-        service_account: String,
-        /// The token's audience.
-        audience: String,
-    },
-}
+use crate::roles::{Grant, Reason, RoleArn, SessionShape};
 
 /// Everything that shapes a session: two pods share one only where all of it is the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionKey {
     /// The role.
     pub role: RoleArn,
-    /// Who assumes it.
-    pub principal: Principal,
-    /// `ExternalId`
-    pub external_id: Option<String>,
-    /// `RoleSessionName`
-    pub session_name: SessionName,
-    /// Session tags, in order of their keys.
-    pub tags: Vec<(String, String)>,
-    /// The pod, where each has a session of its own.
-    pub pod: Option<PodUid>,
+    /// All the rest.
+    pub shape: SessionShape,
 }
 
 impl SessionKey {
-    /// The session that a grant asks for, one per pod.
+    /// The session that a grant asks for.
     pub fn of_grant(grant: &Grant) -> Self {
         Self {
             role: grant.role.clone(),
-            principal: Principal::Node { through: None },
-            external_id: grant.external_id.clone(),
-            session_name: grant.session_name.clone(),
-            tags: Vec::new(),
-            pod: Some(grant.subject.uid.clone()),
+            shape: grant.session.clone(),
         }
     }
+}
+
+/// What STS answers, in the words of its protocol. No `Debug`: it is secret.
+pub struct Issued<'a> {
+    /// `AccessKeyId`
+    pub access_key_id: &'a str,
+    /// `SecretAccessKey`
+    pub secret_access_key: &'a str,
+    /// `SessionToken`
+    pub token: &'a str,
+    /// `Expiration`
+    pub expiration: SystemTime,
 }
 
 /// Credentials of a role, ready to be served. `Debug` shows nothing secret.
 #[derive(Clone)]
 pub struct Session {
     document: Bytes,
+    extended: Bytes,
     expiration: SystemTime,
     obtained: SystemTime,
 }
 
 /// The document of `security-credentials/<role>` as the metadata service writes it: botocore, the Java SDK and others
-/// read these names, and one SDK parses the times strictly, without fractions.
+/// read these names, and one SDK parses the times strictly, without fractions. `AccountId` is in that of
+/// `security-credentials-extended` only.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Document<'a> {
@@ -79,31 +62,31 @@ struct Document<'a> {
     secret_access_key: &'a str,
     token: &'a str,
     expiration: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    account_id: Option<&'a str>,
 }
 
 impl Session {
-    /// From what STS answers. The document is written once, here, and shared by all answers.
-    pub fn new(
-        access_key_id: &str,
-        secret_access_key: &str,
-        token: &str,
-        expiration: SystemTime,
-        obtained: SystemTime,
-    ) -> Self {
-        let document = Document {
-            code: "Success",
-            last_updated: timestamp(obtained),
-            r#type: "AWS-HMAC",
-            access_key_id,
-            secret_access_key,
-            token,
-            expiration: timestamp(expiration),
+    /// From what STS answers. The documents are written once, here, and shared by all answers.
+    pub fn new(role: &RoleArn, issued: &Issued<'_>, obtained: SystemTime) -> Self {
+        let document = |account_id| {
+            let document = Document {
+                code: "Success",
+                last_updated: timestamp(obtained),
+                r#type: "AWS-HMAC",
+                access_key_id: issued.access_key_id,
+                secret_access_key: issued.secret_access_key,
+                token: issued.token,
+                expiration: timestamp(issued.expiration),
+                account_id,
+            };
+            // Strings only, which always serialise.
+            serde_json::to_vec_pretty(&document).unwrap_or_default().into()
         };
-        // Strings only, which always serialise.
-        let document = serde_json::to_vec_pretty(&document).unwrap_or_default();
         Self {
-            document: document.into(),
-            expiration,
+            document: document(None),
+            extended: document(Some(role.account())),
+            expiration: issued.expiration,
             obtained,
         }
     }
@@ -113,15 +96,24 @@ impl Session {
         self.document.clone()
     }
 
+    /// The answer to `GET security-credentials-extended/<role>`.
+    pub fn extended_document(&self) -> Bytes {
+        self.extended.clone()
+    }
+
     /// What is left of it; zero when it has expired.
     pub fn left(&self, now: SystemTime) -> Duration {
         self.expiration.duration_since(now).unwrap_or_default()
     }
 
+    /// Its whole life.
+    pub fn life(&self) -> Duration {
+        self.expiration.duration_since(self.obtained).unwrap_or_default()
+    }
+
     /// Whether half of its life is over.
     pub fn is_past_half(&self, now: SystemTime) -> bool {
-        let life = self.expiration.duration_since(self.obtained).unwrap_or_default();
-        self.left(now) < life / 2
+        self.left(now) < self.life() / 2
     }
 }
 
@@ -173,23 +165,36 @@ mod tests {
 
     fn session() -> Session {
         let obtained = UNIX_EPOCH + Duration::from_millis(1_700_000_000_999);
-        Session::new(
-            "AKID",
-            "SECRET",
-            "TOKEN",
-            obtained + Duration::from_secs(3600),
-            obtained,
-        )
+        let issued = Issued {
+            access_key_id: "AKID",
+            secret_access_key: "SECRET",
+            token: "TOKEN",
+            expiration: obtained + Duration::from_millis(3_600_123),
+        };
+        let role = "arn:aws:iam::123456789012:role/app".parse().unwrap();
+        Session::new(&role, &issued, obtained)
     }
 
     #[test]
-    fn the_document_is_that_of_the_metadata_service() {
-        let value: serde_json::Value = serde_json::from_slice(&session().document()).unwrap();
-        let want = serde_json::json!({
-            "Code": "Success", "LastUpdated": "2023-11-14T22:13:20Z", "Type": "AWS-HMAC", "AccessKeyId": "AKID",
-            "SecretAccessKey": "SECRET", "Token": "TOKEN", "Expiration": "2023-11-14T23:13:20Z",
-        });
-        assert_eq!(value, want);
+    fn the_documents_are_those_of_the_metadata_service() {
+        let want = r#"{
+  "Code": "Success",
+  "LastUpdated": "2023-11-14T22:13:20Z",
+  "Type": "AWS-HMAC",
+  "AccessKeyId": "AKID",
+  "SecretAccessKey": "SECRET",
+  "Token": "TOKEN",
+  "Expiration": "2023-11-14T23:13:21Z""#;
+        let text = |bytes: Bytes| String::from_utf8(bytes.to_vec()).unwrap();
+        assert_eq!(
+            text(session().document()),
+            format!("{want}\n}}"),
+            "no newline, no fractions"
+        );
+        assert_eq!(
+            text(session().extended_document()),
+            format!("{want},\n  \"AccountId\": \"123456789012\"\n}}")
+        );
     }
 
     #[test]
@@ -207,7 +212,7 @@ mod tests {
         let at = |seconds| session.obtained + Duration::from_secs(seconds);
         assert!(!session.is_past_half(at(1799)));
         assert!(session.is_past_half(at(1801)));
-        assert_eq!(session.left(at(3500)), Duration::from_secs(100));
+        assert_eq!(session.left(at(3500)), Duration::from_millis(100_123));
         assert_eq!(session.left(at(3700)), Duration::ZERO);
     }
 }

@@ -15,13 +15,18 @@ use aws_config::provider_config::ProviderConfig;
 use aws_config::timeout::TimeoutConfig;
 use aws_config::{BehaviorVersion, Region};
 use aws_sdk_sts::Client;
-use aws_sdk_sts::error::{ProvideErrorMetadata as _, SdkError};
-use aws_sdk_sts::operation::assume_role::{AssumeRoleError, AssumeRoleOutput};
+use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
+use aws_sdk_sts::operation::assume_role::AssumeRoleOutput;
+use aws_sdk_sts::types::{Credentials, Tag};
 use thiserror::Error;
 use tracing::info;
 
 use super::http::{HttpError, NetworkEnv};
-use super::{Issuer, ObtainError, Principal, Session, SessionKey};
+use super::session::Issued;
+use super::through::Through;
+use super::{Issuer, ObtainError, Session, SessionKey};
+use crate::roles::RoleArn;
+use crate::roles::session_name::SessionName;
 
 /// One STS call, its retries included.
 const CALL: Duration = Duration::from_secs(10);
@@ -43,6 +48,10 @@ pub struct StsSettings {
     pub imds_endpoint: String,
     /// `DurationSeconds`, 900 to 43200.
     pub duration: Duration,
+    /// `--assume-role-arn`: a role to assume first, and which assumes all others.
+    pub through: Option<RoleArn>,
+    /// The name of that role's session.
+    pub own_name: SessionName,
 }
 
 /// Why STS can't be asked at all.
@@ -73,6 +82,9 @@ pub enum StsError {
 /// Asks STS.
 #[derive(Clone, Debug)]
 pub struct Sts {
+    /// As the node.
+    node: Client,
+    /// As the node, or as the role that it assumes first.
     client: Client,
     duration: Duration,
 }
@@ -122,44 +134,74 @@ impl Sts {
             .timeout_config(timeouts)
             .load()
             .await;
+        // Endpoints, regional, FIPS and dual-stack, are the SDK's own doing; a URL that is given stands before them.
         let mut config = aws_sdk_sts::config::Builder::from(&shared);
-        config.set_endpoint_url(
-            settings
-                .endpoint
-                .clone()
-                .or_else(|| shared.endpoint_url().map(str::to_owned)),
-        );
+        if let Some(endpoint) = &settings.endpoint {
+            config.set_endpoint_url(Some(endpoint.clone()));
+        }
+        let node = Client::from_conf(config.clone().build());
+        let client = match &settings.through {
+            None => node.clone(),
+            Some(role) => {
+                let through = Through::new(node.clone(), role.clone(), settings.own_name.clone());
+                Client::from_conf(config.credentials_provider(through).build())
+            }
+        };
         Ok(Self {
-            client: Client::from_conf(config.build()),
+            node,
+            client,
             duration: settings.duration,
         })
+    }
+
+    /// The ARN under which STS knows the node's own credentials. Asking takes no permission.
+    pub async fn node_arn(&self) -> Result<String, ObtainError> {
+        let answer = self.node.get_caller_identity().send().await;
+        let identity = answer.map_err(|error| classify(&error))?;
+        let arn = identity.arn.filter(|arn| !arn.is_empty());
+        arn.ok_or_else(|| ObtainError::Unavailable("STS answered without an ARN".to_owned()))
     }
 }
 
 impl Issuer for Sts {
     async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
         let obtained = SystemTime::now();
-        match &key.principal {
-            Principal::Node { through: None } => {}
-            // No configuration leads here; refused rather than asked for with the wrong identity.
-            other => return Err(ObtainError::Unavailable(format!("{other:?} is not supported"))),
-        }
-        let seconds = i32::try_from(self.duration.as_secs()).unwrap_or(3600);
+        let tags = key.shape.tags.iter().filter_map(|(name, value)| {
+            // Both are set, so it always builds.
+            Tag::builder().key(*name).value(value).build().ok()
+        });
+        let tags: Vec<Tag> = tags.collect();
         let answer = self
             .client
             .assume_role()
             .role_arn(key.role.as_str())
-            .role_session_name(key.session_name.as_str())
-            .set_external_id(key.external_id.clone())
-            .duration_seconds(seconds)
+            .role_session_name(key.shape.name.as_str())
+            .set_external_id(key.shape.external_id.clone())
+            .set_tags((!tags.is_empty()).then_some(tags))
+            .duration_seconds(seconds(self.duration))
             .send()
             .await
-            .map_err(classify)?;
-        session(&answer, obtained)
+            .map_err(|error| classify(&error))?;
+        let (credentials, expiration) = checked(&answer, obtained)?;
+        let issued = Issued {
+            access_key_id: credentials.access_key_id(),
+            secret_access_key: credentials.secret_access_key(),
+            token: credentials.session_token(),
+            expiration,
+        };
+        Ok(Session::new(&key.role, &issued, obtained))
     }
 }
 
-fn session(answer: &AssumeRoleOutput, obtained: SystemTime) -> Result<Session, ObtainError> {
+pub(super) fn seconds(duration: Duration) -> i32 {
+    i32::try_from(duration.as_secs()).unwrap_or(3600)
+}
+
+/// The credentials of an answer, and when they expire: never what has expired.
+pub(super) fn checked(
+    answer: &AssumeRoleOutput,
+    obtained: SystemTime,
+) -> Result<(&Credentials, SystemTime), ObtainError> {
     let credentials = answer
         .credentials()
         .ok_or_else(|| ObtainError::Unavailable("STS answered without credentials".to_owned()))?;
@@ -168,24 +210,25 @@ fn session(answer: &AssumeRoleOutput, obtained: SystemTime) -> Result<Session, O
         .filter(|expiration| {
             expiration
                 .duration_since(obtained)
-                .is_ok_and(|left| left <= LONGEST)
+                .is_ok_and(|left| !left.is_zero() && left <= LONGEST)
         })
         .ok_or_else(|| {
             ObtainError::Unavailable(
-                "STS answered with an expiry that has passed or is too far away".to_owned(),
+                "STS answered with an expiry that has passed or is too far away; is this node's clock right?"
+                    .to_owned(),
             )
         })?;
-    Ok(Session::new(
-        credentials.access_key_id(),
-        credentials.secret_access_key(),
-        credentials.session_token(),
-        expiration,
-        obtained,
-    ))
+    Ok((credentials, expiration))
 }
 
 /// What will not change by asking again, and everything else.
-fn classify(error: SdkError<AssumeRoleError>) -> ObtainError {
+pub(super) fn classify<E>(error: &SdkError<E>) -> ObtainError
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    if let Some(denied) = denied_before(error) {
+        return denied;
+    }
     let service = error.as_service_error();
     let code = service.and_then(|error| error.code()).unwrap_or_default();
     let denied = matches!(
@@ -201,7 +244,19 @@ fn classify(error: SdkError<AssumeRoleError>) -> ObtainError {
         let message = service.and_then(|error| error.message()).unwrap_or_default();
         return ObtainError::Denied(format!("{code}: {message}"));
     }
-    ObtainError::Unavailable(chain(&error))
+    ObtainError::Unavailable(chain(error))
+}
+
+/// The role that is assumed first was denied, so no call was made.
+fn denied_before(error: &(dyn Error + 'static)) -> Option<ObtainError> {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(denied @ ObtainError::Denied(_)) = error.downcast_ref::<ObtainError>() {
+            return Some(denied.clone());
+        }
+        cause = error.source();
+    }
+    None
 }
 
 /// An error and what caused it, in words. Never its `Debug` form (which the SDK's `DisplayErrorContext` appends): that
@@ -245,17 +300,20 @@ mod tests {
                 "a", "b", None, None, "test",
             ))
             .build();
+        let client = Client::from_conf(config);
         let sts = Sts {
-            client: Client::from_conf(config),
+            node: client.clone(),
+            client,
             duration: Duration::from_secs(3600),
         };
         let key = SessionKey {
             role: "arn:aws:iam::123456789012:role/app".parse().unwrap(),
-            principal: Principal::Node { through: None },
-            external_id: None,
-            session_name: crate::roles::session_name::SessionName::of_pod("a", "b"),
-            tags: Vec::new(),
-            pod: None,
+            shape: crate::roles::SessionShape {
+                name: SessionName::of_pod("a", "b"),
+                external_id: None,
+                tags: Vec::new(),
+                pod: None,
+            },
         };
         let error = sts.issue(&key).await.unwrap_err();
         assert!(matches!(error, ObtainError::Unavailable(_)));

@@ -3,24 +3,34 @@
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::header::{ACCEPT_RANGES, CONTENT_TYPE, HeaderValue, LAST_MODIFIED, RETRY_AFTER, SERVER};
+use http_body_util::{Either, Full};
+use hyper::body::Incoming;
+use hyper::header::{
+    ACCEPT_RANGES, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LAST_MODIFIED, RETRY_AFTER, SERVER,
+};
 use hyper::{Response, StatusCode};
+use ring::digest::{SHA256, digest};
 use serde::Serialize;
+use tokio::sync::OwnedSemaphorePermit;
 
-use crate::credentials::Session;
+use super::passage::{self, Passage};
+use crate::credentials::{Session, timestamp};
+use crate::roles::RoleArn;
 
-/// What a response carries.
-pub type Answer = Response<Full<Bytes>>;
+/// What a response carries: words of our own, or what the node's metadata service sends.
+pub type Answer = Response<Either<Full<Bytes>, Passage>>;
+
+/// A session token.
+pub const TOKEN: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
 
 /// The life of a token, in seconds: asked for with it, and told with each answer to a request that brings one.
-pub const TOKEN_TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
+pub const TOKEN_TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
 
 /// What the metadata service calls itself.
 const EC2: HeaderValue = HeaderValue::from_static("EC2ws");
 
 fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Answer {
-    let mut response = Response::new(Full::new(body.into()));
+    let mut response = Response::new(Either::Left(Full::new(body.into())));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
@@ -44,24 +54,69 @@ pub fn role_list(name: &str) -> Answer {
     resource(Bytes::copy_from_slice(name.as_bytes()))
 }
 
-/// The credentials.
-pub fn credentials(session: &Session) -> Answer {
-    resource(session.document())
+/// The list of `iam/`.
+pub fn iam_list() -> Answer {
+    resource("info\nsecurity-credentials/")
+}
+
+/// The credentials; those of `security-credentials-extended` tell the account.
+pub fn credentials(session: &Session, extended: bool) -> Answer {
+    resource(if extended {
+        session.extended_document()
+    } else {
+        session.document()
+    })
+}
+
+/// `iam/info`. A pod's role has no instance profile; clients that ask for one take the last part of its ARN for the
+/// role's name.
+pub fn info(role: &RoleArn, now: SystemTime) -> Answer {
+    #[derive(Serialize)]
+    #[serde(rename_all = "PascalCase")]
+    struct Info {
+        code: &'static str,
+        last_updated: String,
+        instance_profile_arn: String,
+        instance_profile_id: String,
+    }
+    let (partition, account, name) = (role.partition(), role.account(), role.name());
+    // 17 characters of base 32 after the prefix (IAM user guide, "unique identifiers"), the same for each role.
+    let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
+    let hash = digest(&SHA256, role.as_str().as_bytes());
+    let id = hash
+        .as_ref()
+        .iter()
+        .take(17)
+        .map(|byte| char::from(digits[usize::from(byte % 32)]));
+    let info = Info {
+        code: "Success",
+        last_updated: timestamp(now),
+        instance_profile_arn: format!("arn:{partition}:iam::{account}:instance-profile/{name}"),
+        instance_profile_id: format!("AIPA{}", id.collect::<String>()),
+    };
+    resource(serde_json::to_vec_pretty(&info).unwrap_or_default())
+}
+
+/// What the node's metadata service answers, on its way to a pod.
+pub fn from_node(response: Response<Incoming>, permit: OwnedSemaphorePermit) -> Answer {
+    let (mut head, body) = response.into_parts();
+    passage::strip(&mut head.headers);
+    Response::from_parts(head, Either::Right(Passage::new(body, permit)))
 }
 
 /// A document with which SDKs report a failure: 200, with a `Code` that is not `Success`.
-pub fn unauthorized(message: &str, now: &str) -> Answer {
+pub fn unauthorized(message: &str, now: SystemTime) -> Answer {
     #[derive(Serialize)]
     #[serde(rename_all = "PascalCase")]
     struct Failure<'a> {
         code: &'a str,
         message: &'a str,
-        last_updated: &'a str,
+        last_updated: String,
     }
     let failure = Failure {
         code: "AssumeRoleUnauthorizedAccess",
         message,
-        last_updated: now,
+        last_updated: timestamp(now),
     };
     resource(serde_json::to_vec_pretty(&failure).unwrap_or_default())
 }
@@ -90,6 +145,15 @@ pub fn failure(status: StatusCode, sentence: &str) -> Answer {
     response
 }
 
+/// 405, with the methods that there are.
+pub fn not_that_method(allowed: &'static str, sentence: &str) -> Answer {
+    let mut response = failure(StatusCode::METHOD_NOT_ALLOWED, sentence);
+    response
+        .headers_mut()
+        .insert(ALLOW, HeaderValue::from_static(allowed));
+    response
+}
+
 /// Tells what is left of the token that came with a request.
 pub fn with_token_left(mut response: Answer, left: Option<Duration>) -> Answer {
     if let Some(left) = left {
@@ -110,4 +174,35 @@ fn escaped(text: &str) -> String {
 /// RFC 9110, 5.6.7.
 fn http_date(time: SystemTime) -> String {
     httpdate::fmt_http_date(time)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use http_body_util::BodyExt as _;
+
+    async fn body(answer: Answer) -> String {
+        String::from_utf8(answer.into_body().collect().await.unwrap().to_bytes().to_vec()).unwrap()
+    }
+
+    #[tokio::test]
+    async fn the_profile_in_info_leads_to_the_role_and_has_an_id_like_one() {
+        let role: RoleArn = "arn:aws-cn:iam::123456789012:role/team/app".parse().unwrap();
+        let info = body(info(&role, SystemTime::UNIX_EPOCH)).await;
+        let info: serde_json::Value = serde_json::from_str(&info).unwrap();
+        assert_eq!(info["Code"], "Success");
+        assert_eq!(info["LastUpdated"], "1970-01-01T00:00:00Z");
+        assert_eq!(
+            info["InstanceProfileArn"],
+            "arn:aws-cn:iam::123456789012:instance-profile/app"
+        );
+        let id = info["InstanceProfileId"].as_str().unwrap();
+        assert!(id.starts_with("AIPA") && id.len() == 21, "{id}");
+    }
+
+    #[tokio::test]
+    async fn what_people_wrote_into_annotations_is_no_markup() {
+        let page = body(failure(StatusCode::NOT_FOUND, "<script>&</script>")).await;
+        assert!(page.contains("&lt;script&gt;&amp;&lt;/script&gt;"), "{page}");
+    }
 }

@@ -3,9 +3,12 @@
 //! Source for the protocol: the EC2 user guide, "Use the Instance Metadata Service", and what SDKs expect of it.
 
 mod answer;
-mod path;
+mod passage;
+pub mod path;
+mod patience;
 pub mod server;
 mod service;
 pub mod token;
+pub mod upstream;
 
-pub use service::{Caller, Service};
+pub use service::{Caller, Parts, Service, Version1};

@@ -1,5 +1,6 @@
 //! Accepted connections: who it is, then its requests, until it ends or the agent does.
 
+use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -19,11 +20,13 @@ use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
 use super::answer::{self, Answer};
+use super::patience::{Patient, Stage};
 use super::{Caller, Service};
 use crate::credentials::Issuer;
 use crate::intercept::caller::Callers;
+use crate::pods::PodUid;
 
-/// How long a connection may take over a request's head, or say nothing at all.
+/// How long a connection may say nothing at all.
 const IDLE: Duration = Duration::from_secs(60);
 
 /// How long a connection may take over a request's body.
@@ -54,6 +57,7 @@ pub struct Server<I> {
     served: AtomicU64,
     refused: AtomicU64,
     open: TaskTracker,
+    per_pod: PerPod,
     complained: Mutex<Option<Instant>>,
 }
 
@@ -68,7 +72,12 @@ impl<I> std::fmt::Debug for Server<I> {
 
 impl<I: Issuer> Server<I> {
     /// A server without listeners yet.
-    pub fn new(callers: Callers, service: Service<I>, phase: watch::Receiver<Phase>) -> Self {
+    pub fn new(
+        callers: Callers,
+        service: Service<I>,
+        phase: watch::Receiver<Phase>,
+        connections_per_pod: usize,
+    ) -> Self {
         let (served, refused) = (AtomicU64::new(0), AtomicU64::new(0));
         Self {
             callers,
@@ -77,6 +86,7 @@ impl<I: Issuer> Server<I> {
             served,
             refused,
             open: TaskTracker::new(),
+            per_pod: PerPod::new(connections_per_pod),
             complained: Mutex::new(None),
         }
     }
@@ -136,16 +146,32 @@ impl<I: Issuer> Server<I> {
                 return;
             }
         };
+        let Some(_place) = self.per_pod.take(&caller.uid) else {
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            if self.complain() {
+                warn!(pod = %caller.uid, "refused: the pod has {} connections open", self.per_pod.limit);
+            }
+            return;
+        };
         self.served.fetch_add(1, Ordering::Relaxed);
         let _ = stream.set_nodelay(true);
         let mut phase = self.phase.clone();
-        let service = service_fn(|request| self.request(&caller, request));
+        let stage = Stage::default();
+        let service = service_fn(|request| {
+            stage.busy();
+            let (answer, stage) = (self.request(&caller, request), &stage);
+            async move {
+                let answer = answer.await;
+                stage.idle();
+                answer
+            }
+        });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
             .header_read_timeout(IDLE)
             .max_buf_size(MAX_HEAD)
             .half_close(true)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Patient::new(stream, stage.clone())), service);
         tokio::pin!(connection);
         let result = tokio::select! {
             result = connection.as_mut() => result,
@@ -176,7 +202,7 @@ impl<I: Issuer> Server<I> {
         let mut response = match drained {
             Ok(Ok(_)) => {
                 self.service
-                    .answer(caller, &head.method, head.uri.path(), &head.headers)
+                    .answer(caller, &head.method, &head.uri, &head.headers)
                     .await
             }
             Ok(Err(_)) => answer::failure(
@@ -192,6 +218,51 @@ impl<I: Issuer> Server<I> {
         }
         debug!(pod = %caller.uid, method = %head.method, path = head.uri.path(), status = response.status().as_u16());
         Ok(response)
+    }
+}
+
+/// How many connections each pod has open.
+struct PerPod {
+    limit: usize,
+    open: Arc<Mutex<HashMap<PodUid, usize>>>,
+}
+
+/// One of a pod's connections, until it is dropped.
+struct Place {
+    uid: PodUid,
+    open: Arc<Mutex<HashMap<PodUid, usize>>>,
+}
+
+impl PerPod {
+    fn new(limit: usize) -> Self {
+        let open = Arc::default();
+        Self { limit, open }
+    }
+
+    /// `None` where the pod has as many as it may.
+    fn take(&self, uid: &PodUid) -> Option<Place> {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(uid.clone()).or_default();
+        if *count >= self.limit {
+            return None;
+        }
+        *count += 1;
+        Some(Place {
+            uid: uid.clone(),
+            open: Arc::clone(&self.open),
+        })
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.uid) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.uid);
+            }
+        }
     }
 }
 

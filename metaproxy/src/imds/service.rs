@@ -5,22 +5,27 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use hyper::header::HeaderMap;
-use hyper::{Method, StatusCode};
+use hyper::header::{CONTENT_LENGTH, HeaderMap};
+use hyper::{Method, StatusCode, Uri};
+use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
-use super::answer::{self, Answer, TOKEN_TTL};
-use super::path::Path;
+use super::answer::{self, Answer, TOKEN, TOKEN_TTL};
+use super::passage;
+use super::path::{NodePath, Paths, Route};
 use super::token::{MAX_TTL, Tokens};
-use crate::credentials::{Issuer, ObtainError, SessionKey, Sessions, timestamp};
+use super::upstream::{Upstream, UpstreamError};
+use crate::credentials::{Issuer, ObtainError, SessionKey, Sessions};
 use crate::pods::{Inventory, Known, PodUid, Pods};
 use crate::roles::{Decision, Grant, Reason, Rules};
 
 /// Every answer is on its way within this time: two SDKs try once and give up after a second.
 const ANSWER: Duration = Duration::from_millis(850);
 
-const TOKEN: &str = "x-aws-ec2-metadata-token";
+/// Requests to the node's metadata service at a time.
+const PASSING: usize = 32;
+
 const FORWARDED: &str = "x-forwarded-for";
 
 /// Who asks: identified once per connection.
@@ -32,18 +37,51 @@ pub struct Caller {
     pub address: IpAddr,
 }
 
+/// Whether requests without a session token (IMDSv1) are answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version1 {
+    /// They are.
+    Allowed,
+    /// They are not: 401.
+    Denied,
+    /// What the node's own metadata service does is being found out.
+    Unknown,
+}
+
+/// Everything that an answer may depend on.
+#[derive(Debug)]
+pub struct Parts<I> {
+    /// What is known of the pods.
+    pub pods: Pods,
+    /// What decides about roles. It changes once, where the base ARN has to be found out.
+    pub rules: watch::Receiver<Arc<Rules>>,
+    /// The sessions.
+    pub sessions: Sessions<I>,
+    /// The session tokens.
+    pub tokens: Tokens,
+    /// What pods may see of the node's metadata.
+    pub paths: Paths,
+    /// The node's metadata service.
+    pub upstream: Arc<Upstream>,
+    /// Whether tokens are required.
+    pub version1: watch::Receiver<Version1>,
+}
+
 /// What answers requests.
 #[derive(Debug)]
 pub struct Service<I> {
-    pods: Pods,
-    rules: Arc<Rules>,
-    sessions: Sessions<I>,
-    tokens: Tokens,
+    parts: Parts<I>,
+    passing: Arc<Semaphore>,
     told: Told,
 }
 
-/// The request's token is not one of this pod's, or has expired.
-struct BadToken;
+/// Why a request is not answered to the pod that shows it.
+enum Unentitled {
+    /// The token is not one of this pod's, or has expired, or there are several.
+    BadToken,
+    /// There is none.
+    NoToken,
+}
 
 /// A role in the list, and how its credentials are had.
 enum Listed {
@@ -51,55 +89,82 @@ enum Listed {
     Refused { name: String, reason: Reason },
 }
 
+impl Listed {
+    fn name(&self) -> &str {
+        match self {
+            Self::Granted(grant) => grant.role.name(),
+            Self::Refused { name, .. } => name,
+        }
+    }
+}
+
 impl<I: Issuer> Service<I> {
     /// Puts together what is needed for an answer.
-    pub fn new(pods: Pods, rules: Arc<Rules>, sessions: Sessions<I>, tokens: Tokens) -> Self {
+    pub fn new(parts: Parts<I>) -> Self {
         Self {
-            pods,
-            rules,
-            sessions,
-            tokens,
+            parts,
+            passing: Arc::new(Semaphore::new(PASSING)),
             told: Told::default(),
         }
     }
 
     /// Answers one request; its body, if any, was read and dropped.
-    pub async fn answer(&self, caller: &Caller, method: &Method, path: &str, headers: &HeaderMap) -> Answer {
+    pub async fn answer(
+        &self,
+        caller: &Caller,
+        method: &Method,
+        target: &Uri,
+        headers: &HeaderMap,
+    ) -> Answer {
         let deadline = Instant::now() + ANSWER;
-        let path = Path::classify(path);
-        match (method, path) {
-            (&Method::PUT, Path::Token) => self.issue_token(caller, headers),
-            (_, Path::Token) => {
-                answer::failure(StatusCode::METHOD_NOT_ALLOWED, "A token is asked for with PUT.")
-            }
-            (&Method::GET | &Method::HEAD, path) => match self.token_left(caller, headers) {
-                Ok(left) => answer::with_token_left(self.read(caller, path, deadline).await, left),
-                Err(BadToken) => answer::failure(
+        if headers.contains_key(FORWARDED) {
+            return answer::failure(
+                StatusCode::FORBIDDEN,
+                "A request with X-Forwarded-For came through a proxy, and is not answered.",
+            );
+        }
+        let Some(path) = target.path_and_query().filter(|_| target.scheme().is_none()) else {
+            return answer::failure(
+                StatusCode::BAD_REQUEST,
+                "A request for metadata names a path, and no host before it.",
+            );
+        };
+        let route = self.parts.paths.classify(path.as_str());
+        match (method, route) {
+            (&Method::PUT, Route::Token) => self.issue_token(caller, headers),
+            (_, Route::Token) => answer::not_that_method("PUT", "A token is asked for with PUT."),
+            (&Method::GET | &Method::HEAD, route) => match self.entitled(caller, headers, deadline).await {
+                Ok(left) => {
+                    let response = self.read(caller, method, route, deadline).await;
+                    answer::with_token_left(response, left)
+                }
+                Err(Unentitled::BadToken) => answer::failure(
                     StatusCode::UNAUTHORIZED,
                     "The token has expired, or was not issued to this pod; ask for another.",
                 ),
+                Err(Unentitled::NoToken) => answer::failure(
+                    StatusCode::UNAUTHORIZED,
+                    "Requests need a session token here (IMDSv2): PUT /latest/api/token gives one.",
+                ),
             },
-            _ => answer::failure(StatusCode::METHOD_NOT_ALLOWED, "Metadata is read with GET."),
+            _ => answer::not_that_method("GET, HEAD", "Metadata is read with GET."),
         }
     }
 
     fn issue_token(&self, caller: &Caller, headers: &HeaderMap) -> Answer {
-        if headers.contains_key(FORWARDED) {
-            return answer::failure(
-                StatusCode::FORBIDDEN,
-                "A request with X-Forwarded-For came through a proxy, and gets no token.",
-            );
-        }
-        let ttl = headers
-            .get(TOKEN_TTL)
-            .and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+        let mut told = headers.get_all(TOKEN_TTL).iter();
+        let ttl = told.next().filter(|_| told.next().is_none());
+        let ttl = ttl
+            .and_then(|ttl| ttl.to_str().ok())
+            .filter(|ttl| ttl.bytes().all(|byte| byte.is_ascii_digit()))
+            .and_then(|ttl| ttl.parse::<u64>().ok());
         let Some(ttl) = ttl.filter(|ttl| (1..=MAX_TTL).contains(ttl)) else {
             return answer::failure(
                 StatusCode::BAD_REQUEST,
                 "X-aws-ec2-metadata-token-ttl-seconds must be a number from 1 to 21600.",
             );
         };
-        match self.tokens.issue(&caller.uid, ttl, SystemTime::now()) {
+        match self.parts.tokens.issue(&caller.uid, ttl, SystemTime::now()) {
             Ok(token) => answer::token(token, ttl),
             Err(error) => {
                 warn!("cannot issue a token: {error}");
@@ -111,54 +176,95 @@ impl<I: Issuer> Service<I> {
         }
     }
 
-    /// What is left of the request's token; `None` where it has none.
-    fn token_left(&self, caller: &Caller, headers: &HeaderMap) -> Result<Option<Duration>, BadToken> {
-        let Some(token) = headers.get(TOKEN) else {
-            return Ok(None);
-        };
-        self.tokens
-            .check(&caller.uid, token.as_bytes(), SystemTime::now())
-            .map(Some)
-            .ok_or(BadToken)
+    /// What is left of the request's token; `None` where it has none and needs none.
+    async fn entitled(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+        deadline: Instant,
+    ) -> Result<Option<Duration>, Unentitled> {
+        let mut shown = headers.get_all(TOKEN).iter();
+        if let Some(token) = shown.next() {
+            let left = self
+                .parts
+                .tokens
+                .check(&caller.uid, token.as_bytes(), SystemTime::now());
+            return match (left, shown.next()) {
+                (Some(left), None) => Ok(Some(left)),
+                _ => Err(Unentitled::BadToken),
+            };
+        }
+        let mut version1 = self.parts.version1.clone();
+        let known = version1.wait_for(|known| *known != Version1::Unknown);
+        match tokio::time::timeout_at(deadline, known).await {
+            Ok(Ok(known)) if *known == Version1::Allowed => Ok(None),
+            _ => Err(Unentitled::NoToken),
+        }
     }
 
-    async fn read(&self, caller: &Caller, path: Path<'_>, deadline: Instant) -> Answer {
-        let wanted = match path {
-            Path::Roles => None,
-            Path::Role(name) => Some(name),
-            Path::Token | Path::Other => {
-                return answer::failure(
-                    StatusCode::NOT_FOUND,
-                    "metaproxy does not serve this path to pods.",
-                );
+    async fn read(&self, caller: &Caller, method: &Method, route: Route, deadline: Instant) -> Answer {
+        let (wanted, extended) = match route {
+            Route::Node(path) => return self.pass(method, &path, deadline).await,
+            Route::Refused(refusal) => {
+                return answer::failure(StatusCode::NOT_FOUND, &refusal.to_string());
             }
+            Route::Token | Route::Iam | Route::Info | Route::Roles => (None, false),
+            Route::Role { ref name, extended } => (Some(name), extended),
         };
         let listed = match self.listed(caller, deadline).await {
             Ok(listed) => listed,
             Err(none) => return none,
         };
-        let name = match &listed {
-            Listed::Granted(grant) => grant.role.name(),
-            Listed::Refused { name, .. } => name,
-        };
-        match (wanted, &listed) {
-            (None, _) => answer::role_list(name),
-            (Some(wanted), _) if wanted != name => {
-                answer::failure(StatusCode::NOT_FOUND, &format!("This pod's role is {name}."))
-            }
-            (Some(_), Listed::Granted(grant)) => self.credentials(grant, deadline).await,
-            (Some(_), Listed::Refused { reason, .. }) => refused(&self.told.tell(&caller.uid, reason)),
+        match (&route, &listed) {
+            (Route::Iam, _) => answer::iam_list(),
+            (Route::Roles, _) => answer::role_list(listed.name()),
+            _ if wanted.is_some_and(|wanted| wanted != listed.name()) => answer::failure(
+                StatusCode::NOT_FOUND,
+                &format!("This pod's role is {}.", listed.name()),
+            ),
+            (Route::Info, Listed::Granted(grant)) => answer::info(&grant.role, SystemTime::now()),
+            (_, Listed::Granted(grant)) => self.credentials(grant, extended, deadline).await,
+            (_, Listed::Refused { reason, .. }) => refused(&self.told.tell(&caller.uid, reason)),
         }
+    }
+
+    /// Metadata of the node, as the node has it.
+    async fn pass(&self, method: &Method, path: &NodePath, deadline: Instant) -> Answer {
+        let passed = tokio::time::timeout_at(deadline, async {
+            // Never closed, so there is always one in the end.
+            let permit = Arc::clone(&self.passing).acquire_owned().await.ok()?;
+            Some((self.parts.upstream.get(method, path).await, permit))
+        });
+        let error = match passed.await {
+            Ok(Some((Ok(response), permit))) => {
+                let length = response
+                    .headers()
+                    .get(CONTENT_LENGTH)
+                    .and_then(|length| length.to_str().ok());
+                match length.and_then(|length| length.parse::<u64>().ok()) {
+                    Some(length) if length > passage::MAX_BODY => UpstreamError::Unusable("it is too long"),
+                    _ => return answer::from_node(response, permit),
+                }
+            }
+            Ok(Some((Err(error), _))) => error,
+            Ok(None) | Err(_) => UpstreamError::Slow,
+        };
+        debug!(path = path.as_str(), "not passed through: {error}");
+        answer::failure(
+            StatusCode::SERVICE_UNAVAILABLE,
+            &format!("At the moment, {error}."),
+        )
     }
 
     /// The pod's role; held until it is known, `deadline` at the latest.
     async fn listed(&self, caller: &Caller, deadline: Instant) -> Result<Listed, Answer> {
-        let mut pods = self.pods.clone();
+        let (mut pods, mut rules) = (self.parts.pods.clone(), self.parts.rules.clone());
         loop {
             let inventory = Arc::clone(&pods.borrow_and_update());
+            let current = Arc::clone(&rules.borrow_and_update());
             // Its known addresses may be those of a moment ago.
             let decision = match check_address(&inventory, caller) {
-                Ok(()) => self.rules.resolve(&inventory, &caller.uid),
+                Ok(()) => current.resolve(&inventory, &caller.uid),
                 Err(reason) => Decision::Wait(reason),
             };
             match decision {
@@ -169,23 +275,25 @@ impl<I: Issuer> Service<I> {
                     return Err(answer::failure(StatusCode::NOT_FOUND, &reason.to_string()));
                 }
                 Decision::Wait(reason) => {
-                    let changed = tokio::time::timeout_at(deadline, pods.changed()).await;
-                    if !matches!(changed, Ok(Ok(()))) {
-                        warn!("{reason}");
-                        return Err(answer::failure(
-                            StatusCode::SERVICE_UNAVAILABLE,
-                            &reason.to_string(),
-                        ));
+                    let changed = async {
+                        tokio::select! {
+                            changed = pods.changed() => changed,
+                            changed = rules.changed() => changed,
+                        }
+                    };
+                    if !matches!(tokio::time::timeout_at(deadline, changed).await, Ok(Ok(()))) {
+                        let sentence = self.told.tell(&caller.uid, &reason);
+                        return Err(answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence));
                     }
                 }
             }
         }
     }
 
-    async fn credentials(&self, grant: &Grant, deadline: Instant) -> Answer {
+    async fn credentials(&self, grant: &Grant, extended: bool, deadline: Instant) -> Answer {
         let key = SessionKey::of_grant(grant);
-        match self.sessions.get(&key, deadline).await {
-            Ok(session) => answer::credentials(&session),
+        match self.parts.sessions.get(&key, deadline).await {
+            Ok(session) => answer::credentials(&session, extended),
             Err(error) => {
                 let sentence = self.told.tell(&grant.subject.uid, &error.reason(&grant.role));
                 match error {
@@ -200,7 +308,7 @@ impl<I: Issuer> Service<I> {
 }
 
 fn refused(sentence: &str) -> Answer {
-    answer::unauthorized(sentence, &timestamp(SystemTime::now()))
+    answer::unauthorized(sentence, SystemTime::now())
 }
 
 /// What was logged last about each pod, so that one that asks again and again does not fill the log.

@@ -30,9 +30,6 @@ pub enum RoleError {
     /// The path.
     #[error("a role's path is at most 512 printable characters, with no empty part")]
     Path,
-    /// A name, but nothing to put before it.
-    #[error("it is a name, and --base-role-arn, which would make an ARN of it, is not set")]
-    NoBase,
 }
 
 /// The ARN of a role. Displays as the ARN, with `arn:` in lower case.
@@ -51,6 +48,20 @@ impl RoleArn {
     /// The last part: what `security-credentials/` lists.
     pub fn name(&self) -> &str {
         &self.arn[self.name_at..]
+    }
+
+    /// `aws`, `aws-cn`, …
+    pub fn partition(&self) -> &str {
+        self.part(1)
+    }
+
+    /// 12 digits.
+    pub fn account(&self) -> &str {
+        self.part(4)
+    }
+
+    fn part(&self, index: usize) -> &str {
+        self.arn.split(':').nth(index).unwrap_or_default()
     }
 
     fn new(partition: &str, account: &str, path_and_name: &str) -> Result<Self, RoleError> {
@@ -170,32 +181,77 @@ impl BaseArn {
     pub fn prefix(&self) -> String {
         format!("arn:{}:iam::{}:role/{}", self.partition, self.account, self.path)
     }
+
+    /// The base for names in the account of the node's own role, from the ARN of its instance profile (`iam/info`) or of
+    /// its session (`GetCallerIdentity`). `None` where the text is no such ARN.
+    pub fn of_account(arn: &str) -> Option<Self> {
+        let parts: Vec<&str> = arn.splitn(6, ':').collect();
+        let [prefix, partition, "iam" | "sts", "", account, _] = parts[..] else {
+            return None;
+        };
+        (prefix == "arn" && check_partition(partition).is_ok() && check_account(account).is_ok()).then(|| {
+            Self {
+                partition: partition.to_owned(),
+                account: account.to_owned(),
+                path: String::new(),
+            }
+        })
+    }
 }
 
-/// A role as a user writes it: a name, `path/name`, `/name`, or an ARN.
-///
-/// # Errors
-/// Says what is wrong with it; [`RoleError::NoBase`] where a name would need a base.
-pub fn parse_role(text: &str, base: Option<&BaseArn>) -> Result<RoleArn, RoleError> {
-    let text = text.trim();
-    if text.is_empty() {
-        return Err(RoleError::Empty);
+/// A role as a user writes it, checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum WrittenRole {
+    /// In full.
+    Arn(RoleArn),
+    /// A name, `path/name` or `/name`, without the first slash: the base ARN belongs before it.
+    Relative(String),
+}
+
+impl FromStr for WrittenRole {
+    type Err = RoleError;
+
+    fn from_str(text: &str) -> Result<Self, RoleError> {
+        let text = text.trim();
+        if text.is_empty() {
+            return Err(RoleError::Empty);
+        }
+        if is_arn(text) {
+            return text.parse().map(Self::Arn);
+        }
+        let relative = text.strip_prefix('/').unwrap_or(text);
+        let (path, name) = relative.rsplit_once('/').unwrap_or(("", relative));
+        if !is_name(name) {
+            return Err(RoleError::Name);
+        }
+        check_path(path)?;
+        Ok(Self::Relative(relative.to_owned()))
     }
-    if is_arn(text) {
-        return text.parse();
+}
+
+impl WrittenRole {
+    /// The ARN; `None` where it takes a base, and that is not known.
+    ///
+    /// # Errors
+    /// Where the base's path and the written one are too long together.
+    pub fn resolve(&self, base: Option<&BaseArn>) -> Result<Option<RoleArn>, RoleError> {
+        match (self, base) {
+            (Self::Arn(arn), _) => Ok(Some(arn.clone())),
+            (Self::Relative(_), None) => Ok(None),
+            (Self::Relative(relative), Some(base)) => {
+                let resource = format!("{}{relative}", base.path);
+                RoleArn::new(&base.partition, &base.account, &resource).map(Some)
+            }
+        }
     }
-    let relative = text.strip_prefix('/').unwrap_or(text);
-    let (path, name) = relative.rsplit_once('/').unwrap_or(("", relative));
-    if !is_name(name) {
-        return Err(RoleError::Name);
+
+    /// The last part.
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Arn(arn) => arn.name(),
+            Self::Relative(relative) => relative.rsplit('/').next().unwrap_or_default(),
+        }
     }
-    check_path(path)?;
-    let base = base.ok_or(RoleError::NoBase)?;
-    RoleArn::new(
-        &base.partition,
-        &base.account,
-        &format!("{}{relative}", base.path),
-    )
 }
 
 #[cfg(test)]
@@ -248,24 +304,77 @@ mod tests {
     #[case::no_name("arn:aws:iam::123456789012:role/", Err(RoleError::Name))]
     fn a_role_as_written(#[case] text: &str, #[case] want: Result<&str, RoleError>) {
         let base = "arn:aws:iam::123456789012:role/".parse().unwrap();
-        let got = parse_role(text, Some(&base));
+        let got = resolved(text, &base);
         assert_eq!(
             got.as_ref().map(RoleArn::as_str),
             want.as_ref().copied(),
             "{text}"
         );
+        let name = want.map(|arn| arn.rsplit('/').next().unwrap());
+        assert_eq!(
+            text.parse::<WrittenRole>().as_ref().map(WrittenRole::name),
+            name.as_ref().copied()
+        );
+    }
+
+    fn resolved(text: &str, base: &BaseArn) -> Result<RoleArn, RoleError> {
+        Ok(text.parse::<WrittenRole>()?.resolve(Some(base))?.unwrap())
     }
 
     #[test]
     fn limits_of_name_and_path_are_those_of_iam() {
         let base: BaseArn = "arn:aws:iam::123456789012:role/".parse().unwrap();
-        assert!(parse_role(&"n".repeat(64), Some(&base)).is_ok());
-        assert_eq!(parse_role(&"n".repeat(65), Some(&base)), Err(RoleError::Name));
-        assert!(parse_role(&format!("{}/n", "p".repeat(510)), Some(&base)).is_ok());
+        assert!(resolved(&"n".repeat(64), &base).is_ok());
+        assert_eq!(resolved(&"n".repeat(65), &base), Err(RoleError::Name));
+        assert!(resolved(&format!("{}/n", "p".repeat(510)), &base).is_ok());
         assert_eq!(
-            parse_role(&format!("{}/n", "p".repeat(511)), Some(&base)),
+            resolved(&format!("{}/n", "p".repeat(511)), &base),
             Err(RoleError::Path)
         );
+        let base: BaseArn = "arn:aws:iam::123456789012:role/k8s/".parse().unwrap();
+        assert_eq!(
+            resolved(&format!("{}/n", "p".repeat(510)), &base),
+            Err(RoleError::Path),
+            "together"
+        );
+    }
+
+    #[rstest]
+    #[case("aws")]
+    #[case("aws-cn")]
+    #[case("aws-us-gov")]
+    #[case("aws-iso")]
+    #[case("aws-iso-b")]
+    #[case("aws-iso-e")]
+    #[case("aws-iso-f")]
+    #[case("aws-eusc")]
+    fn names_go_to_the_partition_and_account_of_the_nodes_own_role(#[case] partition: &str) {
+        for of_node in [
+            format!("arn:{partition}:iam::210987654321:instance-profile/nodes.example.com"),
+            format!("arn:{partition}:iam::210987654321:instance-profile/a/path/nodes"),
+            format!("arn:{partition}:sts::210987654321:assumed-role/nodes/i-0abc"),
+        ] {
+            let base = BaseArn::of_account(&of_node).unwrap();
+            let arn = resolved("team/app", &base).unwrap();
+            assert_eq!(
+                arn.as_str(),
+                format!("arn:{partition}:iam::210987654321:role/team/app")
+            );
+            assert_eq!((arn.partition(), arn.account()), (partition, "210987654321"));
+        }
+    }
+
+    #[test]
+    fn what_is_no_arn_of_the_node_gives_no_base() {
+        for text in [
+            "",
+            "arn:aws:iam::1:instance-profile/x",
+            "arn:aws:s3:::x",
+            "arn:aws:iam::123456789012",
+            "x:aws:iam::123456789012:y",
+        ] {
+            assert_eq!(BaseArn::of_account(text), None, "{text}");
+        }
     }
 
     #[rstest]
@@ -294,17 +403,18 @@ mod tests {
     }
 
     #[test]
-    fn a_name_without_base_says_which_flag_is_missing() {
-        let error = parse_role("app", None).unwrap_err();
-        assert!(error.to_string().contains("--base-role-arn"));
-        assert!(parse_role("arn:aws:iam::123456789012:role/x", None).is_ok());
+    fn a_name_waits_for_its_base_and_an_arn_does_not() {
+        let name: WrittenRole = "app".parse().unwrap();
+        assert_eq!(name.resolve(None), Ok(None));
+        let arn: WrittenRole = "arn:aws:iam::123456789012:role/x".parse().unwrap();
+        assert!(arn.resolve(None).unwrap().is_some());
     }
 
     proptest! {
         #[test]
         fn whatever_is_written_gives_a_sound_arn_or_an_error(text in "\\PC{0,120}") {
             let base = "arn:aws:iam::123456789012:role/".parse().unwrap();
-            if let Ok(arn) = parse_role(&text, Some(&base)) {
+            if let Ok(arn) = resolved(&text, &base) {
                 prop_assert_eq!(arn.as_str().parse::<RoleArn>().unwrap(), arn.clone());
                 prop_assert!(is_name(arn.name()));
             }

@@ -1,10 +1,11 @@
 //! The decision. Order and meaning are those of the README, "Role of a pod"; a refusal is final and never falls
 //! through to the next source.
 
-use super::arn::{BaseArn, RoleArn, RoleError, parse_role};
-use super::policy::{AllowedRolesStyle, Candidate, PermittedMatch, PolicyError, allowed, permitted};
-use super::reason::{Reason, RoleSource};
-use super::session_name::SessionName;
+use super::arn::{BaseArn, RoleArn, RoleError, WrittenRole};
+use super::namespace::{Asked, NamespaceRules, Stop};
+use super::policy::Candidate;
+use super::reason::{Allowance, Reason, RoleSource};
+use super::session::{SessionRules, SessionShape};
 use crate::pods::{Inventory, Known, Namespace, Pod, PodUid};
 
 /// The annotations that are read.
@@ -25,18 +26,16 @@ pub struct AnnotationKeys {
 /// The configuration that decides.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// Prefix for names.
+    /// Prefix for names; `None` as long as it is not known.
     pub base: Option<BaseArn>,
     /// For pods without an annotation.
-    pub default_role: Option<RoleArn>,
+    pub default_role: Option<WrittenRole>,
     /// The annotations that are read.
     pub keys: AnnotationKeys,
-    /// Whether the namespace must allow an annotated role.
-    pub policy_required: bool,
-    /// How `allowed-roles` is read.
-    pub allowed_roles_style: AllowedRolesStyle,
-    /// How `permitted` is compared.
-    pub permitted_match: PermittedMatch,
+    /// What namespaces have to say.
+    pub namespaces: NamespaceRules,
+    /// How sessions are made.
+    pub sessions: SessionRules,
 }
 
 /// What a pod gets.
@@ -57,17 +56,15 @@ pub enum Decision {
     Wait(Reason),
 }
 
-/// A role and everything that shapes its session.
+/// A role, and how it is had.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The role.
     pub role: RoleArn,
     /// Whom for.
     pub subject: Subject,
-    /// The session's name.
-    pub session_name: SessionName,
-    /// `ExternalId` of the call, if any.
-    pub external_id: Option<String>,
+    /// How its session is made.
+    pub session: SessionShape,
     /// Why it is granted.
     pub reason: Reason,
 }
@@ -106,136 +103,107 @@ impl Rules {
         let written = annotation(pod, key);
         // What keeps a node alive must go on without us: hostNetwork pods have a role by annotation only.
         let default_role = self.default_role.as_ref().filter(|_| !pod.host_network);
-        match (written, default_role) {
+        let decision = match (written, default_role) {
             (Some(written), _) => self.annotated(pod, namespace, written),
-            (None, Some(role)) => self.grant(pod, role.clone(), RoleSource::Default),
-            (None, None) => Decision::NoRole(Reason::NoRole {
-                pod: pod.to_string(),
-                key: key.clone(),
-            }),
-        }
+            (None, Some(role)) => self.by_default(pod, role),
+            (None, None) => {
+                return Decision::NoRole(Reason::NoRole {
+                    pod: pod.to_string(),
+                    key: key.clone(),
+                });
+            }
+        };
+        decision.unwrap_or_else(|stopped| *stopped)
     }
 
-    fn annotated(&self, pod: &Pod, namespace: Option<&Namespace>, written: &str) -> Decision {
+    fn annotated(&self, pod: &Pod, namespace: Option<&Namespace>, written: &str) -> Resolved {
         let source_ = RoleSource::Annotation {
             key: self.keys.role.clone(),
         };
-        let role = match parse_role(written, self.base.as_ref()) {
-            Ok(role) => role,
-            Err(error) => return malformed(pod, source_, written, error),
-        };
-        if self.policy_required {
-            let Some(namespace) = namespace else {
-                return Decision::Wait(Reason::NamespaceUnknown {
-                    namespace: pod.namespace.clone(),
-                });
-            };
-            if let Err(reason) = self.check_policy(namespace, &role) {
-                return Decision::Refused {
-                    name: role.name().to_owned(),
-                    reason,
-                };
-            }
-        }
-        self.grant(pod, role, source_)
-    }
-
-    /// One annotation that allows the role is enough; one that can't be read allows nothing, and the other does not
-    /// make up for it.
-    fn check_policy(&self, namespace: &Namespace, role: &RoleArn) -> Result<(), Reason> {
-        let keys = &self.keys;
-        let candidate = Candidate::new(role, self.base.as_ref());
-        let unreadable = |key: &String| {
-            let (namespace, key) = (namespace.name.clone(), key.clone());
-            move |error: PolicyError| Reason::MalformedPolicy {
-                namespace,
-                key,
-                error,
-            }
-        };
-        let mut asked = Vec::new();
-        let mut is_allowed = false;
-        if let Some(annotation) = namespace.annotations.get(&keys.permitted) {
-            asked.push(keys.permitted.as_str());
-            is_allowed |= permitted(annotation, self.permitted_match, &candidate)
-                .map_err(unreadable(&keys.permitted))?;
-        }
-        if let Some(annotation) = namespace.annotations.get(&keys.allowed_roles) {
-            asked.push(keys.allowed_roles.as_str());
-            is_allowed |= allowed(annotation, self.allowed_roles_style, &candidate)
-                .map_err(unreadable(&keys.allowed_roles))?;
-        }
-        if is_allowed {
-            return Ok(());
-        }
-        let (role, namespace) = (role.clone(), namespace.name.clone());
-        Err(if asked.is_empty() {
-            Reason::NoPolicy {
-                role,
-                namespace,
-                permitted: keys.permitted.clone(),
-                allowed_roles: keys.allowed_roles.clone(),
-            }
+        let (parsed, role) = self.arn(pod, &source_, written, written.parse())?;
+        // As kube2iam has it: what a pod gets without asking needs no leave.
+        let is_default = !pod.host_network && self.default_role.as_ref() == Some(&parsed);
+        let allowance = if is_default {
+            Allowance::Exempt
         } else {
-            Reason::NotPermitted {
-                role,
-                namespace,
-                key: asked.join(" and "),
-            }
-        })
+            let candidate = Candidate::new(&role, written, self.base.as_ref());
+            let asked = Asked {
+                keys: &self.keys,
+                role: &role,
+                candidate: &candidate,
+                base_is_known: self.base.is_some(),
+            };
+            self.namespaces
+                .check(&asked, &pod.namespace, namespace)
+                .map_err(|stop| match stop {
+                    Stop::Refuse(reason) => refuse(&role, reason),
+                    Stop::Wait(reason) => Box::new(Decision::Wait(reason)),
+                })?
+        };
+        self.grant(pod, role, source_, allowance)
     }
 
-    fn grant(&self, pod: &Pod, role: RoleArn, source_: RoleSource) -> Decision {
-        let external_id = match self.external_id(pod) {
-            Ok(external_id) => external_id,
-            Err(reason) => {
-                return Decision::Refused {
-                    name: role.name().to_owned(),
-                    reason,
-                };
-            }
-        };
-        let named = annotation(pod, &self.keys.session_name);
-        Decision::Granted(Grant {
+    fn by_default(&self, pod: &Pod, written: &WrittenRole) -> Resolved {
+        let source_ = RoleSource::Default;
+        let (_, role) = self.arn(pod, &source_, written.name(), Ok(written.clone()))?;
+        self.grant(pod, role, source_, Allowance::Exempt)
+    }
+
+    /// The ARN of what is written.
+    fn arn(
+        &self,
+        pod: &Pod,
+        source_: &RoleSource,
+        written: &str,
+        parsed: Result<WrittenRole, RoleError>,
+    ) -> Result<(WrittenRole, RoleArn), Box<Decision>> {
+        let resolved = parsed.and_then(|role| Ok((role.resolve(self.base.as_ref())?, role)));
+        match resolved {
+            Ok((Some(arn), role)) => Ok((role, arn)),
+            Ok((None, _)) => Err(Box::new(Decision::Wait(Reason::BaseUnknown {
+                role: shortened(written),
+            }))),
+            Err(error) => Err(Box::new(malformed(pod, source_.clone(), written, error))),
+        }
+    }
+
+    fn grant(&self, pod: &Pod, role: RoleArn, source_: RoleSource, allowance: Allowance) -> Resolved {
+        let session = self
+            .sessions
+            .shape(pod, &self.keys)
+            .map_err(|reason| refuse(&role, reason))?;
+        Ok(Decision::Granted(Grant {
             subject: Subject {
                 uid: pod.uid.clone(),
                 pod: pod.to_string(),
             },
-            session_name: named.map_or_else(
-                || SessionName::of_pod(&pod.namespace, &pod.name),
-                SessionName::cleaned,
-            ),
-            external_id,
+            session,
             reason: Reason::Granted {
                 role: role.clone(),
                 source_,
+                allowance: Box::new(allowance),
             },
             role,
-        })
-    }
-
-    /// STS: 2 to 1224 of `[\w+=,.@:\/-]`. Never mended: another id is another party's.
-    fn external_id(&self, pod: &Pod) -> Result<Option<String>, Reason> {
-        let Some(id) = annotation(pod, &self.keys.external_id) else {
-            return Ok(None);
-        };
-        let fits = (2..=1224).contains(&id.len())
-            && id
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&byte));
-        if fits {
-            return Ok(Some(id.to_owned()));
-        }
-        Err(Reason::MalformedAnnotation {
-            pod: pod.to_string(),
-            key: self.keys.external_id.clone(),
-            problem: "an external id is 2 to 1224 letters, digits and characters of _+=,.@:/-".to_owned(),
-        })
+        }))
     }
 }
 
+/// A decision, or one that was reached before the end of the way.
+type Resolved = Result<Decision, Box<Decision>>;
+
+fn refuse(role: &RoleArn, reason: Reason) -> Box<Decision> {
+    Box::new(Decision::Refused {
+        name: role.name().to_owned(),
+        reason,
+    })
+}
+
+fn shortened(text: &str) -> String {
+    text.chars().take(200).collect()
+}
+
 /// An annotation's value; blank counts as none.
-fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
+pub(super) fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
     pod.annotations
         .get(key)
         .map(|value| value.trim())
@@ -258,7 +226,7 @@ fn malformed(pod: &Pod, source_: RoleSource, written: &str, error: RoleError) ->
         reason: Reason::MalformedRole {
             pod: pod.to_string(),
             source_,
-            value: written.chars().take(200).collect(),
+            value: shortened(written),
             error,
         },
     }

@@ -2,10 +2,14 @@
 
 pub mod arn;
 mod decision;
+mod namespace;
 pub mod policy;
 mod reason;
+mod session;
 pub mod session_name;
 
-pub use arn::{BaseArn, RoleArn};
+pub use arn::{BaseArn, RoleArn, WrittenRole};
 pub use decision::{AnnotationKeys, Decision, Grant, Rules, Subject};
-pub use reason::{Reason, RoleSource};
+pub use namespace::{NamespaceRules, PolicyCache};
+pub use reason::{Allowance, Reason, RoleSource};
+pub use session::{CommonTags, SessionRules, SessionScope, SessionShape, is_tag_value};

@@ -1,6 +1,8 @@
 //! Why a pod has the role it has, or none. The one place where this is put into words: response bodies, log lines and
 //! events all show a [`Reason`].
 
+use std::fmt;
+
 use thiserror::Error;
 
 use super::RoleArn;
@@ -30,16 +32,55 @@ pub enum RoleSource {
     Default,
 }
 
+/// What the namespace had to say about a role that is granted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Allowance {
+    /// `--namespace-policy=off`
+    NotAsked,
+    /// It is the `--default-role`, to which no namespace is asked.
+    Exempt,
+    /// An entry of an annotation allows it.
+    By {
+        /// The entry, as written.
+        entry: String,
+        /// The annotation's key.
+        key: String,
+        /// The namespace.
+        namespace: String,
+    },
+}
+
+impl fmt::Display for Allowance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotAsked => f.write_str("; the namespace is not asked (--namespace-policy=off)"),
+            Self::Exempt => f.write_str("; the namespace is not asked about the default role"),
+            Self::By {
+                entry,
+                key,
+                namespace,
+            } => {
+                write!(
+                    f,
+                    "; {entry:?} in annotation {key} of namespace {namespace} allows it"
+                )
+            }
+        }
+    }
+}
+
 /// One outcome of resolving a pod's role, or of obtaining its session.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Reason {
     /// Granted.
-    #[error("role {role} from {source_}")]
+    #[error("role {role} from {source_}{allowance}")]
     Granted {
         /// Which.
         role: RoleArn,
         /// Whence.
         source_: RoleSource,
+        /// What the namespace says.
+        allowance: Box<Allowance>,
     },
     /// Nobody named a role.
     #[error("pod {pod} has no role: it has no annotation {key}, and there is no --default-role")]
@@ -62,6 +103,15 @@ pub enum Reason {
     NamespaceUnknown {
         /// Which.
         namespace: String,
+    },
+    /// A name, before it is known in which account to look for it.
+    #[error(
+        "the ARN of role {role:?} is not known yet: names are roles of the account of the node's own role, which could not \
+         be found out so far; --base-role-arn tells it"
+    )]
+    BaseUnknown {
+        /// As written, shortened.
+        role: String,
     },
     /// Several pods have its UID.
     #[error("pods {} share the UID {uid}, so none of them gets credentials", pods.join(" and "))]
@@ -116,7 +166,7 @@ pub enum Reason {
     },
     /// The namespace allows other roles.
     #[error(
-        "role {role} is not permitted in namespace {namespace}: its annotation {key} does not allow it, and \
+        "role {role} is not permitted in namespace {namespace}: {policies} does not allow it, and \
          --namespace-policy=required asks for that"
     )]
     NotPermitted {
@@ -124,8 +174,8 @@ pub enum Reason {
         role: RoleArn,
         /// The namespace.
         namespace: String,
-        /// The annotations that were asked.
-        key: String,
+        /// The annotations that were asked, with their entries, shortened.
+        policies: String,
     },
     /// The namespace's policy can't be read.
     #[error("no role is permitted in namespace {namespace}: its annotation {key} cannot be used: {error}")]
@@ -136,6 +186,19 @@ pub enum Reason {
         key: String,
         /// What is wrong.
         error: PolicyError,
+    },
+    /// A value that session tags can't have.
+    #[error(
+        "session tag {key} of {pod} cannot be {value:?}: STS takes up to 256 letters, digits, blanks and characters of \
+         _.:/=+-@; --session-tags=off gives credentials without tags"
+    )]
+    MalformedTag {
+        /// `namespace/name`
+        pod: String,
+        /// The tag's key.
+        key: &'static str,
+        /// What it would be, shortened.
+        value: String,
     },
     /// STS does not let us have it.
     #[error("STS refused role {role}: {message}")]

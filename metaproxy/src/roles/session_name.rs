@@ -5,6 +5,7 @@ use std::fmt;
 use ring::digest::{SHA256, digest};
 
 /// STS: `RoleSessionName` is 2 to 64 of `[\w+=,.@-]`.
+const MIN: usize = 2;
 const MAX: usize = 64;
 
 /// Hexadecimal digits of the hash that stands in for what was cut off.
@@ -20,17 +21,15 @@ impl SessionName {
         Self::cleaned(&format!("{namespace}.{pod}"))
     }
 
-    /// Characters that STS refuses become `-`. Where the result is too long, or something had to be replaced, a hash
-    /// of the original keeps different names different.
+    /// Characters that STS refuses become `-`, as in kiam. Where the result is too long, a hash of the original stands in
+    /// for what was cut off, so that long names that differ only at their end stay different.
     pub fn cleaned(text: &str) -> Self {
         let fits = |character: char| character.is_ascii_alphanumeric() || "_+=,.@-".contains(character);
         let clean: String = text
             .chars()
             .map(|character| if fits(character) { character } else { '-' })
             .collect();
-        let name = if clean == text && (2..=MAX).contains(&clean.len()) {
-            clean
-        } else {
+        let name = if clean.len() > MAX {
             let hash: String = digest(&SHA256, text.as_bytes())
                 .as_ref()
                 .iter()
@@ -39,6 +38,8 @@ impl SessionName {
                 .collect();
             let kept: String = clean.chars().take(MAX - HASH - 1).collect();
             format!("{kept}-{hash}")
+        } else {
+            format!("{clean:-<MIN$}")
         };
         Self(name.into())
     }
@@ -72,6 +73,19 @@ mod tests {
             SessionName::of_pod("apps", "web-7d4b9c-x2x").as_str(),
             "apps.web-7d4b9c-x2x"
         );
+    }
+
+    #[test]
+    fn what_sts_refuses_is_replaced_and_what_is_too_short_filled_up() {
+        for (text, want) in [
+            ("my session", "my-session"),
+            ("a/b:c", "a-b-c"),
+            ("ö", "--"),
+            ("x", "x-"),
+            ("ok", "ok"),
+        ] {
+            assert_eq!(SessionName::cleaned(text).as_str(), want);
+        }
     }
 
     #[test]

@@ -6,6 +6,8 @@
     reason = "a test panics where it fails"
 )]
 
+pub mod http;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -22,6 +22,8 @@ pub struct AgentSpec {
     pub cgroup: Option<PathBuf>,
     /// Whether it is told where the pods' cgroup is, or has to find it.
     pub told_cgroup: bool,
+    /// `--base-role-arn`
+    pub base: Option<&'static str>,
     /// More flags.
     pub flags: Vec<String>,
     /// Environment, beside `PATH`.
@@ -38,6 +40,7 @@ impl AgentSpec {
             binary: binary.to_owned(),
             cgroup: None,
             told_cgroup: true,
+            base: Some("arn:aws:iam::123456789012:role/"),
             flags,
             environment: Vec::new(),
         }
@@ -77,7 +80,7 @@ impl Agent {
             .arg(lab.manifests())
             .arg("--runtime-dir")
             .arg(lab.dir().join("run"))
-            .args(["--base-role-arn", "arn:aws:iam::123456789012:role/"])
+            .args(spec.base.map(|base| format!("--base-role-arn={base}")))
             .args(
                 spec.told_cgroup
                     .then(|| ["--cgroup".into(), lab.kubepods()])

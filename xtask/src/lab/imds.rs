@@ -2,17 +2,21 @@
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, SystemTime};
 
 use anyhow::{Context as _, Result};
 use bytes::Bytes;
+use http_body_util::channel::Channel;
+use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
+use hyper::header::{HeaderMap, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -23,15 +27,12 @@ use super::netns::Netns;
 /// The role of the node, which no pod may ever get.
 pub const NODE_ROLE: &str = "node";
 
+/// What a server of the lab answers.
+pub(super) type Answer = Response<BoxBody<Bytes, Infallible>>;
+
 /// Answers one request; `peer` is who asks.
 pub(super) trait Handler: Send + Sync + 'static {
-    fn handle(
-        &self,
-        peer: IpAddr,
-        method: Method,
-        target: String,
-        body: Bytes,
-    ) -> impl Future<Output = Response<Full<Bytes>>> + Send;
+    fn handle(&self, peer: IpAddr, request: Request<Bytes>) -> impl Future<Output = Answer> + Send;
 }
 
 /// A server on a thread of its own, with sockets in a network namespace; dropping ends it.
@@ -96,12 +97,8 @@ async fn accept(socket: std::net::TcpListener, handler: Arc<impl Handler>) {
                         .await
                         .map(|body| body.to_bytes())
                         .unwrap_or_default();
-                    let target = head.uri.to_string();
-                    Ok::<_, Infallible>(
-                        handler
-                            .handle(peer.ip().to_canonical(), head.method, target, body)
-                            .await,
-                    )
+                    let request = Request::from_parts(head, body);
+                    Ok::<_, Infallible>(handler.handle(peer.ip().to_canonical(), request).await)
                 }
             });
             let _ = http1::Builder::new()
@@ -118,15 +115,35 @@ pub struct Seen {
     pub peer: IpAddr,
     /// `GET /latest/…`
     pub request: String,
+    /// With its headers.
+    pub headers: HeaderMap,
 }
 
 /// Credentials that it hands out: access key id, secret access key, token.
 pub type Keys = (String, String, String);
 
+/// How the service is to behave.
+#[derive(Clone, Debug, Default)]
+pub struct Behaviour {
+    /// 401 without a token of its own.
+    pub requires_tokens: bool,
+    /// 404 for tokens, as services older than IMDSv2.
+    pub has_no_tokens: bool,
+    /// How long an answer takes.
+    pub takes: Duration,
+    /// Every answer, whatever is asked for.
+    pub always: Option<StatusCode>,
+    /// No `iam/` at all.
+    pub has_no_role: bool,
+}
+
 #[derive(Debug)]
 struct State {
     seen: Mutex<Vec<Seen>>,
-    keys: Mutex<Keys>,
+    keys: Keys,
+    behaviour: Mutex<Behaviour>,
+    /// The only token that is good; another with each that is issued.
+    token: AtomicUsize,
 }
 
 /// The service, on both of its addresses.
@@ -141,7 +158,9 @@ impl FakeImds {
     pub fn start(netns: &Netns, keys: Keys) -> Result<Self> {
         let state = Arc::new(State {
             seen: Mutex::default(),
-            keys: Mutex::new(keys),
+            keys,
+            behaviour: Mutex::default(),
+            token: AtomicUsize::new(0),
         });
         let addresses = IMDS_IPS.map(|ip| SocketAddr::new(ip, 80));
         let server = Server::start(netns, &addresses, Arc::clone(&state))?;
@@ -149,6 +168,20 @@ impl FakeImds {
             state,
             _server: server,
         })
+    }
+
+    /// From now on.
+    pub fn behave(&self, behaviour: Behaviour) {
+        *self
+            .state
+            .behaviour
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = behaviour;
+    }
+
+    /// Makes every token bad that was issued so far.
+    pub fn forget_tokens(&self) {
+        self.state.token.fetch_add(1, Ordering::SeqCst);
     }
 
     /// What was asked so far.
@@ -171,50 +204,118 @@ impl FakeImds {
 }
 
 impl Handler for State {
-    async fn handle(
-        &self,
-        peer: IpAddr,
-        method: Method,
-        target: String,
-        _body: Bytes,
-    ) -> Response<Full<Bytes>> {
-        let request = format!("{method} {target}");
+    async fn handle(&self, peer: IpAddr, request: Request<Bytes>) -> Answer {
+        let (head, _) = request.into_parts();
+        let request = format!("{} {}", head.method, head.uri);
+        let token = head.headers.get("x-aws-ec2-metadata-token").cloned();
         self.seen
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(Seen {
                 peer,
                 request: request.clone(),
+                headers: head.headers,
             });
-        let credentials = format!("GET /latest/meta-data/iam/security-credentials/{NODE_ROLE}");
-        match request.as_str() {
-            "PUT /latest/api/token" => {
-                let mut response = text(StatusCode::OK, "node-token");
-                response
-                    .headers_mut()
-                    .insert("x-aws-ec2-metadata-token-ttl-seconds", 21_600.into());
-                response
+        let behaviour = self
+            .behaviour
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        tokio::time::sleep(behaviour.takes).await;
+        if let Some(status) = behaviour.always {
+            return text(status, "a secret of the node");
+        }
+        let good = || format!("node-token-{}", self.token.load(Ordering::SeqCst));
+        if request == "PUT /latest/api/token" {
+            if behaviour.has_no_tokens {
+                return text(StatusCode::NOT_FOUND, "not here");
             }
-            "GET /latest/meta-data/placement/region" => text(StatusCode::OK, "us-east-1"),
-            "GET /latest/meta-data/iam/security-credentials/" => text(StatusCode::OK, NODE_ROLE),
-            other if other == credentials => {
-                let (id, secret, token) = self.keys.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let now = SystemTime::now();
-                let time = |time| humantime::format_rfc3339_seconds(time).to_string();
-                let document = serde_json::json!({
-                    "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": time(now),
-                    "Expiration": time(now + Duration::from_secs(6 * 3600)),
-                    "AccessKeyId": id, "SecretAccessKey": secret, "Token": token,
-                });
-                text(StatusCode::OK, &document.to_string())
+            let mut response = text(StatusCode::OK, &good());
+            response
+                .headers_mut()
+                .insert("x-aws-ec2-metadata-token-ttl-seconds", 21_600.into());
+            return response;
+        }
+        let is_good = token.as_ref().map(|token| token.as_bytes() == good().as_bytes());
+        if is_good == Some(false) || (is_good.is_none() && behaviour.requires_tokens) {
+            return text(StatusCode::UNAUTHORIZED, "a token is required");
+        }
+        match request
+            .strip_prefix("GET ")
+            .or_else(|| request.strip_prefix("HEAD "))
+        {
+            Some(path) if behaviour.has_no_role && path.contains("/iam/") => {
+                text(StatusCode::NOT_FOUND, "no role")
             }
-            _ => text(StatusCode::NOT_FOUND, "not here"),
+            Some(path) => self.resource(path),
+            None => text(StatusCode::METHOD_NOT_ALLOWED, "only GET"),
         }
     }
 }
 
-pub(super) fn text(status: StatusCode, body: &str) -> Response<Full<Bytes>> {
-    let mut response = Response::new(Full::new(Bytes::copy_from_slice(body.as_bytes())));
+impl State {
+    fn resource(&self, path: &str) -> Answer {
+        let below = path.splitn(3, '/').nth(2).unwrap_or_default();
+        match below.strip_prefix("meta-data/").unwrap_or(below) {
+            "placement/region" => text(StatusCode::OK, "us-east-1"),
+            "iam/security-credentials/" => text(StatusCode::OK, NODE_ROLE),
+            "iam/security-credentials/node" => text(StatusCode::OK, &self.document()),
+            "iam/info" => text(
+                StatusCode::OK,
+                r#"{"Code":"Success","InstanceProfileArn":"arn:aws:iam::123456789012:instance-profile/nodes"}"#,
+            ),
+            "placement/missing" => text(StatusCode::NOT_FOUND, "not here"),
+            "placement/headers" => {
+                let mut response = text(StatusCode::OK, "with headers");
+                for (name, value) in [
+                    ("connection", "close, x-of-this-hop"),
+                    ("x-of-this-hop", "1"),
+                    ("proxy-authenticate", "Basic"),
+                    ("set-cookie", "a=b"),
+                    ("x-aws-ec2-metadata-token", "node-token-0"),
+                    ("x-aws-ec2-metadata-token-ttl-seconds", "21600"),
+                    ("etag", "\"1\""),
+                ] {
+                    response
+                        .headers_mut()
+                        .insert(name, HeaderValue::from_static(value));
+                }
+                response
+            }
+            "placement/large" => text(StatusCode::OK, &"x".repeat(2 * 1024 * 1024)),
+            "placement/endless" => endless(Duration::ZERO),
+            "placement/slow" => endless(Duration::from_millis(300)),
+            // Whatever it is, it says that it came from here.
+            _ => text(StatusCode::OK, &format!("of the node: {path}")),
+        }
+    }
+
+    fn document(&self) -> String {
+        let (id, secret, token) = &self.keys;
+        let now = SystemTime::now();
+        let time = |time| humantime::format_rfc3339_seconds(time).to_string();
+        let document = serde_json::json!({
+            "Code": "Success", "Type": "AWS-HMAC", "LastUpdated": time(now),
+            "Expiration": time(now + Duration::from_secs(6 * 3600)),
+            "AccessKeyId": id, "SecretAccessKey": secret, "Token": token,
+        });
+        document.to_string()
+    }
+}
+
+/// A body without length and without end, in pieces of 64 KiB.
+fn endless(pause: Duration) -> Answer {
+    let (mut sender, body) = Channel::new(1);
+    tokio::spawn(async move {
+        while sender.send_data(Bytes::from(vec![b'x'; 64 * 1024])).await.is_ok() {
+            tokio::time::sleep(pause).await;
+        }
+    });
+    Response::new(BoxBody::new(body))
+}
+
+pub(super) fn text(status: StatusCode, body: &str) -> Answer {
+    let mut response = Response::new(BoxBody::new(Full::new(Bytes::copy_from_slice(body.as_bytes()))));
     *response.status_mut() = status;
     response
 }

@@ -8,11 +8,11 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Result;
 use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{Method, Response, StatusCode};
+use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
+use hyper::{Request, StatusCode};
 
 use super::AWS_IP;
-use super::imds::{Handler, Server, text};
+use super::imds::{Answer, Handler, Server, text};
 use super::netns::Netns;
 
 /// Where it listens.
@@ -25,11 +25,34 @@ pub struct Call {
     pub role: String,
     /// `RoleSessionName`
     pub session: String,
+    /// `ExternalId`
+    pub external_id: Option<String>,
+    /// `Tags`, in order.
+    pub tags: Vec<(String, String)>,
+    /// `DurationSeconds`
+    pub duration: Option<String>,
+    /// The access key id that signed it.
+    pub signed_by: String,
+}
+
+/// How the service is to behave.
+#[derive(Clone, Debug, Default)]
+pub struct Behaviour {
+    /// How long an answer takes.
+    pub takes: Duration,
+    /// A status and an error code instead of credentials.
+    pub fails: Option<(u16, &'static str)>,
+    /// Roles whose name begins like this are denied.
+    pub denies: Option<&'static str>,
+    /// What is left of a session; an hour where it is not said.
+    pub life: Option<Duration>,
+    /// The whole text of `Expiration`.
+    pub expiration: Option<String>,
 }
 
 #[derive(Debug)]
 struct State {
-    takes: Duration,
+    behaviour: Mutex<Behaviour>,
     calls: Mutex<Vec<Call>>,
     number: AtomicUsize,
 }
@@ -44,8 +67,12 @@ pub struct FakeSts {
 impl FakeSts {
     /// Starts it; each call takes that long.
     pub fn start(netns: &Netns, takes: Duration) -> Result<Self> {
-        let state = Arc::new(State {
+        let behaviour = Behaviour {
             takes,
+            ..Behaviour::default()
+        };
+        let state = Arc::new(State {
+            behaviour: Mutex::new(behaviour),
             calls: Mutex::default(),
             number: AtomicUsize::new(0),
         });
@@ -62,6 +89,15 @@ impl FakeSts {
         format!("http://{AWS_IP}:{STS_PORT}")
     }
 
+    /// From now on.
+    pub fn behave(&self, behaviour: Behaviour) {
+        *self
+            .state
+            .behaviour
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = behaviour;
+    }
+
     /// The calls so far.
     pub fn calls(&self) -> Vec<Call> {
         self.state
@@ -73,42 +109,94 @@ impl FakeSts {
 }
 
 impl Handler for State {
-    async fn handle(
-        &self,
-        _peer: IpAddr,
-        _method: Method,
-        _target: String,
-        body: Bytes,
-    ) -> Response<Full<Bytes>> {
+    async fn handle(&self, _peer: IpAddr, request: Request<Bytes>) -> Answer {
+        let signed_by = signed_by(request.headers());
+        let body = request.into_body();
         let field = |name: &str| form_field(&body, name);
+        match field("Action").as_deref() {
+            Some("AssumeRole") => {}
+            Some("GetCallerIdentity") => {
+                return xml(
+                    200,
+                    "<GetCallerIdentityResponse><GetCallerIdentityResult>\
+                     <Arn>arn:aws:sts::123456789012:assumed-role/node/i-0abc</Arn>\
+                     </GetCallerIdentityResult></GetCallerIdentityResponse>",
+                );
+            }
+            _ => return failed(400, "InvalidAction"),
+        }
         let (Some(role), Some(session)) = (field("RoleArn"), field("RoleSessionName")) else {
-            return text(StatusCode::BAD_REQUEST, "only AssumeRole is understood");
+            return failed(400, "ValidationError");
         };
         let number = self.number.fetch_add(1, Ordering::Relaxed);
+        let tag = |index: usize, part: &str| field(&format!("Tags.member.{index}.{part}"));
         self.calls
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(Call {
                 role: role.clone(),
                 session: session.clone(),
+                external_id: field("ExternalId"),
+                tags: (1..)
+                    .map_while(|index| Some((tag(index, "Key")?, tag(index, "Value")?)))
+                    .collect(),
+                duration: field("DurationSeconds"),
+                signed_by,
             });
-        tokio::time::sleep(self.takes).await;
+        let behaviour = self
+            .behaviour
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        tokio::time::sleep(behaviour.takes).await;
         let name = role.rsplit('/').next().unwrap_or_default();
-        let expiration = humantime::format_rfc3339_seconds(SystemTime::now() + Duration::from_secs(3600));
-        let answer = format!(
-            r#"<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult>
+        if behaviour.denies.is_some_and(|start| name.starts_with(start)) {
+            return failed(403, "AccessDenied");
+        }
+        if let Some((status, code)) = behaviour.fails {
+            return failed(status, code);
+        }
+        let life = behaviour.life.unwrap_or(Duration::from_secs(3600));
+        let expiration = behaviour
+            .expiration
+            .unwrap_or_else(|| humantime::format_rfc3339_seconds(SystemTime::now() + life).to_string());
+        xml(
+            200,
+            &format!(
+                r#"<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult>
 <AssumedRoleUser><AssumedRoleId>AROA:{session}</AssumedRoleId><Arn>{role}/{session}</Arn></AssumedRoleUser>
 <Credentials><AccessKeyId>ASIA{number:04}{name}</AccessKeyId><SecretAccessKey>secret-of-{name}</SecretAccessKey>
 <SessionToken>token-of-{name}</SessionToken><Expiration>{expiration}</Expiration></Credentials>
 </AssumeRoleResult><ResponseMetadata><RequestId>r{number}</RequestId></ResponseMetadata></AssumeRoleResponse>"#
-        );
-        let mut response = text(StatusCode::OK, &answer);
-        response.headers_mut().insert(
-            "content-type",
-            hyper::header::HeaderValue::from_static("text/xml"),
-        );
-        response
+            ),
+        )
     }
+}
+
+fn failed(status: u16, code: &str) -> Answer {
+    xml(
+        status,
+        &format!(
+            "<ErrorResponse><Error><Type>Sender</Type><Code>{code}</Code><Message>said the fake STS</Message></Error>\
+             <RequestId>r</RequestId></ErrorResponse>"
+        ),
+    )
+}
+
+fn xml(status: u16, body: &str) -> Answer {
+    let mut response = text(StatusCode::from_u16(status).unwrap_or_default(), body);
+    response
+        .headers_mut()
+        .insert(CONTENT_TYPE, HeaderValue::from_static("text/xml"));
+    response
+}
+
+/// `Authorization: AWS4-HMAC-SHA256 Credential=ID/…`
+fn signed_by(headers: &HeaderMap) -> String {
+    let header = headers.get(AUTHORIZATION).and_then(|header| header.to_str().ok());
+    let credential = header.and_then(|header| header.split("Credential=").nth(1));
+    let id = credential.and_then(|credential| credential.split('/').next());
+    id.unwrap_or_default().to_owned()
 }
 
 /// A field of an `application/x-www-form-urlencoded` body.

@@ -1,5 +1,7 @@
 use super::*;
 use crate::pods::Annotations;
+use crate::roles::policy::{AllowedRolesStyle, PermittedMatch};
+use crate::roles::{CommonTags, SessionScope};
 use proptest::prelude::*;
 use rstest::rstest;
 use std::sync::Arc;
@@ -17,10 +19,24 @@ fn rules() -> Rules {
             permitted: "iam.amazonaws.com/permitted".to_owned(),
             allowed_roles: "iam.amazonaws.com/allowed-roles".to_owned(),
         },
-        policy_required: true,
-        allowed_roles_style: AllowedRolesStyle::Glob,
-        permitted_match: PermittedMatch::Anchored,
+        namespaces: NamespaceRules {
+            required: true,
+            ..NamespaceRules::default()
+        },
+        sessions: SessionRules::default(),
     }
+}
+
+/// As kube2iam has it by default.
+fn unasked() -> Rules {
+    Rules {
+        namespaces: NamespaceRules::default(),
+        ..rules()
+    }
+}
+
+fn default_role(role: &str) -> Option<WrittenRole> {
+    Some(role.parse().unwrap())
 }
 
 fn annotations(pairs: &[(&str, &str)]) -> Annotations {
@@ -73,12 +89,16 @@ fn an_annotated_role_that_the_namespace_permits_is_granted() {
         Some(&namespace(&[("permitted", "app")])),
     ));
     assert_eq!(grant.role.as_str(), "arn:aws:iam::123456789012:role/app");
-    assert_eq!(grant.session_name.as_str(), "apps.web");
-    assert_eq!(grant.external_id, None);
-    let reason = grant.reason.to_string();
+    assert_eq!(grant.session.name.as_str(), "apps.web");
     assert_eq!(
-        reason,
-        "role arn:aws:iam::123456789012:role/app from annotation iam.amazonaws.com/role of the pod"
+        (grant.session.external_id, grant.session.tags),
+        (None, Vec::new())
+    );
+    assert_eq!(grant.session.pod.as_ref(), Some(&grant.subject.uid));
+    assert_eq!(
+        grant.reason.to_string(),
+        "role arn:aws:iam::123456789012:role/app from annotation iam.amazonaws.com/role of the pod; \"app\" in annotation \
+         iam.amazonaws.com/permitted of namespace apps allows it"
     );
 }
 
@@ -102,10 +122,7 @@ fn a_required_policy(#[case] policy: &[(&str, &str)], #[case] allowed: bool) {
             "{reason}"
         );
     }
-    let off = Rules {
-        policy_required: false,
-        ..rules()
-    };
+    let off = unasked();
     assert!(matches!(
         off.resolve_pod(&pod(&[("role", "app")]), Some(&namespace)),
         Decision::Granted(_)
@@ -142,7 +159,7 @@ fn what_is_not_known_yet_is_waited_for_and_never_counts_as_none() {
         Decision::Wait(Reason::NamespaceUnknown { .. })
     ));
     let with_default = Rules {
-        default_role: Some(parse_role("d", rules().base.as_ref()).unwrap()),
+        default_role: default_role("d"),
         ..rules()
     };
     assert!(
@@ -161,7 +178,7 @@ fn without_an_annotation_there_is_no_role_or_the_default(#[case] pairs: &[(&str,
         matches!(none, Decision::NoRole(Reason::NoRole { .. })),
         "{none:?}"
     );
-    let default_role = Some(parse_role("fallback", rules().base.as_ref()).unwrap());
+    let default_role = default_role("fallback");
     let grant = granted(
         Rules {
             default_role,
@@ -178,7 +195,7 @@ fn without_an_annotation_there_is_no_role_or_the_default(#[case] pairs: &[(&str,
 
 #[test]
 fn a_hostnetwork_pod_has_no_default_role_and_is_intercepted_for_any_role_that_it_asks_for() {
-    let default_role = Some(parse_role("fallback", rules().base.as_ref()).unwrap());
+    let default_role = default_role("fallback");
     let rules = Rules {
         default_role,
         ..rules()
@@ -200,7 +217,7 @@ fn a_hostnetwork_pod_has_no_default_role_and_is_intercepted_for_any_role_that_it
 
 #[test]
 fn a_refusal_never_falls_through_to_the_default_role() {
-    let default_role = Some(parse_role("fallback", rules().base.as_ref()).unwrap());
+    let default_role = default_role("fallback");
     let rules = Rules {
         default_role,
         ..rules()
@@ -231,23 +248,11 @@ fn external_id_and_session_name_come_from_their_annotations() {
         ("external-id", "team/42"),
         ("session-name", "my session"),
     ]);
-    let grant = granted(
-        Rules {
-            policy_required: false,
-            ..rules()
-        }
-        .resolve_pod(&annotated, None),
-    );
-    assert_eq!(grant.external_id.as_deref(), Some("team/42"));
-    assert!(grant.session_name.as_str().starts_with("my-session-"));
+    let grant = granted(unasked().resolve_pod(&annotated, None));
+    assert_eq!(grant.session.external_id.as_deref(), Some("team/42"));
+    assert_eq!(grant.session.name.as_str(), "my-session");
     let malformed = pod(&[("role", "app"), ("external-id", "a b")]);
-    let (name, reason) = refused(
-        Rules {
-            policy_required: false,
-            ..rules()
-        }
-        .resolve_pod(&malformed, None),
-    );
+    let (name, reason) = refused(unasked().resolve_pod(&malformed, None));
     assert!(
         name == "app" && reason.contains("iam.amazonaws.com/external-id"),
         "{reason}"
@@ -273,7 +278,7 @@ fn the_example_in_deploy_gives_the_roles_that_it_says() {
         .unwrap()
         .inventory();
     let role = |uid: &str| match rules().resolve(&inventory, &uid.parse().unwrap()) {
-        Decision::Granted(grant) => Some((grant.role.to_string(), grant.external_id)),
+        Decision::Granted(grant) => Some((grant.role.to_string(), grant.session.external_id)),
         Decision::NoRole(_) => None,
         other => panic!("{other:?}"),
     };
@@ -288,17 +293,281 @@ fn the_example_in_deploy_gives_the_roles_that_it_says() {
     assert_eq!(inventory.pods().count(), 3);
 }
 
+#[test]
+fn an_annotated_default_role_needs_no_leave_either() {
+    let rules = Rules {
+        default_role: default_role("fallback"),
+        ..rules()
+    };
+    let grant = granted(rules.resolve_pod(&pod(&[("role", "fallback")]), None));
+    assert!(
+        grant
+            .reason
+            .to_string()
+            .ends_with("the namespace is not asked about the default role"),
+        "{}",
+        grant.reason
+    );
+    let host = Pod {
+        host_network: true,
+        ..pod(&[("role", "fallback")])
+    };
+    refused(rules.resolve_pod(&host, Some(&namespace(&[]))));
+}
+
+#[test]
+fn names_wait_until_the_account_is_known_and_arns_do_not() {
+    let unknown = Rules {
+        base: None,
+        default_role: default_role("fallback"),
+        ..rules()
+    };
+    let waits = |decision: Decision| match decision {
+        Decision::Wait(reason @ Reason::BaseUnknown { .. }) => reason.to_string(),
+        other => panic!("{other:?}"),
+    };
+    let all = namespace(&[("permitted", ".*")]);
+    let sentence = waits(unknown.resolve_pod(&pod(&[("role", "app")]), Some(&all)));
+    assert!(sentence.contains("--base-role-arn"), "{sentence}");
+    waits(unknown.resolve_pod(&pod(&[]), Some(&all)));
+    let arn = "arn:aws:iam::123456789012:role/app";
+    granted(unknown.resolve_pod(&pod(&[("role", arn)]), Some(&all)));
+    // A name in the policy may mean this very role.
+    waits(unknown.resolve_pod(&pod(&[("role", arn)]), Some(&namespace(&[("permitted", "app")]))));
+    refused(unknown.resolve_pod(&pod(&[("role", arn)]), Some(&namespace(&[]))));
+    refused(unknown.resolve_pod(&pod(&[("role", "a b")]), Some(&all)));
+}
+
+/// What kube2iam and kiam do in the situations of their documentation: the pod's role, the namespace's annotations, and
+/// whether the pod has the role by default (required, globs, anchored), with regexps, by search, and if it is not asked.
+#[rstest]
+#[case::kiam_name("app", &[("permitted", "app")], [true, true, true])]
+#[case::kiam_everything("app", &[("permitted", ".*")], [true, true, true])]
+#[case::kiam_nothing_said("app", &[], [false, false, false])]
+#[case::kiam_empty("app", &[("permitted", "")], [false, false, false])]
+#[case::kiam_3_raw_name("/team/app", &[("permitted", "/team/.*")], [true, true, true])]
+#[case::kiam_4_arn("team/app", &[("permitted", "arn:aws:iam::123456789012:role/team/.*")], [true, true, true])]
+#[case::kiam_unanchored_before_4("app-admin", &[("permitted", "app")], [false, false, true])]
+#[case::kiam_alternation("evil-web", &[("permitted", "app|web")], [false, false, true])]
+#[case::kube2iam_name("app", &[("allowed-roles", r#"["app"]"#)], [true, true, true])]
+#[case::kube2iam_arn("app", &[("allowed-roles", r#"["arn:aws:iam::123456789012:role/app"]"#)], [true, true, true])]
+#[case::kube2iam_role_by_arn("arn:aws:iam::123456789012:role/app", &[("allowed-roles", r#"["app"]"#)], [true, true, true])]
+#[case::kube2iam_capital_arn("ARN:aws:iam::123456789012:role/app", &[("allowed-roles", r#"["app"]"#)], [true, true, true])]
+#[case::kube2iam_glob("app-x", &[("allowed-roles", r#"["app-*"]"#)], [true, true, true])]
+#[case::kube2iam_glob_is_no_regexp("app", &[("allowed-roles", r#"["a.p"]"#)], [false, true, false])]
+#[case::kube2iam_glob_whole("my-app", &[("allowed-roles", r#"["app"]"#)], [false, true, false])]
+#[case::kube2iam_path("team/sub/app", &[("allowed-roles", r#"["team/*"]"#)], [true, true, true])]
+#[case::kube2iam_other_account("arn:aws:iam::999999999999:role/app", &[("allowed-roles", r#"["app", "web*"]"#)], [false, true, false])]
+#[case::kube2iam_any_account("arn:aws:iam::999999999999:role/app", &[("allowed-roles", r#"["arn:aws:iam::*:role/app"]"#)], [true, false, true])]
+#[case::kube2iam_empty_list("app", &[("allowed-roles", "[]")], [false, false, false])]
+#[case::both_one_allows("app", &[("permitted", "x"), ("allowed-roles", r#"["app"]"#)], [true, true, true])]
+#[case::china("arn:aws-cn:iam::123456789012:role/app", &[("permitted", "arn:aws-cn:.*")], [true, true, true])]
+#[case::china_is_not_here("arn:aws-cn:iam::123456789012:role/app", &[("permitted", "app")], [false, false, true])]
+fn situations_of_kube2iam_and_kiam(
+    #[case] role: &str,
+    #[case] policy: &[(&str, &str)],
+    #[case] want: [bool; 3],
+) {
+    let (pod, namespace) = (pod(&[("role", role)]), namespace(policy));
+    let with = |allowed_roles_style, permitted_match| {
+        let namespaces = NamespaceRules {
+            allowed_roles_style,
+            permitted_match,
+            ..rules().namespaces
+        };
+        let decision = Rules {
+            namespaces,
+            ..rules()
+        }
+        .resolve_pod(&pod, Some(&namespace));
+        matches!(decision, Decision::Granted(_))
+    };
+    let got = [
+        with(AllowedRolesStyle::Glob, PermittedMatch::Anchored),
+        with(AllowedRolesStyle::Regexp, PermittedMatch::Anchored),
+        with(AllowedRolesStyle::Glob, PermittedMatch::Search),
+    ];
+    assert_eq!(got, want, "glob, regexp, search");
+    granted(unasked().resolve_pod(&pod, Some(&namespace)));
+}
+
+#[test]
+fn a_refusal_quotes_the_patterns_that_did_not_match() {
+    let many = serde_json::to_string(&["a", "b", "c", "d", "e", "f", "g\n"]).unwrap();
+    let policy = namespace(&[("permitted", "web-.*"), ("allowed-roles", &many)]);
+    let (_, reason) = refused(rules().resolve_pod(&pod(&[("role", "app")]), Some(&policy)));
+    assert!(
+        reason.contains("its annotation iam.amazonaws.com/permitted (\"web-.*\") or its annotation iam.amazonaws.com/allowed-roles (\"a\", \"b\", \"c\", \"d\", \"e\", and 2 more)"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn annotation_keys_are_those_of_the_flags() {
+    let rules = Rules {
+        keys: AnnotationKeys {
+            role: "example.com/r".to_owned(),
+            external_id: "example.com/e".to_owned(),
+            session_name: "example.com/s".to_owned(),
+            permitted: "example.com/p".to_owned(),
+            allowed_roles: "example.com/a".to_owned(),
+        },
+        ..rules()
+    };
+    let of = |pairs: &[(&str, &str)]| -> Annotations {
+        pairs
+            .iter()
+            .map(|(key, value)| (format!("example.com/{key}"), (*value).to_owned()))
+            .collect()
+    };
+    let pod = Pod {
+        annotations: of(&[("r", "app"), ("e", "id-1"), ("s", "name")]),
+        ..pod(&[("role", "no")])
+    };
+    for (key, value) in [("p", "app"), ("a", r#"["app"]"#)] {
+        let namespace = Namespace {
+            name: "apps".to_owned(),
+            annotations: of(&[(key, value)]),
+        };
+        let grant = granted(rules.resolve_pod(&pod, Some(&namespace)));
+        assert_eq!(grant.role.name(), "app");
+        assert_eq!(grant.session.external_id.as_deref(), Some("id-1"));
+        assert_eq!(grant.session.name.as_str(), "name");
+    }
+}
+
+#[test]
+fn pods_share_a_session_only_by_scope_and_where_nothing_differs() {
+    let shape = |sessions: &SessionRules, name: &str, pairs: &[(&str, &str)]| {
+        let pod = Pod {
+            name: name.to_owned(),
+            uid: format!("uid-of-{name}").parse().unwrap(),
+            ..pod(&[&[("role", "app")], pairs].concat())
+        };
+        granted(
+            Rules {
+                sessions: sessions.clone(),
+                ..unasked()
+            }
+            .resolve_pod(&pod, None),
+        )
+        .session
+    };
+    let own = SessionRules {
+        node: Some("node-1".to_owned()),
+        ..SessionRules::default()
+    };
+    assert_ne!(shape(&own, "a", &[]), shape(&own, "b", &[]));
+    assert_eq!(shape(&own, "a", &[]).name.as_str(), "apps.a");
+
+    let shared = SessionRules {
+        scope: SessionScope::Role,
+        ..own
+    };
+    assert_eq!(shape(&shared, "a", &[]), shape(&shared, "b", &[]));
+    assert_eq!(shape(&shared, "a", &[]).name.as_str(), "metaproxy.node-1");
+    let id = &[("external-id", "one")];
+    assert_eq!(shape(&shared, "a", id), shape(&shared, "b", id));
+    assert_ne!(
+        shape(&shared, "a", id),
+        shape(&shared, "b", &[("external-id", "two")])
+    );
+    assert_ne!(shape(&shared, "a", id), shape(&shared, "b", &[]));
+    assert_ne!(
+        shape(&shared, "a", &[("session-name", "x1")]),
+        shape(&shared, "b", &[])
+    );
+
+    let tagged = SessionRules {
+        tags: Some(CommonTags::default()),
+        ..shared
+    };
+    assert_ne!(
+        shape(&tagged, "a", &[]),
+        shape(&tagged, "b", &[]),
+        "their tags differ"
+    );
+}
+
+#[test]
+fn tags_say_whose_session_it_is() {
+    let sessions = SessionRules {
+        tags: Some(CommonTags {
+            cluster: Some("blue".to_owned()),
+        }),
+        node: Some("node-1".to_owned()),
+        ..SessionRules::default()
+    };
+    let rules = Rules {
+        sessions,
+        ..unasked()
+    };
+    let tags = granted(rules.resolve_pod(&pod(&[("role", "app")]), None))
+        .session
+        .tags;
+    let want = [
+        ("kubernetes-cluster-name", "blue"),
+        ("kubernetes-namespace", "apps"),
+        ("kubernetes-node-name", "node-1"),
+        ("kubernetes-pod-name", "web"),
+        ("kubernetes-service-account", "default"),
+    ];
+    assert_eq!(tags, want.map(|(key, value)| (key, value.to_owned())));
+    // A name that the API server would not take, from a manifest.
+    let odd = Pod {
+        service_account: "a<b>".to_owned(),
+        ..pod(&[("role", "app")])
+    };
+    let (_, reason) = refused(rules.resolve_pod(&odd, None));
+    assert!(
+        reason.contains("kubernetes-service-account") && reason.contains("--session-tags"),
+        "{reason}"
+    );
+}
+
+/// Any text, and texts that are nearly right.
+fn any_text() -> impl Strategy<Value = String> {
+    let nearly = prop::sample::select(vec![
+        "app",
+        "arn:aws:iam::123456789012:role/",
+        "*",
+        ".*",
+        "[",
+        "]",
+        "\"",
+        "\\",
+        "(",
+        ")",
+        "|",
+        "{9999}",
+        "\0",
+        "\n",
+        "/",
+        "",
+    ]);
+    prop_oneof![
+        any::<String>(),
+        prop::collection::vec(nearly, 0..6).prop_map(|words| words.concat())
+    ]
+}
+
 proptest! {
+    #![proptest_config(ProptestConfig::with_cases(10_000))]
+
     /// Whatever stands in annotations, a role is granted only where it is sound and permitted.
     #[test]
-    fn annotations_of_any_bytes_stay_with_their_pod(role in "\\PC{0,80}", policy in "\\PC{0,40}", id in "\\PC{0,40}") {
-        let decision = rules().resolve_pod(
-            &pod(&[("role", &role), ("external-id", &id)]),
-            Some(&namespace(&[("permitted", &policy)])),
-        );
+    fn annotations_of_any_bytes_stay_with_their_pod(
+        role in any_text(), policy in any_text(), list in any_text(), id in any_text(), name in any_text(),
+    ) {
+        let strange = pod(&[("role", &role), ("external-id", &id), ("session-name", &name)]);
+        let namespace = namespace(&[("permitted", &policy), ("allowed-roles", &list)]);
+        let decision = rules().resolve_pod(&strange, Some(&namespace));
+        let neighbour = rules().resolve_pod(&pod(&[]), Some(&namespace));
+        prop_assert!(matches!(neighbour, Decision::NoRole(_)));
         match decision {
             Decision::Granted(grant) => {
-                prop_assert!(parse_role(&role, rules().base.as_ref()).is_ok_and(|arn| arn == grant.role));
+                let written: WrittenRole = role.parse().unwrap();
+                prop_assert_eq!(written.resolve(rules().base.as_ref()), Ok(Some(grant.role)));
             }
             Decision::Refused { name, reason } => {
                 prop_assert!(super::super::arn::is_name(&name));

@@ -1,0 +1,100 @@
+//! What the agent has to find out about its node: in which account names of roles are looked for, and whether the
+//! node's metadata service requires session tokens. Asked until there is an answer; nothing else waits for it.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::credentials::sts::Sts;
+use crate::imds::Version1;
+use crate::imds::upstream::Upstream;
+use crate::roles::{BaseArn, Rules};
+
+/// Waiting time after a first failure; doubles with each further one up to [`MAX_BACKOFF`].
+const BACKOFF: Duration = Duration::from_millis(500);
+
+/// Longest waiting time after failures.
+const MAX_BACKOFF: Duration = Duration::from_secs(30);
+
+/// Finds the base ARN where none is given, and publishes the rules with it. Like all tasks of the agent it never ends.
+pub(super) async fn base_arn(upstream: Arc<Upstream>, sts: Sts, rules: watch::Sender<Arc<Rules>>) {
+    let mut backoff = BACKOFF;
+    while rules.borrow().base.is_none() {
+        match of_node(&upstream, &sts).await {
+            Ok(base) => {
+                info!(
+                    base = base.prefix(),
+                    "names of roles are those of the node's own account"
+                );
+                rules.send_modify(|rules| {
+                    let base = Some(base);
+                    *rules = Arc::new(Rules {
+                        base,
+                        ..Rules::clone(rules)
+                    });
+                });
+            }
+            Err(problem) => {
+                warn!(
+                    "the account of the node's own role cannot be found out, so names of roles wait: {problem}"
+                );
+                pause(&mut backoff).await;
+            }
+        }
+    }
+    pending().await
+}
+
+/// From the instance profile; where there is none, from whoever the node's credentials belong to.
+async fn of_node(upstream: &Upstream, sts: &Sts) -> Result<BaseArn, String> {
+    let (arn, unknown) = match upstream.instance_profile().await {
+        Ok(Some(arn)) => (arn, String::new()),
+        Ok(None) => (String::new(), "the node has no instance profile".to_owned()),
+        Err(error) => (String::new(), error.to_string()),
+    };
+    if let Some(base) = BaseArn::of_account(&arn) {
+        return Ok(base);
+    }
+    match sts.node_arn().await {
+        Ok(arn) => BaseArn::of_account(&arn).ok_or_else(|| format!("STS calls the node {arn:?}")),
+        Err(error) => Err(format!("{unknown}; STS: {error}")),
+    }
+}
+
+/// Finds out whether the node's metadata service requires session tokens, where that decides.
+pub(super) async fn version1(upstream: Arc<Upstream>, version1: watch::Sender<Version1>) {
+    let mut backoff = BACKOFF;
+    let mut is_open = *version1.borrow() == Version1::Unknown;
+    while is_open {
+        match upstream.requires_tokens().await {
+            Ok(true) => {
+                info!("the node's metadata service requires session tokens, so pods need them too");
+                version1.send_replace(Version1::Denied);
+                is_open = false;
+            }
+            Ok(false) => {
+                version1.send_replace(Version1::Allowed);
+                is_open = false;
+            }
+            Err(error) => {
+                // It requires none that anybody knows of.
+                if version1.send_replace(Version1::Allowed) == Version1::Unknown {
+                    warn!(
+                        "cannot find out whether the node's metadata service requires session tokens; until then pods \
+                         need none (--imds-v1 decides it): {error}"
+                    );
+                }
+                pause(&mut backoff).await;
+            }
+        }
+    }
+    pending().await
+}
+
+async fn pause(backoff: &mut Duration) {
+    tokio::time::sleep(*backoff).await;
+    *backoff = backoff.saturating_mul(2).min(MAX_BACKOFF);
+}

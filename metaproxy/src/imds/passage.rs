@@ -1,0 +1,154 @@
+//! What of the node's metadata goes to a pod: the body as it streams in, bounded in size and time, without headers that
+//! are between us and the node.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::body::{Body, Frame, Incoming, SizeHint};
+use hyper::header::{
+    CONNECTION, HeaderMap, HeaderName, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER,
+    TRANSFER_ENCODING, UPGRADE,
+};
+use thiserror::Error;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Sleep;
+
+use super::answer::{TOKEN, TOKEN_TTL};
+
+/// Longest body that is passed on; the longest real ones are lists of a few kilobytes.
+pub const MAX_BODY: u64 = 1024 * 1024;
+
+/// For the whole of a body.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+
+/// Why a body ends before its end: the connection to the pod is cut, so that it can't be taken for the whole.
+#[derive(Debug, Error)]
+pub enum Cut {
+    /// From the node's side.
+    #[error(transparent)]
+    Upstream(#[from] hyper::Error),
+    /// Longer than announced or allowed.
+    #[error("the node's metadata service sent more than {MAX_BODY} bytes")]
+    TooLong,
+    /// It took too long.
+    #[error("the node's metadata service did not send all of its answer in time")]
+    Slow,
+}
+
+/// A body on its way to a pod.
+#[derive(Debug)]
+pub struct Passage {
+    body: Incoming,
+    left: u64,
+    until: Pin<Box<Sleep>>,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Passage {
+    /// Holds the permit until it has passed.
+    pub fn new(body: Incoming, permit: OwnedSemaphorePermit) -> Self {
+        Self {
+            body,
+            left: MAX_BODY,
+            until: Box::pin(tokio::time::sleep(PATIENCE)),
+            _permit: permit,
+        }
+    }
+}
+
+impl Body for Passage {
+    type Data = Bytes;
+    type Error = Cut;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, Cut>>> {
+        if self.until.as_mut().poll(context).is_ready() {
+            return Poll::Ready(Some(Err(Cut::Slow)));
+        }
+        let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(context)) else {
+            return Poll::Ready(None);
+        };
+        let frame = frame?;
+        let length = frame.data_ref().map_or(0, Bytes::len) as u64;
+        match self.left.checked_sub(length) {
+            Some(left) => self.left = left,
+            None => return Poll::Ready(Some(Err(Cut::TooLong))),
+        }
+        Poll::Ready(Some(Ok(frame)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// Removes what is between us and the node: hop-by-hop headers (RFC 9110, 7.6.1), and whatever is about its tokens.
+pub fn strip(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in [
+        CONNECTION,
+        KEEP_ALIVE,
+        PROXY_AUTHENTICATE,
+        PROXY_AUTHORIZATION,
+        SET_COOKIE,
+        TE,
+        TRAILER,
+        TRANSFER_ENCODING,
+        UPGRADE,
+    ] {
+        headers.remove(name);
+    }
+    headers.remove(TOKEN);
+    headers.remove(TOKEN_TTL);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_between_us_and_the_node_is_removed() {
+        let mut headers = HeaderMap::new();
+        for (name, value) in [
+            ("connection", "close, X-Of-This-Hop"),
+            ("x-of-this-hop", "1"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-authenticate", "Basic"),
+            ("te", "trailers"),
+            ("trailer", "x"),
+            ("transfer-encoding", "chunked"),
+            ("upgrade", "h2c"),
+            ("set-cookie", "a=b"),
+            ("x-aws-ec2-metadata-token", "node"),
+            ("x-aws-ec2-metadata-token-ttl-seconds", "21600"),
+            ("content-type", "text/plain"),
+            ("last-modified", "Sun, 22 Nov 2026 05:20:00 GMT"),
+            ("server", "EC2ws"),
+        ] {
+            headers.append(name, value.parse().unwrap());
+        }
+        strip(&mut headers);
+        let mut left: Vec<&str> = headers.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["content-type", "last-modified", "server"]);
+    }
+}

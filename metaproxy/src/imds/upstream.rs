@@ -1,0 +1,304 @@
+//! The node's own metadata service, asked as the node: by session tokens (IMDSv2) where it has them, of which no pod
+//! ever learns.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::body::Incoming;
+use hyper::header::{HeaderValue, USER_AGENT};
+use hyper::http::uri::{Authority, PathAndQuery, Scheme};
+use hyper::{Method, Request, Response, StatusCode, Uri};
+use hyper_util::client::legacy::Client;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
+use thiserror::Error;
+use tokio::sync::Mutex;
+use tracing::debug;
+
+use super::answer::{TOKEN, TOKEN_TTL};
+use super::path::NodePath;
+
+/// The life that is asked for, in seconds: the longest there is.
+const TTL: u64 = super::token::MAX_TTL;
+
+/// How long a service that has no session tokens is taken to have none.
+const NO_TOKENS: Duration = Duration::from_secs(300);
+
+/// For one request that no pod waits for.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Longest answer that is read by ourselves.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// Idle connections that are kept.
+const KEPT: usize = 8;
+
+/// Why the node's metadata service gave nothing.
+#[derive(Debug, Error)]
+pub enum UpstreamError {
+    /// No connection, or it broke.
+    #[error("the node's metadata service cannot be reached: {0}")]
+    Unreachable(#[from] hyper_util::client::legacy::Error),
+    /// It answered something else.
+    #[error("the node's metadata service answered {status} to {asked}")]
+    Status {
+        /// What was asked for.
+        asked: &'static str,
+        /// What it answered.
+        status: StatusCode,
+    },
+    /// It took too long.
+    #[error("the node's metadata service does not answer in time")]
+    Slow,
+    /// It sent what can't be understood.
+    #[error("the node's metadata service sent an answer that cannot be used: {0}")]
+    Unusable(&'static str),
+}
+
+/// `--imds-endpoint`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint(Authority);
+
+/// The text is no URL of a metadata service.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+#[error("not a URL such as http://169.254.169.254, with no path (the metadata service has no TLS)")]
+pub struct BadEndpoint;
+
+impl std::str::FromStr for Endpoint {
+    type Err = BadEndpoint;
+
+    fn from_str(text: &str) -> Result<Self, BadEndpoint> {
+        let uri: Uri = text.parse().map_err(|_| BadEndpoint)?;
+        let is_bare = uri.path() == "/" && uri.query().is_none();
+        match (uri.scheme_str(), uri.authority()) {
+            (Some("http"), Some(authority)) if is_bare && !authority.host().is_empty() => {
+                Ok(Self(authority.clone()))
+            }
+            _ => Err(BadEndpoint),
+        }
+    }
+}
+
+impl fmt::Display for Endpoint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "http://{}", self.0)
+    }
+}
+
+/// A client of the node's metadata service. `Debug` shows no token.
+pub struct Upstream {
+    client: Client<HttpConnector, Empty<Bytes>>,
+    endpoint: Endpoint,
+    token: Mutex<Option<NodeToken>>,
+}
+
+/// The node's session token.
+struct NodeToken {
+    /// `None` where the service has no tokens.
+    value: Option<HeaderValue>,
+    renew_at: Instant,
+    expires: Instant,
+}
+
+impl fmt::Debug for Upstream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upstream")
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Upstream {
+    /// A client; nothing is asked yet.
+    pub fn new(endpoint: Endpoint) -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(PATIENCE));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(30))
+            .pool_max_idle_per_host(KEPT)
+            .build(connector);
+        Self {
+            client,
+            endpoint,
+            token: Mutex::default(),
+        }
+    }
+
+    /// What the node has there. The request is made anew: nothing of the pod's is in it but method and path.
+    pub async fn get(&self, method: &Method, path: &NodePath) -> Result<Response<Incoming>, UpstreamError> {
+        self.with_token(method, path.as_str()).await
+    }
+
+    /// `InstanceProfileArn` of `iam/info`; `None` where the node has no role.
+    pub async fn instance_profile(&self) -> Result<Option<String>, UpstreamError> {
+        let asked = "iam/info";
+        let answer = self.with_token(&Method::GET, "/latest/meta-data/iam/info");
+        let response = tokio::time::timeout(PATIENCE, answer)
+            .await
+            .map_err(|_| UpstreamError::Slow)??;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Ok(None),
+            status => return Err(UpstreamError::Status { asked, status }),
+        }
+        let body = read(response).await?;
+        let info: serde_json::Value =
+            serde_json::from_slice(&body).map_err(|_| UpstreamError::Unusable("iam/info is no JSON"))?;
+        let arn = info.get("InstanceProfileArn").and_then(serde_json::Value::as_str);
+        arn.map(|arn| Some(arn.to_owned()))
+            .ok_or(UpstreamError::Unusable("iam/info has no InstanceProfileArn"))
+    }
+
+    /// Whether it refuses requests without a session token. Asks it one such question.
+    pub async fn requires_tokens(&self) -> Result<bool, UpstreamError> {
+        let asked = "a request without a token";
+        let request = self.request(&Method::GET, "/latest/meta-data/instance-id", None)?;
+        let answer = tokio::time::timeout(PATIENCE, self.client.request(request));
+        match answer.await.map_err(|_| UpstreamError::Slow)??.status() {
+            StatusCode::UNAUTHORIZED => Ok(true),
+            status if status.is_server_error() => Err(UpstreamError::Status { asked, status }),
+            _ => Ok(false),
+        }
+    }
+
+    async fn with_token(&self, method: &Method, path: &str) -> Result<Response<Incoming>, UpstreamError> {
+        let token = self.token(None).await?;
+        let request = self.request(method, path, token.as_ref())?;
+        let response = self.client.request(request).await?;
+        if response.status() != StatusCode::UNAUTHORIZED {
+            return Ok(response);
+        }
+        drop(response);
+        let token = self.token(Some(token)).await?;
+        let request = self.request(method, path, token.as_ref())?;
+        let response = self.client.request(request).await?;
+        match response.status() {
+            status @ StatusCode::UNAUTHORIZED => Err(UpstreamError::Status {
+                asked: "a request with a new token",
+                status,
+            }),
+            _ => Ok(response),
+        }
+    }
+
+    /// The token; `refused` is one that the service has just refused. Whoever comes while one is fetched waits for it.
+    async fn token(
+        &self,
+        refused: Option<Option<HeaderValue>>,
+    ) -> Result<Option<HeaderValue>, UpstreamError> {
+        let mut held = self.token.lock().await;
+        let now = Instant::now();
+        let (known, is_fresh) = match &*held {
+            Some(token) if now < token.expires && refused.as_ref() != Some(&token.value) => {
+                (Some(token.value.clone()), now < token.renew_at)
+            }
+            _ => (None, false),
+        };
+        match known {
+            Some(value) if is_fresh => Ok(value),
+            known => match self.new_token().await {
+                Ok(token) => Ok(held.insert(token).value.clone()),
+                // Early enough: what is there is still good.
+                Err(error) => known.ok_or(error),
+            },
+        }
+    }
+
+    async fn new_token(&self) -> Result<NodeToken, UpstreamError> {
+        let mut request = self.request(&Method::PUT, "/latest/api/token", None)?;
+        request.headers_mut().insert(TOKEN_TTL, HeaderValue::from(TTL));
+        let response = self.client.request(request).await?;
+        let now = Instant::now();
+        match response.status() {
+            StatusCode::OK => {}
+            // Services older than IMDSv2, and imitations of them.
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                debug!("the node's metadata service has no session tokens");
+                return Ok(NodeToken {
+                    value: None,
+                    renew_at: now + NO_TOKENS,
+                    expires: now + NO_TOKENS,
+                });
+            }
+            status => {
+                let asked = "a request for a token";
+                return Err(UpstreamError::Status { asked, status });
+            }
+        }
+        let told = response.headers().get(TOKEN_TTL);
+        let ttl = told.and_then(|ttl| ttl.to_str().ok()?.parse().ok());
+        let life = Duration::from_secs(ttl.filter(|ttl| *ttl <= TTL).unwrap_or(TTL));
+        let body = read(response).await?;
+        let mut value = HeaderValue::from_bytes(body.trim_ascii())
+            .map_err(|_| UpstreamError::Unusable("a token that is none"))?;
+        value.set_sensitive(true);
+        Ok(NodeToken {
+            value: Some(value),
+            renew_at: now + life / 2,
+            expires: now + life.mul_f64(0.95),
+        })
+    }
+
+    fn request(
+        &self,
+        method: &Method,
+        path: &str,
+        token: Option<&HeaderValue>,
+    ) -> Result<Request<Empty<Bytes>>, UpstreamError> {
+        let path: PathAndQuery = path
+            .parse()
+            .map_err(|_| UpstreamError::Unusable("a path that cannot be sent"))?;
+        let uri = Uri::builder()
+            .scheme(Scheme::HTTP)
+            .authority(self.endpoint.0.clone())
+            .path_and_query(path)
+            .build()
+            .map_err(|_| UpstreamError::Unusable("a path that cannot be sent"))?;
+        let mut request = Request::new(Empty::new());
+        *request.method_mut() = method.clone();
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        headers.insert(
+            USER_AGENT,
+            HeaderValue::from_static(concat!("metaproxy/", env!("CARGO_PKG_VERSION"))),
+        );
+        if let Some(token) = token {
+            headers.insert(TOKEN, token.clone());
+        }
+        Ok(request)
+    }
+}
+
+async fn read(response: Response<Incoming>) -> Result<Bytes, UpstreamError> {
+    let body = Limited::new(response.into_body(), MAX_ANSWER).collect();
+    let body = tokio::time::timeout(PATIENCE, body)
+        .await
+        .map_err(|_| UpstreamError::Slow)?;
+    body.map(|body| body.to_bytes())
+        .map_err(|_| UpstreamError::Unusable("it broke off, or is too long"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("http://169.254.169.254", true)]
+    #[case("http://169.254.169.254/", true)]
+    #[case("http://[fd00:ec2::254]", true)]
+    #[case("http://127.0.0.1:8080", true)]
+    #[case("https://169.254.169.254", false)]
+    #[case("169.254.169.254", false)]
+    #[case("http://", false)]
+    #[case("http://x/latest", false)]
+    #[case("http://x/?y", false)]
+    #[case("", false)]
+    fn an_endpoint_is_the_url_of_a_host(#[case] text: &str, #[case] is_one: bool) {
+        assert_eq!(text.parse::<Endpoint>().is_ok(), is_one);
+    }
+}

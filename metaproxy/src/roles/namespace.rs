@@ -1,0 +1,182 @@
+//! Whether a namespace lets its pods have a role.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::RoleArn;
+use super::decision::AnnotationKeys;
+use super::policy::{AllowedRolesStyle, Candidate, PermittedMatch, Policy, PolicyError};
+use super::reason::{Allowance, Reason};
+use crate::pods::Namespace;
+
+/// The configuration that decides about namespaces.
+#[derive(Clone, Debug, Default)]
+pub struct NamespaceRules {
+    /// Whether the namespace must allow an annotated role.
+    pub required: bool,
+    /// How `allowed-roles` is read.
+    pub allowed_roles_style: AllowedRolesStyle,
+    /// How `permitted` is compared.
+    pub permitted_match: PermittedMatch,
+    /// What was read already.
+    pub read: PolicyCache,
+}
+
+/// What a namespace is asked about.
+#[derive(Debug)]
+pub(super) struct Asked<'a> {
+    pub keys: &'a AnnotationKeys,
+    pub role: &'a RoleArn,
+    pub candidate: &'a Candidate<'a>,
+    /// Whether names in the policy can be compared already.
+    pub base_is_known: bool,
+}
+
+/// Why the way to a role ends here.
+#[derive(Debug)]
+pub(super) enum Stop {
+    Refuse(Reason),
+    Wait(Reason),
+}
+
+impl NamespaceRules {
+    /// One annotation that allows the role is enough; one that can't be read allows nothing, and the other does not make
+    /// up for it.
+    pub(super) fn check(
+        &self,
+        asked: &Asked<'_>,
+        name: &str,
+        namespace: Option<&Namespace>,
+    ) -> Result<Allowance, Stop> {
+        if !self.required {
+            return Ok(Allowance::NotAsked);
+        }
+        let Some(namespace) = namespace else {
+            let namespace = name.to_owned();
+            return Err(Stop::Wait(Reason::NamespaceUnknown { namespace }));
+        };
+        let mut policies = Vec::new();
+        for (kind, key) in [
+            (Kind::Permitted(self.permitted_match), &asked.keys.permitted),
+            (
+                Kind::AllowedRoles(self.allowed_roles_style),
+                &asked.keys.allowed_roles,
+            ),
+        ] {
+            let Some(annotation) = namespace.annotations.get(key) else {
+                continue;
+            };
+            match &*self.read.get(kind, annotation) {
+                Ok(policy) => policies.push((
+                    key,
+                    policy.allows(asked.candidate).map(str::to_owned),
+                    shown(policy),
+                )),
+                Err(error) => {
+                    return Err(Stop::Refuse(Reason::MalformedPolicy {
+                        namespace: namespace.name.clone(),
+                        key: key.clone(),
+                        error: error.clone(),
+                    }));
+                }
+            }
+        }
+        let allowing = policies
+            .iter()
+            .find_map(|(key, entry, _)| Some((key, entry.clone()?)));
+        if let Some((key, entry)) = allowing {
+            return Ok(Allowance::By {
+                entry,
+                key: (*key).clone(),
+                namespace: namespace.name.clone(),
+            });
+        }
+        let (role, namespace) = (asked.role.clone(), namespace.name.clone());
+        if policies.is_empty() {
+            return Err(Stop::Refuse(Reason::NoPolicy {
+                role,
+                namespace,
+                permitted: asked.keys.permitted.clone(),
+                allowed_roles: asked.keys.allowed_roles.clone(),
+            }));
+        }
+        if !asked.base_is_known {
+            // A name in the policy may yet turn out to be this role.
+            return Err(Stop::Wait(Reason::BaseUnknown {
+                role: role.to_string(),
+            }));
+        }
+        let each: Vec<String> = policies
+            .iter()
+            .map(|(key, _, shown)| format!("its annotation {key} ({shown})"))
+            .collect();
+        Err(Stop::Refuse(Reason::NotPermitted {
+            role,
+            namespace,
+            policies: each.join(" or "),
+        }))
+    }
+}
+
+/// The entries of a policy, as far as a sentence holds them.
+fn shown(policy: &Policy) -> String {
+    const ENTRIES: usize = 5;
+    const LENGTH: usize = 80;
+    let mut shown: Vec<String> = policy
+        .entries()
+        .iter()
+        .take(ENTRIES)
+        .map(|entry| format!("{:?}", entry.chars().take(LENGTH).collect::<String>()))
+        .collect();
+    match policy.entries().len() {
+        0 => shown.push("empty".to_owned()),
+        all if all > ENTRIES => shown.push(format!("and {} more", all - ENTRIES)),
+        _ => {}
+    }
+    shown.join(", ")
+}
+
+/// How an annotation is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+enum Kind {
+    Permitted(PermittedMatch),
+    AllowedRoles(AllowedRolesStyle),
+}
+
+impl Kind {
+    fn read(self, annotation: &str) -> Result<Policy, PolicyError> {
+        match self {
+            Self::Permitted(style) => Policy::permitted(annotation, style),
+            Self::AllowedRoles(style) => Policy::allowed_roles(annotation, style),
+        }
+    }
+}
+
+type Read = HashMap<(Kind, String), Arc<Result<Policy, PolicyError>>>;
+
+/// Policies by their text: reading one costs far more than asking it, and pods ask often. Clones share what was read.
+#[derive(Clone, Debug, Default)]
+pub struct PolicyCache(Arc<Mutex<Read>>);
+
+impl PolicyCache {
+    /// More than a node has namespaces; then it begins anew.
+    const MAX: usize = 256;
+
+    fn get(&self, kind: Kind, annotation: &str) -> Arc<Result<Policy, PolicyError>> {
+        let key = (kind, annotation.to_owned());
+        if let Some(policy) = self.lock().get(&key) {
+            return Arc::clone(policy);
+        }
+        let policy = Arc::new(kind.read(annotation));
+        let mut policies = self.lock();
+        if policies.len() >= Self::MAX {
+            policies.clear();
+        }
+        policies.insert(key, Arc::clone(&policy));
+        policy
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Read> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

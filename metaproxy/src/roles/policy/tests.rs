@@ -1,0 +1,185 @@
+use super::*;
+use crate::roles::arn::WrittenRole;
+use proptest::prelude::*;
+use rstest::rstest;
+
+fn base() -> BaseArn {
+    "arn:aws:iam::123456789012:role/".parse().unwrap()
+}
+
+/// Which entry of a policy allows a role that is written like this.
+fn entry_for(policy: &Policy, written: &str) -> Option<String> {
+    let role = written
+        .parse::<WrittenRole>()
+        .unwrap()
+        .resolve(Some(&base()))
+        .unwrap()
+        .unwrap();
+    policy
+        .allows(&Candidate::new(&role, written, Some(&base())))
+        .map(str::to_owned)
+}
+
+fn permits(pattern: &str, role: &str, style: PermittedMatch) -> bool {
+    entry_for(&Policy::permitted(pattern, style).unwrap(), role).is_some()
+}
+
+fn allows(annotation: &str, role: &str, style: AllowedRolesStyle) -> bool {
+    entry_for(&Policy::allowed_roles(annotation, style).unwrap(), role).is_some()
+}
+
+#[rstest]
+#[case::name("app", "app", true, true)]
+#[case::whole_name("app", "app-admin", false, true)]
+#[case::prefix("my-app", "app", false, false)]
+#[case::suffix("app", "my-app", false, true)]
+#[case::alternation("app|web", "app", true, true)]
+#[case::alternation_anchored_on_both_sides("app|web", "app-admin", false, true)]
+#[case::alternation_second("app|web", "evil-web", false, true)]
+#[case::arn("arn:aws:iam::123456789012:role/app", "app", true, true)]
+#[case::arn_pattern("arn:aws:iam::\\d+:role/team/.*", "team/app", true, true)]
+#[case::as_written_with_its_slash("/team/app", "/team/app", true, true)]
+#[case::without_the_slash("team/app", "/team/app", true, true)]
+#[case::everything(".*", "anything", true, true)]
+#[case::nothing("$^", "app", false, false)]
+#[case::other_account("app", "arn:aws:iam::999999999999:role/app", false, true)]
+#[case::arn_of_the_base("app", "arn:aws:iam::123456789012:role/app", true, true)]
+#[case::empty("", "app", false, false)]
+#[case::blank(" ", "app", false, false)]
+#[case::anchored_by_hand("^app$", "app", true, true)]
+#[case::anchored_by_hand_other("^app$", "my-app", false, false)]
+fn kiams_permitted(#[case] pattern: &str, #[case] role: &str, #[case] anchored: bool, #[case] search: bool) {
+    assert_eq!(permits(pattern, role, PermittedMatch::Anchored), anchored);
+    assert_eq!(permits(pattern, role, PermittedMatch::Search), search);
+}
+
+#[rstest]
+#[case::name(r#"["app"]"#, "app", true)]
+#[case::other(r#"["web"]"#, "app", false)]
+#[case::second(r#"["web", "app"]"#, "app", true)]
+#[case::star(r#"["app-*"]"#, "app-x", true)]
+#[case::star_is_anchored(r#"["app-*"]"#, "my-app-x", false)]
+#[case::star_crosses_slashes(r#"["*"]"#, "team/app", true)]
+#[case::star_in_the_middle(r#"["team/*/app"]"#, "team/a/b/app", true)]
+#[case::question_mark(r#"["app-?"]"#, "app-xy", false)]
+#[case::arn(r#"["arn:aws:iam::123456789012:role/app"]"#, "app", true)]
+#[case::arn_in_capitals(r#"["ARN:aws:iam::123456789012:role/app"]"#, "app", true)]
+#[case::arn_glob(r#"["arn:aws:iam::123456789012:role/*"]"#, "team/app", true)]
+#[case::any_account(r#"["arn:aws:iam::*:role/app"]"#, "arn:aws:iam::999999999999:role/app", true)]
+#[case::slash_before(r#"["/team/*"]"#, "team/app", true)]
+#[case::slash_before_both(r#"["/app"]"#, "/app", true)]
+#[case::dot_is_a_dot(r#"["a.p"]"#, "app", false)]
+#[case::name_of_another_account(r#"["app"]"#, "arn:aws:iam::999999999999:role/app", false)]
+#[case::star_is_for_any_arn(r#"["*"]"#, "arn:aws:iam::999999999999:role/app", true)]
+#[case::empty_entry(r#"["", " "]"#, "app", false)]
+#[case::none("[]", "app", false)]
+fn kube2iams_globs(#[case] annotation: &str, #[case] role: &str, #[case] want: bool) {
+    assert_eq!(allows(annotation, role, AllowedRolesStyle::Glob), want);
+}
+
+#[rstest]
+#[case::anywhere(r#"["app"]"#, "my-app-x", true)]
+#[case::anchored_by_hand(r#"["^app"]"#, "my-app-x", false)]
+#[case::anchored_at_both_ends(r#"["^app$"]"#, "app", true)]
+#[case::arn(r#"["arn:aws:iam::123456789012:role/app.*"]"#, "app-x", true)]
+#[case::across_slashes(r#"["team/.*"]"#, "team/a/b", true)]
+#[case::second(r#"["no", "app"]"#, "app", true)]
+#[case::empty_entry(r#"[""]"#, "app", false)]
+fn kube2iams_regexps_are_unanchored(#[case] annotation: &str, #[case] role: &str, #[case] want: bool) {
+    assert_eq!(allows(annotation, role, AllowedRolesStyle::Regexp), want);
+}
+
+#[test]
+fn the_entry_that_allowed_it_is_told_as_written() {
+    let policy = Policy::allowed_roles(r#"["", "web", "/app-*", "*"]"#, AllowedRolesStyle::Glob).unwrap();
+    assert_eq!(entry_for(&policy, "app-x").as_deref(), Some("/app-*"));
+    assert_eq!(entry_for(&policy, "zzz").as_deref(), Some("*"));
+}
+
+#[rstest]
+#[case("a)|(b")]
+#[case("(")]
+#[case("(?<!x)y")]
+#[case("(a)\\1")]
+#[case("[z-a]")]
+fn a_pattern_that_is_none_is_an_error_and_permits_nothing(#[case] pattern: &str) {
+    let error = Policy::permitted(pattern, PermittedMatch::Anchored)
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.starts_with("it is not a regular expression: ") && !error.contains('\n'),
+        "{error}"
+    );
+    let list = serde_json::to_string(&["fine", pattern]).unwrap();
+    let error = Policy::allowed_roles(&list, AllowedRolesStyle::Regexp)
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("is not a regular expression"), "{error}");
+}
+
+/// The classics of catastrophic backtracking, and patterns that are small as written and large as compiled.
+#[test]
+fn no_pattern_costs_more_than_its_share() {
+    let evil = format!("{}!", "a".repeat(63));
+    for pattern in ["(a+)+$", "(a|aa)+$", "(.*a){20}", "^(([a-z])+.)+[A-Z]([a-z])+$"] {
+        let policy = Policy::permitted(pattern, PermittedMatch::Search).unwrap();
+        let _ = policy.patterns.is_match(&evil);
+    }
+    for pattern in ["a{1000}{1000}{1000}", "(\\pL{200}){200}"] {
+        let error = Policy::permitted(pattern, PermittedMatch::Search).unwrap_err();
+        assert_eq!(error, PolicyError::TooLarge);
+    }
+    // Each is within the limit, all together are not.
+    let many = serde_json::to_string(&vec!["\\pL{40}"; 500]).unwrap();
+    assert_eq!(
+        Policy::allowed_roles(&many, AllowedRolesStyle::Regexp).unwrap_err(),
+        PolicyError::TooLarge
+    );
+    let nested = format!("{}a{}", "(".repeat(5000), ")".repeat(5000));
+    assert!(matches!(
+        Policy::permitted(&nested, PermittedMatch::Search),
+        Err(PolicyError::Pattern(_))
+    ));
+}
+
+#[test]
+fn a_list_of_many_ordinary_roles_is_within_the_limits() {
+    let roles: Vec<String> = (0..400)
+        .map(|n| format!("arn:aws:iam::123456789012:role/team-{n}/*"))
+        .collect();
+    let policy =
+        Policy::allowed_roles(&serde_json::to_string(&roles).unwrap(), AllowedRolesStyle::Glob).unwrap();
+    assert!(entry_for(&policy, "team-399/app").is_some());
+}
+
+#[test]
+fn an_annotation_that_is_no_list_is_an_error() {
+    for annotation in ["app", "\"app\"", "[1]", "{}", "", "[\"a\",]", "[\"a\"] x"] {
+        assert!(matches!(
+            Policy::allowed_roles(annotation, AllowedRolesStyle::Glob),
+            Err(PolicyError::Json(_))
+        ));
+    }
+    let long = format!("[\"{}\"]", "a".repeat(MAX_LENGTH));
+    assert_eq!(
+        Policy::allowed_roles(&long, AllowedRolesStyle::Glob).unwrap_err(),
+        PolicyError::TooLong
+    );
+}
+
+proptest! {
+    #[test]
+    fn a_glob_without_wildcards_matches_only_itself(entry in "[a-z0-9.+=@_-]{1,20}", role in "[a-z0-9.+=@_-]{1,20}") {
+        let pattern = compile(&[glob(&entry)]).unwrap();
+        prop_assert!(pattern.is_match(&entry));
+        prop_assert_eq!(pattern.is_match(&role), entry == role);
+    }
+
+    #[test]
+    fn no_annotation_makes_it_panic(annotation in "\\PC{0,60}") {
+        let _ = Policy::permitted(&annotation, PermittedMatch::Anchored);
+        let _ = Policy::allowed_roles(&annotation, AllowedRolesStyle::Regexp);
+        let list = serde_json::to_string(&[annotation]).unwrap();
+        let _ = Policy::allowed_roles(&list, AllowedRolesStyle::Glob);
+    }
+}

@@ -1,0 +1,129 @@
+//! Everything that shapes a session beside its role.
+
+use super::decision::{AnnotationKeys, annotation};
+use super::reason::Reason;
+use super::session_name::SessionName;
+use crate::pods::{Pod, PodUid};
+
+/// `--session-scope`: who shares a session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum SessionScope {
+    /// Nobody: each pod has its own
+    #[default]
+    Pod,
+    /// Pods of this node with the same role, external id, session name annotation and tags
+    Role,
+}
+
+/// The configuration that shapes sessions.
+#[derive(Clone, Debug, Default)]
+pub struct SessionRules {
+    /// Who shares one.
+    pub scope: SessionScope,
+    /// Whether sessions are tagged, and what all of this node have in common.
+    pub tags: Option<CommonTags>,
+    /// This node, where it has a name.
+    pub node: Option<String>,
+}
+
+/// What the tags of all sessions of a node have in common.
+#[derive(Clone, Debug, Default)]
+pub struct CommonTags {
+    /// The cluster, where it has a name.
+    pub cluster: Option<String>,
+}
+
+/// How a session is made, but for its role.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct SessionShape {
+    /// `RoleSessionName`
+    pub name: SessionName,
+    /// `ExternalId`
+    pub external_id: Option<String>,
+    /// Session tags, in order of their keys.
+    pub tags: Vec<(&'static str, String)>,
+    /// The pod, where each has a session of its own.
+    pub pod: Option<PodUid>,
+}
+
+impl SessionRules {
+    /// For a pod.
+    ///
+    /// # Errors
+    /// Where an annotation of the pod can't be used.
+    pub fn shape(&self, pod: &Pod, keys: &AnnotationKeys) -> Result<SessionShape, Reason> {
+        let own_name = || match self.scope {
+            SessionScope::Pod => SessionName::of_pod(&pod.namespace, &pod.name),
+            SessionScope::Role => self.of_node(),
+        };
+        Ok(SessionShape {
+            name: annotation(pod, &keys.session_name).map_or_else(own_name, SessionName::cleaned),
+            external_id: external_id(pod, &keys.external_id)?,
+            tags: self.tags(pod)?,
+            pod: (self.scope == SessionScope::Pod).then(|| pod.uid.clone()),
+        })
+    }
+
+    /// The name of sessions that are no single pod's.
+    pub fn of_node(&self) -> SessionName {
+        match &self.node {
+            Some(node) => SessionName::cleaned(&format!("metaproxy.{node}")),
+            None => SessionName::cleaned("metaproxy"),
+        }
+    }
+
+    /// Keys as EKS Pod Identity has them, where it has them.
+    fn tags(&self, pod: &Pod) -> Result<Vec<(&'static str, String)>, Reason> {
+        let Some(common) = &self.tags else {
+            return Ok(Vec::new());
+        };
+        let tags = [
+            ("kubernetes-cluster-name", common.cluster.as_deref()),
+            ("kubernetes-namespace", Some(pod.namespace.as_str())),
+            ("kubernetes-node-name", self.node.as_deref()),
+            ("kubernetes-pod-name", Some(pod.name.as_str())),
+            ("kubernetes-service-account", Some(pod.service_account.as_str())),
+        ];
+        tags.into_iter()
+            .filter_map(|(key, value)| Some((key, value?)))
+            .map(|(key, value)| {
+                if is_tag_value(value) {
+                    return Ok((key, value.to_owned()));
+                }
+                // Never mended: trust policies compare tags, and another value is another pod's.
+                Err(Reason::MalformedTag {
+                    pod: pod.to_string(),
+                    key,
+                    value: value.chars().take(80).collect(),
+                })
+            })
+            .collect()
+    }
+}
+
+/// STS: at most 256 of `[\p{L}\p{Z}\p{N}_.:/=+\-@]`.
+pub fn is_tag_value(value: &str) -> bool {
+    value.chars().count() <= 256
+        && value
+            .chars()
+            .all(|c| c.is_alphanumeric() || c == ' ' || "_.:/=+-@".contains(c))
+}
+
+/// STS: 2 to 1224 of `[\w+=,.@:\/-]`. Never mended: another id is another party's.
+fn external_id(pod: &Pod, key: &str) -> Result<Option<String>, Reason> {
+    let Some(id) = annotation(pod, key) else {
+        return Ok(None);
+    };
+    let fits = (2..=1224).contains(&id.len())
+        && id
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b"_+=,.@:/-".contains(&byte));
+    if fits {
+        return Ok(Some(id.to_owned()));
+    }
+    Err(Reason::MalformedAnnotation {
+        pod: pod.to_string(),
+        key: key.to_owned(),
+        problem: "an external id is 2 to 1224 letters, digits and characters of _+=,.@:/-".to_owned(),
+    })
+}

@@ -1,0 +1,202 @@
+//! Metadata of the node, on its way to pods.
+
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
+mod common;
+
+use std::time::{Duration, Instant};
+
+use common::http::{LIST, TTL, ask, exchange, get, raw, request, token, with_token};
+use common::{Node, node};
+use rstest::rstest;
+use xtask::lab::agent::Agent;
+use xtask::lab::imds::Behaviour;
+use xtask::lab::pod::{Pod, PodSpec};
+
+const ID: &str = "/latest/meta-data/instance-id";
+
+fn served(behaviour: Behaviour, flags: &[&str]) -> Option<(Node, Pod, Agent)> {
+    let node = node()?;
+    node.imds.behave(behaviour);
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let spec = node.spec().with(&["--imds-v1", "allow"]).with(flags);
+    let agent = Agent::start(&node.lab, &spec).unwrap();
+    Some((node, a, agent))
+}
+
+/// Requests that were passed on, by their user agent; the SDK has another.
+fn passed(node: &Node) -> Vec<String> {
+    let ours = |seen: &xtask::lab::imds::Seen| {
+        let agent = seen
+            .headers
+            .get("user-agent")
+            .and_then(|agent| agent.to_str().ok());
+        agent.is_some_and(|agent| agent.starts_with("metaproxy/"))
+    };
+    node.imds
+        .seen()
+        .into_iter()
+        .filter(ours)
+        .map(|seen| seen.request)
+        .collect()
+}
+
+#[rstest]
+#[case::version_2_required(Behaviour { requires_tokens: true, ..Behaviour::default() })]
+#[case::version_2(Behaviour::default())]
+#[case::version_1(Behaviour { has_no_tokens: true, ..Behaviour::default() })]
+fn it_passes_whatever_version_the_nodes_service_speaks(#[case] behaviour: Behaviour) {
+    let has_tokens = !behaviour.has_no_tokens;
+    let Some((node, a, _agent)) = served(behaviour, &["--region", "us-east-1"]) else {
+        return;
+    };
+    let before = passed(&node).len();
+    let requests = vec![[request("GET", ID, "")]; 50];
+    for answer in exchange(&a, &requests, 2.0) {
+        assert!(answer.ends_with(&format!("of the node: {ID}")), "{answer}");
+        assert!(
+            !answer.contains("node-token") && !answer.to_lowercase().contains(TTL),
+            "{answer}"
+        );
+    }
+    let passed = passed(&node).split_off(before);
+    let puts = passed.iter().filter(|request| request.starts_with("PUT")).count();
+    assert_eq!((puts, passed.len()), (1, 51), "one token for all: {passed:?}");
+    if has_tokens {
+        node.imds.forget_tokens();
+        assert_eq!(
+            get(&a, ID).status,
+            200,
+            "a new token is had where the old one is refused"
+        );
+        let list = ask(&a, "GET", ID, &with_token(&token(&a, 60)));
+        assert_eq!(list.status, 200);
+        assert!(
+            list.header(TTL).unwrap().parse::<u64>().unwrap() <= 60,
+            "the pod's own token"
+        );
+    }
+}
+
+#[test]
+fn headers_between_us_and_the_node_stay_there_and_others_pass() {
+    let Some((_node, a, _agent)) = served(Behaviour::default(), &[]) else {
+        return;
+    };
+    let answer = get(&a, "/latest/meta-data/placement/headers");
+    assert_eq!((answer.status, answer.body.as_str()), (200, "with headers"));
+    assert_eq!(answer.header("etag"), Some("\"1\""));
+    for dropped in [
+        "x-of-this-hop",
+        "proxy-authenticate",
+        "set-cookie",
+        "x-aws-ec2-metadata-token",
+        TTL,
+    ] {
+        assert_eq!(answer.header(dropped), None, "{dropped}");
+    }
+    let missing = get(&a, "/latest/meta-data/placement/missing");
+    assert_eq!((missing.status, missing.body.as_str()), (404, "not here"));
+    let head = ask(&a, "HEAD", ID, "");
+    assert_eq!((head.status, head.body.as_str()), (200, ""));
+}
+
+#[test]
+fn sizes_and_times_are_bounded() {
+    let Some((_node, a, _agent)) = served(Behaviour::default(), &[]) else {
+        return;
+    };
+    let at = |path: &str| format!("/latest/meta-data/placement/{path}");
+    let large = get(&a, &at("large"));
+    assert!(
+        large.status == 503 && large.body.contains("too long"),
+        "{large:?}"
+    );
+    // Without a length there is no telling before: it streams, and is cut off so that nobody takes it for whole.
+    let endless = raw(&a, &request("GET", &at("endless"), ""));
+    assert!(
+        endless.starts_with("HTTP/1.1 200") && endless.len() < 1_200_000,
+        "{}",
+        endless.len()
+    );
+    assert!(!endless.ends_with("0\r\n\r\n"));
+    let start = Instant::now();
+    let slow = exchange(&a, &[[request("GET", &at("slow"), "")]], 3.0).remove(0);
+    assert!(
+        (3.0..9.0).contains(&start.elapsed().as_secs_f64()),
+        "{:?}",
+        start.elapsed()
+    );
+    assert!(
+        slow.len() > 64 * 1024 && !slow.ends_with("0\r\n\r\n"),
+        "it streamed until it was cut off"
+    );
+}
+
+#[test]
+fn a_service_that_is_slow_or_broken_holds_nobody_up() {
+    let Some((node, a, _agent)) = served(Behaviour::default(), &[]) else {
+        return;
+    };
+    assert_eq!(get(&a, &format!("{LIST}role-a")).status, 200);
+    for behaviour in [
+        Behaviour {
+            takes: Duration::from_secs(5),
+            ..Behaviour::default()
+        },
+        Behaviour {
+            always: Some(hyper::StatusCode::UNAUTHORIZED),
+            ..Behaviour::default()
+        },
+    ] {
+        node.imds.behave(behaviour);
+        let requests = vec![[request("GET", ID, "")]; 40];
+        let start = Instant::now();
+        for answer in exchange(&a, &requests, 3.0) {
+            assert!(
+                answer.starts_with("HTTP/1.1 503") && answer.contains("At the moment"),
+                "{answer}"
+            );
+            assert!(!answer.contains("a secret of the node"), "{answer}");
+        }
+        // Sixteen at a time.
+        assert!(start.elapsed() < Duration::from_secs(4), "{:?}", start.elapsed());
+        assert_eq!(
+            get(&a, &format!("{LIST}role-a")).status,
+            200,
+            "credentials are there all the same"
+        );
+    }
+    node.imds.behave(Behaviour::default());
+    assert_eq!(get(&a, ID).status, 200);
+}
+
+#[test]
+fn a_flag_lets_more_through_but_no_secret() {
+    let more = [
+        "--allow-path",
+        "tags/instance/.*",
+        "--allow-path",
+        "meta-data/public-ipv4|user-data.*|iam/.*",
+    ];
+    let Some((node, a, _agent)) = served(Behaviour::default(), &more) else {
+        return;
+    };
+    for path in ["tags/instance/", "tags/instance/Name", "public-ipv4"] {
+        let path = format!("/latest/meta-data/{path}");
+        assert_eq!(get(&a, &path).body, format!("of the node: {path}"));
+    }
+    for path in [
+        "meta-data/tags",
+        "meta-data/public-ipv4s",
+        "user-data",
+        "meta-data/iam/security-credentials/node",
+    ] {
+        assert_eq!(get(&a, &format!("/latest/{path}")).status, 404, "{path}");
+    }
+    assert!(
+        passed(&node)
+            .iter()
+            .all(|request| !request.contains("user-data") && !request.contains("iam"))
+    );
+}
