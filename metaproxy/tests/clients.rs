@@ -6,8 +6,8 @@
 mod common;
 
 use std::path::PathBuf;
-use std::process::{Child, Command, Stdio};
 
+use common::clients::{MOTO, Server, fixtures, in_pod, script, venv};
 use common::{agent_binary, counts, dial, eventually, lab};
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -15,89 +15,6 @@ use xtask::lab::Lab;
 use xtask::lab::agent::{Agent, AgentSpec};
 use xtask::lab::imds::FakeImds;
 use xtask::lab::pod::{Pod, PodSpec, command_in};
-
-const MOTO: &str = "http://10.200.0.2:5000";
-
-fn venv(program: &str) -> PathBuf {
-    let venv = std::env::var_os("METAPROXY_TEST_VENV").map_or_else(
-        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/venv"),
-        PathBuf::from,
-    );
-    let path = venv.join("bin").join(program);
-    assert!(
-        path.exists(),
-        "{} is missing: run `sudo cargo xtask setup`",
-        path.display()
-    );
-    path
-}
-
-/// A server in AWS's namespace; dropping ends it.
-struct Server(Child);
-
-impl Server {
-    fn moto(lab: &Lab) -> Self {
-        let mut command = command_in(&venv("moto_server"), None, lab.aws().file()).unwrap();
-        command
-            .args(["-H", "10.200.0.2", "-p", "5000"])
-            .env_clear()
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
-        let moto = Self(command.spawn().unwrap());
-        let start = std::time::Instant::now();
-        while lab
-            .aws()
-            .run(|| std::net::TcpStream::connect("10.200.0.2:5000"))
-            .unwrap()
-            .is_err()
-        {
-            assert!(start.elapsed().as_secs() < 60, "moto does not start");
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
-        moto
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
-fn script(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
-        .join("tests/clients")
-        .join(name)
-}
-
-/// Sets moto up; what it prints are the node's keys.
-fn fixtures(lab: &Lab) -> (String, String, String) {
-    let mut command = command_in(&venv("python3"), None, lab.aws().file()).unwrap();
-    let output = command
-        .arg(script("fixtures.py"))
-        .arg(MOTO)
-        .env_clear()
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    serde_json::from_slice(&output.stdout).unwrap()
-}
-
-fn in_pod(pod: &Pod, lab: &Lab, program: &str) -> Command {
-    let mut command = pod.command(venv(program)).unwrap();
-    command
-        .env_clear()
-        .env("PATH", "/usr/bin:/bin")
-        .env("HOME", lab.dir())
-        .env("AWS_DEFAULT_REGION", "us-east-1")
-        .env("AWS_ENDPOINT_URL", MOTO);
-    command
-}
 
 fn boto3(pod: &Pod, lab: &Lab) -> Value {
     let output = in_pod(pod, lab, "python3")
@@ -232,32 +149,102 @@ fn each_pod_gets_its_own_role_and_no_other(#[case] inside: bool) {
     }
 }
 
+/// STS behind TLS and a proxy (`clients/tls_sts.py`), whose certificates are in the file.
+fn corporate_network(lab: &Lab) -> (Server, PathBuf) {
+    let mut command = command_in(&venv("python3"), None, lab.aws().file()).unwrap();
+    let server = command
+        .arg(script("tls_sts.py"))
+        .arg(lab.dir())
+        .env_clear()
+        .spawn();
+    let server = Server(server.unwrap());
+    let bundle = lab.dir().join("ca.pem");
+    eventually("the proxy listens", || bundle.exists());
+    (server, bundle)
+}
+
+fn environment(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+    pairs
+        .iter()
+        .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
+        .collect()
+}
+
+/// Endpoints are the SDK's own doing, and none is listed here but in this test: by region, partition, and the SDK's
+/// settings for FIPS and dual-stack.
+#[test]
+fn sts_is_asked_at_the_endpoint_of_its_region_and_partition() {
+    let Some(lab) = lab() else { return };
+    let keys = ("AKIANODE".to_owned(), "secret".to_owned(), "token".to_owned());
+    let _imds = FakeImds::start(lab.aws(), keys).unwrap();
+    let _a = lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let (_server, bundle) = corporate_network(&lab);
+    let log = lab.dir().join("proxy.log");
+    let fips = ("AWS_USE_FIPS_ENDPOINT", "true");
+    let dual = ("AWS_USE_DUALSTACK_ENDPOINT", "true");
+    let by_region: [(&str, &[(&str, &str)], &str); 12] = [
+        ("us-east-1", &[], "sts.us-east-1.amazonaws.com"),
+        ("eu-central-1", &[], "sts.eu-central-1.amazonaws.com"),
+        ("cn-north-1", &[], "sts.cn-north-1.amazonaws.com.cn"),
+        ("us-gov-west-1", &[], "sts.us-gov-west-1.amazonaws.com"),
+        ("us-iso-east-1", &[], "sts.us-iso-east-1.c2s.ic.gov"),
+        ("us-isob-east-1", &[], "sts.us-isob-east-1.sc2s.sgov.gov"),
+        ("eusc-de-east-1", &[], "sts.eusc-de-east-1.amazonaws.eu"),
+        ("us-east-1", &[fips], "sts-fips.us-east-1.amazonaws.com"),
+        ("us-gov-west-1", &[fips], "sts.us-gov-west-1.amazonaws.com"),
+        ("eu-west-1", &[dual], "sts.eu-west-1.api.aws"),
+        (
+            "eu-west-1",
+            &[("AWS_ENDPOINT_URL_STS", "https://sts.example.com")],
+            "sts.example.com",
+        ),
+        // Of the environment; and the flag comes before it.
+        (
+            "",
+            &[("AWS_REGION", "ap-southeast-2")],
+            "sts.ap-southeast-2.amazonaws.com",
+        ),
+    ];
+    for (region, settings, host) in by_region {
+        let network = [
+            ("HTTPS_PROXY", "http://10.200.0.2:3128"),
+            ("AWS_CA_BUNDLE", bundle.to_str().unwrap()),
+        ];
+        let flags: &[&str] = if region.is_empty() {
+            &[]
+        } else {
+            &["--region", region]
+        };
+        let spec = AgentSpec {
+            environment: environment(
+                &[&network[..], settings, &[("METAPROXY_NAMESPACE_POLICY", "off")]].concat(),
+            ),
+            flags: flags.iter().map(|flag| (*flag).to_owned()).collect(),
+            ..AgentSpec::new(agent_binary(), "")
+        };
+        let _ = std::fs::remove_file(&log);
+        let _agent = Agent::start(&lab, &spec).unwrap();
+        eventually("STS is asked", || log.exists());
+        let asked = std::fs::read_to_string(&log).unwrap();
+        assert!(
+            asked.starts_with(&format!("CONNECT {host}:443 ")),
+            "{region} {settings:?}: {asked}"
+        );
+    }
+}
+
 #[test]
 fn sts_is_reached_through_a_proxy_and_by_a_private_ca_and_the_metadata_service_is_not() {
     let Some(lab) = lab() else { return };
     let keys = ("AKIANODE".to_owned(), "secret".to_owned(), "token".to_owned());
     let imds = FakeImds::start(lab.aws(), keys).unwrap();
     let a = lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
-    let mut command = command_in(&venv("python3"), None, lab.aws().file()).unwrap();
-    let _server = Server(
-        command
-            .arg(script("tls_sts.py"))
-            .arg(lab.dir())
-            .env_clear()
-            .spawn()
-            .unwrap(),
-    );
-    let bundle = lab.dir().join("ca.pem");
-    eventually("the proxy listens", || bundle.exists());
-
-    let environment = [
+    let (_server, bundle) = corporate_network(&lab);
+    let environment = environment(&[
         ("HTTPS_PROXY", "http://10.200.0.2:3128"),
         ("HTTP_PROXY", "http://10.200.0.2:9"),
         ("AWS_CA_BUNDLE", bundle.to_str().unwrap()),
-    ];
-    let environment = environment
-        .map(|(name, value)| (name.to_owned(), value.to_owned()))
-        .to_vec();
+    ]);
     let spec = AgentSpec::new(agent_binary(), "https://sts.corporate.test:8443");
     let path = ["--path", "/latest/meta-data/iam/security-credentials/role-a"];
     {

@@ -45,7 +45,9 @@ pub fn test(filter: Option<&str>) -> Result<()> {
 }
 
 fn with_clients(command: &mut Command) -> &mut Command {
-    command.env("METAPROXY_TEST_VENV", setup::venv())
+    command
+        .env("METAPROXY_TEST_VENV", setup::venv())
+        .env("METAPROXY_TEST_JAVASCRIPT", setup::javascript())
 }
 
 /// rustfmt, clippy, cargo-deny.

@@ -34,6 +34,9 @@ const PYTHON_PACKAGES: [&str; 3] = [
     "awscli==1.46.3",
 ];
 
+/// A client in another language; it asks once, and gives up after a second.
+const JAVASCRIPT_SDK: &str = "@aws-sdk/client-sts@3.1169.0";
+
 /// `cargo xtask setup`: everything that demo and test need.
 pub fn run_all() -> Result<()> {
     for_demo()?;
@@ -132,8 +135,47 @@ pub fn venv() -> PathBuf {
     root().join("target/venv")
 }
 
-/// moto, boto3 and the AWS CLI, in a virtual environment.
+/// Where the SDK for JavaScript is.
+pub fn javascript() -> PathBuf {
+    root().join("target/javascript")
+}
+
+/// Everything that the tests use as a client.
 pub fn test_clients() -> Result<()> {
+    python_clients()?;
+    javascript_client()
+}
+
+fn javascript_client() -> Result<()> {
+    let dir = javascript();
+    let mark = dir.join("metaproxy-packages");
+    if fs::read_to_string(&mark).ok().as_deref() == Some(JAVASCRIPT_SDK) {
+        return Ok(());
+    }
+    let missing: Vec<&str> = [("node", "nodejs"), ("npm", "npm")]
+        .into_iter()
+        .filter(|(tool, _)| !has(tool))
+        .map(|(_, package)| package)
+        .collect();
+    install(&missing)?;
+    step(&format!("test client: {JAVASCRIPT_SDK}"));
+    fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+    run(Command::new("npm")
+        .args([
+            "install",
+            "--no-audit",
+            "--no-fund",
+            "--no-save",
+            "--silent",
+            "--prefix",
+        ])
+        .arg(&dir)
+        .arg(JAVASCRIPT_SDK))?;
+    fs::write(&mark, JAVASCRIPT_SDK).with_context(|| format!("cannot write {}", mark.display()))
+}
+
+/// moto, boto3 and the AWS CLI, in a virtual environment.
+fn python_clients() -> Result<()> {
     let venv = venv();
     let mark = venv.join("metaproxy-packages");
     let wanted = PYTHON_PACKAGES.join("\n");

@@ -6,6 +6,7 @@
     reason = "a test panics where it fails"
 )]
 
+pub mod clients;
 pub mod http;
 
 use std::collections::BTreeMap;

@@ -258,8 +258,12 @@ impl State {
         let below = path.splitn(3, '/').nth(2).unwrap_or_default();
         match below.strip_prefix("meta-data/").unwrap_or(below) {
             "placement/region" => text(StatusCode::OK, "us-east-1"),
-            "iam/security-credentials/" => text(StatusCode::OK, NODE_ROLE),
-            "iam/security-credentials/node" => text(StatusCode::OK, &self.document()),
+            "iam/security-credentials/" | "iam/security-credentials-extended/" => {
+                text(StatusCode::OK, NODE_ROLE)
+            }
+            "iam/security-credentials/node" | "iam/security-credentials-extended/node" => {
+                text(StatusCode::OK, &self.document())
+            }
             "iam/info" => text(
                 StatusCode::OK,
                 r#"{"Code":"Success","InstanceProfileArn":"arn:aws:iam::123456789012:instance-profile/nodes"}"#,

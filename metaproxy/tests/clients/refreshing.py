@@ -1,0 +1,39 @@
+"""boto3 in a process that goes on: asks for fresh credentials all the while, and what it is told about their end.
+
+Prints a line for each attempt: the role's name and by how many seconds boto3 believes in its credentials beyond what the
+metadata service says, or `none`. Ends with its standard input.
+"""
+
+import json
+import sys
+import threading
+import time
+import urllib.request
+from datetime import datetime, timezone
+
+import boto3
+
+BASE = "http://169.254.169.254/latest/meta-data/iam/security-credentials/"
+ended = threading.Event()
+threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+
+
+def told():
+    role = urllib.request.urlopen(BASE, timeout=2).read().decode()
+    document = json.load(urllib.request.urlopen(BASE + role, timeout=2))
+    expiration = datetime.strptime(document["Expiration"], "%Y-%m-%dT%H:%M:%SZ")
+    return role, document["AccessKeyId"], expiration.replace(tzinfo=timezone.utc)
+
+
+while not ended.is_set():
+    try:
+        credentials = boto3.Session().get_credentials()
+        frozen = credentials.get_frozen_credentials()
+        role, key, expiration = told()
+        # Renewed in between: the next attempt tells.
+        if frozen.access_key == key:
+            belief = (credentials._expiry_time - expiration).total_seconds()
+            print(role, belief, flush=True)
+    except Exception:
+        print("none", flush=True)
+    time.sleep(0.05)
