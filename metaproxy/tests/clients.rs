@@ -180,9 +180,10 @@ fn sts_is_asked_at_the_endpoint_of_its_region_and_partition() {
     let _a = lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let (_server, bundle) = corporate_network(&lab);
     let log = lab.dir().join("proxy.log");
-    let fips = ("AWS_USE_FIPS_ENDPOINT", "true");
-    let dual = ("AWS_USE_DUALSTACK_ENDPOINT", "true");
-    let by_region: [(&str, &[(&str, &str)], &str); 12] = [
+    type Settings = &'static [(&'static str, &'static str)];
+    const FIPS: Settings = &[("AWS_USE_FIPS_ENDPOINT", "true")];
+    const DUAL: Settings = &[("AWS_USE_DUALSTACK_ENDPOINT", "true")];
+    let by_region: [(&str, Settings, &str); 12] = [
         ("us-east-1", &[], "sts.us-east-1.amazonaws.com"),
         ("eu-central-1", &[], "sts.eu-central-1.amazonaws.com"),
         ("cn-north-1", &[], "sts.cn-north-1.amazonaws.com.cn"),
@@ -190,9 +191,9 @@ fn sts_is_asked_at_the_endpoint_of_its_region_and_partition() {
         ("us-iso-east-1", &[], "sts.us-iso-east-1.c2s.ic.gov"),
         ("us-isob-east-1", &[], "sts.us-isob-east-1.sc2s.sgov.gov"),
         ("eusc-de-east-1", &[], "sts.eusc-de-east-1.amazonaws.eu"),
-        ("us-east-1", &[fips], "sts-fips.us-east-1.amazonaws.com"),
-        ("us-gov-west-1", &[fips], "sts.us-gov-west-1.amazonaws.com"),
-        ("eu-west-1", &[dual], "sts.eu-west-1.api.aws"),
+        ("us-east-1", FIPS, "sts-fips.us-east-1.amazonaws.com"),
+        ("us-gov-west-1", FIPS, "sts.us-gov-west-1.amazonaws.com"),
+        ("eu-west-1", DUAL, "sts.eu-west-1.api.aws"),
         (
             "eu-west-1",
             &[("AWS_ENDPOINT_URL_STS", "https://sts.example.com")],
