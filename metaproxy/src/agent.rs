@@ -17,7 +17,7 @@ use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::{Sts, StsError, StsSettings};
@@ -46,6 +46,9 @@ const DRAIN: Duration = Duration::from_secs(3);
 
 /// For answers that are being given when idle connections are closed.
 const LAST: Duration = Duration::from_secs(2);
+
+/// Sessions of which half is more than botocore can bear (`InstanceMetadataFetcher._evaluate_expiration`).
+const SOUND_DURATION: Duration = Duration::from_secs(40 * 60);
 
 /// Everything that the command line decides.
 #[derive(Debug)]
@@ -125,6 +128,12 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let manifests = Manifests::open(&settings.manifests, settings.node_name)?;
     let inventory = manifests.inventory();
     let tokens = Tokens::open(&settings.runtime_dir)?;
+    if settings.sts.duration < SOUND_DURATION {
+        warn!(
+            "--session-duration: botocore takes the end of credentials with less than 20 minutes left to be later than it \
+             is; sessions of 40m and more always have that"
+        );
+    }
     let sts = Sts::connect(&settings.sts, &NetworkEnv::read()).await?;
     let upstream = Arc::new(Upstream::new(settings.imds));
 

@@ -149,6 +149,18 @@ fn demonstrate(lab: &Lab) -> Result<()> {
         format!("→ {got}"),
         got == "status 404",
     )?;
+    for (path, want) in [
+        ("/latest/meta-data/placement/region", "us-east-1"),
+        ("/latest/user-data", "status 404"),
+    ] {
+        let got = ask(&plain, path)?;
+        show(
+            "pod plain (no role)",
+            &format!("GET {path}"),
+            format!("→ {got}"),
+            got == want,
+        )?;
+    }
     let got = ask_from_host(lab, LIST)?;
     show(
         "process of the node",
