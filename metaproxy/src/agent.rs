@@ -26,7 +26,7 @@ use crate::imds::path::Paths;
 use crate::imds::server::{Phase, Server};
 use crate::imds::token::{TokenKeyError, Tokens};
 use crate::imds::upstream::{Endpoint, Upstream};
-use crate::imds::{Parts, Service, Version1};
+use crate::imds::{Parts, Passing, Service, Version1};
 use crate::intercept::attachment::{AttachError, Attachment, State};
 use crate::intercept::caller::{Callers, CurrentPods};
 use crate::intercept::cgroups::{CgroupError, Locator};
@@ -135,7 +135,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         );
     }
     let sts = Sts::connect(&settings.sts, &NetworkEnv::read()).await?;
-    let upstream = Arc::new(Upstream::new(settings.imds));
+    let upstream = Upstream::new(settings.imds);
 
     let choice = match settings.listen_port {
         0 => PortChoice::Free(Avoid::of_this_node(inventory.host_ports())),
@@ -172,7 +172,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         sessions: sessions.clone(),
         tokens,
         paths: settings.paths,
-        upstream: Arc::clone(&upstream),
+        passing: Passing::new(upstream.clone()),
         version1,
     });
     let server = Arc::new(Server::new(
@@ -193,7 +193,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let mut tasks = JoinSet::new();
     tasks.spawn(manifests.run(publish));
     tasks.spawn(follow(pods, rules, sessions, wanted));
-    tasks.spawn(discovery::base_arn(Arc::clone(&upstream), sts, publish_rules));
+    tasks.spawn(discovery::base_arn(upstream.clone(), sts, publish_rules));
     tasks.spawn(discovery::version1(upstream, publish_version1));
     let mut keeping = tokio::spawn(attachment.keep(states.clone(), stopped));
     states.send_replace(state);

@@ -2,11 +2,12 @@
 
 mod usage;
 
+use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 pub use self::usage::UsageError;
 use crate::roles::SessionScope;
@@ -22,6 +23,31 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// From words, and variables of the environment that are not empty: charts set those for what is not given.
+    ///
+    /// # Errors
+    /// Where they make no sense; also for help and version.
+    pub fn from_words(
+        words: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    ) -> Result<Self, clap::Error> {
+        let is_set = |arg: &Arg| {
+            let value = arg.get_env().and_then(std::env::var_os);
+            value.is_none_or(|value| !value.is_empty())
+        };
+        let command = Self::command().mut_subcommands(|command| {
+            command.mut_args(|arg| {
+                if is_set(&arg) {
+                    arg
+                } else {
+                    arg.env(None::<&'static str>)
+                }
+            })
+        });
+        Self::from_arg_matches(&command.try_get_matches_from(words)?)
+    }
 }
 
 /// The subcommands.

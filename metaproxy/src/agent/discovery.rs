@@ -19,11 +19,14 @@ const BACKOFF: Duration = Duration::from_millis(500);
 /// Longest waiting time after failures.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
+/// After so many failures the node is taken to have no metadata service.
+const FAILURES: u32 = 5;
+
 /// Finds the base ARN where none is given, and publishes the rules with it. Like all tasks of the agent it never ends.
-pub(super) async fn base_arn(upstream: Arc<Upstream>, sts: Sts, rules: watch::Sender<Arc<Rules>>) {
-    let mut backoff = BACKOFF;
+pub(super) async fn base_arn(upstream: Upstream, sts: Sts, rules: watch::Sender<Arc<Rules>>) {
+    let (mut backoff, mut failures) = (BACKOFF, 0);
     while rules.borrow().base.is_none() {
-        match of_node(&upstream, &sts).await {
+        match of_node(&upstream, &sts, failures >= FAILURES).await {
             Ok(base) => {
                 info!(
                     base = base.prefix(),
@@ -41,6 +44,7 @@ pub(super) async fn base_arn(upstream: Arc<Upstream>, sts: Sts, rules: watch::Se
                 warn!(
                     "the account of the node's own role cannot be found out, so names of roles wait: {problem}"
                 );
+                failures += 1;
                 pause(&mut backoff).await;
             }
         }
@@ -48,24 +52,25 @@ pub(super) async fn base_arn(upstream: Arc<Upstream>, sts: Sts, rules: watch::Se
     pending().await
 }
 
-/// From the instance profile; where there is none, from whoever the node's credentials belong to.
-async fn of_node(upstream: &Upstream, sts: &Sts) -> Result<BaseArn, String> {
-    let (arn, unknown) = match upstream.instance_profile().await {
-        Ok(Some(arn)) => (arn, String::new()),
-        Ok(None) => (String::new(), "the node has no instance profile".to_owned()),
-        Err(error) => (String::new(), error.to_string()),
+/// From the instance profile. Where there is none, from whoever the node's credentials belong to; but never because the
+/// metadata service fails for a moment, as those credentials may be another account's.
+async fn of_node(upstream: &Upstream, sts: &Sts, is_alone: bool) -> Result<BaseArn, String> {
+    let profile = match upstream.instance_profile().await {
+        Ok(Some(arn)) => {
+            return BaseArn::of_account(&arn).ok_or_else(|| format!("iam/info has the ARN {arn:?}"));
+        }
+        Ok(None) => "the node has no instance profile".to_owned(),
+        Err(error) if is_alone => error.to_string(),
+        Err(error) => return Err(error.to_string()),
     };
-    if let Some(base) = BaseArn::of_account(&arn) {
-        return Ok(base);
-    }
     match sts.node_arn().await {
         Ok(arn) => BaseArn::of_account(&arn).ok_or_else(|| format!("STS calls the node {arn:?}")),
-        Err(error) => Err(format!("{unknown}; STS: {error}")),
+        Err(error) => Err(format!("{profile}; STS: {error}")),
     }
 }
 
 /// Finds out whether the node's metadata service requires session tokens, where that decides.
-pub(super) async fn version1(upstream: Arc<Upstream>, version1: watch::Sender<Version1>) {
+pub(super) async fn version1(upstream: Upstream, version1: watch::Sender<Version1>) {
     let mut backoff = BACKOFF;
     let mut is_open = *version1.borrow() == Version1::Unknown;
     while is_open {

@@ -1,12 +1,11 @@
 use super::*;
 use crate::agent::Settings;
-use clap::CommandFactory as _;
 use clap::error::ErrorKind;
 use rstest::rstest;
 
 fn settings(flags: &[&str]) -> Result<Settings, UsageError> {
     let words = ["metaproxy", "run", "--manifests", "/pods"].iter().chain(flags);
-    let Command::Run(args) = Cli::try_parse_from(words).unwrap().command;
+    let Command::Run(args) = Cli::from_words(words).unwrap().command;
     args.settings()
 }
 
@@ -71,12 +70,12 @@ fn flags_that_cannot_be_meant_are_named(#[case] flags: &[&str], #[case] want: &s
 #[case(&["walk"], ErrorKind::InvalidSubcommand)]
 #[case(&[], ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand)]
 fn words_that_make_no_sense_are_usage_errors(#[case] words: &[&str], #[case] want: ErrorKind) {
-    let error = Cli::try_parse_from(["metaproxy"].iter().chain(words)).unwrap_err();
+    let error = Cli::from_words(["metaproxy"].iter().chain(words)).unwrap_err();
     assert_eq!(error.kind(), want);
 }
 
 #[test]
 fn without_a_source_of_pods_it_says_which_flag_is_missing() {
-    let Command::Run(args) = Cli::try_parse_from(["metaproxy", "run"]).unwrap().command;
+    let Command::Run(args) = Cli::from_words(["metaproxy", "run"]).unwrap().command;
     assert_eq!(args.settings().unwrap_err(), UsageError::NoSource);
 }

@@ -67,6 +67,8 @@ struct State {
     urgent: bool,
     /// Somebody asked for it since it was obtained, or it was prefetched and is not obtained yet.
     wanted: bool,
+    /// It is not renewed by timer: the next request does it.
+    let_go: bool,
     /// Counts fetches: what was planned after one is void after the next.
     fetches: u64,
 }
@@ -188,8 +190,9 @@ impl<I: Issuer> Sessions<I> {
                 .session
                 .as_ref()
                 .filter(|session| !session.left(now).is_zero());
-            let fresh = valid.is_some_and(|session| !session.is_past_half(now));
-            let enough = fresh || valid.is_some_and(|session| session.left(now) >= LEAST_LEFT);
+            let young = valid.is_some_and(|session| !session.is_past_half(now));
+            let fresh = young && !state.let_go;
+            let enough = young || valid.is_some_and(|session| session.left(now) >= LEAST_LEFT);
             let failing = state
                 .failure
                 .as_ref()
@@ -254,6 +257,7 @@ impl<I: Issuer> Sessions<I> {
             due = if state.wanted {
                 Due::Renewal
             } else {
+                state.let_go = true;
                 let session = state.session.as_ref();
                 Due::LettingGo(session.map_or(Duration::ZERO, |session| session.left((self.0.clock)())))
             };

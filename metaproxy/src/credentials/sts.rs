@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use aws_config::default_provider::credentials::DefaultCredentialsChain;
 use aws_config::environment::EnvironmentVariableRegionProvider;
+use aws_config::identity::IdentityCache;
 use aws_config::imds;
 use aws_config::imds::region::ImdsRegionProvider;
 use aws_config::meta::region::RegionProviderChain;
@@ -28,11 +29,11 @@ use super::{Issuer, ObtainError, Session, SessionKey};
 use crate::roles::RoleArn;
 use crate::roles::session_name::SessionName;
 
-/// One STS call, its retries included.
-const CALL: Duration = Duration::from_secs(10);
+/// One STS call, its retries included. Nobody waits for it: an STS that takes long gives sessions all the same.
+const CALL: Duration = Duration::from_secs(30);
 
 /// One attempt of it.
-const ATTEMPT: Duration = Duration::from_secs(4);
+const ATTEMPT: Duration = Duration::from_secs(12);
 
 /// No session lives longer (`DurationSeconds` is at most 12 hours); what says so has a clock that is wrong.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
@@ -144,7 +145,13 @@ impl Sts {
             None => node.clone(),
             Some(role) => {
                 let through = Through::new(node.clone(), role.clone(), settings.own_name.clone());
-                Client::from_conf(config.credentials_provider(through).build())
+                let identities = IdentityCache::lazy().load_timeout(CALL).build();
+                Client::from_conf(
+                    config
+                        .credentials_provider(through)
+                        .identity_cache(identities)
+                        .build(),
+                )
             }
         };
         Ok(Self {

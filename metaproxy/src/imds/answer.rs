@@ -8,12 +8,12 @@ use hyper::body::Incoming;
 use hyper::header::{
     ACCEPT_RANGES, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LAST_MODIFIED, RETRY_AFTER, SERVER,
 };
-use hyper::{Response, StatusCode};
+use hyper::{Response, StatusCode, Version};
 use ring::digest::{SHA256, digest};
 use serde::Serialize;
-use tokio::sync::OwnedSemaphorePermit;
 
 use super::passage::{self, Passage};
+use super::passing::Place;
 use crate::credentials::{Session, timestamp};
 use crate::roles::RoleArn;
 
@@ -98,10 +98,12 @@ pub fn info(role: &RoleArn, now: SystemTime) -> Answer {
 }
 
 /// What the node's metadata service answers, on its way to a pod.
-pub fn from_node(response: Response<Incoming>, permit: OwnedSemaphorePermit) -> Answer {
+pub fn from_node(response: Response<Incoming>, place: Place) -> Answer {
     let (mut head, body) = response.into_parts();
     passage::strip(&mut head.headers);
-    Response::from_parts(head, Either::Right(Passage::new(body, permit)))
+    // The version is of that hop too; an older one has no way to tell a body that is cut off from a whole one.
+    head.version = Version::HTTP_11;
+    Response::from_parts(head, Either::Right(Passage::new(body, place)))
 }
 
 /// A document with which SDKs report a failure: 200, with a `Code` that is not `Success`.

@@ -4,11 +4,14 @@
 
 mod answer;
 mod passage;
+mod passing;
 pub mod path;
 mod patience;
 pub mod server;
 mod service;
 pub mod token;
+mod told;
 pub mod upstream;
 
+pub use passing::Passing;
 pub use service::{Caller, Parts, Service, Version1};

@@ -12,10 +12,10 @@ use hyper::header::{
     TRANSFER_ENCODING, UPGRADE,
 };
 use thiserror::Error;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Sleep;
 
 use super::answer::{TOKEN, TOKEN_TTL};
+use super::passing::Place;
 
 /// Longest body that is passed on; the longest real ones are lists of a few kilobytes.
 pub const MAX_BODY: u64 = 1024 * 1024;
@@ -45,17 +45,17 @@ pub struct Passage {
     body: Incoming,
     left: u64,
     until: Pin<Box<Sleep>>,
-    _permit: OwnedSemaphorePermit,
+    _place: Place,
 }
 
 impl Passage {
-    /// Holds the permit until it has passed.
-    pub fn new(body: Incoming, permit: OwnedSemaphorePermit) -> Self {
+    /// Holds its place until it has passed.
+    pub fn new(body: Incoming, place: Place) -> Self {
         Self {
             body,
             left: MAX_BODY,
             until: Box::pin(tokio::time::sleep(PATIENCE)),
-            _permit: permit,
+            _place: place,
         }
     }
 }

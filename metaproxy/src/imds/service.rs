@@ -1,30 +1,26 @@
 //! One request of one pod, answered.
 
-use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hyper::header::{CONTENT_LENGTH, HeaderMap};
+use hyper::header::HeaderMap;
 use hyper::{Method, StatusCode, Uri};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::answer::{self, Answer, TOKEN, TOKEN_TTL};
-use super::passage;
-use super::path::{NodePath, Paths, Route};
+use super::passing::Passing;
+use super::path::{Paths, Route};
 use super::token::{MAX_TTL, Tokens};
-use super::upstream::{Upstream, UpstreamError};
-use crate::credentials::{Issuer, ObtainError, SessionKey, Sessions};
+use super::told::Told;
+use crate::credentials::{Issuer, ObtainError, Session, SessionKey, Sessions};
 use crate::pods::{Inventory, Known, PodUid, Pods};
 use crate::roles::{Decision, Grant, Reason, Rules};
 
-/// Every answer is on its way within this time: two SDKs try once and give up after a second.
-const ANSWER: Duration = Duration::from_millis(850);
-
-/// Requests to the node's metadata service at a time.
-const PASSING: usize = 32;
+/// Every answer is on its way within this time: two SDKs try once and give up after a second. What is left of it is for getting there.
+const ANSWER: Duration = Duration::from_millis(800);
 
 const FORWARDED: &str = "x-forwarded-for";
 
@@ -61,8 +57,8 @@ pub struct Parts<I> {
     pub tokens: Tokens,
     /// What pods may see of the node's metadata.
     pub paths: Paths,
-    /// The node's metadata service.
-    pub upstream: Arc<Upstream>,
+    /// The way to the node's metadata service.
+    pub passing: Passing,
     /// Whether tokens are required.
     pub version1: watch::Receiver<Version1>,
 }
@@ -71,7 +67,6 @@ pub struct Parts<I> {
 #[derive(Debug)]
 pub struct Service<I> {
     parts: Parts<I>,
-    passing: Arc<Semaphore>,
     told: Told,
 }
 
@@ -81,6 +76,8 @@ enum Unentitled {
     BadToken,
     /// There is none.
     NoToken,
+    /// There is none, and whether there must be is not known yet.
+    NotYet,
 }
 
 /// A role in the list, and how its credentials are had.
@@ -103,7 +100,6 @@ impl<I: Issuer> Service<I> {
     pub fn new(parts: Parts<I>) -> Self {
         Self {
             parts,
-            passing: Arc::new(Semaphore::new(PASSING)),
             told: Told::default(),
         }
     }
@@ -141,6 +137,10 @@ impl<I: Issuer> Service<I> {
                 Err(Unentitled::BadToken) => answer::failure(
                     StatusCode::UNAUTHORIZED,
                     "The token has expired, or was not issued to this pod; ask for another.",
+                ),
+                Err(Unentitled::NotYet) => answer::failure(
+                    StatusCode::UNAUTHORIZED,
+                    "Whether requests need a session token is being found out; PUT /latest/api/token gives one.",
                 ),
                 Err(Unentitled::NoToken) => answer::failure(
                     StatusCode::UNAUTHORIZED,
@@ -198,76 +198,74 @@ impl<I: Issuer> Service<I> {
         let known = version1.wait_for(|known| *known != Version1::Unknown);
         match tokio::time::timeout_at(deadline, known).await {
             Ok(Ok(known)) if *known == Version1::Allowed => Ok(None),
-            _ => Err(Unentitled::NoToken),
+            Ok(_) => Err(Unentitled::NoToken),
+            Err(_) => Err(Unentitled::NotYet),
         }
     }
 
     async fn read(&self, caller: &Caller, method: &Method, route: Route, deadline: Instant) -> Answer {
         let (wanted, extended) = match route {
-            Route::Node(path) => return self.pass(method, &path, deadline).await,
+            Route::Node(path) => {
+                return self
+                    .parts
+                    .passing
+                    .pass(&caller.uid, method, &path, deadline)
+                    .await;
+            }
             Route::Refused(refusal) => {
                 return answer::failure(StatusCode::NOT_FOUND, &refusal.to_string());
             }
             Route::Token | Route::Iam | Route::Info | Route::Roles => (None, false),
             Route::Role { ref name, extended } => (Some(name), extended),
         };
-        let listed = match self.listed(caller, deadline).await {
-            Ok(listed) => listed,
-            Err(none) => return none,
-        };
-        match (&route, &listed) {
-            (Route::Iam, _) => answer::iam_list(),
-            (Route::Roles, _) => answer::role_list(listed.name()),
-            _ if wanted.is_some_and(|wanted| wanted != listed.name()) => answer::failure(
-                StatusCode::NOT_FOUND,
-                &format!("This pod's role is {}.", listed.name()),
-            ),
-            (Route::Info, Listed::Granted(grant)) => answer::info(&grant.role, SystemTime::now()),
-            (_, Listed::Granted(grant)) => self.credentials(grant, extended, deadline).await,
-            (_, Listed::Refused { reason, .. }) => refused(&self.told.tell(&caller.uid, reason)),
+        loop {
+            let listed = match self.listed(caller, deadline).await {
+                Ok(listed) => listed,
+                Err(none) => return none,
+            };
+            return match (&route, listed) {
+                (Route::Iam, _) => answer::iam_list(),
+                (Route::Roles, listed) => answer::role_list(listed.name()),
+                (_, listed) if wanted.is_some_and(|wanted| wanted != listed.name()) => answer::failure(
+                    StatusCode::NOT_FOUND,
+                    &format!("This pod's role is {}.", listed.name()),
+                ),
+                (Route::Info, Listed::Granted(grant)) => answer::info(&grant.role, SystemTime::now()),
+                (_, Listed::Granted(grant)) => {
+                    let key = SessionKey::of_grant(&grant);
+                    let obtained = self.parts.sessions.get(&key, deadline).await;
+                    // It may have taken a while, and another role, or none, may be the pod's by now.
+                    match self.decide(caller) {
+                        Decision::Granted(still) if SessionKey::of_grant(&still) == key => {}
+                        _ => continue,
+                    }
+                    self.credentials(&grant, obtained, extended)
+                }
+                (_, Listed::Refused { reason, .. }) => refused(&self.told.tell(&caller.uid, &reason)),
+            };
         }
     }
 
-    /// Metadata of the node, as the node has it.
-    async fn pass(&self, method: &Method, path: &NodePath, deadline: Instant) -> Answer {
-        let passed = tokio::time::timeout_at(deadline, async {
-            // Never closed, so there is always one in the end.
-            let permit = Arc::clone(&self.passing).acquire_owned().await.ok()?;
-            Some((self.parts.upstream.get(method, path).await, permit))
-        });
-        let error = match passed.await {
-            Ok(Some((Ok(response), permit))) => {
-                let length = response
-                    .headers()
-                    .get(CONTENT_LENGTH)
-                    .and_then(|length| length.to_str().ok());
-                match length.and_then(|length| length.parse::<u64>().ok()) {
-                    Some(length) if length > passage::MAX_BODY => UpstreamError::Unusable("it is too long"),
-                    _ => return answer::from_node(response, permit),
-                }
-            }
-            Ok(Some((Err(error), _))) => error,
-            Ok(None) | Err(_) => UpstreamError::Slow,
-        };
-        debug!(path = path.as_str(), "not passed through: {error}");
-        answer::failure(
-            StatusCode::SERVICE_UNAVAILABLE,
-            &format!("At the moment, {error}."),
-        )
+    /// What is decided about the pod at this moment.
+    fn decide(&self, caller: &Caller) -> Decision {
+        let (inventory, rules) = (
+            self.parts.pods.borrow().clone(),
+            self.parts.rules.borrow().clone(),
+        );
+        // Its known addresses may be those of a moment ago.
+        match check_address(&inventory, caller) {
+            Ok(()) => rules.resolve(&inventory, &caller.uid),
+            Err(reason) => Decision::Wait(*reason),
+        }
     }
 
     /// The pod's role; held until it is known, `deadline` at the latest.
     async fn listed(&self, caller: &Caller, deadline: Instant) -> Result<Listed, Answer> {
         let (mut pods, mut rules) = (self.parts.pods.clone(), self.parts.rules.clone());
         loop {
-            let inventory = Arc::clone(&pods.borrow_and_update());
-            let current = Arc::clone(&rules.borrow_and_update());
-            // Its known addresses may be those of a moment ago.
-            let decision = match check_address(&inventory, caller) {
-                Ok(()) => current.resolve(&inventory, &caller.uid),
-                Err(reason) => Decision::Wait(reason),
-            };
-            match decision {
+            pods.mark_unchanged();
+            rules.mark_unchanged();
+            match self.decide(caller) {
                 Decision::Granted(grant) => return Ok(Listed::Granted(grant)),
                 Decision::Refused { name, reason } => return Ok(Listed::Refused { name, reason }),
                 Decision::NoRole(reason) => {
@@ -290,19 +288,15 @@ impl<I: Issuer> Service<I> {
         }
     }
 
-    async fn credentials(&self, grant: &Grant, extended: bool, deadline: Instant) -> Answer {
-        let key = SessionKey::of_grant(grant);
-        match self.parts.sessions.get(&key, deadline).await {
-            Ok(session) => answer::credentials(&session, extended),
-            Err(error) => {
-                let sentence = self.told.tell(&grant.subject.uid, &error.reason(&grant.role));
-                match error {
-                    ObtainError::Denied(_) => refused(&sentence),
-                    ObtainError::Unavailable(_) => {
-                        answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence)
-                    }
-                }
-            }
+    fn credentials(&self, grant: &Grant, obtained: Result<Session, ObtainError>, extended: bool) -> Answer {
+        let error = match obtained {
+            Ok(session) => return answer::credentials(&session, extended),
+            Err(error) => error,
+        };
+        let sentence = self.told.tell(&grant.subject.uid, &error.reason(&grant.role));
+        match error {
+            ObtainError::Denied(_) => refused(&sentence),
+            ObtainError::Unavailable(_) => answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence),
         }
     }
 }
@@ -311,38 +305,13 @@ fn refused(sentence: &str) -> Answer {
     answer::unauthorized(sentence, SystemTime::now())
 }
 
-/// What was logged last about each pod, so that one that asks again and again does not fill the log.
-#[derive(Debug, Default)]
-struct Told(Mutex<HashMap<PodUid, String>>);
-
-impl Told {
-    /// More pods than a node has; then it begins anew.
-    const MAX: usize = 4096;
-
-    /// Logs a reason, as a warning where it is new for this pod; and returns it as a sentence.
-    fn tell(&self, uid: &PodUid, reason: &Reason) -> String {
-        let sentence = reason.to_string();
-        let mut told = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if told.get(uid) == Some(&sentence) {
-            debug!("{sentence}");
-            return sentence;
-        }
-        warn!("{sentence}");
-        if told.len() >= Self::MAX {
-            told.clear();
-        }
-        told.insert(uid.clone(), sentence.clone());
-        sentence
-    }
-}
-
 /// Where a pod's addresses are known, nobody else's connection passes for it. hostNetwork pods have the node's.
-fn check_address(inventory: &Inventory, caller: &Caller) -> Result<(), Reason> {
+fn check_address(inventory: &Inventory, caller: &Caller) -> Result<(), Box<Reason>> {
     match inventory.by_uid(&caller.uid) {
         Some(Known::Pod(pod))
             if !pod.host_network && !pod.ips.is_empty() && !pod.ips.contains(&caller.address) =>
         {
-            Err(Reason::ForeignAddress { pod: pod.to_string() })
+            Err(Box::new(Reason::ForeignAddress { pod: pod.to_string() }))
         }
         _ => Ok(()),
     }

@@ -2,6 +2,7 @@
 //! ever learns.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -14,7 +15,7 @@ use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use thiserror::Error;
-use tokio::sync::Mutex;
+use tokio::sync::watch;
 use tracing::debug;
 
 use super::answer::{TOKEN, TOKEN_TTL};
@@ -27,7 +28,10 @@ const TTL: u64 = super::token::MAX_TTL;
 const NO_TOKENS: Duration = Duration::from_secs(300);
 
 /// For one request that no pod waits for.
-const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// How long a failure to get a token is remembered: the service limits how often it is asked.
+const REMEMBERED: Duration = Duration::from_secs(1);
 
 /// Longest answer that is read by ourselves.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -52,6 +56,9 @@ pub enum UpstreamError {
     /// It took too long.
     #[error("the node's metadata service does not answer in time")]
     Slow,
+    /// It gave no session token.
+    #[error("the node's metadata service gives no session token: {0}")]
+    NoToken(String),
     /// It sent what can't be understood.
     #[error("the node's metadata service sent an answer that cannot be used: {0}")]
     Unusable(&'static str),
@@ -87,11 +94,21 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// A client of the node's metadata service. `Debug` shows no token.
+/// A client of the node's metadata service. Cheap to clone. `Debug` shows no token.
+#[derive(Clone)]
 pub struct Upstream {
     client: Client<HttpConnector, Empty<Bytes>>,
     endpoint: Endpoint,
-    token: Mutex<Option<NodeToken>>,
+    token: Arc<watch::Sender<TokenState>>,
+}
+
+/// What is known of the node's session token.
+#[derive(Default)]
+struct TokenState {
+    held: Option<NodeToken>,
+    /// Fetched by a task of its own: whoever waits may go away, and whoever has one need not wait.
+    fetching: bool,
+    failure: Option<(Instant, String)>,
 }
 
 /// The node's session token.
@@ -124,7 +141,7 @@ impl Upstream {
         Self {
             client,
             endpoint,
-            token: Mutex::default(),
+            token: Arc::default(),
         }
     }
 
@@ -160,8 +177,8 @@ impl Upstream {
         let answer = tokio::time::timeout(PATIENCE, self.client.request(request));
         match answer.await.map_err(|_| UpstreamError::Slow)??.status() {
             StatusCode::UNAUTHORIZED => Ok(true),
-            status if status.is_server_error() => Err(UpstreamError::Status { asked, status }),
-            _ => Ok(false),
+            StatusCode::OK | StatusCode::NOT_FOUND => Ok(false),
+            status => Err(UpstreamError::Status { asked, status }),
         }
     }
 
@@ -185,27 +202,55 @@ impl Upstream {
         }
     }
 
-    /// The token; `refused` is one that the service has just refused. Whoever comes while one is fetched waits for it.
+    /// The token; `refused` is one that the service has just refused. However many wait, one is fetched.
     async fn token(
         &self,
         refused: Option<Option<HeaderValue>>,
     ) -> Result<Option<HeaderValue>, UpstreamError> {
-        let mut held = self.token.lock().await;
-        let now = Instant::now();
-        let (known, is_fresh) = match &*held {
-            Some(token) if now < token.expires && refused.as_ref() != Some(&token.value) => {
-                (Some(token.value.clone()), now < token.renew_at)
+        let mut changes = self.token.subscribe();
+        loop {
+            let (mut good, mut failed, mut start) = (None, None, false);
+            self.token.send_if_modified(|state| {
+                let now = Instant::now();
+                let held = state.held.as_ref();
+                let held = held.filter(|token| now < token.expires && refused.as_ref() != Some(&token.value));
+                let fresh = held.is_some_and(|token| now < token.renew_at);
+                let failure = state.failure.as_ref().filter(|(until, _)| now < *until);
+                start = !fresh && !state.fetching && failure.is_none();
+                state.fetching |= start;
+                good = held.map(|token| token.value.clone());
+                failed = failure
+                    .filter(|_| !state.fetching)
+                    .map(|(_, error)| error.clone());
+                false
+            });
+            if start {
+                let upstream = self.clone();
+                tokio::spawn(async move { upstream.fetch_token().await });
             }
-            _ => (None, false),
-        };
-        match known {
-            Some(value) if is_fresh => Ok(value),
-            known => match self.new_token().await {
-                Ok(token) => Ok(held.insert(token).value.clone()),
-                // Early enough: what is there is still good.
-                Err(error) => known.ok_or(error),
-            },
+            match (good, failed) {
+                (Some(value), _) => return Ok(value),
+                (None, Some(error)) => return Err(UpstreamError::NoToken(error)),
+                (None, None) => {
+                    // The sender is our own.
+                    let _ = changes.wait_for(|state| !state.fetching).await;
+                }
+            }
         }
+    }
+
+    async fn fetch_token(&self) {
+        let fetched = tokio::time::timeout(PATIENCE, self.new_token()).await;
+        self.token.send_modify(|state| {
+            state.fetching = false;
+            match fetched.unwrap_or(Err(UpstreamError::Slow)) {
+                Ok(token) => {
+                    state.held = Some(token);
+                    state.failure = None;
+                }
+                Err(error) => state.failure = Some((Instant::now() + REMEMBERED, error.to_string())),
+            }
+        });
     }
 
     async fn new_token(&self) -> Result<NodeToken, UpstreamError> {

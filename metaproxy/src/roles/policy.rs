@@ -1,10 +1,13 @@
 //! What a namespace permits its pods: kiam's `permitted` and kube2iam's `allowed-roles`.
 //!
-//! Patterns come from whoever may annotate a namespace. The `regex` crate matches in time linear in the text; the
-//! annotation's length and the compiled size of all its patterns together are bounded; and each is compiled once. So
-//! none of them can cost more than its share.
+//! Patterns come from whoever may annotate a namespace. The `regex` crate matches in time linear in the text and in the
+//! compiled pattern. The annotation's length and the compiled size of all its patterns together are bounded, each is
+//! compiled once, and asked once about each role. So none of them can cost more than its share.
 
-use regex::{RegexSet, RegexSetBuilder};
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError};
+
+use regex::bytes::{RegexSet, RegexSetBuilder};
 use thiserror::Error;
 
 use super::{BaseArn, RoleArn};
@@ -32,8 +35,12 @@ pub enum PermittedMatch {
 /// Longest annotation that is read, in bytes.
 const MAX_LENGTH: usize = 32 * 1024;
 
-/// Largest compiled policy, all its patterns together, in bytes of memory.
-const MAX_COMPILED: usize = 2 * 1024 * 1024;
+/// Largest compiled annotation, all its regular expressions together, in bytes of memory. What matching costs at worst
+/// grows with it: about a hundredth of a second for the longest role.
+const MAX_COMPILED: usize = 64 * 1024;
+
+/// And all globs of one together, of which matching costs far less.
+const MAX_COMPILED_GLOBS: usize = 1024 * 1024;
 
 /// What is wrong with a namespace's policy.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -45,7 +52,7 @@ pub enum PolicyError {
     #[error("it is not a regular expression: {0}")]
     Pattern(String),
     /// Too costly.
-    #[error("its patterns take more than {MAX_COMPILED} bytes when compiled")]
+    #[error("its patterns are too large when compiled; shorten them, or their repetitions")]
     TooLarge,
     /// No JSON list.
     #[error("it is not a JSON list of strings such as [\"app-*\"]: {0}")]
@@ -73,42 +80,67 @@ impl<'a> Candidate<'a> {
         }
     }
 
-    fn forms(&self) -> impl Iterator<Item = &'a str> {
-        [self.arn, self.written].into_iter().chain(self.relative)
+    fn forms(&self, against: Against) -> impl Iterator<Item = &'a str> {
+        let (arn, written, relative) = match against {
+            Against::EveryForm => (Some(self.arn), Some(self.written), self.relative),
+            Against::Arn => (Some(self.arn), None, None),
+            Against::Name => (None, None, self.relative),
+        };
+        [arn, written, relative].into_iter().flatten()
     }
 }
+
+/// What patterns are compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Against {
+    EveryForm,
+    Arn,
+    /// The name relative to the base ARN: kube2iam puts the base before an entry that is no ARN.
+    Name,
+}
+
+/// A role's forms, and the number of the entry that allows it.
+type Asked = HashMap<[Option<Box<str>>; 3], Option<usize>>;
 
 /// What one annotation allows, read once.
 #[derive(Debug)]
 pub struct Policy {
     entries: Vec<String>,
-    patterns: RegexSet,
+    /// Patterns, each with the number of its entry.
+    patterns: Vec<(Against, RegexSet, Vec<usize>)>,
+    /// Roles that were asked about, and the number of the entry that allows each.
+    asked: Mutex<Asked>,
 }
 
 impl Policy {
+    /// More than a node has roles; then it begins anew.
+    const MAX_ASKED: usize = 1024;
+
     /// kiam's `permitted`.
     ///
     /// # Errors
     /// Where the annotation is no regular expression; nothing is permitted then.
     pub fn permitted(annotation: &str, style: PermittedMatch) -> Result<Self, PolicyError> {
         check_length(annotation)?;
+        let mut policy = Self::of_entries(vec![annotation.to_owned()]);
         if annotation.trim().is_empty() {
             // As kiam has it; searched for, an empty pattern would match everything.
-            return Self::new(Vec::new(), &[]);
+            policy.entries.clear();
+            return Ok(policy);
         }
-        let entries = vec![annotation.to_owned()];
-        match style {
-            PermittedMatch::Search => Self::new(entries.clone(), &entries),
-            PermittedMatch::Anchored => {
-                // By itself as well, so that the grouping can't mend (or be closed by) a pattern such as `a)|(b`.
-                compile(&entries)?;
-                // Grouped first: in `a|b` each alternative is anchored on both sides.
-                Self::new(entries, &[format!("^(?:{annotation})$")])
-            }
-        }
+        // By itself as well, so that the grouping can't mend (or be closed by) a pattern such as `a)|(b`.
+        let by_itself = compile(&policy.entries, MAX_COMPILED)?;
+        let patterns = match style {
+            PermittedMatch::Search => by_itself,
+            // Grouped first: in `a|b` each alternative is anchored on both sides.
+            PermittedMatch::Anchored => compile(&[format!("^(?:{annotation})$")], MAX_COMPILED)?,
+        };
+        policy.patterns.push((Against::EveryForm, patterns, vec![0]));
+        Ok(policy)
     }
 
-    /// kube2iam's `allowed-roles`.
+    /// kube2iam's `allowed-roles`. As there, an entry that is no ARN is one of names under the base ARN, from their
+    /// beginning; a regular expression need not go to their end.
     ///
     /// # Errors
     /// Where the annotation is no list, or an entry no pattern; nothing is allowed then.
@@ -116,42 +148,84 @@ impl Policy {
         check_length(annotation)?;
         let entries: Vec<String> =
             serde_json::from_str(annotation).map_err(|error| PolicyError::Json(error.to_string()))?;
-        let patterns: Vec<String> = entries
-            .iter()
-            .map(|entry| {
-                let entry = entry.strip_prefix('/').unwrap_or(entry);
-                match style {
-                    AllowedRolesStyle::Glob => glob(&lower_arn(entry)),
-                    AllowedRolesStyle::Regexp => entry.to_owned(),
+        let mut policy = Self::of_entries(entries);
+        let limit = match style {
+            AllowedRolesStyle::Glob => MAX_COMPILED_GLOBS,
+            AllowedRolesStyle::Regexp => MAX_COMPILED,
+        };
+        for against in [Against::Arn, Against::Name] {
+            let wanted = policy.entries.iter().enumerate().filter_map(|(number, entry)| {
+                let (kind, bare) = kind_of(entry);
+                // An empty entry would be found everywhere; it names no role.
+                (kind == against && !bare.is_empty()).then_some((number, bare))
+            });
+            let (numbers, bare): (Vec<usize>, Vec<String>) = wanted.unzip();
+            let patterns: Vec<String> = match style {
+                AllowedRolesStyle::Glob => bare.iter().map(|entry| glob(entry)).collect(),
+                AllowedRolesStyle::Regexp => {
+                    // By themselves as well, as above.
+                    compile(&bare, limit)?;
+                    let start = if against == Against::Name { "^" } else { "" };
+                    bare.iter().map(|entry| format!("{start}(?:{entry})")).collect()
                 }
-            })
-            .collect();
-        // An empty entry would be found everywhere; it names no role.
-        let (entries, patterns): (Vec<_>, Vec<_>) = entries
-            .into_iter()
-            .zip(patterns)
-            .filter(|(entry, _)| !entry.trim().is_empty())
-            .unzip();
-        Self::new(entries, &patterns)
+            };
+            let patterns = compile(&patterns, limit)?;
+            policy.patterns.push((against, patterns, numbers));
+        }
+        Ok(policy)
     }
 
-    fn new(entries: Vec<String>, patterns: &[String]) -> Result<Self, PolicyError> {
-        let patterns = compile(patterns)?;
-        Ok(Self { entries, patterns })
+    fn of_entries(entries: Vec<String>) -> Self {
+        Self {
+            entries,
+            patterns: Vec::new(),
+            asked: Mutex::default(),
+        }
     }
 
     /// The first entry, as written, that allows the role.
     pub fn allows(&self, role: &Candidate<'_>) -> Option<&str> {
-        let first = role
-            .forms()
-            .filter_map(|form| self.patterns.matches(form).iter().next())
-            .min()?;
-        self.entries.get(first).map(String::as_str)
+        let key = [Some(role.arn), Some(role.written), role.relative].map(|form| form.map(Box::from));
+        let lock = || self.asked.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = lock().get(&key).copied();
+        let number = known.unwrap_or_else(|| {
+            let number = self.first(role);
+            let mut asked = lock();
+            if asked.len() >= Self::MAX_ASKED {
+                asked.clear();
+            }
+            asked.insert(key, number);
+            number
+        });
+        self.entries.get(number?).map(String::as_str)
+    }
+
+    fn first(&self, role: &Candidate<'_>) -> Option<usize> {
+        let matching = self.patterns.iter().flat_map(|(against, patterns, numbers)| {
+            role.forms(*against)
+                .flat_map(|form| patterns.matches(form.as_bytes()))
+                .filter_map(|index| numbers.get(index).copied())
+        });
+        matching.min()
     }
 
     /// The entries, as written.
     pub fn entries(&self) -> &[String] {
         &self.entries
+    }
+}
+
+/// Whether an entry of `allowed-roles` is for ARNs (`arn:` in any case, as in the role's own annotation) or for names, and
+/// what of it is compared.
+fn kind_of(entry: &str) -> (Against, String) {
+    let entry = entry.trim();
+    let bare = entry.strip_prefix('^').unwrap_or(entry);
+    match bare.get(..4) {
+        Some(prefix) if prefix.eq_ignore_ascii_case("arn:") => {
+            let start = if bare.len() < entry.len() { "^" } else { "" };
+            (Against::Arn, format!("{start}arn:{}", &bare[4..]))
+        }
+        _ => (Against::Name, bare.strip_prefix('/').unwrap_or(bare).to_owned()),
     }
 }
 
@@ -163,10 +237,11 @@ fn check_length(annotation: &str) -> Result<(), PolicyError> {
     }
 }
 
-fn compile(patterns: &[String]) -> Result<RegexSet, PolicyError> {
+fn compile(patterns: &[String], limit: usize) -> Result<RegexSet, PolicyError> {
     RegexSetBuilder::new(patterns)
-        .size_limit(MAX_COMPILED)
-        .dfa_size_limit(MAX_COMPILED)
+        // Roles are ASCII, and `\w` and `\d` are so in Go, for which these patterns were written.
+        .unicode(false)
+        .size_limit(limit)
         .build()
         .map_err(|error| match error {
             regex::Error::CompiledTooBig(_) => PolicyError::TooLarge,
@@ -186,14 +261,6 @@ fn compile(patterns: &[String]) -> Result<RegexSet, PolicyError> {
                 ))
             }
         })
-}
-
-/// `arn:` in any case, as in the role's own annotation.
-fn lower_arn(entry: &str) -> String {
-    match entry.get(..4) {
-        Some(prefix) if prefix.eq_ignore_ascii_case("arn:") => format!("arn:{}", &entry[4..]),
-        _ => entry.to_owned(),
-    }
 }
 
 /// kube2iam's globs: `*` is any text, `/` included, and `?` one character.

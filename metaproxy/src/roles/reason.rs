@@ -83,7 +83,7 @@ pub enum Reason {
         allowance: Box<Allowance>,
     },
     /// Nobody named a role.
-    #[error("pod {pod} has no role: it has no annotation {key}, and there is no --default-role")]
+    #[error("pod {pod} has no role: it has no annotation {key}, and no --default-role is for it")]
     NoRole {
         /// `namespace/name`
         pod: String,

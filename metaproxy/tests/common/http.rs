@@ -45,6 +45,16 @@ impl Response {
 
 /// Sends each request on a connection of its own; a request may come in pieces. What came back, as text.
 pub fn exchange<R: AsRef<[P]>, P: AsRef<str>>(pod: &Pod, requests: &[R], patience: f64) -> Vec<String> {
+    let answers = timed_exchange(pod, requests, patience);
+    answers.into_iter().map(|(answer, _)| answer).collect()
+}
+
+/// And after how many seconds the first of it came.
+pub fn timed_exchange<R: AsRef<[P]>, P: AsRef<str>>(
+    pod: &Pod,
+    requests: &[R],
+    patience: f64,
+) -> Vec<(String, f64)> {
     let requests: Vec<Vec<&str>> = requests
         .iter()
         .map(|pieces| pieces.as_ref().iter().map(AsRef::as_ref).collect())

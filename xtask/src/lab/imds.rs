@@ -131,6 +131,10 @@ pub struct Behaviour {
     pub has_no_tokens: bool,
     /// How long an answer takes.
     pub takes: Duration,
+    /// How long a token takes, beside that.
+    pub token_takes: Duration,
+    /// The life of tokens, in seconds; six hours where it is not said.
+    pub token_ttl: Option<u64>,
     /// Every answer, whatever is asked for.
     pub always: Option<StatusCode>,
     /// No `iam/` at all.
@@ -230,10 +234,12 @@ impl Handler for State {
             if behaviour.has_no_tokens {
                 return text(StatusCode::NOT_FOUND, "not here");
             }
+            tokio::time::sleep(behaviour.token_takes).await;
             let mut response = text(StatusCode::OK, &good());
+            let ttl = behaviour.token_ttl.unwrap_or(21_600);
             response
                 .headers_mut()
-                .insert("x-aws-ec2-metadata-token-ttl-seconds", 21_600.into());
+                .insert("x-aws-ec2-metadata-token-ttl-seconds", ttl.into());
             return response;
         }
         let is_good = token.as_ref().map(|token| token.as_bytes() == good().as_bytes());

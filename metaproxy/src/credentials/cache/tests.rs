@@ -326,11 +326,15 @@ async fn a_session_that_nobody_asked_for_since_it_was_obtained_is_let_go() {
     );
 }
 
+/// Before half its life, and after.
+#[rstest]
+#[case(30 * 60 - 1)]
+#[case(33 * 60)]
 #[tokio::test(start_paused = true)]
-async fn a_session_that_was_let_go_is_served_while_it_has_enough_left() {
+async fn a_session_that_was_let_go_is_served_while_it_has_enough_left_and_renewed_behind(#[case] at: u64) {
     let (script, sessions) = sts(5_000, [hour()]);
     sessions.prefetch(&key("a"));
-    pass(minutes(33)).await;
+    pass(Duration::from_secs(at)).await;
     assert_eq!(script.count(), 1, "let go");
     let start = Instant::now();
     assert!(left(&sessions).await.unwrap() >= minutes(25));

@@ -355,9 +355,10 @@ fn names_wait_until_the_account_is_known_and_arns_do_not() {
 #[case::kube2iam_capital_arn("ARN:aws:iam::123456789012:role/app", &[("allowed-roles", r#"["app"]"#)], [true, true, true])]
 #[case::kube2iam_glob("app-x", &[("allowed-roles", r#"["app-*"]"#)], [true, true, true])]
 #[case::kube2iam_glob_is_no_regexp("app", &[("allowed-roles", r#"["a.p"]"#)], [false, true, false])]
-#[case::kube2iam_glob_whole("my-app", &[("allowed-roles", r#"["app"]"#)], [false, true, false])]
+#[case::kube2iam_glob_whole("app-x", &[("allowed-roles", r#"["app"]"#)], [false, true, false])]
+#[case::kube2iam_from_the_beginning("my-app", &[("allowed-roles", r#"["app"]"#)], [false, false, false])]
 #[case::kube2iam_path("team/sub/app", &[("allowed-roles", r#"["team/*"]"#)], [true, true, true])]
-#[case::kube2iam_other_account("arn:aws:iam::999999999999:role/app", &[("allowed-roles", r#"["app", "web*"]"#)], [false, true, false])]
+#[case::kube2iam_other_account("arn:aws:iam::999999999999:role/app", &[("allowed-roles", r#"["app", "web*"]"#)], [false, false, false])]
 #[case::kube2iam_any_account("arn:aws:iam::999999999999:role/app", &[("allowed-roles", r#"["arn:aws:iam::*:role/app"]"#)], [true, false, true])]
 #[case::kube2iam_empty_list("app", &[("allowed-roles", "[]")], [false, false, false])]
 #[case::both_one_allows("app", &[("permitted", "x"), ("allowed-roles", r#"["app"]"#)], [true, true, true])]
@@ -525,6 +526,47 @@ fn tags_say_whose_session_it_is() {
     );
 }
 
+/// Whether the annotations allow the role, said another way.
+fn is_allowed(role: &RoleArn, written: &str, permitted: &str, list: &str) -> bool {
+    let name = role.as_str().strip_prefix("arn:aws:iam::123456789012:role/");
+    let by_pattern = regex::bytes::Regex::new(permitted).is_ok_and(|pattern| {
+        let forms = [Some(role.as_str()), Some(written.trim()), name];
+        forms.into_iter().flatten().any(|form| {
+            let whole = |found: regex::bytes::Match<'_>| found.start() == 0 && found.end() == form.len();
+            // Leftmost-first may find a shorter one before the whole.
+            pattern.find(form.as_bytes()).is_some_and(whole)
+                || regex::bytes::Regex::new(&format!("\\A(?:{permitted})\\z"))
+                    .is_ok_and(|all| all.is_match(form.as_bytes()))
+        })
+    });
+    let entries: Vec<String> = serde_json::from_str(list).unwrap_or_default();
+    let by_list = entries.iter().any(|entry| {
+        let entry = entry.trim();
+        let text = if entry.to_lowercase().starts_with("arn:") {
+            Some(role.as_str())
+        } else {
+            name
+        };
+        text.is_some_and(|text| {
+            matches_glob(entry.trim_start_matches(['/', '^']).as_bytes(), text.as_bytes())
+        })
+    });
+    by_pattern || by_list
+}
+
+fn matches_glob(glob: &[u8], text: &[u8]) -> bool {
+    match (glob.split_first(), text.split_first()) {
+        (None, None) => true,
+        (Some((b'*', rest)), _) if matches_glob(rest, text) => true,
+        (Some((b'*', _)), Some((_, text))) => matches_glob(glob, text),
+        (Some((b'?', rest)), Some((_, text))) => matches_glob(rest, text),
+        (Some((one, rest)), Some((other, text))) => {
+            one.eq_ignore_ascii_case(other) && matches_glob(rest, text)
+        }
+        _ => false,
+    }
+}
+
 /// Any text, and texts that are nearly right.
 fn any_text() -> impl Strategy<Value = String> {
     let nearly = prop::sample::select(vec![
@@ -567,7 +609,8 @@ proptest! {
         match decision {
             Decision::Granted(grant) => {
                 let written: WrittenRole = role.parse().unwrap();
-                prop_assert_eq!(written.resolve(rules().base.as_ref()), Ok(Some(grant.role)));
+                prop_assert_eq!(written.resolve(rules().base.as_ref()), Ok(Some(grant.role.clone())));
+                prop_assert!(is_allowed(&grant.role, &role, &policy, &list), "{:?} {:?} {:?}", role, policy, list);
             }
             Decision::Refused { name, reason } => {
                 prop_assert!(super::super::arn::is_name(&name));
