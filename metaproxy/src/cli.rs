@@ -1,15 +1,17 @@
 //! The command line. Everything is parsed and checked here, before anything is started.
 
 mod usage;
+mod values;
 
 use std::ffi::OsString;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub use self::usage::UsageError;
+pub use self::values::{ImdsV1, LogFormat, LogLevel, NamespacePolicy, Switch};
 use crate::roles::SessionScope;
 use crate::roles::policy::{AllowedRolesStyle, PermittedMatch};
 
@@ -346,59 +348,6 @@ pub struct RunArgs {
         help_heading = "Operation"
     )]
     pub log: LogLevel,
-}
-
-/// `--namespace-policy`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum NamespacePolicy {
-    /// A role must be allowed by an annotation of the namespace
-    Required,
-    /// The namespace is not asked
-    Off,
-}
-
-/// `--imds-v1`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ImdsV1 {
-    /// As the node's own metadata service has it
-    Auto,
-    /// They may
-    Allow,
-    /// They get 401
-    Deny,
-}
-
-/// On or off.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Switch {
-    /// It is done
-    On,
-    /// It is not
-    Off,
-}
-
-/// `--log-format`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// A line for people
-    Text,
-    /// A JSON object on each line
-    Json,
-}
-
-/// `--log`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogLevel {
-    /// Failures
-    Error,
-    /// And what somebody should look at
-    Warn,
-    /// And what happens
-    Info,
-    /// And each request
-    Debug,
-    /// And everything else
-    Trace,
 }
 
 #[cfg(test)]

@@ -8,6 +8,8 @@
 
 pub mod clients;
 pub mod http;
+pub mod identity;
+pub mod sessions;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};

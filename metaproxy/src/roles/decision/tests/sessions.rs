@@ -1,0 +1,110 @@
+//! How sessions are made.
+
+use super::*;
+
+#[test]
+fn external_id_and_session_name_come_from_their_annotations() {
+    let annotated = pod(&[
+        ("role", "app"),
+        ("external-id", "team/42"),
+        ("session-name", "my session"),
+    ]);
+    let grant = granted(unasked().resolve_pod(&annotated, None));
+    assert_eq!(grant.session.external_id.as_deref(), Some("team/42"));
+    assert_eq!(grant.session.name.as_str(), "my-session");
+    let malformed = pod(&[("role", "app"), ("external-id", "a b")]);
+    let (name, reason) = refused(unasked().resolve_pod(&malformed, None));
+    assert!(
+        name == "app" && reason.contains("iam.amazonaws.com/external-id"),
+        "{reason}"
+    );
+}
+
+#[test]
+fn pods_share_a_session_only_by_scope_and_where_nothing_differs() {
+    let shape = |sessions: &SessionRules, name: &str, pairs: &[(&str, &str)]| {
+        let pod = Pod {
+            name: name.to_owned(),
+            uid: format!("uid-of-{name}").parse().unwrap(),
+            ..pod(&[&[("role", "app")], pairs].concat())
+        };
+        granted(
+            Rules {
+                sessions: sessions.clone(),
+                ..unasked()
+            }
+            .resolve_pod(&pod, None),
+        )
+        .session
+    };
+    let own = SessionRules {
+        node: Some("node-1".to_owned()),
+        ..SessionRules::default()
+    };
+    assert_ne!(shape(&own, "a", &[]), shape(&own, "b", &[]));
+    assert_eq!(shape(&own, "a", &[]).name.as_str(), "apps.a");
+
+    let shared = SessionRules {
+        scope: SessionScope::Role,
+        ..own
+    };
+    assert_eq!(shape(&shared, "a", &[]), shape(&shared, "b", &[]));
+    assert_eq!(shape(&shared, "a", &[]).name.as_str(), "metaproxy.node-1");
+    let id = &[("external-id", "one")];
+    assert_eq!(shape(&shared, "a", id), shape(&shared, "b", id));
+    assert_ne!(
+        shape(&shared, "a", id),
+        shape(&shared, "b", &[("external-id", "two")])
+    );
+    assert_ne!(shape(&shared, "a", id), shape(&shared, "b", &[]));
+    assert_ne!(
+        shape(&shared, "a", &[("session-name", "x1")]),
+        shape(&shared, "b", &[])
+    );
+
+    let tagged = SessionRules {
+        tags: Some(CommonTags::default()),
+        ..shared
+    };
+    assert_ne!(
+        shape(&tagged, "a", &[]),
+        shape(&tagged, "b", &[]),
+        "their tags differ"
+    );
+}
+
+#[test]
+fn tags_say_whose_session_it_is() {
+    let sessions = SessionRules {
+        tags: Some(CommonTags {
+            cluster: Some("blue".to_owned()),
+        }),
+        node: Some("node-1".to_owned()),
+        ..SessionRules::default()
+    };
+    let rules = Rules {
+        sessions,
+        ..unasked()
+    };
+    let tags = granted(rules.resolve_pod(&pod(&[("role", "app")]), None))
+        .session
+        .tags;
+    let want = [
+        ("kubernetes-cluster-name", "blue"),
+        ("kubernetes-namespace", "apps"),
+        ("kubernetes-node-name", "node-1"),
+        ("kubernetes-pod-name", "web"),
+        ("kubernetes-service-account", "default"),
+    ];
+    assert_eq!(tags, want.map(|(key, value)| (key, value.to_owned())));
+    // A name that the API server would not take, from a manifest.
+    let odd = Pod {
+        service_account: "a<b>".to_owned(),
+        ..pod(&[("role", "app")])
+    };
+    let (_, reason) = refused(rules.resolve_pod(&odd, None));
+    assert!(
+        reason.contains("kubernetes-service-account") && reason.contains("--session-tags"),
+        "{reason}"
+    );
+}

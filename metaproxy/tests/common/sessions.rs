@@ -1,0 +1,42 @@
+//! Documents and lists, as tests of roles and sessions ask for them.
+
+use xtask::lab::agent::Agent;
+use xtask::lab::pod::Pod;
+
+use super::Node;
+use super::http::{LIST, Response, get, request, timed_exchange};
+
+pub const ROLE: &str = "iam.amazonaws.com/role";
+
+pub fn start(node: &Node, flags: &[&str]) -> Agent {
+    Agent::start(&node.lab, &node.spec().with(flags)).unwrap()
+}
+
+pub fn document(pod: &Pod, role: &str) -> Response {
+    get(pod, &format!("{LIST}{role}"))
+}
+
+/// What every answer keeps, in seconds; SDKs give up after one.
+pub const IN_TIME: f64 = 0.9;
+
+/// Asks for the list and the document, sixteen times each at once; each must come in time. One of each.
+pub fn in_time(pod: &Pod, role: &str) -> (Response, Response) {
+    let document = format!("{LIST}{role}");
+    let requests: Vec<[String; 1]> = [LIST, &document]
+        .into_iter()
+        .cycle()
+        .take(32)
+        .map(|path| [request("GET", path, "")])
+        .collect();
+    let mut answers = timed_exchange(pod, &requests, 3.0)
+        .into_iter()
+        .map(|(answer, took)| {
+            assert!(took <= IN_TIME, "{took} s for {answer}");
+            Response::parse(&answer).unwrap()
+        });
+    (answers.next().unwrap(), answers.next().unwrap())
+}
+
+pub fn document_is_good(pod: &Pod, role: &str) -> bool {
+    document(pod, role).json()["SecretAccessKey"] == format!("secret-of-{role}")
+}
