@@ -183,7 +183,7 @@ fn a_nested_cgroup_named_after_another_pod_changes_nothing() {
 
 #[test]
 fn a_connection_from_an_address_that_is_not_the_pods_is_held_and_gets_no_role() {
-    let Some(node): Option<Node> = node() else { return };
+    let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let netns = a.netns().unwrap();
     netns.add_address("lo", "10.244.99.99/32").unwrap();
