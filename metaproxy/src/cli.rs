@@ -70,9 +70,10 @@ pub struct RunArgs {
     #[arg(long, env = "METAPROXY_MANIFESTS", value_name = "DIR", help_heading = "Pods")]
     manifests: Option<PathBuf>,
 
-    /// Kubeconfig of the API server to read pods from
+    /// Kubeconfig of the API server to read pods from; not part of this version
     #[arg(
         long,
+        hide = true,
         env = "METAPROXY_KUBECONFIG",
         value_name = "FILE",
         conflicts_with = "manifests",

@@ -127,3 +127,29 @@ fn names_of_roles_are_those_of_the_nodes_own_account_unless_a_flag_says_otherwis
     node.imds.behave(Behaviour::default());
     common::eventually("the name is known", || get(&a, LIST).body == "role-a");
 }
+
+/// A machine without a metadata service, with credentials from elsewhere.
+#[test]
+fn where_there_is_no_metadata_service_sts_tells_the_account() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let keys = [("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", "s")];
+    let environment = keys.map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let spec = AgentSpec {
+        base: None,
+        environment: environment.to_vec(),
+        ..node.spec()
+    };
+    let nowhere = ["--region", "us-east-1", "--imds-endpoint", "http://10.200.0.2:9"];
+    let agent = Agent::start(&node.lab, &spec.with(&nowhere)).unwrap();
+    assert_eq!(
+        get(&a, LIST).status,
+        503,
+        "not at once: it may be there in a moment"
+    );
+    agent
+        .wait_for("names of roles are those of the node's own account")
+        .unwrap();
+    assert_eq!(get(&a, LIST).body, "role-a");
+    agent.wait_for("until then pods need none").unwrap();
+}

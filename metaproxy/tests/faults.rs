@@ -34,7 +34,7 @@ const FAULTS: [&str; 10] = [
 ];
 
 /// The SDK for JavaScript, by its package's directory.
-fn javascript() -> PathBuf {
+fn javascript_sdk() -> PathBuf {
     let dir = std::env::var_os("METAPROXY_TEST_JAVASCRIPT").map_or_else(
         || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/javascript"),
         PathBuf::from,
@@ -109,7 +109,7 @@ fn attempts(lab: &Lab, place: Place<'_>, client: Client, fault: &str, port: u16)
             let mut command = as_application(place.command(lab, "node"), lab);
             command
                 .arg(script("attempts.mjs"))
-                .arg(javascript())
+                .arg(javascript_sdk())
                 .arg(ATTEMPTS);
             serde_json::from_str(&run(command)).unwrap()
         }
@@ -211,8 +211,18 @@ impl Drop for Refreshing {
     }
 }
 
+/// A command of an application in a pod, whose output is kept.
+fn new_processes(node: &Node, pod: &Pod, program: &str, sts: &str) -> Command {
+    let mut command = as_application(pod.command(program).unwrap(), &node.lab);
+    command
+        .env("AWS_ENDPOINT_URL", sts)
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null());
+    command
+}
+
 #[test]
-fn a_process_that_goes_on_notices_no_restart_and_recovers_from_a_crash() {
+fn applications_notice_no_restart_and_recover_from_a_crash() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let keys = [("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", "s")];
@@ -232,7 +242,21 @@ fn a_process_that_goes_on_notices_no_restart_and_recovers_from_a_crash() {
     let mut agent = Agent::start(&node.lab, &spec).unwrap();
     let boto3 = Refreshing::start(&node, &a);
     assert!(boto3.next(5).iter().all(|line| line.starts_with("role-a")));
-    for _ in 0..3 {
+    // New processes all the while, of which each asks anew.
+    let sts = xtask::lab::sts::FakeSts::url();
+    let mut javascript = new_processes(&node, &a, "node", &sts);
+    javascript
+        .arg(script("attempts.mjs"))
+        .arg(javascript_sdk())
+        .arg("400");
+    let javascript = javascript.spawn().unwrap();
+    let mut cli = new_processes(&node, &a, "bash", &sts);
+    let asking = format!(
+        "for n in $(seq 12); do '{}' sts get-caller-identity --query Arn --output text || echo none; done",
+        venv("aws").display()
+    );
+    let cli = cli.args(["-c", &asking]).spawn().unwrap();
+    for _ in 0..5 {
         let next = Agent::start(&node.lab, &spec).unwrap();
         agent.stop().unwrap();
         agent = next;
@@ -242,6 +266,11 @@ fn a_process_that_goes_on_notices_no_restart_and_recovers_from_a_crash() {
             "{attempts:?}"
         );
     }
+    let javascript = javascript.wait_with_output().unwrap();
+    let outcomes: Vec<Option<String>> = serde_json::from_slice(&javascript.stdout).unwrap();
+    assert_eq!(outcomes.iter().flatten().count(), 400, "JavaScript");
+    let cli = String::from_utf8(cli.wait_with_output().unwrap().stdout).unwrap();
+    assert_eq!(cli.matches("arn:aws:sts").count(), 12, "the CLI: {cli}");
     agent.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
     agent.wait().unwrap();
     eventually("it notices", || boto3.next(1) == ["none"]);

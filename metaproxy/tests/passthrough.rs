@@ -196,6 +196,28 @@ fn a_token_that_takes_long_is_waited_for_behind_and_renewed_while_the_old_one_is
     eventually("and then there is another", at_once);
 }
 
+/// A service that refuses what it gives is not asked for more and more, whatever pods do.
+#[rstest]
+#[case::no_tokens_and_yet_required(Behaviour { has_no_tokens: true, requires_tokens: true, ..Behaviour::default() })]
+#[case::refused(Behaviour { refuses_tokens: true, ..Behaviour::default() })]
+#[case::without_life(Behaviour { token_ttl: Some(0), ..Behaviour::default() })]
+fn a_service_in_trouble_is_not_asked_for_token_after_token(#[case] behaviour: Behaviour) {
+    let Some((node, a, _agent)) = served(behaviour, &["--region", "us-east-1"]) else {
+        return;
+    };
+    let before = passed(&node).len();
+    let requests = vec![[request("GET", ID, "")]; 100];
+    for answer in exchange(&a, &requests, 2.0) {
+        assert!(
+            answer.starts_with("HTTP/1.1 503") || answer.starts_with("HTTP/1.1 200"),
+            "{answer}"
+        );
+    }
+    let passed = passed(&node).split_off(before);
+    let puts = passed.iter().filter(|request| request.starts_with("PUT")).count();
+    assert!(puts <= 5, "{puts}");
+}
+
 /// One pod that asks for all it can leaves the way free for another.
 #[test]
 fn one_pod_cannot_take_the_way_to_the_nodes_service_from_others() {

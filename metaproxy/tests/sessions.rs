@@ -257,6 +257,22 @@ fn bad_input_stays_with_its_pod() {
             "names the role",
         ),
         (
+            "json",
+            PodSpec {
+                namespace: "broken",
+                ..PodSpec::with_role("json", "role-a")
+            },
+            "it is not a JSON list of strings",
+        ),
+        (
+            "session",
+            annotated(
+                "session",
+                &[("role", "role-s"), ("session-name", "\u{e9} <\u{7}>")],
+            ),
+            "ASIA",
+        ),
+        (
             "unpermitted",
             annotated("unpermitted", &[("role", "other")]),
             "not permitted",
@@ -277,7 +293,8 @@ fn bad_input_stays_with_its_pod() {
         let list = get(pod, LIST);
         assert_eq!(list.status, 200, "{list:?}");
         let told = document(pod, &list.body);
-        assert_eq!(told.json()["Code"], "AssumeRoleUnauthorizedAccess", "{told:?}");
+        let is_refused = told.json()["Code"] == "AssumeRoleUnauthorizedAccess";
+        assert_eq!(is_refused, *want != "ASIA", "{told:?}");
         assert!(told.body.contains(want), "{told:?}");
         assert!(document_is_good(&fine, "role-fine"));
     }

@@ -8,8 +8,9 @@ use std::time::{Duration, Instant};
 
 use common::http::{LIST, get};
 use common::sessions::{ROLE, document, document_is_good, in_time, start};
-use common::{counts, dial, eventually, node, node_with_sts, outcomes, start_dial};
+use common::{agent_binary, counts, dial, eventually, node, node_with_sts, outcomes, start_dial};
 use rstest::rstest;
+use xtask::lab::agent::{Agent, AgentSpec};
 use xtask::lab::pod::PodSpec;
 use xtask::lab::sts::Behaviour;
 
@@ -103,6 +104,23 @@ fn while_sts_fails_the_pod_is_told_in_time_and_what_is_there_is_served(#[case] b
         document(&b, "role-b").body.contains("secret-of-role-b")
     });
     assert!(!agent.said().contains("secret-of"), "{}", agent.said());
+}
+
+/// Nobody at all at its address.
+#[test]
+fn an_sts_that_cannot_be_reached_is_told_of_in_time() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    // Refused at once, and without an answer: nothing routes there.
+    for address in ["http://10.200.0.2:9", "http://10.200.0.77"] {
+        let spec = AgentSpec::new(agent_binary(), address);
+        let _agent = Agent::start(&node.lab, &spec).unwrap();
+        for _ in 0..3 {
+            let (list, document) = in_time(&a, "role-a");
+            assert_eq!((list.status, document.status), (200, 503), "{document:?}");
+            assert!(document.body.contains("no credentials for role"), "{document:?}");
+        }
+    }
 }
 
 /// Longer than an SDK would wait, and for ever.

@@ -20,7 +20,7 @@ const BACKOFF: Duration = Duration::from_millis(500);
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
 /// After so many failures the node is taken to have no metadata service.
-const FAILURES: u32 = 5;
+const FAILURES: u32 = 4;
 
 /// Finds the base ARN where none is given, and publishes the rules with it. Like all tasks of the agent it never ends.
 pub(super) async fn base_arn(upstream: Upstream, sts: Sts, rules: watch::Sender<Arc<Rules>>) {
@@ -40,11 +40,11 @@ pub(super) async fn base_arn(upstream: Upstream, sts: Sts, rules: watch::Sender<
                     });
                 });
             }
-            Err(problem) => {
+            Err(Unknown { problem, is_absent }) => {
                 warn!(
                     "the account of the node's own role cannot be found out, so names of roles wait: {problem}"
                 );
-                failures += 1;
+                failures = if is_absent { failures + 1 } else { 0 };
                 pause(&mut backoff).await;
             }
         }
@@ -52,20 +52,31 @@ pub(super) async fn base_arn(upstream: Upstream, sts: Sts, rules: watch::Sender<
     pending().await
 }
 
-/// From the instance profile. Where there is none, from whoever the node's credentials belong to; but never because the
-/// metadata service fails for a moment, as those credentials may be another account's.
-async fn of_node(upstream: &Upstream, sts: &Sts, is_alone: bool) -> Result<BaseArn, String> {
-    let profile = match upstream.instance_profile().await {
+/// Why the account is not known.
+struct Unknown {
+    problem: String,
+    /// Nobody answers where the metadata service should be.
+    is_absent: bool,
+}
+
+/// From the instance profile. Where there is none, or no metadata service, from whoever the node's credentials belong to;
+/// but never because the service fails for a moment, as those credentials may be another account's.
+async fn of_node(upstream: &Upstream, sts: &Sts, is_alone: bool) -> Result<BaseArn, Unknown> {
+    let unknown = |problem, is_absent| Unknown { problem, is_absent };
+    let (profile, is_absent) = match upstream.instance_profile().await {
         Ok(Some(arn)) => {
-            return BaseArn::of_account(&arn).ok_or_else(|| format!("iam/info has the ARN {arn:?}"));
+            let base = BaseArn::of_account(&arn);
+            return base.ok_or_else(|| unknown(format!("iam/info has the ARN {arn:?}"), false));
         }
-        Ok(None) => "the node has no instance profile".to_owned(),
-        Err(error) if is_alone => error.to_string(),
-        Err(error) => return Err(error.to_string()),
+        Ok(None) => ("the node has no instance profile".to_owned(), false),
+        Err(error) if error.is_absence() && is_alone => (error.to_string(), true),
+        Err(error) => return Err(unknown(error.to_string(), error.is_absence())),
     };
     match sts.node_arn().await {
-        Ok(arn) => BaseArn::of_account(&arn).ok_or_else(|| format!("STS calls the node {arn:?}")),
-        Err(error) => Err(format!("{profile}; STS: {error}")),
+        Ok(arn) => {
+            BaseArn::of_account(&arn).ok_or_else(|| unknown(format!("STS calls the node {arn:?}"), is_absent))
+        }
+        Err(error) => Err(unknown(format!("{profile}; STS: {error}"), is_absent)),
     }
 }
 

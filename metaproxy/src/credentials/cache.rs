@@ -286,6 +286,7 @@ impl<I: Issuer> Sessions<I> {
                 state.session = Some(session);
                 state.failure = None;
                 state.wanted = false;
+                state.let_go = false;
             }
             Err(error) => {
                 let attempts = state.failure.as_ref().map_or(0, |failure| failure.attempts) + 1;

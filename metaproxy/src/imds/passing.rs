@@ -44,12 +44,16 @@ impl Passing {
 
     /// Metadata of the node, as the node has it; or why not, by the deadline.
     pub async fn pass(&self, uid: &PodUid, method: &Method, path: &NodePath, deadline: Instant) -> Answer {
-        let passed = tokio::time::timeout_at(deadline, async {
-            let place = self.place(uid).await?;
-            Some((self.upstream.get(method, path).await, place))
-        });
+        let place = tokio::time::timeout_at(deadline, self.place(uid)).await;
+        let Ok(Some(place)) = place else {
+            return answer::failure(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "At the moment, too many requests for the node's metadata are under way.",
+            );
+        };
+        let passed = tokio::time::timeout_at(deadline, self.upstream.get(method, path));
         let error = match passed.await {
-            Ok(Some((Ok(response), place))) => {
+            Ok(Ok(response)) => {
                 let length = response.headers().get(CONTENT_LENGTH);
                 let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
                 if length.is_none_or(|length| length <= MAX_BODY) {
@@ -60,8 +64,8 @@ impl Passing {
                     "What the node's metadata service answers is too long to be passed on.",
                 );
             }
-            Ok(Some((Err(error), _))) => error,
-            Ok(None) | Err(_) => UpstreamError::Slow,
+            Ok(Err(error)) => error,
+            Err(_) => UpstreamError::Slow,
         };
         debug!(path = path.as_str(), "not passed through: {error}");
         answer::failure(

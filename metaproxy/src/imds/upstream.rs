@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -57,11 +58,27 @@ pub enum UpstreamError {
     #[error("the node's metadata service does not answer in time")]
     Slow,
     /// It gave no session token.
-    #[error("the node's metadata service gives no session token: {0}")]
-    NoToken(String),
+    #[error("the node's metadata service gives no session token: {problem}")]
+    NoToken {
+        /// Why not.
+        problem: String,
+        /// Whether nobody answered at all.
+        is_absence: bool,
+    },
     /// It sent what can't be understood.
     #[error("the node's metadata service sent an answer that cannot be used: {0}")]
     Unusable(&'static str),
+}
+
+impl UpstreamError {
+    /// Whether nobody answers there at all.
+    pub fn is_absence(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Slow => true,
+            Self::NoToken { is_absence, .. } => *is_absence,
+            Self::Status { .. } | Self::Unusable(_) => false,
+        }
+    }
 }
 
 /// `--imds-endpoint`
@@ -102,19 +119,35 @@ pub struct Upstream {
     token: Arc<watch::Sender<TokenState>>,
 }
 
+/// A token that was refused, by its number.
+type Refused = u64;
+
 /// What is known of the node's session token.
 #[derive(Default)]
 struct TokenState {
     held: Option<NodeToken>,
     /// Fetched by a task of its own: whoever waits may go away, and whoever has one need not wait.
     fetching: bool,
-    failure: Option<(Instant, String)>,
+    failure: Option<TokenFailure>,
+}
+
+#[derive(Clone)]
+struct TokenFailure {
+    until: Instant,
+    problem: String,
+    is_absence: bool,
 }
 
 /// The node's session token.
+#[derive(Clone)]
 struct NodeToken {
+    /// Tokens are counted, as a service may give the same one again.
+    number: u64,
     /// `None` where the service has no tokens.
     value: Option<HeaderValue>,
+    /// Whether the service has ever accepted it.
+    proven: Arc<AtomicBool>,
+    obtained: Instant,
     renew_at: Instant,
     expires: Instant,
 }
@@ -184,44 +217,51 @@ impl Upstream {
 
     async fn with_token(&self, method: &Method, path: &str) -> Result<Response<Incoming>, UpstreamError> {
         let token = self.token(None).await?;
-        let request = self.request(method, path, token.as_ref())?;
+        let request = self.request(method, path, token.value.as_ref())?;
         let response = self.client.request(request).await?;
         if response.status() != StatusCode::UNAUTHORIZED {
+            token.proven.store(true, Ordering::Relaxed);
             return Ok(response);
         }
         drop(response);
-        let token = self.token(Some(token)).await?;
-        let request = self.request(method, path, token.as_ref())?;
+        if !token.proven.load(Ordering::Relaxed) && token.obtained.elapsed() < REMEMBERED {
+            return Err(UpstreamError::NoToken {
+                problem: "it refuses the one that it has just given".to_owned(),
+                is_absence: false,
+            });
+        }
+        let token = self.token(Some(token.number)).await?;
+        let request = self.request(method, path, token.value.as_ref())?;
         let response = self.client.request(request).await?;
         match response.status() {
             status @ StatusCode::UNAUTHORIZED => Err(UpstreamError::Status {
                 asked: "a request with a new token",
                 status,
             }),
-            _ => Ok(response),
+            _ => {
+                token.proven.store(true, Ordering::Relaxed);
+                Ok(response)
+            }
         }
     }
 
-    /// The token; `refused` is one that the service has just refused. However many wait, one is fetched.
-    async fn token(
-        &self,
-        refused: Option<Option<HeaderValue>>,
-    ) -> Result<Option<HeaderValue>, UpstreamError> {
+    /// The token, after one that was refused if any. However many wait, one is fetched.
+    async fn token(&self, refused: Option<Refused>) -> Result<NodeToken, UpstreamError> {
         let mut changes = self.token.subscribe();
         loop {
             let (mut good, mut failed, mut start) = (None, None, false);
             self.token.send_if_modified(|state| {
                 let now = Instant::now();
-                let held = state.held.as_ref();
-                let held = held.filter(|token| now < token.expires && refused.as_ref() != Some(&token.value));
+                let is_good = |token: &&NodeToken| {
+                    now < token.expires && refused.is_none_or(|number| token.number > number)
+                };
+                let held = state.held.as_ref().filter(is_good);
                 let fresh = held.is_some_and(|token| now < token.renew_at);
-                let failure = state.failure.as_ref().filter(|(until, _)| now < *until);
+                let failure = state.failure.as_ref().filter(|failure| now < failure.until);
                 start = !fresh && !state.fetching && failure.is_none();
                 state.fetching |= start;
-                good = held.map(|token| token.value.clone());
-                failed = failure
-                    .filter(|_| !state.fetching)
-                    .map(|(_, error)| error.clone());
+                good = held.cloned();
+                failed = failure.filter(|_| !state.fetching).cloned();
                 false
             });
             if start {
@@ -229,8 +269,15 @@ impl Upstream {
                 tokio::spawn(async move { upstream.fetch_token().await });
             }
             match (good, failed) {
-                (Some(value), _) => return Ok(value),
-                (None, Some(error)) => return Err(UpstreamError::NoToken(error)),
+                (Some(token), _) => return Ok(token),
+                (
+                    None,
+                    Some(TokenFailure {
+                        problem, is_absence, ..
+                    }),
+                ) => {
+                    return Err(UpstreamError::NoToken { problem, is_absence });
+                }
                 (None, None) => {
                     // The sender is our own.
                     let _ = changes.wait_for(|state| !state.fetching).await;
@@ -240,17 +287,24 @@ impl Upstream {
     }
 
     async fn fetch_token(&self) {
+        let ended = Ended(&self.token);
         let fetched = tokio::time::timeout(PATIENCE, self.new_token()).await;
-        self.token.send_modify(|state| {
-            state.fetching = false;
-            match fetched.unwrap_or(Err(UpstreamError::Slow)) {
+        self.token
+            .send_modify(|state| match fetched.unwrap_or(Err(UpstreamError::Slow)) {
                 Ok(token) => {
-                    state.held = Some(token);
+                    let number = state.held.as_ref().map_or(0, |held| held.number) + 1;
+                    state.held = Some(NodeToken { number, ..token });
                     state.failure = None;
                 }
-                Err(error) => state.failure = Some((Instant::now() + REMEMBERED, error.to_string())),
-            }
-        });
+                Err(error) => {
+                    state.failure = Some(TokenFailure {
+                        until: Instant::now() + REMEMBERED,
+                        problem: error.to_string(),
+                        is_absence: error.is_absence(),
+                    });
+                }
+            });
+        drop(ended);
     }
 
     async fn new_token(&self) -> Result<NodeToken, UpstreamError> {
@@ -264,7 +318,10 @@ impl Upstream {
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
                 debug!("the node's metadata service has no session tokens");
                 return Ok(NodeToken {
+                    number: 0,
                     value: None,
+                    proven: Arc::default(),
+                    obtained: now,
                     renew_at: now + NO_TOKENS,
                     expires: now + NO_TOKENS,
                 });
@@ -276,13 +333,16 @@ impl Upstream {
         }
         let told = response.headers().get(TOKEN_TTL);
         let ttl = told.and_then(|ttl| ttl.to_str().ok()?.parse().ok());
-        let life = Duration::from_secs(ttl.filter(|ttl| *ttl <= TTL).unwrap_or(TTL));
+        let life = Duration::from_secs(ttl.filter(|ttl| (1..=TTL).contains(ttl)).unwrap_or(TTL));
         let body = read(response).await?;
         let mut value = HeaderValue::from_bytes(body.trim_ascii())
             .map_err(|_| UpstreamError::Unusable("a token that is none"))?;
         value.set_sensitive(true);
         Ok(NodeToken {
+            number: 0,
             value: Some(value),
+            proven: Arc::default(),
+            obtained: now,
             renew_at: now + life / 2,
             expires: now + life.mul_f64(0.95),
         })
@@ -315,6 +375,15 @@ impl Upstream {
             headers.insert(TOKEN, token.clone());
         }
         Ok(request)
+    }
+}
+
+/// However a fetch ends, it is under way no longer.
+struct Ended<'a>(&'a watch::Sender<TokenState>);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|state| state.fetching = false);
     }
 }
 

@@ -120,9 +120,11 @@ impl Rules {
         let source_ = RoleSource::Annotation {
             key: self.keys.role.clone(),
         };
-        let (parsed, role) = self.arn(pod, &source_, written, written.parse())?;
+        let role = self.arn(pod, &source_, written, written.parse())?;
         // As kube2iam has it: what a pod gets without asking needs no leave.
-        let is_default = !pod.host_network && self.default_role.as_ref() == Some(&parsed);
+        let default_role = self.default_role.as_ref().filter(|_| !pod.host_network);
+        let default_role = default_role.and_then(|role| role.resolve(self.base.as_ref()).ok()?);
+        let is_default = default_role.as_ref() == Some(&role);
         let allowance = if is_default {
             Allowance::Exempt
         } else {
@@ -145,7 +147,7 @@ impl Rules {
 
     fn by_default(&self, pod: &Pod, written: &WrittenRole) -> Resolved {
         let source_ = RoleSource::Default;
-        let (_, role) = self.arn(pod, &source_, written.name(), Ok(written.clone()))?;
+        let role = self.arn(pod, &source_, written.name(), Ok(written.clone()))?;
         self.grant(pod, role, source_, Allowance::Exempt)
     }
 
@@ -156,11 +158,10 @@ impl Rules {
         source_: &RoleSource,
         written: &str,
         parsed: Result<WrittenRole, RoleError>,
-    ) -> Result<(WrittenRole, RoleArn), Box<Decision>> {
-        let resolved = parsed.and_then(|role| Ok((role.resolve(self.base.as_ref())?, role)));
-        match resolved {
-            Ok((Some(arn), role)) => Ok((role, arn)),
-            Ok((None, _)) => Err(Box::new(Decision::Wait(Reason::BaseUnknown {
+    ) -> Result<RoleArn, Box<Decision>> {
+        match parsed.and_then(|role| role.resolve(self.base.as_ref())) {
+            Ok(Some(arn)) => Ok(arn),
+            Ok(None) => Err(Box::new(Decision::Wait(Reason::BaseUnknown {
                 role: shortened(written),
             }))),
             Err(error) => Err(Box::new(malformed(pod, source_.clone(), written, error))),

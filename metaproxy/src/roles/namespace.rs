@@ -1,7 +1,7 @@
 //! Whether a namespace lets its pods have a role.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::RoleArn;
 use super::decision::AnnotationKeys;
@@ -66,7 +66,8 @@ impl NamespaceRules {
             let Some(annotation) = namespace.annotations.get(key) else {
                 continue;
             };
-            match &*self.read.get(kind, annotation) {
+            let read = self.read.get(kind, annotation);
+            match read.get_or_init(|| kind.read(annotation)) {
                 Ok(policy) => policies.push((
                     key,
                     policy.allows(asked.candidate).map(str::to_owned),
@@ -152,7 +153,10 @@ impl Kind {
     }
 }
 
-type Read = HashMap<(Kind, String), Arc<Result<Policy, PolicyError>>>;
+/// Read once, however many ask at the same time.
+type Once = OnceLock<Result<Policy, PolicyError>>;
+
+type Read = HashMap<(Kind, String), Arc<Once>>;
 
 /// Policies by their text: reading one costs far more than asking it, and pods ask often. Clones share what was read.
 #[derive(Clone, Debug, Default)]
@@ -162,18 +166,14 @@ impl PolicyCache {
     /// More than a node has namespaces; then it begins anew.
     const MAX: usize = 256;
 
-    fn get(&self, kind: Kind, annotation: &str) -> Arc<Result<Policy, PolicyError>> {
-        let key = (kind, annotation.to_owned());
-        if let Some(policy) = self.lock().get(&key) {
-            return Arc::clone(policy);
-        }
-        let policy = Arc::new(kind.read(annotation));
+    /// The annotation, read already or to be read by [`Kind::read`].
+    fn get(&self, kind: Kind, annotation: &str) -> Arc<Once> {
         let mut policies = self.lock();
-        if policies.len() >= Self::MAX {
+        let key = (kind, annotation.to_owned());
+        if policies.len() >= Self::MAX && !policies.contains_key(&key) {
             policies.clear();
         }
-        policies.insert(key, Arc::clone(&policy));
-        policy
+        Arc::clone(policies.entry(key).or_default())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Read> {

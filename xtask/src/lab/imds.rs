@@ -129,6 +129,8 @@ pub struct Behaviour {
     pub requires_tokens: bool,
     /// 404 for tokens, as services older than IMDSv2.
     pub has_no_tokens: bool,
+    /// 401 with whatever token.
+    pub refuses_tokens: bool,
     /// How long an answer takes.
     pub takes: Duration,
     /// How long a token takes, beside that.
@@ -243,7 +245,10 @@ impl Handler for State {
             return response;
         }
         let is_good = token.as_ref().map(|token| token.as_bytes() == good().as_bytes());
-        if is_good == Some(false) || (is_good.is_none() && behaviour.requires_tokens) {
+        if behaviour.refuses_tokens
+            || is_good == Some(false)
+            || (is_good.is_none() && behaviour.requires_tokens)
+        {
             return text(StatusCode::UNAUTHORIZED, "a token is required");
         }
         match request

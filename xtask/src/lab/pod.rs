@@ -16,8 +16,10 @@ use super::netns::{Netns, ip};
 /// What a pod is to be.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
-    /// `metadata.name`, in namespace `apps`.
+    /// `metadata.name`
     pub name: &'static str,
+    /// `metadata.namespace`
+    pub namespace: &'static str,
     /// Annotations of the pod.
     pub annotations: Vec<(String, String)>,
     /// Shares the node's network namespace.
@@ -44,6 +46,7 @@ impl PodSpec {
     pub fn without_role(name: &'static str) -> Self {
         Self {
             name,
+            namespace: "apps",
             annotations: Vec::new(),
             host_network: false,
             ipv6_only: false,
@@ -132,7 +135,7 @@ impl Pod {
             "kind": "Pod",
             "metadata": {
                 "name": self.spec.name,
-                "namespace": "apps",
+                "namespace": self.spec.namespace,
                 "uid": self.uid,
                 "annotations": annotations.iter().cloned().collect::<std::collections::BTreeMap<_, _>>(),
             },

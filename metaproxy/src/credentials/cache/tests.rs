@@ -344,8 +344,11 @@ async fn a_session_that_was_let_go_is_served_while_it_has_enough_left_and_renewe
         "nobody waits for the renewal behind it"
     );
     pass(Duration::from_secs(6)).await;
-    assert!(left(&sessions).await.unwrap() > minutes(59));
-    assert_eq!(script.count(), 2);
+    for _ in 0..100 {
+        assert!(left(&sessions).await.unwrap() > minutes(58));
+        pass(Duration::from_millis(100)).await;
+    }
+    assert_eq!(script.count(), 2, "and then it is one like any other");
 }
 
 #[tokio::test(start_paused = true)]

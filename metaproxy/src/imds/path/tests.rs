@@ -317,6 +317,17 @@ proptest! {
         check(&Paths::allowing(&[".*".to_owned()]).unwrap(), &target)?;
     }
 
+    /// As the HTTP library takes them from a connection.
+    #[test]
+    fn and_so_for_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..60), nasty in nasty()) {
+        for target in [&b"/"[..], nasty.as_bytes()].map(|start| [start, &bytes].concat()) {
+            let Ok(uri) = hyper::Uri::try_from(target) else { continue };
+            if let Some(path) = uri.path_and_query() {
+                check(&Paths::allowing(&[".*".to_owned()]).unwrap(), path.as_str())?;
+            }
+        }
+    }
+
     #[test]
     fn no_depth_of_encoding_hides_a_secret(depth in 0..8usize, mask in any::<u32>(), secret in prop::sample::select(vec![
         "/latest/meta-data/iam/security-credentials/node", "/latest/user-data", "/latest/meta-data/identity-credentials/ec2/info",

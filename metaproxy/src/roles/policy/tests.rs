@@ -141,17 +141,30 @@ fn no_pattern_costs_more_than_its_share() {
     for pattern in [
         "a{1000}{1000}{1000}",
         "(?:(?:[ -~]?){1000}){12}!",
-        "([a-z]{1,100}){100}",
-        "(?u:\\pL{200}){20}",
+        "([a-z]{1,100}){400}",
     ] {
         let error = Policy::permitted(pattern, PermittedMatch::Search).unwrap_err();
         assert_eq!(error, PolicyError::TooLarge, "{pattern}");
     }
     // Each is within the limit, all together are not.
-    let many = serde_json::to_string(&vec!["[a-z]{1,40}!"; 500]).unwrap();
+    let many = serde_json::to_string(&vec!["[a-z]{1,99}!"; 500]).unwrap();
     assert_eq!(
         Policy::allowed_roles(&many, AllowedRolesStyle::Regexp).unwrap_err(),
         PolicyError::TooLarge
+    );
+    // Nothing of these is built.
+    for unicode in [
+        "(?iu)\\pL".repeat(3000),
+        "(?u:\\pL{200}){20}".to_owned(),
+        "((?i-s:a(?u)b))".to_owned(),
+    ] {
+        let error = Policy::permitted(&unicode, PermittedMatch::Search).unwrap_err();
+        assert!(error.to_string().contains("the flag u"), "{error}");
+    }
+    assert!(Policy::permitted("\\pL", PermittedMatch::Search).is_err());
+    assert!(
+        Policy::permitted("\\(?u", PermittedMatch::Search).is_ok(),
+        "no flag"
     );
     let nested = format!("{}a{}", "(".repeat(5000), ")".repeat(5000));
     assert!(matches!(
@@ -168,7 +181,7 @@ fn what_is_within_the_limits_matches_in_time() {
     let longest = format!("{}/{}!", "a".repeat(505), "a".repeat(60)).replace('!', "-");
     let policies = [
         Policy::permitted("(a+)+$|(a|aa)+!|((.*)*.*)*!", PermittedMatch::Search).unwrap(),
-        Policy::permitted("(?:(?:[ -~]?){100}){2}!", PermittedMatch::Search).unwrap(),
+        Policy::permitted("(?:(?:[ -~]?){100}){20}!", PermittedMatch::Search).unwrap(),
         Policy::permitted(
             "(x+x+)+y|(.*a){20}|^(([a-z])+.)+[A-Z]([a-z])+$",
             PermittedMatch::Anchored,
@@ -199,6 +212,15 @@ fn a_list_of_many_ordinary_roles_is_within_the_limits() {
     let policy =
         Policy::allowed_roles(&serde_json::to_string(&roles).unwrap(), AllowedRolesStyle::Glob).unwrap();
     assert!(entry_for(&policy, "team-399/app").is_some());
+    let arns: Vec<String> = (0..250)
+        .map(|n| format!("arn:aws:iam::123456789012:role/team-{n}"))
+        .collect();
+    let list = serde_json::to_string(&arns).unwrap();
+    let policy = Policy::allowed_roles(&list, AllowedRolesStyle::Regexp).unwrap();
+    assert!(entry_for(&policy, "team-249").is_some());
+    let policy = Policy::permitted(&arns[..150].join("|"), PermittedMatch::Anchored).unwrap();
+    assert!(entry_for(&policy, "team-149").is_some());
+    assert!(entry_for(&policy, "team-1490").is_none());
 }
 
 #[test]

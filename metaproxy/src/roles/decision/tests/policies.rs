@@ -51,7 +51,9 @@ fn an_annotated_default_role_needs_no_leave_either() {
         default_role: default_role("fallback"),
         ..rules()
     };
-    let grant = granted(rules.resolve_pod(&pod(&[("role", "fallback")]), None));
+    let arn = "ARN:aws:iam::123456789012:role/fallback";
+    granted(rules.resolve_pod(&pod(&[("role", arn)]), None));
+    let grant = granted(rules.resolve_pod(&pod(&[("role", "/fallback")]), None));
     assert!(
         grant
             .reason

@@ -73,6 +73,27 @@ fn pods_share_a_session_only_by_scope_and_where_nothing_differs() {
     );
 }
 
+#[rstest]
+#[case(1, false)]
+#[case(2, true)]
+#[case(1224, true)]
+#[case(1225, false)]
+fn external_ids_have_the_length_that_sts_takes(#[case] length: usize, #[case] fits: bool) {
+    let id = "i".repeat(length);
+    let decision = unasked().resolve_pod(&pod(&[("role", "app"), ("external-id", &id)]), None);
+    assert_eq!(matches!(decision, Decision::Granted(_)), fits, "{decision:?}");
+}
+
+#[test]
+fn tag_values_have_the_length_and_characters_that_sts_takes() {
+    use crate::roles::is_tag_value;
+    assert!(is_tag_value(&"v".repeat(256)) && is_tag_value("a b_.:/=+-@ä") && is_tag_value(""));
+    assert!(!is_tag_value(&"v".repeat(257)));
+    for odd in ["<", "a\nb", "\0", "#", "*"] {
+        assert!(!is_tag_value(odd), "{odd:?}");
+    }
+}
+
 #[test]
 fn tags_say_whose_session_it_is() {
     let sessions = SessionRules {
