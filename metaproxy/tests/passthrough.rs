@@ -192,8 +192,19 @@ fn a_token_that_takes_long_is_waited_for_behind_and_renewed_while_the_old_one_is
     while start.elapsed() < Duration::from_millis(4500) {
         assert!(at_once(), "{:?}", start.elapsed());
     }
+    let tokens = || {
+        let passed = passed(&node);
+        passed.iter().filter(|request| request.starts_with("PUT")).count()
+    };
     node.imds.behave(slow(0, 6));
-    eventually("and then there is another", at_once);
+    let hung = tokens();
+    eventually("and then there is another", || at_once() && tokens() > hung);
+    // And that one is renewed before its end.
+    let (before, start) = (tokens(), Instant::now());
+    while start.elapsed() < Duration::from_millis(4500) {
+        assert!(at_once(), "{:?}", start.elapsed());
+    }
+    assert_eq!(tokens(), before + 1);
 }
 
 /// A service that refuses what it gives is not asked for more and more, whatever pods do.
@@ -227,7 +238,7 @@ fn one_pod_cannot_take_the_way_to_the_nodes_service_from_others() {
     let b = node.lab.pod(PodSpec::without_role("b")).unwrap();
     assert_eq!(get(&b, ID).status, 200);
     node.imds.behave(Behaviour {
-        takes: Duration::from_millis(100),
+        takes: Duration::from_millis(400),
         ..Behaviour::default()
     });
     let words = ["--path", ID, "--count", "2000", "--threads", "200"];

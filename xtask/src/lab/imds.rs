@@ -299,7 +299,7 @@ impl State {
             }
             "placement/large" => text(StatusCode::OK, &"x".repeat(2 * 1024 * 1024)),
             "placement/endless" => endless(Duration::ZERO),
-            "placement/slow" => endless(Duration::from_millis(300)),
+            "placement/slow" => endless(Duration::from_millis(700)),
             // Whatever it is, it says that it came from here.
             _ => text(StatusCode::OK, &format!("of the node: {path}")),
         }
