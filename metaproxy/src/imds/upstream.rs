@@ -1,10 +1,12 @@
 //! The node's own metadata service, asked as the node: by session tokens (IMDSv2) where it has them, of which no pod
 //! ever learns.
 
+mod node_token;
+
 use std::fmt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Empty, Limited};
@@ -17,22 +19,13 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 use thiserror::Error;
 use tokio::sync::watch;
-use tracing::debug;
 
-use super::answer::{TOKEN, TOKEN_TTL};
+use self::node_token::{REMEMBERED, TokenState};
+use super::answer::TOKEN;
 use super::path::NodePath;
-
-/// The life that is asked for, in seconds: the longest there is.
-const TTL: u64 = super::token::MAX_TTL;
-
-/// How long a service that has no session tokens is taken to have none.
-const NO_TOKENS: Duration = Duration::from_secs(300);
 
 /// For one request that no pod waits for.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// How long a failure to get a token is remembered: the service limits how often it is asked.
-const REMEMBERED: Duration = Duration::from_secs(1);
 
 /// Longest answer that is read by ourselves.
 const MAX_ANSWER: usize = 64 * 1024;
@@ -117,39 +110,6 @@ pub struct Upstream {
     client: Client<HttpConnector, Empty<Bytes>>,
     endpoint: Endpoint,
     token: Arc<watch::Sender<TokenState>>,
-}
-
-/// A token that was refused, by its number.
-type Refused = u64;
-
-/// What is known of the node's session token.
-#[derive(Default)]
-struct TokenState {
-    held: Option<NodeToken>,
-    /// Fetched by a task of its own: whoever waits may go away, and whoever has one need not wait.
-    fetching: bool,
-    failure: Option<TokenFailure>,
-}
-
-#[derive(Clone)]
-struct TokenFailure {
-    until: Instant,
-    problem: String,
-    is_absence: bool,
-}
-
-/// The node's session token.
-#[derive(Clone)]
-struct NodeToken {
-    /// Tokens are counted, as a service may give the same one again.
-    number: u64,
-    /// `None` where the service has no tokens.
-    value: Option<HeaderValue>,
-    /// Whether the service has ever accepted it.
-    proven: Arc<AtomicBool>,
-    obtained: Instant,
-    renew_at: Instant,
-    expires: Instant,
 }
 
 impl fmt::Debug for Upstream {
@@ -245,109 +205,6 @@ impl Upstream {
         }
     }
 
-    /// The token, after one that was refused if any. However many wait, one is fetched.
-    async fn token(&self, refused: Option<Refused>) -> Result<NodeToken, UpstreamError> {
-        let mut changes = self.token.subscribe();
-        loop {
-            let (mut good, mut failed, mut start) = (None, None, false);
-            self.token.send_if_modified(|state| {
-                let now = Instant::now();
-                let is_good = |token: &&NodeToken| {
-                    now < token.expires && refused.is_none_or(|number| token.number > number)
-                };
-                let held = state.held.as_ref().filter(is_good);
-                let fresh = held.is_some_and(|token| now < token.renew_at);
-                let failure = state.failure.as_ref().filter(|failure| now < failure.until);
-                start = !fresh && !state.fetching && failure.is_none();
-                state.fetching |= start;
-                good = held.cloned();
-                failed = failure.filter(|_| !state.fetching).cloned();
-                false
-            });
-            if start {
-                let upstream = self.clone();
-                tokio::spawn(async move { upstream.fetch_token().await });
-            }
-            match (good, failed) {
-                (Some(token), _) => return Ok(token),
-                (
-                    None,
-                    Some(TokenFailure {
-                        problem, is_absence, ..
-                    }),
-                ) => {
-                    return Err(UpstreamError::NoToken { problem, is_absence });
-                }
-                (None, None) => {
-                    // The sender is our own.
-                    let _ = changes.wait_for(|state| !state.fetching).await;
-                }
-            }
-        }
-    }
-
-    async fn fetch_token(&self) {
-        let ended = Ended(&self.token);
-        let fetched = tokio::time::timeout(PATIENCE, self.new_token()).await;
-        self.token
-            .send_modify(|state| match fetched.unwrap_or(Err(UpstreamError::Slow)) {
-                Ok(token) => {
-                    let number = state.held.as_ref().map_or(0, |held| held.number) + 1;
-                    state.held = Some(NodeToken { number, ..token });
-                    state.failure = None;
-                }
-                Err(error) => {
-                    state.failure = Some(TokenFailure {
-                        until: Instant::now() + REMEMBERED,
-                        problem: error.to_string(),
-                        is_absence: error.is_absence(),
-                    });
-                }
-            });
-        drop(ended);
-    }
-
-    async fn new_token(&self) -> Result<NodeToken, UpstreamError> {
-        let mut request = self.request(&Method::PUT, "/latest/api/token", None)?;
-        request.headers_mut().insert(TOKEN_TTL, HeaderValue::from(TTL));
-        let response = self.client.request(request).await?;
-        let now = Instant::now();
-        match response.status() {
-            StatusCode::OK => {}
-            // Services older than IMDSv2, and imitations of them.
-            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
-                debug!("the node's metadata service has no session tokens");
-                return Ok(NodeToken {
-                    number: 0,
-                    value: None,
-                    proven: Arc::default(),
-                    obtained: now,
-                    renew_at: now + NO_TOKENS,
-                    expires: now + NO_TOKENS,
-                });
-            }
-            status => {
-                let asked = "a request for a token";
-                return Err(UpstreamError::Status { asked, status });
-            }
-        }
-        let told = response.headers().get(TOKEN_TTL);
-        let ttl = told.and_then(|ttl| ttl.to_str().ok()?.parse().ok());
-        let life = Duration::from_secs(ttl.filter(|ttl| (1..=TTL).contains(ttl)).unwrap_or(TTL));
-        let body = read(response).await?;
-        let mut value = HeaderValue::from_bytes(body.trim_ascii())
-            .map_err(|_| UpstreamError::Unusable("a token that is none"))?;
-        value.set_sensitive(true);
-        Ok(NodeToken {
-            number: 0,
-            value: Some(value),
-            proven: Arc::default(),
-            obtained: now,
-            renew_at: now + life / 2,
-            expires: now + life.mul_f64(0.95),
-        })
-    }
-
     fn request(
         &self,
         method: &Method,
@@ -375,15 +232,6 @@ impl Upstream {
             headers.insert(TOKEN, token.clone());
         }
         Ok(request)
-    }
-}
-
-/// However a fetch ends, it is under way no longer.
-struct Ended<'a>(&'a watch::Sender<TokenState>);
-
-impl Drop for Ended<'_> {
-    fn drop(&mut self) {
-        self.0.send_modify(|state| state.fetching = false);
     }
 }
 

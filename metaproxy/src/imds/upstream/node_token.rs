@@ -1,0 +1,170 @@
+//! The node's own session token: fetched by a task of its own, so that whoever waits may go away and whoever has one need
+//! not wait; renewed early, and where it is refused.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use hyper::header::HeaderValue;
+use hyper::{Method, StatusCode};
+use tokio::sync::watch;
+use tracing::debug;
+
+use super::{PATIENCE, Upstream, UpstreamError, read};
+use crate::imds::answer::TOKEN_TTL;
+
+/// The life that is asked for, in seconds: the longest there is.
+const TTL: u64 = crate::imds::token::MAX_TTL;
+
+/// How long a service that has no session tokens is taken to have none.
+const NO_TOKENS: Duration = Duration::from_secs(300);
+
+/// How long a failure to get a token is remembered: the service limits how often it is asked.
+pub(super) const REMEMBERED: Duration = Duration::from_secs(1);
+
+/// A token that was refused, by its number.
+pub(super) type Refused = u64;
+
+/// What is known of the node's session token.
+#[derive(Default)]
+pub(super) struct TokenState {
+    held: Option<NodeToken>,
+    /// Fetched by a task of its own: whoever waits may go away, and whoever has one need not wait.
+    fetching: bool,
+    failure: Option<TokenFailure>,
+}
+
+#[derive(Clone)]
+struct TokenFailure {
+    until: Instant,
+    problem: String,
+    is_absence: bool,
+}
+
+/// The node's session token.
+#[derive(Clone)]
+pub(super) struct NodeToken {
+    /// Tokens are counted, as a service may give the same one again.
+    pub(super) number: u64,
+    /// `None` where the service has no tokens.
+    pub(super) value: Option<HeaderValue>,
+    /// Whether the service has ever accepted it.
+    pub(super) proven: Arc<AtomicBool>,
+    pub(super) obtained: Instant,
+    renew_at: Instant,
+    expires: Instant,
+}
+
+impl Upstream {
+    /// The token, after one that was refused if any. However many wait, one is fetched.
+    pub(super) async fn token(&self, refused: Option<Refused>) -> Result<NodeToken, UpstreamError> {
+        let mut changes = self.token.subscribe();
+        loop {
+            let (mut good, mut failed, mut start) = (None, None, false);
+            self.token.send_if_modified(|state| {
+                let now = Instant::now();
+                let is_good = |token: &&NodeToken| {
+                    now < token.expires && refused.is_none_or(|number| token.number > number)
+                };
+                let held = state.held.as_ref().filter(is_good);
+                let fresh = held.is_some_and(|token| now < token.renew_at);
+                let failure = state.failure.as_ref().filter(|failure| now < failure.until);
+                start = !fresh && !state.fetching && failure.is_none();
+                state.fetching |= start;
+                good = held.cloned();
+                failed = failure.filter(|_| !state.fetching).cloned();
+                false
+            });
+            if start {
+                let upstream = self.clone();
+                tokio::spawn(async move { upstream.fetch_token().await });
+            }
+            match (good, failed) {
+                (Some(token), _) => return Ok(token),
+                (
+                    None,
+                    Some(TokenFailure {
+                        problem, is_absence, ..
+                    }),
+                ) => {
+                    return Err(UpstreamError::NoToken { problem, is_absence });
+                }
+                (None, None) => {
+                    // The sender is our own.
+                    let _ = changes.wait_for(|state| !state.fetching).await;
+                }
+            }
+        }
+    }
+
+    async fn fetch_token(&self) {
+        let ended = Ended(&self.token);
+        let fetched = tokio::time::timeout(PATIENCE, self.new_token()).await;
+        self.token
+            .send_modify(|state| match fetched.unwrap_or(Err(UpstreamError::Slow)) {
+                Ok(token) => {
+                    let number = state.held.as_ref().map_or(0, |held| held.number) + 1;
+                    state.held = Some(NodeToken { number, ..token });
+                    state.failure = None;
+                }
+                Err(error) => {
+                    state.failure = Some(TokenFailure {
+                        until: Instant::now() + REMEMBERED,
+                        problem: error.to_string(),
+                        is_absence: error.is_absence(),
+                    });
+                }
+            });
+        drop(ended);
+    }
+
+    async fn new_token(&self) -> Result<NodeToken, UpstreamError> {
+        let mut request = self.request(&Method::PUT, "/latest/api/token", None)?;
+        request.headers_mut().insert(TOKEN_TTL, HeaderValue::from(TTL));
+        let response = self.client.request(request).await?;
+        let now = Instant::now();
+        match response.status() {
+            StatusCode::OK => {}
+            // Services older than IMDSv2, and imitations of them.
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                debug!("the node's metadata service has no session tokens");
+                return Ok(NodeToken {
+                    number: 0,
+                    value: None,
+                    proven: Arc::default(),
+                    obtained: now,
+                    renew_at: now + NO_TOKENS,
+                    expires: now + NO_TOKENS,
+                });
+            }
+            status => {
+                let asked = "a request for a token";
+                return Err(UpstreamError::Status { asked, status });
+            }
+        }
+        let told = response.headers().get(TOKEN_TTL);
+        let ttl = told.and_then(|ttl| ttl.to_str().ok()?.parse().ok());
+        let life = Duration::from_secs(ttl.filter(|ttl| (1..=TTL).contains(ttl)).unwrap_or(TTL));
+        let body = read(response).await?;
+        let mut value = HeaderValue::from_bytes(body.trim_ascii())
+            .map_err(|_| UpstreamError::Unusable("a token that is none"))?;
+        value.set_sensitive(true);
+        Ok(NodeToken {
+            number: 0,
+            value: Some(value),
+            proven: Arc::default(),
+            obtained: now,
+            renew_at: now + life / 2,
+            expires: now + life.mul_f64(0.95),
+        })
+    }
+}
+
+/// However a fetch ends, it is under way no longer.
+struct Ended<'a>(&'a watch::Sender<TokenState>);
+
+impl Drop for Ended<'_> {
+    fn drop(&mut self) {
+        self.0.send_modify(|state| state.fetching = false);
+    }
+}
