@@ -7,7 +7,7 @@ mod common;
 
 use std::path::PathBuf;
 
-use common::clients::{MOTO, Server, fixtures, in_pod, script, venv};
+use common::clients::{MOTO, Server, fixtures, in_pod, json_of, script, venv};
 use common::{agent_binary, counts, dial, eventually, lab};
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -17,16 +17,7 @@ use xtask::lab::imds::FakeImds;
 use xtask::lab::pod::{Pod, PodSpec, command_in};
 
 fn boto3(pod: &Pod, lab: &Lab) -> Value {
-    let output = in_pod(pod, lab, "python3")
-        .arg(script("pod.py"))
-        .output()
-        .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    serde_json::from_slice(&output.stdout).unwrap()
+    json_of(in_pod(pod, lab, "python3").arg(script("pod.py")))
 }
 
 /// What the AWS CLI prints: its standard output, or else its last line of complaint.

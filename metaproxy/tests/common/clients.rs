@@ -64,12 +64,12 @@ pub fn script(name: &str) -> PathBuf {
 /// Sets moto up; what it prints are the node's keys.
 pub fn fixtures(lab: &Lab) -> (String, String, String) {
     let mut command = command_in(&venv("python3"), None, lab.aws().file()).unwrap();
-    let output = command
-        .arg(script("fixtures.py"))
-        .arg(MOTO)
-        .env_clear()
-        .output()
-        .unwrap();
+    json_of(command.arg(script("fixtures.py")).arg(MOTO).env_clear())
+}
+
+/// The JSON that a command prints.
+pub fn json_of<T: serde::de::DeserializeOwned>(command: &mut Command) -> T {
+    let output = command.output().unwrap();
     assert!(
         output.status.success(),
         "{}",

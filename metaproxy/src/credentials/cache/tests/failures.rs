@@ -1,0 +1,104 @@
+//! An STS that is slow, down, or denies.
+
+use super::*;
+
+#[tokio::test(start_paused = true)]
+async fn a_slow_sts_is_given_up_on_in_time_and_its_answer_kept() {
+    let (script, sessions) = sts(5_000, [hour()]);
+    let start = Instant::now();
+    assert!(matches!(left(&sessions).await, Err(ObtainError::Unavailable(_))));
+    assert_eq!(start.elapsed(), Duration::from_millis(850));
+    pass(Duration::from_secs(5)).await;
+    assert!(sessions.get(&key("a"), Instant::now()).await.is_ok());
+    assert_eq!(script.count(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_denied_role_is_asked_for_once_in_30_seconds_and_only_when_somebody_asks() {
+    let (script, sessions) = sts(10, [Does::Fails(denied())]);
+    for _ in 0..100 {
+        assert_eq!(left(&sessions).await.unwrap_err(), denied());
+        pass(Duration::from_millis(290)).await;
+    }
+    assert_eq!(script.count(), 1);
+    pass(Duration::from_secs(2)).await;
+    let _ = left(&sessions).await;
+    assert_eq!(script.count(), 2);
+    let _ = sessions.get(&key("b"), soon()).await;
+    assert_eq!(script.count(), 3, "another session is not affected");
+    pass(minutes(600)).await;
+    assert_eq!(script.count(), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn transient_failures_are_backed_off_and_forgotten() {
+    let (script, sessions) = sts(10, [Does::Fails(down())]);
+    // For ten minutes, ten times a second.
+    for _ in 0..6000 {
+        assert_eq!(left(&sessions).await.unwrap_err(), down());
+        pass(Duration::from_millis(100)).await;
+    }
+    let calls = script.minutes();
+    // 0.5 s doubling to 30 s: about 7 calls until the longest pause, then 2 a minute.
+    assert!((20..=30).contains(&calls.len()), "{calls:?}");
+    let pauses: Vec<f64> = calls.windows(2).map(|pair| (pair[1] - pair[0]) * 60.0).collect();
+    assert!(
+        pauses.windows(2).all(|pair| pair[1] > pair[0] - 0.2),
+        "{pauses:?}"
+    );
+    assert!((29.9..31.0).contains(pauses.last().unwrap()), "{pauses:?}");
+    script.then(hour());
+    pass(Duration::from_secs(31)).await;
+    assert!(left(&sessions).await.is_ok());
+    // The next failure begins with a short pause again.
+    script.then(Does::Fails(down()));
+    pass(minutes(61)).await;
+    script.then(hour());
+    pass(minutes(10)).await;
+    assert!(left(&sessions).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_outage_a_session_is_there_before_anybody_asks_again() {
+    let (script, sessions) = sts(10, [Does::Fails(down())]);
+    sessions.prefetch(&key("a"));
+    pass(minutes(60)).await;
+    let calls = script.count();
+    assert!(
+        (12..=30).contains(&calls),
+        "not more often than every five minutes in the end: {calls}"
+    );
+    script.then(hour());
+    pass(minutes(11)).await;
+    assert_eq!(script.count(), calls + 1);
+    assert!(sessions.get(&key("a"), Instant::now()).await.is_ok());
+}
+
+#[tokio::test(start_paused = true)]
+async fn while_sts_denies_what_is_valid_is_served_to_its_end() {
+    let (script, sessions) = sts(100, [hour(), Does::Fails(denied())]);
+    for _ in 0..59 {
+        assert!(left(&sessions).await.is_ok());
+        pass(minutes(1)).await;
+    }
+    pass(minutes(2)).await;
+    assert_eq!(left(&sessions).await.unwrap_err(), denied());
+    let calls = script.count();
+    assert!((20..70).contains(&calls), "{calls}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_has_expired_is_never_served() {
+    let (_, sessions) = sts(10, [Does::Gives(Duration::ZERO), Does::Fails(down())]);
+    assert!(left(&sessions).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_sts_that_hands_out_what_is_all_but_dead_is_not_asked_without_end() {
+    let (script, sessions) = sts(10, [Does::Gives(Duration::from_secs(2))]);
+    for _ in 0..600 {
+        let _ = left(&sessions).await;
+        pass(Duration::from_millis(100)).await;
+    }
+    assert!(script.count() <= 62, "{}", script.count());
+}
