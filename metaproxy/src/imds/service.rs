@@ -80,6 +80,19 @@ enum Unentitled {
     NotYet,
 }
 
+/// All that a decision depends on, as it stands at one moment.
+struct Moment {
+    inventory: Arc<Inventory>,
+    rules: Arc<Rules>,
+}
+
+impl Moment {
+    /// Whether nothing has changed between the two.
+    fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.inventory, &other.inventory) && Arc::ptr_eq(&self.rules, &other.rules)
+    }
+}
+
 /// A role in the list, and how its credentials are had.
 enum Listed {
     Granted(Grant),
@@ -219,6 +232,7 @@ impl<I: Issuer> Service<I> {
             Route::Role { ref name, extended } => (Some(name), extended),
         };
         loop {
+            let before = self.moment();
             let listed = match self.listed(caller, deadline).await {
                 Ok(listed) => listed,
                 Err(none) => return none,
@@ -235,9 +249,12 @@ impl<I: Issuer> Service<I> {
                     let key = SessionKey::of_grant(&grant);
                     let obtained = self.parts.sessions.get(&key, deadline).await;
                     // It may have taken a while, and another role, or none, may be the pod's by now.
-                    match self.decide(caller) {
-                        Decision::Granted(still) if SessionKey::of_grant(&still) == key => {}
-                        _ => continue,
+                    let is_still = || match self.decide(caller) {
+                        Decision::Granted(still) => SessionKey::of_grant(&still) == key,
+                        _ => false,
+                    };
+                    if !self.moment().is(&before) && !is_still() {
+                        continue;
                     }
                     self.credentials(&grant, obtained, extended)
                 }
@@ -246,12 +263,16 @@ impl<I: Issuer> Service<I> {
         }
     }
 
+    fn moment(&self) -> Moment {
+        Moment {
+            inventory: self.parts.pods.borrow().clone(),
+            rules: self.parts.rules.borrow().clone(),
+        }
+    }
+
     /// What is decided about the pod at this moment.
     fn decide(&self, caller: &Caller) -> Decision {
-        let (inventory, rules) = (
-            self.parts.pods.borrow().clone(),
-            self.parts.rules.borrow().clone(),
-        );
+        let Moment { inventory, rules } = self.moment();
         // Its known addresses may be those of a moment ago.
         match check_address(&inventory, caller) {
             Ok(()) => rules.resolve(&inventory, &caller.uid),
