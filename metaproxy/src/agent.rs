@@ -4,10 +4,11 @@
 //! accepting for a grace period, drain, detach the rest, close. Whatever ends the process in between, the kernel
 //! detaches everything: the links are file descriptors of this process.
 
+mod cluster;
 mod discovery;
 
 use std::collections::{BTreeSet, HashSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,24 +20,29 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+pub use self::cluster::PodSource;
+use self::cluster::PodsHere;
+use crate::admin::{self, Admin, AdminSocket, SocketError};
+use crate::apiserver::ConnectError;
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::{Sts, StsError, StsSettings};
-use crate::credentials::{Issuer, SessionKey, Sessions};
+use crate::credentials::{Issuer, Principals, SessionKey, Sessions};
+use crate::health::{Condition, Health, Part};
 use crate::imds::path::Paths;
 use crate::imds::server::{Phase, Server};
 use crate::imds::token::{TokenKeyError, Tokens};
 use crate::imds::upstream::{Endpoint, Upstream};
-use crate::imds::{Parts, Passing, Service, Version1};
+use crate::imds::{Parts, Passing, Service, Told, Version1};
 use crate::intercept::attachment::{AttachError, Attachment, State};
 use crate::intercept::caller::{Callers, CurrentPods};
 use crate::intercept::cgroups::{CgroupError, Locator};
 use crate::intercept::kernel::{self, KernelError};
 use crate::intercept::listener::{ListenError, Listeners, PortChoice, node_addresses};
 use crate::intercept::port::Avoid;
-use crate::intercept::programs::{Maps, Programs, ProgramsError};
-use crate::pods::manifests::{Manifests, ManifestsError};
-use crate::pods::{Inventory, Known, PodUid, Pods, Source as _};
-use crate::roles::{Decision, Rules};
+use crate::intercept::programs::{Counters, Maps, Programs, ProgramsError};
+use crate::pods::manifests::ManifestsError;
+use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
+use crate::roles::{Decision, Reason, Rules};
 
 /// After redirection has ended: connections that were redirected just before are still on their way.
 const GRACE: Duration = Duration::from_millis(500);
@@ -53,10 +59,8 @@ const SOUND_DURATION: Duration = Duration::from_secs(40 * 60);
 /// Everything that the command line decides.
 #[derive(Debug)]
 pub struct Settings {
-    /// Pods bound to another node are left out.
-    pub node_name: Option<String>,
-    /// The directory of manifests.
-    pub manifests: PathBuf,
+    /// Where pods come from.
+    pub pods: PodSource,
     /// The pods' cgroup, where it is not to be found.
     pub cgroup: Option<PathBuf>,
     /// The cgroup2 mount, likewise.
@@ -77,7 +81,9 @@ pub struct Settings {
     pub version1: Version1,
     /// Connections that one pod may have open.
     pub connections_per_pod: usize,
-    /// For the token key.
+    /// Where health and metrics are answered, beside the socket.
+    pub admin: Option<SocketAddr>,
+    /// For the token key, what is known of pods, and the socket.
     pub runtime_dir: PathBuf,
 }
 
@@ -93,6 +99,12 @@ pub enum StartError {
     /// The manifests.
     #[error(transparent)]
     Manifests(#[from] ManifestsError),
+    /// The API server.
+    #[error(transparent)]
+    ApiServer(#[from] ConnectError),
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// The token key.
     #[error(transparent)]
     TokenKey(#[from] TokenKeyError),
@@ -125,9 +137,12 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     kernel::raise_descriptor_limit();
     let node_netns = kernel::node_netns_cookie()?;
     let locator = Locator::new(settings.cgroup_root.as_deref(), settings.cgroup.as_deref())?;
-    let manifests = Manifests::open(&settings.manifests, settings.node_name)?;
-    let inventory = manifests.inventory();
     let tokens = Tokens::open(&settings.runtime_dir)?;
+    let (socket, socket_listener) = AdminSocket::open(&settings.runtime_dir)?;
+    let mut tasks = JoinSet::new();
+    let source = PodsHere::open(&settings.pods, &settings.rules, &settings.runtime_dir).await?;
+    let (health, cluster) = (source.health(), source.cluster());
+    let pods = source.follow(&mut tasks).await;
     if settings.sts.duration < SOUND_DURATION {
         warn!(
             "--session-duration: botocore takes the end of credentials with less than 20 minutes left to be later than it \
@@ -138,7 +153,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let upstream = Upstream::new(settings.imds);
 
     let choice = match settings.listen_port {
-        0 => PortChoice::Free(Avoid::of_this_node(inventory.host_ports())),
+        0 => PortChoice::Free(Avoid::of_this_node(pods.borrow().host_ports())),
         port => PortChoice::Fixed(port),
     };
     let addresses = if settings.listen_addresses.is_empty() {
@@ -156,13 +171,19 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
 
     let (programs, maps) = load(&Config::imds(node_netns, listeners.destination()))?;
     let current = CurrentPods::default();
+    let counters = Arc::new(maps.counters);
     let callers = Callers::new(maps.flows, Arc::clone(&current));
     let rules = Arc::new(settings.rules);
-    let (wanted, host_pods) = watch::channel(consequences(&inventory, &rules).1);
+    let (wanted, host_pods) = watch::channel(consequences(&pods.borrow(), &rules).host_pods);
     let mut attachment = Attachment::new(programs, locator, current, maps.host_pods, host_pods);
 
-    let (publish, pods) = watch::channel(Arc::new(inventory));
-    let sessions = Sessions::new(sts.clone());
+    let told = Arc::new(Told::new(
+        cluster
+            .as_ref()
+            .map(|cluster| cluster.tell_owners(&mut tasks, pods.clone())),
+    ));
+    let api = cluster.as_ref().map(|cluster| cluster.api.clone());
+    let sessions = Sessions::new(Principals::new(sts.clone(), api));
     let (publish_rules, rules) = watch::channel(rules);
     let (publish_version1, version1) = watch::channel(settings.version1);
     let (phase, phases) = watch::channel(Phase::Serving);
@@ -174,6 +195,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         paths: settings.paths,
         passing: Passing::new(upstream.clone()),
         version1,
+        told: Arc::clone(&told),
     });
     let server = Arc::new(Server::new(
         callers,
@@ -190,15 +212,29 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let state = attachment.start()?;
     let (states, mut changes) = watch::channel(State::Waiting);
     let (stop_keeping, stopped) = oneshot::channel();
-    let mut tasks = JoinSet::new();
-    tasks.spawn(manifests.run(publish));
-    tasks.spawn(follow(pods, rules, sessions, wanted));
+    let admin = Admin::new(
+        health.clone(),
+        Arc::new(Figures {
+            server: Arc::clone(&server),
+            counters: Arc::clone(&counters),
+            pods: pods.clone(),
+        }),
+    );
+    tasks.spawn(admin.clone().serve_socket(socket_listener));
+    if let Some(address) = settings.admin {
+        tasks.spawn(admin.serve(address));
+    }
+    if let Some(cluster) = &cluster {
+        cluster.attend(&mut tasks, &rules.borrow(), &health);
+    }
+    tasks.spawn(follow(pods, rules, sessions, wanted, told));
     tasks.spawn(discovery::base_arn(upstream.clone(), sts, publish_rules));
     tasks.spawn(discovery::version1(upstream, publish_version1));
     let mut keeping = tokio::spawn(attachment.keep(states.clone(), stopped));
     states.send_replace(state);
     changes.mark_changed();
-    tasks.spawn(tell(changes, shown));
+    tasks.spawn(report(changes, health.clone()));
+    tasks.spawn(tell(health.clone(), shown));
 
     // None of the tasks ends by itself. One that does has failed, and an agent of which a part is missing must not go
     // on as if it were whole: it ends, and is started again.
@@ -208,14 +244,19 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         _ = tasks.join_next() => return Err(StartError::TaskEnded("one that follows the pods")),
         _ = accepting.join_next() => return Err(StartError::TaskEnded("one that accepts connections")),
     }
+    health.set(
+        Part::Interception,
+        Condition::Failing("the agent ends".to_owned()),
+    );
     info!("stopping: new connections are no longer redirected; open ones are served to their end");
     let _ = stop_keeping.send(());
     let attachment = keeping.await;
     drain(phase, accepting, &server).await;
     drop(attachment);
+    drop(socket);
     let counted: Vec<String> = Counter::ALL
         .iter()
-        .map(|counter| format!("{}={}", counter.label(), maps.counters.total(*counter)))
+        .map(|counter| format!("{}={}", counter.label(), counters.total(*counter)))
         .collect();
     info!("stopped; in the kernel: {}", counted.join(" "));
     Ok(())
@@ -243,12 +284,55 @@ fn stop_signal() -> Result<impl Future<Output = ()>, StartError> {
     })
 }
 
-/// Says `ready` whenever pods begin to be served.
-async fn tell(mut states: watch::Receiver<State>, listen: String) {
+/// Says `ready` whenever pods begin to be served, and why they are not any more.
+async fn tell(health: Health, listen: String) {
+    loop {
+        health.ready().await;
+        info!(%listen, "ready");
+        health.not_ready().await;
+        let failing: Vec<String> = health
+            .parts()
+            .into_iter()
+            .filter_map(|(part, condition)| match condition {
+                Condition::Failing(why) => Some(format!("{}: {why}", part.label())),
+                _ => None,
+            })
+            .collect();
+        warn!("not ready: {}", failing.join("; "));
+    }
+}
+
+/// Whether pods are intercepted.
+async fn report(mut states: watch::Receiver<State>, health: Health) {
     while states.changed().await.is_ok() {
-        if *states.borrow_and_update() == State::Attached {
-            info!(%listen, "ready");
-        }
+        let condition = match *states.borrow_and_update() {
+            State::Attached => Condition::Fine,
+            State::Waiting => {
+                Condition::Failing("the pods' cgroup is not there, or cannot be attached to".to_owned())
+            }
+        };
+        health.set(Part::Interception, condition);
+    }
+}
+
+/// What the metrics are made of.
+struct Figures<I> {
+    server: Arc<Server<I>>,
+    counters: Arc<Counters>,
+    pods: Pods,
+}
+
+impl<I: Issuer> admin::Sources for Figures<I> {
+    fn connections(&self) -> (u64, u64) {
+        self.server.counts()
+    }
+
+    fn kernel(&self, counter: Counter) -> u64 {
+        self.counters.total(counter)
+    }
+
+    fn pods(&self) -> usize {
+        self.pods.borrow().len()
     }
 }
 
@@ -259,17 +343,26 @@ async fn follow<I: Issuer>(
     mut rules: watch::Receiver<Arc<Rules>>,
     sessions: Sessions<I>,
     wanted: watch::Sender<BTreeSet<PodUid>>,
+    told: Arc<Told>,
 ) {
     let mut before = HashSet::new();
     loop {
         let inventory = Arc::clone(&pods.borrow_and_update());
         let rules_now = Arc::clone(&rules.borrow_and_update());
-        let (keys, host_pods) = consequences(&inventory, &rules_now);
+        let Consequences {
+            keys,
+            ahead,
+            host_pods,
+            refused,
+        } = consequences(&inventory, &rules_now);
         sessions.retain(&keys);
-        for new in keys.difference(&before) {
+        for new in ahead.difference(&before) {
             sessions.prefetch(new);
         }
-        before = keys;
+        for (uid, reason) in &refused {
+            told.tell(uid, reason);
+        }
+        before = ahead;
         wanted.send_if_modified(|wanted| std::mem::replace(wanted, host_pods.clone()) != host_pods);
         let changed = tokio::select! {
             changed = pods.changed() => changed,
@@ -281,22 +374,43 @@ async fn follow<I: Issuer>(
     }
 }
 
-/// The sessions that the pods' roles ask for, and the hostNetwork pods to intercept.
-fn consequences(inventory: &Inventory, rules: &Rules) -> (HashSet<SessionKey>, BTreeSet<PodUid>) {
-    let (mut keys, mut host_pods) = (HashSet::new(), BTreeSet::new());
+/// What follows from the pods.
+#[derive(Debug, Default)]
+struct Consequences {
+    /// The sessions that their roles ask for.
+    keys: HashSet<SessionKey>,
+    /// Those of pods that still run.
+    ahead: HashSet<SessionKey>,
+    /// The hostNetwork pods to intercept.
+    host_pods: BTreeSet<PodUid>,
+    /// The pods whose role is refused.
+    refused: Vec<(PodUid, Reason)>,
+}
+
+fn consequences(inventory: &Inventory, rules: &Rules) -> Consequences {
+    let mut found = Consequences::default();
     for (uid, known) in inventory.pods() {
         let claimants = match known {
             Known::Pod(pod) => std::slice::from_ref(pod),
             Known::Ambiguous(pods) => pods.as_slice(),
         };
-        if claimants.iter().any(|pod| rules.intercepts_host_pod(pod)) {
-            host_pods.insert(uid.clone());
+        let asks = |pod: &Arc<Pod>| rules.intercepts_host_pod(pod, inventory.service_account(pod));
+        if claimants.iter().any(asks) {
+            found.host_pods.insert(uid.clone());
         }
-        if let Decision::Granted(grant) = rules.resolve(inventory, uid) {
-            keys.insert(SessionKey::of_grant(&grant));
+        match rules.resolve(inventory, uid) {
+            Decision::Granted(grant) => {
+                let key = SessionKey::of_grant(&grant);
+                if claimants.iter().any(|pod| !pod.finished) {
+                    found.ahead.insert(key.clone());
+                }
+                found.keys.insert(key);
+            }
+            Decision::Refused { reason, .. } => found.refused.push((uid.clone(), reason)),
+            Decision::NoRole(_) | Decision::Wait(_) => {}
         }
     }
-    (keys, host_pods)
+    found
 }
 
 async fn drain<I: Issuer>(phase: watch::Sender<Phase>, mut accepting: JoinSet<()>, server: &Server<I>) {

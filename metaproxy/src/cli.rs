@@ -11,7 +11,8 @@ use std::time::Duration;
 use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub use self::usage::UsageError;
-pub use self::values::{ImdsV1, LogFormat, LogLevel, NamespacePolicy, Switch};
+pub use self::values::{AdminAddress, HostNetwork, ImdsV1, LogFormat, LogLevel, NamespacePolicy, Switch};
+use crate::admin::probe::Question;
 use crate::roles::SessionScope;
 use crate::roles::policy::{AllowedRolesStyle, PermittedMatch};
 
@@ -57,23 +58,41 @@ impl Cli {
 pub enum Command {
     /// Run the agent of this node: intercept pods' metadata connections and serve each pod its own role
     Run(Box<RunArgs>),
+    /// Ask the agent of this container how it is doing; for the kubelet's exec probes
+    Probe(ProbeArgs),
+}
+
+/// `metaproxy probe`
+#[derive(Debug, Args)]
+pub struct ProbeArgs {
+    /// What is asked
+    pub question: Question,
+
+    /// Directory of the agent's socket
+    #[arg(
+        long,
+        env = "METAPROXY_RUNTIME_DIR",
+        value_name = "DIR",
+        default_value = "/run/metaproxy"
+    )]
+    pub runtime_dir: PathBuf,
 }
 
 /// `metaproxy run`. Every flag can also be given as METAPROXY_<FLAG>.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// Name of this node: pods that are bound to another one are left out [default: $NODE_NAME]
+    /// Name of this node, whose pods are served [default: $NODE_NAME]
     #[arg(long, env = "METAPROXY_NODE_NAME", value_name = "NAME", help_heading = "Pods")]
     node_name: Option<String>,
 
-    /// Read Pod, Namespace and ServiceAccount objects from the YAML and JSON files of a directory; read again on change
+    /// Read Pod, Namespace and ServiceAccount objects from the YAML and JSON files of a directory, and not from the API
+    /// server; read again on change
     #[arg(long, env = "METAPROXY_MANIFESTS", value_name = "DIR", help_heading = "Pods")]
     manifests: Option<PathBuf>,
 
-    /// Kubeconfig of the API server to read pods from; not part of this version
+    /// Kubeconfig of the API server to read pods from [default: the service account of this pod, else $KUBECONFIG]
     #[arg(
         long,
-        hide = true,
         env = "METAPROXY_KUBECONFIG",
         value_name = "FILE",
         conflicts_with = "manifests",
@@ -137,6 +156,26 @@ pub struct RunArgs {
         help_heading = "Roles"
     )]
     default_role: Option<String>,
+
+    /// Whether service accounts are asked for their pods' roles (eks.amazonaws.com/role-arn)
+    #[arg(
+        long,
+        env = "METAPROXY_WEB_IDENTITY",
+        value_name = "SWITCH",
+        default_value = "off",
+        help_heading = "Roles"
+    )]
+    web_identity: Switch,
+
+    /// What hostNetwork pods get that have no role
+    #[arg(
+        long,
+        env = "METAPROXY_HOST_NETWORK",
+        value_name = "POLICY",
+        default_value = "passthrough",
+        help_heading = "Roles"
+    )]
+    host_network: HostNetwork,
 
     /// Pod annotation that names the role
     #[arg(
@@ -320,7 +359,28 @@ pub struct RunArgs {
     )]
     max_connections_per_pod: u32,
 
-    /// Directory for the key of session tokens (made where it does not exist)
+    /// Where /healthz, /readyz and /metrics are answered: address and port, or off
+    #[arg(
+        long,
+        env = "METAPROXY_ADMIN_ADDRESS",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9808",
+        help_heading = "Operation"
+    )]
+    admin_address: AdminAddress,
+
+    /// Taint of this node that is removed when pods are served
+    #[arg(
+        long,
+        env = "METAPROXY_STARTUP_TAINT",
+        value_name = "KEY",
+        conflicts_with = "manifests",
+        help_heading = "Operation"
+    )]
+    startup_taint: Option<String>,
+
+    /// Directory for the key of session tokens, what is known of the pods, and the agent's socket (made where it does not
+    /// exist)
     #[arg(
         long,
         env = "METAPROXY_RUNTIME_DIR",

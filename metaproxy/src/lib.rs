@@ -4,9 +4,12 @@
 //! what is known of the pod comes from [`pods`], its role is decided in [`roles`], the session obtained in
 //! [`credentials`], and the answer served by [`imds`]. [`agent`] wires them together.
 
+pub mod admin;
 pub mod agent;
+pub mod apiserver;
 pub mod cli;
 pub mod credentials;
+pub mod health;
 pub mod imds;
 pub mod intercept;
 pub mod pods;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
+use metaproxy::admin::probe::{self, ProbeError};
 use metaproxy::agent;
 use metaproxy::cli::{Cli, Command, EX_USAGE, LogFormat, LogLevel};
 use tracing_subscriber::EnvFilter;
@@ -19,7 +20,10 @@ fn main() -> ExitCode {
             };
         }
     };
-    let Command::Run(args) = cli.command;
+    let args = match cli.command {
+        Command::Run(args) => args,
+        Command::Probe(args) => return answer(probe::ask(args.question, &args.runtime_dir)),
+    };
     let settings = match args.settings() {
         Ok(settings) => settings,
         Err(error) => {
@@ -32,6 +36,20 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What a probe shows; the kubelet puts it into an event where it is bad.
+fn answer(answer: Result<String, ProbeError>) -> ExitCode {
+    match answer {
+        Ok(text) => {
+            print!("{text}");
+            ExitCode::SUCCESS
+        }
+        Err(error) => {
+            eprintln!("{error}");
             ExitCode::FAILURE
         }
     }

@@ -1,12 +1,19 @@
 use super::*;
-use crate::agent::Settings;
+use crate::agent::{PodSource, Settings};
+use crate::apiserver::KubeconfigSource;
 use clap::error::ErrorKind;
 use rstest::rstest;
 
+fn run_args(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Box<RunArgs> {
+    match Cli::from_words(words).unwrap().command {
+        Command::Run(args) => args,
+        other => panic!("{other:?}"),
+    }
+}
+
 fn settings(flags: &[&str]) -> Result<Settings, UsageError> {
     let words = ["metaproxy", "run", "--manifests", "/pods"].iter().chain(flags);
-    let Command::Run(args) = Cli::from_words(words).unwrap().command;
-    args.settings()
+    run_args(words).settings()
 }
 
 #[test]
@@ -55,7 +62,8 @@ fn defaults_are_those_of_the_contract() {
 #[case(&["--session-duration", "1m"], "--session-duration 1m: STS takes 15m to 1h")]
 #[case(&["--sts-endpoint", "sts.amazonaws.com"], "--sts-endpoint \"sts.amazonaws.com\": not a URL")]
 #[case(&["--imds-endpoint", "http://"], "--imds-endpoint \"http://\": not a URL such as")]
-#[case(&["--role-annotation", "a/b/c"], "--role-annotation \"a/b/c\": not the key of an annotation")]
+#[case(&["--web-identity", "on"], "--web-identity on: tokens of service accounts come from the API server")]
+#[case(&["--role-annotation", "a/b/c"], "--role-annotation \"a/b/c\": not a key")]
 fn flags_that_cannot_be_meant_are_named(#[case] flags: &[&str], #[case] want: &str) {
     let error = settings(flags).unwrap_err().to_string();
     assert!(error.starts_with(want), "{error}");
@@ -64,6 +72,9 @@ fn flags_that_cannot_be_meant_are_named(#[case] flags: &[&str], #[case] want: &s
 #[rstest]
 #[case(&["run", "--manifests", "/p", "--kubeconfig", "/k"], ErrorKind::ArgumentConflict)]
 #[case(&["run", "--manifests", "/p", "--no-such-flag"], ErrorKind::UnknownArgument)]
+#[case(&["run", "--manifests", "/p", "--startup-taint", "a/b"], ErrorKind::ArgumentConflict)]
+#[case(&["run", "--admin-address", "9808"], ErrorKind::ValueValidation)]
+#[case(&["probe"], ErrorKind::MissingRequiredArgument)]
 #[case(&["run", "--listen-port", "70000"], ErrorKind::ValueValidation)]
 #[case(&["run", "--namespace-policy", "maybe"], ErrorKind::InvalidValue)]
 #[case(&["run", "--session-duration", "soon"], ErrorKind::ValueValidation)]
@@ -74,8 +85,43 @@ fn words_that_make_no_sense_are_usage_errors(#[case] words: &[&str], #[case] wan
     assert_eq!(error.kind(), want);
 }
 
+#[rstest]
+#[case(&["--kubeconfig", "/k"], "--node-name: the API server is asked")]
+#[case(&["--kubeconfig", "/k", "--node-name", "a,spec.nodeName=b"], "--node-name \"a,spec.nodeName=b\": not the name")]
+#[case(&["--kubeconfig", "/k", "--node-name", "n", "--startup-taint", "a b"], "--startup-taint \"a b\": not a key")]
+fn what_the_api_server_cannot_be_asked_is_named(#[case] flags: &[&str], #[case] want: &str) {
+    let error = run_args(["metaproxy", "run"].iter().chain(flags))
+        .settings()
+        .unwrap_err()
+        .to_string();
+    assert!(error.starts_with(want), "{error}");
+}
+
+#[test]
+fn pods_come_from_the_api_server_of_the_kubeconfig() {
+    let flags = [
+        "--kubeconfig",
+        "/k",
+        "--node-name",
+        "ip-10-0-0-1.eu-west-1.compute.internal",
+    ];
+    let settings = run_args(["metaproxy", "run"].iter().chain(&flags))
+        .settings()
+        .unwrap();
+    let want = PodSource::ApiServer {
+        kubeconfig: KubeconfigSource::File(PathBuf::from("/k")),
+        node: flags[3].to_owned(),
+        startup_taint: None,
+    };
+    assert_eq!(settings.pods, want);
+    assert_eq!(settings.rules.kept().namespaces.len(), 2);
+    assert!(settings.rules.kept().service_accounts.is_empty());
+}
+
 #[test]
 fn without_a_source_of_pods_it_says_which_flag_is_missing() {
-    let Command::Run(args) = Cli::from_words(["metaproxy", "run"]).unwrap().command;
-    assert_eq!(args.settings().unwrap_err(), UsageError::NoSource);
+    assert_eq!(
+        run_args(["metaproxy", "run"]).settings().unwrap_err(),
+        UsageError::NoSource
+    );
 }

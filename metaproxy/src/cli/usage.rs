@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::{ImdsV1, NamespacePolicy, RunArgs, Switch};
-use crate::agent::Settings;
+use super::{HostNetwork, ImdsV1, NamespacePolicy, RunArgs, Switch};
+use crate::agent::{PodSource, Settings};
+use crate::apiserver::KubeconfigSource;
 use crate::credentials::sts::StsSettings;
 use crate::imds::Version1;
 use crate::imds::path::{BadPattern, Paths};
@@ -23,15 +24,25 @@ use crate::roles::{
 pub enum UsageError {
     /// No pods.
     #[error(
-        "no source of pods: give --manifests DIR with Pod manifests. Reading them from the API server is not part of \
-         this version"
+        "no source of pods: this process does not run in a pod of a cluster, and there is no $KUBECONFIG; give \
+         --kubeconfig FILE, or --manifests DIR with Pod manifests"
     )]
     NoSource,
-    /// The API server.
+    /// A node without a name.
     #[error(
-        "--kubeconfig: reading pods from the API server is not part of this version; give --manifests DIR"
+        "--node-name: the API server is asked for the pods of this node, which must be named as in `kubectl get nodes`"
     )]
-    Kubeconfig,
+    NoNode,
+    /// A name that no node has.
+    #[error(
+        "--node-name {0:?}: not the name of a node, which is up to 253 small letters, digits, dashes and dots"
+    )]
+    NodeName(String),
+    /// Tokens without an API server.
+    #[error(
+        "--web-identity on: tokens of service accounts come from the API server, and --manifests asks none"
+    )]
+    NoTokens,
     /// A role.
     #[error("{flag} {value:?}: {error}")]
     Role {
@@ -80,8 +91,8 @@ pub enum UsageError {
         "--cluster-name {0:?}: a session tag has up to 256 letters, digits, blanks and characters of _.:/=+-@"
     )]
     ClusterName(String),
-    /// An annotation key that can't be one.
-    #[error("{flag} {value:?}: not the key of an annotation, which looks like iam.amazonaws.com/role")]
+    /// A key of an annotation or a taint that can't be one.
+    #[error("{flag} {value:?}: not a key, which looks like iam.amazonaws.com/role")]
     Key {
         /// Which flag.
         flag: &'static str,
@@ -96,17 +107,12 @@ impl RunArgs {
     /// # Errors
     /// The first thing that is wrong.
     pub fn settings(&self) -> Result<Settings, UsageError> {
-        let manifests = match (&self.manifests, &self.kubeconfig) {
-            (Some(dir), _) => dir.clone(),
-            (None, Some(_)) => return Err(UsageError::Kubeconfig),
-            (None, None) => return Err(UsageError::NoSource),
-        };
         let node_name = self.node_name.clone().or_else(node_name_of_environment);
+        let pods = self.pods(node_name.as_deref())?;
         let rules = self.rules(node_name.clone())?;
         Ok(Settings {
             sts: self.sts(&rules.sessions)?,
-            node_name,
-            manifests,
+            pods,
             cgroup: self.cgroup.clone(),
             cgroup_root: self.cgroup_root.clone(),
             listen_addresses: self.listen_addresses()?,
@@ -120,7 +126,40 @@ impl RunArgs {
                 ImdsV1::Deny => Version1::Denied,
             },
             connections_per_pod: self.max_connections_per_pod as usize,
+            admin: self.admin_address.0,
             runtime_dir: self.runtime_dir.clone(),
+        })
+    }
+
+    fn pods(&self, node: Option<&str>) -> Result<PodSource, UsageError> {
+        if let Some(dir) = &self.manifests {
+            if self.web_identity == Switch::On {
+                return Err(UsageError::NoTokens);
+            }
+            return Ok(PodSource::Manifests {
+                dir: dir.clone(),
+                node: node.map(str::to_owned),
+            });
+        }
+        let kubeconfig = match &self.kubeconfig {
+            Some(file) => KubeconfigSource::File(file.clone()),
+            None => kubeconfig_of_environment().ok_or(UsageError::NoSource)?,
+        };
+        let node = node.ok_or(UsageError::NoNode)?;
+        let fits = (1..=253).contains(&node.len())
+            && node
+                .bytes()
+                .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-.".contains(&byte));
+        if !fits {
+            return Err(UsageError::NodeName(node.to_owned()));
+        }
+        let startup_taint = self.startup_taint.as_ref();
+        Ok(PodSource::ApiServer {
+            kubeconfig,
+            node: node.to_owned(),
+            startup_taint: startup_taint
+                .map(|taint| key("--startup-taint", taint))
+                .transpose()?,
         })
     }
 
@@ -172,6 +211,8 @@ impl RunArgs {
                 permitted_match: self.permitted_match,
                 read: PolicyCache::default(),
             },
+            web_identity: self.web_identity == Switch::On,
+            enforce_host_network: self.host_network == HostNetwork::Enforce,
             sessions: SessionRules {
                 scope: self.session_scope,
                 tags: self.tags()?,
@@ -229,6 +270,22 @@ fn role<T: FromStr<Err = RoleError>>(
 ) -> Result<Option<T>, UsageError> {
     text.map(|text| text.parse().map_err(bad_role(flag, text)))
         .transpose()
+}
+
+/// The pod that this process runs in, else what kubectl would use.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "conventions of Kubernetes, which are no flags of ours"
+)]
+fn kubeconfig_of_environment() -> Option<KubeconfigSource> {
+    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+    if variable("KUBERNETES_SERVICE_HOST").is_some() {
+        return Some(KubeconfigSource::InCluster);
+    }
+    // Several files may stand there; the first is the one that counts for what is in all of them.
+    let files = variable("KUBECONFIG")?;
+    let first = std::env::split_paths(&files).find(|file| !file.as_os_str().is_empty())?;
+    Some(KubeconfigSource::File(first))
 }
 
 /// What a DaemonSet sets by the downward API.

@@ -1,5 +1,8 @@
 //! What flags of few values are set to.
 
+use std::net::SocketAddr;
+use std::str::FromStr;
+
 use clap::ValueEnum;
 
 /// `--namespace-policy`
@@ -20,6 +23,33 @@ pub enum ImdsV1 {
     Allow,
     /// They get 401
     Deny,
+}
+
+/// `--host-network`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum HostNetwork {
+    /// They reach the node's own metadata service, as without metaproxy
+    Passthrough,
+    /// They reach none
+    Enforce,
+}
+
+/// `--admin-address`
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdminAddress(pub Option<SocketAddr>);
+
+impl FromStr for AdminAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text == "off" {
+            return Ok(Self(None));
+        }
+        let address = text
+            .parse()
+            .map_err(|_| "it is an address such as 127.0.0.1:9808, or off".to_owned());
+        address.map(|address| Self(Some(address)))
+    }
 }
 
 /// On or off.

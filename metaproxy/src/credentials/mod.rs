@@ -5,6 +5,8 @@ pub mod http;
 mod session;
 pub mod sts;
 mod through;
+mod web_identity;
 
 pub use cache::{Issuer, Sessions};
 pub use session::{Issued, ObtainError, Session, SessionKey, timestamp};
+pub use web_identity::Principals;

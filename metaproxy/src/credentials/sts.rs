@@ -14,10 +14,9 @@ use aws_config::meta::region::RegionProviderChain;
 use aws_config::profile::ProfileFileRegionProvider;
 use aws_config::provider_config::ProviderConfig;
 use aws_config::timeout::TimeoutConfig;
-use aws_config::{BehaviorVersion, Region};
+use aws_config::{BehaviorVersion, Region, SdkConfig};
 use aws_sdk_sts::Client;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
-use aws_sdk_sts::operation::assume_role::AssumeRoleOutput;
 use aws_sdk_sts::types::{Credentials, Tag};
 use thiserror::Error;
 use tracing::info;
@@ -25,9 +24,10 @@ use tracing::info;
 use super::http::{HttpError, NetworkEnv};
 use super::session::Issued;
 use super::through::Through;
-use super::{Issuer, ObtainError, Session, SessionKey};
-use crate::roles::RoleArn;
+use super::web_identity::Token;
+use super::{ObtainError, Session, SessionKey};
 use crate::roles::session_name::SessionName;
+use crate::roles::{RoleArn, StsEndpoint};
 
 /// One STS call, its retries included. Nobody waits for it: an STS that takes long gives sessions all the same.
 const CALL: Duration = Duration::from_secs(30);
@@ -87,8 +87,16 @@ pub struct Sts {
     node: Client,
     /// As the node, or as the role that it assumes first.
     client: Client,
+    /// As nobody: whoever shows a token of its own.
+    anyone: Client,
+    anyone_global: Client,
     duration: Duration,
 }
+
+/// The region that stands for the global endpoint (`sts.amazonaws.com`) in the endpoint rules of SDKs, and the one
+/// partition that has it.
+const GLOBAL: &str = "aws-global";
+const GLOBAL_PARTITION: &str = "aws";
 
 impl Sts {
     /// Resolves region and endpoints; credentials are not asked for before the first session is.
@@ -128,18 +136,23 @@ impl Sts {
             .operation_timeout(CALL)
             .operation_attempt_timeout(ATTEMPT)
             .build();
-        let shared = aws_config::defaults(BehaviorVersion::latest())
-            .http_client(http)
-            .region(region)
-            .credentials_provider(credentials)
-            .timeout_config(timeouts)
-            .load()
-            .await;
+        let defaults = || {
+            aws_config::defaults(BehaviorVersion::latest())
+                .http_client(http.clone())
+                .region(region.clone())
+                .timeout_config(timeouts.clone())
+        };
         // Endpoints, regional, FIPS and dual-stack, are the SDK's own doing; a URL that is given stands before them.
-        let mut config = aws_sdk_sts::config::Builder::from(&shared);
-        if let Some(endpoint) = &settings.endpoint {
-            config.set_endpoint_url(Some(endpoint.clone()));
-        }
+        let config = |shared: &SdkConfig| {
+            let mut config = aws_sdk_sts::config::Builder::from(shared);
+            if let Some(endpoint) = &settings.endpoint {
+                config.set_endpoint_url(Some(endpoint.clone()));
+            }
+            config
+        };
+        let anyone = config(&defaults().no_credentials().load().await);
+        let anyone_global = anyone.clone().region(Region::new(GLOBAL));
+        let config = config(&defaults().credentials_provider(credentials).load().await);
         let node = Client::from_conf(config.clone().build());
         let client = match &settings.through {
             None => node.clone(),
@@ -157,6 +170,8 @@ impl Sts {
         Ok(Self {
             node,
             client,
+            anyone: Client::from_conf(anyone.build()),
+            anyone_global: Client::from_conf(anyone_global.build()),
             duration: settings.duration,
         })
     }
@@ -168,10 +183,9 @@ impl Sts {
         let arn = identity.arn.filter(|arn| !arn.is_empty());
         arn.ok_or_else(|| ObtainError::Unavailable("STS answered without an ARN".to_owned()))
     }
-}
 
-impl Issuer for Sts {
-    async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
+    /// `AssumeRole`, as the node.
+    pub(super) async fn assume(&self, key: &SessionKey) -> Result<Session, ObtainError> {
         let obtained = SystemTime::now();
         let tags = key.shape.tags.iter().filter_map(|(name, value)| {
             // Both are set, so it always builds.
@@ -189,15 +203,47 @@ impl Issuer for Sts {
             .send()
             .await
             .map_err(|error| classify(&error))?;
-        let (credentials, expiration) = checked(&answer, obtained)?;
-        let issued = Issued {
-            access_key_id: credentials.access_key_id(),
-            secret_access_key: credentials.secret_access_key(),
-            token: credentials.session_token(),
-            expiration,
-        };
-        Ok(Session::new(&key.role, &issued, obtained))
+        session(key, answer.credentials(), obtained)
     }
+
+    /// `AssumeRoleWithWebIdentity`, which takes no credentials but the token.
+    pub(super) async fn assume_with_token(
+        &self,
+        key: &SessionKey,
+        endpoint: StsEndpoint,
+        token: &Token,
+    ) -> Result<Session, ObtainError> {
+        let obtained = SystemTime::now();
+        let client = match endpoint {
+            StsEndpoint::Global if key.role.partition() == GLOBAL_PARTITION => &self.anyone_global,
+            _ => &self.anyone,
+        };
+        let answer = client
+            .assume_role_with_web_identity()
+            .role_arn(key.role.as_str())
+            .role_session_name(key.shape.name.as_str())
+            .web_identity_token(token.reveal())
+            .duration_seconds(seconds(self.duration))
+            .send()
+            .await
+            .map_err(|error| classify(&error))?;
+        session(key, answer.credentials(), obtained)
+    }
+}
+
+fn session(
+    key: &SessionKey,
+    credentials: Option<&Credentials>,
+    obtained: SystemTime,
+) -> Result<Session, ObtainError> {
+    let (credentials, expiration) = checked(credentials, obtained)?;
+    let issued = Issued {
+        access_key_id: credentials.access_key_id(),
+        secret_access_key: credentials.secret_access_key(),
+        token: credentials.session_token(),
+        expiration,
+    };
+    Ok(Session::new(&key.role, &issued, obtained))
 }
 
 pub(super) fn seconds(duration: Duration) -> i32 {
@@ -206,12 +252,11 @@ pub(super) fn seconds(duration: Duration) -> i32 {
 
 /// The credentials of an answer, and when they expire: never what has expired.
 pub(super) fn checked(
-    answer: &AssumeRoleOutput,
+    credentials: Option<&Credentials>,
     obtained: SystemTime,
 ) -> Result<(&Credentials, SystemTime), ObtainError> {
-    let credentials = answer
-        .credentials()
-        .ok_or_else(|| ObtainError::Unavailable("STS answered without credentials".to_owned()))?;
+    let credentials =
+        credentials.ok_or_else(|| ObtainError::Unavailable("STS answered without credentials".to_owned()))?;
     let expiration = SystemTime::try_from(*credentials.expiration())
         .ok()
         .filter(|expiration| {
@@ -242,6 +287,8 @@ where
         code,
         "AccessDenied"
             | "AccessDeniedException"
+            | "IDPRejectedClaim"
+            | "InvalidIdentityToken"
             | "MalformedPolicyDocument"
             | "PackedPolicyTooLarge"
             | "RegionDisabledException"
@@ -310,6 +357,8 @@ mod tests {
         let client = Client::from_conf(config);
         let sts = Sts {
             node: client.clone(),
+            anyone: client.clone(),
+            anyone_global: client.clone(),
             client,
             duration: Duration::from_secs(3600),
         };
@@ -320,9 +369,10 @@ mod tests {
                 external_id: None,
                 tags: Vec::new(),
                 pod: None,
+                principal: crate::roles::Principal::Node,
             },
         };
-        let error = sts.issue(&key).await.unwrap_err();
+        let error = sts.assume(&key).await.unwrap_err();
         assert!(matches!(error, ObtainError::Unavailable(_)));
         assert!(!format!("{error} {error:?}").contains("TOPSECRET"), "{error}");
     }

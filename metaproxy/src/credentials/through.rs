@@ -75,7 +75,7 @@ impl Through {
                 }
                 other => other,
             })?;
-        let (credentials, expiration) = checked(&answer, obtained)?;
+        let (credentials, expiration) = checked(answer.credentials(), obtained)?;
         Ok(Credentials::new(
             credentials.access_key_id(),
             credentials.secret_access_key(),

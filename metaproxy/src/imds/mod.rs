@@ -15,3 +15,4 @@ pub mod upstream;
 
 pub use passing::Passing;
 pub use service::{Caller, Parts, Service, Version1};
+pub use told::Told;

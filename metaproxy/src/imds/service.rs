@@ -61,13 +61,14 @@ pub struct Parts<I> {
     pub passing: Passing,
     /// Whether tokens are required.
     pub version1: watch::Receiver<Version1>,
+    /// What was said about pods.
+    pub told: Arc<Told>,
 }
 
 /// What answers requests.
 #[derive(Debug)]
 pub struct Service<I> {
     parts: Parts<I>,
-    told: Told,
 }
 
 /// Why a request is not answered to the pod that shows it.
@@ -111,10 +112,7 @@ impl Listed {
 impl<I: Issuer> Service<I> {
     /// Puts together what is needed for an answer.
     pub fn new(parts: Parts<I>) -> Self {
-        Self {
-            parts,
-            told: Told::default(),
-        }
+        Self { parts }
     }
 
     /// Answers one request; its body, if any, was read and dropped.
@@ -258,7 +256,7 @@ impl<I: Issuer> Service<I> {
                     }
                     self.credentials(&grant, obtained, extended)
                 }
-                (_, Listed::Refused { reason, .. }) => refused(&self.told.tell(&caller.uid, &reason)),
+                (_, Listed::Refused { reason, .. }) => refused(&self.parts.told.tell(&caller.uid, &reason)),
             };
         }
     }
@@ -301,7 +299,7 @@ impl<I: Issuer> Service<I> {
                         }
                     };
                     if !matches!(tokio::time::timeout_at(deadline, changed).await, Ok(Ok(()))) {
-                        let sentence = self.told.tell(&caller.uid, &reason);
+                        let sentence = self.parts.told.tell(&caller.uid, &reason);
                         return Err(answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence));
                     }
                 }
@@ -314,7 +312,10 @@ impl<I: Issuer> Service<I> {
             Ok(session) => return answer::credentials(&session, extended),
             Err(error) => error,
         };
-        let sentence = self.told.tell(&grant.subject.uid, &error.reason(&grant.role));
+        let sentence = self
+            .parts
+            .told
+            .tell(&grant.subject.uid, &error.reason(&grant.role));
         match error {
             ObtainError::Denied(_) => refused(&sentence),
             ObtainError::Unavailable(_) => answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence),

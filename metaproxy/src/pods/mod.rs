@@ -3,13 +3,16 @@
 //! A [`Source`] publishes an [`Inventory`] whenever something changes; everything else only reads the latest one.
 
 mod inventory;
+pub mod kubernetes;
 pub mod manifests;
+mod objects;
 mod uid;
 
 use std::future::Future;
 use std::sync::Arc;
 
-pub use inventory::{Annotations, Inventory, Known, Namespace, Pod, Problem, ServiceAccount};
+pub use inventory::{Inventory, Known};
+pub use objects::{Annotations, Namespace, Pod, Problem, ServiceAccount};
 use tokio::sync::watch;
 pub use uid::{InvalidUid, PodUid};
 

@@ -3,11 +3,13 @@
 use std::fmt;
 use std::str::FromStr;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// What the kubelet names a pod's cgroup after: the pod's `metadata.uid`, or for a static pod the hash in its
 /// annotation `kubernetes.io/config.hash`. 1 to 64 characters of `[0-9A-Za-z-]`.
-#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct PodUid(Box<str>);
 
 /// The text is no pod UID.
@@ -29,6 +31,20 @@ impl FromStr for PodUid {
         } else {
             Err(InvalidUid(text.chars().take(80).collect()))
         }
+    }
+}
+
+impl TryFrom<String> for PodUid {
+    type Error = InvalidUid;
+
+    fn try_from(text: String) -> Result<Self, InvalidUid> {
+        text.parse()
+    }
+}
+
+impl From<PodUid> for String {
+    fn from(uid: PodUid) -> Self {
+        uid.0.into()
     }
 }
 

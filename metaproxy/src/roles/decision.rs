@@ -4,9 +4,11 @@
 use super::arn::{BaseArn, RoleArn, RoleError, WrittenRole};
 use super::namespace::{Asked, NamespaceRules, Stop};
 use super::policy::Candidate;
-use super::reason::{Allowance, Reason, RoleSource};
+use super::reason::{Allowance, AlsoAsked, Reason, RoleSource};
 use super::session::{SessionRules, SessionShape};
-use crate::pods::{Inventory, Known, Namespace, Pod, PodUid};
+use super::web_identity::{self, ROLE_KEY, WebIdentity};
+use crate::pods::kubernetes::Kept;
+use crate::pods::{Inventory, Known, Namespace, Pod, PodUid, ServiceAccount};
 
 /// The annotations that are read.
 #[derive(Clone, Debug)]
@@ -34,6 +36,10 @@ pub struct Rules {
     pub keys: AnnotationKeys,
     /// What namespaces have to say.
     pub namespaces: NamespaceRules,
+    /// Whether service accounts are asked for their pods' roles.
+    pub web_identity: bool,
+    /// Whether hostNetwork pods without a role are kept from the node's metadata service too.
+    pub enforce_host_network: bool,
     /// How sessions are made.
     pub sessions: SessionRules,
 }
@@ -79,6 +85,20 @@ pub struct Subject {
 }
 
 impl Rules {
+    /// The annotations that decide, by what they stand on; none where that is not asked.
+    pub fn kept(&self) -> Kept {
+        let keys = &self.keys;
+        let only = |is_asked: bool, keys: &[&str]| {
+            let keys = keys.iter().map(|key| (*key).to_owned());
+            if is_asked { keys.collect() } else { Vec::new() }
+        };
+        Kept {
+            pods: only(true, &[&keys.role, &keys.external_id, &keys.session_name]),
+            namespaces: only(self.namespaces.required, &[&keys.permitted, &keys.allowed_roles]),
+            service_accounts: only(self.web_identity, &web_identity::KEYS),
+        }
+    }
+
     /// Decides about the pod with this UID.
     pub fn resolve(&self, inventory: &Inventory, uid: &PodUid) -> Decision {
         match inventory.by_uid(uid) {
@@ -87,33 +107,71 @@ impl Rules {
                 uid: uid.clone(),
                 pods: pods.iter().map(ToString::to_string).collect(),
             }),
-            Some(Known::Pod(pod)) => self.resolve_pod(pod, inventory.namespace(&pod.namespace)),
+            Some(Known::Pod(pod)) => self.resolve_pod(
+                pod,
+                inventory.namespace(&pod.namespace),
+                inventory.service_account(pod),
+            ),
         }
     }
 
     /// Whether a hostNetwork pod is to be intercepted: if it asks for a role, whatever comes of that. One that may not
     /// have it, or of which that is not known yet, must not be given the node's in its place.
-    pub fn intercepts_host_pod(&self, pod: &Pod) -> bool {
-        pod.host_network && annotation(pod, &self.keys.role).is_some()
+    pub fn intercepts_host_pod(&self, pod: &Pod, account: Option<&ServiceAccount>) -> bool {
+        let asks = || {
+            pod.annotation(&self.keys.role).is_some()
+                || account.is_some_and(|account| {
+                    self.asks_accounts_of(pod) && account.annotation(ROLE_KEY).is_some()
+                })
+        };
+        pod.host_network && (self.enforce_host_network || asks())
     }
 
-    /// Decides about a pod; `namespace` is `None` where it is not known (yet).
-    pub fn resolve_pod(&self, pod: &Pod, namespace: Option<&Namespace>) -> Decision {
-        let key = &self.keys.role;
-        let written = annotation(pod, key);
-        // What keeps a node alive must go on without us: hostNetwork pods have a role by annotation only.
-        let default_role = self.default_role.as_ref().filter(|_| !pod.host_network);
-        let decision = match (written, default_role) {
-            (Some(written), _) => self.annotated(pod, namespace, written),
-            (None, Some(role)) => self.by_default(pod, role),
-            (None, None) => {
-                return Decision::NoRole(Reason::NoRole {
-                    pod: pod.to_string(),
-                    key: key.clone(),
-                });
-            }
+    /// A static pod has no service account: the API's copy of it names one that its processes never are.
+    fn asks_accounts_of(&self, pod: &Pod) -> bool {
+        self.web_identity && pod.static_uid.is_none()
+    }
+
+    /// Decides about a pod; `namespace` and `account` are `None` where they are not known (yet).
+    pub fn resolve_pod(
+        &self,
+        pod: &Pod,
+        namespace: Option<&Namespace>,
+        account: Option<&ServiceAccount>,
+    ) -> Decision {
+        let decision = match pod.annotation(&self.keys.role) {
+            Some(written) => self.annotated(pod, namespace, written),
+            None => self.unannotated(pod, namespace, account),
         };
         decision.unwrap_or_else(|stopped| *stopped)
+    }
+
+    fn unannotated(
+        &self,
+        pod: &Pod,
+        namespace: Option<&Namespace>,
+        account: Option<&ServiceAccount>,
+    ) -> Resolved {
+        let mut also = AlsoAsked::Nobody;
+        if self.asks_accounts_of(pod) {
+            let name = format!("{}/{}", pod.namespace, pod.service_account);
+            let Some(account) = account else {
+                return Ok(Decision::Wait(Reason::ServiceAccountUnknown { account: name }));
+            };
+            if let Some(written) = account.annotation(ROLE_KEY) {
+                return self.by_service_account(pod, namespace, account, written);
+            }
+            also = AlsoAsked::ServiceAccount { account: name };
+        }
+        // What keeps a node alive must go on without us: hostNetwork pods have no role that nobody gave them by name.
+        match self.default_role.as_ref().filter(|_| !pod.host_network) {
+            Some(role) => self.by_default(pod, role),
+            None => Ok(Decision::NoRole(Reason::NoRole {
+                pod: pod.to_string(),
+                key: self.keys.role.clone(),
+                also,
+            })),
+        }
     }
 
     fn annotated(&self, pod: &Pod, namespace: Option<&Namespace>, written: &str) -> Resolved {
@@ -128,21 +186,52 @@ impl Rules {
         let allowance = if is_default {
             Allowance::Exempt
         } else {
-            let candidate = Candidate::new(&role, written, self.base.as_ref());
-            let asked = Asked {
-                keys: &self.keys,
-                role: &role,
-                candidate: &candidate,
-                base_is_known: self.base.is_some(),
-            };
-            self.namespaces
-                .check(&asked, &pod.namespace, namespace)
-                .map_err(|stop| match stop {
-                    Stop::Refuse(reason) => refuse(&role, reason),
-                    Stop::Wait(reason) => Box::new(Decision::Wait(reason)),
-                })?
+            self.allowance(pod, namespace, &role, written, false)?
         };
         self.grant(pod, role, source_, allowance)
+    }
+
+    /// Whether the namespace lets its pods have a role.
+    fn allowance(
+        &self,
+        pod: &Pod,
+        namespace: Option<&Namespace>,
+        role: &RoleArn,
+        written: &str,
+        is_trusted: bool,
+    ) -> Result<Allowance, Box<Decision>> {
+        let candidate = Candidate::new(role, written, self.base.as_ref());
+        let asked = Asked {
+            keys: &self.keys,
+            role,
+            candidate: &candidate,
+            base_is_known: self.base.is_some(),
+            is_trusted,
+        };
+        self.namespaces
+            .check(&asked, &pod.namespace, namespace)
+            .map_err(|stop| match stop {
+                Stop::Refuse(reason) => refuse(role, reason),
+                Stop::Wait(reason) => Box::new(Decision::Wait(reason)),
+            })
+    }
+
+    fn by_service_account(
+        &self,
+        pod: &Pod,
+        namespace: Option<&Namespace>,
+        account: &ServiceAccount,
+        written: &str,
+    ) -> Resolved {
+        let source_ = RoleSource::ServiceAccount {
+            key: ROLE_KEY.to_owned(),
+            account: account.to_string(),
+        };
+        let role = self.arn(pod, &source_, written, written.parse())?;
+        let allowance = self.allowance(pod, namespace, &role, written, true)?;
+        let identity = WebIdentity::of(pod, account).map_err(|reason| refuse(&role, reason))?;
+        let session = self.sessions.web_identity_shape(pod, &self.keys, identity);
+        Ok(granted(pod, role, source_, allowance, session))
     }
 
     fn by_default(&self, pod: &Pod, written: &WrittenRole) -> Resolved {
@@ -173,20 +262,30 @@ impl Rules {
             .sessions
             .shape(pod, &self.keys)
             .map_err(|reason| refuse(&role, reason))?;
-        Ok(Decision::Granted(Grant {
-            subject: Subject {
-                uid: pod.uid.clone(),
-                pod: pod.to_string(),
-            },
-            session,
-            reason: Reason::Granted {
-                role: role.clone(),
-                source_,
-                allowance: Box::new(allowance),
-            },
-            role,
-        }))
+        Ok(granted(pod, role, source_, allowance, session))
     }
+}
+
+fn granted(
+    pod: &Pod,
+    role: RoleArn,
+    source_: RoleSource,
+    allowance: Allowance,
+    session: SessionShape,
+) -> Decision {
+    Decision::Granted(Grant {
+        subject: Subject {
+            uid: pod.uid.clone(),
+            pod: pod.to_string(),
+        },
+        session,
+        reason: Reason::Granted {
+            role: role.clone(),
+            source_,
+            allowance: Box::new(allowance),
+        },
+        role,
+    })
 }
 
 /// A decision, or one that was reached before the end of the way.
@@ -201,14 +300,6 @@ fn refuse(role: &RoleArn, reason: Reason) -> Box<Decision> {
 
 fn shortened(text: &str) -> String {
     text.chars().take(200).collect()
-}
-
-/// An annotation's value; blank counts as none.
-pub(super) fn annotation<'a>(pod: &'a Pod, key: &str) -> Option<&'a str> {
-    pod.annotations
-        .get(key)
-        .map(|value| value.trim())
-        .filter(|value| !value.is_empty())
 }
 
 fn malformed(pod: &Pod, source_: RoleSource, written: &str, error: RoleError) -> Decision {

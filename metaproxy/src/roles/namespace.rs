@@ -30,6 +30,8 @@ pub(super) struct Asked<'a> {
     pub candidate: &'a Candidate<'a>,
     /// Whether names in the policy can be compared already.
     pub base_is_known: bool,
+    /// Whether a namespace without a policy leaves it to the role's own trust policy.
+    pub is_trusted: bool,
 }
 
 /// Why the way to a role ends here.
@@ -93,6 +95,9 @@ impl NamespaceRules {
             });
         }
         let (role, namespace) = (asked.role.clone(), namespace.name.clone());
+        if policies.is_empty() && asked.is_trusted {
+            return Ok(Allowance::TrustPolicy);
+        }
         if policies.is_empty() {
             return Err(Stop::Refuse(Reason::NoPolicy {
                 role,

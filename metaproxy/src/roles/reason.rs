@@ -8,6 +8,7 @@ use thiserror::Error;
 use super::RoleArn;
 use super::arn::RoleError;
 use super::policy::PolicyError;
+use super::web_identity::ROLE_KEY;
 use crate::pods::PodUid;
 
 /// Where a pod's role is named.
@@ -39,6 +40,8 @@ pub enum Allowance {
     NotAsked,
     /// It is the `--default-role`, to which no namespace is asked.
     Exempt,
+    /// It is a service account's, and the namespace has no policy.
+    TrustPolicy,
     /// An entry of an annotation allows it.
     By {
         /// The entry, as written.
@@ -54,6 +57,9 @@ impl fmt::Display for Allowance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::NotAsked => f.write_str("; the namespace is not asked (--namespace-policy=off)"),
+            Self::TrustPolicy => f.write_str(
+                "; the namespace has no policy, and the role's trust policy names the service account",
+            ),
             Self::Exempt => f.write_str("; the namespace is not asked about the default role"),
             Self::By {
                 entry,
@@ -64,6 +70,53 @@ impl fmt::Display for Allowance {
                     f,
                     "; {entry:?} in annotation {key} of namespace {namespace} allows it"
                 )
+            }
+        }
+    }
+}
+
+impl Reason {
+    /// Whether a role was asked for and denied, which is for the pod's owner to mend.
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::MalformedRole { .. }
+            | Self::MalformedAnnotation { .. }
+            | Self::NoPolicy { .. }
+            | Self::NotPermitted { .. }
+            | Self::MalformedPolicy { .. }
+            | Self::MalformedTag { .. }
+            | Self::StsDenied { .. } => true,
+            Self::Granted { .. }
+            | Self::NoRole { .. }
+            | Self::PodUnknown { .. }
+            | Self::NamespaceUnknown { .. }
+            | Self::ServiceAccountUnknown { .. }
+            | Self::BaseUnknown { .. }
+            | Self::Ambiguous { .. }
+            | Self::ForeignAddress { .. }
+            | Self::StsUnavailable { .. } => false,
+        }
+    }
+}
+
+/// Where a role was looked for beside the pod.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AlsoAsked {
+    /// Nowhere.
+    Nobody,
+    /// Its service account.
+    ServiceAccount {
+        /// `namespace/name`
+        account: String,
+    },
+}
+
+impl fmt::Display for AlsoAsked {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Nobody => Ok(()),
+            Self::ServiceAccount { account } => {
+                write!(f, ", its service account {account} no annotation {ROLE_KEY}")
             }
         }
     }
@@ -83,12 +136,14 @@ pub enum Reason {
         allowance: Box<Allowance>,
     },
     /// Nobody named a role.
-    #[error("pod {pod} has no role: it has no annotation {key}, and no --default-role is for it")]
+    #[error("pod {pod} has no role: it has no annotation {key}{also}, and no --default-role is for it")]
     NoRole {
         /// `namespace/name`
         pod: String,
         /// The annotation that would name one.
         key: String,
+        /// Where else one was looked for.
+        also: AlsoAsked,
     },
     /// The pod is not in the inventory.
     #[error("the pod with UID {uid} is not known yet")]
@@ -103,6 +158,12 @@ pub enum Reason {
     NamespaceUnknown {
         /// Which.
         namespace: String,
+    },
+    /// Its service account is not in the inventory.
+    #[error("service account {account} is not known yet, and --web-identity=on asks it for its pods' role")]
+    ServiceAccountUnknown {
+        /// `namespace/name`
+        account: String,
     },
     /// A name, before it is known in which account to look for it.
     #[error(
@@ -139,11 +200,11 @@ pub enum Reason {
         /// What is wrong.
         error: RoleError,
     },
-    /// Another annotation of the pod is unusable.
-    #[error("annotation {key} of {pod} cannot be used: {problem}")]
+    /// Another annotation of the pod, or of its service account, is unusable.
+    #[error("annotation {key} of {object} cannot be used: {problem}")]
     MalformedAnnotation {
-        /// `namespace/name`
-        pod: String,
+        /// `namespace/name`, after its kind where it is no pod
+        object: String,
         /// Which.
         key: String,
         /// What is wrong.

@@ -1,8 +1,9 @@
 //! Everything that shapes a session beside its role.
 
-use super::decision::{AnnotationKeys, annotation};
+use super::decision::AnnotationKeys;
 use super::reason::Reason;
 use super::session_name::SessionName;
+use super::web_identity::{Principal, WebIdentity};
 use crate::pods::{Pod, PodUid};
 
 /// `--session-scope`: who shares a session.
@@ -44,6 +45,8 @@ pub struct SessionShape {
     pub tags: Vec<(&'static str, String)>,
     /// The pod, where each has a session of its own.
     pub pod: Option<PodUid>,
+    /// As whom the role is assumed.
+    pub principal: Principal,
 }
 
 impl SessionRules {
@@ -57,11 +60,34 @@ impl SessionRules {
             SessionScope::Role => self.of_node(),
         };
         Ok(SessionShape {
-            name: annotation(pod, &keys.session_name).map_or_else(own_name, SessionName::cleaned),
+            name: pod
+                .annotation(&keys.session_name)
+                .map_or_else(own_name, SessionName::cleaned),
             external_id: external_id(pod, &keys.external_id)?,
             tags: self.tags(pod)?,
             pod: (self.scope == SessionScope::Pod).then(|| pod.uid.clone()),
+            principal: Principal::Node,
         })
+    }
+
+    /// For a pod that shows a token of its own. Such a session is never shared; what it may be tagged with stands in the
+    /// token, and trust policies ask that, not an external id.
+    pub(super) fn web_identity_shape(
+        &self,
+        pod: &Pod,
+        keys: &AnnotationKeys,
+        identity: WebIdentity,
+    ) -> SessionShape {
+        let own_name = || SessionName::of_pod(&pod.namespace, &pod.name);
+        SessionShape {
+            name: pod
+                .annotation(&keys.session_name)
+                .map_or_else(own_name, SessionName::cleaned),
+            external_id: None,
+            tags: Vec::new(),
+            pod: Some(pod.uid.clone()),
+            principal: Principal::ServiceAccount(Box::new(identity)),
+        }
     }
 
     /// The name of sessions that are no single pod's.
@@ -111,7 +137,7 @@ pub fn is_tag_value(value: &str) -> bool {
 
 /// STS: 2 to 1224 of `[\w+=,.@:\/-]`. Never mended: another id is another party's.
 fn external_id(pod: &Pod, key: &str) -> Result<Option<String>, Reason> {
-    let Some(id) = annotation(pod, key) else {
+    let Some(id) = pod.annotation(key) else {
         return Ok(None);
     };
     let fits = (2..=1224).contains(&id.len())
@@ -122,7 +148,7 @@ fn external_id(pod: &Pod, key: &str) -> Result<Option<String>, Reason> {
         return Ok(Some(id.to_owned()));
     }
     Err(Reason::MalformedAnnotation {
-        pod: pod.to_string(),
+        object: pod.to_string(),
         key: key.to_owned(),
         problem: "an external id is 2 to 1224 letters, digits and characters of _+=,.@:/-".to_owned(),
     })

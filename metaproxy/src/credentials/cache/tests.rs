@@ -123,6 +123,7 @@ fn key(name: &str) -> SessionKey {
             external_id: None,
             tags: Vec::new(),
             pod: None,
+            principal: crate::roles::Principal::Node,
         },
     }
 }

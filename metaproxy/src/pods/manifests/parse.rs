@@ -185,13 +185,14 @@ impl Objects {
     }
 
     fn add_namespace(&mut self, namespace: v1::Namespace) -> Result<(), Problem> {
-        self.namespaces.push(Arc::new(Namespace::from_api(namespace)?));
+        self.namespaces
+            .push(Arc::new(Namespace::from_api(namespace.metadata)?));
         Ok(())
     }
 
     fn add_service_account(&mut self, account: v1::ServiceAccount) -> Result<(), Problem> {
         self.service_accounts
-            .push(Arc::new(ServiceAccount::from_api(account)?));
+            .push(Arc::new(ServiceAccount::from_api(account.metadata)?));
         Ok(())
     }
 }

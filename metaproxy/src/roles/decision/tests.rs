@@ -1,6 +1,7 @@
 mod policies;
 mod sessions;
 mod strange;
+mod web_identities;
 
 use super::*;
 use crate::pods::Annotations;
@@ -27,6 +28,8 @@ fn rules() -> Rules {
             ..NamespaceRules::default()
         },
         sessions: SessionRules::default(),
+        web_identity: false,
+        enforce_host_network: false,
     }
 }
 
@@ -61,6 +64,7 @@ fn pod(pairs: &[(&str, &str)]) -> Pod {
         ips: Vec::new(),
         host_ports: Vec::new(),
         node: None,
+        finished: false,
     }
 }
 
@@ -90,6 +94,7 @@ fn an_annotated_role_that_the_namespace_permits_is_granted() {
     let grant = granted(rules().resolve_pod(
         &pod(&[("role", "app")]),
         Some(&namespace(&[("permitted", "app")])),
+        None,
     ));
     assert_eq!(grant.role.as_str(), "arn:aws:iam::123456789012:role/app");
     assert_eq!(grant.session.name.as_str(), "apps.web");
@@ -133,7 +138,7 @@ fn what_is_not_known_yet_is_waited_for_and_never_counts_as_none() {
 #[case::empty(&[("role", "")])]
 #[case::blank(&[("role", " \n")])]
 fn without_an_annotation_there_is_no_role_or_the_default(#[case] pairs: &[(&str, &str)]) {
-    let none = rules().resolve_pod(&pod(pairs), None);
+    let none = rules().resolve_pod(&pod(pairs), None, None);
     assert!(
         matches!(none, Decision::NoRole(Reason::NoRole { .. })),
         "{none:?}"
@@ -144,7 +149,7 @@ fn without_an_annotation_there_is_no_role_or_the_default(#[case] pairs: &[(&str,
             default_role,
             ..rules()
         }
-        .resolve_pod(&pod(pairs), None),
+        .resolve_pod(&pod(pairs), None, None),
     );
     assert_eq!(
         grant.role.name(),
@@ -164,15 +169,21 @@ fn a_hostnetwork_pod_has_no_default_role_and_is_intercepted_for_any_role_that_it
         host_network: true,
         ..pod(pairs)
     };
-    assert!(matches!(rules.resolve_pod(&host(&[]), None), Decision::NoRole(_)));
-    assert!(!rules.intercepts_host_pod(&host(&[])) && !rules.intercepts_host_pod(&host(&[("role", " ")])));
+    assert!(matches!(
+        rules.resolve_pod(&host(&[]), None, None),
+        Decision::NoRole(_)
+    ));
+    assert!(
+        !rules.intercepts_host_pod(&host(&[]), None)
+            && !rules.intercepts_host_pod(&host(&[("role", " ")]), None)
+    );
     for role in ["app", "a b"] {
         assert!(
-            rules.intercepts_host_pod(&host(&[("role", role)])),
+            rules.intercepts_host_pod(&host(&[("role", role)]), None),
             "granted, refused or not known yet: {role}"
         );
     }
-    assert!(!rules.intercepts_host_pod(&pod(&[("role", "app")])));
+    assert!(!rules.intercepts_host_pod(&pod(&[("role", "app")]), None));
 }
 
 #[test]
@@ -183,21 +194,21 @@ fn a_refusal_never_falls_through_to_the_default_role() {
         ..rules()
     };
     for role in ["app", "arn:aws:iam::1:role/x", "a b"] {
-        refused(rules.resolve_pod(&pod(&[("role", role)]), Some(&namespace(&[]))));
+        refused(rules.resolve_pod(&pod(&[("role", role)]), Some(&namespace(&[])), None));
     }
 }
 
 #[test]
 fn a_malformed_role_is_refused_by_a_name_that_is_safe_to_show() {
     let (name, reason) =
-        refused(rules().resolve_pod(&pod(&[("role", "arn:aws:iam::1:role/x<y>\r\nz")]), None));
+        refused(rules().resolve_pod(&pod(&[("role", "arn:aws:iam::1:role/x<y>\r\nz")]), None, None));
     assert_eq!(name, "xyz");
     assert!(
         reason.contains("12 digits") && reason.contains("apps/web"),
         "{reason}"
     );
     assert!(!reason.contains('\n'), "log lines stay lines: {reason}");
-    let (name, _) = refused(rules().resolve_pod(&pod(&[("role", "///")]), None));
+    let (name, _) = refused(rules().resolve_pod(&pod(&[("role", "///")]), None, None));
     assert_eq!(name, "malformed-role");
 }
 
@@ -262,7 +273,7 @@ fn annotation_keys_are_those_of_the_flags() {
             name: "apps".to_owned(),
             annotations: of(&[(key, value)]),
         };
-        let grant = granted(rules.resolve_pod(&pod, Some(&namespace)));
+        let grant = granted(rules.resolve_pod(&pod, Some(&namespace), None));
         assert_eq!(grant.role.name(), "app");
         assert_eq!(grant.session.external_id.as_deref(), Some("id-1"));
         assert_eq!(grant.session.name.as_str(), "name");

@@ -12,7 +12,7 @@ use super::*;
 #[case::broken_allowed_roles(&[("permitted", "app"), ("allowed-roles", "app")], false)]
 fn a_required_policy(#[case] policy: &[(&str, &str)], #[case] allowed: bool) {
     let namespace = namespace(policy);
-    let decision = rules().resolve_pod(&pod(&[("role", "app")]), Some(&namespace));
+    let decision = rules().resolve_pod(&pod(&[("role", "app")]), Some(&namespace), None);
     assert_eq!(matches!(decision, Decision::Granted(_)), allowed, "{decision:?}");
     if !allowed {
         let (name, reason) = refused(decision);
@@ -24,18 +24,18 @@ fn a_required_policy(#[case] policy: &[(&str, &str)], #[case] allowed: bool) {
     }
     let off = unasked();
     assert!(matches!(
-        off.resolve_pod(&pod(&[("role", "app")]), Some(&namespace)),
+        off.resolve_pod(&pod(&[("role", "app")]), Some(&namespace), None),
         Decision::Granted(_)
     ));
     assert!(matches!(
-        off.resolve_pod(&pod(&[("role", "app")]), None),
+        off.resolve_pod(&pod(&[("role", "app")]), None, None),
         Decision::Granted(_)
     ));
 }
 
 #[test]
 fn a_refusal_names_the_flag_and_the_annotations() {
-    let (_, reason) = refused(rules().resolve_pod(&pod(&[("role", "app")]), Some(&namespace(&[]))));
+    let (_, reason) = refused(rules().resolve_pod(&pod(&[("role", "app")]), Some(&namespace(&[])), None));
     for part in [
         "--namespace-policy=required",
         "iam.amazonaws.com/permitted",
@@ -52,8 +52,8 @@ fn an_annotated_default_role_needs_no_leave_either() {
         ..rules()
     };
     let arn = "ARN:aws:iam::123456789012:role/fallback";
-    granted(rules.resolve_pod(&pod(&[("role", arn)]), None));
-    let grant = granted(rules.resolve_pod(&pod(&[("role", "/fallback")]), None));
+    granted(rules.resolve_pod(&pod(&[("role", arn)]), None, None));
+    let grant = granted(rules.resolve_pod(&pod(&[("role", "/fallback")]), None, None));
     assert!(
         grant
             .reason
@@ -66,7 +66,7 @@ fn an_annotated_default_role_needs_no_leave_either() {
         host_network: true,
         ..pod(&[("role", "fallback")])
     };
-    refused(rules.resolve_pod(&host, Some(&namespace(&[]))));
+    refused(rules.resolve_pod(&host, Some(&namespace(&[])), None));
 }
 
 #[test]
@@ -81,15 +81,19 @@ fn names_wait_until_the_account_is_known_and_arns_do_not() {
         other => panic!("{other:?}"),
     };
     let all = namespace(&[("permitted", ".*")]);
-    let sentence = waits(unknown.resolve_pod(&pod(&[("role", "app")]), Some(&all)));
+    let sentence = waits(unknown.resolve_pod(&pod(&[("role", "app")]), Some(&all), None));
     assert!(sentence.contains("--base-role-arn"), "{sentence}");
-    waits(unknown.resolve_pod(&pod(&[]), Some(&all)));
+    waits(unknown.resolve_pod(&pod(&[]), Some(&all), None));
     let arn = "arn:aws:iam::123456789012:role/app";
-    granted(unknown.resolve_pod(&pod(&[("role", arn)]), Some(&all)));
+    granted(unknown.resolve_pod(&pod(&[("role", arn)]), Some(&all), None));
     // A name in the policy may mean this very role.
-    waits(unknown.resolve_pod(&pod(&[("role", arn)]), Some(&namespace(&[("permitted", "app")]))));
-    refused(unknown.resolve_pod(&pod(&[("role", arn)]), Some(&namespace(&[]))));
-    refused(unknown.resolve_pod(&pod(&[("role", "a b")]), Some(&all)));
+    waits(unknown.resolve_pod(
+        &pod(&[("role", arn)]),
+        Some(&namespace(&[("permitted", "app")])),
+        None,
+    ));
+    refused(unknown.resolve_pod(&pod(&[("role", arn)]), Some(&namespace(&[])), None));
+    refused(unknown.resolve_pod(&pod(&[("role", "a b")]), Some(&all), None));
 }
 
 /// What kube2iam and kiam do in the situations of their documentation: the pod's role, the namespace's annotations, and
@@ -134,7 +138,7 @@ fn situations_of_kube2iam_and_kiam(
             namespaces,
             ..rules()
         }
-        .resolve_pod(&pod, Some(&namespace));
+        .resolve_pod(&pod, Some(&namespace), None);
         matches!(decision, Decision::Granted(_))
     };
     let got = [
@@ -143,14 +147,14 @@ fn situations_of_kube2iam_and_kiam(
         with(AllowedRolesStyle::Glob, PermittedMatch::Search),
     ];
     assert_eq!(got, want, "glob, regexp, search");
-    granted(unasked().resolve_pod(&pod, Some(&namespace)));
+    granted(unasked().resolve_pod(&pod, Some(&namespace), None));
 }
 
 #[test]
 fn a_refusal_quotes_the_patterns_that_did_not_match() {
     let many = serde_json::to_string(&["a", "b", "c", "d", "e", "f", "g\n"]).unwrap();
     let policy = namespace(&[("permitted", "web-.*"), ("allowed-roles", &many)]);
-    let (_, reason) = refused(rules().resolve_pod(&pod(&[("role", "app")]), Some(&policy)));
+    let (_, reason) = refused(rules().resolve_pod(&pod(&[("role", "app")]), Some(&policy), None));
     assert!(
         reason.contains("its annotation iam.amazonaws.com/permitted (\"web-.*\") or its annotation iam.amazonaws.com/allowed-roles (\"a\", \"b\", \"c\", \"d\", \"e\", and 2 more)"),
         "{reason}"

@@ -9,11 +9,11 @@ fn external_id_and_session_name_come_from_their_annotations() {
         ("external-id", "team/42"),
         ("session-name", "my session"),
     ]);
-    let grant = granted(unasked().resolve_pod(&annotated, None));
+    let grant = granted(unasked().resolve_pod(&annotated, None, None));
     assert_eq!(grant.session.external_id.as_deref(), Some("team/42"));
     assert_eq!(grant.session.name.as_str(), "my-session");
     let malformed = pod(&[("role", "app"), ("external-id", "a b")]);
-    let (name, reason) = refused(unasked().resolve_pod(&malformed, None));
+    let (name, reason) = refused(unasked().resolve_pod(&malformed, None, None));
     assert!(
         name == "app" && reason.contains("iam.amazonaws.com/external-id"),
         "{reason}"
@@ -33,7 +33,7 @@ fn pods_share_a_session_only_by_scope_and_where_nothing_differs() {
                 sessions: sessions.clone(),
                 ..unasked()
             }
-            .resolve_pod(&pod, None),
+            .resolve_pod(&pod, None, None),
         )
         .session
     };
@@ -80,7 +80,7 @@ fn pods_share_a_session_only_by_scope_and_where_nothing_differs() {
 #[case(1225, false)]
 fn external_ids_have_the_length_that_sts_takes(#[case] length: usize, #[case] fits: bool) {
     let id = "i".repeat(length);
-    let decision = unasked().resolve_pod(&pod(&[("role", "app"), ("external-id", &id)]), None);
+    let decision = unasked().resolve_pod(&pod(&[("role", "app"), ("external-id", &id)]), None, None);
     assert_eq!(matches!(decision, Decision::Granted(_)), fits, "{decision:?}");
 }
 
@@ -107,7 +107,7 @@ fn tags_say_whose_session_it_is() {
         sessions,
         ..unasked()
     };
-    let tags = granted(rules.resolve_pod(&pod(&[("role", "app")]), None))
+    let tags = granted(rules.resolve_pod(&pod(&[("role", "app")]), None, None))
         .session
         .tags;
     let want = [
@@ -123,7 +123,7 @@ fn tags_say_whose_session_it_is() {
         service_account: "a<b>".to_owned(),
         ..pod(&[("role", "app")])
     };
-    let (_, reason) = refused(rules.resolve_pod(&odd, None));
+    let (_, reason) = refused(rules.resolve_pod(&odd, None, None));
     assert!(
         reason.contains("kubernetes-service-account") && reason.contains("--session-tags"),
         "{reason}"

@@ -80,8 +80,8 @@ proptest! {
     ) {
         let strange = pod(&[("role", &role), ("external-id", &id), ("session-name", &name)]);
         let namespace = namespace(&[("permitted", &policy), ("allowed-roles", &list)]);
-        let decision = rules().resolve_pod(&strange, Some(&namespace));
-        let neighbour = rules().resolve_pod(&pod(&[]), Some(&namespace));
+        let decision = rules().resolve_pod(&strange, Some(&namespace), None);
+        let neighbour = rules().resolve_pod(&pod(&[]), Some(&namespace), None);
         prop_assert!(matches!(neighbour, Decision::NoRole(_)));
         match decision {
             Decision::Granted(grant) => {

@@ -1,0 +1,10 @@
+//! For operators and machines: `/healthz`, `/readyz`, `/metrics`, on a port and on a socket of each instance's own.
+
+mod metrics;
+pub mod probe;
+mod server;
+mod socket;
+
+pub use metrics::Sources;
+pub use server::Admin;
+pub use socket::{AdminSocket, SocketError};

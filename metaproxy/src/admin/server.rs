@@ -1,0 +1,166 @@
+//! The answers, and where they are given.
+
+use std::convert::Infallible;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::sync::Semaphore;
+use tracing::{debug, info, warn};
+
+use super::metrics::{self, Sources};
+use crate::health::{Condition, Health, Part};
+
+/// Between two attempts at a port that is taken.
+const AGAIN: Duration = Duration::from_secs(10);
+
+/// For a request's head, and between requests.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Connections at a time: whoever asks more waits.
+const CONNECTIONS: usize = 32;
+
+/// What is answered from.
+#[derive(Clone)]
+pub struct Admin {
+    health: Health,
+    sources: Arc<dyn Sources>,
+    places: Arc<Semaphore>,
+}
+
+impl std::fmt::Debug for Admin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Admin")
+    }
+}
+
+impl Admin {
+    /// Answers nothing yet.
+    pub fn new(health: Health, sources: Arc<dyn Sources>) -> Self {
+        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        Self {
+            health,
+            sources,
+            places,
+        }
+    }
+
+    /// Answers on a port, which another instance may share. A port that is taken costs nothing but the answers.
+    pub async fn serve(self, address: SocketAddr) {
+        let mut complained = false;
+        loop {
+            match listen(address) {
+                Ok(listener) => {
+                    info!(%address, "health and metrics");
+                    self.health.set(Part::Admin, Condition::Fine);
+                    loop {
+                        match listener.accept().await {
+                            Ok((stream, _)) => self.spawn(stream).await,
+                            Err(error) => pause(&error).await,
+                        }
+                    }
+                }
+                Err(error) => {
+                    let text =
+                        format!("--admin-address {address}: {error}; --admin-address=off goes without");
+                    if !std::mem::replace(&mut complained, true) {
+                        warn!("{text}");
+                    }
+                    self.health.set(Part::Admin, Condition::Degraded(text));
+                    tokio::time::sleep(AGAIN).await;
+                }
+            }
+        }
+    }
+
+    /// Answers on a socket.
+    pub async fn serve_socket(self, listener: UnixListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => self.spawn(stream).await,
+                Err(error) => pause(&error).await,
+            }
+        }
+    }
+
+    async fn spawn(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
+        // Never closed.
+        let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
+            return;
+        };
+        let admin = self.clone();
+        tokio::spawn(async move {
+            let service = service_fn(|request| {
+                let answer = admin.answer(&request);
+                async move { Ok::<_, Infallible>(answer) }
+            });
+            let connection = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(PATIENCE)
+                .serve_connection(TokioIo::new(stream), service);
+            if let Err(error) = connection.await {
+                debug!("an admin connection ended: {error}");
+            }
+            drop(place);
+        });
+    }
+
+    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
+        }
+        match request.uri().path() {
+            // Whoever answers is alive; a part that has failed ends the process.
+            "/healthz" => text(StatusCode::OK, "ok\n"),
+            "/readyz" if self.health.is_ready() => text(StatusCode::OK, self.health.to_string()),
+            "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, self.health.to_string()),
+            "/metrics" => match metrics::text(&*self.sources, &self.health) {
+                Ok(metrics) => {
+                    let mut response = text(StatusCode::OK, metrics);
+                    let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
+                    response.headers_mut().insert(CONTENT_TYPE, kind);
+                    response
+                }
+                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+            },
+            _ => text(StatusCode::NOT_FOUND, "/healthz, /readyz, /metrics\n"),
+        }
+    }
+}
+
+/// Out of descriptors, most likely.
+async fn pause(error: &io::Error) {
+    debug!("cannot accept an admin connection: {error}");
+    tokio::time::sleep(Duration::from_millis(200)).await;
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.set_reuseaddr(true)?;
+    // For the instance that takes over; nothing secret is asked here, and nothing is decided.
+    socket.set_reuseport(true)?;
+    socket.bind(address)?;
+    socket.listen(64)
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}

@@ -1,0 +1,107 @@
+//! The socket of one instance, in the runtime directory, which instances share.
+//!
+//! Its name holds the PID namespace and the process id, so that a probe that is run in the agent's container finds the
+//! socket of that agent, and no other's, with nothing to configure: process id 1 is in every container.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use nix::sys::stat::{Mode, umask};
+use thiserror::Error;
+use tokio::net::UnixListener;
+
+/// Why there is no socket.
+#[derive(Debug, Error)]
+#[error("--runtime-dir: cannot listen on {path}: {source}")]
+pub struct SocketError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// A listening socket; dropping removes its file.
+#[derive(Debug)]
+pub struct AdminSocket {
+    path: PathBuf,
+}
+
+impl AdminSocket {
+    /// Listens in a directory that exists, after the files of agents that were killed are removed.
+    ///
+    /// # Errors
+    /// Where the file can't be made.
+    pub fn open(runtime_dir: &Path) -> Result<(Self, UnixListener), SocketError> {
+        let path = runtime_dir.join(format!("{}{}.sock", own_prefix()?, std::process::id()));
+        for stale in sockets(runtime_dir, "agent-") {
+            let is_dead = UnixStream::connect(&stale)
+                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+            if is_dead || stale == path {
+                let _ = fs::remove_file(stale);
+            }
+        }
+        // The directory is ours alone already; the file need not be open to others either.
+        let before = umask(Mode::from_bits_truncate(0o177));
+        let listener = UnixListener::bind(&path);
+        umask(before);
+        match listener {
+            Ok(listener) => Ok((Self { path }, listener)),
+            Err(source) => Err(SocketError { path, source }),
+        }
+    }
+}
+
+impl Drop for AdminSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The sockets of agents in this process's PID namespace.
+pub(super) fn of_this_namespace(runtime_dir: &Path) -> Result<Vec<PathBuf>, SocketError> {
+    Ok(sockets(runtime_dir, &own_prefix()?))
+}
+
+/// What names of sockets of this PID namespace begin with.
+fn own_prefix() -> Result<String, SocketError> {
+    let path = PathBuf::from("/proc/self/ns/pid");
+    match fs::metadata(&path) {
+        Ok(namespace) => Ok(format!("agent-{}-", namespace.ino())),
+        Err(source) => Err(SocketError { path, source }),
+    }
+}
+
+fn sockets(dir: &Path, prefix: &str) -> Vec<PathBuf> {
+    let Ok(entries) = fs::read_dir(dir) else {
+        return Vec::new();
+    };
+    let mut found: Vec<PathBuf> = entries
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .filter(|path| {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            name.starts_with(prefix) && name.ends_with(".sock")
+        })
+        .collect();
+    found.sort();
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_is_found_from_its_namespace_and_goes_with_its_agent_or_the_next() {
+        let dir = tempfile::tempdir().unwrap();
+        let dead = dir.path().join("agent-1-1.sock");
+        drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+        let (socket, _listener) = AdminSocket::open(dir.path()).unwrap();
+        assert!(!dead.exists(), "nobody listens there any more");
+        assert_eq!(of_this_namespace(dir.path()).unwrap(), [socket.path.clone()]);
+        assert_eq!(fs::metadata(&socket.path).unwrap().mode() & 0o777, 0o600);
+        drop(socket);
+        assert!(of_this_namespace(dir.path()).unwrap().is_empty());
+    }
+}

@@ -1,0 +1,228 @@
+//! What the agent may do in the cluster: asked for once, at start, and again only for what is denied. Every
+//! authenticated user may ask (ClusterRole `system:basic-user`).
+
+use std::fmt;
+use std::time::Duration;
+
+use k8s_openapi::api::authorization::v1::{
+    ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec,
+};
+use kube::Api;
+use kube::api::PostParams;
+use tracing::{info, warn};
+
+use super::{ApiServer, words};
+use crate::health::{Condition, Health, Part};
+
+/// Between two looks at what is denied.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// And the longest such time.
+const AGAIN_AT_LAST: Duration = Duration::from_secs(60);
+
+/// Something that the agent does in the cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Permission {
+    /// `get`, `list`, …
+    pub verb: &'static str,
+    /// The API group; empty for the core.
+    pub group: &'static str,
+    /// `pods`
+    pub resource: &'static str,
+    /// `token`, or empty.
+    pub subresource: &'static str,
+    /// Whether pods are served without it.
+    pub is_vital: bool,
+}
+
+const fn core(verb: &'static str, resource: &'static str) -> Permission {
+    let (group, subresource, is_vital) = ("", "", true);
+    Permission {
+        verb,
+        group,
+        resource,
+        subresource,
+        is_vital,
+    }
+}
+
+/// Events on pods that are refused a role.
+const EVENTS: Permission = Permission {
+    group: "events.k8s.io",
+    is_vital: false,
+    ..core("create", "events")
+};
+
+const TOKENS: Permission = Permission {
+    subresource: "token",
+    ..core("create", "serviceaccounts")
+};
+
+/// What depends on flags.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Uses {
+    /// Namespaces are asked for their policy.
+    pub namespaces: bool,
+    /// Service accounts are asked for roles.
+    pub service_accounts: bool,
+    /// A taint is removed from the node.
+    pub startup_taint: bool,
+}
+
+impl Uses {
+    /// Everything that is needed; the chart's ClusterRole grants exactly that.
+    pub fn permissions(self) -> Vec<Permission> {
+        let mut all = vec![core("list", "pods"), core("watch", "pods"), EVENTS];
+        if self.namespaces {
+            all.extend([core("list", "namespaces"), core("watch", "namespaces")]);
+        }
+        if self.service_accounts {
+            all.extend([
+                core("list", "serviceaccounts"),
+                core("watch", "serviceaccounts"),
+                TOKENS,
+            ]);
+        }
+        if self.startup_taint {
+            all.extend([core("get", "nodes"), core("patch", "nodes")]);
+        }
+        all
+    }
+}
+
+/// As RBAC writes it: `create serviceaccounts/token`, `create events.events.k8s.io`.
+impl fmt::Display for Permission {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.verb, self.resource)?;
+        if !self.group.is_empty() {
+            write!(f, ".{}", self.group)?;
+        }
+        if !self.subresource.is_empty() {
+            write!(f, "/{}", self.subresource)?;
+        }
+        Ok(())
+    }
+}
+
+/// Finds out what is denied, until nothing is, and reports it. Never ends.
+pub async fn watch(api: ApiServer, uses: Uses, health: Health) {
+    let mut open = uses.permissions();
+    let (mut pause, mut reported) = (AGAIN, String::new());
+    while !open.is_empty() {
+        let (mut denied, mut unanswered) = (Vec::new(), None);
+        for permission in &open {
+            match is_allowed(&api, permission).await {
+                Ok(true) => {}
+                Ok(false) => denied.push(*permission),
+                Err(error) => {
+                    denied.push(*permission);
+                    unanswered = Some(words(&error));
+                }
+            }
+            if unanswered.is_some() {
+                break;
+            }
+        }
+        let condition = match unanswered {
+            // Watching tells the same, and what comes of it.
+            Some(error) => Condition::Degraded(format!("not known yet: {error}")),
+            None => {
+                open = denied;
+                pause = if open.is_empty() {
+                    pause
+                } else {
+                    pause.saturating_mul(2).min(AGAIN_AT_LAST)
+                };
+                report(&open)
+            }
+        };
+        if let Condition::Degraded(text) | Condition::Failing(text) = &condition
+            && *text != reported
+        {
+            reported.clone_from(text);
+            warn!("permissions: {text}");
+        }
+        if condition == Condition::Fine && !reported.is_empty() {
+            info!("permissions: all that are needed are there");
+        }
+        health.set(Part::Permissions, condition);
+        if !open.is_empty() {
+            tokio::time::sleep(pause.min(AGAIN_AT_LAST)).await;
+        }
+    }
+    std::future::pending().await
+}
+
+fn report(denied: &[Permission]) -> Condition {
+    if denied.is_empty() {
+        return Condition::Fine;
+    }
+    let list = denied.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let text = format!(
+        "this service account may not {}; the chart's ClusterRole grants that",
+        list.join(", nor ")
+    );
+    if denied.iter().any(|permission| permission.is_vital) {
+        Condition::Failing(text)
+    } else {
+        Condition::Degraded(text)
+    }
+}
+
+async fn is_allowed(api: &ApiServer, permission: &Permission) -> Result<bool, kube::Error> {
+    let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
+    let review = SelfSubjectAccessReview {
+        spec: SelfSubjectAccessReviewSpec {
+            resource_attributes: Some(ResourceAttributes {
+                verb: text(permission.verb),
+                group: text(permission.group),
+                resource: text(permission.resource),
+                subresource: text(permission.subresource),
+                ..ResourceAttributes::default()
+            }),
+            ..SelfSubjectAccessReviewSpec::default()
+        },
+        ..SelfSubjectAccessReview::default()
+    };
+    let answer = Api::all(api.client())
+        .create(&PostParams::default(), &review)
+        .await?;
+    Ok(answer.status.is_some_and(|status| status.allowed))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_denied_is_named_as_rbac_writes_it_and_only_events_are_not_vital() {
+        let all = Uses {
+            namespaces: true,
+            service_accounts: true,
+            startup_taint: true,
+        };
+        let names: Vec<String> = all.permissions().iter().map(ToString::to_string).collect();
+        assert_eq!(
+            names,
+            [
+                "list pods",
+                "watch pods",
+                "create events.events.k8s.io",
+                "list namespaces",
+                "watch namespaces",
+                "list serviceaccounts",
+                "watch serviceaccounts",
+                "create serviceaccounts/token",
+                "get nodes",
+                "patch nodes",
+            ]
+        );
+        assert_eq!(report(&[]), Condition::Fine);
+        assert!(
+            matches!(report(&[EVENTS]), Condition::Degraded(text) if text.contains("create events.events.k8s.io;"))
+        );
+        assert!(
+            matches!(report(&[EVENTS, TOKENS]), Condition::Failing(text) if text.contains("nor create serviceaccounts/token;"))
+        );
+    }
+}

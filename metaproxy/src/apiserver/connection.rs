@@ -1,0 +1,249 @@
+//! A client of the API server that notices a connection that is dead.
+
+use std::collections::HashMap;
+use std::error::Error;
+use std::future::Future;
+use std::path::PathBuf;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use hyper::{Request, Response};
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::{Body, ClientBuilder, ConfigExt as _};
+use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
+use kube::{Client, Config};
+use thiserror::Error;
+use tower::{BoxError, Service, ServiceBuilder};
+
+/// For a connection to be made.
+const CONNECT: Duration = Duration::from_secs(5);
+
+/// A connection on which nothing was heard is asked after this time, and then at intervals; without an answer it is dead
+/// after some 20 s. A watch is silent for minutes, and a load balancer may have forgotten it.
+const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+const KEEPALIVE_RETRIES: u32 = 2;
+
+/// For the head of an answer, watches included: a server may accept and then say nothing.
+const ANSWER: Duration = Duration::from_secs(15);
+
+/// Between two watches of one resource: a server that ends each at once is not asked without pause.
+const BETWEEN_WATCHES: Duration = Duration::from_millis(500);
+
+/// For what was sent to be acknowledged (`TCP_USER_TIMEOUT`).
+const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+
+/// Where the address and the credentials come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum KubeconfigSource {
+    /// The service account of the agent's own pod.
+    InCluster,
+    /// A file.
+    File(PathBuf),
+}
+
+/// Why there is no client.
+#[derive(Debug, Error)]
+pub enum ConnectError {
+    /// The pod's own credentials.
+    #[error(
+        "the API server cannot be reached with this pod's service account: {0}; let its token be mounted \
+         (automountServiceAccountToken), or give --kubeconfig"
+    )]
+    InCluster(#[from] InClusterError),
+    /// The file.
+    #[error("--kubeconfig {path}: {error}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        error: KubeconfigError,
+    },
+    /// Certificates or credentials.
+    #[error("the API server cannot be reached: {0}")]
+    Client(String),
+}
+
+/// The API server. Cheap to clone.
+#[derive(Clone)]
+pub struct ApiServer {
+    client: Client,
+    answers: Answers,
+}
+
+impl std::fmt::Debug for ApiServer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ApiServer")
+    }
+}
+
+impl ApiServer {
+    /// Reads address and credentials; nothing is sent yet.
+    ///
+    /// # Errors
+    /// Where they can't be read.
+    pub async fn open(source: &KubeconfigSource) -> Result<Self, ConnectError> {
+        let config = match source {
+            KubeconfigSource::InCluster => Config::incluster()?,
+            KubeconfigSource::File(path) => {
+                let bad = |error| ConnectError::File {
+                    path: path.clone(),
+                    error,
+                };
+                let file = Kubeconfig::read_from(path).map_err(bad)?;
+                let options = KubeConfigOptions::default();
+                Config::from_custom_kubeconfig(file, &options)
+                    .await
+                    .map_err(bad)?
+            }
+        };
+        let answers = Answers::default();
+        let client = client(config, answers.clone()).map_err(|error| ConnectError::Client(words(&error)))?;
+        Ok(Self { client, answers })
+    }
+
+    /// For requests.
+    pub fn client(&self) -> Client {
+        self.client.clone()
+    }
+
+    /// When a request for this resource (`pods`) was last answered with success: watching it works since then.
+    pub fn answered(&self, resource: &str) -> Option<Instant> {
+        let answered = self
+            .answers
+            .answered
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        answered.get(resource).copied()
+    }
+}
+
+/// kube's own stack of layers, over connections that are kept alive.
+fn client(config: Config, answers: Answers) -> Result<Client, kube::Error> {
+    if config.proxy_url.is_some() {
+        // Tunnels are kube's doing, and so is noticing that one is dead.
+        let mut config = config;
+        config.default_retry = false;
+        return Client::try_from(config);
+    }
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_connect_timeout(Some(CONNECT));
+    connector.set_keepalive(Some(KEEPALIVE));
+    connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+    connector.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    let connector = config.rustls_https_connector_with_connector(connector)?;
+    let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .service(Noting { http, answers });
+    Ok(ClientBuilder::new(service, config.default_namespace).build())
+}
+
+/// When requests for each resource were last answered, and watches of it begun.
+#[derive(Clone, Debug, Default)]
+struct Answers {
+    answered: Arc<Mutex<HashMap<String, Instant>>>,
+    watched: Arc<Mutex<HashMap<String, Instant>>>,
+}
+
+impl Answers {
+    fn note(&self, resource: String) {
+        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        answered.insert(resource, Instant::now());
+    }
+
+    /// How long the next watch of a resource has to wait; it counts as begun then.
+    fn before_watch(&self, resource: &str) -> Duration {
+        let now = Instant::now();
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let earliest = watched
+            .get(resource)
+            .map_or(now, |last| (*last + BETWEEN_WATCHES).max(now));
+        watched.insert(resource.to_owned(), earliest);
+        earliest - now
+    }
+}
+
+/// Notes answers as they come: a watch that was taken up again says nothing else for minutes. And waits for none for ever.
+#[derive(Clone)]
+struct Noting<S> {
+    http: S,
+    answers: Answers,
+}
+
+impl<S, B> Service<Request<Body>> for Noting<S>
+where
+    S: Service<Request<Body>, Response = Response<B>>,
+    S::Future: Send + 'static,
+    S::Error: Into<BoxError>,
+{
+    type Response = Response<B>;
+    type Error = BoxError;
+    type Future = Pin<Box<dyn Future<Output = Result<Response<B>, BoxError>> + Send>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
+        self.http.poll_ready(context).map_err(Into::into)
+    }
+
+    fn call(&mut self, request: Request<Body>) -> Self::Future {
+        let resource = request.uri().path().rsplit('/').next().unwrap_or_default();
+        let (resource, answers) = (resource.to_owned(), self.answers.clone());
+        let is_watch = request
+            .uri()
+            .query()
+            .is_some_and(|query| query.contains("watch=true"));
+        let answer = self.http.call(request);
+        Box::pin(async move {
+            if is_watch {
+                tokio::time::sleep(answers.before_watch(&resource)).await;
+            }
+            let answer = tokio::time::timeout(ANSWER, answer).await;
+            let answer = answer.map_err(|_| Silence)?.map_err(Into::into)?;
+            if answer.status().is_success() {
+                answers.note(resource);
+            }
+            Ok(answer)
+        })
+    }
+}
+
+/// Nothing came.
+#[derive(Debug, Error)]
+#[error("the API server did not answer within {} s", ANSWER.as_secs())]
+struct Silence;
+
+/// An error and what caused it, for a sentence: what the API server says where it said something.
+pub fn words(error: &kube::Error) -> String {
+    /// A proxy's page may be what was answered.
+    const LONGEST: usize = 300;
+    let (mut words, mut last, mut cause) = match error {
+        kube::Error::Api(status) => {
+            let message = status.message.lines().next().unwrap_or_default();
+            let message: String = message.chars().take(LONGEST).collect();
+            return if message.is_empty() {
+                format!("the API server answered {} {}", status.code, status.reason)
+            } else {
+                message
+            };
+        }
+        kube::Error::Service(error) => (error.to_string(), error.to_string(), error.source()),
+        other => (other.to_string(), other.to_string(), other.source()),
+    };
+    // Many an error repeats what is below it.
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !last.ends_with(&text) {
+            words = format!("{words}: {text}");
+        }
+        last = text;
+        cause = error.source();
+    }
+    words
+}

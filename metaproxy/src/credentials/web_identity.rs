@@ -1,0 +1,101 @@
+//! Tokens of pods' service accounts, and whoever has the session that a key asks for.
+//!
+//! A token is asked for when a session is to be had, shown to STS once, and dropped. It is bound to the pod: it is void
+//! when the pod is gone (TokenRequest, authentication.k8s.io/v1).
+
+use std::time::Duration;
+
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::Api;
+use kube::api::PostParams;
+
+use super::sts::Sts;
+use super::{Issuer, ObtainError, Session, SessionKey};
+use crate::apiserver::{ApiServer, words};
+use crate::roles::{Principal, WebIdentity};
+
+/// The shortest life that the API server gives (`MinTokenAgeSec`), in seconds: it is used at once.
+const LIFE: i64 = 600;
+
+/// For the API server to answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// A service account's token. No `Debug`, no `Display`: it is secret.
+pub(super) struct Token(String);
+
+impl Token {
+    /// For STS.
+    pub(super) fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+/// Gives out sessions of the node's making and of service accounts'.
+#[derive(Clone, Debug)]
+pub struct Principals {
+    sts: Sts,
+    api: Option<ApiServer>,
+}
+
+impl Principals {
+    /// Without an API server there are no tokens.
+    pub fn new(sts: Sts, api: Option<ApiServer>) -> Self {
+        Self { sts, api }
+    }
+
+    async fn token(&self, identity: &WebIdentity) -> Result<Token, ObtainError> {
+        let unavailable = |why: String| {
+            ObtainError::Unavailable(format!(
+                "no token for service account {}: {why}",
+                identity.account()
+            ))
+        };
+        let Some(api) = &self.api else {
+            return Err(unavailable("there is no API server to ask".to_owned()));
+        };
+        let request = TokenRequest {
+            spec: TokenRequestSpec {
+                audiences: vec![identity.audience.clone()],
+                expiration_seconds: Some(LIFE),
+                bound_object_ref: Some(BoundObjectReference {
+                    api_version: Some("v1".to_owned()),
+                    kind: Some("Pod".to_owned()),
+                    name: Some(identity.pod.clone()),
+                    uid: Some(identity.uid.to_string()),
+                }),
+            },
+            ..TokenRequest::default()
+        };
+        let accounts: Api<ServiceAccount> = Api::namespaced(api.client(), &identity.namespace);
+        let params = PostParams::default();
+        let answer = accounts.create_token_request(&identity.service_account, &params, &request);
+        match tokio::time::timeout(PATIENCE, answer).await {
+            Ok(Ok(answer)) => match answer.status.map(|status| status.token) {
+                Some(token) if !token.is_empty() => Ok(Token(token)),
+                _ => Err(unavailable("the API server answered without one".to_owned())),
+            },
+            // What can't be read may hold a token.
+            Ok(Err(kube::Error::SerdeError(_) | kube::Error::FromUtf8(_))) => {
+                Err(unavailable("the API server's answer cannot be read".to_owned()))
+            }
+            Ok(Err(error)) => Err(unavailable(words(&error))),
+            Err(_) => Err(unavailable(format!(
+                "the API server did not answer within {} s",
+                PATIENCE.as_secs()
+            ))),
+        }
+    }
+}
+
+impl Issuer for Principals {
+    async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
+        match &key.shape.principal {
+            Principal::Node => self.sts.assume(key).await,
+            Principal::ServiceAccount(identity) => {
+                let token = self.token(identity).await?;
+                self.sts.assume_with_token(key, identity.endpoint, &token).await
+            }
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! How the agent is doing, part by part: what `/readyz` and the probe tell.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+/// A part of the agent that has a say in whether it is ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// The programs in the kernel.
+    Interception,
+    /// The pods of this node.
+    Pods,
+    /// The namespaces.
+    Namespaces,
+    /// The service accounts.
+    ServiceAccounts,
+    /// What the agent may do in the cluster.
+    Permissions,
+    /// The node's startup taint.
+    StartupTaint,
+    /// The port for probes and metrics.
+    Admin,
+}
+
+impl Part {
+    /// As it is written in a report.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Interception => "interception",
+            Self::Pods => "pods",
+            Self::Namespaces => "namespaces",
+            Self::ServiceAccounts => "service-accounts",
+            Self::Permissions => "permissions",
+            Self::StartupTaint => "startup-taint",
+            Self::Admin => "admin",
+        }
+    }
+}
+
+/// How a part is doing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// As it should be.
+    Fine,
+    /// Pods are served all the same.
+    Degraded(String),
+    /// Pods are not served, or not all of them.
+    Failing(String),
+}
+
+impl Condition {
+    /// Whether pods are served.
+    pub fn serves(&self) -> bool {
+        !matches!(self, Self::Failing(_))
+    }
+}
+
+/// All parts. Cheap to clone; whoever has one may report.
+#[derive(Clone, Debug)]
+pub struct Health(Arc<watch::Sender<BTreeMap<Part, Condition>>>);
+
+impl Health {
+    /// Of an agent that starts: these parts have to report before it is ready.
+    pub fn starting(parts: impl IntoIterator<Item = Part>) -> Self {
+        let starting = |part| (part, Condition::Failing("starting".to_owned()));
+        Self(Arc::new(watch::Sender::new(
+            parts.into_iter().map(starting).collect(),
+        )))
+    }
+
+    /// Reports about a part.
+    pub fn set(&self, part: Part, condition: Condition) {
+        self.0.send_if_modified(|parts| {
+            let before = parts.insert(part, condition.clone());
+            before.as_ref() != Some(&condition)
+        });
+    }
+
+    /// Whether pods are served.
+    pub fn is_ready(&self) -> bool {
+        serves(&self.0.borrow())
+    }
+
+    /// Waits until pods are served.
+    pub async fn ready(&self) {
+        // The sender is ours, so the channel stays open.
+        let _ = self.0.subscribe().wait_for(serves).await;
+    }
+
+    /// Waits until they are not.
+    pub async fn not_ready(&self) {
+        let _ = self.0.subscribe().wait_for(|parts| !serves(parts)).await;
+    }
+
+    /// Waits until these parts are not in the way of serving pods.
+    pub async fn part_serves(&self, wanted: &[Part]) {
+        let all = |parts: &BTreeMap<Part, Condition>| {
+            wanted
+                .iter()
+                .all(|part| parts.get(part).is_none_or(Condition::serves))
+        };
+        let _ = self.0.subscribe().wait_for(all).await;
+    }
+
+    /// How each part is doing.
+    pub fn parts(&self) -> BTreeMap<Part, Condition> {
+        self.0.borrow().clone()
+    }
+}
+
+fn serves(parts: &BTreeMap<Part, Condition>) -> bool {
+    parts.values().all(Condition::serves)
+}
+
+/// One line for each part, in the form of the API server's own `/readyz?verbose`.
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (part, condition) in self.parts() {
+            let label = part.label();
+            match condition {
+                Condition::Fine => writeln!(f, "[+]{label} ok")?,
+                Condition::Degraded(detail) => writeln!(f, "[!]{label} degraded: {detail}")?,
+                Condition::Failing(detail) => writeln!(f, "[-]{label} failed: {detail}")?,
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn it_is_ready_when_every_part_serves_and_tells_what_is_wrong() {
+        let health = Health::starting([Part::Interception, Part::Pods]);
+        assert!(!health.is_ready());
+        health.set(Part::Interception, Condition::Fine);
+        assert!(!health.is_ready());
+        health.set(Part::Pods, Condition::Degraded("an old list".to_owned()));
+        health.ready().await;
+        health.set(Part::Interception, Condition::Failing("detached".to_owned()));
+        assert!(!health.is_ready());
+        assert_eq!(
+            health.to_string(),
+            "[-]interception failed: detached\n[!]pods degraded: an old list\n"
+        );
+    }
+}

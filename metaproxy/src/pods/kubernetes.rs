@@ -1,0 +1,406 @@
+//! Pods from the API server: those of this node, and of namespaces and service accounts only the metadata. Nothing is
+//! polled; a watch that breaks goes on where it was, or begins anew where the API server has forgotten that (410).
+//!
+//! What was known stays in force while the API server can't be reached, and is kept in the runtime directory, so that an
+//! agent that starts meanwhile knows it too.
+
+mod remembered;
+mod store;
+mod stream;
+
+use std::path::Path;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::stream::{Stream, StreamExt as _, select_all};
+use k8s_openapi::api::core::v1;
+use kube::Api;
+use kube::core::PartialObjectMeta;
+use kube::runtime::watcher::{self, Event};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use self::remembered::{Memory, Remembered};
+use self::store::Store;
+use self::stream::{Events, events};
+use super::{Annotations, Inventory, Namespace, Pod, PodUid, Problem, ServiceAccount, Source};
+use crate::apiserver::ApiServer;
+use crate::health::{Condition, Health, Part};
+
+/// Between two looks at whether a watch that broke has been taken up again.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Changes that are taken together where they come together.
+const BATCH: usize = 1024;
+
+/// Annotations that are kept; all others are dropped before anything is stored.
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Kept {
+    /// Of pods.
+    pub pods: Vec<String>,
+    /// Of namespaces; none where they are not asked.
+    pub namespaces: Vec<String>,
+    /// Of service accounts; none where they are not asked.
+    pub service_accounts: Vec<String>,
+}
+
+/// The watches.
+#[derive(Debug)]
+pub struct Watch {
+    api: ApiServer,
+    node: String,
+    kept: Kept,
+    known: Stores,
+    troubles: Vec<Trouble>,
+    memory: Memory,
+    health: Health,
+}
+
+/// What is known, kind by kind.
+#[derive(Debug, Default)]
+struct Stores {
+    pods: Store<PodUid, Pod>,
+    namespaces: Store<String, Namespace>,
+    service_accounts: Store<(String, String), ServiceAccount>,
+}
+
+/// A watch that has failed and is not known to work again.
+#[derive(Debug)]
+struct Trouble {
+    kind: Kind,
+    since: SystemTime,
+    last: Instant,
+    error: String,
+}
+
+/// What a watch is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Pods,
+    Namespaces,
+    ServiceAccounts,
+}
+
+impl Kind {
+    const ALL: [Self; 3] = [Self::Pods, Self::Namespaces, Self::ServiceAccounts];
+
+    fn part(self) -> Part {
+        match self {
+            Self::Pods => Part::Pods,
+            Self::Namespaces => Part::Namespaces,
+            Self::ServiceAccounts => Part::ServiceAccounts,
+        }
+    }
+
+    /// As paths of the API have it.
+    fn resource(self) -> &'static str {
+        match self {
+            Self::Pods => "pods",
+            Self::Namespaces => "namespaces",
+            Self::ServiceAccounts => "serviceaccounts",
+        }
+    }
+}
+
+/// Something that a watch tells.
+#[derive(Debug)]
+enum Change {
+    Pod(Event<Result<Pod, Problem>>),
+    Namespace(Event<Result<Namespace, Problem>>),
+    ServiceAccount(Event<Result<ServiceAccount, Problem>>),
+    Failed(Kind, String),
+}
+
+type Changes = Pin<Box<dyn Stream<Item = Change> + Send>>;
+
+impl Watch {
+    /// The parts of the agent that watches report about.
+    pub fn parts(kept: &Kept) -> Vec<Part> {
+        Kind::ALL
+            .into_iter()
+            .filter(|kind| kept.asks(*kind))
+            .map(Kind::part)
+            .collect()
+    }
+
+    /// With what the runtime directory remembers of this node's pods.
+    pub fn open(api: ApiServer, node: String, kept: Kept, runtime_dir: &Path, health: Health) -> Self {
+        let memory = Memory::new(runtime_dir, node.clone(), kept.clone());
+        let mut known = Stores::default();
+        if let Some(Remembered {
+            pods,
+            namespaces,
+            service_accounts,
+            ..
+        }) = memory.recall()
+        {
+            info!(
+                pods = pods.len(),
+                "until the API server tells the pods, those of the last run are served"
+            );
+            known.pods = Store::remembered(pods.into_iter().map(of_pod));
+            known.namespaces = Store::remembered(namespaces.into_iter().map(of_namespace));
+            known.service_accounts = Store::remembered(service_accounts.into_iter().map(of_account));
+        }
+        let watch = Self {
+            api,
+            node,
+            kept,
+            known,
+            troubles: Vec::new(),
+            memory,
+            health,
+        };
+        watch.report();
+        watch
+    }
+
+    /// What is known so far.
+    pub fn inventory(&self) -> Inventory {
+        Inventory::new(
+            self.known.pods.all(),
+            self.known.namespaces.all(),
+            self.known.service_accounts.all(),
+        )
+    }
+
+    fn changes(&self) -> impl Stream<Item = Change> + Send + use<> {
+        let client = self.api.client();
+        let mine = format!("spec.nodeName={}", self.node);
+        let pods = events(Api::<v1::Pod>::all(client.clone()), config().fields(&mine));
+        let keys = self.kept.pods.clone();
+        let pods = of(pods, Kind::Pods, Change::Pod, move |pod| {
+            Pod::from_api(pod).map(|pod| Pod {
+                annotations: trimmed(pod.annotations, &keys),
+                ..pod
+            })
+        });
+        let mut streams = vec![pods];
+        if self.kept.asks(Kind::Namespaces) {
+            let keys = self.kept.namespaces.clone();
+            let api = Api::<PartialObjectMeta<v1::Namespace>>::all(client.clone());
+            let namespaces = events(api, config());
+            streams.push(of(
+                namespaces,
+                Kind::Namespaces,
+                Change::Namespace,
+                move |object| {
+                    Namespace::from_api(object.metadata).map(|namespace| Namespace {
+                        annotations: trimmed(namespace.annotations, &keys),
+                        ..namespace
+                    })
+                },
+            ));
+        }
+        if self.kept.asks(Kind::ServiceAccounts) {
+            let keys = self.kept.service_accounts.clone();
+            let api = Api::<PartialObjectMeta<v1::ServiceAccount>>::all(client);
+            let accounts = events(api, config());
+            streams.push(of(
+                accounts,
+                Kind::ServiceAccounts,
+                Change::ServiceAccount,
+                move |object| {
+                    ServiceAccount::from_api(object.metadata).map(|account| ServiceAccount {
+                        annotations: trimmed(account.annotations, &keys),
+                        ..account
+                    })
+                },
+            ));
+        }
+        select_all(streams)
+    }
+
+    /// Takes a change; whether anything that counts is different now.
+    fn take(&mut self, change: Change) -> bool {
+        match change {
+            Change::Pod(event) => self.known.pods.take(sound(event), of_pod),
+            Change::Namespace(event) => self.known.namespaces.take(sound(event), of_namespace),
+            Change::ServiceAccount(event) => self.known.service_accounts.take(sound(event), of_account),
+            Change::Failed(kind, error) => {
+                self.trouble(kind, error);
+                false
+            }
+        }
+    }
+
+    fn trouble(&mut self, kind: Kind, error: String) {
+        let last = Instant::now();
+        if let Some(trouble) = self.troubles.iter_mut().find(|trouble| trouble.kind == kind) {
+            trouble.last = last;
+            trouble.error = error;
+            return;
+        }
+        warn!(
+            "watching {} has failed, and is tried again: {error}",
+            kind.resource()
+        );
+        self.troubles.push(Trouble {
+            kind,
+            since: SystemTime::now(),
+            last,
+            error,
+        });
+    }
+
+    /// Drops the troubles of watches that were answered since.
+    fn recover(&mut self) {
+        let api = &self.api;
+        self.troubles.retain(|trouble| {
+            let resource = trouble.kind.resource();
+            let works = api
+                .answered(resource)
+                .is_some_and(|answered| answered > trouble.last);
+            if works {
+                info!("watching {resource} works again");
+            }
+            !works
+        });
+    }
+
+    fn is_synced(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Pods => self.known.pods.is_synced(),
+            Kind::Namespaces => self.known.namespaces.is_synced(),
+            Kind::ServiceAccounts => self.known.service_accounts.is_synced(),
+        }
+    }
+
+    fn is_remembered(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Pods => self.known.pods.is_remembered(),
+            Kind::Namespaces => self.known.namespaces.is_remembered(),
+            Kind::ServiceAccounts => self.known.service_accounts.is_remembered(),
+        }
+    }
+
+    fn report(&self) {
+        for kind in Kind::ALL.into_iter().filter(|kind| self.kept.asks(*kind)) {
+            let trouble = self.troubles.iter().find(|trouble| trouble.kind == kind);
+            let why = match trouble {
+                None => "the API server has not told them yet".to_owned(),
+                Some(trouble) => format!(
+                    "since {} the API server cannot be asked for them: {}",
+                    humantime::format_rfc3339_seconds(trouble.since),
+                    trouble.error
+                ),
+            };
+            let condition = if self.is_synced(kind) && trouble.is_none() {
+                Condition::Fine
+            } else if self.is_synced(kind) {
+                Condition::Degraded(format!("{why}; what was known stays in force"))
+            } else if self.is_remembered(kind) {
+                Condition::Degraded(format!("{why}; those of the last run are served"))
+            } else {
+                Condition::Failing(why)
+            };
+            self.health.set(kind.part(), condition);
+        }
+    }
+}
+
+impl Kept {
+    fn asks(&self, kind: Kind) -> bool {
+        match kind {
+            Kind::Pods => true,
+            Kind::Namespaces => !self.namespaces.is_empty(),
+            Kind::ServiceAccounts => !self.service_accounts.is_empty(),
+        }
+    }
+}
+
+impl Source for Watch {
+    async fn run(mut self, publish: watch::Sender<Arc<Inventory>>) {
+        let mut changes = Box::pin(self.changes().ready_chunks(BATCH));
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                Some(batch) = changes.next() => {
+                    let mut changed = false;
+                    for change in batch {
+                        changed |= self.take(change);
+                    }
+                    if changed {
+                        let inventory = Arc::new(self.inventory());
+                        if publish.send(inventory).is_err() {
+                            return;
+                        }
+                        self.memory.note(&self.known);
+                    }
+                    self.report();
+                }
+                _ = look.tick(), if !self.troubles.is_empty() => {
+                    self.recover();
+                    self.report();
+                }
+                () = self.memory.due() => self.memory.write().await,
+            }
+        }
+    }
+}
+
+/// From the API server's memory, as the kubelet lists its pods: 5,000 nodes that ask at once are no load on etcd. Watches
+/// end after five minutes at the server, and are taken up where they were.
+fn config() -> watcher::Config {
+    watcher::Config {
+        // Pages are cut from etcd.
+        page_size: None,
+        ..watcher::Config::default().any_semantic()
+    }
+}
+
+/// What a watch tells, trimmed to what is used.
+fn of<K: 'static, T: 'static>(
+    events: Events<K>,
+    kind: Kind,
+    change: fn(Event<Result<T, Problem>>) -> Change,
+    mut trim: impl FnMut(K) -> Result<T, Problem> + Send + 'static,
+) -> Changes {
+    events
+        .map(move |result| match result {
+            Ok(event) => change(map(event, &mut trim)),
+            Err(error) => Change::Failed(kind, error),
+        })
+        .boxed()
+}
+
+fn map<K, T>(event: Event<K>, mut of: impl FnMut(K) -> T) -> Event<T> {
+    match event {
+        Event::Init => Event::Init,
+        Event::InitDone => Event::InitDone,
+        Event::InitApply(object) => Event::InitApply(of(object)),
+        Event::Apply(object) => Event::Apply(of(object)),
+        Event::Delete(object) => Event::Delete(of(object)),
+    }
+}
+
+/// An object that can't be used is reported and left out.
+fn sound<T>(event: Event<Result<T, Problem>>) -> Option<Event<T>> {
+    let usable = |object: Result<T, Problem>| object.inspect_err(|problem| warn!("{problem}")).ok();
+    Some(match event {
+        Event::Init => Event::Init,
+        Event::InitDone => Event::InitDone,
+        Event::InitApply(object) => Event::InitApply(usable(object)?),
+        Event::Apply(object) => Event::Apply(usable(object)?),
+        Event::Delete(object) => Event::Delete(usable(object)?),
+    })
+}
+
+fn trimmed(mut annotations: Annotations, keys: &[String]) -> Annotations {
+    annotations.retain(|key, _| keys.contains(key));
+    annotations
+}
+
+fn of_pod(pod: Pod) -> (PodUid, Pod) {
+    (pod.uid.clone(), pod)
+}
+
+fn of_namespace(namespace: Namespace) -> (String, Namespace) {
+    (namespace.name.clone(), namespace)
+}
+
+fn of_account(account: ServiceAccount) -> ((String, String), ServiceAccount) {
+    ((account.namespace.clone(), account.name.clone()), account)
+}

@@ -1,0 +1,271 @@
+//! What is known of this node's pods, in the runtime directory: an agent that starts while the API server can't be
+//! reached serves them. No secret is in it, but who has which role is nobody else's business: 0600.
+
+use std::collections::BTreeSet;
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
+use tracing::warn;
+
+use super::{Kept, Stores};
+use crate::pods::{Namespace, Pod, ServiceAccount};
+
+/// Form of the file; another one is not read.
+const VERSION: u32 = 1;
+
+/// Changes that come together are written together.
+const DELAY: Duration = Duration::from_millis(500);
+
+/// What the file holds: pods, and of namespaces and service accounts those that they have.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub struct Remembered {
+    version: u32,
+    node: String,
+    kept: Kept,
+    pub pods: Vec<Pod>,
+    pub namespaces: Vec<Namespace>,
+    pub service_accounts: Vec<ServiceAccount>,
+}
+
+/// The file.
+#[derive(Debug)]
+pub struct Memory {
+    path: PathBuf,
+    node: String,
+    kept: Kept,
+    pending: Option<(Instant, Remembered)>,
+    complained: bool,
+}
+
+impl Memory {
+    pub fn new(runtime_dir: &Path, node: String, kept: Kept) -> Self {
+        Self {
+            path: runtime_dir.join("pods.json"),
+            node,
+            kept,
+            pending: None,
+            complained: false,
+        }
+    }
+
+    /// What the last run knew; none where it was another node's, or knew less than is asked now: an annotation that was
+    /// not kept must not look like one that is not there.
+    pub fn recall(&self) -> Option<Remembered> {
+        let text = match fs::read(&self.path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                warn!("{} cannot be read, and is not used: {error}", self.path.display());
+                return None;
+            }
+        };
+        match serde_json::from_slice::<Remembered>(&text) {
+            Ok(found) => (found.version == VERSION && found.node == self.node && found.kept == self.kept)
+                .then_some(found),
+            Err(error) => {
+                warn!(
+                    "{} is not what an agent wrote, and is not used: {error}",
+                    self.path.display()
+                );
+                None
+            }
+        }
+    }
+
+    /// Notes what is known; it is written a moment later. Nothing is, before the pods are known from the API server.
+    pub fn note(&mut self, known: &Stores) {
+        if !known.pods.is_synced() {
+            return;
+        }
+        let pods: Vec<Pod> = known.pods.all().map(|pod| (*pod).clone()).collect();
+        let namespaces: BTreeSet<&str> = pods.iter().map(|pod| pod.namespace.as_str()).collect();
+        let accounts: BTreeSet<(&str, &str)> = pods
+            .iter()
+            .map(|pod| (pod.namespace.as_str(), pod.service_account.as_str()))
+            .collect();
+        let remembered = Remembered {
+            version: VERSION,
+            node: self.node.clone(),
+            kept: self.kept.clone(),
+            namespaces: known
+                .namespaces
+                .all()
+                .filter(|namespace| namespaces.contains(namespace.name.as_str()))
+                .map(|namespace| (*namespace).clone())
+                .collect(),
+            service_accounts: known
+                .service_accounts
+                .all()
+                .filter(|account| accounts.contains(&(account.namespace.as_str(), account.name.as_str())))
+                .map(|account| (*account).clone())
+                .collect(),
+            pods,
+        };
+        let due = self
+            .pending
+            .as_ref()
+            .map_or_else(|| Instant::now() + DELAY, |(due, _)| *due);
+        self.pending = Some((due, remembered));
+    }
+
+    /// Waits until there is something to write.
+    pub async fn due(&self) {
+        match &self.pending {
+            Some((due, _)) => tokio::time::sleep_until(*due).await,
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Writes what was noted. A file system that is full or gone costs nothing but the memory.
+    pub async fn write(&mut self) {
+        let Some((_, remembered)) = self.pending.take() else {
+            return;
+        };
+        let path = self.path.clone();
+        let written = tokio::task::spawn_blocking(move || write(&path, &remembered)).await;
+        let error = match written {
+            Ok(Ok(())) => {
+                self.complained = false;
+                return;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        if !std::mem::replace(&mut self.complained, true) {
+            warn!(
+                "{} cannot be written, so an agent that starts while the API server is away will not know the pods: \
+                 {error}",
+                self.path.display()
+            );
+        }
+    }
+}
+
+/// Whole or not at all; another instance may write it too.
+fn write(path: &Path, remembered: &Remembered) -> io::Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+    }
+    let aside = path.with_extension(format!("{:016x}.new", fastrand::u64(..)));
+    let result = (|| {
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&aside)?;
+        file.write_all(&serde_json::to_vec(remembered)?)?;
+        fs::rename(&aside, path)
+    })();
+    if result.is_err() {
+        let _ = fs::remove_file(&aside);
+    }
+    result
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pods::kubernetes::store::Store;
+    use crate::pods::kubernetes::{of_account, of_namespace, of_pod};
+    use kube::runtime::watcher::Event;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    fn kept() -> Kept {
+        Kept {
+            pods: vec!["role".to_owned()],
+            namespaces: vec!["permitted".to_owned()],
+            service_accounts: Vec::new(),
+        }
+    }
+
+    fn pod(name: &str, namespace: &str) -> Pod {
+        let object = serde_json::json!({
+            "metadata": {"name": name, "namespace": namespace, "uid": name, "annotations": {"role": "r"}},
+            "spec": {"serviceAccountName": "sa", "containers": []},
+            "status": {"podIPs": [{"ip": "10.0.0.1"}]},
+        });
+        Pod::from_api(serde_json::from_value(object).unwrap()).unwrap()
+    }
+
+    fn stores() -> Stores {
+        let mut pods = Store::default();
+        pods.take(Some(Event::InitApply(pod("a", "apps"))), of_pod);
+        pods.take(Some(Event::InitDone), of_pod);
+        let namespace = |name: &str| Namespace {
+            name: name.to_owned(),
+            annotations: [("permitted".to_owned(), ".*".to_owned())].into(),
+        };
+        let account = |name: &str| ServiceAccount {
+            namespace: "apps".to_owned(),
+            name: name.to_owned(),
+            annotations: Default::default(),
+        };
+        Stores {
+            pods,
+            namespaces: Store::remembered(
+                [namespace("apps"), namespace("other")]
+                    .into_iter()
+                    .map(of_namespace),
+            ),
+            service_accounts: Store::remembered(
+                [account("sa"), account("other")].into_iter().map(of_account),
+            ),
+        }
+    }
+
+    #[tokio::test]
+    async fn what_pods_of_the_node_need_is_there_again_after_a_restart_and_nothing_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let run = dir.path().join("run");
+        let mut memory = Memory::new(&run, "node1".to_owned(), kept());
+        assert!(memory.recall().is_none());
+        memory.note(&stores());
+        memory.due().await;
+        memory.write().await;
+        let again = Memory::new(&run, "node1".to_owned(), kept()).recall().unwrap();
+        assert_eq!(again.pods, [pod("a", "apps")]);
+        assert_eq!(again.namespaces.len(), 1);
+        assert_eq!(again.namespaces[0].name, "apps");
+        assert_eq!(again.service_accounts[0].name, "sa");
+        assert_eq!(again.service_accounts.len(), 1);
+        let mode = fs::metadata(&memory.path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600);
+        assert_eq!(
+            fs::read_dir(&run).unwrap().count(),
+            1,
+            "nothing is left beside it"
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_not_this_nodes_or_was_kept_for_other_flags_is_not_used() {
+        let dir = tempfile::tempdir().unwrap();
+        let memory = |node: &str, kept: Kept| Memory::new(dir.path(), node.to_owned(), kept);
+        let mut first = memory("node1", kept());
+        first.note(&stores());
+        first.write().await;
+        assert!(memory("node1", kept()).recall().is_some());
+        assert!(memory("node2", kept()).recall().is_none());
+        let other = Kept {
+            pods: vec!["another".to_owned()],
+            ..kept()
+        };
+        assert!(memory("node1", other).recall().is_none());
+        fs::write(&first.path, "{").unwrap();
+        assert!(memory("node1", kept()).recall().is_none());
+    }
+
+    #[tokio::test]
+    async fn nothing_is_written_before_the_api_server_has_told_the_pods() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut memory = Memory::new(dir.path(), "node1".to_owned(), kept());
+        memory.note(&Stores::default());
+        memory.write().await;
+        assert!(memory.recall().is_none());
+    }
+}

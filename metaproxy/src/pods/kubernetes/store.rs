@@ -1,0 +1,162 @@
+//! The objects of one watch.
+
+use std::collections::HashMap;
+use std::hash::Hash;
+use std::sync::Arc;
+
+use kube::runtime::watcher::Event;
+
+/// What is known, and what a list that is under way has told so far: it counts when it is whole.
+#[derive(Debug)]
+pub struct Store<K, T> {
+    current: HashMap<K, Arc<T>>,
+    incoming: Option<HashMap<K, Arc<T>>>,
+    origin: Origin,
+}
+
+/// Where the objects come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Origin {
+    Nowhere,
+    LastRun,
+    ApiServer,
+}
+
+impl<K, T> Default for Store<K, T> {
+    fn default() -> Self {
+        Self {
+            current: HashMap::new(),
+            incoming: None,
+            origin: Origin::Nowhere,
+        }
+    }
+}
+
+impl<K: Eq + Hash, T: PartialEq> Store<K, T> {
+    /// With what the last run knew.
+    pub fn remembered(objects: impl Iterator<Item = (K, T)>) -> Self {
+        Self {
+            current: objects.map(|(key, object)| (key, Arc::new(object))).collect(),
+            incoming: None,
+            origin: Origin::LastRun,
+        }
+    }
+
+    /// Takes an event; whether anything is different now.
+    pub fn take(&mut self, event: Option<Event<T>>, keyed: impl Fn(T) -> (K, T)) -> bool {
+        match event {
+            None => false,
+            Some(Event::Init) => {
+                self.incoming = Some(HashMap::new());
+                false
+            }
+            Some(Event::InitApply(object)) => {
+                let (key, object) = keyed(object);
+                self.incoming
+                    .get_or_insert_default()
+                    .insert(key, Arc::new(object));
+                false
+            }
+            Some(Event::InitDone) => {
+                let listed = self.incoming.take().unwrap_or_default();
+                // Known for the first time counts, also where there is nothing.
+                let changed = self.origin != Origin::ApiServer || listed != self.current;
+                self.current = listed;
+                self.origin = Origin::ApiServer;
+                changed
+            }
+            Some(Event::Apply(object)) => {
+                let (key, object) = keyed(object);
+                if self.current.get(&key).is_some_and(|known| **known == object) {
+                    return false;
+                }
+                self.current.insert(key, Arc::new(object));
+                true
+            }
+            Some(Event::Delete(object)) => {
+                let (key, _) = keyed(object);
+                self.current.remove(&key).is_some()
+            }
+        }
+    }
+
+    /// All objects.
+    pub fn all(&self) -> impl Iterator<Item = Arc<T>> {
+        self.current.values().cloned()
+    }
+
+    /// Whether the API server has told them.
+    pub fn is_synced(&self) -> bool {
+        self.origin == Origin::ApiServer
+    }
+
+    /// Whether they are those of the last run.
+    pub fn is_remembered(&self) -> bool {
+        self.origin == Origin::LastRun
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Words = Store<char, String>;
+
+    fn keyed(word: String) -> (char, String) {
+        (word.chars().next().unwrap(), word)
+    }
+
+    fn take(store: &mut Words, event: Event<&str>) -> bool {
+        let owned = match event {
+            Event::Init => Event::Init,
+            Event::InitDone => Event::InitDone,
+            Event::InitApply(word) => Event::InitApply(word.to_owned()),
+            Event::Apply(word) => Event::Apply(word.to_owned()),
+            Event::Delete(word) => Event::Delete(word.to_owned()),
+        };
+        store.take(Some(owned), keyed)
+    }
+
+    fn words(store: &Words) -> Vec<String> {
+        let mut words: Vec<String> = store.all().map(|word| (*word).clone()).collect();
+        words.sort();
+        words
+    }
+
+    #[test]
+    fn a_list_counts_when_it_is_whole_and_what_was_known_stays_until_then() {
+        let mut store = Words::remembered(["old".to_owned(), "kept".to_owned()].into_iter().map(keyed));
+        assert!(store.is_remembered() && !store.is_synced());
+        assert!(!take(&mut store, Event::Init));
+        assert!(!take(&mut store, Event::InitApply("kept")));
+        assert!(!take(&mut store, Event::InitApply("new")));
+        assert_eq!(
+            words(&store),
+            ["kept", "old"],
+            "a list that breaks off changes nothing"
+        );
+        assert!(!take(&mut store, Event::Init));
+        assert!(!take(&mut store, Event::InitApply("kept")));
+        assert!(take(&mut store, Event::InitDone));
+        assert_eq!(words(&store), ["kept"]);
+        assert!(store.is_synced());
+    }
+
+    #[test]
+    fn only_what_is_different_is_a_change() {
+        let mut store = Words::default();
+        assert!(!take(&mut store, Event::Init));
+        assert!(
+            take(&mut store, Event::InitDone),
+            "that there is nothing is known now"
+        );
+        assert!(take(&mut store, Event::Apply("a1")));
+        assert!(!take(&mut store, Event::Apply("a1")));
+        assert!(take(&mut store, Event::Apply("a2")));
+        assert!(!take(&mut store, Event::Delete("b")));
+        assert!(take(&mut store, Event::Delete("a2")));
+        assert!(!take(&mut store, Event::Init));
+        assert!(!take(&mut store, Event::InitDone), "still nothing");
+        assert!(!store.take(None, keyed));
+    }
+}

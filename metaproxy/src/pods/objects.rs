@@ -1,0 +1,215 @@
+//! Pods, namespaces and service accounts, trimmed to what is used.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::net::IpAddr;
+
+use k8s_openapi::api::core::v1;
+use kube::core::ObjectMeta;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::PodUid;
+
+/// Annotations of an object.
+pub type Annotations = BTreeMap<String, String>;
+
+/// An annotation's value; blank counts as none.
+fn written<'a>(annotations: &'a Annotations, key: &str) -> Option<&'a str> {
+    annotations
+        .get(key)
+        .map(|value| value.trim())
+        .filter(|value| !value.is_empty())
+}
+
+/// The kubelet's hash of a static pod's manifest (32 hexadecimal digits), after which it names the pod's cgroup. The
+/// mirror pod in the API has another UID.
+const CONFIG_HASH: &str = "kubernetes.io/config.hash";
+
+/// What makes a pod a mirror pod; ordinary ones have no use for a hash.
+const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// `metadata.uid`
+    pub uid: PodUid,
+    /// The UID in the path of a static pod's cgroup.
+    pub static_uid: Option<PodUid>,
+    /// `metadata.namespace`, `default` where there is none.
+    pub namespace: String,
+    /// `metadata.name`
+    pub name: String,
+    /// `spec.serviceAccountName`, `default` where there is none.
+    pub service_account: String,
+    /// `metadata.annotations`
+    pub annotations: Annotations,
+    /// Shares the node's network namespace.
+    pub host_network: bool,
+    /// `status.podIPs`, as far as they are known.
+    pub ips: Vec<IpAddr>,
+    /// Ports of the node that its containers ask for.
+    pub host_ports: Vec<u16>,
+    /// `spec.nodeName`
+    pub node: Option<String>,
+    /// Its containers have all ended, and none is started again.
+    pub finished: bool,
+}
+
+/// Why an object can't be used. Others are not affected.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum Problem {
+    /// No name.
+    #[error("{0} without metadata.name")]
+    NoName(&'static str),
+    /// No UID.
+    #[error(
+        "pod {namespace}/{name} has no metadata.uid, by which its processes are known; it is not served. `kubectl get \
+         pod -o yaml` shows the UID"
+    )]
+    NoUid {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// A UID that no kubelet would make a cgroup of.
+    #[error("pod {namespace}/{name}: metadata.uid {error}; it is not served")]
+    BadUid {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// What is wrong with it.
+        error: super::InvalidUid,
+    },
+}
+
+impl Pod {
+    /// From the API's object.
+    pub fn from_api(pod: v1::Pod) -> Result<Self, Problem> {
+        let (namespace, name) = named("pod", &pod.metadata)?;
+        let Some(uid) = pod.metadata.uid.filter(|uid| !uid.is_empty()) else {
+            return Err(Problem::NoUid { namespace, name });
+        };
+        let uid = match uid.parse() {
+            Ok(uid) => uid,
+            Err(error) => {
+                return Err(Problem::BadUid {
+                    namespace,
+                    name,
+                    error,
+                });
+            }
+        };
+        let annotations = pod.metadata.annotations.unwrap_or_default();
+        let spec = pod.spec.unwrap_or_default();
+        let status = pod.status.unwrap_or_default();
+        let finished = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+        let ips = status.pod_ips.unwrap_or_default();
+        let containers = spec
+            .containers
+            .into_iter()
+            .chain(spec.init_containers.unwrap_or_default());
+        let host_ports = containers
+            .flat_map(|container| container.ports.unwrap_or_default())
+            .filter_map(|port| u16::try_from(port.host_port?).ok())
+            .collect();
+        Ok(Self {
+            static_uid: static_uid(&annotations),
+            uid,
+            namespace,
+            name,
+            service_account: spec.service_account_name.unwrap_or_else(|| "default".to_owned()),
+            annotations,
+            host_network: spec.host_network.unwrap_or_default(),
+            ips: ips.into_iter().filter_map(|ip| ip.ip.parse().ok()).collect(),
+            host_ports,
+            node: spec.node_name,
+            finished,
+        })
+    }
+
+    /// An annotation's value; blank counts as none.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        written(&self.annotations, key)
+    }
+}
+
+/// Anybody may annotate a pod, so what is not exactly a hash, on a mirror pod, is nobody's UID.
+fn static_uid(annotations: &Annotations) -> Option<PodUid> {
+    let is_hash = |hash: &&String| hash.len() == 32 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let hash = annotations.get(CONFIG_HASH).filter(is_hash)?;
+    annotations
+        .contains_key(CONFIG_MIRROR)
+        .then(|| hash.parse().ok())
+        .flatten()
+}
+
+impl fmt::Display for Pod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}
+
+fn named(kind: &'static str, metadata: &ObjectMeta) -> Result<(String, String), Problem> {
+    let name = metadata.name.clone().ok_or(Problem::NoName(kind))?;
+    Ok((
+        metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
+        name,
+    ))
+}
+
+/// A namespace.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Namespace {
+    /// `metadata.name`
+    pub name: String,
+    /// `metadata.annotations`
+    pub annotations: Annotations,
+}
+
+impl Namespace {
+    /// From the metadata of the API's object.
+    pub fn from_api(metadata: ObjectMeta) -> Result<Self, Problem> {
+        let (_, name) = named("namespace", &metadata)?;
+        Ok(Self {
+            name,
+            annotations: metadata.annotations.unwrap_or_default(),
+        })
+    }
+}
+
+/// A service account.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceAccount {
+    /// `metadata.namespace`
+    pub namespace: String,
+    /// `metadata.name`
+    pub name: String,
+    /// `metadata.annotations`
+    pub annotations: Annotations,
+}
+
+impl ServiceAccount {
+    /// From the metadata of the API's object.
+    pub fn from_api(metadata: ObjectMeta) -> Result<Self, Problem> {
+        let (namespace, name) = named("service account", &metadata)?;
+        Ok(Self {
+            namespace,
+            name,
+            annotations: metadata.annotations.unwrap_or_default(),
+        })
+    }
+
+    /// An annotation's value; blank counts as none.
+    pub fn annotation(&self, key: &str) -> Option<&str> {
+        written(&self.annotations, key)
+    }
+}
+
+impl fmt::Display for ServiceAccount {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.namespace, self.name)
+    }
+}

@@ -1,0 +1,191 @@
+//! Roles of service accounts.
+
+use super::*;
+use crate::pods::ServiceAccount;
+use crate::roles::web_identity::{AUDIENCE_KEY, REGIONAL_KEY};
+use crate::roles::{CommonTags, Principal, SessionScope, StsEndpoint};
+
+const ARN: &str = "arn:aws:iam::123456789012:role/of-account";
+
+fn asked() -> Rules {
+    Rules {
+        web_identity: true,
+        ..rules()
+    }
+}
+
+fn account(pairs: &[(&str, &str)]) -> ServiceAccount {
+    ServiceAccount {
+        namespace: "apps".to_owned(),
+        name: "default".to_owned(),
+        annotations: pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect(),
+    }
+}
+
+fn identity(grant: &Grant) -> &WebIdentity {
+    match &grant.session.principal {
+        Principal::ServiceAccount(identity) => identity,
+        Principal::Node => panic!("{grant:?}"),
+    }
+}
+
+#[test]
+fn a_service_accounts_role_is_had_with_a_token_that_is_bound_to_the_pod() {
+    let account = account(&[(ROLE_KEY, ARN)]);
+    let grant = granted(asked().resolve_pod(&pod(&[]), Some(&namespace(&[])), Some(&account)));
+    assert_eq!(grant.role.as_str(), ARN);
+    let want = WebIdentity {
+        namespace: "apps".to_owned(),
+        service_account: "default".to_owned(),
+        pod: "web".to_owned(),
+        uid: UID.parse().unwrap(),
+        audience: "sts.amazonaws.com".to_owned(),
+        endpoint: StsEndpoint::Regional,
+    };
+    assert_eq!(*identity(&grant), want);
+    assert_eq!(grant.session.name.as_str(), "apps.web");
+    assert_eq!(
+        grant.reason.to_string(),
+        format!(
+            "role {ARN} from annotation eks.amazonaws.com/role-arn of service account apps/default; the namespace has no \
+             policy, and the role's trust policy names the service account"
+        )
+    );
+}
+
+#[test]
+fn it_is_not_shared_whatever_the_scope_and_is_neither_tagged_nor_given_an_external_id() {
+    let account = account(&[(ROLE_KEY, ARN)]);
+    let rules = Rules {
+        sessions: SessionRules {
+            scope: SessionScope::Role,
+            tags: Some(CommonTags::default()),
+            node: None,
+        },
+        ..asked()
+    };
+    let pod = pod(&[("external-id", "id-1"), ("session-name", "mine")]);
+    let grant = granted(rules.resolve_pod(&pod, Some(&namespace(&[])), Some(&account)));
+    assert_eq!(grant.session.pod, Some(UID.parse().unwrap()));
+    assert_eq!(grant.session.name.as_str(), "mine");
+    assert!(grant.session.tags.is_empty() && grant.session.external_id.is_none());
+}
+
+#[test]
+fn the_pods_own_annotation_goes_before_it_and_the_default_role_behind_it() {
+    let rules = Rules {
+        default_role: default_role("fallback"),
+        ..asked()
+    };
+    let everything = namespace(&[("permitted", ".*")]);
+    let resolve = |pairs: &[(&str, &str)], account: &ServiceAccount| {
+        let grant = granted(rules.resolve_pod(&pod(pairs), Some(&everything), Some(account)));
+        grant.role.name().to_owned()
+    };
+    let annotated = account(&[(ROLE_KEY, ARN)]);
+    assert_eq!(resolve(&[("role", "app")], &annotated), "app");
+    assert_eq!(resolve(&[], &annotated), "of-account");
+    assert_eq!(resolve(&[], &account(&[(ROLE_KEY, " ")])), "fallback");
+}
+
+#[rstest]
+#[case::policy_without_it(&[(ROLE_KEY, ARN)], &[("permitted", "other")], "is not permitted in namespace apps")]
+#[case::malformed(&[(ROLE_KEY, "a b")], &[], "annotation eks.amazonaws.com/role-arn of service account apps/default of apps/web names the role \"a b\"")]
+#[case::audience(&[(ROLE_KEY, ARN), (AUDIENCE_KEY, "a b")], &[], "annotation eks.amazonaws.com/audience of service account apps/default cannot be used")]
+#[case::endpoint(&[(ROLE_KEY, ARN), (REGIONAL_KEY, "maybe")], &[], "annotation eks.amazonaws.com/sts-regional-endpoints of service account apps/default cannot be used: it is true or false")]
+fn a_refusal_is_final(
+    #[case] of_account: &[(&str, &str)],
+    #[case] of_namespace: &[(&str, &str)],
+    #[case] want: &str,
+) {
+    let rules = Rules {
+        default_role: default_role("fallback"),
+        ..asked()
+    };
+    let decision = rules.resolve_pod(
+        &pod(&[]),
+        Some(&namespace(of_namespace)),
+        Some(&account(of_account)),
+    );
+    let (_, reason) = refused(decision);
+    assert!(reason.contains(want), "{reason}");
+}
+
+#[test]
+fn a_policy_of_the_namespace_that_allows_it_is_enough_and_audience_and_endpoint_are_those_of_the_annotations()
+{
+    let account = account(&[(ROLE_KEY, ARN), (AUDIENCE_KEY, "aud"), (REGIONAL_KEY, "false")]);
+    let namespace = namespace(&[("permitted", "of-account")]);
+    let grant = granted(asked().resolve_pod(&pod(&[]), Some(&namespace), Some(&account)));
+    assert_eq!(identity(&grant).audience, "aud");
+    assert_eq!(identity(&grant).endpoint, StsEndpoint::Global);
+}
+
+#[test]
+fn a_service_account_that_is_not_known_yet_is_waited_for_and_without_the_flag_never_asked() {
+    let rules = Rules {
+        default_role: default_role("fallback"),
+        ..asked()
+    };
+    let namespace = namespace(&[]);
+    let decision = rules.resolve_pod(&pod(&[]), Some(&namespace), None);
+    assert!(
+        matches!(&decision, Decision::Wait(Reason::ServiceAccountUnknown { account }) if account == "apps/default"),
+        "{decision:?}"
+    );
+    let annotated = account(&[(ROLE_KEY, ARN)]);
+    let off = super::rules().resolve_pod(&pod(&[]), Some(&namespace), Some(&annotated));
+    assert!(matches!(off, Decision::NoRole(_)), "{off:?}");
+    let none = asked().resolve_pod(&pod(&[]), Some(&namespace), Some(&account(&[])));
+    match none {
+        Decision::NoRole(reason) => assert_eq!(
+            reason.to_string(),
+            "pod apps/web has no role: it has no annotation iam.amazonaws.com/role, its service account apps/default no \
+             annotation eks.amazonaws.com/role-arn, and no --default-role is for it"
+        ),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn a_static_pod_is_nobodys_service_account() {
+    let annotated = account(&[(ROLE_KEY, ARN)]);
+    let mirror = Pod {
+        static_uid: Some("0123456789abcdef0123456789abcdef".parse().unwrap()),
+        host_network: true,
+        ..pod(&[])
+    };
+    assert!(matches!(
+        asked().resolve_pod(&mirror, Some(&namespace(&[])), Some(&annotated)),
+        Decision::NoRole(_)
+    ));
+    assert!(!asked().intercepts_host_pod(&mirror, Some(&annotated)));
+}
+
+#[test]
+fn a_hostnetwork_pod_is_intercepted_for_its_service_accounts_role_and_under_enforce_always() {
+    let host = Pod {
+        host_network: true,
+        ..pod(&[])
+    };
+    let annotated = account(&[(ROLE_KEY, ARN)]);
+    assert!(asked().intercepts_host_pod(&host, Some(&annotated)));
+    assert!(!asked().intercepts_host_pod(&host, Some(&account(&[]))));
+    assert!(
+        !asked().intercepts_host_pod(&host, None),
+        "it must work before anything is known"
+    );
+    assert!(!rules().intercepts_host_pod(&host, Some(&annotated)));
+    let enforced = Rules {
+        enforce_host_network: true,
+        ..rules()
+    };
+    assert!(enforced.intercepts_host_pod(&host, None));
+    assert!(
+        !enforced.intercepts_host_pod(&pod(&[]), None),
+        "every other pod is intercepted anyway"
+    );
+}
