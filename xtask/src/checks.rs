@@ -24,7 +24,16 @@ pub fn test(filter: Option<&str>) -> Result<()> {
     step("integration tests: real programs, cgroups, namespaces and clients");
     run(with_clients(
         cargo()
-            .args(["test", "--package", "metaproxy", "--test", "*", "--"])
+            .args([
+                "test",
+                "--package",
+                "metaproxy",
+                "--package",
+                "xtask",
+                "--test",
+                "*",
+                "--",
+            ])
             .args(filter),
     ))?;
     if filter.is_none() {

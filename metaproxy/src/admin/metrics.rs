@@ -135,7 +135,11 @@ mod tests {
         health.set(Part::Pods, Condition::Fine);
         let text = text(&Fixed, &health).unwrap();
         for line in [
-            concat!("metaproxy_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
+            concat!(
+                "metaproxy_build_info{version=\"",
+                env!("CARGO_PKG_VERSION"),
+                "\"} 1"
+            ),
             "metaproxy_connections_total{outcome=\"served\"} 7",
             "metaproxy_connections_total{outcome=\"refused\"} 2",
             "metaproxy_pods 3",

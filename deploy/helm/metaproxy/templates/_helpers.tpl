@@ -1,0 +1,67 @@
+{{- define "metaproxy.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 63 | trimSuffix "-" -}}
+{{- else -}}
+{{- $name := default .Chart.Name .Values.nameOverride -}}
+{{- if contains $name .Release.Name -}}
+{{- .Release.Name | trunc 63 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name $name | trunc 63 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "metaproxy.selector" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "metaproxy.labels" -}}
+{{ include "metaproxy.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{- define "metaproxy.serviceAccount" -}}
+{{- default (ternary (include "metaproxy.fullname" .) "default" .Values.serviceAccount.create) .Values.serviceAccount.name -}}
+{{- end -}}
+
+{{- define "metaproxy.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
+{{- end -}}
+{{- end -}}
+
+{{/* Whether a new agent starts beside the old one: maxSurge of DaemonSets is on from 1.22, and two agents cannot have
+one fixed port. */}}
+{{- define "metaproxy.surges" -}}
+{{- if and (semverCompare ">=1.22-0" .Capabilities.KubeVersion.Version) (eq (int .Values.interception.listenPort) 0) -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* Whether an admission policy pins what the agent's tokens are for: ValidatingAdmissionPolicy is v1 from 1.30. */}}
+{{- define "metaproxy.pinsTokens" -}}
+{{- if and .Values.webIdentity.enabled .Values.webIdentity.admissionPolicy (semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version) -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* The port of adminAddress. */}}
+{{- define "metaproxy.adminPort" -}}
+{{- .Values.adminAddress | splitList ":" | last -}}
+{{- end -}}
+
+{{- define "metaproxy.check" -}}
+{{- if not .Values.namespacePolicy -}}
+{{- fail "namespacePolicy must be chosen: `required` (as kiam: a role must be allowed by an annotation of the pod's namespace; without one, no role) or `off` (as kube2iam without --namespace-restrictions: whoever may create a pod may have any role that trusts the node's). values.yaml explains both." -}}
+{{- end -}}
+{{- if and .Values.podMonitor.enabled (or (eq .Values.adminAddress "off") (hasPrefix "127." .Values.adminAddress) (hasPrefix "[::1]" .Values.adminAddress)) -}}
+{{- fail (printf "podMonitor.enabled needs an adminAddress that Prometheus can reach, such as 0.0.0.0:9808; it is %s" .Values.adminAddress) -}}
+{{- end -}}
+{{- if and .Values.manifests (or .Values.webIdentity.enabled .Values.startupTaint .Values.kubeconfig) -}}
+{{- fail "manifests takes the place of the API server: webIdentity, startupTaint and kubeconfig do not go with it" -}}
+{{- end -}}
+{{- end -}}

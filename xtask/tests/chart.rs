@@ -1,0 +1,292 @@
+//! The Helm chart, what is made from it, and the examples. helm, kubectl and the validator are brought in by `cargo
+//! xtask setup`.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test panics where it fails"
+)]
+
+mod policy;
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// Versions that the validator has schemas of, from the oldest that is asked for.
+const VERSIONS: std::ops::RangeInclusive<u32> = 27..=37;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+/// A program that `cargo xtask setup` brings in; `None` where it was not run, which is a failure under CI.
+fn tool(path: &str) -> Option<PathBuf> {
+    let path = root().join("target").join(path);
+    if path.exists() {
+        return Some(path);
+    }
+    assert!(
+        std::env::var_os("CI").is_none(),
+        "{} is missing: run `cargo xtask setup`",
+        path.display()
+    );
+    eprintln!("skipped: {} is missing (cargo xtask setup)", path.display());
+    None
+}
+
+fn yaml_files(dir: &str) -> Vec<PathBuf> {
+    let mut files: Vec<PathBuf> = fs::read_dir(root().join(dir))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "yaml"))
+        .collect();
+    files.sort();
+    assert!(!files.is_empty());
+    files
+}
+
+fn helm(helm: &Path, words: &[&str]) -> Output {
+    Command::new(helm)
+        .args(words)
+        .current_dir(root())
+        .output()
+        .unwrap()
+}
+
+const CHART: &str = "deploy/helm/metaproxy";
+
+fn template(program: &Path, version: &str, flags: &[&str]) -> Result<String, String> {
+    let mut words = vec![
+        "template",
+        "metaproxy",
+        CHART,
+        "--namespace",
+        "kube-system",
+        "--kube-version",
+        version,
+    ];
+    words.extend(flags);
+    let output = helm(program, &words);
+    if output.status.success() {
+        Ok(String::from_utf8(output.stdout).unwrap())
+    } else {
+        Err(String::from_utf8(output.stderr).unwrap())
+    }
+}
+
+/// Sets of values: those of the tests, and the examples for people (the pods beside them are no values).
+fn value_sets() -> Vec<PathBuf> {
+    let mut files = yaml_files("deploy/helm/tests/values");
+    assert!(files.len() >= 6);
+    files.extend(
+        yaml_files("deploy/examples")
+            .into_iter()
+            .filter(|path| !path.ends_with("pods.yaml")),
+    );
+    files
+}
+
+#[test]
+fn the_chart_and_every_example_pass_helms_lint() {
+    let Some(program) = tool("kubernetes/helm") else {
+        return;
+    };
+    for values in value_sets() {
+        let output = helm(
+            &program,
+            &["lint", CHART, "--strict", "--values", values.to_str().unwrap()],
+        );
+        assert!(output.status.success(), "{}: {output:?}", values.display());
+    }
+}
+
+#[test]
+fn golden_files_and_the_kustomize_base_are_what_the_chart_makes() {
+    if tool("kubernetes/helm").is_none() {
+        return;
+    }
+    let output = Command::new(env!("CARGO_BIN_EXE_xtask"))
+        .args(["manifests", "--check"])
+        .output()
+        .unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+fn kubectl_builds_the_kustomize_base() {
+    let Some(kubectl) = tool("kubernetes/kubectl") else {
+        return;
+    };
+    let output = Command::new(kubectl)
+        .arg("kustomize")
+        .arg(root().join("deploy/kustomize/base"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    for kind in ["DaemonSet", "ServiceAccount", "ClusterRole", "ClusterRoleBinding"] {
+        assert!(text.contains(&format!("\nkind: {kind}\n")), "{kind} in {text}");
+    }
+}
+
+#[test]
+fn manifests_are_valid_for_every_version_of_kubernetes() {
+    let (Some(program), Some(python)) = (tool("kubernetes/helm"), tool("venv/bin/python3")) else {
+        return;
+    };
+    let mut cases = Vec::new();
+    for values in value_sets() {
+        for minor in VERSIONS {
+            let version = format!("1.{minor}");
+            let text = template(&program, &version, &["--values", values.to_str().unwrap()]).unwrap();
+            cases.push(serde_json::json!({ "version": version, "name": values, "text": text }));
+        }
+    }
+    let mut child = Command::new(python)
+        .arg(root().join("xtask/tests/validate.py"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut input = child.stdin.take().unwrap();
+    input.write_all(&serde_json::to_vec(&cases).unwrap()).unwrap();
+    drop(input);
+    let output = child.wait_with_output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let checked: usize = String::from_utf8(output.stdout).unwrap().trim().parse().unwrap();
+    assert!(
+        checked >= 2 * cases.len(),
+        "{checked} documents of {} renderings",
+        cases.len()
+    );
+}
+
+#[test]
+fn values_that_make_no_sense_are_refused_and_named() {
+    let Some(program) = tool("kubernetes/helm") else {
+        return;
+    };
+    for (wrong, key) in [
+        ("namespacePolicy=maybe", "namespacePolicy"),
+        ("namespacepolicy=off", "namespacepolicy"),
+        ("image.pullPolicy=Sometimes", "pullPolicy"),
+        ("image.digest=sha256:12", "digest"),
+        ("roles.baseArn=arn:aws:iam::12:role/", "baseArn"),
+        ("roles.roleAnnotation=a/b/c", "roleAnnotation"),
+        ("roles.allowedRolesStyle=regex", "allowedRolesStyle"),
+        ("webIdentity.audiences[0]=it's", "audiences"),
+        ("webIdentity.audiences=", "audiences"),
+        ("sessions.duration=soon", "duration"),
+        ("sessions.tags=true", "tags"),
+        ("metadata.maxConnectionsPerPod=0", "maxConnectionsPerPod"),
+        ("interception.listenPort=70000", "listenPort"),
+        ("interception.listenPort=http", "listenPort"),
+        ("adminAddress=9808", "adminAddress"),
+        ("startupTaint=a b", "startupTaint"),
+        ("maxUnavailable=0", "maxUnavailable"),
+        ("terminationGracePeriodSeconds=1", "terminationGracePeriodSeconds"),
+        ("runtimeDir=run", "runtimeDir"),
+        ("hardened=yes please", "hardened"),
+    ] {
+        let error = template(
+            &program,
+            "1.30",
+            &["--set", "namespacePolicy=off", "--set", wrong],
+        )
+        .unwrap_err();
+        assert!(
+            error.contains("values don't meet the specifications") && error.contains(key),
+            "{wrong}: {error}"
+        );
+    }
+}
+
+#[test]
+fn values_that_do_not_go_together_are_refused_with_a_sentence() {
+    let Some(program) = tool("kubernetes/helm") else {
+        return;
+    };
+    for (values, sentence) in [
+        ("image.tag=v1", "namespacePolicy must be chosen: `required`"),
+        (
+            "namespacePolicy=off,podMonitor.enabled=true",
+            "podMonitor.enabled needs an adminAddress that Prometheus can reach",
+        ),
+        (
+            "namespacePolicy=off,manifests=/pods,webIdentity.enabled=true",
+            "manifests takes the place of the API server",
+        ),
+    ] {
+        let error = template(&program, "1.30", &["--set", values]).unwrap_err();
+        assert!(error.contains(sentence), "{values}: {error}");
+    }
+}
+
+/// The nearest safe thing for each version.
+#[test]
+fn updates_surge_where_the_cluster_can_and_no_port_is_fixed() {
+    let Some(program) = tool("kubernetes/helm") else {
+        return;
+    };
+    for (version, flags, surges) in [
+        ("v1.21.14", "", false),
+        ("v1.22.0-rc.0", "", true),
+        ("v1.29.3-eks-abc1234", "", true),
+        ("v1.27.4+k3s1", "", true),
+        ("v1.30.0", ",interception.listenPort=8181", false),
+    ] {
+        let text = template(
+            &program,
+            version,
+            &["--set", &format!("namespacePolicy=off{flags}")],
+        )
+        .unwrap();
+        assert_eq!(text.contains("maxSurge: 1"), surges, "{version}{flags}");
+        assert_eq!(text.contains("maxUnavailable: 0"), surges, "{version}{flags}");
+    }
+}
+
+#[test]
+fn the_pod_takes_no_port_of_the_node_and_its_probes_need_none() {
+    let Some(program) = tool("kubernetes/helm") else {
+        return;
+    };
+    for values in value_sets() {
+        let text = template(&program, "1.30", &["--values", values.to_str().unwrap()]).unwrap();
+        assert!(
+            !text.contains("ports:") && !text.contains("hostPort"),
+            "{}",
+            values.display()
+        );
+        assert_eq!(text.matches("command: [/metaproxy, probe, ").count(), 3);
+        assert!(text.contains("hostNetwork: true"));
+    }
+}
+
+/// Whoever adds a flag adds a value.
+#[test]
+fn every_flag_of_the_agent_is_reachable_from_values() {
+    let chart = fs::read_to_string(root().join(CHART).join("templates/daemonset.yaml")).unwrap();
+    let cli = fs::read_to_string(root().join("metaproxy/src/cli.rs")).unwrap();
+    let flags: Vec<String> = cli
+        .match_indices("env = \"METAPROXY_")
+        .map(|(start, text)| {
+            let name = cli[start + text.len()..].split('"').next().unwrap();
+            format!("--{}", name.to_lowercase().replace('_', "-"))
+        })
+        .collect();
+    assert!(flags.len() > 30, "{flags:?}");
+    for flag in flags {
+        assert!(chart.contains(&flag), "{flag} is in no template");
+    }
+}
