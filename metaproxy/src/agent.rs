@@ -398,16 +398,17 @@ fn consequences(inventory: &Inventory, rules: &Rules) -> Consequences {
         if claimants.iter().any(asks) {
             found.host_pods.insert(uid.clone());
         }
+        let runs = claimants.iter().any(|pod| !pod.finished);
         match rules.resolve(inventory, uid) {
             Decision::Granted(grant) => {
                 let key = SessionKey::of_grant(&grant);
-                if claimants.iter().any(|pod| !pod.finished) {
+                if runs {
                     found.ahead.insert(key.clone());
                 }
                 found.keys.insert(key);
             }
-            Decision::Refused { reason, .. } => found.refused.push((uid.clone(), reason)),
-            Decision::NoRole(_) | Decision::Wait(_) => {}
+            Decision::Refused { reason, .. } if runs => found.refused.push((uid.clone(), reason)),
+            Decision::Refused { .. } | Decision::NoRole(_) | Decision::Wait(_) => {}
         }
     }
     found

@@ -2,11 +2,11 @@
 
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use xtask::lab::require_root;
 
 use crate::shell::{cargo, run, step};
-use crate::{ebpf, setup};
+use crate::{ebpf, image, setup};
 
 /// Every test. The lab's tests take turns by themselves.
 pub fn test(filter: Option<&str>) -> Result<()> {
@@ -51,6 +51,46 @@ pub fn test(filter: Option<&str>) -> Result<()> {
         ])))?;
     }
     Ok(())
+}
+
+/// The chart on a real cluster.
+pub fn cluster(filter: Option<&str>, image: Option<String>) -> Result<()> {
+    require_root()?;
+    if std::env::var_os("KUBECONFIG").is_none() {
+        bail!("--cluster: KUBECONFIG names no cluster");
+    }
+    setup::for_demo()?;
+    setup::kubernetes_tools()?;
+    ebpf::build()?;
+    let mut command = cargo();
+    command.args([
+        "test",
+        "--package",
+        "metaproxy",
+        "--test",
+        "cluster",
+        "--",
+        "--nocapture",
+    ]);
+    match image {
+        Some(image) => {
+            command.env("METAPROXY_TEST_IMAGE", image);
+        }
+        None => {
+            let name = format!("localhost/metaproxy:{}", env!("CARGO_PKG_VERSION"));
+            let archive = image::archive_of_this_machine(&name)?;
+            command
+                .env("METAPROXY_TEST_IMAGE", name)
+                .env("METAPROXY_TEST_ARCHIVE", archive);
+        }
+    }
+    if let Some(filter) = filter {
+        command.env("METAPROXY_TEST_SCENARIO", filter);
+    }
+    step("building");
+    run(cargo().args(["build", "--workspace", "--bins"]))?;
+    step("the chart on a cluster");
+    run(command.env("METAPROXY_TEST_CLUSTER", "1"))
 }
 
 fn with_clients(command: &mut Command) -> &mut Command {

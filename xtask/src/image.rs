@@ -74,6 +74,16 @@ pub fn make(image: &Image) -> Result<()> {
     Ok(())
 }
 
+/// The archive for this machine's processor.
+pub fn archive_of_this_machine(name: &str) -> Result<PathBuf> {
+    let arch = if Arch::Amd64.is_ours() {
+        Arch::Amd64
+    } else {
+        Arch::Arm64
+    };
+    archive(arch, name)
+}
+
 fn archive(arch: Arch, name: &str) -> Result<PathBuf> {
     let binary = build(arch)?;
     let binary = fs::read(&binary).with_context(|| format!("cannot read {}", binary.display()))?;

@@ -39,8 +39,15 @@ enum Command {
     },
     /// Run every test (root)
     Test {
-        /// Only integration tests whose name contains this
+        /// Only integration tests whose name contains this; with --cluster, only scenarios
         filter: Option<String>,
+        /// Install the chart in the cluster of $KUBECONFIG, on whose one node this runs, and try it there. The cluster
+        /// should be one to throw away
+        #[arg(long)]
+        cluster: bool,
+        /// With --cluster: an image that the node has, instead of one built here
+        #[arg(long, requires = "cluster")]
+        image: Option<String>,
     },
     /// Run rustfmt, clippy and cargo-deny
     Lint,
@@ -59,7 +66,12 @@ fn main() -> ExitCode {
         Command::Demo => demo::run(),
         Command::Image(image) => image::make(&image),
         Command::Manifests { check } => manifests::make(check),
-        Command::Test { filter } => checks::test(filter.as_deref()),
+        Command::Test {
+            filter,
+            cluster: true,
+            image,
+        } => checks::cluster(filter.as_deref(), image),
+        Command::Test { filter, .. } => checks::test(filter.as_deref()),
         Command::Lint => checks::lint(),
         Command::Dial(dial) => dial::run(&dial),
         Command::RedirectProxy(proxy) => redirect::run(&proxy),

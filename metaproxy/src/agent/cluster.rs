@@ -77,8 +77,10 @@ impl PodsHere {
                 let api = ApiServer::open(kubeconfig).await?;
                 let kept = rules.kept();
                 let mut parts = Watch::parts(&kept);
-                parts.extend([Part::Interception, Part::Permissions]);
+                parts.push(Part::Interception);
                 let health = Health::starting(parts);
+                // An API server that does not answer keeps nobody from being served with what is known.
+                health.set(Part::Permissions, Condition::Degraded("not known yet".to_owned()));
                 let watch = Watch::open(api.clone(), node.clone(), kept, runtime_dir, health.clone());
                 let cluster = Cluster {
                     api,

@@ -1,8 +1,9 @@
 //! The agent as a process of the node, and what it says.
 
+use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -22,6 +23,8 @@ pub struct AgentSpec {
     pub cgroup: Option<PathBuf>,
     /// Whether it is told where the pods' cgroup is, or has to find it.
     pub told_cgroup: bool,
+    /// A kubeconfig, instead of the lab's manifests; and the node's name.
+    pub cluster: Option<(PathBuf, &'static str)>,
     /// `--base-role-arn`
     pub base: Option<&'static str>,
     /// More flags.
@@ -40,9 +43,23 @@ impl AgentSpec {
             binary: binary.to_owned(),
             cgroup: None,
             told_cgroup: true,
+            cluster: None,
             base: Some("arn:aws:iam::123456789012:role/"),
             flags,
             environment: Vec::new(),
+        }
+    }
+
+    /// Where pods come from.
+    fn pods(&self, lab: &Lab) -> Vec<OsString> {
+        match &self.cluster {
+            None => vec!["--manifests".into(), lab.manifests().into()],
+            Some((kubeconfig, node)) => vec![
+                "--kubeconfig".into(),
+                kubeconfig.into(),
+                "--node-name".into(),
+                (*node).into(),
+            ],
         }
     }
 
@@ -76,8 +93,7 @@ impl Agent {
             .env("RUST_BACKTRACE", "1")
             .envs(spec.environment.iter().cloned())
             .arg("run")
-            .arg("--manifests")
-            .arg(lab.manifests())
+            .args(spec.pods(lab))
             .arg("--runtime-dir")
             .arg(lab.dir().join("run"))
             .args(spec.base.map(|base| format!("--base-role-arn={base}")))
@@ -87,13 +103,25 @@ impl Agent {
                     .into_iter()
                     .flatten(),
             )
-            .args(&spec.flags)
+            .args(&spec.flags);
+        Self::listened_to(command)
+    }
+
+    /// Starts one with these words and this process's environment, where this process is.
+    pub fn run(binary: &Path, words: &[String]) -> Result<Self> {
+        let mut command = Command::new(binary);
+        command.args(words);
+        Self::listened_to(command)
+    }
+
+    fn listened_to(mut command: Command) -> Result<Self> {
+        command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped());
         let mut child = command
             .spawn()
-            .with_context(|| format!("cannot run {}", spec.binary.display()))?;
+            .with_context(|| format!("cannot run {}", command.get_program().display()))?;
         let stderr = child.stderr.take().context("the agent's standard error")?;
         let log = Arc::new(Log::default());
         std::thread::spawn({

@@ -7,6 +7,7 @@
 //! ```
 
 pub mod agent;
+pub mod apiserver;
 pub mod bpf;
 pub mod imds;
 pub mod leftovers;

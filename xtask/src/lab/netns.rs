@@ -7,11 +7,12 @@ use std::process::Command;
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
 
-/// A named network namespace (ip-netns(8)); dropping removes it.
+/// A network namespace; dropping removes it where it was made here (ip-netns(8)).
 #[derive(Debug)]
 pub struct Netns {
     name: String,
     file: File,
+    is_ours: bool,
 }
 
 impl Netns {
@@ -23,12 +24,38 @@ impl Netns {
         let netns = Self {
             name: name.to_owned(),
             file,
+            is_ours: true,
         };
         // Link-local addresses are there at once, instead of a second or two later.
         netns.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
         netns.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
         ip(&["-n", name, "link", "set", "lo", "up"])?;
         Ok(netns)
+    }
+
+    /// That of this process.
+    pub fn of_this_process() -> Result<Self> {
+        Self::of_process(std::process::id())
+    }
+
+    /// That of a process.
+    pub fn of_process(pid: u32) -> Result<Self> {
+        let name = format!("/proc/{pid}/ns/net");
+        let file = File::open(&name).with_context(|| format!("cannot open {name}"))?;
+        Ok(Self {
+            name,
+            file,
+            is_ours: false,
+        })
+    }
+
+    /// The same one, for whoever needs it too.
+    pub fn again(&self) -> Result<Self> {
+        Ok(Self {
+            name: self.name.clone(),
+            file: self.file.try_clone()?,
+            is_ours: false,
+        })
     }
 
     /// Its name, for `ip -n`.
@@ -73,7 +100,9 @@ impl Netns {
 
 impl Drop for Netns {
     fn drop(&mut self) {
-        let _ = ip(&["netns", "delete", &self.name]);
+        if self.is_ours {
+            let _ = ip(&["netns", "delete", &self.name]);
+        }
     }
 }
 

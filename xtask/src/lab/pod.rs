@@ -98,6 +98,19 @@ impl Pod {
         Ok(pod)
     }
 
+    /// A pod that somebody else made: its container's cgroup, and the namespace of its processes.
+    pub fn of_cluster(name: &'static str, uid: &str, cgroup: PathBuf, netns: &Netns) -> Result<Self> {
+        Ok(Self {
+            spec: PodSpec::without_role(name),
+            uid: uid.to_owned(),
+            number: 0,
+            netns: None,
+            netns_file: netns.file().try_clone()?,
+            cgroup,
+            manifests: PathBuf::new(),
+        })
+    }
+
     /// `metadata.uid`
     pub fn uid(&self) -> &str {
         &self.uid

@@ -18,7 +18,7 @@ use super::netns::Netns;
 /// Where it listens.
 pub const STS_PORT: u16 = 8441;
 
-/// A call to AssumeRole.
+/// A call to AssumeRole or AssumeRoleWithWebIdentity.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call {
     /// `RoleArn`
@@ -33,6 +33,8 @@ pub struct Call {
     pub duration: Option<String>,
     /// The access key id that signed it.
     pub signed_by: String,
+    /// `WebIdentityToken`
+    pub web_identity: Option<String>,
 }
 
 /// How the service is to behave.
@@ -113,8 +115,9 @@ impl Handler for State {
         let signed_by = signed_by(request.headers());
         let body = request.into_body();
         let field = |name: &str| form_field(&body, name);
-        match field("Action").as_deref() {
-            Some("AssumeRole") => {}
+        let action = field("Action").unwrap_or_default();
+        match Some(action.as_str()) {
+            Some("AssumeRole" | "AssumeRoleWithWebIdentity") => {}
             Some("GetCallerIdentity") => {
                 return xml(
                     200,
@@ -142,6 +145,7 @@ impl Handler for State {
                     .collect(),
                 duration: field("DurationSeconds"),
                 signed_by,
+                web_identity: field("WebIdentityToken"),
             });
         let behaviour = self
             .behaviour
@@ -163,11 +167,11 @@ impl Handler for State {
         xml(
             200,
             &format!(
-                r#"<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><AssumeRoleResult>
+                r#"<{action}Response xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><{action}Result>
 <AssumedRoleUser><AssumedRoleId>AROA:{session}</AssumedRoleId><Arn>{role}/{session}</Arn></AssumedRoleUser>
 <Credentials><AccessKeyId>ASIA{number:04}{name}</AccessKeyId><SecretAccessKey>secret-of-{name}</SecretAccessKey>
 <SessionToken>token-of-{name}</SessionToken><Expiration>{expiration}</Expiration></Credentials>
-</AssumeRoleResult><ResponseMetadata><RequestId>r{number}</RequestId></ResponseMetadata></AssumeRoleResponse>"#
+</{action}Result><ResponseMetadata><RequestId>r{number}</RequestId></ResponseMetadata></{action}Response>"#
             ),
         )
     }

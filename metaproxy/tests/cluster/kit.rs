@@ -1,0 +1,488 @@
+//! A cluster of one node with metaproxy installed.
+
+use std::fs;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use xtask::lab;
+use xtask::lab::imds::FakeImds;
+use xtask::lab::netns::{Netns, ip};
+use xtask::lab::pod::Pod;
+use xtask::lab::sts::FakeSts;
+
+use crate::common::{client_binary, dial, node_keys, outcomes, start_dial};
+
+/// Where what the test makes lives.
+pub const NAMESPACE: &str = "metaproxy-test";
+
+/// What stands behind the metadata service's addresses, and STS's, on the node.
+const ADDRESSES: [&str; 3] = ["169.254.169.254/32", "fd00:ec2::254/128", "10.200.0.2/32"];
+
+pub const BASE: &str = "arn:aws:iam::123456789012:role/";
+
+/// An image that every cluster of this kind has.
+const BUSYBOX: &str = "localhost/busybox:1";
+
+pub struct Cluster {
+    pub imds: FakeImds,
+    pub sts: FakeSts,
+    pub node: String,
+    before: String,
+    dir: PathBuf,
+}
+
+/// Takes back what was done to the node and to the cluster.
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        let _ = try_kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]);
+        for release in ["metaproxy", "second"] {
+            let _ = try_kubectl(&[
+                "delete",
+                "daemonset,clusterrole,clusterrolebinding,serviceaccount",
+                "--all-namespaces",
+                "--selector",
+                &format!("app.kubernetes.io/instance={release}"),
+            ]);
+        }
+        for address in ADDRESSES {
+            let _ = ip(&["address", "delete", address, "dev", "lo"]);
+        }
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Cluster {
+    /// Imports the image, sets up what stands for AWS, and installs the chart.
+    pub fn install() -> Self {
+        lab::require_root().unwrap();
+        let nodes: Value = kubectl_json(&["get", "nodes"]);
+        let nodes = nodes["items"].as_array().unwrap();
+        assert_eq!(
+            nodes.len(),
+            1,
+            "these tests are for a cluster of one node, and run on it"
+        );
+        let node = nodes[0]["metadata"]["name"].as_str().unwrap().to_owned();
+        let dir = std::env::temp_dir().join(format!("metaproxy-cluster-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+
+        let netns = Netns::of_this_process().unwrap();
+        for address in ADDRESSES {
+            let nodad: &[&str] = if address.contains(':') { &["nodad"] } else { &[] };
+            let mut words = vec!["address", "replace", address, "dev", "lo"];
+            words.extend(nodad);
+            ip(&words).unwrap();
+        }
+        let imds = FakeImds::start(&netns, node_keys()).unwrap();
+        let sts = FakeSts::start(&netns, Duration::ZERO).unwrap();
+        load_image();
+        // That of a run before may still be on its way out.
+        within(Duration::from_secs(90), "a namespace of the test's own", || {
+            let _ = try_kubectl(&["create", "namespace", NAMESPACE]);
+            try_kubectl(&[
+                "get",
+                "namespace",
+                NAMESPACE,
+                "--output",
+                "jsonpath={.status.phase}",
+            ])
+            .is_ok_and(|phase| phase == "Active")
+        });
+        let cluster = Self {
+            imds,
+            sts,
+            node,
+            before: lab::leftovers::snapshot(&netns).unwrap(),
+            dir,
+        };
+        cluster.apply_chart("metaproxy", &[]);
+        cluster.wait_for_agent("metaproxy");
+        cluster
+    }
+
+    /// Installs or changes a release of the chart.
+    pub fn apply_chart(&self, release: &str, flags: &[&str]) {
+        let manifests = self.chart(release, flags);
+        apply(&manifests);
+    }
+
+    /// What the chart makes for this cluster.
+    pub fn chart(&self, release: &str, flags: &[&str]) -> String {
+        let version = kubectl_json(&["version"]);
+        let version = version["serverVersion"]["gitVersion"]
+            .as_str()
+            .unwrap()
+            .to_owned();
+        let mut command = Command::new(tool("helm"));
+        command
+            .arg("template")
+            .arg(release)
+            .arg(root().join("deploy/helm/metaproxy"))
+            .args(["--namespace", "kube-system", "--kube-version", &version])
+            .args(["--set", "namespacePolicy=required,webIdentity.enabled=true"])
+            .args([
+                "--set",
+                &format!(
+                    "image.repository={},image.tag={},image.pullPolicy=Never",
+                    image().0,
+                    image().1
+                ),
+            ])
+            .args([
+                "--set",
+                "sessions.region=us-east-1",
+                "--set",
+                &format!("sessions.stsEndpoint={}", FakeSts::url()),
+            ])
+            .args(flags);
+        let output = command.output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    pub fn wait_for_agent(&self, release: &str) {
+        within(Duration::from_secs(60), "an agent that is ready", || {
+            let found = kubectl_json(&[
+                "get",
+                "daemonset",
+                "--namespace",
+                "kube-system",
+                "--selector",
+                &format!("app.kubernetes.io/instance={release}"),
+            ]);
+            let status = &found["items"][0]["status"];
+            status["numberReady"] == 1 && status["updatedNumberScheduled"] == 1
+        });
+    }
+
+    /// The last that the agents of this cluster said.
+    pub fn agents_say(&self, lines: u32) -> String {
+        let tail = format!("--tail={lines}");
+        let selector = "app.kubernetes.io/name=metaproxy";
+        let words = [
+            "logs",
+            "--namespace",
+            "kube-system",
+            "--selector",
+            selector,
+            &tail,
+            "--prefix",
+        ];
+        try_kubectl(&words).unwrap_or_else(|error| error)
+    }
+
+    /// What the node's network looked like before anything was installed.
+    pub fn network_before(&self) -> &str {
+        &self.before
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A pod that sleeps; waits until it runs.
+    pub fn pod(&self, name: &'static str, annotations: Value, spec: Value) -> Running {
+        self.create_pod(name, annotations, spec);
+        self.running(name)
+    }
+
+    pub fn create_pod(&self, name: &str, annotations: Value, spec: Value) {
+        let mut object = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": { "name": name, "namespace": NAMESPACE, "annotations": annotations },
+            "spec": {
+                "terminationGracePeriodSeconds": 0,
+                "tolerations": [{ "operator": "Exists" }],
+                "containers": [{
+                    "name": "main",
+                    "image": BUSYBOX,
+                    "imagePullPolicy": "Never",
+                    "command": ["sleep", "100000"],
+                }],
+            },
+        });
+        merge(&mut object["spec"], &spec);
+        apply(&object.to_string());
+    }
+
+    /// A pod's container, once it runs.
+    pub fn running(&self, name: &'static str) -> Running {
+        let mut found = Value::Null;
+        within(Duration::from_secs(30), "a pod that runs", || {
+            found = kubectl_json(&["get", "pod", name, "--namespace", NAMESPACE]);
+            found["status"]["phase"] == "Running"
+        });
+        let uid = found["metadata"]["uid"].as_str().unwrap();
+        let id = found["status"]["containerStatuses"][0]["containerID"]
+            .as_str()
+            .unwrap();
+        let id = id.rsplit('/').next().unwrap();
+        let cgroup = cgroup_of(uid, id);
+        let pid = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap();
+        let pid: u32 = pid.lines().next().unwrap().parse().unwrap();
+        let netns = Netns::of_process(pid).unwrap();
+        Running {
+            pod: Pod::of_cluster(name, uid, cgroup, &netns).unwrap(),
+            netns,
+            name,
+        }
+    }
+
+    pub fn annotate(&self, kind: &str, name: &str, annotation: &str) {
+        kubectl(&[
+            "annotate",
+            "--overwrite",
+            kind,
+            name,
+            "--namespace",
+            NAMESPACE,
+            annotation,
+        ]);
+    }
+
+    /// Lets the namespace's pods have these roles.
+    pub fn permit(&self, roles: &str) {
+        kubectl(&[
+            "annotate",
+            "--overwrite",
+            "namespace",
+            NAMESPACE,
+            &format!("iam.amazonaws.com/permitted={roles}"),
+        ]);
+    }
+}
+
+/// A pod that runs; dropping deletes it.
+pub struct Running {
+    pub pod: Pod,
+    pub netns: Netns,
+    name: &'static str,
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = try_kubectl(&[
+            "delete",
+            "pod",
+            self.name,
+            "--namespace",
+            NAMESPACE,
+            "--wait=false",
+            "--grace-period=0",
+            "--force",
+        ]);
+    }
+}
+
+impl Running {
+    /// The name of its role; a status where there is none.
+    pub fn role(&self) -> String {
+        let got = dial(&self.pod, &[]);
+        assert_eq!(got.len(), 1, "{got:?}");
+        got.into_keys().next().unwrap()
+    }
+
+    /// Until its role is this; how long it took.
+    pub fn until_role(&self, wanted: &str) -> Duration {
+        let start = Instant::now();
+        let mut got = self.role();
+        while got != wanted {
+            assert!(
+                start.elapsed() < Duration::from_secs(5),
+                "{}: {got}, not {wanted}",
+                self.name
+            );
+            got = self.role();
+        }
+        start.elapsed()
+    }
+
+    /// Whether its document holds the credentials that STS gave for a role.
+    pub fn has_credentials_of(&self, role: &str) -> bool {
+        let path = format!("/latest/meta-data/iam/security-credentials/{role}");
+        let got = outcomes(start_dial(&self.pod, &["--path", &path]));
+        got.keys()
+            .all(|document| document.contains(&format!("secret-of-{role}")))
+    }
+}
+
+/// A process of the node that asks the metadata service.
+pub fn node_asks() -> Vec<String> {
+    let output = Command::new(client_binary())
+        .arg("dial")
+        .stdout(Stdio::piped())
+        .output()
+        .unwrap();
+    let got: crate::common::Outcomes = serde_json::from_slice(&output.stdout).unwrap();
+    got.into_keys().collect()
+}
+
+fn merge(into: &mut Value, from: &Value) {
+    if let (Value::Object(into), Value::Object(from)) = (into, from) {
+        for (key, value) in from {
+            into.insert(key.clone(), value.clone());
+        }
+    }
+}
+
+/// `…/kubepods/…/pod<uid>/<id>`, whatever the naming.
+pub fn cgroup_of(uid: &str, id: &str) -> PathBuf {
+    fn find(dir: &Path, uid: &str, id: &str, levels: u8) -> Option<PathBuf> {
+        let entries = fs::read_dir(dir)
+            .ok()?
+            .filter_map(Result::ok)
+            .map(|entry| entry.path());
+        let dirs: Vec<PathBuf> = entries.filter(|path| path.is_dir()).collect();
+        let name = |path: &PathBuf| {
+            path.file_name()
+                .unwrap_or_default()
+                .to_string_lossy()
+                .into_owned()
+        };
+        let is_it = |path: &&PathBuf| {
+            let below = path.to_string_lossy().replace('_', "-");
+            below.contains(uid) && name(path).contains(id)
+        };
+        dirs.iter()
+            .find(is_it)
+            .cloned()
+            .or_else(|| (levels > 0).then(|| dirs.iter().find_map(|dir| find(dir, uid, id, levels - 1)))?)
+    }
+    let root = lab::cgroup2_mount().unwrap();
+    find(&root, uid, id, 7).unwrap_or_else(|| panic!("no cgroup of pod {uid}, container {id}"))
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
+}
+
+pub fn tool(name: &str) -> PathBuf {
+    let path = root().join("target/kubernetes").join(name);
+    assert!(
+        path.exists(),
+        "{} is missing: run `sudo cargo xtask setup`",
+        path.display()
+    );
+    path
+}
+
+/// Name and tag of the image under test.
+fn image() -> (String, String) {
+    let name = std::env::var("METAPROXY_TEST_IMAGE").expect("METAPROXY_TEST_IMAGE");
+    let (name, tag) = name.rsplit_once(':').unwrap();
+    (name.to_owned(), tag.to_owned())
+}
+
+/// Into the node's containerd, as `ctr` sees it from where the kubelet runs; or by a command of one's own.
+fn load_image() {
+    let Some(archive) = std::env::var_os("METAPROXY_TEST_ARCHIVE") else {
+        return;
+    };
+    let kubelet = process("kubelet").expect("a kubelet on this machine: these tests run on the node");
+    let mut command = Command::new("nsenter");
+    command
+        .args(["--target", &kubelet.to_string(), "--mount", "--pid"])
+        .args(["env", "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
+        .args(["ctr", "--namespace", "k8s.io", "images", "import", "-"])
+        .stdin(fs::File::open(archive).unwrap());
+    let output = command.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// A process by its name.
+pub fn process(name: &str) -> Option<u32> {
+    fs::read_dir("/proc")
+        .unwrap()
+        .filter_map(Result::ok)
+        .find_map(|entry| {
+            let pid = entry.file_name().to_string_lossy().parse().ok()?;
+            let comm = fs::read_to_string(entry.path().join("comm")).ok()?;
+            (comm.trim() == name).then_some(pid)
+        })
+}
+
+pub fn try_kubectl(words: &[&str]) -> Result<String, String> {
+    let output = Command::new(tool("kubectl")).args(words).output().unwrap();
+    if output.status.success() {
+        Ok(String::from_utf8(output.stdout).unwrap())
+    } else {
+        Err(String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+}
+
+pub fn kubectl(words: &[&str]) -> String {
+    try_kubectl(words).unwrap_or_else(|error| panic!("kubectl {words:?}: {error}"))
+}
+
+pub fn kubectl_json(words: &[&str]) -> Value {
+    let mut words = words.to_vec();
+    words.extend(["--output", "json"]);
+    serde_json::from_str(&kubectl(&words)).unwrap()
+}
+
+pub fn apply(manifests: &str) {
+    let mut child = Command::new(tool("kubectl"))
+        .args(["apply", "--filename", "-"])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child
+        .stdin
+        .take()
+        .unwrap()
+        .write_all(manifests.as_bytes())
+        .unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+/// Tries until it holds.
+pub fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
+    let start = Instant::now();
+    while !holds() {
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// A pod's cgroup as the kubelet makes it, with a process of the test's choice in it: what the API server does not know
+/// (yet), or knows by another name.
+pub struct MadeByHand {
+    pub pod: Pod,
+    cgroup: PathBuf,
+}
+
+impl MadeByHand {
+    pub fn new(uid: &str, netns: &Netns, kubepods: &Path) -> Self {
+        let cgroup = kubepods.join(format!("besteffort/pod{uid}"));
+        let container = cgroup.join("c0ffee");
+        fs::create_dir_all(&container).unwrap();
+        let pod = Pod::of_cluster("by-hand", uid, container, netns).unwrap();
+        Self { pod, cgroup }
+    }
+}
+
+impl Drop for MadeByHand {
+    fn drop(&mut self) {
+        lab::kill_all_in(&self.cgroup);
+        lab::remove_cgroup(&self.cgroup);
+    }
+}

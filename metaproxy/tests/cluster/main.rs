@@ -1,0 +1,82 @@
+//! The chart's manifests on a real cluster: `cargo xtask test --cluster`, as root on the one node of a throw-away
+//! cluster, whose API server `$KUBECONFIG` names. The node is given a metadata service and an STS of the test's own.
+//!
+//! The scenarios share one installation, and take turns.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a test panics where it fails"
+)]
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod annotations;
+mod api;
+mod installed;
+mod kit;
+mod outage;
+mod rights;
+mod rollout;
+mod service_accounts;
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use kit::Cluster;
+
+type Scenario = (&'static str, fn(&Cluster));
+
+const SCENARIOS: [Scenario; 13] = [
+    (
+        "pods of every kind get what is theirs",
+        installed::every_kind_of_pod,
+    ),
+    ("twenty jobs that ask first of all", installed::jobs),
+    ("annotations of pods count within a second", annotations::of_pods),
+    (
+        "annotations of namespaces count within a second",
+        annotations::of_namespaces,
+    ),
+    ("a refusal is an event on the pod", annotations::events),
+    ("service accounts' roles", service_accounts::roles),
+    (
+        "an admitted token is what STS is shown",
+        service_accounts::without_the_annotation,
+    ),
+    ("a missing permission is named", rights::missing),
+    ("the startup taint goes when pods are served", rights::taint),
+    ("a watch that is too old begins anew", outage::forgotten),
+    ("the API server is away", outage::away),
+    ("a new instance beside the old one", rollout::surge),
+    ("nothing is left after the DaemonSet", installed::removal),
+];
+
+#[test]
+fn acceptance() {
+    if std::env::var_os("METAPROXY_TEST_CLUSTER").is_none() {
+        eprintln!("skipped: `cargo xtask test --cluster` runs it, where there is a cluster to throw away");
+        return;
+    }
+    let only = std::env::var_os("METAPROXY_TEST_SCENARIO").map(|only| only.to_string_lossy().into_owned());
+    let cluster = Cluster::install();
+    let mut failed = Vec::new();
+    for (name, scenario) in SCENARIOS {
+        if only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+            continue;
+        }
+        let start = std::time::Instant::now();
+        let result = catch_unwind(AssertUnwindSafe(|| scenario(&cluster)));
+        let outcome = if result.is_ok() { "ok" } else { "FAILED" };
+        eprintln!(
+            "scenario: {name} ... {outcome} ({:.1} s)",
+            start.elapsed().as_secs_f64()
+        );
+        if result.is_err() {
+            failed.push(name);
+            eprintln!("{}", cluster.agents_say(25));
+        }
+    }
+    drop(cluster);
+    assert!(failed.is_empty(), "failed: {failed:?}");
+}
