@@ -276,3 +276,64 @@ fn sts_is_reached_through_a_proxy_and_by_a_private_ca_and_the_metadata_service_i
     agent.wait_for("no session").unwrap();
     assert_eq!(dial(&a, &path), counts([("status 503", 1)]));
 }
+
+/// kubectl's way into EKS: a token is a presigned call to STS, which tells the cluster who it is.
+#[test]
+fn a_token_for_eks_that_a_pod_makes_says_that_it_is_the_pods_role() {
+    use base64::Engine as _;
+    use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+    let Some(lab) = lab() else { return };
+    let _moto = Server::moto(&lab);
+    let imds = FakeImds::start(lab.aws(), fixtures(&lab)).unwrap();
+    let a = lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let _agent = Agent::start(&lab, &AgentSpec::new(agent_binary(), MOTO)).unwrap();
+    let words = ["eks", "get-token", "--cluster-name", "lab"];
+    // A presigned call is sent by the cluster, to the real address.
+    let credential: Value = json_of(in_pod(&a, &lab, "aws").args(words).env_remove("AWS_ENDPOINT_URL"));
+    let token = credential["status"]["token"].as_str().unwrap();
+    let url = URL_SAFE_NO_PAD
+        .decode(token.strip_prefix("k8s-aws-v1.").unwrap())
+        .unwrap();
+    let url = String::from_utf8(url).unwrap();
+    assert!(
+        url.contains("Action=GetCallerIdentity") && url.contains("x-k8s-aws-id"),
+        "{url}"
+    );
+    // The cluster's side: not in the pod. moto can tell who signed such a URL, but not enforce policies on it.
+    let curl = |words: &[&str]| {
+        let mut command = command_in("curl".as_ref(), None, lab.aws().file()).unwrap();
+        command
+            .args(["--silent", "--show-error"])
+            .args(words)
+            .output()
+            .unwrap()
+    };
+    let unenforced = format!("{MOTO}/moto-api/reset-auth");
+    curl(&[
+        "--data",
+        "1000",
+        "--header",
+        "Content-Type: text/plain",
+        &unenforced,
+    ]);
+    let url = url.replace("https://sts.us-east-1.amazonaws.com", MOTO);
+    // Which service is meant moto reads from a header only: the same credential, where it looks for it.
+    let field = |name: &str| {
+        url.split(['?', '&'])
+            .find_map(|pair| pair.strip_prefix(name))
+            .unwrap()
+            .to_owned()
+    };
+    let credential = field("X-Amz-Credential=").replace("%2F", "/");
+    let authorization = format!(
+        "Authorization: AWS4-HMAC-SHA256 Credential={credential}, SignedHeaders=host, Signature={}",
+        field("X-Amz-Signature=")
+    );
+    let answer = curl(&["--header", "x-k8s-aws-id: lab", "--header", &authorization, &url]);
+    let answer = String::from_utf8([answer.stdout, answer.stderr].concat()).unwrap();
+    assert!(
+        answer.contains("<Arn>arn:aws:sts::123456789012:assumed-role/role-a/apps.a</Arn>"),
+        "{url}: {answer}"
+    );
+    assert_eq!(imds.seen_from_pods(), []);
+}

@@ -253,3 +253,43 @@ fn a_proxy_in_the_pod_that_dials_the_listener_again_is_served_as_its_pod() {
     drop(agent);
     assert_eq!(xtask::lab::bpf::left_over(), Vec::<String>::new());
 }
+
+/// As a network plugin enforces it: on the pod's end of its link, where packets have the address that was rewritten to.
+#[test]
+fn under_an_egress_policy_that_allows_the_listener_a_pod_is_served_and_under_one_that_allows_nothing_it_gets_nothing()
+ {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let agent = node.agent();
+    let listeners = agent.listeners().unwrap();
+    let listener = listeners.iter().find(|address| address.is_ipv4()).unwrap();
+    let filter = |words: &[&str]| {
+        let status = a.command("iptables").unwrap().args(words).status().unwrap();
+        assert!(status.success(), "{words:?}");
+    };
+    filter(&["-P", "OUTPUT", "DROP"]);
+    let quick = ["--timeout", "700"];
+    let got = dial(&a, &quick);
+    assert!(got.keys().all(|outcome| !outcome.contains("role")), "{got:?}");
+    let (address, port) = (listener.ip().to_string(), listener.port().to_string());
+    let allowed = [
+        "-A", "OUTPUT", "-p", "tcp", "-d", &address, "--dport", &port, "-j", "ACCEPT",
+    ];
+    filter(&allowed);
+    assert_eq!(dial(&a, &["--count", "5"]), counts([("role-a", 5)]));
+    // Allowing the metadata service's own address is neither needed nor of any use.
+    filter(&["-F", "OUTPUT"]);
+    filter(&[
+        "-A",
+        "OUTPUT",
+        "-p",
+        "tcp",
+        "-d",
+        "169.254.169.254",
+        "-j",
+        "ACCEPT",
+    ]);
+    let got = dial(&a, &quick);
+    assert!(got.keys().all(|outcome| !outcome.contains("role")), "{got:?}");
+    assert_eq!(node.imds.seen_from_pods(), []);
+}

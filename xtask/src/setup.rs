@@ -11,12 +11,14 @@ use crate::ebpf::{self, Toolchain};
 use crate::shell::{has, output, root, run, step};
 
 /// Tools that the lab calls, and the package of each.
-const TOOLS: [(&str, &str); 5] = [
+const TOOLS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("iptables-save", "iptables"),
     ("nft", "nftables"),
     ("cc", "build-essential"),
     ("python3", "python3"),
+    ("curl", "curl"),
+    ("setpriv", "util-linux"),
 ];
 
 /// Debian's Rust with a prebuilt `core` for eBPF, and the LLVM for bpf-linker, which must be as new as rustc's.

@@ -27,7 +27,7 @@ use kit::Cluster;
 
 type Scenario = (&'static str, fn(&Cluster));
 
-const SCENARIOS: [Scenario; 13] = [
+const SCENARIOS: [Scenario; 14] = [
     (
         "pods of every kind get what is theirs",
         installed::every_kind_of_pod,
@@ -49,6 +49,7 @@ const SCENARIOS: [Scenario; 13] = [
     ("a watch that is too old begins anew", outage::forgotten),
     ("the API server is away", outage::away),
     ("a new instance beside the old one", rollout::surge),
+    ("the hardened form serves too", rollout::hardened),
     ("nothing is left after the DaemonSet", installed::removal),
 ];
 

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::api::{agent, kubepods, readiness};
 use crate::common::{Outcomes, dial, outcomes, start_dial};
-use crate::kit::{Cluster, MadeByHand, kubectl_json, node_asks, process, within};
+use crate::kit::{Cluster, MadeByHand, kubectl, node_asks, process, within};
 
 const ROLE: &str = "iam.amazonaws.com/role";
 
@@ -56,7 +56,7 @@ pub fn forgotten(cluster: &Cluster) {
         cluster.annotate("pod", "through-410", &format!("example.com/turn={turn}"));
     }
     cluster.annotate("pod", "through-410", "iam.amazonaws.com/role=changed");
-    let pods = kubectl_json(&["get", "pods", "--all-namespaces"]);
+    let pods: Value = serde_json::from_str(&kubectl(&["get", "--raw", "/api/v1/pods?limit=1"])).unwrap();
     let version = pods["metadata"]["resourceVersion"].as_str().unwrap().to_owned();
     let run = |program: &std::path::Path, words: &[&str]| {
         let output = Command::new(program)

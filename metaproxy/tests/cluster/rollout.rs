@@ -7,6 +7,59 @@ use serde_json::json;
 use crate::common::{outcomes, start_dial};
 use crate::kit::{Cluster, kubectl, within};
 
+/// With the few capabilities that it needs, a read-only root and seccomp.
+pub fn hardened(cluster: &Cluster) {
+    cluster.permit(".*");
+    let pod = cluster.pod(
+        "by-hardened",
+        json!({ "iam.amazonaws.com/role": "hardened" }),
+        json!({}),
+    );
+    let flags = ["--set", "fullnameOverride=metaproxy-second,hardened=true"];
+    cluster.apply_chart("second", &flags);
+    cluster.wait_for_agent("second");
+    // Without the other one it is this one that serves.
+    remove("metaproxy");
+    pod.until_role("hardened");
+    assert!(pod.has_credentials_of("hardened"));
+    let host = cluster.pod(
+        "host-hardened",
+        json!({ "iam.amazonaws.com/role": "hardened" }),
+        json!({ "hostNetwork": true }),
+    );
+    host.until_role("hardened");
+    cluster.apply_chart("metaproxy", &[]);
+    cluster.wait_for_agent("metaproxy");
+    remove("second");
+}
+
+/// Deletes a release's DaemonSet, and waits until its agent is gone.
+fn remove(release: &str) {
+    let selector = format!("app.kubernetes.io/instance={release}");
+    kubectl(&[
+        "delete",
+        "daemonset",
+        "--namespace",
+        "kube-system",
+        "--selector",
+        &selector,
+        "--wait=true",
+    ]);
+    within(Duration::from_secs(30), "an agent that is gone", || {
+        let words = [
+            "get",
+            "pods",
+            "--namespace",
+            "kube-system",
+            "--selector",
+            &selector,
+            "--output",
+            "name",
+        ];
+        kubectl(&words).is_empty()
+    });
+}
+
 /// As an update that surges does it, both ways, while a pod asks all the time.
 pub fn surge(cluster: &Cluster) {
     cluster.permit(".*");
@@ -14,37 +67,13 @@ pub fn surge(cluster: &Cluster) {
     assert!(pod.has_credentials_of("steady"));
     let seen = cluster.imds.seen().len();
     let asking = start_dial(&pod.pod, &["--count", "0", "--seconds", "25"]);
-    let delete = |release: &str| {
-        kubectl(&[
-            "delete",
-            "daemonset",
-            "--namespace",
-            "kube-system",
-            "--selector",
-            &format!("app.kubernetes.io/instance={release}"),
-            "--wait=true",
-        ]);
-        within(Duration::from_secs(30), "an agent that is gone", || {
-            kubectl(&[
-                "get",
-                "pods",
-                "--namespace",
-                "kube-system",
-                "--selector",
-                &format!("app.kubernetes.io/instance={release}"),
-                "--output",
-                "name",
-            ])
-            .is_empty()
-        });
-    };
     cluster.apply_chart("second", &["--set", "fullnameOverride=metaproxy-second"]);
     cluster.wait_for_agent("second");
-    delete("metaproxy");
+    remove("metaproxy");
     std::thread::sleep(Duration::from_secs(1));
     cluster.apply_chart("metaproxy", &[]);
     cluster.wait_for_agent("metaproxy");
-    delete("second");
+    remove("second");
     let got = outcomes(asking);
     eprintln!("requests while instances changed twice: {got:?}");
     assert_eq!(got.len(), 1, "{got:?}");
