@@ -19,7 +19,7 @@ use kube::Api;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event};
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 use self::remembered::{Memory, Remembered};
 use self::store::Store;
@@ -228,6 +228,7 @@ impl Watch {
     fn trouble(&mut self, kind: Kind, error: String) {
         let last = Instant::now();
         if let Some(trouble) = self.troubles.iter_mut().find(|trouble| trouble.kind == kind) {
+            debug!("watching {} has failed again: {error}", kind.resource());
             trouble.last = last;
             trouble.error = error;
             return;

@@ -43,7 +43,7 @@ pub fn forgotten(cluster: &Cluster) {
     let pod = cluster.pod("through-410", json!({ ROLE: "kept" }), json!({}));
     assert_eq!(pod.role(), "kept");
     let kubeconfig = std::env::var_os("KUBECONFIG").unwrap();
-    let (agent, runtime_dir) = agent(cluster, "through-410", kubeconfig.as_ref(), &[]);
+    let (agent, runtime_dir) = agent(cluster, "through-410", kubeconfig.as_ref(), &["--log", "debug"]);
     within(Duration::from_secs(15), "an agent that is ready", || {
         readiness(&runtime_dir).0
     });
@@ -79,10 +79,10 @@ pub fn forgotten(cluster: &Cluster) {
     let told: Vec<String> = agent
         .said()
         .lines()
-        .filter(|line| line.contains("too old"))
+        .filter(|line| line.contains("has failed again"))
         .map(str::to_owned)
         .collect();
-    eprintln!("410 was answered {} times: {told:?}", told.len());
+    eprintln!("the watch failed {} times: {told:?}", told.len());
     pod.until_role("changed");
 }
 
