@@ -5,9 +5,9 @@
 //! detaches everything: the links are file descriptors of this process.
 
 mod cluster;
+mod consequences;
 mod discovery;
 
-use std::collections::{BTreeSet, HashSet};
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -22,11 +22,12 @@ use tracing::{info, warn};
 
 pub use self::cluster::PodSource;
 use self::cluster::PodsHere;
+use self::consequences::{consequences, follow};
 use crate::admin::{self, Admin, AdminSocket, SocketError};
 use crate::apiserver::ConnectError;
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::{Sts, StsError, StsSettings};
-use crate::credentials::{Issuer, Principals, SessionKey, Sessions};
+use crate::credentials::{Issuer, Principals, Sessions};
 use crate::health::{Condition, Health, Part};
 use crate::imds::path::Paths;
 use crate::imds::server::{Phase, Server};
@@ -40,9 +41,9 @@ use crate::intercept::kernel::{self, KernelError};
 use crate::intercept::listener::{ListenError, Listeners, PortChoice, node_addresses};
 use crate::intercept::port::Avoid;
 use crate::intercept::programs::{Counters, Maps, Programs, ProgramsError};
+use crate::pods::Pods;
 use crate::pods::manifests::ManifestsError;
-use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
-use crate::roles::{Decision, Reason, Rules};
+use crate::roles::Rules;
 
 /// After redirection has ended: connections that were redirected just before are still on their way.
 const GRACE: Duration = Duration::from_millis(500);
@@ -334,84 +335,6 @@ impl<I: Issuer> admin::Sources for Figures<I> {
     fn pods(&self) -> usize {
         self.pods.borrow().len()
     }
-}
-
-/// Keeps what follows from the pods in line with them: sessions (fetched before they are asked for, forgotten with
-/// their pod) and the list of hostNetwork pods to intercept.
-async fn follow<I: Issuer>(
-    mut pods: Pods,
-    mut rules: watch::Receiver<Arc<Rules>>,
-    sessions: Sessions<I>,
-    wanted: watch::Sender<BTreeSet<PodUid>>,
-    told: Arc<Told>,
-) {
-    let mut before = HashSet::new();
-    loop {
-        let inventory = Arc::clone(&pods.borrow_and_update());
-        let rules_now = Arc::clone(&rules.borrow_and_update());
-        let Consequences {
-            keys,
-            ahead,
-            host_pods,
-            refused,
-        } = consequences(&inventory, &rules_now);
-        sessions.retain(&keys);
-        for new in ahead.difference(&before) {
-            sessions.prefetch(new);
-        }
-        for (uid, reason) in &refused {
-            told.tell(uid, reason);
-        }
-        before = ahead;
-        wanted.send_if_modified(|wanted| std::mem::replace(wanted, host_pods.clone()) != host_pods);
-        let changed = tokio::select! {
-            changed = pods.changed() => changed,
-            changed = rules.changed() => changed,
-        };
-        if changed.is_err() {
-            return;
-        }
-    }
-}
-
-/// What follows from the pods.
-#[derive(Debug, Default)]
-struct Consequences {
-    /// The sessions that their roles ask for.
-    keys: HashSet<SessionKey>,
-    /// Those of pods that still run.
-    ahead: HashSet<SessionKey>,
-    /// The hostNetwork pods to intercept.
-    host_pods: BTreeSet<PodUid>,
-    /// The pods whose role is refused.
-    refused: Vec<(PodUid, Reason)>,
-}
-
-fn consequences(inventory: &Inventory, rules: &Rules) -> Consequences {
-    let mut found = Consequences::default();
-    for (uid, known) in inventory.pods() {
-        let claimants = match known {
-            Known::Pod(pod) => std::slice::from_ref(pod),
-            Known::Ambiguous(pods) => pods.as_slice(),
-        };
-        let asks = |pod: &Arc<Pod>| rules.intercepts_host_pod(pod, inventory.service_account(pod));
-        if claimants.iter().any(asks) {
-            found.host_pods.insert(uid.clone());
-        }
-        let runs = claimants.iter().any(|pod| !pod.finished);
-        match rules.resolve(inventory, uid) {
-            Decision::Granted(grant) => {
-                let key = SessionKey::of_grant(&grant);
-                if runs {
-                    found.ahead.insert(key.clone());
-                }
-                found.keys.insert(key);
-            }
-            Decision::Refused { reason, .. } if runs => found.refused.push((uid.clone(), reason)),
-            Decision::Refused { .. } | Decision::NoRole(_) | Decision::Wait(_) => {}
-        }
-    }
-    found
 }
 
 async fn drain<I: Issuer>(phase: watch::Sender<Phase>, mut accepting: JoinSet<()>, server: &Server<I>) {

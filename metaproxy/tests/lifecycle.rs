@@ -5,13 +5,12 @@
 mod common;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt as _;
 use std::time::{Duration, Instant};
 
 use common::{Outcomes, agent_binary, counts, dial, eventually, node, outcomes, start_dial};
 use nix::sys::signal::Signal;
 use rstest::rstest;
-use xtask::lab::agent::{Agent, AgentSpec};
+use xtask::lab::agent::Agent;
 use xtask::lab::leftovers::snapshot;
 use xtask::lab::pod::PodSpec;
 use xtask::lab::{bpf, kill_all_in, remove_cgroup};
@@ -289,47 +288,6 @@ fn bad_usage_is_a_sentence_and_nothing_is_attached(
     assert_eq!(agent.wait().unwrap().code(), Some(code), "{}", agent.said());
     assert!(agent.said().contains(sentence), "{}", agent.said());
     assert_eq!(bpf::ours(), NOTHING);
-}
-
-/// What the chart's `hardened` form has.
-const CAPABILITIES: [&str; 4] = ["bpf", "perfmon", "net_admin", "dac_read_search"];
-
-#[test]
-fn four_capabilities_are_enough_and_none_can_be_spared() {
-    let Some(node) = node() else { return };
-    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
-    let with = |capabilities: &[&str]| {
-        let script = node.lab.dir().join("with-capabilities");
-        let list: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
-        let text = format!(
-            "#!/bin/sh\nexec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all{list} {} \"$@\"\n",
-            agent_binary().display()
-        );
-        fs::write(&script, text).unwrap();
-        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
-        AgentSpec {
-            binary: script,
-            ..node.spec()
-        }
-    };
-    for spared in CAPABILITIES {
-        let left: Vec<&str> = CAPABILITIES.into_iter().filter(|name| *name != spared).collect();
-        let mut agent = Agent::spawn(&node.lab, &with(&left)).unwrap();
-        assert_eq!(
-            agent.wait().unwrap().code(),
-            Some(1),
-            "without {spared}: {}",
-            agent.said()
-        );
-        assert!(
-            agent.said().contains("ermi"),
-            "without {spared}: {}",
-            agent.said()
-        );
-        assert_eq!(bpf::left_over(), NOTHING);
-    }
-    let _agent = Agent::start(&node.lab, &with(&CAPABILITIES)).unwrap();
-    assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
 }
 
 #[test]

@@ -224,8 +224,11 @@ fn hex(content: &[u8]) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Files with their modes, and directories; owned by root, of no date.
-fn tar(entries: &[(&str, Option<(u32, &[u8])>)]) -> Result<Vec<u8>> {
+/// A file's mode and content; a directory has none.
+type File<'a> = Option<(u32, &'a [u8])>;
+
+/// Files and directories; owned by root, of no date.
+fn tar(entries: &[(&str, File<'_>)]) -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, file) in entries {
         let mut header = tar::Header::new_ustar();
@@ -285,8 +288,8 @@ mod tests {
         let archive = pack(Arch::Amd64, name, b"binary").unwrap();
         assert_eq!(archive, pack(Arch::Amd64, name, b"binary").unwrap());
         assert_ne!(archive, pack(Arch::Arm64, name, b"binary").unwrap());
-        let files = files(&archive);
-        for (path, content) in &files {
+        let found = files(&archive);
+        for (path, content) in &found {
             if let Some(digest) = path
                 .strip_prefix("blobs/sha256/")
                 .filter(|digest| !digest.is_empty())
@@ -294,10 +297,10 @@ mod tests {
                 assert_eq!(digest, hex(content));
             }
         }
-        let json = |path: &str| -> Value { serde_json::from_slice(&files[path]).unwrap() };
+        let json = |path: &str| -> Value { serde_json::from_slice(&found[path]).unwrap() };
         let follow = |descriptor: &Value| {
             let digest = descriptor["digest"].as_str().unwrap().replace(':', "/");
-            let content = &files[&format!("blobs/{digest}")];
+            let content = &found[&format!("blobs/{digest}")];
             assert_eq!(descriptor["size"], content.len());
             content
         };
@@ -314,9 +317,9 @@ mod tests {
             .read_to_end(&mut layer)
             .unwrap();
         assert_eq!(config["rootfs"]["diff_ids"][0], format!("sha256:{}", hex(&layer)));
-        assert_eq!(super::tests::files(&layer)["metaproxy"], b"binary");
+        assert_eq!(files(&layer)["metaproxy"], b"binary");
         let docker = json("manifest.json");
-        assert!(files.contains_key(docker[0]["Layers"][0].as_str().unwrap()));
+        assert!(found.contains_key(docker[0]["Layers"][0].as_str().unwrap()));
     }
 
     #[test]

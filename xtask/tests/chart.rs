@@ -277,7 +277,7 @@ fn the_pod_takes_no_port_of_the_node_and_its_probes_need_none() {
 #[test]
 fn every_flag_of_the_agent_is_reachable_from_values() {
     let chart = fs::read_to_string(root().join(CHART).join("templates/daemonset.yaml")).unwrap();
-    let cli = fs::read_to_string(root().join("metaproxy/src/cli.rs")).unwrap();
+    let cli = fs::read_to_string(root().join("metaproxy/src/cli/run.rs")).unwrap();
     let flags: Vec<String> = cli
         .match_indices("env = \"METAPROXY_")
         .map(|(start, text)| {

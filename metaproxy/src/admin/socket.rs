@@ -99,7 +99,10 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
         let (socket, _listener) = AdminSocket::open(dir.path()).unwrap();
         assert!(!dead.exists(), "nobody listens there any more");
-        assert_eq!(of_this_namespace(dir.path()).unwrap(), [socket.path.clone()]);
+        assert_eq!(
+            of_this_namespace(dir.path()).unwrap(),
+            std::slice::from_ref(&socket.path)
+        );
         assert_eq!(fs::metadata(&socket.path).unwrap().mode() & 0o777, 0o600);
         drop(socket);
         assert!(of_this_namespace(dir.path()).unwrap().is_empty());

@@ -1,8 +1,10 @@
 use super::*;
 use crate::agent::{PodSource, Settings};
 use crate::apiserver::KubeconfigSource;
+use crate::roles::SessionScope;
 use clap::error::ErrorKind;
 use rstest::rstest;
+use std::time::Duration;
 
 fn run_args(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Box<RunArgs> {
     match Cli::from_words(words).unwrap().command {

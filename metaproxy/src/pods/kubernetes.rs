@@ -7,11 +7,12 @@
 mod remembered;
 mod store;
 mod stream;
+mod trouble;
 
 use std::path::Path;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::Duration;
 
 use futures_util::stream::{Stream, StreamExt as _, select_all};
 use k8s_openapi::api::core::v1;
@@ -19,11 +20,12 @@ use kube::Api;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher::{self, Event};
 use tokio::sync::watch;
-use tracing::{debug, info, warn};
+use tracing::{info, warn};
 
 use self::remembered::{Memory, Remembered};
 use self::store::Store;
 use self::stream::{Events, events};
+use self::trouble::{Kind, Troubles};
 use super::{Annotations, Inventory, Namespace, Pod, PodUid, Problem, ServiceAccount, Source};
 use crate::apiserver::ApiServer;
 use crate::health::{Condition, Health, Part};
@@ -52,7 +54,7 @@ pub struct Watch {
     node: String,
     kept: Kept,
     known: Stores,
-    troubles: Vec<Trouble>,
+    troubles: Troubles,
     memory: Memory,
     health: Health,
 }
@@ -63,44 +65,6 @@ struct Stores {
     pods: Store<PodUid, Pod>,
     namespaces: Store<String, Namespace>,
     service_accounts: Store<(String, String), ServiceAccount>,
-}
-
-/// A watch that has failed and is not known to work again.
-#[derive(Debug)]
-struct Trouble {
-    kind: Kind,
-    since: SystemTime,
-    last: Instant,
-    error: String,
-}
-
-/// What a watch is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
-    Pods,
-    Namespaces,
-    ServiceAccounts,
-}
-
-impl Kind {
-    const ALL: [Self; 3] = [Self::Pods, Self::Namespaces, Self::ServiceAccounts];
-
-    fn part(self) -> Part {
-        match self {
-            Self::Pods => Part::Pods,
-            Self::Namespaces => Part::Namespaces,
-            Self::ServiceAccounts => Part::ServiceAccounts,
-        }
-    }
-
-    /// As paths of the API have it.
-    fn resource(self) -> &'static str {
-        match self {
-            Self::Pods => "pods",
-            Self::Namespaces => "namespaces",
-            Self::ServiceAccounts => "serviceaccounts",
-        }
-    }
 }
 
 /// Something that a watch tells.
@@ -148,7 +112,7 @@ impl Watch {
             node,
             kept,
             known,
-            troubles: Vec::new(),
+            troubles: Troubles::default(),
             memory,
             health,
         };
@@ -214,50 +178,34 @@ impl Watch {
 
     /// Takes a change; whether anything that counts is different now.
     fn take(&mut self, change: Change) -> bool {
-        match change {
-            Change::Pod(event) => self.known.pods.take(sound(event), of_pod),
-            Change::Namespace(event) => self.known.namespaces.take(sound(event), of_namespace),
-            Change::ServiceAccount(event) => self.known.service_accounts.take(sound(event), of_account),
+        let (kind, tells, changed) = match change {
+            Change::Pod(event) => (
+                Kind::Pods,
+                tells(&event),
+                self.known.pods.take(sound(event), of_pod),
+            ),
+            Change::Namespace(event) => {
+                let tells = tells(&event);
+                (
+                    Kind::Namespaces,
+                    tells,
+                    self.known.namespaces.take(sound(event), of_namespace),
+                )
+            }
+            Change::ServiceAccount(event) => {
+                let tells = tells(&event);
+                let changed = self.known.service_accounts.take(sound(event), of_account);
+                (Kind::ServiceAccounts, tells, changed)
+            }
             Change::Failed(kind, error) => {
-                self.trouble(kind, error);
-                false
+                self.troubles.note(kind, error);
+                return false;
             }
+        };
+        if tells {
+            self.troubles.works(kind);
         }
-    }
-
-    fn trouble(&mut self, kind: Kind, error: String) {
-        let last = Instant::now();
-        if let Some(trouble) = self.troubles.iter_mut().find(|trouble| trouble.kind == kind) {
-            debug!("watching {} has failed again: {error}", kind.resource());
-            trouble.last = last;
-            trouble.error = error;
-            return;
-        }
-        warn!(
-            "watching {} has failed, and is tried again: {error}",
-            kind.resource()
-        );
-        self.troubles.push(Trouble {
-            kind,
-            since: SystemTime::now(),
-            last,
-            error,
-        });
-    }
-
-    /// Drops the troubles of watches that were answered since.
-    fn recover(&mut self) {
-        let api = &self.api;
-        self.troubles.retain(|trouble| {
-            let resource = trouble.kind.resource();
-            let works = api
-                .answered(resource)
-                .is_some_and(|answered| answered > trouble.last);
-            if works {
-                info!("watching {resource} works again");
-            }
-            !works
-        });
+        changed
     }
 
     fn is_synced(&self, kind: Kind) -> bool {
@@ -278,15 +226,11 @@ impl Watch {
 
     fn report(&self) {
         for kind in Kind::ALL.into_iter().filter(|kind| self.kept.asks(*kind)) {
-            let trouble = self.troubles.iter().find(|trouble| trouble.kind == kind);
-            let why = match trouble {
-                None => "the API server has not told them yet".to_owned(),
-                Some(trouble) => format!(
-                    "since {} the API server cannot be asked for them: {}",
-                    humantime::format_rfc3339_seconds(trouble.since),
-                    trouble.error
-                ),
-            };
+            let trouble = self.troubles.of(kind);
+            let why = trouble.map_or_else(
+                || "the API server has not told them yet".to_owned(),
+                ToString::to_string,
+            );
             let condition = if self.is_synced(kind) && trouble.is_none() {
                 Condition::Fine
             } else if self.is_synced(kind) {
@@ -333,7 +277,7 @@ impl Source for Watch {
                     self.report();
                 }
                 _ = look.tick(), if !self.troubles.is_empty() => {
-                    self.recover();
+                    self.troubles.recover(&self.api);
                     self.report();
                 }
                 () = self.memory.due() => self.memory.write().await,
@@ -375,6 +319,11 @@ fn map<K, T>(event: Event<K>, mut of: impl FnMut(K) -> T) -> Event<T> {
         Event::Apply(object) => Event::Apply(of(object)),
         Event::Delete(object) => Event::Delete(of(object)),
     }
+}
+
+/// Whether the API server has said something: each attempt at a list begins with an event of its own.
+fn tells<T>(event: &Event<T>) -> bool {
+    !matches!(event, Event::Init)
 }
 
 /// An object that can't be used is reported and left out.

@@ -86,7 +86,11 @@ pub fn events(cluster: &Cluster) {
         crate::common::dial(&pod.pod, &["--path", path]);
     }
     std::thread::sleep(SECOND);
-    assert_eq!(events(), [sentence.clone()], "once, and the same sentence");
+    assert_eq!(
+        events(),
+        std::slice::from_ref(&sentence),
+        "once, and the same sentence"
+    );
     assert!(cluster.agents_say(5000).contains(&sentence), "and in the log");
     cluster.permit(".*");
 }

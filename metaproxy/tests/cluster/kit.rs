@@ -1,7 +1,6 @@
 //! A cluster of one node with metaproxy installed.
 
 use std::fs;
-use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -14,6 +13,8 @@ use xtask::lab::pod::Pod;
 use xtask::lab::sts::FakeSts;
 
 use crate::common::{client_binary, dial, node_keys, outcomes, start_dial};
+pub use crate::tools::{apply, kubectl, kubectl_json, process, try_kubectl, within};
+use crate::tools::{image, load_image, root, tool};
 
 /// Where what the test makes lives.
 pub const NAMESPACE: &str = "metaproxy-test";
@@ -358,109 +359,6 @@ pub fn cgroup_of(uid: &str, id: &str) -> PathBuf {
     }
     let root = lab::cgroup2_mount().unwrap();
     find(&root, uid, id, 7).unwrap_or_else(|| panic!("no cgroup of pod {uid}, container {id}"))
-}
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
-}
-
-pub fn tool(name: &str) -> PathBuf {
-    let path = root().join("target/kubernetes").join(name);
-    assert!(
-        path.exists(),
-        "{} is missing: run `sudo cargo xtask setup`",
-        path.display()
-    );
-    path
-}
-
-/// Name and tag of the image under test.
-fn image() -> (String, String) {
-    let name = std::env::var("METAPROXY_TEST_IMAGE").expect("METAPROXY_TEST_IMAGE");
-    let (name, tag) = name.rsplit_once(':').unwrap();
-    (name.to_owned(), tag.to_owned())
-}
-
-/// Into the node's containerd, as `ctr` sees it from where the kubelet runs; or by a command of one's own.
-fn load_image() {
-    let Some(archive) = std::env::var_os("METAPROXY_TEST_ARCHIVE") else {
-        return;
-    };
-    let kubelet = process("kubelet").expect("a kubelet on this machine: these tests run on the node");
-    let mut command = Command::new("nsenter");
-    command
-        .args(["--target", &kubelet.to_string(), "--mount", "--pid"])
-        .args(["env", "PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"])
-        .args(["ctr", "--namespace", "k8s.io", "images", "import", "-"])
-        .stdin(fs::File::open(archive).unwrap());
-    let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-/// A process by its name.
-pub fn process(name: &str) -> Option<u32> {
-    fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(Result::ok)
-        .find_map(|entry| {
-            let pid = entry.file_name().to_string_lossy().parse().ok()?;
-            let comm = fs::read_to_string(entry.path().join("comm")).ok()?;
-            (comm.trim() == name).then_some(pid)
-        })
-}
-
-pub fn try_kubectl(words: &[&str]) -> Result<String, String> {
-    let output = Command::new(tool("kubectl")).args(words).output().unwrap();
-    if output.status.success() {
-        Ok(String::from_utf8(output.stdout).unwrap())
-    } else {
-        Err(String::from_utf8_lossy(&output.stderr).into_owned())
-    }
-}
-
-pub fn kubectl(words: &[&str]) -> String {
-    try_kubectl(words).unwrap_or_else(|error| panic!("kubectl {words:?}: {error}"))
-}
-
-pub fn kubectl_json(words: &[&str]) -> Value {
-    let mut words = words.to_vec();
-    words.extend(["--output", "json"]);
-    serde_json::from_str(&kubectl(&words)).unwrap()
-}
-
-pub fn apply(manifests: &str) {
-    let mut child = Command::new(tool("kubectl"))
-        .args(["apply", "--filename", "-"])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::null())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap();
-    child
-        .stdin
-        .take()
-        .unwrap()
-        .write_all(manifests.as_bytes())
-        .unwrap();
-    let output = child.wait_with_output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-}
-
-/// Tries until it holds.
-pub fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
-    let start = Instant::now();
-    while !holds() {
-        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
-        std::thread::sleep(Duration::from_millis(50));
-    }
 }
 
 /// A pod's cgroup as the kubelet makes it, with a process of the test's choice in it: what the API server does not know

@@ -20,6 +20,7 @@ mod outage;
 mod rights;
 mod rollout;
 mod service_accounts;
+mod tools;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 

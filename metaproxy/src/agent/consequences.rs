@@ -1,0 +1,90 @@
+//! What follows from the pods: sessions, the list of hostNetwork pods to intercept, and refusals to tell.
+
+use std::collections::{BTreeSet, HashSet};
+use std::sync::Arc;
+
+use tokio::sync::watch;
+
+use crate::credentials::{Issuer, SessionKey, Sessions};
+use crate::imds::Told;
+use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
+use crate::roles::{Decision, Reason, Rules};
+
+/// Keeps what follows from the pods in line with them: sessions (fetched before they are asked for, forgotten with
+/// their pod) and the list of hostNetwork pods to intercept.
+pub(super) async fn follow<I: Issuer>(
+    mut pods: Pods,
+    mut rules: watch::Receiver<Arc<Rules>>,
+    sessions: Sessions<I>,
+    wanted: watch::Sender<BTreeSet<PodUid>>,
+    told: Arc<Told>,
+) {
+    let mut before = HashSet::new();
+    loop {
+        let inventory = Arc::clone(&pods.borrow_and_update());
+        let rules_now = Arc::clone(&rules.borrow_and_update());
+        let Consequences {
+            keys,
+            ahead,
+            host_pods,
+            refused,
+        } = consequences(&inventory, &rules_now);
+        sessions.retain(&keys);
+        for new in ahead.difference(&before) {
+            sessions.prefetch(new);
+        }
+        for (uid, reason) in &refused {
+            told.tell(uid, reason);
+        }
+        before = ahead;
+        wanted.send_if_modified(|wanted| std::mem::replace(wanted, host_pods.clone()) != host_pods);
+        let changed = tokio::select! {
+            changed = pods.changed() => changed,
+            changed = rules.changed() => changed,
+        };
+        if changed.is_err() {
+            return;
+        }
+    }
+}
+
+/// What follows from the pods.
+#[derive(Debug, Default)]
+pub(super) struct Consequences {
+    /// The sessions that their roles ask for.
+    keys: HashSet<SessionKey>,
+    /// Those of pods that still run.
+    ahead: HashSet<SessionKey>,
+    /// The hostNetwork pods to intercept.
+    pub host_pods: BTreeSet<PodUid>,
+    /// The pods whose role is refused.
+    refused: Vec<(PodUid, Reason)>,
+}
+
+/// What follows at one moment.
+pub(super) fn consequences(inventory: &Inventory, rules: &Rules) -> Consequences {
+    let mut found = Consequences::default();
+    for (uid, known) in inventory.pods() {
+        let claimants = match known {
+            Known::Pod(pod) => std::slice::from_ref(pod),
+            Known::Ambiguous(pods) => pods.as_slice(),
+        };
+        let asks = |pod: &Arc<Pod>| rules.intercepts_host_pod(pod, inventory.service_account(pod));
+        if claimants.iter().any(asks) {
+            found.host_pods.insert(uid.clone());
+        }
+        let runs = claimants.iter().any(|pod| !pod.finished);
+        match rules.resolve(inventory, uid) {
+            Decision::Granted(grant) => {
+                let key = SessionKey::of_grant(&grant);
+                if runs {
+                    found.ahead.insert(key.clone());
+                }
+                found.keys.insert(key);
+            }
+            Decision::Refused { reason, .. } if runs => found.refused.push((uid.clone(), reason)),
+            Decision::Refused { .. } | Decision::NoRole(_) | Decision::Wait(_) => {}
+        }
+    }
+    found
+}

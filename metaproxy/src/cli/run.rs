@@ -1,0 +1,344 @@
+//! The flags of `metaproxy run`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::{AdminAddress, HostNetwork, ImdsV1, LogFormat, LogLevel, NamespacePolicy, Switch};
+use crate::roles::SessionScope;
+use crate::roles::policy::{AllowedRolesStyle, PermittedMatch};
+
+/// `metaproxy run`. Every flag can also be given as METAPROXY_<FLAG>.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Name of this node, whose pods are served [default: $NODE_NAME]
+    #[arg(long, env = "METAPROXY_NODE_NAME", value_name = "NAME", help_heading = "Pods")]
+    pub(super) node_name: Option<String>,
+
+    /// Read Pod, Namespace and ServiceAccount objects from the YAML and JSON files of a directory, and not from the API
+    /// server; read again on change
+    #[arg(long, env = "METAPROXY_MANIFESTS", value_name = "DIR", help_heading = "Pods")]
+    pub(super) manifests: Option<PathBuf>,
+
+    /// Kubeconfig of the API server to read pods from [default: the service account of this pod, else $KUBECONFIG]
+    #[arg(
+        long,
+        env = "METAPROXY_KUBECONFIG",
+        value_name = "FILE",
+        conflicts_with = "manifests",
+        help_heading = "Pods"
+    )]
+    pub(super) kubeconfig: Option<PathBuf>,
+
+    /// The pods' cgroup [default: kubepods or kubepods.slice, found]
+    #[arg(
+        long,
+        env = "METAPROXY_CGROUP",
+        value_name = "DIR",
+        help_heading = "Interception"
+    )]
+    pub(super) cgroup: Option<PathBuf>,
+
+    /// The cgroup v2 mount to look for it in [default: found]
+    #[arg(
+        long,
+        env = "METAPROXY_CGROUP_ROOT",
+        value_name = "DIR",
+        help_heading = "Interception"
+    )]
+    pub(super) cgroup_root: Option<PathBuf>,
+
+    /// Address of this node at which pods reach the listener; repeatable [default: the node's IPv4 and IPv6 address]
+    #[arg(
+        long,
+        env = "METAPROXY_LISTEN_ADDRESS",
+        value_name = "IP",
+        value_delimiter = ',',
+        help_heading = "Interception"
+    )]
+    pub(super) listen_address: Vec<IpAddr>,
+
+    /// Port of the listener; 0 takes a free one outside the ephemeral and NodePort ranges
+    #[arg(
+        long,
+        env = "METAPROXY_LISTEN_PORT",
+        value_name = "PORT",
+        default_value_t = 0,
+        help_heading = "Interception"
+    )]
+    pub(super) listen_port: u16,
+
+    /// What a role that is only a name is prefixed with, such as arn:aws:iam::123456789012:role/ [default: the account of
+    /// the node's own role]
+    #[arg(
+        long,
+        env = "METAPROXY_BASE_ROLE_ARN",
+        value_name = "ARN",
+        help_heading = "Roles"
+    )]
+    pub(super) base_role_arn: Option<String>,
+
+    /// Role of pods that have no annotation (but not of hostNetwork pods)
+    #[arg(
+        long,
+        env = "METAPROXY_DEFAULT_ROLE",
+        value_name = "ROLE",
+        help_heading = "Roles"
+    )]
+    pub(super) default_role: Option<String>,
+
+    /// Whether service accounts are asked for their pods' roles (eks.amazonaws.com/role-arn)
+    #[arg(
+        long,
+        env = "METAPROXY_WEB_IDENTITY",
+        value_name = "SWITCH",
+        default_value = "off",
+        help_heading = "Roles"
+    )]
+    pub(super) web_identity: Switch,
+
+    /// What hostNetwork pods get that have no role
+    #[arg(
+        long,
+        env = "METAPROXY_HOST_NETWORK",
+        value_name = "POLICY",
+        default_value = "passthrough",
+        help_heading = "Roles"
+    )]
+    pub(super) host_network: HostNetwork,
+
+    /// Pod annotation that names the role
+    #[arg(
+        long,
+        env = "METAPROXY_ROLE_ANNOTATION",
+        value_name = "KEY",
+        default_value = "iam.amazonaws.com/role",
+        help_heading = "Roles"
+    )]
+    pub(super) role_annotation: String,
+
+    /// Pod annotation with an external id
+    #[arg(
+        long,
+        env = "METAPROXY_EXTERNAL_ID_ANNOTATION",
+        value_name = "KEY",
+        default_value = "iam.amazonaws.com/external-id",
+        help_heading = "Roles"
+    )]
+    pub(super) external_id_annotation: String,
+
+    /// Pod annotation with a session name
+    #[arg(
+        long,
+        env = "METAPROXY_SESSION_NAME_ANNOTATION",
+        value_name = "KEY",
+        default_value = "iam.amazonaws.com/session-name",
+        help_heading = "Roles"
+    )]
+    pub(super) session_name_annotation: String,
+
+    /// Whether the namespace must allow an annotated role (as kiam asks) or is not asked (as kube2iam by default)
+    #[arg(
+        long,
+        env = "METAPROXY_NAMESPACE_POLICY",
+        value_name = "POLICY",
+        default_value = "required",
+        help_heading = "Roles"
+    )]
+    pub(super) namespace_policy: NamespacePolicy,
+
+    /// Namespace annotation with a regular expression of allowed roles (kiam)
+    #[arg(
+        long,
+        env = "METAPROXY_PERMITTED_ANNOTATION",
+        value_name = "KEY",
+        default_value = "iam.amazonaws.com/permitted",
+        help_heading = "Roles"
+    )]
+    pub(super) permitted_annotation: String,
+
+    /// Namespace annotation with a JSON list of allowed roles (kube2iam)
+    #[arg(
+        long,
+        env = "METAPROXY_ALLOWED_ROLES_ANNOTATION",
+        value_name = "KEY",
+        default_value = "iam.amazonaws.com/allowed-roles",
+        help_heading = "Roles"
+    )]
+    pub(super) allowed_roles_annotation: String,
+
+    /// How entries of the JSON list are read
+    #[arg(
+        long,
+        env = "METAPROXY_ALLOWED_ROLES_STYLE",
+        value_name = "STYLE",
+        default_value = "glob",
+        help_heading = "Roles"
+    )]
+    pub(super) allowed_roles_style: AllowedRolesStyle,
+
+    /// How the regular expression is compared
+    #[arg(
+        long,
+        env = "METAPROXY_PERMITTED_MATCH",
+        value_name = "MATCH",
+        default_value = "anchored",
+        help_heading = "Roles"
+    )]
+    pub(super) permitted_match: PermittedMatch,
+
+    /// A role that the node assumes first, and which assumes the pods' roles
+    #[arg(
+        long,
+        env = "METAPROXY_ASSUME_ROLE_ARN",
+        value_name = "ARN",
+        help_heading = "Sessions"
+    )]
+    pub(super) assume_role_arn: Option<String>,
+
+    /// Who shares a session
+    #[arg(
+        long,
+        env = "METAPROXY_SESSION_SCOPE",
+        value_name = "SCOPE",
+        default_value = "pod",
+        help_heading = "Sessions"
+    )]
+    pub(super) session_scope: SessionScope,
+
+    /// Whether sessions are tagged with cluster, node, namespace, pod and service account; trust policies must allow
+    /// sts:TagSession then
+    #[arg(
+        long,
+        env = "METAPROXY_SESSION_TAGS",
+        value_name = "SWITCH",
+        default_value = "off",
+        help_heading = "Sessions"
+    )]
+    pub(super) session_tags: Switch,
+
+    /// Name of the cluster, for session tags [default: no such tag]
+    #[arg(
+        long,
+        env = "METAPROXY_CLUSTER_NAME",
+        value_name = "NAME",
+        help_heading = "Sessions"
+    )]
+    pub(super) cluster_name: Option<String>,
+
+    /// How long a session lives: 15m to 1h, as the node's role assumes the pod's (role chaining)
+    #[arg(
+        long, env = "METAPROXY_SESSION_DURATION", value_name = "DURATION", default_value = "1h",
+        value_parser = humantime::parse_duration, help_heading = "Sessions"
+    )]
+    pub(super) session_duration: Duration,
+
+    /// Region of STS [default: the SDK's chain: environment, profile, the node's metadata service]
+    #[arg(
+        long,
+        env = "METAPROXY_REGION",
+        value_name = "REGION",
+        help_heading = "Sessions"
+    )]
+    pub(super) region: Option<String>,
+
+    /// URL of STS [default: the region's]
+    #[arg(
+        long,
+        env = "METAPROXY_STS_ENDPOINT",
+        value_name = "URL",
+        help_heading = "Sessions"
+    )]
+    pub(super) sts_endpoint: Option<String>,
+
+    /// The node's own metadata service
+    #[arg(
+        long,
+        env = "METAPROXY_IMDS_ENDPOINT",
+        value_name = "URL",
+        default_value = "http://169.254.169.254",
+        help_heading = "Metadata"
+    )]
+    pub(super) imds_endpoint: String,
+
+    /// Whether pods may ask without a session token (IMDSv1)
+    #[arg(
+        long,
+        env = "METAPROXY_IMDS_V1",
+        value_name = "POLICY",
+        default_value = "auto",
+        help_heading = "Metadata"
+    )]
+    pub(super) imds_v1: ImdsV1,
+
+    /// More of the node's metadata for pods: a regular expression for whole paths, with or without /VERSION/meta-data/
+    /// before them; repeatable (in the variable: separated by blanks). Never credentials or user-data
+    #[arg(
+        long,
+        env = "METAPROXY_ALLOW_PATH",
+        value_name = "REGEX",
+        value_delimiter = ' ',
+        help_heading = "Metadata"
+    )]
+    pub(super) allow_path: Vec<String>,
+
+    /// Connections that one pod may have open; more are closed at once
+    #[arg(
+        long, env = "METAPROXY_MAX_CONNECTIONS_PER_POD", value_name = "N", default_value_t = 512,
+        value_parser = clap::value_parser!(u32).range(1..), help_heading = "Metadata"
+    )]
+    pub(super) max_connections_per_pod: u32,
+
+    /// Where /healthz, /readyz and /metrics are answered: address and port, or off
+    #[arg(
+        long,
+        env = "METAPROXY_ADMIN_ADDRESS",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9808",
+        help_heading = "Operation"
+    )]
+    pub(super) admin_address: AdminAddress,
+
+    /// Taint of this node that is removed when pods are served
+    #[arg(
+        long,
+        env = "METAPROXY_STARTUP_TAINT",
+        value_name = "KEY",
+        conflicts_with = "manifests",
+        help_heading = "Operation"
+    )]
+    pub(super) startup_taint: Option<String>,
+
+    /// Directory for the key of session tokens, what is known of the pods, and the agent's socket (made where it does not
+    /// exist)
+    #[arg(
+        long,
+        env = "METAPROXY_RUNTIME_DIR",
+        value_name = "DIR",
+        default_value = "/run/metaproxy",
+        help_heading = "Operation"
+    )]
+    pub(super) runtime_dir: PathBuf,
+
+    /// Form of log lines
+    #[arg(
+        long,
+        env = "METAPROXY_LOG_FORMAT",
+        value_name = "FORMAT",
+        default_value = "text",
+        help_heading = "Operation"
+    )]
+    pub log_format: LogFormat,
+
+    /// Least severe level that is logged
+    #[arg(
+        long,
+        env = "METAPROXY_LOG",
+        value_name = "LEVEL",
+        default_value = "info",
+        help_heading = "Operation"
+    )]
+    pub log: LogLevel,
+}

@@ -1,0 +1,56 @@
+//! The agent without the rest of root's power, as the chart's `hardened` form runs it.
+
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
+mod common;
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+
+use common::{agent_binary, counts, dial, node};
+use xtask::lab::agent::{Agent, AgentSpec};
+use xtask::lab::bpf;
+use xtask::lab::pod::PodSpec;
+
+const NOTHING: [String; 0] = [];
+
+/// What the chart's `hardened` form has.
+const CAPABILITIES: [&str; 4] = ["bpf", "perfmon", "net_admin", "dac_read_search"];
+
+#[test]
+fn four_capabilities_are_enough_and_none_can_be_spared() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let with = |capabilities: &[&str]| {
+        let script = node.lab.dir().join("with-capabilities");
+        let list: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
+        let text = format!(
+            "#!/bin/sh\nexec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all{list} {} \"$@\"\n",
+            agent_binary().display()
+        );
+        fs::write(&script, text).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        AgentSpec {
+            binary: script,
+            ..node.spec()
+        }
+    };
+    for spared in CAPABILITIES {
+        let left: Vec<&str> = CAPABILITIES.into_iter().filter(|name| *name != spared).collect();
+        let mut agent = Agent::spawn(&node.lab, &with(&left)).unwrap();
+        assert_eq!(
+            agent.wait().unwrap().code(),
+            Some(1),
+            "without {spared}: {}",
+            agent.said()
+        );
+        assert!(
+            agent.said().contains("ermi"),
+            "without {spared}: {}",
+            agent.said()
+        );
+        assert_eq!(bpf::left_over(), NOTHING);
+    }
+    let _agent = Agent::start(&node.lab, &with(&CAPABILITIES)).unwrap();
+    assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
+}
