@@ -8,6 +8,7 @@ mod cluster;
 mod consequences;
 mod discovery;
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -175,7 +176,8 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let counters = Arc::new(maps.counters);
     let callers = Callers::new(maps.flows, Arc::clone(&current));
     let rules = Arc::new(settings.rules);
-    let (wanted, host_pods) = watch::channel(consequences(&pods.borrow(), &rules).host_pods);
+    let (wanted, host_pods) =
+        watch::channel(consequences(&pods.borrow(), &rules, &BTreeSet::new()).host_pods);
     let mut attachment = Attachment::new(programs, locator, current, maps.host_pods, host_pods);
 
     let told = Arc::new(Told::new(

@@ -168,14 +168,21 @@ fn a_service_accounts_role_is_had_with_its_token_which_nobody_sees() {
     });
     account(json!({ "eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/another" }));
     eventually("the other role", || has(&a, "another"));
-    let answer = document(&a, "another");
-    assert_eq!(answer.status, 503);
+    let answer = document(&a, "another").json();
+    assert_eq!(answer["Code"], "AssumeRoleUnauthorizedAccess");
+    let message = answer["Message"].as_str().unwrap();
+    let want = "the API server refuses a token for service account apps/web: ";
     assert!(
-        answer.body.contains("no token for service account apps/web: ")
-            && answer.body.contains("no tokens today"),
-        "{}",
-        answer.body
+        message.contains(want) && message.ends_with("no tokens today"),
+        "{message}"
     );
+    eventually("an event", || {
+        cluster
+            .api
+            .posted("/events")
+            .iter()
+            .any(|event| event["note"] == message)
+    });
     account(json!({}));
     eventually("none", || has(&a, "status 404"));
 }

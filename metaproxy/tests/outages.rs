@@ -142,7 +142,7 @@ fn an_outage_costs_known_pods_nothing_also_where_the_agent_starts_meanwhile(#[ca
     let start = Instant::now();
     while !has(&unknown, "role-a") {
         assert!(
-            start.elapsed() < Duration::from_secs(25),
+            start.elapsed() < Duration::from_secs(45),
             "{}",
             cluster.report().1
         );

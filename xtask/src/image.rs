@@ -30,9 +30,9 @@ const CA_ROOTS: &str = "etc/ssl/certs/ca-certificates.crt";
 /// What image to make.
 #[derive(Debug, Args)]
 pub struct Image {
-    /// For which processors
-    #[arg(long, default_value = "amd64")]
-    arch: Arch,
+    /// For which processors [default: this machine's]
+    #[arg(long)]
+    arch: Option<Arch>,
 
     /// Full name, with host and tag, under which container runtimes take it
     #[arg(long, default_value = concat!("docker.io/library/metaproxy:", env!("CARGO_PKG_VERSION")))]
@@ -46,6 +46,14 @@ enum Arch {
 }
 
 impl Arch {
+    fn of_this_machine() -> Self {
+        if Self::Arm64.is_ours() {
+            Self::Arm64
+        } else {
+            Self::Amd64
+        }
+    }
+
     fn label(self) -> &'static str {
         match self {
             Self::Amd64 => "amd64",
@@ -69,19 +77,14 @@ impl Arch {
 pub fn make(image: &Image) -> Result<()> {
     setup::for_demo()?;
     ebpf::build()?;
-    let path = archive(image.arch, &image.name)?;
+    let path = archive(image.arch.unwrap_or_else(Arch::of_this_machine), &image.name)?;
     println!("{}", path.display());
     Ok(())
 }
 
 /// The archive for this machine's processor.
 pub fn archive_of_this_machine(name: &str) -> Result<PathBuf> {
-    let arch = if Arch::Amd64.is_ours() {
-        Arch::Amd64
-    } else {
-        Arch::Arm64
-    };
-    archive(arch, name)
+    archive(Arch::of_this_machine(), name)
 }
 
 fn archive(arch: Arch, name: &str) -> Result<PathBuf> {

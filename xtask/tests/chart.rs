@@ -187,11 +187,12 @@ fn values_that_make_no_sense_are_refused_and_named() {
         ("webIdentity.audiences[0]=it's", "audiences"),
         ("webIdentity.audiences=", "audiences"),
         ("sessions.duration=soon", "duration"),
-        ("sessions.tags=true", "tags"),
+        ("sessions.tags=maybe", "tags"),
         ("metadata.maxConnectionsPerPod=0", "maxConnectionsPerPod"),
         ("interception.listenPort=70000", "listenPort"),
         ("interception.listenPort=http", "listenPort"),
         ("adminAddress=9808", "adminAddress"),
+        ("adminAddress=0.0.0.0:99999", "adminAddress"),
         ("startupTaint=a b", "startupTaint"),
         ("maxUnavailable=0", "maxUnavailable"),
         ("terminationGracePeriodSeconds=1", "terminationGracePeriodSeconds"),
@@ -218,6 +219,10 @@ fn values_that_do_not_go_together_are_refused_with_a_sentence() {
     };
     for (values, sentence) in [
         ("image.tag=v1", "namespacePolicy must be chosen: `required`"),
+        (
+            "namespacePolicy=off,kubeconfig=/k",
+            "kubeconfig names whom the agent is in the cluster",
+        ),
         (
             "namespacePolicy=off,podMonitor.enabled=true",
             "podMonitor.enabled needs an adminAddress that Prometheus can reach",
@@ -289,4 +294,35 @@ fn every_flag_of_the_agent_is_reachable_from_values() {
     for flag in flags {
         assert!(chart.contains(&flag), "{flag} is in no template");
     }
+}
+
+/// As people write them, and as nobody would.
+#[test]
+fn odd_values_come_through_as_they_are() {
+    let Some(program) = tool("kubernetes/helm") else {
+        return;
+    };
+    let words = [
+        "--set",
+        "namespacePolicy=false,adminAddress=false,sessions.tags=true,sessions.region=eusc-de-east-1",
+        "--set-string",
+        "sessions.clusterName=my: cluster,roles.default=a #b",
+        "--set-string",
+        r"nodeSelector.kubernetes\.io/os=linux",
+    ];
+    let text = template(&program, "1.30", &words).unwrap();
+    for argument in [
+        "--namespace-policy=off",
+        "--admin-address=off",
+        "--session-tags=on",
+        "--cluster-name=my: cluster",
+        "--default-role=a #b",
+        "--region=eusc-de-east-1",
+    ] {
+        assert!(
+            text.contains(&format!("- \"{argument}\"")),
+            "{argument} in {text}"
+        );
+    }
+    assert_eq!(text.matches("kubernetes.io/os: linux").count(), 1);
 }

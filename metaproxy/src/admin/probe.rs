@@ -10,9 +10,6 @@ use thiserror::Error;
 
 use super::socket::{self, SocketError};
 
-/// For the agent to answer; the kubelet's own limit is a second where nothing else is said.
-const PATIENCE: Duration = Duration::from_millis(900);
-
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Question {
@@ -20,6 +17,23 @@ pub enum Question {
     Live,
     /// Whether pods are served
     Ready,
+}
+
+impl Question {
+    fn target(self) -> &'static str {
+        match self {
+            Self::Live => "/healthz",
+            Self::Ready => "/readyz",
+        }
+    }
+
+    /// For the agent to answer. One that is only slow must not be killed for that: its pods would be left alone.
+    fn patience(self) -> Duration {
+        match self {
+            Self::Live => Duration::from_secs(8),
+            Self::Ready => Duration::from_millis(1500),
+        }
+    }
 }
 
 /// Why the answer is no.
@@ -51,15 +65,10 @@ pub enum ProbeError {
 /// # Errors
 /// Where it says no, or nothing.
 pub fn ask(question: Question, runtime_dir: &Path) -> Result<String, ProbeError> {
-    let mut found = socket::of_this_namespace(runtime_dir)?;
-    let Some(path) = found.pop() else {
+    let Some(path) = socket::newest_of_this_namespace(runtime_dir)? else {
         return Err(ProbeError::NoAgent(runtime_dir.to_owned()));
     };
-    let target = match question {
-        Question::Live => "/healthz",
-        Question::Ready => "/readyz",
-    };
-    let answer = exchange(&path, target).map_err(|source| ProbeError::Silent { path, source })?;
+    let answer = exchange(&path, question).map_err(|source| ProbeError::Silent { path, source })?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
     if head.split(' ').nth(1) == Some("200") {
         Ok(body.to_owned())
@@ -68,10 +77,11 @@ pub fn ask(question: Question, runtime_dir: &Path) -> Result<String, ProbeError>
     }
 }
 
-fn exchange(path: &Path, target: &str) -> io::Result<String> {
+fn exchange(path: &Path, question: Question) -> io::Result<String> {
     let mut stream = UnixStream::connect(path)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let (target, patience) = (question.target(), Some(question.patience()));
+    stream.set_read_timeout(patience)?;
+    stream.set_write_timeout(patience)?;
     stream.write_all(format!("GET {target} HTTP/1.0\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;

@@ -15,7 +15,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, info, warn};
 
 use super::metrics::{self, Sources};
@@ -27,7 +27,7 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// For a request's head, and between requests.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Connections at a time: whoever asks more waits.
+/// Connections of the port at a time: others are closed, and the socket, which probes use, is not affected.
 const CONNECTIONS: usize = 32;
 
 /// What is answered from.
@@ -65,7 +65,10 @@ impl Admin {
                     self.health.set(Part::Admin, Condition::Fine);
                     loop {
                         match listener.accept().await {
-                            Ok((stream, _)) => self.spawn(stream).await,
+                            Ok((stream, _)) => match Arc::clone(&self.places).try_acquire_owned() {
+                                Ok(place) => self.spawn(stream, Some(place)),
+                                Err(_) => debug!("too many admin connections: one is closed"),
+                            },
                             Err(error) => pause(&error).await,
                         }
                     }
@@ -87,17 +90,17 @@ impl Admin {
     pub async fn serve_socket(self, listener: UnixListener) {
         loop {
             match listener.accept().await {
-                Ok((stream, _)) => self.spawn(stream).await,
+                Ok((stream, _)) => self.spawn(stream, None),
                 Err(error) => pause(&error).await,
             }
         }
     }
 
-    async fn spawn(&self, stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static) {
-        // Never closed.
-        let Ok(place) = Arc::clone(&self.places).acquire_owned().await else {
-            return;
-        };
+    fn spawn(
+        &self,
+        stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        place: Option<OwnedSemaphorePermit>,
+    ) {
         let admin = self.clone();
         tokio::spawn(async move {
             let service = service_fn(|request| {

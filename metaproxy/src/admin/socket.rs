@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
@@ -20,6 +21,9 @@ pub struct SocketError {
     path: PathBuf,
     source: io::Error,
 }
+
+/// A file of this age belongs to an agent that listens, or to none.
+const SETTLED: Duration = Duration::from_secs(10);
 
 /// A listening socket; dropping removes its file.
 #[derive(Debug)]
@@ -35,13 +39,18 @@ impl AdminSocket {
     pub fn open(runtime_dir: &Path) -> Result<(Self, UnixListener), SocketError> {
         let path = runtime_dir.join(format!("{}{}.sock", own_prefix()?, std::process::id()));
         for stale in sockets(runtime_dir, "agent-") {
-            let is_dead = UnixStream::connect(&stale)
-                .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
+            // One that was just made may not be listened to yet.
+            let is_old = fs::metadata(&stale)
+                .and_then(|file| file.modified())
+                .is_ok_and(|made| made.elapsed().is_ok_and(|age| age > SETTLED));
+            let is_dead = is_old
+                && UnixStream::connect(&stale)
+                    .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
             if is_dead || stale == path {
                 let _ = fs::remove_file(stale);
             }
         }
-        // The directory is ours alone already; the file need not be open to others either.
+        // Nobody else's business, whatever the directory's mode.
         let before = umask(Mode::from_bits_truncate(0o177));
         let listener = UnixListener::bind(&path);
         umask(before);
@@ -58,9 +67,11 @@ impl Drop for AdminSocket {
     }
 }
 
-/// The sockets of agents in this process's PID namespace.
-pub(super) fn of_this_namespace(runtime_dir: &Path) -> Result<Vec<PathBuf>, SocketError> {
-    Ok(sockets(runtime_dir, &own_prefix()?))
+/// The socket of the agent in this process's PID namespace; where there are several, of the one that started last.
+pub(super) fn newest_of_this_namespace(runtime_dir: &Path) -> Result<Option<PathBuf>, SocketError> {
+    let found = sockets(runtime_dir, &own_prefix()?);
+    let made = |path: &PathBuf| fs::metadata(path).and_then(|file| file.modified()).ok();
+    Ok(found.into_iter().max_by_key(made))
 }
 
 /// What names of sockets of this PID namespace begin with.
@@ -98,13 +109,20 @@ mod tests {
         let dead = dir.path().join("agent-1-1.sock");
         drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
         let (socket, _listener) = AdminSocket::open(dir.path()).unwrap();
+        assert!(dead.exists(), "it may be about to be listened to");
+        let long_ago = std::time::SystemTime::now() - 2 * SETTLED;
+        let times =
+            nix::sys::time::TimeSpec::from_duration(long_ago.duration_since(std::time::UNIX_EPOCH).unwrap());
+        let here = nix::fcntl::AT_FDCWD;
+        let follow = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
+        nix::sys::stat::utimensat(here, &dead, &times, &times, follow).unwrap();
+        let own = socket.path.clone();
+        drop(AdminSocket::open(dir.path()));
         assert!(!dead.exists(), "nobody listens there any more");
-        assert_eq!(
-            of_this_namespace(dir.path()).unwrap(),
-            std::slice::from_ref(&socket.path)
-        );
+        let (socket, _listener) = AdminSocket::open(dir.path()).unwrap();
+        assert_eq!(newest_of_this_namespace(dir.path()).unwrap(), Some(own));
         assert_eq!(fs::metadata(&socket.path).unwrap().mode() & 0o777, 0o600);
         drop(socket);
-        assert!(of_this_namespace(dir.path()).unwrap().is_empty());
+        assert_eq!(newest_of_this_namespace(dir.path()).unwrap(), None);
     }
 }

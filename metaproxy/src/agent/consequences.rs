@@ -19,7 +19,7 @@ pub(super) async fn follow<I: Issuer>(
     wanted: watch::Sender<BTreeSet<PodUid>>,
     told: Arc<Told>,
 ) {
-    let mut before = HashSet::new();
+    let (mut before, mut listed) = (HashSet::new(), wanted.borrow().clone());
     loop {
         let inventory = Arc::clone(&pods.borrow_and_update());
         let rules_now = Arc::clone(&rules.borrow_and_update());
@@ -28,7 +28,7 @@ pub(super) async fn follow<I: Issuer>(
             ahead,
             host_pods,
             refused,
-        } = consequences(&inventory, &rules_now);
+        } = consequences(&inventory, &rules_now, &listed);
         sessions.retain(&keys);
         for new in ahead.difference(&before) {
             sessions.prefetch(new);
@@ -37,6 +37,7 @@ pub(super) async fn follow<I: Issuer>(
             told.tell(uid, reason);
         }
         before = ahead;
+        listed.clone_from(&host_pods);
         wanted.send_if_modified(|wanted| std::mem::replace(wanted, host_pods.clone()) != host_pods);
         let changed = tokio::select! {
             changed = pods.changed() => changed,
@@ -61,15 +62,21 @@ pub(super) struct Consequences {
     refused: Vec<(PodUid, Reason)>,
 }
 
-/// What follows at one moment.
-pub(super) fn consequences(inventory: &Inventory, rules: &Rules) -> Consequences {
+/// What follows at one moment, where these hostNetwork pods were listed before.
+pub(super) fn consequences(inventory: &Inventory, rules: &Rules, listed: &BTreeSet<PodUid>) -> Consequences {
     let mut found = Consequences::default();
     for (uid, known) in inventory.pods() {
         let claimants = match known {
             Known::Pod(pod) => std::slice::from_ref(pod),
             Known::Ambiguous(pods) => pods.as_slice(),
         };
-        let asks = |pod: &Arc<Pod>| rules.intercepts_host_pod(pod, inventory.service_account(pod));
+        // One whose service account has gone is not given the node's role for that.
+        let was_listed = listed.contains(uid);
+        let asks = |pod: &Arc<Pod>| {
+            let account = inventory.service_account(pod);
+            rules.intercepts_host_pod(pod, account)
+                || (was_listed && account.is_none() && rules.asks_accounts_of(pod))
+        };
         if claimants.iter().any(asks) {
             found.host_pods.insert(uid.clone());
         }

@@ -11,14 +11,17 @@ use kube::Api;
 use kube::api::PostParams;
 use tracing::{info, warn};
 
-use super::{ApiServer, words};
+use super::{ApiServer, PATIENCE, within};
 use crate::health::{Condition, Health, Part};
 
-/// Between two looks at what is denied.
+/// Between two looks at what is denied; doubles with each.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// And the longest such time.
-const AGAIN_AT_LAST: Duration = Duration::from_secs(60);
+/// And the longest such time where pods are not served for it,
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// and where they are, or where the API server does not say.
+const LONGEST_AT_EASE: Duration = Duration::from_secs(1800);
 
 /// Something that the agent does in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +87,13 @@ impl Uses {
             ]);
         }
         if self.startup_taint {
-            all.extend([core("get", "nodes"), core("patch", "nodes")]);
+            // Pods that are here are served without.
+            all.extend(
+                [core("get", "nodes"), core("patch", "nodes")].map(|permission| Permission {
+                    is_vital: false,
+                    ..permission
+                }),
+            );
         }
         all
     }
@@ -116,7 +125,7 @@ pub async fn watch(api: ApiServer, uses: Uses, health: Health) {
                 Ok(false) => denied.push(*permission),
                 Err(error) => {
                     denied.push(*permission);
-                    unanswered = Some(words(&error));
+                    unanswered = Some(error);
                 }
             }
             if unanswered.is_some() {
@@ -128,11 +137,6 @@ pub async fn watch(api: ApiServer, uses: Uses, health: Health) {
             Some(error) => Condition::Degraded(format!("not known yet: {error}")),
             None => {
                 open = denied;
-                pause = if open.is_empty() {
-                    pause
-                } else {
-                    pause.saturating_mul(2).min(AGAIN_AT_LAST)
-                };
                 report(&open)
             }
         };
@@ -147,7 +151,13 @@ pub async fn watch(api: ApiServer, uses: Uses, health: Health) {
         }
         health.set(Part::Permissions, condition);
         if !open.is_empty() {
-            tokio::time::sleep(pause.min(AGAIN_AT_LAST)).await;
+            let vital = matches!(
+                health.parts().get(&Part::Permissions),
+                Some(Condition::Failing(_))
+            );
+            let longest = if vital { LONGEST } else { LONGEST_AT_EASE };
+            tokio::time::sleep(pause.min(longest).mul_f64(0.5 + 0.5 * fastrand::f64())).await;
+            pause = pause.saturating_mul(2).min(LONGEST_AT_EASE);
         }
     }
     std::future::pending().await
@@ -169,7 +179,7 @@ fn report(denied: &[Permission]) -> Condition {
     }
 }
 
-async fn is_allowed(api: &ApiServer, permission: &Permission) -> Result<bool, kube::Error> {
+async fn is_allowed(api: &ApiServer, permission: &Permission) -> Result<bool, String> {
     let text = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     let review = SelfSubjectAccessReview {
         spec: SelfSubjectAccessReviewSpec {
@@ -184,9 +194,8 @@ async fn is_allowed(api: &ApiServer, permission: &Permission) -> Result<bool, ku
         },
         ..SelfSubjectAccessReview::default()
     };
-    let answer = Api::all(api.client())
-        .create(&PostParams::default(), &review)
-        .await?;
+    let (reviews, params) = (Api::all(api.client()), PostParams::default());
+    let answer = within(PATIENCE, reviews.create(&params, &review)).await?;
     Ok(answer.status.is_some_and(|status| status.allowed))
 }
 
@@ -195,7 +204,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_denied_is_named_as_rbac_writes_it_and_only_events_are_not_vital() {
+    fn what_is_denied_is_named_as_rbac_writes_it() {
         let all = Uses {
             namespaces: true,
             service_accounts: true,

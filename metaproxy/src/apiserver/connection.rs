@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use hyper::{Request, Response};
+use hyper::{Method, Request, Response};
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
@@ -29,6 +29,9 @@ const KEEPALIVE_RETRIES: u32 = 2;
 
 /// For the head of an answer, watches included: a server may accept and then say nothing.
 const ANSWER: Duration = Duration::from_secs(15);
+
+/// For that of a list, which the API server writes whole before it sends any of it.
+const LIST: Duration = Duration::from_secs(30);
 
 /// Between two watches of one resource: a server that ends each at once is not asked without pause.
 const BETWEEN_WATCHES: Duration = Duration::from_millis(500);
@@ -110,7 +113,7 @@ impl ApiServer {
         self.client.clone()
     }
 
-    /// When a request for this resource (`pods`) was last answered with success: watching it works since then.
+    /// When a watch of this resource (`pods`) was last begun with success: watching it works since then.
     pub fn answered(&self, resource: &str) -> Option<Instant> {
         let answered = self
             .answers
@@ -199,14 +202,17 @@ where
             .uri()
             .query()
             .is_some_and(|query| query.contains("watch=true"));
+        let is_list = !is_watch && request.method() == Method::GET;
         let answer = self.http.call(request);
         Box::pin(async move {
             if is_watch {
                 tokio::time::sleep(answers.before_watch(&resource)).await;
             }
-            let answer = tokio::time::timeout(ANSWER, answer).await;
-            let answer = answer.map_err(|_| Silence)?.map_err(Into::into)?;
-            if answer.status().is_success() {
+            let limit = if is_list { LIST } else { ANSWER };
+            let answer = tokio::time::timeout(limit, answer).await;
+            let answer = answer.map_err(|_| Silence(limit))?.map_err(Into::into)?;
+            // What comes of a list is known when it is there whole.
+            if is_watch && answer.status().is_success() {
                 answers.note(resource);
             }
             Ok(answer)
@@ -214,10 +220,31 @@ where
     }
 }
 
+/// For the whole of an answer to anything but a list or a watch.
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+/// An answer in time, or why there is none, in words.
+///
+/// # Errors
+/// Those of the request, and that it took too long.
+pub async fn within<T>(
+    limit: Duration,
+    answer: impl Future<Output = Result<T, kube::Error>>,
+) -> Result<T, String> {
+    match tokio::time::timeout(limit, answer).await {
+        Ok(Ok(answer)) => Ok(answer),
+        Ok(Err(error)) => Err(words(&error)),
+        Err(_) => Err(format!(
+            "the API server did not answer within {} s",
+            limit.as_secs()
+        )),
+    }
+}
+
 /// Nothing came.
 #[derive(Debug, Error)]
-#[error("the API server did not answer within {} s", ANSWER.as_secs())]
-struct Silence;
+#[error("the API server did not answer within {} s", .0.as_secs())]
+struct Silence(Duration);
 
 /// An error and what caused it, for a sentence: what the API server says where it said something.
 pub fn words(error: &kube::Error) -> String {

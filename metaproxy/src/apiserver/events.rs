@@ -16,7 +16,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{ApiServer, words};
+use super::{ApiServer, PATIENCE, within};
 use crate::pods::{Known, Pod, PodUid, Pods};
 
 /// How long the API server keeps events where it is not told otherwise (`--event-ttl`).
@@ -34,6 +34,9 @@ const WAITING: usize = 256;
 
 /// Longest text (`validateEvent`, pkg/apis/core/validation/events.go: 1024 bytes).
 const LONGEST: usize = 1024;
+
+/// Longest name of a reporter (the same).
+const LONGEST_INSTANCE: usize = 128;
 
 /// Something to tell a pod's owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,8 +68,10 @@ pub async fn tell(api: ApiServer, node: String, pods: Pods, mut refusals: mpsc::
         }
         let event = event(&pod, &node, &refusal.sentence, Timestamp::now());
         let events: Api<Event> = Api::namespaced(api.client(), &pod.namespace);
-        if let Err(error) = events.create(&PostParams::default(), &event).await {
-            debug!("an event on pod {pod} could not be made: {}", words(&error));
+        if let Err(error) = within(PATIENCE, events.create(&PostParams::default(), &event)).await {
+            debug!("an event on pod {pod} could not be made: {error}");
+            // The next time that it comes up.
+            told.take_back(&refusal);
         }
         tokio::time::sleep(PACE).await;
     }
@@ -98,7 +103,7 @@ fn event(pod: &Pod, node: &str, sentence: &str, now: Timestamp) -> Event {
             ..ObjectReference::default()
         }),
         reporting_controller: Some("metaproxy".to_owned()),
-        reporting_instance: Some(node.to_owned()),
+        reporting_instance: Some(node.chars().take(LONGEST_INSTANCE).collect()),
         ..Event::default()
     }
 }
@@ -153,6 +158,13 @@ impl Told {
         of_pod.sentences.insert(refusal.sentence.clone(), now);
         true
     }
+
+    /// It was not told after all.
+    fn take_back(&mut self, refusal: &Refusal) {
+        if let Some(of_pod) = self.0.get_mut(&refusal.uid) {
+            of_pod.sentences.remove(&refusal.sentence);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -173,6 +185,9 @@ mod tests {
         assert!(!told.is_due(&refusal("a", "no"), start + SAME / 2));
         assert!(told.is_due(&refusal("a", "no"), start + SAME));
         assert!(told.is_due(&refusal("b", "no"), start), "another pod's");
+        assert!(!told.is_due(&refusal("b", "no"), start));
+        told.take_back(&refusal("b", "no"));
+        assert!(told.is_due(&refusal("b", "no"), start), "it could not be told");
         let now = start + 3 * SAME;
         let due: Vec<bool> = (0..6)
             .map(|index| told.is_due(&refusal("a", &format!("no {index}")), now))

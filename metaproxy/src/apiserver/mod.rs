@@ -5,4 +5,4 @@ mod connection;
 pub mod events;
 pub mod taint;
 
-pub use connection::{ApiServer, ConnectError, KubeconfigSource, words};
+pub use connection::{ApiServer, ConnectError, KubeconfigSource, PATIENCE, within, words};

@@ -9,7 +9,7 @@ use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::{ApiServer, words};
+use super::{ApiServer, PATIENCE, within};
 use crate::health::{Condition, Health, Part};
 
 /// Waiting time after a first failure; doubles with each further one.
@@ -20,20 +20,25 @@ const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
 /// Removes the taint once pods are served. Never ends.
 pub async fn remove(api: ApiServer, node: String, key: String, health: Health) {
-    health.ready().await;
-    let mut backoff = BACKOFF;
+    let (mut backoff, mut said) = (BACKOFF, String::new());
     loop {
-        match try_to_remove(&api, &node, &key).await {
+        health.ready().await;
+        match within(PATIENCE, try_to_remove(&api, &node, &key)).await {
             Ok(removed) => {
                 if removed {
                     info!(%node, taint = %key, "removed the startup taint: pods are served");
                 }
                 health.set(Part::StartupTaint, Condition::Fine);
-                return std::future::pending().await;
+                (backoff, said) = (BACKOFF, String::new());
+                // Whoever registers the node again taints it again.
+                health.not_ready().await;
             }
             Err(error) => {
-                let text = format!("taint {key} of node {node} cannot be removed: {}", words(&error));
-                warn!("{text}");
+                let text = format!("taint {key} of node {node} cannot be removed: {error}");
+                if text != said {
+                    warn!("{text}");
+                    said.clone_from(&text);
+                }
                 // Pods that are here are served; none that does not tolerate the taint comes.
                 health.set(Part::StartupTaint, Condition::Degraded(text));
                 tokio::time::sleep(backoff).await;

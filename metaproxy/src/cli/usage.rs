@@ -272,7 +272,7 @@ fn role<T: FromStr<Err = RoleError>>(
         .transpose()
 }
 
-/// The pod that this process runs in, else what kubectl would use.
+/// The pod that this process runs in, else the first file that kubectl would use.
 #[expect(
     clippy::disallowed_methods,
     reason = "conventions of Kubernetes, which are no flags of ours"

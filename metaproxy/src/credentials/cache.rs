@@ -344,7 +344,7 @@ fn doubled(attempts: u32, longest: Duration) -> Duration {
 /// How long requests are answered with the error instead of asking STS again.
 fn remembered(error: &ObtainError, attempts: u32) -> Duration {
     match error {
-        ObtainError::Denied(_) => DENIED,
+        ObtainError::Denied(_) | ObtainError::NoToken(_) => DENIED,
         ObtainError::Unavailable(_) => doubled(attempts, MAX_BACKOFF),
     }
 }
@@ -352,7 +352,7 @@ fn remembered(error: &ObtainError, attempts: u32) -> Duration {
 /// When to ask again without a request; never, where only somebody's doing can change the answer.
 fn quiet_pause(error: &ObtainError, attempts: u32) -> Option<Duration> {
     match error {
-        ObtainError::Denied(_) => None,
+        ObtainError::Denied(_) | ObtainError::NoToken(_) => None,
         // Never before requests may: up to as long again, so that nodes do not come all at once.
         ObtainError::Unavailable(_) => {
             Some(doubled(attempts, MAX_QUIET_BACKOFF).mul_f64(1.0 + fastrand::f64()))

@@ -136,6 +136,9 @@ pub enum ObtainError {
     /// STS will not, until somebody changes something.
     #[error("{0}")]
     Denied(String),
+    /// The API server gives no token to show, until somebody changes something.
+    #[error("{0}")]
+    NoToken(String),
     /// STS can't be reached, or did not answer in time, or is busy.
     #[error("{0}")]
     Unavailable(String),
@@ -147,6 +150,10 @@ impl ObtainError {
         let role = role.clone();
         match self {
             Self::Denied(message) => Reason::StsDenied {
+                role,
+                message: message.clone(),
+            },
+            Self::NoToken(message) => Reason::TokenDenied {
                 role,
                 message: message.clone(),
             },

@@ -226,8 +226,18 @@ impl Sts {
             .duration_seconds(seconds(self.duration))
             .send()
             .await
-            .map_err(|error| classify(&error))?;
+            .map_err(|error| without(token, classify(&error)))?;
         session(key, answer.credentials(), obtained)
+    }
+}
+
+/// STS quotes values that it does not like.
+fn without(token: &Token, error: ObtainError) -> ObtainError {
+    let redacted = |message: String| message.replace(token.reveal(), "(the token)");
+    match error {
+        ObtainError::Denied(message) => ObtainError::Denied(redacted(message)),
+        ObtainError::NoToken(message) => ObtainError::NoToken(redacted(message)),
+        ObtainError::Unavailable(message) => ObtainError::Unavailable(redacted(message)),
     }
 }
 

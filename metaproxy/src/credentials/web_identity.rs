@@ -79,6 +79,14 @@ impl Principals {
             Ok(Err(kube::Error::SerdeError(_) | kube::Error::FromUtf8(_))) => {
                 Err(unavailable("the API server's answer cannot be read".to_owned()))
             }
+            // Not permitted, or no such object: not the API server's trouble.
+            Ok(Err(kube::Error::Api(status))) if matches!(status.code, 400 | 403 | 404 | 422) => {
+                let why = words(&kube::Error::Api(status));
+                let account = identity.account();
+                Err(ObtainError::NoToken(format!(
+                    "token for service account {account}: {why}"
+                )))
+            }
             Ok(Err(error)) => Err(unavailable(words(&error))),
             Err(_) => Err(unavailable(format!(
                 "the API server did not answer within {} s",

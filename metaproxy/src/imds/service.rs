@@ -317,7 +317,7 @@ impl<I: Issuer> Service<I> {
             .told
             .tell(&grant.subject.uid, &error.reason(&grant.role));
         match error {
-            ObtainError::Denied(_) => refused(&sentence),
+            ObtainError::Denied(_) | ObtainError::NoToken(_) => refused(&sentence),
             ObtainError::Unavailable(_) => answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence),
         }
     }

@@ -112,9 +112,11 @@ impl Locator {
     /// # Errors
     /// [`CgroupError::PodsInV1`]; never where the cgroup was named by flag.
     pub fn check_v1(&self, v1: &Path) -> Result<(), CgroupError> {
-        let mut pods = ["cpu/kubepods", "cpu/kubepods.slice"]
-            .map(|name| v1.join(name))
-            .into_iter();
+        // In a container the host's trees stand beside the host's cgroup v2 mount.
+        let beside = self.roots.iter().filter_map(|root| root.parent());
+        let mut pods = beside
+            .chain([v1])
+            .flat_map(|v1| ["cpu/kubepods", "cpu/kubepods.slice"].map(|name| v1.join(name)));
         match pods.find(|path| self.explicit.is_none() && path.is_dir()) {
             Some(path) => Err(CgroupError::PodsInV1(path)),
             None => Ok(()),

@@ -104,8 +104,12 @@ impl Watch {
                 "until the API server tells the pods, those of the last run are served"
             );
             known.pods = Store::remembered(pods.into_iter().map(of_pod));
-            known.namespaces = Store::remembered(namespaces.into_iter().map(of_namespace));
-            known.service_accounts = Store::remembered(service_accounts.into_iter().map(of_account));
+            if let Some(namespaces) = namespaces {
+                known.namespaces = Store::remembered(namespaces.into_iter().map(of_namespace));
+            }
+            if let Some(accounts) = service_accounts {
+                known.service_accounts = Store::remembered(accounts.into_iter().map(of_account));
+            }
         }
         let watch = Self {
             api,
@@ -272,7 +276,7 @@ impl Source for Watch {
                         if publish.send(inventory).is_err() {
                             return;
                         }
-                        self.memory.note(&self.known);
+                        self.memory.note();
                     }
                     self.report();
                 }
@@ -280,7 +284,7 @@ impl Source for Watch {
                     self.troubles.recover(&self.api);
                     self.report();
                 }
-                () = self.memory.due() => self.memory.write().await,
+                () = self.memory.due() => self.memory.write(&self.known).await,
             }
         }
     }

@@ -116,7 +116,8 @@ impl Rules {
     }
 
     /// Whether a hostNetwork pod is to be intercepted: if it asks for a role, whatever comes of that. One that may not
-    /// have it, or of which that is not known yet, must not be given the node's in its place.
+    /// have it must not be given the node's in its place. One whose service account is not known is left alone: it may be
+    /// what the API server is waiting for.
     pub fn intercepts_host_pod(&self, pod: &Pod, account: Option<&ServiceAccount>) -> bool {
         let asks = || {
             pod.annotation(&self.keys.role).is_some()
@@ -127,8 +128,8 @@ impl Rules {
         pod.host_network && (self.enforce_host_network || asks())
     }
 
-    /// A static pod has no service account: the API's copy of it names one that its processes never are.
-    fn asks_accounts_of(&self, pod: &Pod) -> bool {
+    /// Whether a pod's service account is asked. A static pod has none: the API's copy of it names one that its processes never are.
+    pub fn asks_accounts_of(&self, pod: &Pod) -> bool {
         self.web_identity && pod.static_uid.is_none()
     }
 

@@ -85,7 +85,8 @@ impl Reason {
             | Self::NotPermitted { .. }
             | Self::MalformedPolicy { .. }
             | Self::MalformedTag { .. }
-            | Self::StsDenied { .. } => true,
+            | Self::StsDenied { .. }
+            | Self::TokenDenied { .. } => true,
             Self::Granted { .. }
             | Self::NoRole { .. }
             | Self::PodUnknown { .. }
@@ -267,6 +268,14 @@ pub enum Reason {
         /// Which.
         role: RoleArn,
         /// What STS says.
+        message: String,
+    },
+    /// The API server gives no token to show to STS.
+    #[error("no credentials for role {role}: the API server refuses a {message}")]
+    TokenDenied {
+        /// Which.
+        role: RoleArn,
+        /// Of whom, and what it says.
         message: String,
     },
     /// STS can't be asked at the moment.

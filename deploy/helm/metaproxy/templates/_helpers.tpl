@@ -49,17 +49,25 @@ true
 {{- end -}}
 {{- end -}}
 
+{{/* YAML reads `on` and `off` without quotes as true and false. */}}
+{{- define "metaproxy.word" -}}
+{{- if kindIs "bool" . }}{{ ternary "on" "off" . }}{{ else }}{{ . }}{{ end -}}
+{{- end -}}
+
 {{/* The port of adminAddress. */}}
 {{- define "metaproxy.adminPort" -}}
 {{- .Values.adminAddress | splitList ":" | last -}}
 {{- end -}}
 
 {{- define "metaproxy.check" -}}
-{{- if not .Values.namespacePolicy -}}
+{{- if eq (toString .Values.namespacePolicy) "" -}}
 {{- fail "namespacePolicy must be chosen: `required` (as kiam: a role must be allowed by an annotation of the pod's namespace; without one, no role) or `off` (as kube2iam without --namespace-restrictions: whoever may create a pod may have any role that trusts the node's). values.yaml explains both." -}}
 {{- end -}}
-{{- if and .Values.podMonitor.enabled (or (eq .Values.adminAddress "off") (hasPrefix "127." .Values.adminAddress) (hasPrefix "[::1]" .Values.adminAddress)) -}}
-{{- fail (printf "podMonitor.enabled needs an adminAddress that Prometheus can reach, such as 0.0.0.0:9808; it is %s" .Values.adminAddress) -}}
+{{- if and .Values.podMonitor.enabled (or (eq (include "metaproxy.word" .Values.adminAddress) "off") (hasPrefix "127." (toString .Values.adminAddress)) (hasPrefix "[::1]" (toString .Values.adminAddress))) -}}
+{{- fail (printf "podMonitor.enabled needs an adminAddress that Prometheus can reach, such as 0.0.0.0:9808; it is %v" .Values.adminAddress) -}}
+{{- end -}}
+{{- if and .Values.kubeconfig (or .Values.rbac.create (and .Values.webIdentity.enabled .Values.webIdentity.admissionPolicy)) -}}
+{{- fail "kubeconfig names whom the agent is in the cluster: rbac.create and webIdentity.admissionPolicy, which are for its service account, must be false; give that user the same rights and limits" -}}
 {{- end -}}
 {{- if and .Values.manifests (or .Values.webIdentity.enabled .Values.startupTaint .Values.kubeconfig) -}}
 {{- fail "manifests takes the place of the API server: webIdentity, startupTaint and kubeconfig do not go with it" -}}

@@ -6,6 +6,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -28,8 +29,9 @@ pub struct Remembered {
     node: String,
     kept: Kept,
     pub pods: Vec<Pod>,
-    pub namespaces: Vec<Namespace>,
-    pub service_accounts: Vec<ServiceAccount>,
+    /// None where they were not known either.
+    pub namespaces: Option<Vec<Namespace>>,
+    pub service_accounts: Option<Vec<ServiceAccount>>,
 }
 
 /// The file.
@@ -38,17 +40,18 @@ pub struct Memory {
     path: PathBuf,
     node: String,
     kept: Kept,
-    pending: Option<(Instant, Remembered)>,
+    due: Option<Instant>,
     complained: bool,
 }
 
 impl Memory {
     pub fn new(runtime_dir: &Path, node: String, kept: Kept) -> Self {
+        remove_remains(runtime_dir);
         Self {
             path: runtime_dir.join("pods.json"),
             node,
             kept,
-            pending: None,
+            due: None,
             complained: false,
         }
     }
@@ -77,56 +80,54 @@ impl Memory {
         }
     }
 
-    /// Notes what is known; it is written a moment later. Nothing is, before the pods are known from the API server.
-    pub fn note(&mut self, known: &Stores) {
-        if !known.pods.is_synced() {
-            return;
+    /// Something has changed; what is known is written a moment later.
+    pub fn note(&mut self) {
+        self.due.get_or_insert_with(|| Instant::now() + DELAY);
+    }
+
+    /// Waits until there is something to write.
+    pub async fn due(&self) {
+        match self.due {
+            Some(due) => tokio::time::sleep_until(due).await,
+            None => std::future::pending().await,
         }
+    }
+
+    fn snapshot(&self, known: &Stores) -> Remembered {
         let pods: Vec<Pod> = known.pods.all().map(|pod| (*pod).clone()).collect();
         let namespaces: BTreeSet<&str> = pods.iter().map(|pod| pod.namespace.as_str()).collect();
         let accounts: BTreeSet<(&str, &str)> = pods
             .iter()
             .map(|pod| (pod.namespace.as_str(), pod.service_account.as_str()))
             .collect();
-        let remembered = Remembered {
+        let is_asked = |namespace: &Namespace| namespaces.contains(namespace.name.as_str());
+        let is_used = |account: &ServiceAccount| {
+            accounts.contains(&(account.namespace.as_str(), account.name.as_str()))
+        };
+        Remembered {
             version: VERSION,
             node: self.node.clone(),
             kept: self.kept.clone(),
             namespaces: known
                 .namespaces
-                .all()
-                .filter(|namespace| namespaces.contains(namespace.name.as_str()))
-                .map(|namespace| (*namespace).clone())
-                .collect(),
+                .is_known()
+                .then(|| picked(known.namespaces.all(), is_asked)),
             service_accounts: known
                 .service_accounts
-                .all()
-                .filter(|account| accounts.contains(&(account.namespace.as_str(), account.name.as_str())))
-                .map(|account| (*account).clone())
-                .collect(),
+                .is_known()
+                .then(|| picked(known.service_accounts.all(), is_used)),
             pods,
-        };
-        let due = self
-            .pending
-            .as_ref()
-            .map_or_else(|| Instant::now() + DELAY, |(due, _)| *due);
-        self.pending = Some((due, remembered));
-    }
-
-    /// Waits until there is something to write.
-    pub async fn due(&self) {
-        match &self.pending {
-            Some((due, _)) => tokio::time::sleep_until(*due).await,
-            None => std::future::pending().await,
         }
     }
 
-    /// Writes what was noted. A file system that is full or gone costs nothing but the memory.
-    pub async fn write(&mut self) {
-        let Some((_, remembered)) = self.pending.take() else {
+    /// Writes what is known; nothing, before the pods are known from the API server. A file system that is full or gone
+    /// costs nothing but the memory.
+    pub async fn write(&mut self, known: &Stores) {
+        self.due = None;
+        if !known.pods.is_synced() {
             return;
-        };
-        let path = self.path.clone();
+        }
+        let (path, remembered) = (self.path.clone(), self.snapshot(known));
         let written = tokio::task::spawn_blocking(move || write(&path, &remembered)).await;
         let error = match written {
             Ok(Ok(())) => {
@@ -144,6 +145,28 @@ impl Memory {
             );
         }
     }
+}
+
+/// What agents were writing when they were killed.
+fn remove_remains(runtime_dir: &Path) {
+    for entry in fs::read_dir(runtime_dir)
+        .into_iter()
+        .flatten()
+        .filter_map(Result::ok)
+    {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let made = entry.metadata().and_then(|file| file.modified());
+        let is_old = made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > Duration::from_secs(60)));
+        if is_old && name.starts_with("pods.") && name.ends_with(".new") {
+            let _ = fs::remove_file(entry.path());
+        }
+    }
+}
+
+fn picked<T: Clone>(all: impl Iterator<Item = Arc<T>>, is_wanted: impl Fn(&T) -> bool) -> Vec<T> {
+    all.filter(|object| is_wanted(object))
+        .map(|object| (*object).clone())
+        .collect()
 }
 
 /// Whole or not at all; another instance may write it too.
@@ -224,15 +247,14 @@ mod tests {
         let run = dir.path().join("run");
         let mut memory = Memory::new(&run, "node1".to_owned(), kept());
         assert!(memory.recall().is_none());
-        memory.note(&stores());
+        memory.note();
         memory.due().await;
-        memory.write().await;
+        memory.write(&stores()).await;
         let again = Memory::new(&run, "node1".to_owned(), kept()).recall().unwrap();
         assert_eq!(again.pods, [pod("a", "apps")]);
-        assert_eq!(again.namespaces.len(), 1);
-        assert_eq!(again.namespaces[0].name, "apps");
-        assert_eq!(again.service_accounts[0].name, "sa");
-        assert_eq!(again.service_accounts.len(), 1);
+        let (namespaces, accounts) = (again.namespaces.unwrap(), again.service_accounts.unwrap());
+        assert_eq!((namespaces.len(), namespaces[0].name.as_str()), (1, "apps"));
+        assert_eq!((accounts.len(), accounts[0].name.as_str()), (1, "sa"));
         let mode = fs::metadata(&memory.path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600);
         assert_eq!(
@@ -247,8 +269,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let memory = |node: &str, kept: Kept| Memory::new(dir.path(), node.to_owned(), kept);
         let mut first = memory("node1", kept());
-        first.note(&stores());
-        first.write().await;
+        first.write(&stores()).await;
         assert!(memory("node1", kept()).recall().is_some());
         assert!(memory("node2", kept()).recall().is_none());
         let other = Kept {
@@ -264,8 +285,19 @@ mod tests {
     async fn nothing_is_written_before_the_api_server_has_told_the_pods() {
         let dir = tempfile::tempdir().unwrap();
         let mut memory = Memory::new(dir.path(), "node1".to_owned(), kept());
-        memory.note(&Stores::default());
-        memory.write().await;
+        memory.write(&Stores::default()).await;
         assert!(memory.recall().is_none());
+    }
+
+    #[tokio::test]
+    async fn what_was_never_told_is_not_remembered_as_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut memory = Memory::new(dir.path(), "node1".to_owned(), kept());
+        let untold = Stores {
+            namespaces: Store::default(),
+            ..stores()
+        };
+        memory.write(&untold).await;
+        assert_eq!(memory.recall().unwrap().namespaces, None);
     }
 }

@@ -90,6 +90,11 @@ impl<K: Eq + Hash, T: PartialEq> Store<K, T> {
         self.origin == Origin::ApiServer
     }
 
+    /// Whether they are known at all.
+    pub fn is_known(&self) -> bool {
+        self.origin != Origin::Nowhere
+    }
+
     /// Whether they are those of the last run.
     pub fn is_remembered(&self) -> bool {
         self.origin == Origin::LastRun
