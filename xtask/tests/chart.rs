@@ -197,6 +197,9 @@ fn values_that_make_no_sense_are_refused_and_named() {
         ("maxUnavailable=0", "maxUnavailable"),
         ("terminationGracePeriodSeconds=1", "terminationGracePeriodSeconds"),
         ("runtimeDir=run", "runtimeDir"),
+        ("runtimeDir=/run", "runtimeDir"),
+        ("adminAddress=null", "adminAddress"),
+        ("sessions.tags=null", "tags"),
         ("hardened=yes please", "hardened"),
     ] {
         let error = template(
@@ -220,8 +223,12 @@ fn values_that_do_not_go_together_are_refused_with_a_sentence() {
     for (values, sentence) in [
         ("image.tag=v1", "namespacePolicy must be chosen: `required`"),
         (
-            "namespacePolicy=off,kubeconfig=/k",
-            "kubeconfig names whom the agent is in the cluster",
+            "namespacePolicy=off,kubeconfig=/k,webIdentity.enabled=true",
+            "kubeconfig says who the agent is in the cluster",
+        ),
+        (
+            "namespacePolicy=off,podMonitor.enabled=true,adminAddress=false",
+            "podMonitor.enabled needs an adminAddress that Prometheus can reach",
         ),
         (
             "namespacePolicy=off,podMonitor.enabled=true",

@@ -17,10 +17,10 @@ use crate::health::{Condition, Health, Part};
 /// Between two looks at what is denied; doubles with each.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// And the longest such time where pods are not served for it,
+/// And the longest such time where pods are not served for it, or the API server does not say,
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// and where they are, or where the API server does not say.
+/// and where they are.
 const LONGEST_AT_EASE: Duration = Duration::from_secs(1800);
 
 /// Something that the agent does in the cluster.
@@ -118,27 +118,22 @@ pub async fn watch(api: ApiServer, uses: Uses, health: Health) {
     let mut open = uses.permissions();
     let (mut pause, mut reported) = (AGAIN, String::new());
     while !open.is_empty() {
-        let (mut denied, mut unanswered) = (Vec::new(), None);
-        for permission in &open {
-            match is_allowed(&api, permission).await {
-                Ok(true) => {}
-                Ok(false) => denied.push(*permission),
-                Err(error) => {
-                    denied.push(*permission);
-                    unanswered = Some(error);
-                }
-            }
-            if unanswered.is_some() {
-                break;
-            }
-        }
-        let condition = match unanswered {
-            // Watching tells the same, and what comes of it.
-            Some(error) => Condition::Degraded(format!("not known yet: {error}")),
-            None => {
+        let (condition, longest) = match denied(&api, &open).await {
+            Ok(denied) => {
                 open = denied;
-                report(&open)
+                let condition = report(&open);
+                let longest = if condition.serves() {
+                    LONGEST_AT_EASE
+                } else {
+                    LONGEST
+                };
+                (condition, longest)
             }
+            // What was found out before stands. Watching tells that the API server is away, and what comes of it.
+            Err(error) => match health.parts().remove(&Part::Permissions) {
+                Some(failing @ Condition::Failing(_)) => (failing, LONGEST),
+                _ => (Condition::Degraded(format!("not known yet: {error}")), LONGEST),
+            },
         };
         if let Condition::Degraded(text) | Condition::Failing(text) = &condition
             && *text != reported
@@ -151,16 +146,23 @@ pub async fn watch(api: ApiServer, uses: Uses, health: Health) {
         }
         health.set(Part::Permissions, condition);
         if !open.is_empty() {
-            let vital = matches!(
-                health.parts().get(&Part::Permissions),
-                Some(Condition::Failing(_))
-            );
-            let longest = if vital { LONGEST } else { LONGEST_AT_EASE };
-            tokio::time::sleep(pause.min(longest).mul_f64(0.5 + 0.5 * fastrand::f64())).await;
-            pause = pause.saturating_mul(2).min(LONGEST_AT_EASE);
+            pause = pause.min(longest);
+            tokio::time::sleep(pause.mul_f64(0.5 + 0.5 * fastrand::f64())).await;
+            pause = pause.saturating_mul(2);
         }
     }
     std::future::pending().await
+}
+
+/// Which of these are denied.
+async fn denied(api: &ApiServer, asked: &[Permission]) -> Result<Vec<Permission>, String> {
+    let mut denied = Vec::new();
+    for permission in asked {
+        if !is_allowed(api, permission).await? {
+            denied.push(*permission);
+        }
+    }
+    Ok(denied)
 }
 
 fn report(denied: &[Permission]) -> Condition {

@@ -76,8 +76,6 @@ impl Tokens {
             .recursive(true)
             .mode(0o700)
             .create(runtime_dir)
-            .and_then(|()| fs::set_permissions(runtime_dir, Permissions::from_mode(0o700)))
-            // A kubelet that makes it lets everybody in.
             .map_err(failed(runtime_dir))?;
         let path = runtime_dir.join(KEY_FILE);
         let random = SystemRandom::new();

@@ -1,5 +1,6 @@
 //! What the installation does by itself.
 
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -241,28 +242,26 @@ pub fn removal(cluster: &Cluster) {
     let now = || without_pods(&leftovers::snapshot(&Netns::of_this_process().unwrap()).unwrap());
     let start = Instant::now();
     while now() != before {
-        assert!(
-            start.elapsed() < Duration::from_secs(20),
-            "{before}\nis now\n{}",
-            now()
-        );
+        let changed: Vec<String> = now().symmetric_difference(&before).cloned().collect();
+        assert!(start.elapsed() < Duration::from_secs(20), "{changed:#?}");
         std::thread::sleep(Duration::from_millis(500));
     }
 }
 
-/// The network without what the cluster does for its pods: their interfaces, rules that name them, and counts.
-fn without_pods(snapshot: &str) -> String {
+/// The lines of the network's picture, without what the cluster itself goes on changing: interfaces of pods, rules that
+/// name them, counts, and order.
+fn without_pods(snapshot: &str) -> BTreeSet<String> {
     let lines = snapshot.lines().filter(|line| {
         !["veth", "cni", "link/ether", "10.244.", "KUBE-", "CNI-", "fe80::"]
             .iter()
             .any(|word| line.contains(word))
     });
     let without_counts = lines.map(|line| {
-        let words = line.split(' ').map(|word| {
+        let words = line.split_whitespace().map(|word| {
             let is_count = word.starts_with('[') || word.bytes().all(|byte| byte.is_ascii_digit());
             if is_count { "N" } else { word }
         });
         words.collect::<Vec<_>>().join(" ")
     });
-    without_counts.collect::<Vec<_>>().join("\n")
+    without_counts.collect()
 }

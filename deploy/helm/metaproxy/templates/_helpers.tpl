@@ -56,18 +56,18 @@ true
 
 {{/* The port of adminAddress. */}}
 {{- define "metaproxy.adminPort" -}}
-{{- .Values.adminAddress | splitList ":" | last -}}
+{{- toString .Values.adminAddress | splitList ":" | last -}}
 {{- end -}}
 
 {{- define "metaproxy.check" -}}
-{{- if eq (toString .Values.namespacePolicy) "" -}}
+{{- if or (kindIs "invalid" .Values.namespacePolicy) (eq (toString .Values.namespacePolicy) "") -}}
 {{- fail "namespacePolicy must be chosen: `required` (as kiam: a role must be allowed by an annotation of the pod's namespace; without one, no role) or `off` (as kube2iam without --namespace-restrictions: whoever may create a pod may have any role that trusts the node's). values.yaml explains both." -}}
 {{- end -}}
 {{- if and .Values.podMonitor.enabled (or (eq (include "metaproxy.word" .Values.adminAddress) "off") (hasPrefix "127." (toString .Values.adminAddress)) (hasPrefix "[::1]" (toString .Values.adminAddress))) -}}
 {{- fail (printf "podMonitor.enabled needs an adminAddress that Prometheus can reach, such as 0.0.0.0:9808; it is %v" .Values.adminAddress) -}}
 {{- end -}}
-{{- if and .Values.kubeconfig (or .Values.rbac.create (and .Values.webIdentity.enabled .Values.webIdentity.admissionPolicy)) -}}
-{{- fail "kubeconfig names whom the agent is in the cluster: rbac.create and webIdentity.admissionPolicy, which are for its service account, must be false; give that user the same rights and limits" -}}
+{{- if and .Values.kubeconfig (include "metaproxy.pinsTokens" .) -}}
+{{- fail "kubeconfig says who the agent is in the cluster, and the admission policy is about its service account: set webIdentity.admissionPolicy=false, and limit the tokens of that user by a policy of your own (deploy/README.md, Roles of service accounts)" -}}
 {{- end -}}
 {{- if and .Values.manifests (or .Values.webIdentity.enabled .Values.startupTaint .Values.kubeconfig) -}}
 {{- fail "manifests takes the place of the API server: webIdentity, startupTaint and kubeconfig do not go with it" -}}

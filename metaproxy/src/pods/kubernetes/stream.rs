@@ -17,7 +17,8 @@ const BACKOFF: Duration = Duration::from_millis(250);
 /// Longest waiting time after failures: pods are served with what is known, and 5,000 nodes try.
 const MAX_BACKOFF: Duration = Duration::from_secs(8);
 
-/// A watch that has not failed for this long has recovered; longer than the longest wait and what an attempt may take.
+/// A watch that has not failed for this long has recovered; longer than the longest wait
+/// and than what most attempts take.
 const HELD: Duration = Duration::from_secs(60);
 
 /// For each object of a list, the first one included.
