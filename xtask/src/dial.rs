@@ -50,6 +50,9 @@ pub struct Dial {
     /// Threads
     #[arg(long, default_value_t = 1)]
     threads: usize,
+    /// Milliseconds between two connections of a thread: a long run must not use up the addresses of its pod
+    #[arg(long, default_value_t = 0)]
+    pause: u64,
     /// Milliseconds for each answer
     #[arg(long, default_value_t = 5000)]
     timeout: u64,
@@ -114,6 +117,7 @@ fn outcomes(dial: &Dial) -> BTreeMap<String, usize> {
                         Err(error) => add(describe(&error)),
                     }
                     number += dial.threads;
+                    std::thread::sleep(Duration::from_millis(dial.pause));
                 }
                 if let Ok(mut all) = counted.lock() {
                     for (outcome, count) in own {

@@ -118,7 +118,14 @@ pub fn away(cluster: &Cluster) {
     let start = Instant::now();
     let asking = start_dial(
         &known.pod,
-        &["--count", "0", "--seconds", &outage().as_secs().to_string()],
+        &[
+            "--count",
+            "0",
+            "--pause",
+            "10",
+            "--seconds",
+            &outage().as_secs().to_string(),
+        ],
     );
     assert_eq!(host.role(), of_node);
     // One that nobody has told of: held for as long as an answer may take, then refused.
