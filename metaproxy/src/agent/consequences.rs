@@ -95,3 +95,72 @@ pub(super) fn consequences(inventory: &Inventory, rules: &Rules, listed: &BTreeS
     }
     found
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pods::ServiceAccount;
+    use serde_json::{Value, json};
+
+    fn pod(uid: &str, spec: Value, phase: &str) -> Arc<Pod> {
+        let object = json!({
+            "metadata": { "name": uid, "namespace": "apps", "uid": uid, "annotations": {} },
+            "spec": spec,
+            "status": { "phase": phase },
+        });
+        Arc::new(Pod::from_api(serde_json::from_value(object).unwrap()).unwrap())
+    }
+
+    fn account() -> Arc<ServiceAccount> {
+        let role = "arn:aws:iam::123456789012:role/of-account".to_owned();
+        Arc::new(ServiceAccount {
+            namespace: "apps".to_owned(),
+            name: "web".to_owned(),
+            annotations: [("eks.amazonaws.com/role-arn".to_owned(), role)].into(),
+        })
+    }
+
+    fn rules() -> Rules {
+        let words = ["metaproxy", "run", "--kubeconfig", "/k", "--node-name", "n"];
+        let more = ["--web-identity", "on", "--namespace-policy", "off"];
+        let cli = crate::cli::Cli::from_words(words.iter().chain(&more)).unwrap();
+        match cli.command {
+            crate::cli::Command::Run(args) => args.settings().unwrap().rules,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_hostnetwork_pod_stays_intercepted_while_its_service_account_is_gone_and_not_before_it_is_known() {
+        let spec = json!({ "hostNetwork": true, "serviceAccountName": "web", "containers": [] });
+        let pods = || [pod("host", spec.clone(), "Running")];
+        let with = Inventory::new(pods(), [], [account()]);
+        let without = Inventory::new(pods(), [], []);
+        let nobody = BTreeSet::new();
+        assert!(consequences(&without, &rules(), &nobody).host_pods.is_empty());
+        let listed = consequences(&with, &rules(), &nobody).host_pods;
+        assert_eq!(listed.len(), 1);
+        assert_eq!(consequences(&without, &rules(), &listed).host_pods, listed);
+        let bare = Arc::new(ServiceAccount {
+            annotations: Default::default(),
+            ..ServiceAccount::clone(&account())
+        });
+        let known_without_a_role = Inventory::new(pods(), [], [bare]);
+        assert!(
+            consequences(&known_without_a_role, &rules(), &listed)
+                .host_pods
+                .is_empty()
+        );
+    }
+
+    #[test]
+    fn a_finished_pod_keeps_its_session_but_none_is_fetched_ahead() {
+        let spec = json!({ "serviceAccountName": "web", "containers": [] });
+        let pods = [
+            pod("runs", spec.clone(), "Running"),
+            pod("done", spec, "Succeeded"),
+        ];
+        let found = consequences(&Inventory::new(pods, [], [account()]), &rules(), &BTreeSet::new());
+        assert_eq!((found.keys.len(), found.ahead.len()), (2, 1));
+    }
+}
