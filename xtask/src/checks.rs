@@ -62,7 +62,6 @@ pub fn cluster(filter: Option<&str>, image: Option<String>) -> Result<()> {
     setup::for_demo()?;
     setup::kubernetes_tools()?;
     ebpf::build()?;
-    // What is tried is the same code in the same image; optimising it whole takes longer than all that is tried.
     let mut command = cargo();
     command.args([
         "test",
@@ -79,6 +78,7 @@ pub fn cluster(filter: Option<&str>, image: Option<String>) -> Result<()> {
         }
         None => {
             let name = format!("localhost/metaproxy:{}", env!("CARGO_PKG_VERSION"));
+            // The same code in the same form; optimising it whole takes longer than all that is tried.
             let archive = image::quick_archive_of_this_machine(&name)?;
             command
                 .env("METAPROXY_TEST_IMAGE", name)

@@ -135,8 +135,8 @@ fn build(arch: Arch, environment: &[(&str, &str)]) -> Result<PathBuf> {
         .args(["build", "--quiet", "--locked", "--release", "--package", "metaproxy", "--target", target])
         .arg("--target-dir")
         .arg(&dir)
-        // Blanks may stand in paths.
         .envs(environment.iter().copied())
+        // Blanks may stand in paths.
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     if !arch.is_ours() {
         let prefix = format!("{}-linux-gnu", target.split('-').next().unwrap_or_default());
