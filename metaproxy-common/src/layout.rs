@@ -14,6 +14,9 @@ pub const MAX_FLOWS: usize = 65_536;
 /// Most hostNetwork pods of one node that may be listed.
 pub const MAX_HOST_PODS: usize = 1_024;
 
+/// Most cgroups whose connections are noted between two looks, where they are only observed.
+pub const MAX_OBSERVED: usize = 4_096;
+
 /// Most network namespaces with a destination of their own.
 pub const MAX_DESTINATIONS: usize = 1_024;
 
@@ -62,6 +65,76 @@ impl Target {
     }
 }
 
+/// The target table: what is intercepted, and what is guarded.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct Targets {
+    /// The first `count` are in use.
+    pub rows: [Target; MAX_TARGETS],
+    /// How many are in use.
+    pub count: u32,
+    /// Always zero.
+    pub pad: u32,
+}
+
+/// What [`Targets::find`] found. A plain struct: the payload of an enum is uninitialised in its other variants, and
+/// where the compiler spills such bytes the verifier refuses the program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Whether there is such a target.
+    pub hit: bool,
+    /// Its sentinel, where there is one.
+    pub sentinel: Endpoint,
+}
+
+impl Targets {
+    /// Both addresses of the instance metadata service.
+    pub const IMDS: Self = Self {
+        rows: [Target::IMDS_V4, Target::IMDS_V6, Target::NONE, Target::NONE],
+        count: 2,
+        pad: 0,
+    };
+
+    /// The target whose address, or whose sentinel, this is.
+    #[inline(always)]
+    pub fn find(&self, to: &Endpoint) -> Found {
+        let mut row = 0;
+        while row < MAX_TARGETS {
+            if row as u32 >= self.count {
+                break;
+            }
+            let target = &self.rows[row];
+            if target.address.same(to) || target.sentinel.same(to) {
+                return Found {
+                    hit: true,
+                    sentinel: target.sentinel,
+                };
+            }
+            row += 1;
+        }
+        Found {
+            hit: false,
+            sentinel: Endpoint::NONE,
+        }
+    }
+
+    /// Whether a target has this address, at whatever port.
+    #[inline(always)]
+    pub fn has_address(&self, address: &Address) -> bool {
+        let mut row = 0;
+        while row < MAX_TARGETS {
+            if row as u32 >= self.count {
+                break;
+            }
+            if self.rows[row].address.address.same(address) {
+                return true;
+            }
+            row += 1;
+        }
+        false
+    }
+}
+
 /// Where intercepted connections go. At least one of the two exists.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,12 +166,12 @@ pub struct Config {
     /// The netns cookie of the node's own network namespace, or 0 where the kernel can't tell it to userspace
     /// (before 5.14) and the agent runs in the initial one.
     pub node_netns: u64,
-    /// The first `target_count` are in use.
-    pub targets: [Target; MAX_TARGETS],
-    /// How many targets are in use.
-    pub target_count: u32,
+    /// What is intercepted.
+    pub targets: Targets,
     /// How many network namespaces have a destination of their own in `mp_dests`.
     pub override_count: u32,
+    /// Not 0: nothing is redirected; who would have been is noted in `mp_observed`.
+    pub observe: u32,
     /// For every other network namespace.
     pub destination: Destination,
 }
@@ -108,10 +181,45 @@ impl Config {
     pub const fn imds(node_netns: u64, destination: Destination) -> Self {
         Self {
             node_netns,
-            targets: [Target::IMDS_V4, Target::IMDS_V6, Target::NONE, Target::NONE],
-            target_count: 2,
+            targets: Targets::IMDS,
             override_count: 0,
+            observe: 0,
             destination,
+        }
+    }
+
+    /// Only notes who connects to the metadata service.
+    pub const fn observing(node_netns: u64) -> Self {
+        Self {
+            observe: 1,
+            ..Self::imds(node_netns, Destination::NONE)
+        }
+    }
+}
+
+/// The configuration of a guard: the only element of the map `mp_guard`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub struct GuardConfig {
+    /// As in [`Config`].
+    pub node_netns: u64,
+    /// What is guarded.
+    pub targets: Targets,
+    /// Port (network byte order) of the UDP socket on 127.0.0.1 in the node's network namespace that carries a mark in
+    /// `mp_guard_mark`; by it the node's namespace is told where no helper tells it.
+    pub marker: Port,
+    /// Always zero.
+    pub pad: [u16; 3],
+}
+
+impl GuardConfig {
+    /// Guards both addresses of the metadata service.
+    pub const fn imds(node_netns: u64, marker: Port) -> Self {
+        Self {
+            node_netns,
+            targets: Targets::IMDS,
+            marker,
+            pad: [0; 3],
         }
     }
 }
@@ -168,13 +276,13 @@ pub struct Stamp {
 }
 
 macro_rules! counters {
-    ($($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
-        /// What the programs count, per CPU; the discriminant is the index into `mp_counters`.
+    ($(#[doc = $about:literal])+ $counter:ident: $($(#[doc = $doc:literal])+ $name:ident = $label:literal,)+) => {
+        $(#[doc = $about])+
         #[repr(u32)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        pub enum Counter { $($(#[doc = $doc])+ $name,)+ }
+        pub enum $counter { $($(#[doc = $doc])+ $name,)+ }
 
-        impl Counter {
+        impl $counter {
             /// All of them, by index.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
@@ -187,6 +295,8 @@ macro_rules! counters {
 }
 
 counters! {
+    /// What the programs count, per CPU; the discriminant is the index into `mp_counters`.
+    Counter:
     /// Connections to a metadata address that were sent to a listener.
     Redirected = "redirected",
     /// Connections that dialled a listener directly and were given their identity.
@@ -203,17 +313,33 @@ counters! {
     Unfiled = "unfiled",
     /// Filed connections whose socket closed before they were accepted.
     Abandoned = "abandoned",
+    /// Connections to a metadata address that were only noted, as nothing is redirected.
+    Observed = "observed",
 }
 
 /// How many counters there are.
 pub const COUNTERS: usize = Counter::ALL.len();
 
+counters! {
+    /// What a guard's programs count, per CPU; the discriminant is the index into `mp_guard_count`.
+    GuardCounter:
+    /// Connections to a metadata address that were sent to the sentinel.
+    Connections = "connections",
+    /// Packets to a metadata address that were dropped.
+    Packets = "packets",
+}
+
+/// How many counters a guard has.
+pub const GUARD_COUNTERS: usize = GuardCounter::ALL.len();
+
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Caller, Config, Destination, Endpoint, Flow, FlowKey};
+    use super::{Caller, Config, Destination, Endpoint, Flow, FlowKey, GuardConfig};
 
     // SAFETY: all are `repr(C)`, `Copy`, hold only integers and have no padding (asserted in this module's tests).
     unsafe impl aya::Pod for Config {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for GuardConfig {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Destination {}
     // SAFETY: as above.
@@ -241,7 +367,9 @@ mod tests {
         assert_eq!(size_of::<Caller>(), 16);
         assert_eq!(size_of::<Flow>(), 16 + 8 + 8);
         assert_eq!(size_of::<Stamp>(), 16 + 20 + 20 + 40 + 4 + 4);
-        assert_eq!(size_of::<Config>(), 8 + MAX_TARGETS * 40 + 4 + 4 + 40);
+        assert_eq!(size_of::<Targets>(), MAX_TARGETS * 40 + 4 + 4);
+        assert_eq!(size_of::<Config>(), 8 + size_of::<Targets>() + 4 + 4 + 40);
+        assert_eq!(size_of::<GuardConfig>(), 8 + size_of::<Targets>() + 2 + 6);
     }
 
     #[test]
@@ -249,12 +377,15 @@ mod tests {
         for (index, counter) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index);
         }
+        for (index, counter) in GuardCounter::ALL.iter().enumerate() {
+            assert_eq!(*counter as usize, index);
+        }
     }
 
     #[test]
     fn the_addresses_and_sentinels_are_those_that_every_version_knows() {
         let config = Config::imds(1, Destination::NONE);
-        let shown: std::vec::Vec<_> = config.targets[..config.target_count as usize]
+        let shown: std::vec::Vec<_> = config.targets.rows[..config.targets.count as usize]
             .iter()
             .map(|t| (std::format!("{:?}", t.address), std::format!("{:?}", t.sentinel)))
             .collect();

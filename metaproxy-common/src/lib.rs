@@ -5,4 +5,9 @@
 pub mod address;
 pub mod layout;
 pub mod names;
+pub mod packet;
 pub mod verdict;
+
+/// What processes of one node must agree on to stand beside each other: the intercepted addresses and their sentinels,
+/// and the form of session tokens. Whoever changes any of it counts this up.
+pub const CONTRACT: u32 = 1;

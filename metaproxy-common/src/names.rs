@@ -28,10 +28,48 @@ pub const FLOWS: &str = "mp_flows";
 /// Per-CPU [`Counter`](crate::layout::Counter)s.
 pub const COUNTERS: &str = "mp_counters";
 
-/// Every program, in no particular order.
+/// Who was observed: cgroup id → connections.
+pub const OBSERVED: &str = "mp_observed";
+
+/// The guard's own `connect()` of an IPv4 socket.
+pub const GUARD4: &str = "mp_guard4";
+/// The guard's own `connect()` of an IPv6 socket.
+pub const GUARD6: &str = "mp_guard6";
+/// The guard at the egress of an uplink with Ethernet headers; needs `bpf_get_netns_cookie` (Linux 6.15).
+pub const UPLINK_ETH: &str = "mp_uplink_eth";
+/// Likewise where packets begin with the IP header.
+pub const UPLINK_IP: &str = "mp_uplink_ip";
+/// [`UPLINK_ETH`] with what Linux 6.6 has.
+pub const UPLINK_ETH_66: &str = "mp_uplink_eth66";
+/// [`UPLINK_IP`] with what Linux 6.6 has.
+pub const UPLINK_IP_66: &str = "mp_uplink_ip66";
+/// The guard at the egress of the pods' sockets.
+pub const GUARD_SKB: &str = "mp_guard_skb";
+
+/// [`GuardConfig`](crate::layout::GuardConfig), one element.
+pub const GUARD: &str = "mp_guard";
+/// The mark of the guard's socket in the node's network namespace.
+pub const GUARD_MARK: &str = "mp_guard_mark";
+/// Per-CPU [`GuardCounter`](crate::layout::GuardCounter)s.
+pub const GUARD_COUNT: &str = "mp_guard_count";
+
+/// Every program of the guard.
+pub const GUARD_PROGRAMS: [&str; 7] = [
+    GUARD4,
+    GUARD6,
+    UPLINK_ETH,
+    UPLINK_IP,
+    UPLINK_ETH_66,
+    UPLINK_IP_66,
+    GUARD_SKB,
+];
+/// Every map of the guard.
+pub const GUARD_MAPS: [&str; 3] = [GUARD, GUARD_MARK, GUARD_COUNT];
+
+/// Every program of the redirection, in no particular order.
 pub const PROGRAMS: [&str; 5] = [CONNECT4, CONNECT6, SOCK_OPS, GETPEERNAME4, GETPEERNAME6];
 /// Every map of the plain build (aya-log adds one).
-pub const MAPS: [&str; 6] = [CONFIG, DESTINATIONS, HOST_PODS, STAMPS, FLOWS, COUNTERS];
+pub const MAPS: [&str; 7] = [CONFIG, DESTINATIONS, HOST_PODS, STAMPS, FLOWS, COUNTERS, OBSERVED];
 
 #[cfg(test)]
 mod tests {
@@ -39,7 +77,8 @@ mod tests {
 
     #[test]
     fn every_name_is_recognisable_and_fits_the_kernel() {
-        for name in PROGRAMS.iter().chain(&MAPS) {
+        let guard = GUARD_PROGRAMS.iter().chain(&GUARD_MAPS);
+        for name in PROGRAMS.iter().chain(&MAPS).chain(guard) {
             assert!(name.starts_with(PREFIX), "{name}");
             // BPF_OBJ_NAME_LEN is 16, the terminating zero included (include/uapi/linux/bpf.h).
             assert!(name.len() <= 15, "{name}");

@@ -5,7 +5,7 @@
 //! 2. [`decide`] weighs who is calling, which costs helper calls and is done only for what [`classify`] matched.
 
 use crate::address::Endpoint;
-use crate::layout::{Config, Destination, MAX_TARGETS};
+use crate::layout::{Config, Destination};
 
 /// Address family of the connecting socket. An IPv4 socket can be given only an IPv4 address; an IPv6 socket any
 /// (IPv4 in mapped form).
@@ -17,8 +17,7 @@ pub enum Family {
     V6,
 }
 
-// Class and verdict are plain structs: the payload of an enum is uninitialised in its other variants, and where the
-// compiler spills such bytes the verifier refuses the program.
+// Class and verdict are plain structs for the reason told at `Found`.
 
 /// What a destination is to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,19 +73,12 @@ pub enum Action {
 /// Compares a destination with the target table and the listeners.
 #[inline(always)]
 pub fn classify(config: &Config, to: &Endpoint) -> Class {
-    let mut row = 0;
-    while row < MAX_TARGETS {
-        if row as u32 >= config.target_count {
-            break;
-        }
-        let target = &config.targets[row];
-        if target.address.same(to) || target.sentinel.same(to) {
-            return Class {
-                kind: Kind::Metadata,
-                sentinel: target.sentinel,
-            };
-        }
-        row += 1;
+    let found = config.targets.find(to);
+    if found.hit {
+        return Class {
+            kind: Kind::Metadata,
+            sentinel: found.sentinel,
+        };
     }
     let kind = if config.destination.is(to) {
         Kind::Listener

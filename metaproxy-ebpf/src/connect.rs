@@ -1,8 +1,6 @@
 //! connect4 and connect6: sends a pod's connection to a metadata address to a listener and stamps its socket with
 //! who called.
 
-use core::ptr;
-
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{
     bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_netns_cookie,
@@ -12,11 +10,8 @@ use metaproxy_common::address::Endpoint;
 use metaproxy_common::layout::{Caller, Config, Counter, Destination, FlowKey, Stamp};
 use metaproxy_common::verdict::{Action, Family, Kind, Surroundings, classify, decide};
 
-use crate::maps::{CONFIG, DESTINATIONS, HOST_PODS, STAMPS, count};
+use crate::maps::{CONFIG, DESTINATIONS, HOST_PODS, OBSERVED, STAMPS, count};
 use crate::sockaddr;
-
-/// `SOCK_STREAM` (include/linux/net.h); MPTCP sockets are stream sockets too.
-const SOCK_STREAM: u32 = 1;
 
 /// Deepest cgroup level at which a listed pod is looked for.
 const MAX_LEVEL: i32 = 16;
@@ -26,7 +21,7 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
     let Some(config) = CONFIG.get(0) else { return };
     let to = sockaddr::read(ctx, family);
     let class = classify(config, &to);
-    if class.kind == Kind::Other || !is_stream(ctx) {
+    if class.kind == Kind::Other || !sockaddr::is_stream(ctx) {
         return;
     }
     // SAFETY: the helpers take the context that the kernel gave, or nothing.
@@ -37,6 +32,12 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
         }
     };
     let around = surroundings(config, &caller);
+    if config.observe != 0 {
+        if class.kind == Kind::Metadata && (around.listed || !around.in_node_netns) {
+            observe(&caller);
+        }
+        return;
+    }
     let verdict = decide(&class, family, around, &destination(config, caller.netns_cookie));
     match verdict.action {
         Action::Pass => count(Counter::NodeLeftAlone),
@@ -58,6 +59,19 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
     }
 }
 
+/// Notes that this cgroup has connected. Two at once may count as one.
+#[inline(always)]
+fn observe(caller: &Caller) {
+    count(Counter::Observed);
+    if let Some(seen) = OBSERVED.get_ptr_mut(caller.cgroup_id) {
+        // SAFETY: non-null, and map values outlive the program run.
+        unsafe { *seen += 1 };
+    } else {
+        // Where the map is full it is noted when it was read the next time.
+        let _ = OBSERVED.insert(caller.cgroup_id, 1_u64, 0);
+    }
+}
+
 #[inline(always)]
 fn refuse(ctx: &SockAddrContext, family: Family, sentinel: &Endpoint) {
     sockaddr::write(ctx, family, sentinel);
@@ -65,20 +79,8 @@ fn refuse(ctx: &SockAddrContext, family: Family, sentinel: &Endpoint) {
 }
 
 #[inline(always)]
-fn is_stream(ctx: &SockAddrContext) -> bool {
-    // SAFETY: the kernel hands a valid context to the program.
-    unsafe { (*ctx.sock_addr).type_ == SOCK_STREAM }
-}
-
-#[inline(always)]
 fn surroundings(config: &Config, caller: &Caller) -> Surroundings {
-    let node = if config.node_netns != 0 {
-        config.node_netns
-    } else {
-        // SAFETY: NULL asks for the initial network namespace (bpf-helpers(7)).
-        unsafe { bpf_get_netns_cookie(ptr::null_mut()) }
-    };
-    let in_node_netns = caller.netns_cookie == node;
+    let in_node_netns = sockaddr::is_node_netns(caller.netns_cookie, config.node_netns);
     Surroundings {
         in_node_netns,
         listed: in_node_netns && is_listed(),

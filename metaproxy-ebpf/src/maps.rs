@@ -4,7 +4,8 @@ use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
 use metaproxy_common::layout::{
-    COUNTERS, Config, Counter, Destination, Flow, FlowKey, MAX_DESTINATIONS, MAX_FLOWS, MAX_HOST_PODS, Stamp,
+    COUNTERS, Config, Counter, Destination, Flow, FlowKey, MAX_DESTINATIONS, MAX_FLOWS, MAX_HOST_PODS,
+    MAX_OBSERVED, Stamp,
 };
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
@@ -26,6 +27,10 @@ pub static STAMPS: SkStorage<Stamp> = SkStorage::new();
 /// A plain hash on purpose: an LRU would let a flood of one pod's connections push out another's identity.
 #[btf_map(name = "mp_flows")]
 pub static FLOWS: HashMap<FlowKey, Flow, MAX_FLOWS, NO_PREALLOC> = HashMap::new();
+
+/// By cgroup id: connections that were only observed.
+#[btf_map(name = "mp_observed")]
+pub static OBSERVED: HashMap<u64, u64, MAX_OBSERVED, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "mp_counters")]
 static COUNTER_VALUES: PerCpuArray<u64, COUNTERS> = PerCpuArray::new();

@@ -3,9 +3,33 @@
 //! Word by word and volatile: the verifier allows accesses to the context only at fixed offsets and in words, and the
 //! compiler would merge them into a `memcpy`.
 
+use core::ptr;
+
+use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::programs::SockAddrContext;
 use metaproxy_common::address::{Address, Endpoint, Port};
 use metaproxy_common::verdict::Family;
+
+/// `SOCK_STREAM` (include/linux/net.h); MPTCP sockets are stream sockets too.
+const SOCK_STREAM: u32 = 1;
+
+/// Whether this is the kind of socket that TCP has.
+#[inline(always)]
+pub fn is_stream(ctx: &SockAddrContext) -> bool {
+    // SAFETY: the kernel hands a valid context to the program.
+    unsafe { (*ctx.sock_addr).type_ == SOCK_STREAM }
+}
+
+/// Whether a cookie is that of the node's network namespace. `node` is 0 where userspace can't tell it; the node's is the
+/// initial one then.
+#[inline(always)]
+pub fn is_node_netns(cookie: u64, node: u64) -> bool {
+    if node != 0 {
+        return cookie == node;
+    }
+    // SAFETY: NULL asks for the initial network namespace (bpf-helpers(7)).
+    cookie == unsafe { bpf_get_netns_cookie(ptr::null_mut()) }
+}
 
 /// The address in the context: what is dialled (connect) or shown (getpeername).
 #[inline(always)]

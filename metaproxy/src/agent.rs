@@ -7,6 +7,9 @@
 mod cluster;
 mod consequences;
 mod discovery;
+mod error;
+mod observe;
+mod report;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -15,7 +18,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metaproxy_common::layout::{Config, Counter};
-use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
@@ -24,26 +26,29 @@ use tracing::{info, warn};
 pub use self::cluster::PodSource;
 use self::cluster::PodsHere;
 use self::consequences::{consequences, follow};
-use crate::admin::{self, Admin, AdminSocket, SocketError};
-use crate::apiserver::ConnectError;
+pub use self::error::{SignalError, StartError};
+use self::report::{Figures, report, report_guard, tell};
+use crate::admin::{Admin, AdminSocket};
+use crate::cli::Mode;
 use crate::credentials::http::NetworkEnv;
-use crate::credentials::sts::{Sts, StsError, StsSettings};
+use crate::credentials::sts::{Sts, StsSettings};
 use crate::credentials::{Issuer, Principals, Sessions};
 use crate::health::{Condition, Health, Part};
 use crate::imds::path::Paths;
-use crate::imds::server::{Phase, Server};
-use crate::imds::token::{TokenKeyError, Tokens};
+use crate::imds::server::{Limits, Phase, Server};
+use crate::imds::token::Tokens;
 use crate::imds::upstream::{Endpoint, Upstream};
 use crate::imds::{Parts, Passing, Service, Told, Version1};
-use crate::intercept::attachment::{AttachError, Attachment, State};
+use crate::intercept::attachment::{Attachment, State};
 use crate::intercept::caller::{Callers, CurrentPods};
-use crate::intercept::cgroups::{CgroupError, Locator};
-use crate::intercept::kernel::{self, KernelError};
-use crate::intercept::listener::{ListenError, Listeners, PortChoice, node_addresses};
+use crate::intercept::cgroups::Locator;
+use crate::intercept::guard::{self, Choice, Guard, GuardState};
+use crate::intercept::kernel;
+use crate::intercept::listener::{Listeners, PortChoice, node_addresses};
+use crate::intercept::object::ProgramsError;
 use crate::intercept::port::Avoid;
-use crate::intercept::programs::{Counters, Maps, Programs, ProgramsError};
-use crate::pods::Pods;
-use crate::pods::manifests::ManifestsError;
+use crate::intercept::programs::{Maps, Programs};
+use crate::neighbours::{Presence, ServedMark, make_runtime_dir};
 use crate::roles::Rules;
 
 /// After redirection has ended: connections that were redirected just before are still on their way.
@@ -63,6 +68,10 @@ const SOUND_DURATION: Duration = Duration::from_secs(40 * 60);
 pub struct Settings {
     /// Where pods come from.
     pub pods: PodSource,
+    /// What pods get.
+    pub mode: Mode,
+    /// What closes the ways round the redirection.
+    pub guard: Choice,
     /// The pods' cgroup, where it is not to be found.
     pub cgroup: Option<PathBuf>,
     /// The cgroup2 mount, likewise.
@@ -81,53 +90,12 @@ pub struct Settings {
     pub paths: Paths,
     /// Whether requests without session token are answered.
     pub version1: Version1,
-    /// Connections that one pod may have open.
-    pub connections_per_pod: usize,
+    /// What one pod may take.
+    pub limits: Limits,
     /// Where health and metrics are answered, beside the socket.
     pub admin: Option<SocketAddr>,
     /// For the token key, what is known of pods, and the socket.
     pub runtime_dir: PathBuf,
-}
-
-/// Why the agent does not start, or does not go on. Nothing is attached then.
-#[derive(Debug, Error)]
-pub enum StartError {
-    /// The kernel.
-    #[error(transparent)]
-    Kernel(#[from] KernelError),
-    /// The cgroup tree.
-    #[error(transparent)]
-    Cgroup(#[from] CgroupError),
-    /// The manifests.
-    #[error(transparent)]
-    Manifests(#[from] ManifestsError),
-    /// The API server.
-    #[error(transparent)]
-    ApiServer(#[from] ConnectError),
-    /// The socket.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    /// The token key.
-    #[error(transparent)]
-    TokenKey(#[from] TokenKeyError),
-    /// STS.
-    #[error(transparent)]
-    Sts(#[from] StsError),
-    /// The listeners.
-    #[error(transparent)]
-    Listen(#[from] ListenError),
-    /// The programs.
-    #[error(transparent)]
-    Programs(#[from] ProgramsError),
-    /// Attaching them.
-    #[error(transparent)]
-    Attach(#[from] AttachError),
-    /// A part of the agent is gone while it runs.
-    #[error("a task of the agent has failed, {0}; it ends so that it can be started again whole")]
-    TaskEnded(&'static str),
-    /// Signals.
-    #[error("cannot handle signals: {0}")]
-    Signals(std::io::Error),
 }
 
 /// Runs the agent until SIGTERM or SIGINT, then drains it.
@@ -138,7 +106,16 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     kernel::check_version()?;
     kernel::raise_descriptor_limit();
     let node_netns = kernel::node_netns_cookie()?;
-    let locator = Locator::new(settings.cgroup_root.as_deref(), settings.cgroup.as_deref())?;
+    let locator = || Locator::new(settings.cgroup_root.as_deref(), settings.cgroup.as_deref());
+    make_runtime_dir(&settings.runtime_dir)?;
+    let _presence = Presence::announce(&settings.runtime_dir, "agent")?;
+    let mark = ServedMark::of(&settings.runtime_dir);
+    if settings.mode == Mode::Observe {
+        mark.clear();
+        return observe::run(settings, node_netns, stop).await;
+    }
+    let guard = Guard::load(settings.guard, node_netns, locator()?).await?;
+    let locator = locator()?;
     let tokens = Tokens::open(&settings.runtime_dir)?;
     let (socket, socket_listener) = AdminSocket::open(&settings.runtime_dir)?;
     let mut tasks = JoinSet::new();
@@ -200,12 +177,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         version1,
         told: Arc::clone(&told),
     });
-    let server = Arc::new(Server::new(
-        callers,
-        service,
-        phases,
-        settings.connections_per_pod,
-    ));
+    let server = Arc::new(Server::new(callers, service, phases, settings.limits, addresses));
 
     // Accepting before anything is redirected: no connection finds a listener that nobody serves.
     let mut accepting: JoinSet<()> = listeners
@@ -213,6 +185,9 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         .map(|(listener, address)| Arc::clone(&server).accept(listener, address))
         .collect();
     let state = attachment.start()?;
+    let guarding = guard
+        .map(|guard| keep_guard(guard, &mut tasks, &health))
+        .transpose()?;
     let (states, mut changes) = watch::channel(State::Waiting);
     let (stop_keeping, stopped) = oneshot::channel();
     let admin = Admin::new(
@@ -220,6 +195,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         Arc::new(Figures {
             server: Arc::clone(&server),
             counters: Arc::clone(&counters),
+            guard: guarding.as_ref().map(|guarding| guarding.counters.clone()),
             pods: pods.clone(),
         }),
     );
@@ -231,13 +207,15 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         cluster.attend(&mut tasks, &rules.borrow(), &health);
     }
     tasks.spawn(follow(pods, rules, sessions, wanted, told));
-    tasks.spawn(discovery::base_arn(upstream.clone(), sts, publish_rules));
+    if settings.mode == Mode::Enforce {
+        tasks.spawn(discovery::base_arn(upstream.clone(), sts, publish_rules));
+    }
     tasks.spawn(discovery::version1(upstream, publish_version1));
     let mut keeping = tokio::spawn(attachment.keep(states.clone(), stopped));
     states.send_replace(state);
     changes.mark_changed();
     tasks.spawn(report(changes, health.clone()));
-    tasks.spawn(tell(health.clone(), shown));
+    tasks.spawn(tell(health.clone(), shown, mark));
 
     // None of the tasks ends by itself. One that does has failed, and an agent of which a part is missing must not go
     // on as if it were whole: it ends, and is started again.
@@ -256,6 +234,8 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let attachment = keeping.await;
     drain(phase, accepting, &server).await;
     drop(attachment);
+    // The last to go: until here, what was not redirected any more was refused.
+    drop(guarding);
     drop(socket);
     let counted: Vec<String> = Counter::ALL
         .iter()
@@ -276,67 +256,48 @@ fn load(config: &Config) -> Result<(Programs, Maps), ProgramsError> {
     Programs::load(config)
 }
 
-fn stop_signal() -> Result<impl Future<Output = ()>, StartError> {
-    let mut terminate = signal(SignalKind::terminate()).map_err(StartError::Signals)?;
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(StartError::Signals)?;
+/// A guard that is kept closed by a task of its own.
+struct Guarding {
+    counters: guard::GuardCounters,
+    keeping: tokio::task::JoinHandle<()>,
+    _close: watch::Sender<bool>,
+}
+
+impl Drop for Guarding {
+    fn drop(&mut self) {
+        self.keeping.abort();
+    }
+}
+
+/// Closes the guard, at once where the pods' cgroup exists, so that start-up fails here and not later.
+fn keep_guard(mut guard: Guard, tasks: &mut JoinSet<()>, health: &Health) -> Result<Guarding, StartError> {
+    guard.close()?;
+    let counters = guard.counters();
+    let (close, closed) = watch::channel(true);
+    let (states, changes) = watch::channel(GuardState::Waiting);
+    tasks.spawn(report_guard(changes, health.clone()));
+    tasks.spawn(guard::tell(counters.clone()));
+    let keeping = tokio::spawn(guard.keep(closed, states));
+    Ok(Guarding {
+        counters,
+        keeping,
+        _close: close,
+    })
+}
+
+/// SIGTERM or SIGINT, caught from now on.
+///
+/// # Errors
+/// Where the system refuses.
+pub fn stop_signal() -> Result<impl Future<Output = ()>, SignalError> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
     Ok(async move {
         tokio::select! {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
     })
-}
-
-/// Says `ready` whenever pods begin to be served, and why they are not any more.
-async fn tell(health: Health, listen: String) {
-    loop {
-        health.ready().await;
-        info!(%listen, "ready");
-        health.not_ready().await;
-        let failing: Vec<String> = health
-            .parts()
-            .into_iter()
-            .filter_map(|(part, condition)| match condition {
-                Condition::Failing(why) => Some(format!("{}: {why}", part.label())),
-                _ => None,
-            })
-            .collect();
-        warn!("not ready: {}", failing.join("; "));
-    }
-}
-
-/// Whether pods are intercepted.
-async fn report(mut states: watch::Receiver<State>, health: Health) {
-    while states.changed().await.is_ok() {
-        let condition = match *states.borrow_and_update() {
-            State::Attached => Condition::Fine,
-            State::Waiting => {
-                Condition::Failing("the pods' cgroup is not there, or cannot be attached to".to_owned())
-            }
-        };
-        health.set(Part::Interception, condition);
-    }
-}
-
-/// What the metrics are made of.
-struct Figures<I> {
-    server: Arc<Server<I>>,
-    counters: Arc<Counters>,
-    pods: Pods,
-}
-
-impl<I: Issuer> admin::Sources for Figures<I> {
-    fn connections(&self) -> (u64, u64) {
-        self.server.counts()
-    }
-
-    fn kernel(&self, counter: Counter) -> u64 {
-        self.counters.total(counter)
-    }
-
-    fn pods(&self) -> usize {
-        self.pods.borrow().len()
-    }
 }
 
 async fn drain<I: Issuer>(phase: watch::Sender<Phase>, mut accepting: JoinSet<()>, server: &Server<I>) {
@@ -348,6 +309,10 @@ async fn drain<I: Issuer>(phase: watch::Sender<Phase>, mut accepting: JoinSet<()
     if tokio::time::timeout(LAST, server.all_closed()).await.is_err() {
         info!("some connections did not end in time and are cut off");
     }
-    let (served, refused) = server.counts();
-    info!(served, refused, "connections");
+    let counts = server.counts();
+    info!(
+        served = counts.served,
+        refused = counts.unidentified + counts.over_limit,
+        "connections"
+    );
 }

@@ -1,5 +1,7 @@
 //! The command line. Everything is parsed and checked here, before anything is started.
 
+mod args;
+mod guard;
 mod run;
 mod usage;
 mod values;
@@ -9,9 +11,13 @@ use std::path::PathBuf;
 
 use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+pub use self::args::LoggingArgs;
+pub use self::guard::GuardArgs;
 pub use self::run::RunArgs;
 pub use self::usage::UsageError;
-pub use self::values::{AdminAddress, HostNetwork, ImdsV1, LogFormat, LogLevel, NamespacePolicy, Switch};
+pub use self::values::{
+    AdminAddress, Close, HostNetwork, ImdsV1, LogFormat, LogLevel, Mode, NamespacePolicy, Switch,
+};
 use crate::admin::probe::Question;
 
 /// Exit status for bad usage (EX_USAGE of sysexits.h).
@@ -56,6 +62,8 @@ impl Cli {
 pub enum Command {
     /// Run the agent of this node: intercept pods' metadata connections and serve each pod its own role
     Run(Box<RunArgs>),
+    /// Keep pods from the node's metadata service while no agent of this node serves them
+    Guard(Box<GuardArgs>),
     /// Ask the agent of this container how it is doing; for the kubelet's exec probes
     Probe(ProbeArgs),
 }

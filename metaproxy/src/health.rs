@@ -11,6 +11,8 @@ use tokio::sync::watch;
 pub enum Part {
     /// The programs in the kernel.
     Interception,
+    /// What keeps pods from the metadata service beside them.
+    Guard,
     /// The pods of this node.
     Pods,
     /// The namespaces.
@@ -30,6 +32,7 @@ impl Part {
     pub fn label(self) -> &'static str {
         match self {
             Self::Interception => "interception",
+            Self::Guard => "guard",
             Self::Pods => "pods",
             Self::Namespaces => "namespaces",
             Self::ServiceAccounts => "service-accounts",

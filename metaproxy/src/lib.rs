@@ -2,15 +2,18 @@
 //!
 //! Data flows one way, and the modules show it: a pod's connection is [`intercept`]ed and its caller identified,
 //! what is known of the pod comes from [`pods`], its role is decided in [`roles`], the session obtained in
-//! [`credentials`], and the answer served by [`imds`]. [`agent`] wires them together.
+//! [`credentials`], and the answer served by [`imds`]. [`agent`] wires them together; [`guard`] is a process of its own
+//! that keeps pods out while no agent runs.
 
 pub mod admin;
 pub mod agent;
 pub mod apiserver;
 pub mod cli;
 pub mod credentials;
+pub mod guard;
 pub mod health;
 pub mod imds;
 pub mod intercept;
+pub mod neighbours;
 pub mod pods;
 pub mod roles;

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use metaproxy::admin::probe::{self, ProbeError};
-use metaproxy::agent;
-use metaproxy::cli::{Cli, Command, EX_USAGE, LogFormat, LogLevel};
+use metaproxy::cli::{Cli, Command, EX_USAGE, LogFormat, LogLevel, LoggingArgs, UsageError};
+use metaproxy::{agent, guard};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -20,25 +20,22 @@ fn main() -> ExitCode {
             };
         }
     };
-    let args = match cli.command {
-        Command::Run(args) => args,
-        Command::Probe(args) => return answer(probe::ask(args.question, &args.runtime_dir)),
-    };
-    let settings = match args.settings() {
-        Ok(settings) => settings,
-        Err(error) => {
-            eprintln!("error: {error}\n\nFor more information, try 'metaproxy run --help'.");
-            return ExitCode::from(EX_USAGE);
-        }
-    };
-    start_logging(args.log_format, args.log);
-    match run(settings) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            tracing::error!("{error:#}");
-            ExitCode::FAILURE
-        }
+    match cli.command {
+        Command::Run(args) => match args.settings() {
+            Ok(settings) => run(args.logging, agent::run(settings)),
+            Err(error) => bad_usage("run", &error),
+        },
+        Command::Guard(args) => match args.settings() {
+            Ok(settings) => run(args.logging, guard::run(settings)),
+            Err(error) => bad_usage("guard", &error),
+        },
+        Command::Probe(args) => answer(probe::ask(args.question, &args.runtime_dir)),
     }
+}
+
+fn bad_usage(command: &str, error: &UsageError) -> ExitCode {
+    eprintln!("error: {error}\n\nFor more information, try 'metaproxy {command} --help'.");
+    ExitCode::from(EX_USAGE)
 }
 
 /// What a probe shows; the kubelet puts it into an event where it is bad.
@@ -55,12 +52,28 @@ fn answer(answer: Result<String, ProbeError>) -> ExitCode {
     }
 }
 
-fn run(settings: agent::Settings) -> anyhow::Result<()> {
+fn run<E: std::error::Error + Send + Sync + 'static>(
+    logging: LoggingArgs,
+    process: impl Future<Output = Result<(), E>>,
+) -> ExitCode {
+    start_logging(logging.log_format, logging.log);
+    match run_to_the_end(process) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run_to_the_end<E: std::error::Error + Send + Sync + 'static>(
+    process: impl Future<Output = Result<(), E>>,
+) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;
-    let result = runtime.block_on(agent::run(settings));
+    let result = runtime.block_on(process);
     // Whatever still runs (a name being looked up, say) must not keep the process alive.
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     Ok(result?)

@@ -1,4 +1,4 @@
-//! `cargo xtask build-ebpf`: the eBPF object, with whatever toolchain this machine has for it.
+//! `cargo xtask build-ebpf`: the eBPF objects, with whatever toolchain this machine has for it.
 //!
 //! The target needs a `core` of its own. Debian packages one ready-made, or its sources; rustup has the sources for
 //! nightly. The object is the same for x86_64 and aarch64 (both are little-endian, and no program reads registers),
@@ -22,6 +22,34 @@ const ARCHITECTURES: [&str; 2] = ["x86_64", "aarch64"];
 
 /// Where Debian keeps its compiler, whatever rustup has put into `PATH`.
 const DEBIAN_BIN: &str = "/usr/bin";
+
+/// One of the objects that the agent embeds.
+struct Object {
+    /// Its file is this, the architecture, and `.o`.
+    name: &'static str,
+    binary: &'static str,
+    /// Whether there is a form of it that logs.
+    logs: bool,
+    programs: &'static [&'static str],
+    maps: &'static [&'static str],
+}
+
+const OBJECTS: [Object; 2] = [
+    Object {
+        name: "metaproxy",
+        binary: "metaproxy-ebpf",
+        logs: true,
+        programs: &names::PROGRAMS,
+        maps: &names::MAPS,
+    },
+    Object {
+        name: "guard",
+        binary: "metaproxy-guard",
+        logs: false,
+        programs: &names::GUARD_PROGRAMS,
+        maps: &names::GUARD_MAPS,
+    },
+];
 
 /// A toolchain that can build for the eBPF target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -151,37 +179,52 @@ pub fn tools() -> PathBuf {
     root().join("target/tools")
 }
 
-/// Builds the object for both architectures, plain and logging, and checks each.
+/// Builds the objects for both architectures, plain and logging, and checks each.
 pub fn build() -> Result<()> {
     let toolchain = Toolchain::find()?;
     let linker = linker().context(
         "bpf-linker is missing: `sudo cargo xtask setup` builds it, or `cargo install bpf-linker` where its LLVM is at \
          least as new as rustc's",
     )?;
-    step(&format!("eBPF object, built with {toolchain}"));
+    step(&format!("eBPF objects, built with {toolchain}"));
     let out = root().join("target/bpf");
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
     for arch in ARCHITECTURES {
         for (feature, suffix) in [(None, ""), (Some("log"), "-log")] {
-            let built = build_one(&toolchain, &linker, arch, feature)?;
-            let object = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
-            check(&object).with_context(|| format!("the object for {arch} is not sound"))?;
-            let path = out.join(format!("metaproxy.{arch}{suffix}.o"));
-            // Untouched where nothing changed, so that the agent is not built again for nothing.
-            if fs::read(&path).ok().as_ref() != Some(&object) {
-                fs::write(&path, object).with_context(|| format!("cannot write {}", path.display()))?;
+            for object in &OBJECTS {
+                if feature.is_some() && !object.logs {
+                    continue;
+                }
+                let built = build_one(&toolchain, &linker, arch, feature, object.binary)?;
+                let bytes = fs::read(&built).with_context(|| format!("cannot read {}", built.display()))?;
+                check(&bytes, object)
+                    .with_context(|| format!("the object {} for {arch} is not sound", object.name))?;
+                let path = out.join(format!("{}.{arch}{suffix}.o", object.name));
+                // Untouched where nothing changed, so that the agent is not built again for nothing.
+                if fs::read(&path).ok().as_ref() != Some(&bytes) {
+                    fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+                }
             }
         }
     }
-    let read = |arch: &str| fs::read(out.join(format!("metaproxy.{arch}.o")));
-    ensure!(
-        code(&read(ARCHITECTURES[0])?)? == code(&read(ARCHITECTURES[1])?)?,
-        "the programs differ between architectures"
-    );
+    for object in &OBJECTS {
+        let read = |arch: &str| fs::read(out.join(format!("{}.{arch}.o", object.name)));
+        ensure!(
+            code(&read(ARCHITECTURES[0])?)? == code(&read(ARCHITECTURES[1])?)?,
+            "the programs of {} differ between architectures",
+            object.name
+        );
+    }
     Ok(())
 }
 
-fn build_one(toolchain: &Toolchain, linker: &Path, arch: &str, feature: Option<&str>) -> Result<PathBuf> {
+fn build_one(
+    toolchain: &Toolchain,
+    linker: &Path,
+    arch: &str,
+    feature: Option<&str>,
+    binary: &str,
+) -> Result<PathBuf> {
     let target_dir = root().join("target/ebpf").join(arch);
     let flags = [
         format!("--cfg=bpf_target_arch=\"{arch}\""),
@@ -200,6 +243,8 @@ fn build_one(toolchain: &Toolchain, linker: &Path, arch: &str, feature: Option<&
             "ebpf",
             "--package",
             "metaproxy-ebpf",
+            "--bin",
+            binary,
             "--target",
             TARGET,
         ])
@@ -208,12 +253,12 @@ fn build_one(toolchain: &Toolchain, linker: &Path, arch: &str, feature: Option<&
         .args(feature.map(|feature| format!("--features={feature}")))
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     run(&mut command)?;
-    Ok(target_dir.join(TARGET).join("ebpf/metaproxy-ebpf"))
+    Ok(target_dir.join(TARGET).join("ebpf").join(binary))
 }
 
-/// What the loader and the kernel rely on (elf(5)): 64-bit, little-endian, machine BPF, with BTF, and all our
-/// programs and maps in it.
-fn check(object: &[u8]) -> Result<()> {
+/// What the loader and the kernel rely on (elf(5)): 64-bit, little-endian, machine BPF, with BTF, and all its programs
+/// and maps in it.
+fn check(object: &[u8], wanted: &Object) -> Result<()> {
     const EM_BPF: u16 = 247;
     ensure!(object.starts_with(b"\x7fELF"), "it is no ELF file");
     ensure!(
@@ -225,11 +270,7 @@ fn check(object: &[u8]) -> Result<()> {
         .and_then(|bytes| bytes.try_into().ok())
         .map(u16::from_le_bytes);
     ensure!(machine == Some(EM_BPF), "it is not for BPF");
-    for name in [".BTF", ".maps"]
-        .iter()
-        .chain(&names::PROGRAMS)
-        .chain(&names::MAPS)
-    {
+    for name in [".BTF", ".maps"].iter().chain(wanted.programs).chain(wanted.maps) {
         let stored = [name.as_bytes(), &[0]].concat();
         if !object.windows(stored.len()).any(|window| window == stored) {
             bail!("{name} is missing from it");

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use metaproxy_common::layout::Counter;
+use metaproxy_common::layout::{Counter, GuardCounter};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, text::encode};
 use prometheus_client::metrics::counter::ConstCounter;
@@ -10,16 +10,19 @@ use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
 
 use crate::health::Health;
+use crate::imds::server::Counts;
 
 /// What scrapers take it for.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
 /// Where the figures come from, at the moment of asking.
 pub trait Sources: Send + Sync {
-    /// Connections that were served and refused so far.
-    fn connections(&self) -> (u64, u64);
+    /// What came of connections so far.
+    fn connections(&self) -> Counts;
     /// A counter of the programs in the kernel.
     fn kernel(&self, counter: Counter) -> u64;
+    /// A counter of the agent's guard.
+    fn guard(&self, counter: GuardCounter) -> u64;
     /// Pods that are known.
     fn pods(&self) -> usize;
 }
@@ -38,7 +41,9 @@ pub fn text(sources: &dyn Sources, health: &Health) -> Result<String, fmt::Error
 
 #[derive(Debug)]
 struct Snapshot {
-    connections: [(&'static str, u64); 2],
+    connections: [(&'static str, u64); 3],
+    slowed: [(&'static str, u64); 2],
+    guard: Vec<(&'static str, u64)>,
     kernel: Vec<(&'static str, u64)>,
     pods: i64,
     ready: bool,
@@ -47,7 +52,11 @@ struct Snapshot {
 
 impl Snapshot {
     fn take(sources: &dyn Sources, health: &Health) -> Self {
-        let (served, refused) = sources.connections();
+        let counts = sources.connections();
+        let guard = GuardCounter::ALL
+            .iter()
+            .map(|counter| (counter.label(), sources.guard(*counter)))
+            .collect();
         let kernel = Counter::ALL
             .iter()
             .map(|counter| (counter.label(), sources.kernel(*counter)))
@@ -57,7 +66,16 @@ impl Snapshot {
             .iter()
             .map(|(part, condition)| (part.label(), condition.serves()));
         Self {
-            connections: [("served", served), ("refused", refused)],
+            connections: [
+                ("served", counts.served),
+                ("unidentified", counts.unidentified),
+                ("over_limit", counts.over_limit),
+            ],
+            slowed: [
+                ("connection", counts.slowed_connections),
+                ("request", counts.slowed_requests),
+            ],
+            guard,
             kernel,
             pods: i64::try_from(sources.pods()).unwrap_or(i64::MAX),
             ready: health.is_ready(),
@@ -82,6 +100,24 @@ impl Collector for Snapshot {
         )?;
         for (outcome, count) in self.connections {
             ConstCounter::new(count).encode(family.encode_family(&[("outcome", outcome)])?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "slowed",
+            "Connections and requests that had to wait, as their pod makes more than it may",
+            None,
+            counter,
+        )?;
+        for (what, count) in self.slowed {
+            ConstCounter::new(count).encode(family.encode_family(&[("what", what)])?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "guard_refused",
+            "What the agent's own guard kept from the node's metadata service",
+            None,
+            counter,
+        )?;
+        for (what, count) in &self.guard {
+            ConstCounter::new(*count).encode(family.encode_family(&[("what", *what)])?)?;
         }
         let mut family = encoder.encode_descriptor(
             "kernel_connections",
@@ -118,8 +154,17 @@ mod tests {
     struct Fixed;
 
     impl Sources for Fixed {
-        fn connections(&self) -> (u64, u64) {
-            (7, 2)
+        fn connections(&self) -> Counts {
+            Counts {
+                served: 7,
+                unidentified: 2,
+                over_limit: 4,
+                slowed_connections: 5,
+                slowed_requests: 6,
+            }
+        }
+        fn guard(&self, _counter: GuardCounter) -> u64 {
+            8
         }
         fn kernel(&self, _counter: Counter) -> u64 {
             9
@@ -141,7 +186,11 @@ mod tests {
                 "\"} 1"
             ),
             "metaproxy_connections_total{outcome=\"served\"} 7",
-            "metaproxy_connections_total{outcome=\"refused\"} 2",
+            "metaproxy_connections_total{outcome=\"unidentified\"} 2",
+            "metaproxy_connections_total{outcome=\"over_limit\"} 4",
+            "metaproxy_slowed_total{what=\"connection\"} 5",
+            "metaproxy_slowed_total{what=\"request\"} 6",
+            "metaproxy_guard_refused_total{what=\"packets\"} 8",
             "metaproxy_pods 3",
             "metaproxy_ready 0",
             "metaproxy_part_serving{part=\"interception\"} 0",

@@ -32,6 +32,8 @@ pub enum PodSource {
         /// Pods that are bound to another node are left out.
         node: Option<String>,
     },
+    /// None is needed.
+    Nobody,
     /// The API server.
     ApiServer {
         /// Where it is.
@@ -50,6 +52,7 @@ pub(super) struct PodsHere {
 }
 
 enum Opened {
+    Nobody,
     Manifests(Manifests),
     ApiServer(Box<Watch>, Cluster),
 }
@@ -67,6 +70,10 @@ impl PodsHere {
         match source {
             PodSource::Manifests { dir, node } => Ok(Self {
                 source: Opened::Manifests(Manifests::open(dir, node.clone())?),
+                health: Health::starting([Part::Interception]),
+            }),
+            PodSource::Nobody => Ok(Self {
+                source: Opened::Nobody,
                 health: Health::starting([Part::Interception]),
             }),
             PodSource::ApiServer {
@@ -101,7 +108,7 @@ impl PodsHere {
 
     pub fn cluster(&self) -> Option<Cluster> {
         match &self.source {
-            Opened::Manifests(_) => None,
+            Opened::Nobody | Opened::Manifests(_) => None,
             Opened::ApiServer(_, cluster) => Some(cluster.clone()),
         }
     }
@@ -110,6 +117,15 @@ impl PodsHere {
     pub async fn follow(self, tasks: &mut JoinSet<()>) -> Pods {
         let first = |inventory: Inventory| watch::channel(Arc::new(inventory));
         match self.source {
+            Opened::Nobody => {
+                let (publish, pods) = first(Inventory::default());
+                // Whoever waits for a change waits, and is not told of an end.
+                tasks.spawn(async move {
+                    publish.closed().await;
+                    std::future::pending().await
+                });
+                pods
+            }
             Opened::Manifests(manifests) => {
                 let (publish, pods) = first(manifests.inventory());
                 tasks.spawn(manifests.run(publish));

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{AdminAddress, HostNetwork, ImdsV1, LogFormat, LogLevel, NamespacePolicy, Switch};
+use super::args::{LoggingArgs, PlaceArgs};
+use super::{AdminAddress, HostNetwork, ImdsV1, Mode, NamespacePolicy, Switch, values};
+use crate::intercept::guard::Choice;
 use crate::roles::SessionScope;
 use crate::roles::policy::{AllowedRolesStyle, PermittedMatch};
 
@@ -32,23 +34,8 @@ pub struct RunArgs {
     )]
     pub(super) kubeconfig: Option<PathBuf>,
 
-    /// The pods' cgroup [default: kubepods or kubepods.slice, found]
-    #[arg(
-        long,
-        env = "METAPROXY_CGROUP",
-        value_name = "DIR",
-        help_heading = "Interception"
-    )]
-    pub(super) cgroup: Option<PathBuf>,
-
-    /// The cgroup v2 mount to look for it in [default: found]
-    #[arg(
-        long,
-        env = "METAPROXY_CGROUP_ROOT",
-        value_name = "DIR",
-        help_heading = "Interception"
-    )]
-    pub(super) cgroup_root: Option<PathBuf>,
+    #[command(flatten)]
+    pub(super) place: PlaceArgs,
 
     /// Address of this node at which pods reach the listener; repeatable [default: the node's IPv4 and IPv6 address]
     #[arg(
@@ -69,6 +56,16 @@ pub struct RunArgs {
         help_heading = "Interception"
     )]
     pub(super) listen_port: u16,
+
+    /// What closes the ways round the redirection for as long as the agent runs [default: auto, and off with --mode
+    /// observe]
+    #[arg(
+        long,
+        env = "METAPROXY_GUARD",
+        value_name = "GUARD",
+        help_heading = "Interception"
+    )]
+    pub(super) guard: Option<Choice>,
 
     /// What a role that is only a name is prefixed with, such as arn:aws:iam::123456789012:role/ [default: the account of
     /// the node's own role]
@@ -287,9 +284,54 @@ pub struct RunArgs {
     /// Connections that one pod may have open; more are closed at once
     #[arg(
         long, env = "METAPROXY_MAX_CONNECTIONS_PER_POD", value_name = "N", default_value_t = 512,
-        value_parser = clap::value_parser!(u32).range(1..), help_heading = "Metadata"
+        value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits"
     )]
     pub(super) max_connections_per_pod: u32,
+
+    /// Connections that one pod may make in a second; more have to wait
+    #[arg(
+        long, env = "METAPROXY_MAX_CONNECTION_RATE_PER_POD", value_name = "N", default_value_t = 2000,
+        value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits"
+    )]
+    pub(super) max_connection_rate_per_pod: u32,
+
+    /// Requests that are answered to one pod in a second; more have to wait
+    #[arg(
+        long, env = "METAPROXY_MAX_REQUEST_RATE_PER_POD", value_name = "N", default_value_t = 5000,
+        value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits"
+    )]
+    pub(super) max_request_rate_per_pod: u32,
+
+    /// Longest head of a request, in KiB: 8 to 64
+    #[arg(
+        long, env = "METAPROXY_MAX_HEAD_SIZE", value_name = "KIB", default_value_t = 16,
+        value_parser = clap::value_parser!(u32).range(8..=64), help_heading = "Limits"
+    )]
+    pub(super) max_head_size: u32,
+
+    /// How long the head of a request may take, from its first byte: 1s to 1m
+    #[arg(
+        long, env = "METAPROXY_HEAD_TIMEOUT", value_name = "DURATION", default_value = "5s",
+        value_parser = values::a_second_to_a_minute, help_heading = "Limits"
+    )]
+    pub(super) head_timeout: Duration,
+
+    /// How long a connection may say nothing between requests: 1s to 1h
+    #[arg(
+        long, env = "METAPROXY_IDLE_TIMEOUT", value_name = "DURATION", default_value = "1m",
+        value_parser = values::a_second_to_an_hour, help_heading = "Limits"
+    )]
+    pub(super) idle_timeout: Duration,
+
+    /// What pods get
+    #[arg(
+        long,
+        env = "METAPROXY_MODE",
+        value_name = "MODE",
+        default_value = "enforce",
+        help_heading = "Operation"
+    )]
+    pub(super) mode: Mode,
 
     /// Where /healthz, /readyz and /metrics are answered: address and port, or off
     #[arg(
@@ -322,23 +364,7 @@ pub struct RunArgs {
     )]
     pub(super) runtime_dir: PathBuf,
 
-    /// Form of log lines
-    #[arg(
-        long,
-        env = "METAPROXY_LOG_FORMAT",
-        value_name = "FORMAT",
-        default_value = "text",
-        help_heading = "Operation"
-    )]
-    pub log_format: LogFormat,
-
-    /// Least severe level that is logged
-    #[arg(
-        long,
-        env = "METAPROXY_LOG",
-        value_name = "LEVEL",
-        default_value = "info",
-        help_heading = "Operation"
-    )]
-    pub log: LogLevel,
+    /// What is logged.
+    #[command(flatten)]
+    pub logging: LoggingArgs,
 }

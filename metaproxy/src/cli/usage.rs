@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::{HostNetwork, ImdsV1, NamespacePolicy, RunArgs, Switch};
+use super::{HostNetwork, ImdsV1, Mode, NamespacePolicy, RunArgs, Switch};
 use crate::agent::{PodSource, Settings};
 use crate::apiserver::KubeconfigSource;
 use crate::credentials::sts::StsSettings;
 use crate::imds::Version1;
 use crate::imds::path::{BadPattern, Paths};
+use crate::imds::server::Limits;
 use crate::imds::upstream::{BadEndpoint, Endpoint};
+use crate::intercept::guard::Choice;
 use crate::roles::arn::RoleError;
 use crate::roles::{
     AnnotationKeys, BaseArn, CommonTags, NamespaceRules, PolicyCache, RoleArn, Rules, SessionRules,
@@ -38,6 +40,15 @@ pub enum UsageError {
         "--node-name {0:?}: not the name of a node, which is up to 253 small letters, digits, dashes and dots"
     )]
     NodeName(String),
+    /// A guard in the way of what is to be observed.
+    #[error(
+        "--guard with --mode observe: pods are to reach the node's metadata service as without metaproxy, and a guard \
+         would keep them from it"
+    )]
+    GuardWhileObserving,
+    /// A guard that does nothing.
+    #[error("--guard off: a guard that is to do nothing need not be started")]
+    IdleGuard,
     /// Tokens without an API server.
     #[error(
         "--web-identity on: tokens of service accounts come from the API server, and --manifests asks none"
@@ -113,8 +124,10 @@ impl RunArgs {
         Ok(Settings {
             sts: self.sts(&rules.sessions)?,
             pods,
-            cgroup: self.cgroup.clone(),
-            cgroup_root: self.cgroup_root.clone(),
+            mode: self.mode,
+            guard: self.guard()?,
+            cgroup: self.place.cgroup.clone(),
+            cgroup_root: self.place.cgroup_root.clone(),
             listen_addresses: self.listen_addresses()?,
             listen_port: self.listen_port,
             rules,
@@ -125,10 +138,25 @@ impl RunArgs {
                 ImdsV1::Allow => Version1::Allowed,
                 ImdsV1::Deny => Version1::Denied,
             },
-            connections_per_pod: self.max_connections_per_pod as usize,
+            limits: Limits {
+                connections: self.max_connections_per_pod as usize,
+                connection_rate: self.max_connection_rate_per_pod,
+                request_rate: self.max_request_rate_per_pod,
+                head: self.max_head_size as usize * 1024,
+                head_time: self.head_timeout,
+                idle: self.idle_timeout,
+            },
             admin: self.admin_address.0,
             runtime_dir: self.runtime_dir.clone(),
         })
+    }
+
+    fn guard(&self) -> Result<Choice, UsageError> {
+        match (self.mode, self.guard) {
+            (Mode::Observe, None | Some(Choice::Off)) => Ok(Choice::Off),
+            (Mode::Observe, Some(_)) => Err(UsageError::GuardWhileObserving),
+            (Mode::Enforce | Mode::Firewall, guard) => Ok(guard.unwrap_or(Choice::Auto)),
+        }
     }
 
     fn pods(&self, node: Option<&str>) -> Result<PodSource, UsageError> {
@@ -141,9 +169,12 @@ impl RunArgs {
                 node: node.map(str::to_owned),
             });
         }
-        let kubeconfig = match &self.kubeconfig {
-            Some(file) => KubeconfigSource::File(file.clone()),
-            None => kubeconfig_of_environment().ok_or(UsageError::NoSource)?,
+        let given = self.kubeconfig.clone().map(KubeconfigSource::File);
+        let kubeconfig = match given.or_else(kubeconfig_of_environment) {
+            Some(kubeconfig) => kubeconfig,
+            // Who a pod is does not matter where none gets anything.
+            None if self.mode == Mode::Firewall => return Ok(PodSource::Nobody),
+            None => return Err(UsageError::NoSource),
         };
         let node = node.ok_or(UsageError::NoNode)?;
         let fits = (1..=253).contains(&node.len())
@@ -212,6 +243,7 @@ impl RunArgs {
                 read: PolicyCache::default(),
             },
             web_identity: self.web_identity == Switch::On,
+            firewall: self.mode == Mode::Firewall,
             enforce_host_network: self.host_network == HostNetwork::Enforce,
             sessions: SessionRules {
                 scope: self.session_scope,
@@ -240,8 +272,10 @@ impl RunArgs {
             check_url("--sts-endpoint", endpoint)?;
         }
         let through: Option<RoleArn> = role("--assume-role-arn", self.assume_role_arn.as_ref())?;
+        // Where no role is served STS is never asked, and no region has to be found.
+        let unasked = (self.mode == Mode::Firewall).then(|| "us-east-1".to_owned());
         Ok(StsSettings {
-            region: self.region.clone(),
+            region: self.region.clone().or(unasked),
             endpoint: self.sts_endpoint.clone(),
             imds_endpoint: self.imds()?.to_string(),
             duration: self.session_duration,

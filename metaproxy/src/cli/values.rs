@@ -1,7 +1,9 @@
 //! What flags of few values are set to.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::ValueEnum;
 
@@ -32,6 +34,27 @@ pub enum HostNetwork {
     Passthrough,
     /// They reach none
     Enforce,
+}
+
+/// `--mode`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Pods get their own roles, and nothing else of the node's credentials
+    Enforce,
+    /// Nothing is changed: pods reach the node's metadata service as without metaproxy, and what enforce would change is
+    /// reported
+    Observe,
+    /// No roles are served; pods are only kept from the node's credentials
+    Firewall,
+}
+
+/// `metaproxy guard --close`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Close {
+    /// Once an agent has served pods since the node booted, so that a first installation that fails harms nobody
+    WhenServed,
+    /// From the start, which is for a unit that runs before the kubelet does
+    AtOnce,
 }
 
 /// `--admin-address`
@@ -83,4 +106,27 @@ pub enum LogLevel {
     Debug,
     /// And everything else
     Trace,
+}
+
+/// A duration of 1s to 1m.
+pub(super) fn a_second_to_a_minute(text: &str) -> Result<Duration, String> {
+    duration_within(text, Duration::from_secs(1)..=Duration::from_secs(60))
+}
+
+/// A duration of 1s to 1h.
+pub(super) fn a_second_to_an_hour(text: &str) -> Result<Duration, String> {
+    duration_within(text, Duration::from_secs(1)..=Duration::from_secs(3600))
+}
+
+fn duration_within(text: &str, range: RangeInclusive<Duration>) -> Result<Duration, String> {
+    let duration = humantime::parse_duration(text).map_err(|error| error.to_string())?;
+    if range.contains(&duration) {
+        return Ok(duration);
+    }
+    let shown = |duration| humantime::format_duration(duration);
+    Err(format!(
+        "it is {} to {}",
+        shown(*range.start()),
+        shown(*range.end())
+    ))
 }

@@ -7,6 +7,7 @@ mod passage;
 mod passing;
 pub mod path;
 mod patience;
+mod per_pod;
 pub mod server;
 mod service;
 pub mod token;

@@ -11,9 +11,6 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-/// For the head of a request, from its first byte.
-const HEAD: Duration = Duration::from_secs(5);
-
 /// For the peer to take anything of what is sent.
 const WRITE: Duration = Duration::from_secs(10);
 
@@ -46,16 +43,18 @@ impl Stage {
 pub struct Patient<S> {
     stream: S,
     stage: Stage,
+    head_time: Duration,
     head: Option<Pin<Box<Sleep>>>,
     write: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
-    /// The stage is moved on by whoever answers the requests.
-    pub fn new(stream: S, stage: Stage) -> Self {
+    /// The stage is moved on by whoever answers the requests; `head_time` is for a request's head, from its first byte.
+    pub fn new(stream: S, stage: Stage, head_time: Duration) -> Self {
         Self {
             stream,
             stage,
+            head_time,
             head: None,
             write: None,
         }
@@ -87,7 +86,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
         if self.stage.is(IDLE) && buffer.filled().len() > before {
             self.stage.0.store(IN_HEAD, Ordering::Relaxed);
-            self.head = Some(Box::pin(tokio::time::sleep(HEAD)));
+            self.head = Some(Box::pin(tokio::time::sleep(self.head_time)));
         }
         if !self.stage.is(IN_HEAD) {
             self.head = None;
@@ -139,10 +138,12 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
     use tokio::time::Instant;
 
+    const HEAD: Duration = Duration::from_secs(5);
+
     #[tokio::test(start_paused = true)]
     async fn a_head_that_has_begun_must_end() {
         let (mut peer, ours) = duplex(1024);
-        let mut ours = Patient::new(ours, Stage::default());
+        let mut ours = Patient::new(ours, Stage::default(), HEAD);
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(3600)).await;
             loop {
@@ -169,7 +170,7 @@ mod tests {
     async fn a_body_and_the_next_request_have_time() {
         let (mut peer, ours) = duplex(1024);
         let stage = Stage::default();
-        let mut ours = Patient::new(ours, stage.clone());
+        let mut ours = Patient::new(ours, stage.clone(), HEAD);
         let mut byte = [0];
         for _ in 0..3 {
             peer.write_all(b"ab").await.unwrap();
@@ -185,7 +186,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_nothing_is_given_up() {
         let (_peer, ours) = duplex(16);
-        let mut ours = Patient::new(ours, Stage::default());
+        let mut ours = Patient::new(ours, Stage::default(), HEAD);
         let start = Instant::now();
         let error = ours.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!((error.kind(), start.elapsed()), (io::ErrorKind::TimedOut, WRITE));

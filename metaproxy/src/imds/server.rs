@@ -1,8 +1,7 @@
 //! Accepted connections: who it is, then its requests, until it ends or the agent does.
 
-use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -21,19 +20,14 @@ use tracing::{debug, warn};
 
 use super::answer::{self, Answer};
 use super::patience::{Patient, Stage};
+pub use super::per_pod::Limits;
+use super::per_pod::{PerPod, Place};
 use super::{Caller, Service};
 use crate::credentials::Issuer;
 use crate::intercept::caller::Callers;
-use crate::pods::PodUid;
-
-/// How long a connection may say nothing at all.
-const IDLE: Duration = Duration::from_secs(60);
 
 /// How long a connection may take over a request's body.
 const BODY: Duration = Duration::from_secs(5);
-
-/// Longest head that is read.
-const MAX_HEAD: usize = 16 * 1024;
 
 /// Longest body that is read and dropped; the metadata service has no use for one.
 const MAX_BODY: usize = 16 * 1024;
@@ -54,39 +48,67 @@ pub struct Server<I> {
     callers: Callers,
     service: Service<I>,
     phase: watch::Receiver<Phase>,
-    served: AtomicU64,
-    refused: AtomicU64,
+    counters: Counters,
     open: TaskTracker,
     per_pod: PerPod,
+    /// hostNetwork pods share the node's.
+    own_addresses: Vec<IpAddr>,
     complained: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    served: AtomicU64,
+    unidentified: AtomicU64,
+    over_limit: AtomicU64,
+    slowed_connections: AtomicU64,
+    slowed_requests: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// What came of connections so far.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Served.
+    pub served: u64,
+    /// Closed, as nobody can tell whose they are.
+    pub unidentified: u64,
+    /// Closed, as their pod has too many.
+    pub over_limit: u64,
+    /// Of those served: had to wait, as their pod makes too many in a second.
+    pub slowed_connections: u64,
+    /// Requests that had to wait.
+    pub slowed_requests: u64,
 }
 
 impl<I> std::fmt::Debug for Server<I> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Server")
-            .field("served", &self.served)
-            .field("refused", &self.refused)
+            .field("counters", &self.counters)
             .finish_non_exhaustive()
     }
 }
 
 impl<I: Issuer> Server<I> {
-    /// A server without listeners yet.
+    /// A server without listeners yet; they will be at these addresses.
     pub fn new(
         callers: Callers,
         service: Service<I>,
         phase: watch::Receiver<Phase>,
-        connections_per_pod: usize,
+        limits: Limits,
+        own_addresses: Vec<IpAddr>,
     ) -> Self {
-        let (served, refused) = (AtomicU64::new(0), AtomicU64::new(0));
         Self {
             callers,
             service,
             phase,
-            served,
-            refused,
+            counters: Counters::default(),
             open: TaskTracker::new(),
-            per_pod: PerPod::new(connections_per_pod),
+            per_pod: PerPod::new(limits),
+            own_addresses,
             complained: Mutex::new(None),
         }
     }
@@ -97,12 +119,16 @@ impl<I: Issuer> Server<I> {
         self.open.wait().await;
     }
 
-    /// Connections served and refused so far.
-    pub fn counts(&self) -> (u64, u64) {
-        (
-            self.served.load(Ordering::Relaxed),
-            self.refused.load(Ordering::Relaxed),
-        )
+    /// What came of connections so far.
+    pub fn counts(&self) -> Counts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            served: read(&self.counters.served),
+            unidentified: read(&self.counters.unidentified),
+            over_limit: read(&self.counters.over_limit),
+            slowed_connections: read(&self.counters.slowed_connections),
+            slowed_requests: read(&self.counters.slowed_requests),
+        }
     }
 
     /// Accepts until the phase is [`Phase::Closing`], and then what is still waiting to be accepted.
@@ -115,6 +141,7 @@ impl<I: Issuer> Server<I> {
                 () = reached(&mut phase, Phase::Closing) => return,
             };
             match accepted {
+                Ok((_, peer)) if self.per_pod.is_shut_out(peer.ip()) => count(&self.counters.over_limit),
                 Ok((stream, peer)) => {
                     self.open
                         .spawn(Arc::clone(&self).connection(stream, peer, address));
@@ -137,7 +164,7 @@ impl<I: Issuer> Server<I> {
                 address: peer.ip().to_canonical(),
             },
             Err(reason) => {
-                self.refused.fetch_add(1, Ordering::Relaxed);
+                count(&self.counters.unidentified);
                 if reason.is_our_fault() && self.complain() {
                     warn!(%peer, "refused: {reason}");
                 } else {
@@ -146,20 +173,28 @@ impl<I: Issuer> Server<I> {
                 return;
             }
         };
-        let Some(_place) = self.per_pod.take(&caller.uid) else {
-            self.refused.fetch_add(1, Ordering::Relaxed);
+        let Some(place) = self.per_pod.take(&caller.uid) else {
+            count(&self.counters.over_limit);
+            if !self.own_addresses.contains(&caller.address) {
+                self.per_pod.shut_out(peer.ip());
+            }
             if self.complain() {
-                warn!(pod = %caller.uid, "refused: the pod has {} connections open", self.per_pod.limit);
+                let limit = self.per_pod.limits().connections;
+                warn!(pod = %caller.uid, "refused: the pod has {limit} connections open");
             }
             return;
         };
-        self.served.fetch_add(1, Ordering::Relaxed);
+        count(&self.counters.served);
+        if let Some(wait) = place.wait_for_connection() {
+            count(&self.counters.slowed_connections);
+            tokio::time::sleep(wait).await;
+        }
         let _ = stream.set_nodelay(true);
         let mut phase = self.phase.clone();
-        let stage = Stage::default();
+        let (stage, limits) = (Stage::default(), *self.per_pod.limits());
         let service = service_fn(|request| {
             stage.busy();
-            let (answer, stage) = (self.request(&caller, request), &stage);
+            let (answer, stage) = (self.request(&caller, &place, request), &stage);
             async move {
                 let answer = answer.await;
                 stage.idle();
@@ -168,10 +203,13 @@ impl<I: Issuer> Server<I> {
         });
         let connection = http1::Builder::new()
             .timer(TokioTimer::new())
-            .header_read_timeout(IDLE)
-            .max_buf_size(MAX_HEAD)
+            .header_read_timeout(limits.idle)
+            .max_buf_size(limits.head)
             .half_close(true)
-            .serve_connection(TokioIo::new(Patient::new(stream, stage.clone())), service);
+            .serve_connection(
+                TokioIo::new(Patient::new(stream, stage.clone(), limits.head_time)),
+                service,
+            );
         tokio::pin!(connection);
         let result = tokio::select! {
             result = connection.as_mut() => result,
@@ -195,7 +233,16 @@ impl<I: Issuer> Server<I> {
         due
     }
 
-    async fn request(&self, caller: &Caller, request: Request<Incoming>) -> Result<Answer, Infallible> {
+    async fn request(
+        &self,
+        caller: &Caller,
+        place: &Place,
+        request: Request<Incoming>,
+    ) -> Result<Answer, Infallible> {
+        if let Some(wait) = place.wait_for_request() {
+            count(&self.counters.slowed_requests);
+            tokio::time::sleep(wait).await;
+        }
         let (head, body) = request.into_parts();
         // Read and dropped, or the next request on this connection would begin in the middle of it.
         let drained = tokio::time::timeout(BODY, Limited::new(body, MAX_BODY).collect()).await;
@@ -218,51 +265,6 @@ impl<I: Issuer> Server<I> {
         }
         debug!(pod = %caller.uid, method = %head.method, path = head.uri.path(), status = response.status().as_u16());
         Ok(response)
-    }
-}
-
-/// How many connections each pod has open.
-struct PerPod {
-    limit: usize,
-    open: Arc<Mutex<HashMap<PodUid, usize>>>,
-}
-
-/// One of a pod's connections, until it is dropped.
-struct Place {
-    uid: PodUid,
-    open: Arc<Mutex<HashMap<PodUid, usize>>>,
-}
-
-impl PerPod {
-    fn new(limit: usize) -> Self {
-        let open = Arc::default();
-        Self { limit, open }
-    }
-
-    /// `None` where the pod has as many as it may.
-    fn take(&self, uid: &PodUid) -> Option<Place> {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(uid.clone()).or_default();
-        if *count >= self.limit {
-            return None;
-        }
-        *count += 1;
-        Some(Place {
-            uid: uid.clone(),
-            open: Arc::clone(&self.open),
-        })
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.uid) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.uid);
-            }
-        }
     }
 }
 

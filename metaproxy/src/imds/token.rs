@@ -5,7 +5,7 @@
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Read, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -72,11 +72,6 @@ impl Tokens {
             let path = path.to_owned();
             move |source| TokenKeyError::Io { path, source }
         };
-        fs::DirBuilder::new()
-            .recursive(true)
-            .mode(0o700)
-            .create(runtime_dir)
-            .map_err(failed(runtime_dir))?;
         let path = runtime_dir.join(KEY_FILE);
         let random = SystemRandom::new();
         let key = match read_key(&path) {

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap, MapData};
 use tokio::sync::{oneshot, watch};
@@ -13,12 +13,13 @@ use tracing::{error, info, warn};
 
 use super::caller::CurrentPods;
 use super::cgroups::{CgroupError, Locator, NotAPod, PodsCgroup};
-use super::programs::{Links, Programs, ProgramsError};
+use super::object::ProgramsError;
+use super::programs::{Links, Programs};
 use crate::pods::PodUid;
 
-/// How often the pods' cgroup is looked at: one `stat` each time, and one for each listed hostNetwork pod. A link to a
-/// removed cgroup stays alive and does nothing, so nobody would tell.
-const LOOK: Duration = Duration::from_millis(200);
+/// How often the pods' cgroup is looked at: one `stat` each time, one for each listed hostNetwork pod, and one small file
+/// for each link. A link to a removed cgroup, or one that was detached, stays open and does nothing: nobody would tell.
+pub(super) const LOOK: Duration = Duration::from_millis(200);
 
 /// The programs on their way into the kernel and out again.
 #[derive(Debug)]
@@ -31,6 +32,7 @@ pub struct Attachment {
     listed: BTreeSet<u64>,
     links: Option<Links>,
     complained: Option<String>,
+    mended: Mended,
 }
 
 /// Whether pods are intercepted at the moment.
@@ -40,6 +42,41 @@ pub enum State {
     Waiting,
     /// Attached.
     Attached,
+    /// Attached again, after somebody else had detached it.
+    Mended {
+        /// How often, since it was last left alone for a while.
+        times: u32,
+    },
+}
+
+/// Attachments that somebody else has ended.
+#[derive(Debug, Default)]
+pub(super) struct Mended {
+    times: u32,
+    last: Option<Instant>,
+}
+
+impl Mended {
+    /// For how long it is told.
+    const TOLD: Duration = Duration::from_secs(600);
+
+    pub(super) fn note(&mut self, programs: &[&str]) {
+        self.times = self.recently() + 1;
+        self.last = Some(Instant::now());
+        // Whoever does so may do it again and again.
+        if self.times.is_power_of_two() {
+            warn!(
+                times = self.times,
+                "somebody else has detached {}; attached again. `bpftool link` shows what is attached now",
+                programs.join(", ")
+            );
+        }
+    }
+
+    pub(super) fn recently(&self) -> u32 {
+        let is_recent = self.last.is_some_and(|last| last.elapsed() < Self::TOLD);
+        if is_recent { self.times } else { 0 }
+    }
 }
 
 impl Attachment {
@@ -61,6 +98,7 @@ impl Attachment {
             listed,
             links,
             complained,
+            mended: Mended::default(),
         }
     }
 
@@ -104,7 +142,7 @@ impl Attachment {
                 _ = look.tick() => {
                     self.look();
                     self.list();
-                    let now = if self.links.is_some() { State::Attached } else { State::Waiting };
+                    let now = self.state();
                     state.send_if_modified(|state| std::mem::replace(state, now) != now);
                 }
             }
@@ -116,21 +154,7 @@ impl Attachment {
     }
 
     fn look(&mut self) {
-        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner).clone();
-        if self.links.is_some() {
-            if pods.as_ref().is_some_and(|pods| pods.is_current()) {
-                return;
-            }
-            warn!("the pods' cgroup was removed; waiting for it to be made again");
-            self.links = None;
-            *self.pods.write().unwrap_or_else(PoisonError::into_inner) = None;
-        }
-        let result = match self.locator.locate() {
-            Ok(Some(pods)) => self.attach(pods),
-            Ok(None) => Ok(()),
-            Err(error) => Err(error.into()),
-        };
-        let complaint = result.err().map(|error| error.to_string());
+        let complaint = self.try_look().err().map(|error| error.to_string());
         if complaint.is_some() && complaint != self.complained {
             error!(
                 "pods are not intercepted: {}",
@@ -138,6 +162,36 @@ impl Attachment {
             );
         }
         self.complained = complaint;
+    }
+
+    fn try_look(&mut self) -> Result<(), AttachError> {
+        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner).clone();
+        if let Some(links) = &mut self.links {
+            if let Some(pods) = pods.filter(|pods| pods.is_current()) {
+                let mended = self.programs.mend(links, pods.dir())?;
+                if !mended.is_empty() {
+                    self.mended.note(&mended);
+                }
+                return Ok(());
+            }
+            warn!("the pods' cgroup was removed; waiting for it to be made again");
+            self.links = None;
+            *self.pods.write().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        match self.locator.locate()? {
+            Some(pods) => self.attach(pods),
+            None => Ok(()),
+        }
+    }
+
+    fn state(&self) -> State {
+        match &self.links {
+            Some(_) if self.complained.is_none() => match self.mended.recently() {
+                0 => State::Attached,
+                times => State::Mended { times },
+            },
+            _ => State::Waiting,
+        }
     }
 
     /// Brings the kernel's list of hostNetwork pods in line with those that are wanted.

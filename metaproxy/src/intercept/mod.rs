@@ -2,12 +2,16 @@
 //!
 //! [`cgroups`] finds the pods' cgroup and reads pod UIDs out of paths, [`listener`] opens the listeners,
 //! [`programs`] loads and attaches what redirects to them, [`attachment`] keeps it attached, and [`caller`] tells
-//! who stands at the other end of an accepted connection.
+//! who stands at the other end of an accepted connection. [`guard`] is what keeps pods from the metadata service where
+//! nothing redirects them.
 
 pub mod attachment;
 pub mod caller;
 pub mod cgroups;
+pub mod guard;
 pub mod kernel;
+pub mod link;
 pub mod listener;
+pub mod object;
 pub mod port;
 pub mod programs;

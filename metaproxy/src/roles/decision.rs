@@ -38,6 +38,8 @@ pub struct Rules {
     pub namespaces: NamespaceRules,
     /// Whether service accounts are asked for their pods' roles.
     pub web_identity: bool,
+    /// Whether no pod gets a role, whatever it asks for.
+    pub firewall: bool,
     /// Whether hostNetwork pods without a role are kept from the node's metadata service too.
     pub enforce_host_network: bool,
     /// How sessions are made.
@@ -101,6 +103,9 @@ impl Rules {
 
     /// Decides about the pod with this UID.
     pub fn resolve(&self, inventory: &Inventory, uid: &PodUid) -> Decision {
+        if self.firewall {
+            return Decision::NoRole(Reason::Firewall);
+        }
         match inventory.by_uid(uid) {
             None => Decision::Wait(Reason::PodUnknown { uid: uid.clone() }),
             Some(Known::Ambiguous(pods)) => Decision::NoRole(Reason::Ambiguous {
@@ -125,7 +130,7 @@ impl Rules {
                     self.asks_accounts_of(pod) && account.annotation(ROLE_KEY).is_some()
                 })
         };
-        pod.host_network && (self.enforce_host_network || asks())
+        pod.host_network && (self.enforce_host_network || (!self.firewall && asks()))
     }
 
     /// Whether a pod's service account is asked. A static pod has none: the API's copy of it names one that its processes never are.

@@ -89,6 +89,7 @@ impl Reason {
             | Self::TokenDenied { .. } => true,
             Self::Granted { .. }
             | Self::NoRole { .. }
+            | Self::Firewall
             | Self::PodUnknown { .. }
             | Self::NamespaceUnknown { .. }
             | Self::ServiceAccountUnknown { .. }
@@ -146,6 +147,11 @@ pub enum Reason {
         /// Where else one was looked for.
         also: AlsoAsked,
     },
+    /// Nobody gets one.
+    #[error(
+        "no pod has a role here: the agent runs with --mode=firewall, which only keeps the node's credentials from pods"
+    )]
+    Firewall,
     /// The pod is not in the inventory.
     #[error("the pod with UID {uid} is not known yet")]
     PodUnknown {

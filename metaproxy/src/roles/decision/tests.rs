@@ -29,6 +29,7 @@ fn rules() -> Rules {
         },
         sessions: SessionRules::default(),
         web_identity: false,
+        firewall: false,
         enforce_host_network: false,
     }
 }

@@ -1,0 +1,214 @@
+//! Which packets a guard may have to drop: a pure decision over the bytes of one.
+//!
+//! Only the first fragment of a datagram has ports; without it the others are of no use to anybody, and are let be.
+//! What is addressed to a metadata address and can't be read to its ports counts as meant for it.
+
+use crate::address::{Address, Endpoint, Port};
+use crate::layout::Targets;
+
+/// The bytes of a packet, wherever the kernel keeps them.
+pub trait Bytes {
+    /// Fills `into` from this offset; `false` where the packet ends before that.
+    fn load<const N: usize>(&self, at: u32, into: &mut [u8; N]) -> bool;
+}
+
+/// What a packet begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begins {
+    /// An Ethernet header, and perhaps VLAN tags.
+    Ethernet,
+    /// An IP header.
+    Ip,
+}
+
+/// What a packet is to the targets. A plain struct, as [`Found`](crate::layout::Found) is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Aim {
+    /// Whether it is TCP to one of them, for all that can be told.
+    pub hit: bool,
+    /// Where its IP header begins.
+    pub ip: u32,
+    /// Whether that is IPv6.
+    pub is_v6: bool,
+    /// Where its TCP header begins; 0 where there is none to be read.
+    pub tcp: u32,
+}
+
+impl Aim {
+    const ELSEWHERE: Self = Self {
+        hit: false,
+        ip: 0,
+        is_v6: false,
+        tcp: 0,
+    };
+}
+
+const ETHERTYPE: u32 = 12;
+const ETHERNET: u32 = 14;
+// include/uapi/linux/if_ether.h
+const ETH_P_IP: u16 = 0x0800;
+const ETH_P_IPV6: u16 = 0x86dd;
+const ETH_P_8021Q: u16 = 0x8100;
+const ETH_P_8021AD: u16 = 0x88a8;
+/// An outer and an inner tag (IEEE 802.1ad).
+const MAX_TAGS: u32 = 2;
+
+// include/uapi/linux/in.h, include/uapi/linux/in6.h
+const HOP_BY_HOP: u8 = 0;
+const TCP: u8 = 6;
+const ROUTING: u8 = 43;
+const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+/// RFC 8200 recommends each at most once (destination options twice), which makes six.
+const MAX_EXTENSIONS: u32 = 8;
+
+/// Whether a packet is TCP to one of the targets.
+#[inline(always)]
+pub fn aim<B: Bytes>(bytes: &B, begins: Begins, targets: &Targets) -> Aim {
+    match begins {
+        Begins::Ethernet => {
+            let mut at = ETHERTYPE;
+            let mut tags = 0;
+            while tags <= MAX_TAGS {
+                match word(bytes, at) {
+                    ETH_P_IP => return ipv4(bytes, at + (ETHERNET - ETHERTYPE), targets),
+                    ETH_P_IPV6 => return ipv6(bytes, at + (ETHERNET - ETHERTYPE), targets),
+                    ETH_P_8021Q | ETH_P_8021AD => at += 4,
+                    _ => return Aim::ELSEWHERE,
+                }
+                tags += 1;
+            }
+            Aim::ELSEWHERE
+        }
+        Begins::Ip => {
+            let mut first = [0; 1];
+            bytes.load(0, &mut first);
+            match first[0] >> 4 {
+                4 => ipv4(bytes, 0, targets),
+                6 => ipv6(bytes, 0, targets),
+                _ => Aim::ELSEWHERE,
+            }
+        }
+    }
+}
+
+/// Two bytes in network byte order; 0 where there are none.
+#[inline(always)]
+fn word<B: Bytes>(bytes: &B, at: u32) -> u16 {
+    let mut word = [0; 2];
+    bytes.load(at, &mut word);
+    u16::from_be_bytes(word)
+}
+
+/// RFC 791.
+#[inline(always)]
+fn ipv4<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> Aim {
+    let mut destination = [0; 4];
+    if !bytes.load(at + 16, &mut destination) {
+        return Aim::ELSEWHERE;
+    }
+    let address = Address::from_v4_word(u32::from_ne_bytes(destination));
+    if !targets.has_address(&address) {
+        return Aim::ELSEWHERE;
+    }
+    let mut head = [0; 10];
+    bytes.load(at, &mut head);
+    let later_fragment = (u16::from_be_bytes([head[6], head[7]]) & 0x1fff) != 0;
+    if head[9] != TCP || later_fragment {
+        return Aim::ELSEWHERE;
+    }
+    Aim {
+        ip: at,
+        is_v6: false,
+        ..at_port(bytes, at + u32::from(head[0] & 0x0f) * 4, address, targets)
+    }
+}
+
+/// RFC 8200.
+#[inline(always)]
+fn ipv6<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> Aim {
+    let mut destination = [0; 16];
+    if !bytes.load(at + 24, &mut destination) {
+        return Aim::ELSEWHERE;
+    }
+    let mut words = [0; 4];
+    let mut index = 0;
+    while index < 4 {
+        let first = index * 4;
+        words[index] = u32::from_ne_bytes([
+            destination[first],
+            destination[first + 1],
+            destination[first + 2],
+            destination[first + 3],
+        ]);
+        index += 1;
+    }
+    let address = Address::from_v6_words(words);
+    if !targets.has_address(&address) {
+        return Aim::ELSEWHERE;
+    }
+    let mut next = [0; 1];
+    bytes.load(at + 6, &mut next);
+    let ip = at;
+    let unreadable = Aim {
+        hit: true,
+        ip,
+        is_v6: true,
+        tcp: 0,
+    };
+    let mut kind = next[0];
+    let mut at = at + 40;
+    let mut headers = 0;
+    while headers < MAX_EXTENSIONS {
+        if kind == TCP {
+            return Aim {
+                ip,
+                is_v6: true,
+                ..at_port(bytes, at, address, targets)
+            };
+        }
+        let mut head = [0; 4];
+        let is_extension = matches!(
+            kind,
+            HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS
+        );
+        if !is_extension {
+            return Aim::ELSEWHERE;
+        }
+        if !bytes.load(at, &mut head) {
+            return unreadable;
+        }
+        let length = u32::from(head[1]);
+        if kind == FRAGMENT {
+            if u16::from_be_bytes([head[2], head[3]]) & 0xfff8 != 0 {
+                return Aim::ELSEWHERE;
+            }
+            at += 8;
+        } else if kind == AUTHENTICATION {
+            // RFC 4302: in words of four bytes, less two.
+            at += (length + 2) * 4;
+        } else {
+            at += (length + 1) * 8;
+        }
+        kind = head[0];
+        headers += 1;
+    }
+    unreadable
+}
+
+/// By the destination port of a TCP header; one that can't be read counts as a target's.
+#[inline(always)]
+fn at_port<B: Bytes>(bytes: &B, tcp: u32, address: Address, targets: &Targets) -> Aim {
+    let mut port = [0; 2];
+    let is_there = bytes.load(tcp + 2, &mut port);
+    let port = Port::from_be(u16::from_ne_bytes(port));
+    Aim {
+        hit: !is_there || targets.find(&Endpoint::new(address, port)).hit,
+        tcp: if is_there { tcp } else { 0 },
+        ..Aim::ELSEWHERE
+    }
+}
+
+#[cfg(test)]
+mod tests;

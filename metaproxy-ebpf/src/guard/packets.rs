@@ -1,0 +1,207 @@
+//! Packets to a metadata address that do not come from the node's own network namespace.
+//!
+//! At an uplink's egress a packet that was forwarded has no socket. Where a network plugin hands packets on without
+//! the IP layer, or a pod's device stands directly on the uplink (macvlan, ipvlan), a packet keeps the pod's: so the
+//! socket must be of the node's namespace too.
+
+use core::mem::size_of;
+use core::ptr;
+
+use aya_ebpf::EbpfContext as _;
+use aya_ebpf::bindings::{__sk_buff, BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_sk_lookup_udp, bpf_sk_release, bpf_sk_storage_get, bpf_skb_load_bytes,
+    bpf_skc_lookup_tcp,
+};
+use aya_ebpf::programs::{SkBuffContext, TcContext};
+use metaproxy_common::layout::{GuardConfig, GuardCounter};
+use metaproxy_common::packet::{Aim, Begins, Bytes, aim};
+
+use crate::maps::{GUARD, MARK, count};
+use crate::sockaddr;
+
+/// Its bytes, through the helper that finds them wherever they are.
+struct Packet(*mut core::ffi::c_void);
+
+impl Bytes for Packet {
+    #[inline(always)]
+    fn load<const N: usize>(&self, at: u32, into: &mut [u8; N]) -> bool {
+        // SAFETY: the context that the kernel gave, and a buffer of that length.
+        unsafe { bpf_skb_load_bytes(self.0.cast(), at, into.as_mut_ptr().cast(), N as u32) == 0 }
+    }
+}
+
+/// How the node's own packets are told at an uplink.
+#[derive(Clone, Copy)]
+pub enum Tell {
+    /// By the network namespace of their socket.
+    Namespace,
+    /// By a socket of the node's namespace with their addresses and ports, where the helper for the first is not there
+    /// (before Linux 6.15). Hand-made packets of the node itself have none.
+    Lookup,
+}
+
+/// At an uplink: whether the packet is to be dropped.
+#[inline(always)]
+pub fn drop_at_uplink(ctx: &TcContext, begins: Begins, tell: Tell) -> bool {
+    let Some(config) = GUARD.get(0) else { return false };
+    let packet = Packet(ctx.as_ptr());
+    let aim = aim(&packet, begins, &config.targets);
+    if !aim.hit {
+        return false;
+    }
+    let is_of_node = has_socket(ctx.skb.skb)
+        && match tell {
+            Tell::Namespace => {
+                // SAFETY: the helper takes the context that the kernel gave; it tells the namespace of its socket.
+                let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
+                sockaddr::is_node_netns(cookie, config.node_netns)
+            }
+            Tell::Lookup => is_flow_of_node(ctx, &packet, &aim),
+        };
+    if !is_of_node {
+        count(GuardCounter::Packets);
+    }
+    !is_of_node
+}
+
+#[inline(always)]
+fn has_socket(skb: *mut __sk_buff) -> bool {
+    // SAFETY: the kernel hands a valid context to the program; only whether there is a socket is asked.
+    unsafe { !(*skb).__bindgen_anon_2.sk.is_null() }
+}
+
+/// Whether a TCP socket of the device's namespace, which is the node's, has this packet's addresses and ports.
+#[inline(always)]
+fn is_flow_of_node(ctx: &TcContext, packet: &Packet, aim: &Aim) -> bool {
+    if aim.tcp == 0 {
+        return false;
+    }
+    let mut ports = [0; 4];
+    packet.load(aim.tcp, &mut ports);
+    // As the answer would come: from the packet's destination to its source.
+    let (remote, local) = (
+        u16::from_ne_bytes([ports[2], ports[3]]),
+        u16::from_ne_bytes([ports[0], ports[1]]),
+    );
+    if aim.is_v6 {
+        let mut addresses = [0; 32];
+        packet.load(aim.ip + 8, &mut addresses);
+        let word = |at: usize| {
+            u32::from_ne_bytes([
+                addresses[at],
+                addresses[at + 1],
+                addresses[at + 2],
+                addresses[at + 3],
+            ])
+        };
+        let mut tuple = Tuple6 {
+            remote: [word(16), word(20), word(24), word(28)],
+            local: [word(0), word(4), word(8), word(12)],
+            remote_port: remote,
+            local_port: local,
+        };
+        is_tcp_socket(ctx, (&raw mut tuple).cast(), size_of::<Tuple6>())
+    } else {
+        let mut addresses = [0; 8];
+        packet.load(aim.ip + 12, &mut addresses);
+        let word = |at: usize| {
+            u32::from_ne_bytes([
+                addresses[at],
+                addresses[at + 1],
+                addresses[at + 2],
+                addresses[at + 3],
+            ])
+        };
+        let mut tuple = Tuple4 {
+            remote: word(4),
+            local: word(0),
+            remote_port: remote,
+            local_port: local,
+        };
+        is_tcp_socket(ctx, (&raw mut tuple).cast(), size_of::<Tuple4>())
+    }
+}
+
+#[inline(always)]
+fn is_tcp_socket(ctx: &TcContext, tuple: *mut bpf_sock_tuple, length: usize) -> bool {
+    // SAFETY: the context that the kernel gave, and a tuple of one of the two lengths that it takes.
+    let found = unsafe { bpf_skc_lookup_tcp(ctx.as_ptr(), tuple, length as u32, CURRENT_NETNS, 0) };
+    if found.is_null() {
+        return false;
+    }
+    // SAFETY: a socket that was just looked up, and is not used afterwards.
+    unsafe { bpf_sk_release(found.cast()) };
+    true
+}
+
+const CURRENT_NETNS: u64 = BPF_F_CURRENT_NETNS as i64 as u64;
+
+/// `bpf_sock_tuple.ipv4` (include/uapi/linux/bpf.h), all in network byte order.
+#[repr(C)]
+struct Tuple4 {
+    remote: u32,
+    local: u32,
+    remote_port: u16,
+    local_port: u16,
+}
+
+/// `bpf_sock_tuple.ipv6`.
+#[repr(C)]
+struct Tuple6 {
+    remote: [u32; 4],
+    local: [u32; 4],
+    remote_port: u16,
+    local_port: u16,
+}
+
+/// At a socket of the pods' cgroup: whether the packet is to be dropped. It begins with its IP header.
+#[inline(always)]
+pub fn drop_at_socket(ctx: &SkBuffContext) -> bool {
+    let Some(config) = GUARD.get(0) else { return false };
+    let hit = aim(&Packet(ctx.as_ptr()), Begins::Ip, &config.targets).hit;
+    if !hit || is_node_netns(ctx, config) {
+        return false;
+    }
+    count(GuardCounter::Packets);
+    true
+}
+
+/// Whether the packet leaves by a device of the node's namespace: there, and only there, stands the guard's marked socket.
+/// No helper tells the namespace to this kind of program before Linux 6.15.
+#[inline(always)]
+fn is_node_netns(ctx: &SkBuffContext, config: &GuardConfig) -> bool {
+    let mut tuple = Tuple4 {
+        remote: LOOPBACK,
+        local: LOOPBACK,
+        remote_port: 1_u16.to_be(),
+        local_port: config.marker.be(),
+    };
+    // SAFETY: the context that the kernel gave, and a tuple as it wants one.
+    let found: *mut bpf_sock = unsafe {
+        bpf_sk_lookup_udp(
+            ctx.as_ptr(),
+            (&raw mut tuple).cast(),
+            size_of::<Tuple4>() as u32,
+            CURRENT_NETNS,
+            0,
+        )
+    };
+    if found.is_null() {
+        return false;
+    }
+    // SAFETY: a socket storage map, and the socket that was just looked up and is released afterwards.
+    unsafe {
+        let mark = bpf_sk_storage_get(
+            ptr::from_ref(&MARK).cast_mut().cast(),
+            found.cast(),
+            ptr::null_mut(),
+            0,
+        );
+        bpf_sk_release(found.cast());
+        !mark.is_null()
+    }
+}
+
+/// 127.0.0.1
+const LOOPBACK: u32 = u32::from_ne_bytes([127, 0, 0, 1]);

@@ -1,0 +1,67 @@
+//! The guard's entry points. Their names are those of `metaproxy_common::names`.
+
+use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
+use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, classifier};
+use aya_ebpf::programs::{SkBuffContext, SockAddrContext, TcContext};
+use metaproxy_common::packet::Begins;
+use metaproxy_common::verdict::Family;
+
+use crate::connect;
+use crate::packets::{Tell, drop_at_socket, drop_at_uplink};
+
+const ALLOW: i32 = 1;
+const DROP: i32 = 0;
+
+#[cgroup_sock_addr(connect4)]
+pub fn mp_guard4(ctx: SockAddrContext) -> i32 {
+    connect::on_connect(&ctx, Family::V4);
+    ALLOW
+}
+
+#[cgroup_sock_addr(connect6)]
+pub fn mp_guard6(ctx: SockAddrContext) -> i32 {
+    connect::on_connect(&ctx, Family::V6);
+    ALLOW
+}
+
+#[cgroup_skb(egress)]
+pub fn mp_guard_skb(ctx: SkBuffContext) -> i32 {
+    if drop_at_socket(&ctx) { DROP } else { ALLOW }
+}
+
+/// `TCX_DROP`, or `TCX_NEXT`: the next program in the chain decides about what is not ours (enum tcx_action_base).
+#[inline(always)]
+fn verdict(drops: bool) -> i32 {
+    if drops { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
+}
+
+#[classifier]
+pub fn mp_uplink_eth(ctx: TcContext) -> i32 {
+    verdict(drop_at_uplink(&ctx, Begins::Ethernet, Tell::Namespace))
+}
+
+#[classifier]
+pub fn mp_uplink_ip(ctx: TcContext) -> i32 {
+    verdict(drop_at_uplink(&ctx, Begins::Ip, Tell::Namespace))
+}
+
+#[classifier]
+pub fn mp_uplink_eth66(ctx: TcContext) -> i32 {
+    verdict(drop_at_uplink(&ctx, Begins::Ethernet, Tell::Lookup))
+}
+
+#[classifier]
+pub fn mp_uplink_ip66(ctx: TcContext) -> i32 {
+    verdict(drop_at_uplink(&ctx, Begins::Ip, Tell::Lookup))
+}
+
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // The verifier rejects any program in which this could be reached.
+    loop {}
+}
+
+/// MIT, which is GPL-compatible: the kernel's word for it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

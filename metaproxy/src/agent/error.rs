@@ -1,0 +1,71 @@
+//! What keeps the agent from starting, or ends it.
+
+use thiserror::Error;
+
+use crate::admin::SocketError;
+use crate::apiserver::ConnectError;
+use crate::credentials::sts::StsError;
+use crate::imds::token::TokenKeyError;
+use crate::intercept::attachment::AttachError;
+use crate::intercept::cgroups::CgroupError;
+use crate::intercept::guard::GuardError;
+use crate::intercept::kernel::KernelError;
+use crate::intercept::listener::ListenError;
+use crate::intercept::object::ProgramsError;
+use crate::neighbours::{NeighbourError, RuntimeDirError};
+use crate::pods::manifests::ManifestsError;
+
+/// Why the agent does not start, or does not go on. Nothing is attached then.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The cgroup tree.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The manifests.
+    #[error(transparent)]
+    Manifests(#[from] ManifestsError),
+    /// The API server.
+    #[error(transparent)]
+    ApiServer(#[from] ConnectError),
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// The token key.
+    #[error(transparent)]
+    TokenKey(#[from] TokenKeyError),
+    /// STS.
+    #[error(transparent)]
+    Sts(#[from] StsError),
+    /// The listeners.
+    #[error(transparent)]
+    Listen(#[from] ListenError),
+    /// The programs.
+    #[error(transparent)]
+    Programs(#[from] ProgramsError),
+    /// Attaching them.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// A part of the agent is gone while it runs.
+    #[error("a task of the agent has failed, {0}; it ends so that it can be started again whole")]
+    TaskEnded(&'static str),
+    /// Signals.
+    #[error(transparent)]
+    Signals(#[from] SignalError),
+    /// The guard.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+    /// The runtime directory.
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
+    /// Other processes of ours.
+    #[error(transparent)]
+    Neighbour(#[from] NeighbourError),
+}
+
+/// Signals can't be handled.
+#[derive(Debug, Error)]
+#[error("cannot handle signals: {0}")]
+pub struct SignalError(#[from] std::io::Error);

@@ -1,0 +1,120 @@
+//! What the agent says of itself: in the log, to probes, and in metrics.
+
+use std::sync::Arc;
+
+use metaproxy_common::layout::{Counter, GuardCounter};
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::admin;
+use crate::credentials::Issuer;
+use crate::health::{Condition, Health, Part};
+use crate::imds::server::{Counts, Server};
+use crate::intercept::attachment::State;
+use crate::intercept::guard::{GuardCounters, GuardState};
+use crate::intercept::programs::Counters;
+use crate::neighbours::ServedMark;
+use crate::pods::Pods;
+
+/// Says `ready` whenever pods begin to be served, and why they are not any more; and guards, by the mark.
+pub(super) async fn tell(health: Health, listen: String, mark: ServedMark) {
+    loop {
+        health.ready().await;
+        info!(%listen, "ready");
+        mark.set();
+        health.not_ready().await;
+        let failing: Vec<String> = health
+            .parts()
+            .into_iter()
+            .filter_map(|(part, condition)| match condition {
+                Condition::Failing(why) => Some(format!("{}: {why}", part.label())),
+                _ => None,
+            })
+            .collect();
+        warn!("not ready: {}", failing.join("; "));
+    }
+}
+
+/// Whether pods are intercepted.
+pub(super) async fn report(mut states: watch::Receiver<State>, health: Health) {
+    while states.changed().await.is_ok() {
+        let condition = match *states.borrow_and_update() {
+            State::Attached => Condition::Fine,
+            State::Mended { times } => Condition::Degraded(format!(
+                "somebody else has detached our programs {times} times; they were attached again"
+            )),
+            State::Waiting => {
+                Condition::Failing("the pods' cgroup is not there, or cannot be attached to".to_owned())
+            }
+        };
+        health.set(Part::Interception, condition);
+    }
+}
+
+/// How the guard is doing.
+pub(super) async fn report_guard(mut states: watch::Receiver<GuardState>, health: Health) {
+    loop {
+        let condition = match *states.borrow_and_update() {
+            GuardState::Closed { mended: 0 } | GuardState::Open => Condition::Fine,
+            GuardState::Closed { mended } => Condition::Degraded(format!(
+                "somebody else has detached the guard {mended} times; it was attached again"
+            )),
+            // Where the pods' cgroup is missing, that is said elsewhere; and pods are served without a guard.
+            GuardState::Waiting => Condition::Degraded("not attached (yet)".to_owned()),
+        };
+        health.set(Part::Guard, condition);
+        if states.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+/// What the metrics are made of.
+pub(super) struct Figures<I> {
+    pub server: Arc<Server<I>>,
+    pub counters: Arc<Counters>,
+    pub guard: Option<GuardCounters>,
+    pub pods: Pods,
+}
+
+impl<I: Issuer> admin::Sources for Figures<I> {
+    fn connections(&self) -> Counts {
+        self.server.counts()
+    }
+
+    fn guard(&self, counter: GuardCounter) -> u64 {
+        self.guard.as_ref().map_or(0, |guard| guard.total(counter))
+    }
+
+    fn kernel(&self, counter: Counter) -> u64 {
+        self.counters.total(counter)
+    }
+
+    fn pods(&self) -> usize {
+        self.pods.borrow().len()
+    }
+}
+
+/// What the metrics are made of where pods are only observed.
+pub(super) struct Observed {
+    pub counters: Arc<Counters>,
+    pub pods: Pods,
+}
+
+impl admin::Sources for Observed {
+    fn connections(&self) -> Counts {
+        Counts::default()
+    }
+
+    fn guard(&self, _counter: GuardCounter) -> u64 {
+        0
+    }
+
+    fn kernel(&self, counter: Counter) -> u64 {
+        self.counters.total(counter)
+    }
+
+    fn pods(&self) -> usize {
+        self.pods.borrow().len()
+    }
+}

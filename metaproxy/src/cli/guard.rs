@@ -1,0 +1,70 @@
+//! The flags of `metaproxy guard`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::args::{LoggingArgs, PlaceArgs};
+use super::{Close, UsageError};
+use crate::guard::Settings;
+use crate::intercept::guard::Choice;
+
+/// `metaproxy guard`. Every flag can also be given as METAPROXY_<FLAG>.
+#[derive(Debug, Args)]
+pub struct GuardArgs {
+    #[command(flatten)]
+    pub(super) place: PlaceArgs,
+
+    /// What it does
+    #[arg(
+        long,
+        env = "METAPROXY_GUARD",
+        value_name = "GUARD",
+        default_value = "auto",
+        help_heading = "Interception"
+    )]
+    pub(super) guard: Choice,
+
+    /// From when on it keeps pods out
+    #[arg(
+        long,
+        env = "METAPROXY_CLOSE",
+        value_name = "WHEN",
+        default_value = "when-served",
+        help_heading = "Operation"
+    )]
+    pub(super) close: Close,
+
+    /// Directory in which agents say that they serve pods: theirs
+    #[arg(
+        long,
+        env = "METAPROXY_RUNTIME_DIR",
+        value_name = "DIR",
+        default_value = "/run/metaproxy",
+        help_heading = "Operation"
+    )]
+    pub(super) runtime_dir: PathBuf,
+
+    /// What is logged.
+    #[command(flatten)]
+    pub logging: LoggingArgs,
+}
+
+impl GuardArgs {
+    /// Checks everything that can be checked without looking at the machine.
+    ///
+    /// # Errors
+    /// A guard that does nothing.
+    pub fn settings(&self) -> Result<Settings, UsageError> {
+        if self.guard == Choice::Off {
+            return Err(UsageError::IdleGuard);
+        }
+        Ok(Settings {
+            choice: self.guard,
+            at_once: self.close == Close::AtOnce,
+            cgroup: self.place.cgroup.clone(),
+            cgroup_root: self.place.cgroup_root.clone(),
+            runtime_dir: self.runtime_dir.clone(),
+        })
+    }
+}

@@ -1,0 +1,118 @@
+//! `metaproxy guard`: the guard as a process of its own, for when no agent runs.
+
+use std::path::PathBuf;
+
+use thiserror::Error;
+use tokio::sync::watch;
+use tracing::info;
+
+use crate::agent::{SignalError, stop_signal};
+use crate::intercept::cgroups::{CgroupError, Locator};
+use crate::intercept::guard::{Choice, Guard, GuardError, GuardState, tell};
+use crate::intercept::kernel::{self, KernelError};
+use crate::neighbours::{NeighbourError, Presence, RuntimeDirError, ServedMark, make_runtime_dir};
+
+/// How often the mark is looked for.
+const LOOK: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// Everything that the command line decides.
+#[derive(Debug)]
+pub struct Settings {
+    /// What it does.
+    pub choice: Choice,
+    /// Whether it closes at once, or when pods have been served since boot.
+    pub at_once: bool,
+    /// The pods' cgroup, where it is not to be found.
+    pub cgroup: Option<PathBuf>,
+    /// The cgroup2 mount, likewise.
+    pub cgroup_root: Option<PathBuf>,
+    /// Where agents say that they serve.
+    pub runtime_dir: PathBuf,
+}
+
+/// Why the guard does not start, or does not go on.
+#[derive(Debug, Error)]
+pub enum GuardProcessError {
+    /// Signals.
+    #[error(transparent)]
+    Signals(#[from] SignalError),
+    /// The kernel.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// The cgroup tree.
+    #[error(transparent)]
+    Cgroup(#[from] CgroupError),
+    /// The programs.
+    #[error(transparent)]
+    Guard(#[from] GuardError),
+    /// The runtime directory.
+    #[error(transparent)]
+    RuntimeDir(#[from] RuntimeDirError),
+    /// Other processes of ours.
+    #[error(transparent)]
+    Neighbour(#[from] NeighbourError),
+    /// A part of it is gone while it runs.
+    #[error("a task of the guard has failed; it ends so that it can be started again whole")]
+    TaskEnded,
+}
+
+/// Keeps pods out until SIGTERM or SIGINT.
+///
+/// # Errors
+/// What makes it impossible.
+pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
+    let stop = stop_signal()?;
+    kernel::check_version()?;
+    let node_netns = kernel::node_netns_cookie()?;
+    let locator = Locator::new(settings.cgroup_root.as_deref(), settings.cgroup.as_deref())?;
+    make_runtime_dir(&settings.runtime_dir)?;
+    let _presence = Presence::announce(&settings.runtime_dir, "guard")?;
+    let Some(mut guard) = Guard::load(settings.choice, node_netns, locator).await? else {
+        return Ok(());
+    };
+    let mark = ServedMark::of(&settings.runtime_dir);
+    let closed = settings.at_once || mark.is_set();
+    if closed {
+        // What is wrong is found out now, and not only said.
+        guard.close()?;
+    }
+    let (close, closes) = watch::channel(closed);
+    let (states, changes) = watch::channel(GuardState::Waiting);
+    let telling = tokio::spawn(tell(guard.counters()));
+    let reporting = tokio::spawn(report(changes));
+    let keeping = tokio::spawn(guard.keep(closes, states));
+    let following = tokio::spawn(follow(mark, settings.at_once, close));
+    tokio::select! {
+        () = stop => {}
+        _ = keeping => return Err(GuardProcessError::TaskEnded),
+        _ = following => return Err(GuardProcessError::TaskEnded),
+        _ = telling => return Err(GuardProcessError::TaskEnded),
+        _ = reporting => return Err(GuardProcessError::TaskEnded),
+    }
+    info!("stopping: pods are no longer kept from the node's metadata service by this guard");
+    Ok(())
+}
+
+/// Closes the guard when the mark is there, and opens it when it is not.
+async fn follow(mark: ServedMark, at_once: bool, close: watch::Sender<bool>) {
+    let mut look = tokio::time::interval(LOOK);
+    loop {
+        look.tick().await;
+        let wanted = at_once || mark.is_set();
+        close.send_if_modified(|closed| std::mem::replace(closed, wanted) != wanted);
+    }
+}
+
+async fn report(mut states: watch::Receiver<GuardState>) {
+    while states.changed().await.is_ok() {
+        match *states.borrow_and_update() {
+            GuardState::Closed { .. } => {
+                info!("guard closed: pods are kept from the node's metadata service")
+            }
+            GuardState::Open => info!(
+                "guard open: no agent has served pods since the node booted (--close at-once does not wait for that)"
+            ),
+            GuardState::Waiting => info!("guard waiting for the pods' cgroup"),
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! The guard: keeps pods from the node's metadata service where nothing redirects them.
+//!
+//! Its connect hooks turn a metadata address into its sentinel, which whoever redirects takes for the address; so any
+//! number of guards and agents stand beside each other in any order. What connect hooks can't see (raw and packet
+//! sockets, flows opened earlier) is dropped at the uplinks, or, before Linux 6.6, at the pods' sockets. Sockets of
+//! the node's own network namespace are left alone by all of it.
+
+mod programs;
+mod uplinks;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use metaproxy_common::layout::GuardCounter;
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+use tracing::{error, info, warn};
+
+use self::programs::GuardPrograms;
+pub use self::programs::{Choice, GuardCounters, Way};
+use self::uplinks::Follower;
+pub use self::uplinks::UplinksError;
+use super::attachment::{AttachError, LOOK, Mended};
+use super::cgroups::{Locator, PodsCgroup};
+use super::link::Link;
+use super::object::{CgroupLinks, ProgramsError};
+
+/// What keeps pods out, in the kernel or on its way there. Dropping it opens the way.
+#[derive(Debug)]
+pub struct Guard {
+    programs: GuardPrograms,
+    locator: Locator,
+    pods: Option<(PodsCgroup, CgroupLinks)>,
+    uplinks: Option<Follower>,
+    guarded: BTreeMap<u32, Link>,
+    mended: Mended,
+    complained: Option<String>,
+    trouble: Option<String>,
+}
+
+/// How a guard is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuardState {
+    /// It lets everything pass, as it was told to.
+    Open,
+    /// It should keep pods out, and can't (yet).
+    Waiting,
+    /// It keeps pods out.
+    Closed {
+        /// How often somebody else has detached it lately.
+        mended: u32,
+    },
+}
+
+impl Guard {
+    /// Loads the programs, and begins to follow the uplinks; nothing is attached before [`Self::close`].
+    ///
+    /// # Errors
+    /// What the kernel has against it.
+    pub async fn load(choice: Choice, node_netns: u64, locator: Locator) -> Result<Option<Self>, GuardError> {
+        let Some(programs) = GuardPrograms::load(choice, node_netns)? else {
+            return Ok(None);
+        };
+        let uplinks = match programs.way() {
+            Way::Uplinks => Some(Follower::start().await?),
+            Way::Sockets | Way::Connect => None,
+        };
+        info!("guard: {}", programs.way());
+        Ok(Some(Self {
+            programs,
+            locator,
+            pods: None,
+            uplinks,
+            guarded: BTreeMap::new(),
+            mended: Mended::default(),
+            complained: None,
+            trouble: None,
+        }))
+    }
+
+    /// What it has refused and dropped, for whoever reports it.
+    pub fn counters(&self) -> GuardCounters {
+        self.programs.counters()
+    }
+
+    /// Brings the kernel in line: attaches what is not attached, at once where the pods' cgroup exists. Trouble with an
+    /// uplink is logged, and tried again: the rest stands without it.
+    ///
+    /// # Errors
+    /// What the kernel or the cgroup tree has against it.
+    pub fn close(&mut self) -> Result<(), GuardError> {
+        let trouble = self.close_uplinks().err().map(|error| error.to_string());
+        if trouble.is_some() && trouble != self.trouble {
+            error!(
+                "guard: packets are not dropped: {}",
+                trouble.as_deref().unwrap_or_default()
+            );
+        }
+        self.trouble = trouble;
+        self.close_pods()
+    }
+
+    fn close_pods(&mut self) -> Result<(), GuardError> {
+        if let Some((pods, links)) = &mut self.pods {
+            if pods.is_current() {
+                let mended = self.programs.mend(links, pods.dir())?;
+                if !mended.is_empty() {
+                    self.mended.note(&mended);
+                }
+                return Ok(());
+            }
+            warn!("guard: the pods' cgroup was removed; waiting for it to be made again");
+            self.pods = None;
+        }
+        if let Some(pods) = self.locator.locate().map_err(AttachError::from)? {
+            let links = self.programs.attach(pods.dir())?;
+            info!(cgroup = %pods.path().display(), "guard: attached to the pods' cgroup");
+            self.pods = Some((pods, links));
+        }
+        Ok(())
+    }
+
+    fn close_uplinks(&mut self) -> Result<(), ProgramsError> {
+        let Some(uplinks) = &mut self.uplinks else {
+            return Ok(());
+        };
+        let wanted = uplinks.now();
+        let mut detached = BTreeSet::new();
+        self.guarded.retain(|index, link| {
+            let stays = wanted.contains_key(index);
+            if stays && !link.is_attached() {
+                detached.insert(*index);
+            }
+            stays && !detached.contains(index)
+        });
+        let mut result = Ok(());
+        for (index, uplink) in &wanted {
+            if self.guarded.contains_key(index) {
+                continue;
+            }
+            match self.programs.attach_to(*index, uplink) {
+                Ok(link) => {
+                    self.guarded.insert(*index, link);
+                    if !detached.contains(index) {
+                        info!(uplink = %uplink.name, "guard: attached to an uplink");
+                    }
+                }
+                // It went in the meantime; whoever follows the uplinks hears of it.
+                Err(ProgramsError::Attach { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {
+                    detached.remove(index);
+                }
+                Err(error) => result = Err(error),
+            }
+        }
+        if !detached.is_empty() {
+            self.mended.note(&["the guard at an uplink"]);
+        }
+        result
+    }
+
+    fn open(&mut self) {
+        if self.pods.take().is_some() || !self.guarded.is_empty() {
+            info!("guard: open; pods reach the node's metadata service");
+        }
+        self.guarded.clear();
+    }
+
+    /// Keeps pods out whenever `closed` says so, until it is dropped.
+    pub async fn keep(mut self, mut closed: watch::Receiver<bool>, state: watch::Sender<GuardState>) {
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let now = if *closed.borrow_and_update() {
+                let complaint = self.close().err().map(|error| error.to_string());
+                if complaint.is_some() && complaint != self.complained {
+                    error!(
+                        "pods are not kept out: {}",
+                        complaint.as_deref().unwrap_or_default()
+                    );
+                }
+                self.complained = complaint;
+                match &self.pods {
+                    Some(_) if self.complained.is_none() && self.trouble.is_none() => GuardState::Closed {
+                        mended: self.mended.recently(),
+                    },
+                    _ => GuardState::Waiting,
+                }
+            } else {
+                self.open();
+                GuardState::Open
+            };
+            state.send_if_modified(|state| std::mem::replace(state, now) != now);
+            tokio::select! {
+                _ = look.tick() => {}
+                Ok(()) = closed.changed() => {}
+                () = changed(&mut self.uplinks) => {}
+            }
+        }
+    }
+}
+
+async fn changed(uplinks: &mut Option<Follower>) {
+    match uplinks {
+        Some(uplinks) => uplinks.changed().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Logs what a guard has refused, a while after it began to: once an hour at the most.
+pub async fn tell(counters: GuardCounters) {
+    const LOOK: Duration = Duration::from_secs(10);
+    const PAUSE: Duration = Duration::from_secs(3600);
+    let mut told = (0, 0);
+    loop {
+        let now = (
+            counters.total(GuardCounter::Connections),
+            counters.total(GuardCounter::Packets),
+        );
+        if now == told {
+            tokio::time::sleep(LOOK).await;
+            continue;
+        }
+        warn!(
+            connections = now.0,
+            packets = now.1,
+            "guard: kept pods from the node's metadata service; connections are refused while no agent serves them, \
+             packets come from raw sockets, from connections opened earlier, or from containers that are no pods"
+        );
+        told = now;
+        tokio::time::sleep(PAUSE).await;
+    }
+}
+
+/// Why a guard can't keep pods out.
+#[derive(Debug, thiserror::Error)]
+pub enum GuardError {
+    /// The kernel.
+    #[error(transparent)]
+    Programs(#[from] ProgramsError),
+    /// The cgroup tree.
+    #[error(transparent)]
+    Attach(#[from] AttachError),
+    /// The network interfaces.
+    #[error(transparent)]
+    Uplinks(#[from] UplinksError),
+    /// What marks the node's network namespace.
+    #[error("cannot mark the node's network namespace: {0}")]
+    Marker(String),
+}

@@ -1,0 +1,214 @@
+//! The guard's programs, and which of them this kernel can run.
+
+use std::fmt;
+use std::fs::File;
+use std::net::{Ipv4Addr, UdpSocket};
+use std::sync::Arc;
+
+use aya::include_bytes_aligned;
+use aya::maps::{Array, MapData, PerCpuArray, SkStorage};
+use clap::ValueEnum;
+use metaproxy_common::address::Port;
+use metaproxy_common::layout::{GuardConfig, GuardCounter};
+use metaproxy_common::names;
+use tracing::debug;
+
+use super::GuardError;
+use super::uplinks::Uplink;
+use crate::intercept::link::{Hook, Link};
+use crate::intercept::object::{CgroupLinks, Object, ProgramsError};
+use crate::intercept::programs::sum;
+
+static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard.o"));
+
+const CONNECT: [(&str, Hook); 2] = [(names::GUARD4, Hook::Connect4), (names::GUARD6, Hook::Connect6)];
+
+/// With what drops packets at the pods' sockets.
+const SOCKETS: [(&str, Hook); 3] = [CONNECT[0], CONNECT[1], (names::GUARD_SKB, Hook::Egress)];
+
+/// What closes the ways round the redirection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Choice {
+    /// packets where the kernel has tcx (Linux 6.6 and later), else connect
+    Auto,
+    /// refuse connections, and drop packets of raw sockets, packet sockets and earlier connections; before Linux 6.6 not
+    /// those of packet sockets
+    Packets,
+    /// refuse connections only
+    Connect,
+    /// nothing
+    Off,
+}
+
+/// What a guard does on this kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Connections, and packets at the uplinks' egress.
+    Uplinks,
+    /// Connections, and packets of the pods' sockets.
+    Sockets,
+    /// Connections.
+    Connect,
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Uplinks => "pods' connections are refused, and their packets dropped at the uplinks",
+            Self::Sockets => {
+                "pods' connections are refused, and packets of their sockets dropped, but not those of packet sockets \
+                 (AF_PACKET), which needs Linux 6.6"
+            }
+            Self::Connect => "pods' connections are refused, and nothing is done about raw sockets",
+        })
+    }
+}
+
+/// The guard's programs, loaded.
+#[derive(Debug)]
+pub struct GuardPrograms {
+    object: Object,
+    way: Way,
+    /// For frames that begin with Ethernet, and for packets that begin with IP.
+    uplink: [&'static str; 2],
+    counters: GuardCounters,
+    /// Marks the node's network namespace for as long as it is open.
+    _marker: Option<Marker>,
+}
+
+/// A socket that nothing is ever sent to, and the map with its mark.
+struct Marker {
+    socket: UdpSocket,
+    _mark: SkStorage<MapData, u64>,
+}
+
+impl fmt::Debug for Marker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.socket.fmt(f)
+    }
+}
+
+/// What a guard counts. Cheap to clone.
+#[derive(Clone)]
+pub struct GuardCounters(Arc<PerCpuArray<MapData, u64>>);
+
+impl GuardCounters {
+    /// One of them, summed over the CPUs; 0 where it can't be read.
+    pub fn total(&self, counter: GuardCounter) -> u64 {
+        sum(&self.0, counter as u32)
+    }
+}
+
+impl fmt::Debug for GuardCounters {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("GuardCounters")
+    }
+}
+
+impl GuardPrograms {
+    /// Loads what this kernel can run of what is wanted; `None` where nothing is.
+    pub fn load(choice: Choice, node_netns: u64) -> Result<Option<Self>, GuardError> {
+        if choice == Choice::Off {
+            return Ok(None);
+        }
+        let mut object = Object::new(OBJECT)?;
+        for (name, _) in CONNECT {
+            object.load(name)?;
+        }
+        let uplink = match choice {
+            Choice::Auto | Choice::Packets => uplink_programs(&mut object)?,
+            Choice::Connect | Choice::Off => None,
+        };
+        let way = match (uplink, choice) {
+            (Some(_), _) => Way::Uplinks,
+            (None, Choice::Packets) => Way::Sockets,
+            (None, _) => Way::Connect,
+        };
+        let marker = match way {
+            Way::Sockets => {
+                object.load(names::GUARD_SKB)?;
+                Some(mark_namespace(&mut object)?)
+            }
+            Way::Uplinks | Way::Connect => None,
+        };
+        let port = marker
+            .as_ref()
+            .map_or(Ok(0), |marker| {
+                marker.socket.local_addr().map(|address| address.port())
+            })
+            .map_err(|error| GuardError::Marker(error.to_string()))?;
+        let mut configs: Array<_, GuardConfig> = object.map(names::GUARD)?;
+        configs
+            .set(0, GuardConfig::imds(node_netns, Port::new(port)), 0)
+            .map_err(|error| ProgramsError::Unfit(error.to_string()))?;
+        let counters = GuardCounters(Arc::new(object.map(names::GUARD_COUNT)?));
+        Ok(Some(Self {
+            object,
+            way,
+            uplink: uplink.unwrap_or(["", ""]),
+            counters,
+            _marker: marker,
+        }))
+    }
+
+    /// What it does.
+    pub fn way(&self) -> Way {
+        self.way
+    }
+
+    /// What it counts.
+    pub fn counters(&self) -> GuardCounters {
+        self.counters.clone()
+    }
+
+    /// Attaches to the pods' cgroup.
+    pub fn attach(&self, cgroup: &File) -> Result<CgroupLinks, ProgramsError> {
+        let wanted = match self.way {
+            Way::Sockets => &SOCKETS[..],
+            Way::Uplinks | Way::Connect => &CONNECT[..],
+        };
+        self.object.attach_all(wanted, cgroup)
+    }
+
+    /// Attaches again what somebody else has detached.
+    pub fn mend(&self, links: &mut CgroupLinks, cgroup: &File) -> Result<Vec<&'static str>, ProgramsError> {
+        self.object.mend(links, cgroup)
+    }
+
+    /// Attaches to the egress of an uplink.
+    pub fn attach_to(&self, index: u32, uplink: &Uplink) -> Result<Link, ProgramsError> {
+        let [ethernet, ip] = self.uplink;
+        let name = if uplink.is_ethernet { ethernet } else { ip };
+        self.object.attach_to_egress_of(name, index)
+    }
+}
+
+/// The programs for uplinks that this kernel takes; `None` where it has no tcx.
+fn uplink_programs(object: &mut Object) -> Result<Option<[&'static str; 2]>, ProgramsError> {
+    let mut load = |names: [&'static str; 2]| {
+        for name in names {
+            object.load(name)?;
+        }
+        Ok::<_, ProgramsError>(names)
+    };
+    let names = load([names::UPLINK_ETH, names::UPLINK_IP]).or_else(|error| {
+        debug!("{error}; trying what Linux 6.6 has");
+        load([names::UPLINK_ETH_66, names::UPLINK_IP_66])
+    })?;
+    // No interface has this index. A kernel with tcx misses it; one without does not get that far.
+    match object.attach_to_egress_of(names[0], i32::MAX as u32) {
+        Err(ProgramsError::Attach { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {
+            Ok(Some(names))
+        }
+        Err(ProgramsError::Attach { .. }) | Ok(_) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+fn mark_namespace(object: &mut Object) -> Result<Marker, GuardError> {
+    let failed = |error: &dyn fmt::Display| GuardError::Marker(error.to_string());
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| failed(&error))?;
+    let mut mark: SkStorage<_, u64> = object.map(names::GUARD_MARK)?;
+    mark.insert(&socket, 1, 0).map_err(|error| failed(&error))?;
+    Ok(Marker { socket, _mark: mark })
+}

@@ -1,0 +1,281 @@
+//! The interfaces by which packets leave the node for the metadata service: physical ones, and those that carry a route
+//! there, in whatever table. They come and go (an ENI is attached, a bond is made), so they are followed.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::time::Duration;
+
+use futures_util::StreamExt as _;
+use metaproxy_common::layout::Targets;
+use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use rtnetlink::packet_route::link::{LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
+use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
+use rtnetlink::packet_route::{AddressFamily, RouteNetlinkMessage};
+use rtnetlink::{Handle, MulticastGroup};
+use thiserror::Error;
+use tokio::sync::watch;
+use tracing::warn;
+
+/// Changes come in bursts; what is dumped after this is what they led to.
+const SETTLE: Duration = Duration::from_millis(20);
+
+/// After the connection to the kernel has failed.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// Looked at even where the kernel told of no change: it may have been lost.
+const AT_LEAST: Duration = Duration::from_secs(30);
+
+/// Why the interfaces are not known.
+#[derive(Debug, Error)]
+pub enum UplinksError {
+    /// No connection.
+    #[error("cannot follow the node's network interfaces: {0}")]
+    Socket(#[from] io::Error),
+    /// The connection has ended, or it says something else.
+    #[error("cannot follow the node's network interfaces: {0}")]
+    Protocol(String),
+}
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Uplink {
+    /// As `ip link` shows it.
+    pub name: String,
+    /// Whether its packets begin with an Ethernet header, or with IP.
+    pub is_ethernet: bool,
+}
+
+/// By interface index.
+pub type Uplinks = BTreeMap<u32, Uplink>;
+
+/// Follows them, as long as it is there.
+#[derive(Debug)]
+pub struct Follower {
+    uplinks: watch::Receiver<Uplinks>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Follower {
+    /// Begins with what is there. The network namespace is that of the calling thread.
+    pub async fn start() -> Result<Self, UplinksError> {
+        let (publish, uplinks) = watch::channel(uplinks().await?);
+        if uplinks.borrow().is_empty() {
+            warn!(
+                "guard: no uplink was found; packets of raw sockets are not dropped until there is one (a physical \
+                 interface, or one with a route to the metadata service)"
+            );
+        }
+        let task = tokio::spawn(async move {
+            loop {
+                if let Err(error) = follow(&publish).await {
+                    warn!("guard: {error}; trying again");
+                }
+                tokio::time::sleep(RETRY).await;
+            }
+        });
+        Ok(Self { uplinks, task })
+    }
+
+    /// As they are.
+    pub fn now(&mut self) -> Uplinks {
+        self.uplinks.borrow_and_update().clone()
+    }
+
+    /// Waits until they have changed since.
+    pub async fn changed(&mut self) {
+        if self.uplinks.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
+}
+
+impl Drop for Follower {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+/// Publishes them whenever they change; returns where the kernel can't be heard any more.
+async fn follow(publish: &watch::Sender<Uplinks>) -> Result<(), UplinksError> {
+    // Listened to before they are listed: nothing falls in between.
+    let (connection, _handle, mut changes) = rtnetlink::new_multicast_connection(&[
+        MulticastGroup::Link,
+        MulticastGroup::Ipv4Route,
+        MulticastGroup::Ipv6Route,
+    ])?;
+    let _listening = Task(tokio::spawn(connection));
+    loop {
+        match uplinks().await {
+            Ok(now) => {
+                publish.send_if_modified(|uplinks| {
+                    let differ = *uplinks != now;
+                    uplinks.clone_from(&now);
+                    differ
+                });
+            }
+            // It may have changed while it was listed.
+            Err(error) => warn!("guard: {error}; trying again"),
+        }
+        match tokio::time::timeout(AT_LEAST, changes.next()).await {
+            Ok(Some(_)) => {
+                tokio::time::sleep(SETTLE).await;
+                while changes.try_recv().is_ok() {}
+            }
+            Ok(None) => {
+                return Err(UplinksError::Protocol(
+                    "the kernel is not heard any more".to_owned(),
+                ));
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+/// Ended with whoever has it.
+struct Task(tokio::task::JoinHandle<()>);
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+async fn uplinks() -> Result<Uplinks, UplinksError> {
+    let (mut connection, mut handle, _) = rtnetlink::new_connection()?;
+    connection.set_forward_done(true);
+    let _connection = Task(tokio::spawn(connection));
+    let mut routed = BTreeSet::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        // Table 0 stands for all.
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        for message in dump(&mut handle, RouteNetlinkMessage::GetRoute(request)).await? {
+            if let RouteNetlinkMessage::NewRoute(route) = message
+                && route.header.kind == RouteType::Unicast
+                && leads_to_target(&route)
+            {
+                routed.extend(interfaces(&route));
+            }
+        }
+    }
+    let links = dump(&mut handle, RouteNetlinkMessage::GetLink(LinkMessage::default())).await?;
+    let found = links.into_iter().filter_map(|message| match message {
+        RouteNetlinkMessage::NewLink(link) => uplink(&link, &routed),
+        _ => None,
+    });
+    Ok(found.collect())
+}
+
+fn uplink(link: &LinkMessage, routed: &BTreeSet<u32>) -> Option<(u32, Uplink)> {
+    let (mut name, mut is_virtual) = (String::new(), false);
+    for attribute in &link.attributes {
+        match attribute {
+            LinkAttribute::IfName(own) => name.clone_from(own),
+            // Only interfaces that software makes have a kind.
+            LinkAttribute::LinkInfo(about) => {
+                is_virtual = about.iter().any(|info| matches!(info, LinkInfo::Kind(_)));
+            }
+            _ => {}
+        }
+    }
+    let (index, layer) = (link.header.index, link.header.link_layer_type);
+    let is_physical = !is_virtual && layer != LinkLayerType::Loopback;
+    let is_ethernet = layer == LinkLayerType::Ether;
+    (is_physical || routed.contains(&index)).then_some((index, Uplink { name, is_ethernet }))
+}
+
+/// Whether this route is one to a metadata address, as the default route is.
+fn leads_to_target(route: &RouteMessage) -> bool {
+    let prefix = u32::from(route.header.destination_prefix_length);
+    let network = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(network) => Some(network),
+        _ => None,
+    });
+    let targets = &Targets::IMDS.rows[..Targets::IMDS.count as usize];
+    let mut addresses = targets.iter().map(|target| target.address.address.ip());
+    match (route.header.address_family, network) {
+        (AddressFamily::Inet | AddressFamily::Inet6, None) => prefix == 0,
+        (_, Some(RouteAddress::Inet(network))) => addresses.any(|address| {
+            let std::net::IpAddr::V4(address) = address else {
+                return false;
+            };
+            let mask = u32::MAX.checked_shl(32 - prefix).unwrap_or(0);
+            (address.to_bits() ^ network.to_bits()) & mask == 0
+        }),
+        (_, Some(RouteAddress::Inet6(network))) => addresses.any(|address| {
+            let std::net::IpAddr::V6(address) = address else {
+                return false;
+            };
+            let mask = u128::MAX.checked_shl(128 - prefix).unwrap_or(0);
+            (address.to_bits() ^ network.to_bits()) & mask == 0
+        }),
+        _ => false,
+    }
+}
+
+fn interfaces(route: &RouteMessage) -> Vec<u32> {
+    let of = |attribute: &RouteAttribute| match attribute {
+        RouteAttribute::Oif(index) => vec![*index],
+        RouteAttribute::MultiPath(hops) => hops.iter().map(|hop| hop.interface_index).collect(),
+        _ => Vec::new(),
+    };
+    route.attributes.iter().flat_map(of).collect()
+}
+
+/// A whole list, or an error: never a part of one.
+async fn dump(
+    handle: &mut Handle,
+    request: RouteNetlinkMessage,
+) -> Result<Vec<RouteNetlinkMessage>, UplinksError> {
+    let failed = |what: &str| UplinksError::Protocol(what.to_owned());
+    let mut request = NetlinkMessage::from(request);
+    request.header.flags = NLM_F_REQUEST | NLM_F_DUMP;
+    let mut answers = handle
+        .request(request)
+        .map_err(|error| failed(&error.to_string()))?;
+    let mut found = Vec::new();
+    while let Some(answer) = answers.next().await {
+        if answer.header.flags & NLM_F_DUMP_INTR != 0 {
+            return Err(failed("they changed while they were listed"));
+        }
+        match answer.payload {
+            NetlinkPayload::InnerMessage(message) => found.push(message),
+            NetlinkPayload::Done(done) if done.code == 0 => return Ok(found),
+            NetlinkPayload::Done(done) => return Err(io::Error::from_raw_os_error(-done.code).into()),
+            NetlinkPayload::Error(error) => return Err(error.to_io().into()),
+            other => return Err(failed(&format!("unexpected {other:?}"))),
+        }
+    }
+    Err(failed("the list has no end"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(family: AddressFamily, prefix: u8, network: Option<RouteAddress>) -> RouteMessage {
+        let mut route = RouteMessage::default();
+        route.header.address_family = family;
+        route.header.destination_prefix_length = prefix;
+        route.attributes.extend(network.map(RouteAttribute::Destination));
+        route
+    }
+
+    #[test]
+    fn routes_to_the_metadata_service_are_told_by_their_prefix() {
+        let v4 = |text: &str, prefix| {
+            let network = RouteAddress::Inet(text.parse().unwrap());
+            leads_to_target(&route(AddressFamily::Inet, prefix, Some(network)))
+        };
+        let v6 = |text: &str, prefix| {
+            let network = RouteAddress::Inet6(text.parse().unwrap());
+            leads_to_target(&route(AddressFamily::Inet6, prefix, Some(network)))
+        };
+        assert!(leads_to_target(&route(AddressFamily::Inet, 0, None)));
+        assert!(leads_to_target(&route(AddressFamily::Inet6, 0, None)));
+        assert!(v4("169.254.169.254", 32) && v4("169.254.0.0", 16) && v4("128.0.0.0", 1));
+        assert!(!v4("169.254.169.253", 32) && !v4("10.0.0.0", 8) && !v4("0.0.0.0", 1));
+        assert!(v6("fd00:ec2::254", 128) && v6("fd00:ec2::", 32) && v6("::", 0));
+        assert!(!v6("fe80::", 64) && !v6("fd00:ec3::", 32));
+    }
+}

@@ -1,0 +1,132 @@
+//! A program's attachment: a file descriptor of this process, with which it ends, however that happens.
+
+use std::fs;
+use std::io;
+use std::mem::size_of;
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+
+/// Where in the kernel a program runs (enum bpf_attach_type, include/uapi/linux/bpf.h).
+#[repr(u32)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Hook {
+    /// `BPF_CGROUP_INET_EGRESS`
+    Egress = 1,
+    /// `BPF_CGROUP_SOCK_OPS`
+    SockOps = 3,
+    /// `BPF_CGROUP_INET4_CONNECT`
+    Connect4 = 10,
+    /// `BPF_CGROUP_INET6_CONNECT`
+    Connect6 = 11,
+    /// `BPF_CGROUP_INET4_GETPEERNAME`
+    Getpeername4 = 29,
+    /// `BPF_CGROUP_INET6_GETPEERNAME`
+    Getpeername6 = 30,
+}
+
+/// `BPF_TCX_EGRESS`; Linux 6.6.
+const TCX_EGRESS: u32 = 47;
+/// Before all others, as no other is named.
+const BPF_F_BEFORE: u32 = 1 << 3;
+const BPF_LINK_CREATE: libc::c_long = 28;
+
+/// The part of `union bpf_attr` that `BPF_LINK_CREATE` reads, as far as cgroup and tcx links need it.
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreate {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    pad: u32,
+    expected_revision: u64,
+}
+
+/// An attached program; dropping detaches it.
+///
+/// Made here and not by aya: its links can't be asked whether they are still attached, and on kernels without links
+/// it falls back to attachments that outlive the process.
+#[derive(Debug)]
+pub struct Link {
+    fd: OwnedFd,
+}
+
+impl Link {
+    /// To a cgroup and all below it. A link allows others beside it (kernel/bpf/cgroup.c: links imply
+    /// `BPF_F_ALLOW_MULTI`).
+    ///
+    /// # Errors
+    /// EPERM where a program is attached there, or above, that allows no second one.
+    pub fn to_cgroup(program: BorrowedFd<'_>, hook: Hook, cgroup: BorrowedFd<'_>) -> io::Result<Self> {
+        Self::create(&LinkCreate {
+            program: program.as_raw_fd() as u32,
+            target: cgroup.as_raw_fd() as u32,
+            attach_type: hook as u32,
+            ..LinkCreate::default()
+        })
+    }
+
+    /// To the egress of a network interface of this process's network namespace, first in the chain.
+    ///
+    /// # Errors
+    /// ENODEV where there is no such interface; EINVAL before Linux 6.6.
+    pub fn to_egress_of(program: BorrowedFd<'_>, interface: u32) -> io::Result<Self> {
+        Self::create(&LinkCreate {
+            program: program.as_raw_fd() as u32,
+            target: interface,
+            attach_type: TCX_EGRESS,
+            flags: BPF_F_BEFORE,
+            ..LinkCreate::default()
+        })
+    }
+
+    fn create(attributes: &LinkCreate) -> io::Result<Self> {
+        // SAFETY: the attributes live through the call and are as long as said.
+        let fd = unsafe {
+            libc::syscall(
+                libc::SYS_bpf,
+                BPF_LINK_CREATE,
+                std::ptr::from_ref(attributes),
+                size_of::<LinkCreate>(),
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just made this descriptor for us; it closes on exec.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+        Ok(Self { fd })
+    }
+
+    /// Whether it is attached still: its cgroup or interface may be gone, or somebody may have detached it
+    /// (`BPF_LINK_DETACH`). The descriptor stays open then, and nobody tells.
+    pub fn is_attached(&self) -> bool {
+        // Where it can't be told, it counts as attached: attaching again and again would be worse.
+        fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))
+            .map_or(true, |info| has_target(&info))
+    }
+}
+
+/// A link without a target shows it as 0 (`bpf_cgroup_link_show_fdinfo`, `tcx_link_fdinfo`).
+fn has_target(fdinfo: &str) -> bool {
+    fdinfo.lines().all(|line| {
+        let field = line
+            .strip_prefix("cgroup_id:")
+            .or_else(|| line.strip_prefix("ifindex:"));
+        field.is_none_or(|target| target.trim() != "0")
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_without_target_is_told_from_its_fdinfo() {
+        let cgroup = "pos:\t0\nflags:\t02000000\nlink_type:\tcgroup\nlink_id:\t7\ncgroup_id:\t1234\nattach_type:\t10\n";
+        assert!(has_target(cgroup));
+        assert!(!has_target(&cgroup.replace("1234", "0")));
+        assert!(has_target("link_type:\ttcx\nifindex:\t3\n"));
+        assert!(!has_target("link_type:\ttcx\nifindex:\t0\n"));
+    }
+}

@@ -1,0 +1,201 @@
+//! An eBPF object in the kernel: its maps and programs.
+
+use std::fs::File;
+use std::os::fd::{AsFd as _, BorrowedFd};
+
+use aya::programs::{Program, ProgramError};
+use aya::{Ebpf, EbpfError, EbpfLoader};
+use thiserror::Error;
+
+use super::link::{Hook, Link};
+
+/// Why the programs do not run.
+#[derive(Debug, Error)]
+pub enum ProgramsError {
+    /// Built without the object.
+    #[error(
+        "this binary was built without its eBPF objects: run `cargo xtask build-ebpf`, then build it again (`cargo \
+         xtask setup` installs what that needs)"
+    )]
+    NoObject,
+    /// The kernel did not take the object.
+    #[error(
+        "the kernel refused the eBPF object: {0}. Needed are CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (below Linux 5.11 \
+         also CAP_SYS_RESOURCE), or a privileged container"
+    )]
+    Load(#[from] EbpfError),
+    /// A program did not pass, or was not there.
+    #[error("cannot load the eBPF program {name}: {source}")]
+    Program {
+        /// Which.
+        name: &'static str,
+        /// Why not.
+        source: ProgramError,
+    },
+    /// A program or map is not in the object, or has another type.
+    #[error("the eBPF object does not fit this binary ({0}): run `cargo xtask build-ebpf` and build again")]
+    Unfit(String),
+    /// Somebody else's program stands in the way.
+    #[error(
+        "cannot attach {name} to the pods' cgroup: another program that allows no second one is attached there or \
+         above (EPERM). `bpftool cgroup tree` shows which; it was attached without BPF_F_ALLOW_MULTI"
+    )]
+    Occupied {
+        /// Which of ours.
+        name: &'static str,
+    },
+    /// The kernel did not attach.
+    #[error("cannot attach {name} to {what}: {source}")]
+    Attach {
+        /// Which.
+        name: &'static str,
+        /// To what.
+        what: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+/// Its maps are in the kernel; its programs when they are loaded.
+#[derive(Debug)]
+pub struct Object {
+    ebpf: Ebpf,
+}
+
+impl Object {
+    /// Makes its maps.
+    ///
+    /// # Errors
+    /// Where there is no object, or the kernel refuses.
+    pub fn new(bytes: &[u8]) -> Result<Self, ProgramsError> {
+        if bytes.is_empty() {
+            return Err(ProgramsError::NoObject);
+        }
+        Ok(Self {
+            ebpf: EbpfLoader::new().load(bytes)?,
+        })
+    }
+
+    /// Takes one of its maps, for userspace.
+    ///
+    /// # Errors
+    /// Where there is none of that name and type.
+    pub fn map<M>(&mut self, name: &'static str) -> Result<M, ProgramsError>
+    where
+        M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+    {
+        let map = self
+            .ebpf
+            .take_map(name)
+            .ok_or_else(|| ProgramsError::Unfit(format!("no map {name}")))?;
+        map.try_into()
+            .map_err(|error| ProgramsError::Unfit(format!("{name}: {error}")))
+    }
+
+    /// Loads one of its programs.
+    ///
+    /// # Errors
+    /// What the verifier says.
+    pub fn load(&mut self, name: &'static str) -> Result<(), ProgramsError> {
+        let program = self
+            .ebpf
+            .program_mut(name)
+            .ok_or_else(|| ProgramsError::Unfit(format!("no program {name}")))?;
+        let loaded = match program {
+            Program::CgroupSockAddr(program) => program.load(),
+            Program::CgroupSkb(program) => program.load(),
+            Program::SchedClassifier(program) => program.load(),
+            Program::SockOps(program) => program.load(),
+            _ => return Err(ProgramsError::Unfit(format!("{name} is of another type"))),
+        };
+        loaded.map_err(|source| ProgramsError::Program { name, source })
+    }
+
+    fn loaded(&self, name: &'static str) -> Result<BorrowedFd<'_>, ProgramsError> {
+        let program = self
+            .ebpf
+            .program(name)
+            .ok_or_else(|| ProgramsError::Unfit(format!("no program {name}")))?;
+        let fd = program
+            .fd()
+            .map_err(|source| ProgramsError::Program { name, source })?;
+        Ok(fd.as_fd())
+    }
+
+    fn attach(&self, name: &'static str, hook: Hook, cgroup: &File) -> Result<Link, ProgramsError> {
+        Link::to_cgroup(self.loaded(name)?, hook, cgroup.as_fd()).map_err(|source| {
+            match source.raw_os_error() {
+                Some(libc::EPERM) => ProgramsError::Occupied { name },
+                _ => ProgramsError::Attach {
+                    name,
+                    what: "the pods' cgroup".to_owned(),
+                    source,
+                },
+            }
+        })
+    }
+
+    /// Attaches loaded programs to a cgroup, one after the other.
+    ///
+    /// # Errors
+    /// [`ProgramsError::Occupied`], or what else the kernel has against one; nothing is attached then.
+    pub fn attach_all(
+        &self,
+        programs: &[(&'static str, Hook)],
+        cgroup: &File,
+    ) -> Result<CgroupLinks, ProgramsError> {
+        let attach = |&(name, hook): &(&'static str, Hook)| {
+            let link = self.attach(name, hook, cgroup)?;
+            Ok((name, hook, link))
+        };
+        programs
+            .iter()
+            .map(attach)
+            .collect::<Result<_, _>>()
+            .map(CgroupLinks)
+    }
+
+    /// Attaches again what somebody else has detached; the names of those programs.
+    ///
+    /// # Errors
+    /// As [`Self::attach_all`]; what could be attached is.
+    pub fn mend(&self, links: &mut CgroupLinks, cgroup: &File) -> Result<Vec<&'static str>, ProgramsError> {
+        let mut mended = Vec::new();
+        for (name, hook, link) in &mut links.0 {
+            if !link.is_attached() {
+                *link = self.attach(name, *hook, cgroup)?;
+                mended.push(*name);
+            }
+        }
+        Ok(mended)
+    }
+
+    /// Attaches a loaded program to the egress of an interface.
+    ///
+    /// # Errors
+    /// What the kernel has against it.
+    pub fn attach_to_egress_of(&self, name: &'static str, interface: u32) -> Result<Link, ProgramsError> {
+        Link::to_egress_of(self.loaded(name)?, interface).map_err(|source| ProgramsError::Attach {
+            name,
+            what: format!("the egress of interface {interface}"),
+            source,
+        })
+    }
+
+    /// aya's own, for what this has no word for.
+    #[cfg(feature = "ebpf-log")]
+    pub fn aya(&mut self) -> &mut Ebpf {
+        &mut self.ebpf
+    }
+}
+
+/// Programs that are attached to one cgroup.
+#[derive(Debug)]
+pub struct CgroupLinks(Vec<(&'static str, Hook, Link)>);
+
+impl CgroupLinks {
+    /// Detaches those at other hooks.
+    pub fn retain(&mut self, keep: impl Fn(Hook) -> bool) {
+        self.0.retain(|(_, hook, _)| keep(*hook));
+    }
+}

@@ -1,0 +1,272 @@
+//! What our processes on one node tell each other through the runtime directory: that they are there, and that pods
+//! have been served since the node booted.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+use metaproxy_common::CONTRACT;
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+use tracing::warn;
+
+/// The runtime directory can't be made.
+#[derive(Debug, Error)]
+#[error("--runtime-dir: cannot make {path}: {source}")]
+pub struct RuntimeDirError {
+    path: PathBuf,
+    source: io::Error,
+}
+
+/// Makes the runtime directory (0700) where it does not exist.
+///
+/// # Errors
+/// Where the system refuses.
+pub fn make_runtime_dir(path: &Path) -> Result<(), RuntimeDirError> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);
+    made.map_err(|source| {
+        let path = path.to_owned();
+        RuntimeDirError { path, source }
+    })
+}
+
+/// Another contract stands beside ours, or the directory can't be used.
+#[derive(Debug, Error)]
+pub enum NeighbourError {
+    /// A process of another version whose programs do not go with ours.
+    #[error(
+        "metaproxy {version} ({what}, pid {pid}) runs on this node with interception contract {theirs}, and this is \
+         {} with contract {CONTRACT}: side by side, pods would be refused or reach the node's metadata service. Stop it \
+         first (with the chart: delete its DaemonSet, or set a fixed listenPort, with which pods are replaced one after \
+         the other)", env!("CARGO_PKG_VERSION")
+    )]
+    OtherContract {
+        /// Its version.
+        version: String,
+        /// What it is.
+        what: String,
+        /// Its process, as it sees itself.
+        pid: u32,
+        /// Its contract.
+        theirs: u32,
+    },
+    /// The directory or a file in it.
+    #[error("--runtime-dir: cannot use {path}: {source}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+}
+
+fn io_error(path: &Path) -> impl FnOnce(io::Error) -> NeighbourError {
+    let path = path.to_owned();
+    move |source| NeighbourError::Io { path, source }
+}
+
+/// What a process says about itself.
+#[derive(Debug, Serialize, Deserialize)]
+struct Card {
+    contract: u32,
+    version: String,
+    what: String,
+    pid: u32,
+}
+
+const PREFIX: &str = "instance-";
+
+/// This process, as others see it, until it is dropped. The file is locked for as long as the process lives: one that
+/// is not locked was left by a process that was killed.
+#[derive(Debug)]
+pub struct Presence {
+    path: PathBuf,
+    _locked: File,
+}
+
+impl Presence {
+    /// Says that this process is there, and looks who else is.
+    ///
+    /// # Errors
+    /// [`NeighbourError::OtherContract`] where this process must not run beside another.
+    pub fn announce(runtime_dir: &Path, what: &str) -> Result<Self, NeighbourError> {
+        let card = Card {
+            contract: CONTRACT,
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            what: what.to_owned(),
+            pid: std::process::id(),
+        };
+        Self::with_card(runtime_dir, &card)
+    }
+
+    fn with_card(runtime_dir: &Path, card: &Card) -> Result<Self, NeighbourError> {
+        let name = format!("{PREFIX}{:016x}.json", fastrand::u64(..));
+        let (aside, path) = (runtime_dir.join(format!(".{name}")), runtime_dir.join(name));
+        let mut file = File::create_new(&aside).map_err(io_error(&aside))?;
+        // Locked and whole before anybody can see it.
+        let written = file
+            .lock()
+            .and_then(|()| file.write_all(&serde_json::to_vec(card)?))
+            .and_then(|()| fs::rename(&aside, &path));
+        if let Err(error) = written {
+            let _ = fs::remove_file(&aside);
+            return Err(io_error(&path)(error));
+        }
+        let own = Self { path, _locked: file };
+        own.look_round(runtime_dir)?;
+        Ok(own)
+    }
+
+    fn look_round(&self, runtime_dir: &Path) -> Result<(), NeighbourError> {
+        for entry in fs::read_dir(runtime_dir).map_err(io_error(runtime_dir))? {
+            let path = entry.map_err(io_error(runtime_dir))?.path();
+            let is_card = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .is_some_and(|name| name.trim_start_matches('.').starts_with(PREFIX));
+            if !is_card || path == self.path {
+                continue;
+            }
+            let Ok(file) = File::open(&path) else { continue };
+            match file.try_lock() {
+                // Whoever wrote it is gone. One that is just being written is locked already.
+                Ok(()) => drop(fs::remove_file(&path)),
+                Err(TryLockError::WouldBlock) => check(&path)?,
+                Err(TryLockError::Error(error)) => return Err(io_error(&path)(error)),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn check(path: &Path) -> Result<(), NeighbourError> {
+    let text = fs::read(path).unwrap_or_default();
+    // One that is being written is looked at by its own process, which finds us.
+    let Ok(card) = serde_json::from_slice::<Card>(&text) else {
+        return Ok(());
+    };
+    if card.contract == CONTRACT {
+        return Ok(());
+    }
+    Err(NeighbourError::OtherContract {
+        version: card.version,
+        what: card.what,
+        pid: card.pid,
+        theirs: card.contract,
+    })
+}
+
+impl Drop for Presence {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// The mark that pods have been served since the node booted, at which guards close.
+#[derive(Clone, Debug)]
+pub struct ServedMark {
+    path: PathBuf,
+    boot: String,
+}
+
+impl ServedMark {
+    /// In this runtime directory.
+    pub fn of(runtime_dir: &Path) -> Self {
+        // A directory that survives a boot (it should not) must not close a guard. Without an id, any mark counts.
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Self {
+            path: runtime_dir.join("served-since-boot"),
+            boot,
+        }
+    }
+
+    /// Pods are served.
+    pub fn set(&self) {
+        if self.is_set() {
+            return;
+        }
+        let aside = self.path.with_extension("new");
+        let written = fs::write(&aside, &self.boot).and_then(|()| fs::rename(&aside, &self.path));
+        if let Err(error) = written {
+            let _ = fs::remove_file(&aside);
+            warn!(
+                "guards on this node are not told that pods are served: cannot write {}: {error}",
+                self.path.display()
+            );
+        }
+    }
+
+    /// Pods are to reach the node's metadata service again.
+    pub fn clear(&self) {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => warn!(
+                "guards on this node stay closed: cannot remove {}: {error}",
+                self.path.display()
+            ),
+            _ => {}
+        }
+    }
+
+    /// Whether pods have been served since boot.
+    pub fn is_set(&self) -> bool {
+        fs::read_to_string(&self.path).is_ok_and(|boot| boot == self.boot)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn card(contract: u32) -> Card {
+        Card {
+            contract,
+            version: "9.9.9".to_owned(),
+            what: "guard".to_owned(),
+            pid: 7,
+        }
+    }
+
+    #[test]
+    fn processes_of_one_contract_stand_beside_each_other_and_others_do_not() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = Presence::announce(dir.path(), "agent").unwrap();
+        let second = Presence::announce(dir.path(), "guard").unwrap();
+        drop((first, second));
+        let other = Presence::with_card(dir.path(), &card(CONTRACT + 1));
+        let other = other.unwrap();
+        let error = Presence::announce(dir.path(), "agent").unwrap_err().to_string();
+        assert!(
+            error.contains("metaproxy 9.9.9 (guard, pid 7)") && error.contains("Stop it first"),
+            "{error}"
+        );
+        drop(other);
+        drop(Presence::announce(dir.path(), "agent").unwrap());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0, "nothing is left");
+    }
+
+    #[test]
+    fn what_a_killed_process_left_is_removed_and_counts_for_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        let left = dir.path().join("instance-dead.json");
+        fs::write(&left, serde_json::to_vec(&card(CONTRACT + 1)).unwrap()).unwrap();
+        let _own = Presence::announce(dir.path(), "agent").unwrap();
+        assert!(!left.exists());
+    }
+
+    #[test]
+    fn the_mark_is_that_of_this_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = ServedMark::of(dir.path());
+        assert!(!mark.is_set());
+        mark.clear();
+        mark.set();
+        assert!(mark.is_set());
+        fs::write(dir.path().join("served-since-boot"), "another boot").unwrap();
+        assert!(!mark.is_set());
+        mark.set();
+        assert!(mark.is_set());
+        mark.clear();
+        assert!(!mark.is_set());
+    }
+}
