@@ -83,6 +83,8 @@ pub struct Targets {
 pub struct Found {
     /// Whether there is such a target.
     pub hit: bool,
+    /// Its address, where there is one.
+    pub address: Endpoint,
     /// Its sentinel, where there is one.
     pub sentinel: Endpoint,
 }
@@ -107,6 +109,7 @@ impl Targets {
             if target.address.same(to) || target.sentinel.same(to) {
                 return Found {
                     hit: true,
+                    address: target.address,
                     sentinel: target.sentinel,
                 };
             }
@@ -114,6 +117,7 @@ impl Targets {
         }
         Found {
             hit: false,
+            address: Endpoint::NONE,
             sentinel: Endpoint::NONE,
         }
     }

@@ -24,6 +24,8 @@ pub enum Family {
 pub struct Class {
     /// What it is.
     pub kind: Kind,
+    /// What was asked for: a guard may have put the sentinel in the metadata address's place.
+    pub asked: Endpoint,
     /// For [`Kind::Metadata`]: where a connection goes that must reach neither the metadata service nor a listener.
     pub sentinel: Endpoint,
 }
@@ -77,6 +79,7 @@ pub fn classify(config: &Config, to: &Endpoint) -> Class {
     if found.hit {
         return Class {
             kind: Kind::Metadata,
+            asked: found.address,
             sentinel: found.sentinel,
         };
     }
@@ -87,6 +90,7 @@ pub fn classify(config: &Config, to: &Endpoint) -> Class {
     };
     Class {
         kind,
+        asked: *to,
         sentinel: Endpoint::NONE,
     }
 }

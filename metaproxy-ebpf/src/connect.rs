@@ -42,12 +42,12 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
     match verdict.action {
         Action::Pass => count(Counter::NodeLeftAlone),
         Action::Stamp => {
-            if stamp(ctx, caller, to, to) {
+            if stamp(ctx, caller, class.asked, to) {
                 count(Counter::Stamped);
             }
         }
         Action::Redirect => {
-            if stamp(ctx, caller, to, verdict.to) {
+            if stamp(ctx, caller, class.asked, verdict.to) {
                 sockaddr::write(ctx, family, &verdict.to);
                 count(Counter::Redirected);
                 log_redirect(ctx, &caller);

@@ -38,6 +38,15 @@ pub struct Dial {
     /// IPV6_FREEBIND: likewise, without any capability
     #[arg(long)]
     freebind: bool,
+    /// SO_BINDTODEVICE
+    #[arg(long)]
+    device: Option<String>,
+    /// SO_MARK
+    #[arg(long)]
+    mark: Option<u32>,
+    /// Move to this cgroup when the socket is made, and connect then
+    #[arg(long)]
+    move_to: Option<std::path::PathBuf>,
     /// SO_REUSEPORT beside SO_REUSEADDR
     #[arg(long)]
     reuse_port: bool,
@@ -142,6 +151,9 @@ impl Dial {
         let start = Instant::now();
         let socket = self.socket()?;
         self.bind(&socket, number)?;
+        if let Some(cgroup) = &self.move_to {
+            std::fs::write(cgroup.join("cgroup.procs"), "0")?;
+        }
         let request = format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", self.path, self.to.ip());
         let sent = self.connect(&socket, request.as_bytes())?;
         let mut stream = TcpStream::from(socket);
@@ -208,6 +220,13 @@ impl Dial {
     }
 
     fn bind(&self, socket: &OwnedFd, number: usize) -> io::Result<()> {
+        use nix::sys::socket::{setsockopt, sockopt};
+        if let Some(device) = &self.device {
+            setsockopt(socket, sockopt::BindToDevice, &device.into())?;
+        }
+        if let Some(mark) = &self.mark {
+            setsockopt(socket, sockopt::Mark, mark)?;
+        }
         let Some(mut source) = self.source else {
             return Ok(());
         };

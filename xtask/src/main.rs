@@ -11,7 +11,7 @@ mod shell;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{dial, redirect};
+use xtask::{craft, dial, redirect};
 
 /// metaproxy's development commands.
 #[derive(Debug, Parser)]
@@ -54,6 +54,9 @@ enum Command {
     /// For use inside a pod of the lab: connect and count the answers
     #[command(hide = true)]
     Dial(dial::Dial),
+    /// For use inside a pod of the lab: send packets made by hand
+    #[command(hide = true)]
+    Craft(craft::Craft),
     /// For use inside a pod of the lab: a transparent proxy
     #[command(hide = true)]
     RedirectProxy(redirect::RedirectProxy),
@@ -73,6 +76,7 @@ fn main() -> ExitCode {
         } => checks::cluster(filter.as_deref(), image),
         Command::Test { filter, .. } => checks::test(filter.as_deref()),
         Command::Lint => checks::lint(),
+        Command::Craft(craft) => craft::run(&craft),
         Command::Dial(dial) => dial::run(&dial),
         Command::RedirectProxy(proxy) => redirect::run(&proxy),
     };

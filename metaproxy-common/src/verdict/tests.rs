@@ -76,6 +76,19 @@ fn a_pod_is_redirected_from_every_form_of_the_metadata_address() {
 }
 
 #[test]
+fn what_was_asked_for_is_told_behind_a_guard_too() {
+    let config = Config::imds(1, both());
+    for (to, asked) in [
+        ("169.254.169.254:80", "169.254.169.254:80"),
+        ("255.255.255.255:80", "169.254.169.254:80"),
+        ("[ff00:ec2::254]:80", "[fd00:ec2::254]:80"),
+        ("10.0.0.7:20000", "10.0.0.7:20000"),
+    ] {
+        assert_eq!(classify(&config, &at(to)).asked, at(asked), "{to}");
+    }
+}
+
+#[test]
 fn neighbouring_addresses_and_ports_pass() {
     for to in [
         "169.254.169.254:81",

@@ -95,7 +95,7 @@ impl Agent {
             .arg("run")
             .args(spec.pods(lab))
             .arg("--runtime-dir")
-            .arg(lab.dir().join("run"))
+            .arg(lab.runtime_dir())
             .args(spec.base.map(|base| format!("--base-role-arn={base}")))
             .args(
                 spec.told_cgroup
@@ -104,6 +104,21 @@ impl Agent {
                     .flatten(),
             )
             .args(&spec.flags);
+        Self::listened_to(command)
+    }
+
+    /// Starts a guard of this binary in the node's network namespace, with the agents' runtime directory.
+    pub fn guard(lab: &Lab, binary: &Path, flags: &[&str]) -> Result<Self> {
+        let mut command = command_in(binary, None, lab.node().file())?;
+        command
+            .env_clear()
+            .env("RUST_BACKTRACE", "1")
+            .arg("guard")
+            .arg("--runtime-dir")
+            .arg(lab.runtime_dir())
+            .arg("--cgroup")
+            .arg(lab.kubepods())
+            .args(flags);
         Self::listened_to(command)
     }
 

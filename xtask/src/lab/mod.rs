@@ -9,10 +9,12 @@
 pub mod agent;
 pub mod apiserver;
 pub mod bpf;
+pub mod foreign;
 pub mod imds;
 pub mod leftovers;
 pub mod netns;
 pub mod pod;
+pub mod recorder;
 pub mod sts;
 
 use std::fs::{self, File};
@@ -113,6 +115,16 @@ impl Lab {
         &self.aws
     }
 
+    /// What every name of this lab begins with.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The lab's part of the cgroup tree.
+    pub fn cgroup(&self) -> PathBuf {
+        self.files.cgroup.clone()
+    }
+
     /// The pods' cgroup.
     pub fn kubepods(&self) -> PathBuf {
         self.files.cgroup.join("kubepods")
@@ -126,6 +138,11 @@ impl Lab {
     /// A directory for files of this lab.
     pub fn dir(&self) -> &Path {
         &self.files.dir
+    }
+
+    /// What agents and guards of this node share.
+    pub fn runtime_dir(&self) -> PathBuf {
+        self.files.dir.join("run")
     }
 
     /// The manifests.

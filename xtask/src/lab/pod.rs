@@ -64,6 +64,7 @@ pub struct Pod {
     number: u32,
     netns: Option<Netns>,
     netns_file: File,
+    node_netns: String,
     cgroup: PathBuf,
     manifests: PathBuf,
 }
@@ -89,6 +90,7 @@ impl Pod {
             number,
             netns,
             netns_file,
+            node_netns: lab.node().name().to_owned(),
             cgroup,
             manifests,
         };
@@ -106,6 +108,7 @@ impl Pod {
             number: 0,
             netns: None,
             netns_file: netns.file().try_clone()?,
+            node_netns: String::new(),
             cgroup,
             manifests: PathBuf::new(),
         })
@@ -129,6 +132,11 @@ impl Pod {
     /// Its own network namespace, if it has one.
     pub fn netns(&self) -> Option<&Netns> {
         self.netns.as_ref()
+    }
+
+    /// The name of its node's network namespace.
+    pub fn node_netns(&self) -> &str {
+        &self.node_netns
     }
 
     /// Its IPv4 address.

@@ -1,0 +1,364 @@
+//! Ways round the redirection, each with a recorder at the wire in the place of the node's metadata service: it must see
+//! nothing of a pod. What is sent past the connect hooks is first shown to arrive where nothing stops it.
+
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::Duration;
+
+use common::identity::v4_listener;
+use common::{
+    IMDS, IMDS6, MAPPED, Node, Outcomes, agent_binary, client_binary, counts, dial, eventually, node,
+    outcomes,
+};
+use rstest::rstest;
+use xtask::lab::agent::Agent;
+use xtask::lab::bpf;
+use xtask::lab::pod::{Pod, PodSpec, command_in};
+use xtask::lab::recorder::Recorder;
+
+const NOTHING: [String; 0] = [];
+const UNREACHABLE: &str = "error ENETUNREACH: Network is unreachable";
+
+/// Long enough for a packet to arrive.
+fn settle() {
+    std::thread::sleep(Duration::from_millis(150));
+}
+
+fn recorder(node: &Node) -> Recorder {
+    Recorder::start(node.lab.aws()).unwrap()
+}
+
+/// Where agents and guards of this node are up, whoever dials gets this.
+fn guard_only(node: &Node) -> Agent {
+    let guard = Agent::guard(&node.lab, agent_binary(), &["--close", "at-once"]).unwrap();
+    guard.wait_for("guard closed").unwrap();
+    guard
+}
+
+/// Sends packets made by hand from a pod.
+fn craft(pod: &Pod, words: &[&str]) {
+    let next_hop = hardware_address(pod);
+    let output = pod
+        .command(client_binary())
+        .unwrap()
+        .args(["craft", "--next-hop", &next_hop])
+        .args(words)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{words:?}: {output:?}");
+}
+
+/// Of the node's end of the pod's link.
+fn hardware_address(pod: &Pod) -> String {
+    let path = format!("/sys/class/net/pod{}/address", pod.number());
+    let output = std::process::Command::new("ip")
+        .args(["netns", "exec", pod.node_netns(), "cat", &path])
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[rstest]
+#[case::raw_ip(&["--way", "raw"])]
+#[case::raw_ip_with_options(&["--way", "raw-options"])]
+#[case::raw_ip_in_fragments(&["--way", "raw-fragments"])]
+#[case::raw_tcp(&["--way", "raw-tcp"])]
+#[case::packet_socket(&["--way", "packet"])]
+#[case::raw_ip_v6(&["--way", "raw", "--to", IMDS6])]
+#[case::raw_ip_v6_with_extension_headers(&["--way", "raw-options", "--to", IMDS6])]
+#[case::raw_tcp_v6(&["--way", "raw-tcp", "--to", IMDS6])]
+#[case::packet_socket_v6(&["--way", "packet", "--to", IMDS6])]
+#[case::raw_ip_from_another_pods_address(&["--way", "raw", "--source", "10.244.77.2"])]
+fn packets_made_by_hand_do_not_leave_the_node(#[case] words: &[&str]) {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    // Such packets arrive from wherever they say, as on a node that does not filter by source.
+    for device in ["all", &format!("pod{}", a.number())] {
+        node.lab
+            .node()
+            .sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0")
+            .unwrap();
+    }
+    let recorder = recorder(&node);
+    let arrived = || {
+        craft(&a, words);
+        settle();
+        recorder.take_from_others()
+    };
+    // IPv6 takes a moment to be usable on a new link.
+    eventually("nothing stops it yet", || arrived() > 0);
+    let mut agent = node.agent();
+    assert_eq!(arrived(), 0, "an agent with its guard");
+    let guard = guard_only(&node);
+    assert_eq!(arrived(), 0, "agent and guard");
+    agent.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
+    agent.wait().unwrap();
+    assert_eq!(arrived(), 0, "a guard alone");
+    drop(guard);
+    assert_eq!(bpf::left_over(), NOTHING);
+    assert!(arrived() > 0, "nothing stops it any more");
+}
+
+/// Each is served its own role, or refused; with a guard alone, refused.
+#[test]
+fn connections_of_every_kind_reach_the_agent_or_nobody() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let own = |port: u16| format!("{}:{port}", a.ip());
+    let (source, again) = (own(0), own(31_000));
+    let mut rows: Vec<(String, Vec<&str>)> = Vec::new();
+    for to in [IMDS, MAPPED, IMDS6, "255.255.255.255:80", "[ff00:ec2::254]:80"] {
+        for mode in ["plain", "nonblocking", "fastopen", "uring", "mptcp"] {
+            rows.push((format!("{mode} to {to}"), vec!["--to", to, "--mode", mode]));
+        }
+    }
+    let others: [(&str, Vec<&str>); 6] = [
+        ("IPV6_V6ONLY", vec!["--to", IMDS6, "--mode", "v6only"]),
+        ("SO_BINDTODEVICE", vec!["--device", "eth0"]),
+        ("SO_MARK", vec!["--mark", "7"]),
+        ("a bound source address", vec!["--source", &source]),
+        ("a bound source port", vec!["--source", &again]),
+        (
+            "a source port that is used again and again",
+            vec!["--source", &again, "--reuse-port", "--count", "20"],
+        ),
+    ];
+    rows.extend(others.map(|(name, words)| (name.to_owned(), words)));
+    let recorder = recorder(&node);
+    let agent = node.agent();
+    let guard = guard_only(&node);
+    for (name, words) in &rows {
+        let got = dial(&a, words);
+        assert_eq!(got.keys().collect::<Vec<_>>(), ["role-a"], "{name}: {got:?}");
+    }
+    drop(agent);
+    for (name, words) in &rows {
+        let got = dial(&a, &[&words[..], &["--timeout", "900"]].concat());
+        assert!(
+            got.keys().all(|outcome| outcome.starts_with("error ")),
+            "{name}, with a guard alone: {got:?}"
+        );
+    }
+    drop(guard);
+    assert_eq!(recorder.take_from_others(), 0);
+    // That it would have been seen.
+    assert_eq!(dial(&a, &[]), counts([("node", 1)]));
+    settle();
+    assert!(recorder.take_from_others() > 0);
+}
+
+#[test]
+fn with_a_guard_alone_connections_fail_at_once() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let _guard = guard_only(&node);
+    for (to, mode) in [
+        (IMDS, "plain"),
+        (MAPPED, "plain"),
+        (IMDS6, "plain"),
+        (IMDS6, "v6only"),
+        (IMDS, "nonblocking"),
+        (IMDS, "mptcp"),
+        (IMDS, "fastopen"),
+    ] {
+        let start = std::time::Instant::now();
+        let got = dial(&a, &["--to", to, "--mode", mode]);
+        assert_eq!(got, counts([(UNREACHABLE, 1)]), "{mode} to {to}");
+        assert!(start.elapsed() < Duration::from_secs(1), "{mode} to {to}");
+    }
+}
+
+/// Asks once for each line that it reads, on one connection that it makes at the start.
+const KEEPS_ITS_CONNECTION: &str = r#"
+import http.client, sys
+connection = http.client.HTTPConnection(sys.argv[1], 80, timeout=1.5)
+connection.connect()
+print("connected", flush=True)
+for line in iter(sys.stdin.readline, ""):
+    try:
+        connection.request("GET", "/latest/meta-data/iam/security-credentials/")
+        print(connection.getresponse().read().decode(), flush=True)
+    except Exception as error:
+        print("failed", error, flush=True)
+"#;
+
+struct Keeper {
+    child: Child,
+    says: BufReader<std::process::ChildStdout>,
+}
+
+impl Keeper {
+    fn start(pod: &Pod, to: &str) -> Self {
+        let mut child = pod
+            .command("python3")
+            .unwrap()
+            .args(["-c", KEEPS_ITS_CONNECTION, to])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let says = BufReader::new(child.stdout.take().unwrap());
+        let mut keeper = Self { child, says };
+        assert_eq!(keeper.line(), "connected");
+        keeper
+    }
+
+    fn line(&mut self) -> String {
+        let mut line = String::new();
+        self.says.read_line(&mut line).unwrap();
+        line.trim().to_owned()
+    }
+
+    fn ask(&mut self) -> String {
+        self.child.stdin.as_mut().unwrap().write_all(b"go\n").unwrap();
+        self.line()
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[rstest]
+#[case("169.254.169.254")]
+#[case("fd00:ec2::254")]
+fn a_connection_opened_before_the_start_is_of_no_use_afterwards(#[case] to: &str) {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let recorder = recorder(&node);
+    let (mut keeper, mut control) = (Keeper::start(&a, to), Keeper::start(&a, to));
+    assert_eq!(keeper.ask(), "node", "the node's own list");
+    assert_eq!(control.ask(), "node");
+    let agent = node.agent();
+    recorder.take_from_others();
+    assert!(keeper.ask().starts_with("failed"), "it is cut off");
+    assert_eq!(recorder.take_from_others(), 0);
+    drop(agent);
+    // With connections alone guarded, that way stays open; which shows that it was one.
+    let _agent = Agent::start(&node.lab, &node.spec().with(&["--guard", "connect"])).unwrap();
+    assert_eq!(control.ask(), "node");
+    settle();
+    assert!(recorder.take_from_others() > 0);
+}
+
+/// Which programs run depends on the cgroup in which the socket was made.
+#[test]
+fn a_socket_made_before_its_process_came_into_the_pods_cgroup_reaches_nobody() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let recorder = recorder(&node);
+    let moving = || -> Outcomes {
+        let netns = a.netns().unwrap();
+        let mut command = command_in(&client_binary(), Some(&node.lab.host_cgroup()), netns.file()).unwrap();
+        command
+            .args(["dial", "--timeout", "700", "--move-to"])
+            .arg(a.cgroup());
+        outcomes(command.stdout(Stdio::piped()).spawn().unwrap())
+    };
+    assert_eq!(moving(), counts([("node", 1)]), "nothing stops it yet");
+    settle();
+    let _agent = node.agent();
+    recorder.take_from_others();
+    let got = moving();
+    assert!(
+        got.keys().all(|outcome| outcome.starts_with("error ")),
+        "dropped: {got:?}"
+    );
+    assert_eq!(recorder.take_from_others(), 0);
+}
+
+#[test]
+fn nested_cgroups_and_new_namespaces_change_nothing() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
+    let recorder = recorder(&node);
+    let _agent = node.agent();
+    let nested = a.cgroup().join("nested");
+    let disguised = a.cgroup().join(format!("pod{}", victim.uid()));
+    for cgroup in [&nested, &disguised] {
+        fs::create_dir_all(cgroup).unwrap();
+        let netns = a.netns().unwrap();
+        let mut command = command_in(&client_binary(), Some(cgroup), netns.file()).unwrap();
+        let got = outcomes(command.arg("dial").stdout(Stdio::piped()).spawn().unwrap());
+        assert_eq!(got, counts([("role-a", 1)]), "{}", cgroup.display());
+    }
+    let unshared = |flag: &str| {
+        let mut command = a.command("unshare").unwrap();
+        command
+            .arg(flag)
+            .arg(client_binary())
+            .args(["dial", "--timeout", "700"]);
+        outcomes(command.stdout(Stdio::piped()).spawn().unwrap())
+    };
+    assert_eq!(unshared("-C"), counts([("role-a", 1)]), "a cgroup namespace");
+    let got = unshared("-n");
+    assert!(
+        got.keys().all(|outcome| outcome.starts_with("error ")),
+        "a network namespace: {got:?}"
+    );
+    assert_eq!(recorder.take_from_others(), 0);
+}
+
+#[test]
+fn the_listener_dialled_directly_serves_a_pod_as_itself_and_nobody_else() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let agent = node.agent();
+    let listener = v4_listener(&agent);
+    assert_eq!(dial(&a, &["--to", &listener]), counts([("role-a", 1)]));
+    let is_refused = |got: &Outcomes| {
+        let refused = |outcome: &String| outcome.starts_with("error ") || outcome == "no answer";
+        got.keys().all(refused)
+    };
+    let host = node.host_dial(&["--to", &listener]);
+    assert!(is_refused(&host), "a process of the node: {host:?}");
+    // Another node of the same network, whose processes this kernel knows nothing of.
+    let mut command = command_in(&client_binary(), None, node.lab.aws().file()).unwrap();
+    let other = outcomes(
+        command
+            .args(["dial", "--to", &listener])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    assert!(is_refused(&other), "another node: {other:?}");
+}
+
+/// A session token is its pod's alone.
+#[test]
+fn another_pods_session_token_is_worth_nothing() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let thief = node.lab.pod(PodSpec::with_role("thief", "role-thief")).unwrap();
+    let _agent = node.agent();
+    let curl = |pod: &Pod, words: &[&str]| {
+        let output = pod
+            .command(Path::new("curl"))
+            .unwrap()
+            .args(["-s", "-m", "3", "-w", " %{http_code}"])
+            .args(words)
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let ttl = "X-aws-ec2-metadata-token-ttl-seconds: 60";
+    let issued = curl(
+        &a,
+        &["-X", "PUT", "-H", ttl, "http://169.254.169.254/latest/api/token"],
+    );
+    let token = issued.strip_suffix(" 200").unwrap();
+    let shown = format!("X-aws-ec2-metadata-token: {token}");
+    let list = "http://169.254.169.254/latest/meta-data/iam/security-credentials/";
+    assert_eq!(curl(&a, &["-H", &shown, list]), "role-a 200");
+    assert!(curl(&thief, &["-H", &shown, list]).ends_with(" 401"));
+}

@@ -1,0 +1,156 @@
+//! Other people's programs in the kernel, and what they do to ours.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use aya::programs::{loaded_links, loaded_programs};
+
+use super::netns::Netns;
+
+// include/uapi/linux/bpf.h
+const BPF_PROG_LOAD: i32 = 5;
+const BPF_PROG_ATTACH: i32 = 8;
+const BPF_PROG_DETACH: i32 = 9;
+const BPF_LINK_CREATE: i32 = 28;
+const BPF_LINK_GET_FD_BY_ID: i32 = 30;
+const BPF_LINK_DETACH: i32 = 34;
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
+const BPF_TCX_EGRESS: u32 = 47;
+const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
+/// `BPF_CGROUP_INET4_CONNECT`
+const CONNECT4: u32 = 10;
+
+/// How a program is attached (bpf(2)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Attach {
+    /// Alone: no other may be there or below.
+    Alone = 0,
+    /// `BPF_F_ALLOW_MULTI`
+    Multi = 2,
+}
+
+/// A program of somebody else at connect4 of a cgroup, that allows everything; dropping detaches it.
+#[derive(Debug)]
+pub struct Foreign {
+    program: OwnedFd,
+    cgroup: File,
+}
+
+fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i32> {
+    // SAFETY: the attributes live through the call and are as long as said.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as i32)
+    }
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Load {
+    kind: u32,
+    instructions: u32,
+    code: u64,
+    license: u64,
+    log: [u64; 2],
+    version: u32,
+    flags: u32,
+    name: [u8; 16],
+    interface: u32,
+    attach_type: u32,
+}
+
+/// A program that does nothing but return a number.
+fn program(kind: u32, attach_type: u32, returns: u32) -> Result<OwnedFd> {
+    // r0 = returns; exit
+    let code: [u64; 2] = [u64::from(returns) << 32 | 0xb7, 0x95];
+    let mut load = Load {
+        kind,
+        instructions: 2,
+        code: code.as_ptr().expose_provenance() as u64,
+        license: c"GPL".as_ptr().expose_provenance() as u64,
+        attach_type,
+        ..Load::default()
+    };
+    load.name[..7].copy_from_slice(b"foreign");
+    let fd = bpf(BPF_PROG_LOAD, &mut load).context("loading a foreign program")?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A program of somebody else at the egress of an interface, alone there, that lets everything pass and ends the chain;
+/// dropping detaches it.
+///
+/// # Errors
+/// Where this kernel has no tcx.
+pub fn attach_to_egress(netns: &Netns, interface: &str) -> Result<OwnedFd> {
+    // TCX_PASS
+    let program = program(BPF_PROG_TYPE_SCHED_CLS, 0, 0)?;
+    let link = netns.run(|| -> Result<i32> {
+        let index = nix::net::if_::if_nametoindex(interface)?;
+        let mut attach = [program.as_raw_fd() as u32, index, BPF_TCX_EGRESS, 0];
+        bpf(BPF_LINK_CREATE, &mut attach).context("attaching a foreign program")
+    })??;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(link) })
+}
+
+impl Foreign {
+    /// Attaches one.
+    pub fn attach(cgroup: &Path, how: Attach) -> Result<Self> {
+        let program = program(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, CONNECT4, 1)?;
+        let cgroup = File::open(cgroup)?;
+        let mut attach = [
+            cgroup.as_raw_fd() as u32,
+            program.as_raw_fd() as u32,
+            CONNECT4,
+            how as u32,
+        ];
+        bpf(BPF_PROG_ATTACH, &mut attach).context("attaching a foreign program")?;
+        Ok(Self { program, cgroup })
+    }
+}
+
+impl Drop for Foreign {
+    fn drop(&mut self) {
+        let mut detach = [
+            self.cgroup.as_raw_fd() as u32,
+            self.program.as_raw_fd() as u32,
+            CONNECT4,
+            0,
+        ];
+        let _ = bpf(BPF_PROG_DETACH, &mut detach);
+    }
+}
+
+/// Detaches every link of our programs with this name, as `bpftool link detach` does; how many.
+pub fn detach_links_of(name: &str) -> Result<usize> {
+    let programs: Vec<u32> = loaded_programs()
+        .filter_map(Result::ok)
+        .filter(|program| program.name_as_str() == Some(name))
+        .map(|program| program.id())
+        .collect();
+    let mut count = 0;
+    for link in loaded_links().filter_map(Result::ok) {
+        if programs.contains(&link.program_id()) {
+            let mut by_id = [link.id(), 0, 0];
+            let fd = bpf(BPF_LINK_GET_FD_BY_ID, &mut by_id).context("a link's descriptor")?;
+            // SAFETY: the kernel just made this descriptor for us.
+            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+            bpf(BPF_LINK_DETACH, &mut [fd.as_raw_fd() as u32]).context("detaching a link")?;
+            count += 1;
+        }
+    }
+    Ok(count)
+}
