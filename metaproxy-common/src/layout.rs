@@ -327,8 +327,6 @@ pub const COUNTERS: usize = Counter::ALL.len();
 counters! {
     /// What a guard's programs count, per CPU; the discriminant is the index into `mp_guard_count`.
     GuardCounter:
-    /// Connections to a metadata address that were sent to the sentinel.
-    Connections = "connections",
     /// Packets to a metadata address that were dropped.
     Packets = "packets",
 }

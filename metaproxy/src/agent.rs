@@ -114,8 +114,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         mark.clear();
         return observe::run(settings, node_netns, stop).await;
     }
-    let guard = Guard::load(settings.guard, node_netns, locator()?).await?;
-    let locator = locator()?;
+    let (locator, guards_locator) = (locator()?, locator()?);
     let tokens = Tokens::open(&settings.runtime_dir)?;
     let (socket, socket_listener) = AdminSocket::open(&settings.runtime_dir)?;
     let mut tasks = JoinSet::new();
@@ -148,6 +147,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         .collect::<Vec<_>>()
         .join(",");
 
+    let guard = Guard::load(settings.guard, node_netns, guards_locator).await?;
     let (programs, maps) = load(&Config::imds(node_netns, listeners.destination()))?;
     let current = CurrentPods::default();
     let counters = Arc::new(maps.counters);

@@ -312,7 +312,12 @@ fn connect_uring(fd: i32, target: *const libc::sockaddr, length: libc::socklen_t
     let entry = io_uring::opcode::Connect::new(io_uring::types::Fd(fd), target, length).build();
     // SAFETY: the address outlives the operation, which is waited for below.
     unsafe { ring.submission().push(&entry) }.map_err(|_| io::ErrorKind::OutOfMemory)?;
-    ring.submit_and_wait(1)?;
+    // Its own work in the kernel may interrupt the wait.
+    while let Err(error) = ring.submit_and_wait(1) {
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
     match ring.completion().next().map(|done| done.result()) {
         Some(0) => Ok(()),
         Some(errno) => Err(io::Error::from_raw_os_error(-errno)),

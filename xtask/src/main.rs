@@ -7,6 +7,7 @@ mod image;
 mod manifests;
 mod setup;
 mod shell;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -49,6 +50,8 @@ enum Command {
         #[arg(long, requires = "cluster")]
         image: Option<String>,
     },
+    /// Boot Debian's kernels in QEMU and run interception, identity, guard and cleanup there (root)
+    VmTest(vm::VmTest),
     /// Run rustfmt, clippy and cargo-deny
     Lint,
     /// For use inside a pod of the lab: connect and count the answers
@@ -63,6 +66,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if vm::is_guest() {
+        vm::run_guest();
+    }
     let result = match Cli::parse().command {
         Command::Setup => setup::run_all(),
         Command::BuildEbpf => ebpf::build(),
@@ -75,6 +81,7 @@ fn main() -> ExitCode {
             image,
         } => checks::cluster(filter.as_deref(), image),
         Command::Test { filter, .. } => checks::test(filter.as_deref()),
+        Command::VmTest(options) => vm::test(&options),
         Command::Lint => checks::lint(),
         Command::Craft(craft) => craft::run(&craft),
         Command::Dial(dial) => dial::run(&dial),

@@ -4,10 +4,9 @@
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
 use aya_ebpf::programs::SockAddrContext;
-use metaproxy_common::layout::GuardCounter;
 use metaproxy_common::verdict::Family;
 
-use crate::maps::{GUARD, count};
+use crate::maps::GUARD;
 use crate::sockaddr;
 
 #[inline(always)]
@@ -22,6 +21,6 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
     if sockaddr::is_node_netns(cookie, config.node_netns) {
         return;
     }
+    // Not counted: whoever redirects may come after, and then it is not refused.
     sockaddr::write(ctx, family, &found.sentinel);
-    count(GuardCounter::Connections);
 }

@@ -43,7 +43,7 @@ pub fn text(sources: &dyn Sources, health: &Health) -> Result<String, fmt::Error
 struct Snapshot {
     connections: [(&'static str, u64); 3],
     slowed: [(&'static str, u64); 2],
-    guard: Vec<(&'static str, u64)>,
+    dropped_packets: u64,
     kernel: Vec<(&'static str, u64)>,
     pods: i64,
     ready: bool,
@@ -53,10 +53,6 @@ struct Snapshot {
 impl Snapshot {
     fn take(sources: &dyn Sources, health: &Health) -> Self {
         let counts = sources.connections();
-        let guard = GuardCounter::ALL
-            .iter()
-            .map(|counter| (counter.label(), sources.guard(*counter)))
-            .collect();
         let kernel = Counter::ALL
             .iter()
             .map(|counter| (counter.label(), sources.kernel(*counter)))
@@ -75,7 +71,7 @@ impl Snapshot {
                 ("connection", counts.slowed_connections),
                 ("request", counts.slowed_requests),
             ],
-            guard,
+            dropped_packets: sources.guard(GuardCounter::Packets),
             kernel,
             pods: i64::try_from(sources.pods()).unwrap_or(i64::MAX),
             ready: health.is_ready(),
@@ -110,15 +106,13 @@ impl Collector for Snapshot {
         for (what, count) in self.slowed {
             ConstCounter::new(count).encode(family.encode_family(&[("what", what)])?)?;
         }
-        let mut family = encoder.encode_descriptor(
-            "guard_refused",
-            "What the agent's own guard kept from the node's metadata service",
+        let about = "Packets to the node's metadata service that the agent's own guard dropped";
+        ConstCounter::new(self.dropped_packets).encode(encoder.encode_descriptor(
+            "guard_dropped_packets",
+            about,
             None,
             counter,
-        )?;
-        for (what, count) in &self.guard {
-            ConstCounter::new(*count).encode(family.encode_family(&[("what", *what)])?)?;
-        }
+        )?)?;
         let mut family = encoder.encode_descriptor(
             "kernel_connections",
             "What the programs in the kernel did with connections to the metadata service",
@@ -190,7 +184,7 @@ mod tests {
             "metaproxy_connections_total{outcome=\"over_limit\"} 4",
             "metaproxy_slowed_total{what=\"connection\"} 5",
             "metaproxy_slowed_total{what=\"request\"} 6",
-            "metaproxy_guard_refused_total{what=\"packets\"} 8",
+            "metaproxy_guard_dropped_packets_total 8",
             "metaproxy_pods 3",
             "metaproxy_ready 0",
             "metaproxy_part_serving{part=\"interception\"} 0",

@@ -190,7 +190,7 @@ mod tests {
     #[test]
     fn a_pod_has_so_many_connections_and_each_that_ends_makes_room() {
         let per_pod = PerPod::new(limits());
-        let (a, b) = (PodUid::from("a".to_owned()), PodUid::from("b".to_owned()));
+        let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
         let first = per_pod.take(&a);
         let _second = per_pod.take(&a);
         assert!(first.is_some() && per_pod.take(&a).is_none());
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn what_comes_too_fast_waits_over_reconnects_too() {
         let per_pod = PerPod::new(limits());
-        let uid = PodUid::from("a".to_owned());
+        let uid = "a".parse().unwrap();
         let waits: Vec<_> = (0..8)
             .map(|_| per_pod.take(&uid).unwrap().wait_for_connection())
             .collect();

@@ -206,27 +206,23 @@ async fn changed(uplinks: &mut Option<Follower>) {
     }
 }
 
-/// Logs what a guard has refused, a while after it began to: once an hour at the most.
+/// Logs that packets were dropped, a while after it began: once an hour at the most.
 pub async fn tell(counters: GuardCounters) {
     const LOOK: Duration = Duration::from_secs(10);
     const PAUSE: Duration = Duration::from_secs(3600);
-    let mut told = (0, 0);
+    let mut told = 0;
     loop {
-        let now = (
-            counters.total(GuardCounter::Connections),
-            counters.total(GuardCounter::Packets),
-        );
-        if now == told {
-            tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(LOOK).await;
+        let dropped = counters.total(GuardCounter::Packets);
+        if dropped == told {
             continue;
         }
         warn!(
-            connections = now.0,
-            packets = now.1,
-            "guard: kept pods from the node's metadata service; connections are refused while no agent serves them, \
-             packets come from raw sockets, from connections opened earlier, or from containers that are no pods"
+            dropped,
+            "guard: packets to the node's metadata service were dropped; they come from raw sockets, from connections \
+             opened earlier, or from containers that are no pods"
         );
-        told = now;
+        told = dropped;
         tokio::time::sleep(PAUSE).await;
     }
 }

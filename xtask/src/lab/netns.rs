@@ -19,18 +19,24 @@ impl Netns {
     /// Makes one, with its loopback up.
     pub fn new(name: &str) -> Result<Self> {
         ip(&["netns", "add", name])?;
-        let path = PathBuf::from("/run/netns").join(name);
-        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
-        let netns = Self {
-            name: name.to_owned(),
-            file,
-            is_ours: true,
-        };
+        let mut netns = Self::named(name)?;
+        netns.is_ours = true;
         // Link-local addresses are there at once, instead of a second or two later.
         netns.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
         netns.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
         ip(&["-n", name, "link", "set", "lo", "up"])?;
         Ok(netns)
+    }
+
+    /// One that is there already.
+    pub fn named(name: &str) -> Result<Self> {
+        let path = PathBuf::from("/run/netns").join(name);
+        let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
+        Ok(Self {
+            name: name.to_owned(),
+            file,
+            is_ours: false,
+        })
     }
 
     /// That of this process.

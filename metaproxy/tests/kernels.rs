@@ -1,0 +1,191 @@
+//! What differs between kernels, in short: `cargo xtask vm-test` runs these on Debian's kernels, and they run on the
+//! machine's own like any other test. They call nothing but the binaries and `ip`.
+
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
+mod common;
+
+use std::path::Path;
+
+use aya::util::KernelVersion;
+use common::{
+    IMDS, IMDS6, MAPPED, Node, agent_binary, client_binary, counts, dial, eventually, node, outcomes,
+    start_dial,
+};
+use nix::sys::signal::Signal;
+use xtask::lab::agent::{Agent, AgentSpec};
+use xtask::lab::bpf;
+use xtask::lab::pod::PodSpec;
+use xtask::lab::recorder::Recorder;
+
+const NOTHING: [String; 0] = [];
+const UNREACHABLE: &str = "error ENETUNREACH: Network is unreachable";
+
+/// Without tcx, packets are dropped at the pods' sockets where that is asked for.
+fn spec(node: &Node) -> AgentSpec {
+    node.spec().with(&["--guard", "packets"])
+}
+
+fn guard(node: &Node) -> Agent {
+    let flags = ["--close", "at-once", "--guard", "packets"];
+    let guard = Agent::guard(&node.lab, agent_binary(), &flags).unwrap();
+    guard.wait_for("guard closed").unwrap();
+    guard
+}
+
+#[test]
+fn every_kind_of_connection_is_intercepted_and_known() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
+    let _agent = Agent::start(&node.lab, &spec(&node)).unwrap();
+    let mut modes = vec!["plain", "nonblocking", "fastopen", "uring"];
+    if Path::new("/proc/sys/net/mptcp/enabled").exists() {
+        modes.push("mptcp");
+    }
+    for to in [IMDS, MAPPED, IMDS6] {
+        for mode in &modes {
+            for (pod, role) in [(&a, "role-a"), (&b, "role-b")] {
+                let got = dial(pod, &["--to", to, "--mode", mode]);
+                assert_eq!(got, counts([(role, 1)]), "{mode} to {to}");
+            }
+        }
+        assert_eq!(dial(&a, &["--to", to, "--peername"]), counts([(to, 1)]));
+    }
+    assert_eq!(
+        dial(&a, &["--to", IMDS6, "--mode", "v6only"]),
+        counts([("role-a", 1)])
+    );
+    assert_eq!(node.imds.seen_from_pods(), []);
+}
+
+#[test]
+fn no_identity_is_lost_or_mixed_up() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
+    let _agent = Agent::start(&node.lab, &spec(&node)).unwrap();
+    let words = ["--count", "500", "--threads", "4"];
+    let (of_a, of_b) = (start_dial(&a, &words), start_dial(&b, &words));
+    assert_eq!(outcomes(of_a), counts([("role-a", 500)]));
+    assert_eq!(outcomes(of_b), counts([("role-b", 500)]));
+    assert_eq!(bpf::flows_left().unwrap(), 0);
+}
+
+#[test]
+fn hostnetwork_pods_and_the_node_are_told_from_pods() {
+    let Some(node) = node() else { return };
+    let host = |name, spec: PodSpec| {
+        let spec = PodSpec {
+            name,
+            host_network: true,
+            ..spec
+        };
+        node.lab.pod(spec).unwrap()
+    };
+    let listed = host("ingress", PodSpec::with_role("", "role-ingress"));
+    let unlisted = host("cni", PodSpec::without_role(""));
+    let _agent = Agent::start(&node.lab, &spec(&node)).unwrap();
+    let _guard = guard(&node);
+    for to in [IMDS, MAPPED, IMDS6] {
+        assert_eq!(node.host_dial(&["--to", to]), counts([("node", 1)]), "{to}");
+        assert_eq!(dial(&unlisted, &["--to", to]), counts([("node", 1)]), "{to}");
+        eventually("a listed one gets its role", || {
+            dial(&listed, &["--to", to]) == counts([("role-ingress", 1)])
+        });
+    }
+}
+
+#[test]
+fn the_guard_refuses_connections_and_drops_packets() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let recorder = Recorder::start(node.lab.aws()).unwrap();
+    let arrived = |words: &[&str]| {
+        let next_hop = std::fs::read_to_string(format!("/sys/class/net/pod{}/address", a.number()));
+        // Where the node has a namespace of its own, this process does not see its interfaces: sent to all then.
+        let next_hop =
+            next_hop.map_or_else(|_| "ff:ff:ff:ff:ff:ff".to_owned(), |text| text.trim().to_owned());
+        let mut command = a.command(client_binary()).unwrap();
+        let output = command
+            .args(["craft", "--next-hop", &next_hop])
+            .args(words)
+            .output()
+            .unwrap();
+        // What is dropped at a socket, its sender hears of.
+        let was_told = String::from_utf8_lossy(&output.stderr).contains("not permitted");
+        assert!(output.status.success() || was_told, "{words:?}: {output:?}");
+        std::thread::sleep(std::time::Duration::from_millis(300));
+        recorder.take_from_others()
+    };
+    let mut ways: Vec<Vec<&str>> = vec![
+        vec!["--way", "raw"],
+        vec!["--way", "raw-options"],
+        vec!["--way", "raw-fragments"],
+        vec!["--way", "raw-tcp"],
+        vec!["--way", "raw", "--to", IMDS6],
+        vec!["--way", "raw-options", "--to", IMDS6],
+        vec!["--way", "raw-tcp", "--to", IMDS6],
+    ];
+    // AF_PACKET is seen at the uplinks only.
+    let has_tcx = KernelVersion::current().unwrap() >= KernelVersion::new(6, 6, 0);
+    let sees_next_hop = Path::new(&format!("/sys/class/net/pod{}", a.number())).exists();
+    if has_tcx && sees_next_hop {
+        ways.push(vec!["--way", "packet"]);
+    }
+    for way in &ways {
+        eventually("nothing stops it yet", || arrived(way) > 0);
+    }
+    let guard = guard(&node);
+    for way in &ways {
+        assert_eq!(arrived(way), 0, "{way:?}");
+    }
+    for (to, mode) in [
+        (IMDS, "plain"),
+        (MAPPED, "plain"),
+        (IMDS6, "plain"),
+        (IMDS6, "v6only"),
+        (IMDS, "nonblocking"),
+        (IMDS, "fastopen"),
+    ] {
+        assert_eq!(
+            dial(&a, &["--to", to, "--mode", mode]),
+            counts([(UNREACHABLE, 1)]),
+            "{mode} to {to}"
+        );
+    }
+    assert_eq!(recorder.take_from_others(), 0);
+    assert_eq!(node.host_dial(&[]), counts([("node", 1)]), "the node itself");
+    drop(guard);
+    assert_eq!(bpf::left_over(), NOTHING);
+    assert!(arrived(&ways[0]) > 0, "nothing stops it any more");
+}
+
+#[test]
+fn agents_and_guards_in_either_order_and_nothing_stays_behind() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let check = |want: &str, what: &str| {
+        for to in [IMDS, MAPPED, IMDS6] {
+            assert_eq!(dial(&a, &["--to", to]), counts([(want, 1)]), "{what}, {to}");
+        }
+    };
+    let first = guard(&node);
+    check(UNREACHABLE, "a guard");
+    let mut older = Agent::start(&node.lab, &spec(&node)).unwrap();
+    check("role-a", "an agent after it");
+    let second = guard(&node);
+    drop(first);
+    check("role-a", "a guard after that");
+    let younger = Agent::start(&node.lab, &spec(&node)).unwrap();
+    check("role-a", "two agents");
+    assert!(older.stop().unwrap().success());
+    check("role-a", "the younger");
+    younger.signal(Signal::SIGKILL).unwrap();
+    drop(younger);
+    check(UNREACHABLE, "the guard that is left");
+    second.signal(Signal::SIGKILL).unwrap();
+    drop(second);
+    assert_eq!(bpf::left_over(), NOTHING);
+    check("node", "nobody");
+}

@@ -1,0 +1,257 @@
+//! `cargo xtask vm-test`: interception, identity, guard and cleanup on Debian's kernels, each booted in QEMU (without
+//! hardware virtualisation, so that it runs wherever this runs).
+//!
+//! The guest is an initramfs with the test program of `metaproxy/tests/kernels.rs`, the binaries that it calls, and
+//! `ip`; nothing is emulated but the machine.
+
+mod debian;
+mod guest;
+mod initramfs;
+
+use std::fs;
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::{Args, ValueEnum};
+
+use self::debian::{Kernel, Qemu};
+pub use self::guest::is_guest;
+pub use self::guest::run as run_guest;
+use crate::shell::{cargo, root, run, step};
+use crate::{ebpf, setup};
+
+/// A guest that has not come to an end by then has failed.
+const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// What the guest says last, with the exit status of the tests.
+const EXIT: &str = "VM-TEST-EXIT";
+
+/// `cargo xtask vm-test`
+#[derive(Clone, Debug, Args)]
+pub struct VmTest {
+    /// On this kernel only; repeatable [default: all]
+    #[arg(long, value_enum)]
+    kernel: Vec<Series>,
+    /// Only tests whose name contains this
+    filter: Option<String>,
+}
+
+/// Kernels of Debian's releases.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Series {
+    /// bullseye
+    #[value(name = "5.10")]
+    Bullseye,
+    /// bookworm
+    #[value(name = "6.1")]
+    Bookworm,
+    /// trixie
+    #[value(name = "6.12")]
+    Trixie,
+    /// testing
+    Newest,
+}
+
+impl Series {
+    /// Debian's name for the release, and whether its newest kernel is among the security updates.
+    fn suite(self) -> (&'static str, bool) {
+        match self {
+            Self::Bullseye => ("bullseye", true),
+            Self::Bookworm => ("bookworm", true),
+            Self::Trixie => ("trixie", true),
+            Self::Newest => ("testing", false),
+        }
+    }
+}
+
+/// What came of one kernel.
+struct Outcome {
+    release: String,
+    passed: Vec<String>,
+    failed: Vec<String>,
+    problem: Option<String>,
+    took: Duration,
+}
+
+impl Outcome {
+    fn is_green(&self) -> bool {
+        self.problem.is_none() && self.failed.is_empty() && !self.passed.is_empty()
+    }
+}
+
+/// Where everything of this is.
+fn dir() -> PathBuf {
+    root().join("target/vm")
+}
+
+/// Runs the tests on each kernel; writes `target/vm/summary.json`.
+pub fn test(options: &VmTest) -> Result<()> {
+    setup::for_demo()?;
+    ebpf::build()?;
+    let series = if options.kernel.is_empty() {
+        Series::value_variants().to_vec()
+    } else {
+        options.kernel.clone()
+    };
+    let program = build_tests()?;
+    let qemu = debian::qemu()?;
+    let base = initramfs::base(&program)?;
+    let mut outcomes = Vec::new();
+    for series in series {
+        let (suite, from_security) = series.suite();
+        let kernel = debian::kernel(suite, from_security)?;
+        step(&format!("Linux {} in QEMU", kernel.release));
+        let outcome = boot(&qemu, &kernel, &base, options.filter.as_deref())?;
+        println!(
+            "Linux {}: {} passed, {} failed, {:.0} s{}",
+            outcome.release,
+            outcome.passed.len(),
+            outcome.failed.len(),
+            outcome.took.as_secs_f64(),
+            outcome
+                .problem
+                .as_ref()
+                .map_or_else(String::new, |problem| format!("; {problem}")),
+        );
+        outcomes.push(outcome);
+    }
+    let summary = dir().join("summary.json");
+    fs::write(&summary, serde_json::to_vec_pretty(&json(&outcomes))?)?;
+    println!("summary: {}", summary.display());
+    ensure!(
+        outcomes.iter().all(Outcome::is_green),
+        "not every kernel is green"
+    );
+    Ok(())
+}
+
+fn json(outcomes: &[Outcome]) -> serde_json::Value {
+    let one = |outcome: &Outcome| {
+        serde_json::json!({
+            "kernel": outcome.release,
+            "green": outcome.is_green(),
+            "passed": outcome.passed,
+            "failed": outcome.failed,
+            "problem": outcome.problem,
+            "seconds": outcome.took.as_secs(),
+        })
+    };
+    outcomes.iter().map(one).collect()
+}
+
+/// The test program, and beside it the binaries that it calls.
+fn build_tests() -> Result<PathBuf> {
+    step("building");
+    run(cargo().args(["build", "--workspace", "--bins"]))?;
+    let output = cargo()
+        .args([
+            "test",
+            "--no-run",
+            "--quiet",
+            "--package",
+            "metaproxy",
+            "--test",
+            "kernels",
+        ])
+        .args(["--message-format", "json"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cannot run cargo")?;
+    ensure!(output.status.success(), "the tests do not build");
+    let text = String::from_utf8_lossy(&output.stdout);
+    let executables = text.lines().filter_map(|line| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_ours = message["target"]["name"] == "kernels";
+        is_ours.then(|| message["executable"].as_str().map(PathBuf::from))?
+    });
+    executables.last().context("cargo built no test program")
+}
+
+fn boot(qemu: &Qemu, kernel: &Kernel, base: &Path, filter: Option<&str>) -> Result<Outcome> {
+    let initrd = initramfs::with_modules(base, kernel)?;
+    let mut parameters = "console=ttyS0 panic=-1 quiet mitigations=off random.trust_cpu=on --".to_owned();
+    if let Some(filter) = filter {
+        parameters.push(' ');
+        parameters.push_str(filter);
+    }
+    let mut command = qemu.command();
+    command
+        // Without RDRAND the first random number takes a second or two.
+        .args(["-M", "pc", "-cpu", "Nehalem,-cx16,+rdrand", "-smp", "1", "-m", "1536"])
+        .args(["-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none"])
+        .args(["-serial", "stdio", "-no-reboot"])
+        .arg("-kernel")
+        .arg(&kernel.image)
+        .arg("-initrd")
+        .arg(&initrd)
+        .args(["-append", &parameters])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped());
+    let begun = Instant::now();
+    let mut child = command.spawn().context("cannot run QEMU")?;
+    let mut console = child.stdout.take().context("the guest's console")?;
+    let reading = std::thread::spawn(move || {
+        let mut text = Vec::new();
+        let _ = console.read_to_end(&mut text);
+        String::from_utf8_lossy(&text).replace('\r', "")
+    });
+    while child.try_wait()?.is_none() {
+        if begun.elapsed() > TIMEOUT {
+            child.kill()?;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let Ok(text) = reading.join() else {
+        bail!("the guest's console could not be read")
+    };
+    let log = dir().join(format!("{}.log", kernel.release));
+    fs::write(&log, &text).with_context(|| format!("cannot write {}", log.display()))?;
+    let outcome = read_outcome(&text, kernel, begun.elapsed(), &log);
+    if !outcome.is_green() {
+        println!("{text}");
+    }
+    Ok(outcome)
+}
+
+/// From what the test program prints; a guest that ended without its last word has failed.
+fn read_outcome(text: &str, kernel: &Kernel, took: Duration, log: &Path) -> Outcome {
+    let of = |outcome: &str| -> Vec<String> {
+        let tests = text.lines().filter_map(|line| {
+            let (name, result) = line.strip_prefix("test ")?.split_once(" ... ")?;
+            result.starts_with(outcome).then(|| name.to_owned())
+        });
+        tests.collect()
+    };
+    let status = text
+        .lines()
+        .find_map(|line| line.split_once(EXIT).map(|(_, status)| status.trim().to_owned()));
+    let problem = match status.as_deref() {
+        Some("0") => None,
+        Some(status) => Some(format!("the tests ended with status {status}: {}", log.display())),
+        None => Some(format!("the guest did not come to its end: {}", log.display())),
+    };
+    Outcome {
+        release: kernel.release.clone(),
+        passed: of("ok"),
+        failed: of("FAILED"),
+        problem,
+        took,
+    }
+}
+
+/// Runs a command whose output nobody needs; its error is ours.
+fn quietly(command: &mut Command) -> Result<String> {
+    let output = command
+        .output()
+        .with_context(|| format!("cannot run {}", command.get_program().display()))?;
+    ensure!(
+        output.status.success(),
+        "{} failed: {}",
+        command.get_program().display(),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+}

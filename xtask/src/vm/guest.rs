@@ -1,0 +1,82 @@
+//! What runs in the guest as its first process.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::os::fd::AsRawFd as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context as _, Result};
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+use xtask::lab::netns::ip;
+
+use super::EXIT;
+use super::initramfs::{MODULES, PROGRAM};
+
+/// The initial network namespace, as the lab calls it.
+const NODE: &str = "node";
+
+/// Whether this process is the first of such a guest.
+pub fn is_guest() -> bool {
+    std::process::id() == 1 && Path::new(PROGRAM).exists()
+}
+
+/// Sets the guest up, runs the tests, and ends it.
+pub fn run() {
+    let status = match set_up().and_then(|()| tests()) {
+        Ok(status) => status,
+        Err(error) => {
+            println!("the guest could not be set up: {error:#}");
+            99
+        }
+    };
+    println!("{EXIT} {status}");
+    // QEMU ends where the guest starts again; nothing is to be kept.
+    let _ = reboot(RebootMode::RB_AUTOBOOT);
+}
+
+fn set_up() -> Result<()> {
+    for (kind, at) in [
+        ("proc", "/proc"),
+        ("sysfs", "/sys"),
+        ("devtmpfs", "/dev"),
+        ("tmpfs", "/tmp"),
+        ("tmpfs", "/run"),
+        ("cgroup2", "/sys/fs/cgroup"),
+    ] {
+        mount(Some(kind), at, Some(kind), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("mounting {at}"))?;
+    }
+    for entry in std::fs::read_dir(MODULES)? {
+        load_module(&entry?.path())?;
+    }
+    ip(&["link", "set", "lo", "up"])?;
+    // The lab calls its namespaces by name.
+    ip(&["netns", "attach", NODE, "1"])
+}
+
+fn load_module(path: &Path) -> Result<()> {
+    let file = File::open(path)?;
+    let parameters = CString::default();
+    // SAFETY: the parameters live through the call.
+    let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), 0) };
+    if result < 0 {
+        return Err(std::io::Error::last_os_error()).with_context(|| format!("loading {}", path.display()));
+    }
+    Ok(())
+}
+
+/// Runs the test program with the words that the kernel did not know; its exit status.
+fn tests() -> Result<i32> {
+    let status = Command::new(PROGRAM)
+        .args(["--test-threads", "1"])
+        .args(std::env::args_os().skip(1))
+        .env_clear()
+        .env("PATH", "/bin")
+        .env("CI", "true")
+        .env("METAPROXY_LAB_NODE", NODE)
+        .status()
+        .context("running the tests")?;
+    Ok(status.code().unwrap_or(98))
+}
