@@ -81,8 +81,8 @@ const PREFIX: &str = "instance-";
 /// is not locked was left by a process that was killed.
 #[derive(Debug)]
 pub struct Presence {
-    path: PathBuf,
-    _locked: File,
+    /// None where the file system is full: others do not see this process then.
+    file: Option<(PathBuf, File)>,
 }
 
 impl Presence {
@@ -103,17 +103,29 @@ impl Presence {
     fn with_card(runtime_dir: &Path, card: &Card) -> Result<Self, NeighbourError> {
         let name = format!("{PREFIX}{:016x}.json", fastrand::u64(..));
         let (aside, path) = (runtime_dir.join(format!(".{name}")), runtime_dir.join(name));
-        let mut file = File::create_new(&aside).map_err(io_error(&aside))?;
         // Locked and whole before anybody can see it.
-        let written = file
-            .lock()
-            .and_then(|()| file.write_all(&serde_json::to_vec(card)?))
-            .and_then(|()| fs::rename(&aside, &path));
-        if let Err(error) = written {
-            let _ = fs::remove_file(&aside);
-            return Err(io_error(&path)(error));
-        }
-        let own = Self { path, _locked: file };
+        let written = File::create_new(&aside).and_then(|mut file| {
+            file.lock()?;
+            file.write_all(&serde_json::to_vec(card)?)?;
+            fs::rename(&aside, &path)?;
+            Ok(file)
+        });
+        let own = match written {
+            Ok(file) => Self {
+                file: Some((path, file)),
+            },
+            Err(error) => {
+                let _ = fs::remove_file(&aside);
+                if error.kind() != io::ErrorKind::StorageFull {
+                    return Err(io_error(&path)(error));
+                }
+                warn!(
+                    "other versions of metaproxy on this node do not see this one: cannot write {}: {error}",
+                    path.display()
+                );
+                Self { file: None }
+            }
+        };
         own.look_round(runtime_dir)?;
         Ok(own)
     }
@@ -125,7 +137,7 @@ impl Presence {
                 .file_name()
                 .and_then(|name| name.to_str())
                 .is_some_and(|name| name.trim_start_matches('.').starts_with(PREFIX));
-            if !is_card || path == self.path {
+            if !is_card || self.file.as_ref().is_some_and(|(own, _)| *own == path) {
                 continue;
             }
             let Ok(file) = File::open(&path) else { continue };
@@ -159,7 +171,9 @@ fn check(path: &Path) -> Result<(), NeighbourError> {
 
 impl Drop for Presence {
     fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
+        if let Some((path, _)) = &self.file {
+            let _ = fs::remove_file(path);
+        }
     }
 }
 

@@ -312,12 +312,7 @@ fn connect_uring(fd: i32, target: *const libc::sockaddr, length: libc::socklen_t
     let entry = io_uring::opcode::Connect::new(io_uring::types::Fd(fd), target, length).build();
     // SAFETY: the address outlives the operation, which is waited for below.
     unsafe { ring.submission().push(&entry) }.map_err(|_| io::ErrorKind::OutOfMemory)?;
-    // Its own work in the kernel may interrupt the wait.
-    while let Err(error) = ring.submit_and_wait(1) {
-        if error.kind() != io::ErrorKind::Interrupted {
-            return Err(error);
-        }
-    }
+    ring.submit_and_wait(1)?;
     match ring.completion().next().map(|done| done.result()) {
         Some(0) => Ok(()),
         Some(errno) => Err(io::Error::from_raw_os_error(-errno)),
@@ -347,9 +342,12 @@ fn read_answer(stream: &mut TcpStream) -> io::Result<(String, bool)> {
                 return Ok((outcome, field("connection:").as_deref() != Some("close")));
             }
         }
-        match stream.read(&mut chunk)? {
-            0 => return Ok(("no answer".to_owned(), false)),
-            length => answer.extend(&chunk[..length]),
+        match stream.read(&mut chunk) {
+            Ok(0) => return Ok(("no answer".to_owned(), false)),
+            Ok(length) => answer.extend(&chunk[..length]),
+            // By what is left to do of a ring that was closed.
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
 }

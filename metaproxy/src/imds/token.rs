@@ -14,6 +14,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use ring::hmac;
 use ring::rand::{SecureRandom as _, SystemRandom};
 use thiserror::Error;
+use tracing::warn;
 
 use crate::pods::PodUid;
 
@@ -66,7 +67,8 @@ impl std::fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// With the key of the runtime directory, which is made (both 0700 and 0600) where it does not exist.
+    /// With the key of the runtime directory, which is made (0600) where it does not exist. Where the file system is full,
+    /// the key is this process's own: tokens end with it then.
     pub fn open(runtime_dir: &Path) -> Result<Self, TokenKeyError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -83,9 +85,16 @@ impl Tokens {
                     .fill(&mut key)
                     .and_then(|()| random.fill(&mut suffix))
                     .map_err(|_| TokenKeyError::Random)?;
-                publish_key(&path, &key, suffix)
-                    .and_then(|()| read_key(&path))
-                    .map_err(failed(&path))?
+                match publish_key(&path, &key, suffix).and_then(|()| read_key(&path)) {
+                    Err(error) if error.kind() == io::ErrorKind::StorageFull => {
+                        warn!(
+                            "pods' session tokens will end with this process: cannot write {}: {error}",
+                            path.display()
+                        );
+                        key
+                    }
+                    result => result.map_err(failed(&path))?,
+                }
             }
             Err(error) => return Err(failed(&path)(error)),
         };
@@ -170,6 +179,7 @@ fn publish_key(path: &Path, key: &[u8], suffix: [u8; 8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::neighbours::make_runtime_dir;
     use proptest::prelude::*;
 
     fn uid(text: &str) -> PodUid {
@@ -178,7 +188,9 @@ mod tests {
 
     fn tokens() -> (tempfile::TempDir, Tokens) {
         let dir = tempfile::tempdir().unwrap();
-        let tokens = Tokens::open(&dir.path().join("run")).unwrap();
+        let run = dir.path().join("run");
+        make_runtime_dir(&run).unwrap();
+        let tokens = Tokens::open(&run).unwrap();
         (dir, tokens)
     }
 

@@ -50,9 +50,28 @@ pub fn ours() -> Vec<String> {
 
 /// What is still there after the kernel had time to take it down: it does so behind the end of a process.
 pub fn left_over() -> Vec<String> {
+    left_over_beside(&[])
+}
+
+/// The same, beside programs and maps whose names begin with one of these, and the links of such programs.
+pub fn left_over_beside(expected: &[&str]) -> Vec<String> {
     let deadline = Instant::now() + Duration::from_secs(5);
     loop {
-        let left = ours();
+        let all = ours();
+        let is_expected = |line: &String| {
+            let name = line.rsplit(' ').next().unwrap_or_default();
+            let by_name = expected.iter().any(|begin| name.starts_with(begin));
+            // `link 7 of program 3`
+            let of_program = line.starts_with("link ").then(|| format!("program {name} "));
+            let by_program = of_program.is_some_and(|of| {
+                all.iter().any(|program| {
+                    let named = program.strip_prefix(&of);
+                    named.is_some_and(|named| expected.iter().any(|begin| named.starts_with(begin)))
+                })
+            });
+            by_name || by_program
+        };
+        let left: Vec<String> = all.iter().filter(|line| !is_expected(line)).cloned().collect();
         if left.is_empty() || Instant::now() > deadline {
             return left;
         }

@@ -1,0 +1,155 @@
+//! Crashes and upgrades, by the hundred and the dozen: what pods see of them, and what stays behind: nothing.
+
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
+mod common;
+
+use std::time::Duration;
+
+use common::{agent_binary, counts, dial, node, outcomes, start_dial};
+use nix::sys::signal::Signal;
+use rstest::rstest;
+use xtask::lab::agent::Agent;
+use xtask::lab::bpf;
+use xtask::lab::leftovers::snapshot;
+use xtask::lab::pod::PodSpec;
+use xtask::lab::recorder::Recorder;
+
+const NOTHING: [String; 0] = [];
+
+const KILLS: usize = 100;
+
+/// Differs from run to run, which is what is wanted: the time at which something is killed.
+fn random_below(limit: u64) -> Duration {
+    use std::hash::{BuildHasher as _, Hasher as _};
+    let number = std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish();
+    Duration::from_millis(number % limit)
+}
+
+/// From the very start (loading and attaching) over serving to draining, with pods that ask all the time.
+#[rstest]
+#[case::with_a_guard(true)]
+#[case::without_a_guard(false)]
+fn killed_100_times_at_random_moments(#[case] guarded: bool) {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let before = snapshot(node.lab.node()).unwrap();
+    assert_eq!(bpf::ours(), NOTHING);
+    let mut guard = guarded.then(|| {
+        let guard = Agent::guard(&node.lab, agent_binary(), &["--close", "at-once"]).unwrap();
+        guard.wait_for("guard closed").unwrap();
+        guard
+    });
+    let of_guard = bpf::left_over_beside(&[]).len();
+    let recorder = Recorder::start(node.lab.aws()).unwrap();
+    let mut served = 0;
+    for round in 0..KILLS {
+        let load = start_dial(
+            &a,
+            &[
+                "--seconds",
+                "1",
+                "--threads",
+                "2",
+                "--timeout",
+                "300",
+                "--pause",
+                "2",
+            ],
+        );
+        let mut agent = Agent::spawn(&node.lab, &node.spec()).unwrap();
+        let lives = random_below(600);
+        std::thread::sleep(lives);
+        let drains = round % 4 == 0;
+        if drains {
+            agent.signal(Signal::SIGTERM).unwrap();
+            std::thread::sleep(random_below(300));
+        }
+        agent.signal(Signal::SIGKILL).unwrap();
+        agent.wait().unwrap();
+        let left = bpf::left_over_beside(if guarded { &["mp_guard", "mp_uplink"] } else { &[] });
+        assert_eq!(left, NOTHING, "round {round}, killed after {lives:?}");
+        let got = outcomes(load);
+        served += got.get("role-a").copied().unwrap_or_default();
+        assert!(
+            !guarded || !got.contains_key("node"),
+            "round {round}, killed after {lives:?}: {got:?}"
+        );
+    }
+    assert!(served > 0, "the agent lived long enough to serve");
+    if let Some(guard) = &mut guard {
+        assert_eq!(recorder.take_from_others(), 0, "while the guard lived");
+        assert_eq!(node.imds.seen_from_pods(), []);
+        assert!(of_guard > 0, "what is looked for can be found");
+        guard.signal(Signal::SIGKILL).unwrap();
+        guard.wait().unwrap();
+    } else {
+        assert!(
+            recorder.take_from_others() > 0,
+            "without a guard it would be seen"
+        );
+    }
+    assert_eq!(bpf::left_over(), NOTHING);
+    assert_eq!(snapshot(node.lab.node()).unwrap(), before);
+    let _agent = node.agent();
+    assert_eq!(
+        dial(&a, &["--count", "10"]),
+        counts([("role-a", 10)]),
+        "the next start works"
+    );
+}
+
+#[test]
+fn ten_upgrades_at_500_requests_a_second_fail_none_and_leak_none() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
+    let recorder = Recorder::start(node.lab.aws()).unwrap();
+    let mut agent = node.agent();
+    let seconds = 16;
+    let words = [
+        "--seconds",
+        &seconds.to_string(),
+        "--threads",
+        "4",
+        "--pause",
+        "14",
+    ];
+    let loads = [start_dial(&a, &words), start_dial(&b, &words)];
+    for _ in 0..10 {
+        let next = node.agent();
+        assert!(agent.stop().unwrap().success());
+        agent = next;
+    }
+    let [of_a, of_b] = loads.map(outcomes);
+    assert_eq!(of_a.keys().collect::<Vec<_>>(), ["role-a"], "{of_a:?}");
+    assert_eq!(of_b.keys().collect::<Vec<_>>(), ["role-b"], "{of_b:?}");
+    let asked: usize = of_a.values().chain(of_b.values()).sum();
+    println!("{asked} requests in {seconds} s over ten upgrades");
+    assert_eq!(recorder.take_from_others(), 0);
+}
+
+#[test]
+fn both_killed_leaves_nothing() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let before = snapshot(node.lab.node()).unwrap();
+    for _ in 0..5 {
+        let agent = node.agent();
+        let guard = Agent::guard(&node.lab, agent_binary(), &[]).unwrap();
+        guard.wait_for("guard closed").unwrap();
+        assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
+        for process in [agent, guard] {
+            process.signal(Signal::SIGKILL).unwrap();
+        }
+        assert_eq!(bpf::left_over(), NOTHING);
+        assert_eq!(snapshot(node.lab.node()).unwrap(), before);
+        assert_eq!(
+            dial(&a, &[]),
+            counts([("node", 1)]),
+            "as if it had never been there"
+        );
+    }
+}
