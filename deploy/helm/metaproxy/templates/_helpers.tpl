@@ -42,6 +42,75 @@ true
 {{- end -}}
 {{- end -}}
 
+{{/* Whether an init container may go on running: on by default from 1.29. */}}
+{{- define "metaproxy.nativeSidecars" -}}
+{{- if semverCompare ">=1.29-0" .Capabilities.KubeVersion.Version -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* What containers may do: `reads` for the one that turns cgroups into pods. */}}
+{{- define "metaproxy.security" -}}
+{{- if .hardened -}}
+privileged: false
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsUser: 0
+capabilities:
+  drop: [ALL]
+  add:
+    # To load programs and maps.
+    - BPF
+    # Without it the verifier refuses pointer arithmetic in loops, which the compiler makes of copies.
+    - PERFMON
+    # For programs that see and change connections, and to attach them.
+    - NET_ADMIN
+    {{- if .reads }}
+    # To open a cgroup by its id (open_by_handle_at), which is how a caller becomes a pod.
+    - DAC_READ_SEARCH
+    {{- end }}
+seccompProfile:
+  type: RuntimeDefault
+{{- else -}}
+privileged: true
+readOnlyRootFilesystem: true
+{{- end -}}
+{{- end -}}
+
+{{/* The guard's container; none where it is not wanted. */}}
+{{- define "metaproxy.guard" -}}
+{{- if and .Values.guard.sidecar (ne (include "metaproxy.word" .Values.guard.kind) "off") -}}
+# Keeps pods from the node's metadata service while the agent is away.
+- name: guard
+  image: {{ include "metaproxy.image" . }}
+  imagePullPolicy: {{ .Values.image.pullPolicy }}
+  args:
+    - guard
+    - {{ printf "--guard=%v" .Values.guard.kind | quote }}
+    {{- with .Values.interception.cgroup }}
+    - {{ printf "--cgroup=%v" (.) | quote }}
+    {{- end }}
+    {{- with .Values.interception.cgroupRoot }}
+    - {{ printf "--cgroup-root=%v" (.) | quote }}
+    {{- end }}
+    - {{ printf "--runtime-dir=%v" (.Values.runtimeDir) | quote }}
+    - {{ printf "--log=%v" (.Values.log.level) | quote }}
+    - {{ printf "--log-format=%v" (.Values.log.format) | quote }}
+  securityContext:
+    {{- include "metaproxy.security" (dict "hardened" .Values.hardened "reads" false) | nindent 4 }}
+  {{- with .Values.guard.resources }}
+  resources:
+    {{- toYaml . | nindent 4 }}
+  {{- end }}
+  volumeMounts:
+    - name: cgroup
+      mountPath: /host/sys/fs/cgroup
+      readOnly: true
+    - name: run
+      mountPath: {{ .Values.runtimeDir | quote }}
+{{- end -}}
+{{- end -}}
+
 {{/* Whether an admission policy pins what the agent's tokens are for: ValidatingAdmissionPolicy is v1 from 1.30. */}}
 {{- define "metaproxy.pinsTokens" -}}
 {{- if and .Values.webIdentity.enabled .Values.webIdentity.admissionPolicy (semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version) -}}
