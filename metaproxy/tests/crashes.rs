@@ -19,6 +19,9 @@ const NOTHING: [String; 0] = [];
 
 const KILLS: usize = 100;
 
+/// Pods ask through so many of them.
+const BATCH: usize = 10;
+
 /// Differs from run to run, which is what is wanted: the time at which something is killed.
 fn random_below(limit: u64) -> Duration {
     use std::hash::{BuildHasher as _, Hasher as _};
@@ -45,12 +48,12 @@ fn killed_100_times_at_random_moments(#[case] guarded: bool) {
     let of_guard = bpf::left_over_beside(&[]).len();
     let recorder = Recorder::start(node.lab.aws()).unwrap();
     let mut served = 0;
-    for round in 0..KILLS {
+    for batch in 0..KILLS / BATCH {
         let load = start_dial(
             &a,
             &[
                 "--seconds",
-                "1",
+                "4",
                 "--threads",
                 "2",
                 "--timeout",
@@ -59,24 +62,25 @@ fn killed_100_times_at_random_moments(#[case] guarded: bool) {
                 "2",
             ],
         );
-        let mut agent = Agent::spawn(&node.lab, &node.spec()).unwrap();
-        let lives = random_below(600);
-        std::thread::sleep(lives);
-        let drains = round % 4 == 0;
-        if drains {
-            agent.signal(Signal::SIGTERM).unwrap();
-            std::thread::sleep(random_below(300));
+        for round in 0..BATCH {
+            let mut agent = Agent::spawn(&node.lab, &node.spec()).unwrap();
+            let lives = random_below(600);
+            std::thread::sleep(lives);
+            if round % 4 == 0 {
+                agent.signal(Signal::SIGTERM).unwrap();
+                std::thread::sleep(random_below(300));
+            }
+            agent.signal(Signal::SIGKILL).unwrap();
+            agent.wait().unwrap();
+            let left = bpf::left_over_beside(if guarded { &["mp_guard", "mp_uplink"] } else { &[] });
+            assert_eq!(
+                left, NOTHING,
+                "batch {batch}, round {round}, killed after {lives:?}"
+            );
         }
-        agent.signal(Signal::SIGKILL).unwrap();
-        agent.wait().unwrap();
-        let left = bpf::left_over_beside(if guarded { &["mp_guard", "mp_uplink"] } else { &[] });
-        assert_eq!(left, NOTHING, "round {round}, killed after {lives:?}");
         let got = outcomes(load);
         served += got.get("role-a").copied().unwrap_or_default();
-        assert!(
-            !guarded || !got.contains_key("node"),
-            "round {round}, killed after {lives:?}: {got:?}"
-        );
+        assert!(!guarded || !got.contains_key("node"), "batch {batch}: {got:?}");
     }
     assert!(served > 0, "the agent lived long enough to serve");
     if let Some(guard) = &mut guard {
@@ -113,7 +117,7 @@ fn ten_upgrades_at_500_requests_a_second_fail_none_and_leak_none() {
         "--seconds",
         &seconds.to_string(),
         "--threads",
-        "4",
+        "5",
         "--pause",
         "14",
     ];

@@ -2,7 +2,7 @@
 //! second. Whoever makes them faster is slowed down, not failed: with few connections at a time the wait is short.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::hash::Hash;
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,8 +11,6 @@ use std::time::{Duration, Instant};
 use governor::clock::{Clock as _, MonotonicClock};
 use governor::state::{InMemoryState, NotKeyed};
 use governor::{Quota, RateLimiter};
-
-use crate::pods::PodUid;
 
 /// What one pod may take. All of it has defaults that no ordinary client comes near.
 #[derive(Clone, Copy, Debug)]
@@ -31,29 +29,25 @@ pub struct Limits {
     pub idle: Duration,
 }
 
-/// A pod that has not been heard of for so long starts anew.
+/// Whoever has not been heard of for so long starts anew.
 const FORGOTTEN: Duration = Duration::from_secs(10);
 
-/// For so long after a refusal, connections of the same address are closed unseen.
-const SHUT: Duration = Duration::from_millis(50);
-
-/// Each pod's share.
+/// Each one's share: each pod's, or each address's.
 #[derive(Debug)]
-pub struct PerPod {
+pub struct Shares<K> {
     limits: Limits,
-    pods: Mutex<Pods>,
-    shut: Mutex<HashMap<IpAddr, Instant>>,
+    table: Mutex<Table<K>>,
 }
 
 #[derive(Debug)]
-struct Pods {
-    shares: HashMap<PodUid, Arc<Share>>,
+struct Table<K> {
+    shares: HashMap<K, Arc<Share>>,
     looked: Instant,
 }
 
 type Limiter = RateLimiter<NotKeyed, InMemoryState, MonotonicClock>;
 
-/// What one pod has taken.
+/// What one has taken.
 #[derive(Debug)]
 struct Share {
     open: AtomicUsize,
@@ -62,18 +56,17 @@ struct Share {
     last: Mutex<Instant>,
 }
 
-/// One of a pod's connections, until it is dropped.
+/// One connection of a share, until it is dropped.
 #[derive(Debug)]
 pub struct Place(Arc<Share>);
 
-impl PerPod {
-    /// With these limits.
+impl<K: Eq + Hash + Clone> Shares<K> {
+    /// With these limits for each.
     pub fn new(limits: Limits) -> Self {
         let (shares, looked) = (HashMap::new(), Instant::now());
         Self {
             limits,
-            pods: Mutex::new(Pods { shares, looked }),
-            shut: Mutex::default(),
+            table: Mutex::new(Table { shares, looked }),
         }
     }
 
@@ -82,9 +75,9 @@ impl PerPod {
         &self.limits
     }
 
-    /// `None` where the pod has as many connections as it may.
-    pub fn take(&self, uid: &PodUid) -> Option<Place> {
-        let share = self.share(uid);
+    /// `None` where it has as many connections as it may.
+    pub fn take(&self, key: &K) -> Option<Place> {
+        let share = self.share(key);
         // Compared and counted in one step: two at once must not both be the last.
         let counted = share
             .open
@@ -94,15 +87,16 @@ impl PerPod {
         counted.is_ok().then(|| Place(share))
     }
 
-    fn share(&self, uid: &PodUid) -> Arc<Share> {
-        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+    fn share(&self, key: &K) -> Arc<Share> {
+        let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if now.duration_since(pods.looked) > FORGOTTEN {
-            pods.looked = now;
-            pods.shares
+        if now.duration_since(table.looked) > FORGOTTEN {
+            table.looked = now;
+            table
+                .shares
                 .retain(|_, share| share.is_open() || now.duration_since(share.last()) < FORGOTTEN);
         }
-        if let Some(share) = pods.shares.get(uid) {
+        if let Some(share) = table.shares.get(key) {
             *share.last.lock().unwrap_or_else(PoisonError::into_inner) = now;
             return Arc::clone(share);
         }
@@ -112,23 +106,8 @@ impl PerPod {
             requests: limiter(self.limits.request_rate),
             last: Mutex::new(now),
         });
-        pods.shares.insert(uid.clone(), Arc::clone(&share));
+        table.shares.insert(key.clone(), Arc::clone(&share));
         share
-    }
-
-    /// Connections from this address are closed unseen for a moment: to find out each time anew whose they are is what
-    /// a pod with too many of them would keep the agent busy with.
-    pub fn shut_out(&self, address: IpAddr) {
-        let mut shut = self.shut.lock().unwrap_or_else(PoisonError::into_inner);
-        let now = Instant::now();
-        shut.retain(|_, since| now.duration_since(*since) < SHUT);
-        shut.insert(address, now);
-    }
-
-    /// Whether connections from this address are closed unseen at the moment.
-    pub fn is_shut_out(&self, address: IpAddr) -> bool {
-        let shut = self.shut.lock().unwrap_or_else(PoisonError::into_inner);
-        shut.get(&address).is_some_and(|since| since.elapsed() < SHUT)
     }
 }
 
@@ -143,7 +122,7 @@ impl Share {
 }
 
 impl Place {
-    /// How long this connection has to wait before its first request is read.
+    /// How long this connection has to wait before anything is done about it.
     pub fn wait_for_connection(&self) -> Option<Duration> {
         wait(&self.0.connections)
     }
@@ -188,23 +167,21 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_has_so_many_connections_and_each_that_ends_makes_room() {
-        let per_pod = PerPod::new(limits());
-        let (a, b) = ("a".parse().unwrap(), "b".parse().unwrap());
-        let first = per_pod.take(&a);
-        let _second = per_pod.take(&a);
-        assert!(first.is_some() && per_pod.take(&a).is_none());
-        assert!(per_pod.take(&b).is_some(), "another pod has its own");
+    fn each_has_so_many_connections_and_one_that_ends_makes_room() {
+        let shares = Shares::new(limits());
+        let first = shares.take(&"a");
+        let _second = shares.take(&"a");
+        assert!(first.is_some() && shares.take(&"a").is_none());
+        assert!(shares.take(&"b").is_some(), "another has its own");
         drop(first);
-        assert!(per_pod.take(&a).is_some());
+        assert!(shares.take(&"a").is_some());
     }
 
     #[test]
     fn what_comes_too_fast_waits_over_reconnects_too() {
-        let per_pod = PerPod::new(limits());
-        let uid = "a".parse().unwrap();
+        let shares = Shares::new(limits());
         let waits: Vec<_> = (0..8)
-            .map(|_| per_pod.take(&uid).unwrap().wait_for_connection())
+            .map(|_| shares.take(&"a").unwrap().wait_for_connection())
             .collect();
         assert!(waits[..5].iter().all(Option::is_none), "a tenth of 50: {waits:?}");
         let waited = waits[5..].iter().flatten().count();
@@ -216,16 +193,6 @@ mod tests {
                 .all(|wait| *wait <= Duration::from_millis(80)),
             "{waits:?}"
         );
-        assert!(per_pod.take(&uid).unwrap().wait_for_request().is_none());
-    }
-
-    #[test]
-    fn an_address_is_shut_out_for_a_moment() {
-        let per_pod = PerPod::new(limits());
-        let [a, b] = ["10.0.0.1", "10.0.0.2"].map(|text| text.parse().unwrap());
-        per_pod.shut_out(a);
-        assert!(per_pod.is_shut_out(a) && !per_pod.is_shut_out(b));
-        std::thread::sleep(SHUT);
-        assert!(!per_pod.is_shut_out(a));
+        assert!(shares.take(&"a").unwrap().wait_for_request().is_none());
     }
 }

@@ -21,10 +21,11 @@ use tracing::{debug, warn};
 use super::answer::{self, Answer};
 use super::patience::{Patient, Stage};
 pub use super::per_pod::Limits;
-use super::per_pod::{PerPod, Place};
+use super::per_pod::{Place, Shares};
 use super::{Caller, Service};
 use crate::credentials::Issuer;
 use crate::intercept::caller::Callers;
+use crate::pods::PodUid;
 
 /// How long a connection may take over a request's body.
 const BODY: Duration = Duration::from_secs(5);
@@ -50,7 +51,9 @@ pub struct Server<I> {
     phase: watch::Receiver<Phase>,
     counters: Counters,
     open: TaskTracker,
-    per_pod: PerPod,
+    /// Before anybody knows whose a connection is: to find that out is the most of what it costs.
+    by_address: Shares<IpAddr>,
+    by_pod: Shares<PodUid>,
     /// hostNetwork pods share the node's.
     own_addresses: Vec<IpAddr>,
     complained: Mutex<Option<Instant>>,
@@ -107,7 +110,8 @@ impl<I: Issuer> Server<I> {
             phase,
             counters: Counters::default(),
             open: TaskTracker::new(),
-            per_pod: PerPod::new(limits),
+            by_address: Shares::new(limits),
+            by_pod: Shares::new(limits),
             own_addresses,
             complained: Mutex::new(None),
         }
@@ -141,10 +145,19 @@ impl<I: Issuer> Server<I> {
                 () = reached(&mut phase, Phase::Closing) => return,
             };
             match accepted {
-                Ok((_, peer)) if self.per_pod.is_shut_out(peer.ip()) => count(&self.counters.over_limit),
                 Ok((stream, peer)) => {
-                    self.open
-                        .spawn(Arc::clone(&self).connection(stream, peer, address));
+                    let is_own = self.own_addresses.contains(&peer.ip().to_canonical());
+                    let place = if is_own {
+                        None
+                    } else {
+                        self.by_address.take(&peer.ip())
+                    };
+                    if is_own || place.is_some() {
+                        self.open
+                            .spawn(Arc::clone(&self).connection(stream, peer, address, place));
+                    } else {
+                        self.over_limit(&peer.ip());
+                    }
                 }
                 Err(error) => {
                     // Out of descriptors or memory, most likely: what waits is not lost, only late.
@@ -157,7 +170,32 @@ impl<I: Issuer> Server<I> {
         }
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, address: SocketAddr) {
+    /// Of an address that has as many connections as it may, or of a pod.
+    fn over_limit(&self, whose: &impl std::fmt::Display) {
+        count(&self.counters.over_limit);
+        if self.complain() {
+            let limit = self.by_pod.limits().connections;
+            warn!(%whose, "refused: it has {limit} connections open");
+        }
+    }
+
+    async fn slow(&self, place: &Place) {
+        if let Some(wait) = place.wait_for_connection() {
+            count(&self.counters.slowed_connections);
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    async fn connection(
+        self: Arc<Self>,
+        stream: TcpStream,
+        peer: SocketAddr,
+        address: SocketAddr,
+        of_address: Option<Place>,
+    ) {
+        if let Some(place) = &of_address {
+            self.slow(place).await;
+        }
         let caller = match self.callers.identify(&stream, peer, address) {
             Ok(uid) => Caller {
                 uid,
@@ -173,25 +211,17 @@ impl<I: Issuer> Server<I> {
                 return;
             }
         };
-        let Some(place) = self.per_pod.take(&caller.uid) else {
-            count(&self.counters.over_limit);
-            if !self.own_addresses.contains(&caller.address) {
-                self.per_pod.shut_out(peer.ip());
-            }
-            if self.complain() {
-                let limit = self.per_pod.limits().connections;
-                warn!(pod = %caller.uid, "refused: the pod has {limit} connections open");
-            }
+        let Some(place) = self.by_pod.take(&caller.uid) else {
+            self.over_limit(&caller.uid);
             return;
         };
         count(&self.counters.served);
-        if let Some(wait) = place.wait_for_connection() {
-            count(&self.counters.slowed_connections);
-            tokio::time::sleep(wait).await;
+        if of_address.is_none() {
+            self.slow(&place).await;
         }
         let _ = stream.set_nodelay(true);
         let mut phase = self.phase.clone();
-        let (stage, limits) = (Stage::default(), *self.per_pod.limits());
+        let (stage, limits) = (Stage::default(), *self.by_pod.limits());
         let service = service_fn(|request| {
             stage.busy();
             let (answer, stage) = (self.request(&caller, &place, request), &stage);
