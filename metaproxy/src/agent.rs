@@ -17,8 +17,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::ValueEnum;
 use metaproxy_common::layout::{Config, Counter};
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -26,23 +26,23 @@ use tracing::{info, warn};
 pub use self::cluster::PodSource;
 use self::cluster::PodsHere;
 use self::consequences::{consequences, follow};
-pub use self::error::{SignalError, StartError};
-use self::report::{Figures, report, report_guard, tell};
+pub use self::error::StartError;
+use self::report::{Figures, report, report_guard, tell, tell_guards};
 use crate::admin::{Admin, AdminSocket};
-use crate::cli::Mode;
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::{Sts, StsSettings};
 use crate::credentials::{Issuer, Principals, Sessions};
+use crate::guard::GUARD_AT_ONCE;
 use crate::health::{Condition, Health, Part};
 use crate::imds::path::Paths;
-use crate::imds::server::{Limits, Phase, Server};
+use crate::imds::server::Server;
 use crate::imds::token::Tokens;
 use crate::imds::upstream::{Endpoint, Upstream};
-use crate::imds::{Parts, Passing, Service, Told, Version1};
+use crate::imds::{Limits, Parts, Passing, Phase, Service, Told, Version1};
 use crate::intercept::attachment::{Attachment, State};
 use crate::intercept::caller::{Callers, CurrentPods};
 use crate::intercept::cgroups::Locator;
-use crate::intercept::guard::{self, Choice, Guard, GuardState};
+use crate::intercept::guard::{self, Choice, Guard, GuardCounters, GuardState};
 use crate::intercept::kernel;
 use crate::intercept::listener::{Listeners, PortChoice, node_addresses};
 use crate::intercept::object::ProgramsError;
@@ -50,6 +50,7 @@ use crate::intercept::port::Avoid;
 use crate::intercept::programs::{Maps, Programs};
 use crate::neighbours::{Presence, ServedMark, make_runtime_dir};
 use crate::roles::Rules;
+use crate::signals::stop_signal;
 
 /// After redirection has ended: connections that were redirected just before are still on their way.
 const GRACE: Duration = Duration::from_millis(500);
@@ -62,6 +63,18 @@ const LAST: Duration = Duration::from_secs(2);
 
 /// Sessions of which half is more than botocore can bear (`InstanceMetadataFetcher._evaluate_expiration`).
 const SOUND_DURATION: Duration = Duration::from_secs(40 * 60);
+
+/// What pods get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Pods get their own roles, and nothing else of the node's credentials
+    Enforce,
+    /// Nothing is changed: pods reach the node's metadata service as without metaproxy, and what enforce would change is
+    /// reported
+    Observe,
+    /// No roles are served; pods are only kept from the node's credentials
+    Firewall,
+}
 
 /// Everything that the command line decides.
 #[derive(Debug)]
@@ -108,11 +121,16 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let node_netns = kernel::node_netns_cookie()?;
     let locator = || Locator::new(settings.cgroup_root.as_deref(), settings.cgroup.as_deref());
     make_runtime_dir(&settings.runtime_dir)?;
-    let _presence = Presence::announce(&settings.runtime_dir, "agent")?;
+    let presence = Presence::announce(&settings.runtime_dir, "agent")?;
     let mark = ServedMark::of(&settings.runtime_dir);
     if settings.mode == Mode::Observe {
-        mark.clear();
-        return observe::run(settings, node_netns, stop).await;
+        if presence.is_beside(&settings.runtime_dir, GUARD_AT_ONCE) {
+            warn!(
+                "a guard on this node closes at once, whatever an agent does (--close at-once): pods are kept from the node's \
+                 metadata service though they are only observed. Stop it to see what they do"
+            );
+        }
+        return observe::run(settings, node_netns, mark, stop).await;
     }
     let (locator, guards_locator) = (locator()?, locator()?);
     let tokens = Tokens::open(&settings.runtime_dir)?;
@@ -215,14 +233,15 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     states.send_replace(state);
     changes.mark_changed();
     tasks.spawn(report(changes, health.clone()));
-    tasks.spawn(tell(health.clone(), shown, mark));
+    tasks.spawn(tell(health.clone(), shown));
+    tasks.spawn(tell_guards(health.clone(), mark));
 
     // None of the tasks ends by itself. One that does has failed, and an agent of which a part is missing must not go
     // on as if it were whole: it ends, and is started again.
     tokio::select! {
         () = stop => {}
         _ = &mut keeping => return Err(StartError::TaskEnded("the one that keeps the programs attached")),
-        _ = tasks.join_next() => return Err(StartError::TaskEnded("one that follows the pods")),
+        _ = tasks.join_next() => return Err(StartError::TaskEnded("one of those beside interception")),
         _ = accepting.join_next() => return Err(StartError::TaskEnded("one that accepts connections")),
     }
     health.set(
@@ -234,8 +253,8 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let attachment = keeping.await;
     drain(phase, accepting, &server).await;
     drop(attachment);
-    // The last to go: until here, what was not redirected any more was refused.
-    drop(guarding);
+    // The guard is the last to go: until here, what was not redirected any more was refused.
+    drop((guarding, tasks, presence));
     drop(socket);
     let counted: Vec<String> = Counter::ALL
         .iter()
@@ -256,17 +275,10 @@ fn load(config: &Config) -> Result<(Programs, Maps), ProgramsError> {
     Programs::load(config)
 }
 
-/// A guard that is kept closed by a task of its own.
+/// A guard that is kept closed by a task of the agent.
 struct Guarding {
-    counters: guard::GuardCounters,
-    keeping: tokio::task::JoinHandle<()>,
+    counters: GuardCounters,
     _close: watch::Sender<bool>,
-}
-
-impl Drop for Guarding {
-    fn drop(&mut self) {
-        self.keeping.abort();
-    }
 }
 
 /// Closes the guard, at once where the pods' cgroup exists, so that start-up fails here and not later.
@@ -277,26 +289,10 @@ fn keep_guard(mut guard: Guard, tasks: &mut JoinSet<()>, health: &Health) -> Res
     let (states, changes) = watch::channel(GuardState::Waiting);
     tasks.spawn(report_guard(changes, health.clone()));
     tasks.spawn(guard::tell(counters.clone()));
-    let keeping = tokio::spawn(guard.keep(closed, states));
+    tasks.spawn(guard.keep(closed, states));
     Ok(Guarding {
         counters,
-        keeping,
         _close: close,
-    })
-}
-
-/// SIGTERM or SIGINT, caught from now on.
-///
-/// # Errors
-/// Where the system refuses.
-pub fn stop_signal() -> Result<impl Future<Output = ()>, SignalError> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    Ok(async move {
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
-        }
     })
 }
 

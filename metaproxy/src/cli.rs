@@ -16,7 +16,7 @@ pub use self::guard::GuardArgs;
 pub use self::run::RunArgs;
 pub use self::usage::UsageError;
 pub use self::values::{
-    AdminAddress, Close, HostNetwork, ImdsV1, LogFormat, LogLevel, Mode, NamespacePolicy, Switch,
+    AdminAddress, Close, HostNetwork, ImdsV1, LogFormat, LogLevel, NamespacePolicy, Switch,
 };
 use crate::admin::probe::Question;
 

@@ -6,14 +6,17 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tracing::info;
 
-use crate::agent::{SignalError, stop_signal};
 use crate::intercept::cgroups::{CgroupError, Locator};
 use crate::intercept::guard::{Choice, Guard, GuardError, GuardState, tell};
 use crate::intercept::kernel::{self, KernelError};
 use crate::neighbours::{NeighbourError, Presence, RuntimeDirError, ServedMark, make_runtime_dir};
+use crate::signals::{SignalError, stop_signal};
 
 /// How often the mark is looked for.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// As processes of this node see a guard that does not wait for an agent.
+pub const GUARD_AT_ONCE: &str = "guard that closes at once";
 
 /// Everything that the command line decides.
 #[derive(Debug)]
@@ -66,12 +69,13 @@ pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
     let node_netns = kernel::node_netns_cookie()?;
     let locator = Locator::new(settings.cgroup_root.as_deref(), settings.cgroup.as_deref())?;
     make_runtime_dir(&settings.runtime_dir)?;
-    let _presence = Presence::announce(&settings.runtime_dir, "guard")?;
+    let what = if settings.at_once { GUARD_AT_ONCE } else { "guard" };
+    let _presence = Presence::announce(&settings.runtime_dir, what)?;
     let Some(mut guard) = Guard::load(settings.choice, node_netns, locator).await? else {
         return Ok(());
     };
     let mark = ServedMark::of(&settings.runtime_dir);
-    let closed = settings.at_once || mark.is_set();
+    let closed = settings.at_once || mark.is_set().is_ok_and(|is_set| is_set);
     if closed {
         // What is wrong is found out now, and not only said.
         guard.close()?;
@@ -98,21 +102,34 @@ async fn follow(mark: ServedMark, at_once: bool, close: watch::Sender<bool>) {
     let mut look = tokio::time::interval(LOOK);
     loop {
         look.tick().await;
-        let wanted = at_once || mark.is_set();
+        // Where it can't be told, it stays as it is.
+        let Ok(is_set) = mark.is_set() else { continue };
+        let wanted = at_once || is_set;
         close.send_if_modified(|closed| std::mem::replace(closed, wanted) != wanted);
     }
 }
 
 async fn report(mut states: watch::Receiver<GuardState>) {
-    while states.changed().await.is_ok() {
-        match *states.borrow_and_update() {
-            GuardState::Closed { .. } => {
-                info!("guard closed: pods are kept from the node's metadata service")
+    let mut said = None;
+    loop {
+        let state = *states.borrow_and_update();
+        let kind = std::mem::discriminant(&state);
+        if said.replace(kind) != Some(kind) {
+            match state {
+                GuardState::Closed { .. } => {
+                    info!("guard closed: pods are kept from the node's metadata service");
+                }
+                GuardState::Open => info!(
+                    "guard open: no agent has served pods since the node booted, or one only observes them (--close \
+                     at-once does not wait for one)"
+                ),
+                GuardState::Waiting => {
+                    info!("guard waiting for the pods' cgroup, or for what it can attach to")
+                }
             }
-            GuardState::Open => info!(
-                "guard open: no agent has served pods since the node booted (--close at-once does not wait for that)"
-            ),
-            GuardState::Waiting => info!("guard waiting for the pods' cgroup"),
+        }
+        if states.changed().await.is_err() {
+            std::future::pending().await
         }
     }
 }

@@ -17,3 +17,4 @@ pub mod intercept;
 pub mod neighbours;
 pub mod pods;
 pub mod roles;
+pub mod signals;

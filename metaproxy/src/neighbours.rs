@@ -4,6 +4,7 @@
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use metaproxy_common::CONTRACT;
 use serde::{Deserialize, Serialize};
@@ -77,6 +78,9 @@ struct Card {
 
 const PREFIX: &str = "instance-";
 
+/// Nobody takes so long to write one.
+const SETTLED: Duration = Duration::from_secs(60);
+
 /// This process, as others see it, until it is dropped. The file is locked for as long as the process lives: one that
 /// is not locked was left by a process that was killed.
 #[derive(Debug)]
@@ -130,19 +134,43 @@ impl Presence {
         Ok(own)
     }
 
+    /// Whether another process of this node says that it is this.
+    pub fn is_beside(&self, runtime_dir: &Path, what: &str) -> bool {
+        let entries = fs::read_dir(runtime_dir).into_iter().flatten();
+        entries.filter_map(Result::ok).any(|entry| {
+            let path = entry.path();
+            let is_own = self.file.as_ref().is_some_and(|(own, _)| *own == path);
+            let is_live = || {
+                let file = File::open(&path);
+                file.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+            };
+            let card = || serde_json::from_slice::<Card>(&fs::read(&path).ok()?).ok();
+            !is_own && card().is_some_and(|card| card.what == what) && is_live()
+        })
+    }
+
     fn look_round(&self, runtime_dir: &Path) -> Result<(), NeighbourError> {
         for entry in fs::read_dir(runtime_dir).map_err(io_error(runtime_dir))? {
             let path = entry.map_err(io_error(runtime_dir))?.path();
-            let is_card = path
+            let name = path
                 .file_name()
                 .and_then(|name| name.to_str())
-                .is_some_and(|name| name.trim_start_matches('.').starts_with(PREFIX));
-            if !is_card || self.file.as_ref().is_some_and(|(own, _)| *own == path) {
+                .unwrap_or_default();
+            // One that was just made aside is not locked yet.
+            let is_left_aside = name.starts_with('.')
+                && name.contains(PREFIX)
+                && fs::metadata(&path)
+                    .and_then(|file| file.modified())
+                    .is_ok_and(|made| made.elapsed().is_ok_and(|age| age > SETTLED));
+            if is_left_aside {
+                let _ = fs::remove_file(&path);
+            }
+            if !name.starts_with(PREFIX) || self.file.as_ref().is_some_and(|(own, _)| *own == path) {
                 continue;
             }
             let Ok(file) = File::open(&path) else { continue };
             match file.try_lock() {
-                // Whoever wrote it is gone. One that is just being written is locked already.
+                // Whoever wrote it is gone.
                 Ok(()) => drop(fs::remove_file(&path)),
                 Err(TryLockError::WouldBlock) => check(&path)?,
                 Err(TryLockError::Error(error)) => return Err(io_error(&path)(error)),
@@ -196,19 +224,21 @@ impl ServedMark {
     }
 
     /// Pods are served.
-    pub fn set(&self) {
-        if self.is_set() {
-            return;
+    ///
+    /// # Errors
+    /// Where that can't be written.
+    pub fn set(&self) -> io::Result<()> {
+        if self.is_set().is_ok_and(|is_set| is_set) {
+            return Ok(());
         }
-        let aside = self.path.with_extension("new");
+        let aside = self
+            .path
+            .with_extension(format!("{:016x}.new", fastrand::u64(..)));
         let written = fs::write(&aside, &self.boot).and_then(|()| fs::rename(&aside, &self.path));
-        if let Err(error) = written {
+        if written.is_err() {
             let _ = fs::remove_file(&aside);
-            warn!(
-                "guards on this node are not told that pods are served: cannot write {}: {error}",
-                self.path.display()
-            );
         }
+        written
     }
 
     /// Pods are to reach the node's metadata service again.
@@ -223,8 +253,15 @@ impl ServedMark {
     }
 
     /// Whether pods have been served since boot.
-    pub fn is_set(&self) -> bool {
-        fs::read_to_string(&self.path).is_ok_and(|boot| boot == self.boot)
+    ///
+    /// # Errors
+    /// Where that can't be told.
+    pub fn is_set(&self) -> io::Result<bool> {
+        match fs::read_to_string(&self.path) {
+            Ok(boot) => Ok(boot == self.boot),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -272,15 +309,15 @@ mod tests {
     fn the_mark_is_that_of_this_boot() {
         let dir = tempfile::tempdir().unwrap();
         let mark = ServedMark::of(dir.path());
-        assert!(!mark.is_set());
+        assert!(!mark.is_set().unwrap());
         mark.clear();
-        mark.set();
-        assert!(mark.is_set());
+        mark.set().unwrap();
+        assert!(mark.is_set().unwrap());
         fs::write(dir.path().join("served-since-boot"), "another boot").unwrap();
-        assert!(!mark.is_set());
-        mark.set();
-        assert!(mark.is_set());
+        assert!(!mark.is_set().unwrap());
+        mark.set().unwrap();
+        assert!(mark.is_set().unwrap());
         mark.clear();
-        assert!(!mark.is_set());
+        assert!(!mark.is_set().unwrap());
     }
 }

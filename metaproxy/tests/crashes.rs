@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{agent_binary, counts, dial, node, outcomes, start_dial};
+use common::{agent_binary, counts, dial, eventually, node, outcomes, start_dial};
 use nix::sys::signal::Signal;
 use rstest::rstest;
 use xtask::lab::agent::Agent;
@@ -45,7 +45,7 @@ fn killed_100_times_at_random_moments(#[case] guarded: bool) {
         guard.wait_for("guard closed").unwrap();
         guard
     });
-    let of_guard = bpf::left_over_beside(&[]).len();
+    let of_guard = bpf::ours().len();
     let recorder = Recorder::start(node.lab.aws()).unwrap();
     let mut served = 0;
     for batch in 0..KILLS / BATCH {
@@ -77,6 +77,9 @@ fn killed_100_times_at_random_moments(#[case] guarded: bool) {
                 left, NOTHING,
                 "batch {batch}, round {round}, killed after {lives:?}"
             );
+            eventually("what is left is the guard's own", || {
+                bpf::ours().len() == of_guard
+            });
         }
         let got = outcomes(load);
         served += got.get("role-a").copied().unwrap_or_default();
@@ -112,7 +115,7 @@ fn ten_upgrades_at_500_requests_a_second_fail_none_and_leak_none() {
     let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
     let recorder = Recorder::start(node.lab.aws()).unwrap();
     let mut agent = node.agent();
-    let seconds = 16;
+    let seconds = 25;
     let words = [
         "--seconds",
         &seconds.to_string(),
@@ -127,7 +130,12 @@ fn ten_upgrades_at_500_requests_a_second_fail_none_and_leak_none() {
         assert!(agent.stop().unwrap().success());
         agent = next;
     }
-    let [of_a, of_b] = loads.map(outcomes);
+    let [mut of_a, mut of_b] = loads;
+    assert!(
+        of_a.try_wait().unwrap().is_none() && of_b.try_wait().unwrap().is_none(),
+        "pods ask through all ten"
+    );
+    let [of_a, of_b] = [of_a, of_b].map(outcomes);
     assert_eq!(of_a.keys().collect::<Vec<_>>(), ["role-a"], "{of_a:?}");
     assert_eq!(of_b.keys().collect::<Vec<_>>(), ["role-b"], "{of_b:?}");
     let asked: usize = of_a.values().chain(of_b.values()).sum();

@@ -329,10 +329,10 @@ fn programs_that_allow_others_are_stood_beside() {
     assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
 }
 
-/// Agents and guards, of this version and of the one that `METAPROXY_TEST_PREVIOUS` names (`cargo xtask test
-/// --previous`), attached in every order and ended from either end.
+/// Two agents and two guards attached in every order and ended from either end. One of each is of another build where
+/// `cargo xtask test --previous BINARY` names one.
 #[test]
-fn agents_and_guards_of_two_versions_stand_beside_each_other_in_every_order() {
+fn agents_and_guards_of_two_builds_stand_beside_each_other_in_every_order() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let previous = std::env::var_os("METAPROXY_TEST_PREVIOUS")

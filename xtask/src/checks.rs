@@ -1,5 +1,6 @@
 //! `cargo xtask test` and `cargo xtask lint`.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
@@ -9,7 +10,7 @@ use crate::shell::{cargo, run, step};
 use crate::{ebpf, image, setup};
 
 /// Every test. The lab's tests take turns by themselves.
-pub fn test(filter: Option<&str>) -> Result<()> {
+pub fn test(filter: Option<&str>, previous: Option<&Path>) -> Result<()> {
     require_root()?;
     setup::for_demo()?;
     setup::test_clients()?;
@@ -34,7 +35,8 @@ pub fn test(filter: Option<&str>) -> Result<()> {
                 "*",
                 "--",
             ])
-            .args(filter),
+            .args(filter)
+            .envs(previous.map(|path| ("METAPROXY_TEST_PREVIOUS", path))),
     ))?;
     if filter.is_none() {
         step("the demo");

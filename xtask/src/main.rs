@@ -46,6 +46,9 @@ enum Command {
         /// should be one to throw away
         #[arg(long)]
         cluster: bool,
+        /// Another build of metaproxy, which agents and guards of this one must stand beside
+        #[arg(long, conflicts_with = "cluster")]
+        previous: Option<std::path::PathBuf>,
         /// With --cluster: an image that the node has, instead of one built here
         #[arg(long, requires = "cluster")]
         image: Option<String>,
@@ -79,8 +82,9 @@ fn main() -> ExitCode {
             filter,
             cluster: true,
             image,
+            ..
         } => checks::cluster(filter.as_deref(), image),
-        Command::Test { filter, .. } => checks::test(filter.as_deref()),
+        Command::Test { filter, previous, .. } => checks::test(filter.as_deref(), previous.as_deref()),
         Command::VmTest(options) => vm::test(&options),
         Command::Lint => checks::lint(),
         Command::Craft(craft) => craft::run(&craft),

@@ -8,7 +8,7 @@ use core::mem::size_of;
 use core::ptr;
 
 use aya_ebpf::EbpfContext as _;
-use aya_ebpf::bindings::{__sk_buff, BPF_F_CURRENT_NETNS, bpf_sock, bpf_sock_tuple};
+use aya_ebpf::bindings::{__sk_buff, BPF_F_CURRENT_NETNS, BPF_TCP_LISTEN, bpf_sock, bpf_sock_tuple};
 use aya_ebpf::helpers::generated::{
     bpf_get_netns_cookie, bpf_sk_lookup_udp, bpf_sk_release, bpf_sk_storage_get, bpf_skb_load_bytes,
     bpf_skc_lookup_tcp,
@@ -130,9 +130,12 @@ fn is_tcp_socket(ctx: &TcContext, tuple: *mut bpf_sock_tuple, length: usize) -> 
     if found.is_null() {
         return false;
     }
-    // SAFETY: a socket that was just looked up, and is not used afterwards.
+    // SAFETY: a socket that was just looked up, and is not used after it is released.
+    let state = unsafe { (*found).state };
+    // SAFETY: as above.
     unsafe { bpf_sk_release(found.cast()) };
-    true
+    // Where no connection has these addresses, whoever listens on the port is found.
+    state != BPF_TCP_LISTEN
 }
 
 const CURRENT_NETNS: u64 = BPF_F_CURRENT_NETNS as i64 as u64;

@@ -14,6 +14,7 @@ use crate::intercept::listener::ListenError;
 use crate::intercept::object::ProgramsError;
 use crate::neighbours::{NeighbourError, RuntimeDirError};
 use crate::pods::manifests::ManifestsError;
+use crate::signals::SignalError;
 
 /// Why the agent does not start, or does not go on. Nothing is attached then.
 #[derive(Debug, Error)]
@@ -64,8 +65,3 @@ pub enum StartError {
     #[error(transparent)]
     Neighbour(#[from] NeighbourError),
 }
-
-/// Signals can't be handled.
-#[derive(Debug, Error)]
-#[error("cannot handle signals: {0}")]
-pub struct SignalError(#[from] std::io::Error);

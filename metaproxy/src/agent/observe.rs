@@ -23,11 +23,15 @@ use crate::intercept::attachment::{Attachment, State};
 use crate::intercept::caller::CurrentPods;
 use crate::intercept::cgroups::Locator;
 use crate::intercept::programs::Programs;
+use crate::neighbours::ServedMark;
 use crate::pods::{PodUid, Pods};
 use crate::roles::{Decision, Rules};
 
 /// How often it is looked who connected.
 const LOOK: Duration = Duration::from_secs(1);
+
+/// A pod that is not known after so long is not waited for.
+const UNKNOWN: Duration = Duration::from_secs(60);
 
 /// The same is said about the same pod only so often.
 const AGAIN: Duration = Duration::from_secs(3600);
@@ -36,6 +40,7 @@ const AGAIN: Duration = Duration::from_secs(3600);
 pub(super) async fn run(
     settings: Settings,
     node_netns: u64,
+    mark: ServedMark,
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
     let locator = Locator::new(settings.cgroup_root.as_deref(), settings.cgroup.as_deref())?;
@@ -90,6 +95,7 @@ pub(super) async fn run(
     changes.mark_changed();
     tasks.spawn(report(changes, health.clone()));
     tasks.spawn(say_ready(health));
+    tasks.spawn(open_guards(mark));
     tokio::select! {
         () = stop => {}
         _ = &mut keeping => return Err(StartError::TaskEnded("the one that keeps the programs attached")),
@@ -108,6 +114,14 @@ async fn say_ready(health: crate::health::Health) {
         info!("ready: observing; pods reach the node's metadata service as without metaproxy");
         health.not_ready().await;
         warn!("not ready: some pods are not observed");
+    }
+}
+
+/// Guards let pods pass; an agent that still serves them beside this one may say otherwise, as long as it is there.
+async fn open_guards(mark: ServedMark) {
+    loop {
+        mark.clear();
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -145,13 +159,13 @@ struct Observer {
 impl Observer {
     async fn run(mut self) {
         let mut look = tokio::time::interval(LOOK);
-        let mut unsaid: HashMap<PodUid, u64> = HashMap::new();
+        let mut unsaid: HashMap<PodUid, (u64, Instant)> = HashMap::new();
         loop {
             look.tick().await;
             for (uid, count) in self.connected() {
-                *unsaid.entry(uid).or_default() += count;
+                unsaid.entry(uid).or_insert((0, Instant::now())).0 += count;
             }
-            unsaid.retain(|uid, count| !self.say(uid, *count));
+            unsaid.retain(|uid, (count, first)| !self.say(uid, *count) && first.elapsed() < UNKNOWN);
             let known = Arc::clone(&self.pods.borrow());
             self.said.retain(|uid, _| known.by_uid(uid).is_some());
         }

@@ -1,6 +1,7 @@
 //! What the agent says of itself: in the log, to probes, and in metrics.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use metaproxy_common::layout::{Counter, GuardCounter};
 use tokio::sync::watch;
@@ -16,12 +17,11 @@ use crate::intercept::programs::Counters;
 use crate::neighbours::ServedMark;
 use crate::pods::Pods;
 
-/// Says `ready` whenever pods begin to be served, and why they are not any more; and guards, by the mark.
-pub(super) async fn tell(health: Health, listen: String, mark: ServedMark) {
+/// Says `ready` whenever pods begin to be served, and why they are not any more.
+pub(super) async fn tell(health: Health, listen: String) {
     loop {
         health.ready().await;
         info!(%listen, "ready");
-        mark.set();
         health.not_ready().await;
         let failing: Vec<String> = health
             .parts()
@@ -32,6 +32,24 @@ pub(super) async fn tell(health: Health, listen: String, mark: ServedMark) {
             })
             .collect();
         warn!("not ready: {}", failing.join("; "));
+    }
+}
+
+/// Tells guards, by the mark, that pods are served; again where it gets lost, or could not be written.
+pub(super) async fn tell_guards(health: Health, mark: ServedMark) {
+    const AGAIN: Duration = Duration::from_secs(5);
+    let mut complained = false;
+    loop {
+        health.ready().await;
+        match mark.set() {
+            Ok(()) => complained = false,
+            Err(error) if !complained => {
+                warn!("guards on this node are not told that pods are served: {error}");
+                complained = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(AGAIN).await;
     }
 }
 

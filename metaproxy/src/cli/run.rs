@@ -7,7 +7,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::args::{LoggingArgs, PlaceArgs};
-use super::{AdminAddress, HostNetwork, ImdsV1, Mode, NamespacePolicy, Switch, values};
+use super::{AdminAddress, HostNetwork, ImdsV1, NamespacePolicy, Switch, values};
+use crate::agent::Mode;
 use crate::intercept::guard::Choice;
 use crate::roles::SessionScope;
 use crate::roles::policy::{AllowedRolesStyle, PermittedMatch};

@@ -6,14 +6,13 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::{HostNetwork, ImdsV1, Mode, NamespacePolicy, RunArgs, Switch};
-use crate::agent::{PodSource, Settings};
+use super::{HostNetwork, ImdsV1, NamespacePolicy, RunArgs, Switch};
+use crate::agent::{Mode, PodSource, Settings};
 use crate::apiserver::KubeconfigSource;
 use crate::credentials::sts::StsSettings;
-use crate::imds::Version1;
 use crate::imds::path::{BadPattern, Paths};
-use crate::imds::server::Limits;
 use crate::imds::upstream::{BadEndpoint, Endpoint};
+use crate::imds::{Limits, Version1};
 use crate::intercept::guard::Choice;
 use crate::roles::arn::RoleError;
 use crate::roles::{

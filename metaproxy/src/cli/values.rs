@@ -36,18 +36,6 @@ pub enum HostNetwork {
     Enforce,
 }
 
-/// `--mode`
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Mode {
-    /// Pods get their own roles, and nothing else of the node's credentials
-    Enforce,
-    /// Nothing is changed: pods reach the node's metadata service as without metaproxy, and what enforce would change is
-    /// reported
-    Observe,
-    /// No roles are served; pods are only kept from the node's credentials
-    Firewall,
-}
-
 /// `metaproxy guard --close`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Close {

@@ -3,6 +3,7 @@
 //! Source for the protocol: the EC2 user guide, "Use the Instance Metadata Service", and what SDKs expect of it.
 
 mod answer;
+mod http;
 mod passage;
 mod passing;
 pub mod path;
@@ -14,6 +15,8 @@ pub mod token;
 mod told;
 pub mod upstream;
 
+pub use http::{Http, Phase};
 pub use passing::Passing;
+pub use per_pod::{Limits, Place, Shares};
 pub use service::{Caller, Parts, Service, Version1};
 pub use told::Told;

@@ -3,14 +3,9 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-use governor::clock::{Clock as _, MonotonicClock};
-use governor::state::{InMemoryState, NotKeyed};
-use governor::{Quota, RateLimiter};
 
 /// What one pod may take. All of it has defaults that no ordinary client comes near.
 #[derive(Clone, Copy, Debug)]
@@ -45,14 +40,12 @@ struct Table<K> {
     looked: Instant,
 }
 
-type Limiter = RateLimiter<NotKeyed, InMemoryState, MonotonicClock>;
-
 /// What one has taken.
 #[derive(Debug)]
 struct Share {
     open: AtomicUsize,
-    connections: Limiter,
-    requests: Limiter,
+    connections: Pace,
+    requests: Pace,
     last: Mutex<Instant>,
 }
 
@@ -102,8 +95,8 @@ impl<K: Eq + Hash + Clone> Shares<K> {
         }
         let share = Arc::new(Share {
             open: AtomicUsize::new(0),
-            connections: limiter(self.limits.connection_rate),
-            requests: limiter(self.limits.request_rate),
+            connections: Pace::new(self.limits.connection_rate),
+            requests: Pace::new(self.limits.request_rate),
             last: Mutex::new(now),
         });
         table.shares.insert(key.clone(), Arc::clone(&share));
@@ -124,12 +117,12 @@ impl Share {
 impl Place {
     /// How long this connection has to wait before anything is done about it.
     pub fn wait_for_connection(&self) -> Option<Duration> {
-        wait(&self.0.connections)
+        self.0.connections.turn()
     }
 
     /// How long a request has to wait before it is answered.
     pub fn wait_for_request(&self) -> Option<Duration> {
-        wait(&self.0.requests)
+        self.0.requests.turn()
     }
 }
 
@@ -139,16 +132,35 @@ impl Drop for Place {
     }
 }
 
-/// A tenth of a second's worth may come at once.
-fn limiter(per_second: u32) -> Limiter {
-    let at_least_one = |number| NonZeroU32::new(number).unwrap_or(NonZeroU32::MIN);
-    let quota = Quota::per_second(at_least_one(per_second)).allow_burst(at_least_one(per_second / 10));
-    RateLimiter::direct_with_clock(quota, MonotonicClock)
+/// So many in a second, a tenth of them at once; each that comes is given its turn (the generic cell rate algorithm,
+/// ITU-T I.371).
+#[derive(Debug)]
+struct Pace {
+    each: Duration,
+    at_once: Duration,
+    /// When the turns that were given out are over.
+    taken: Mutex<Instant>,
 }
 
-fn wait(limiter: &Limiter) -> Option<Duration> {
-    let not_until = limiter.check().err()?;
-    Some(not_until.wait_time_from(MonotonicClock.now()))
+impl Pace {
+    fn new(per_second: u32) -> Self {
+        let each = Duration::from_secs(1) / per_second.max(1);
+        Self {
+            each,
+            at_once: each * (per_second / 10).max(1),
+            taken: Mutex::new(Instant::now()),
+        }
+    }
+
+    /// How long it is until the turn of the one that comes now. No longer than all that wait take together, and few can.
+    fn turn(&self) -> Option<Duration> {
+        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = Instant::now();
+        let end = (*taken).max(now) + self.each;
+        *taken = end;
+        let wait = end.saturating_duration_since(now).checked_sub(self.at_once);
+        wait.filter(|wait| !wait.is_zero())
+    }
 }
 
 #[cfg(test)]
@@ -178,21 +190,19 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_too_fast_waits_over_reconnects_too() {
+    fn what_comes_too_fast_waits_its_turn_over_reconnects_too() {
         let shares = Shares::new(limits());
-        let waits: Vec<_> = (0..8)
+        let waits: Vec<_> = (0..15)
             .map(|_| shares.take(&"a").unwrap().wait_for_connection())
             .collect();
-        assert!(waits[..5].iter().all(Option::is_none), "a tenth of 50: {waits:?}");
-        let waited = waits[5..].iter().flatten().count();
-        assert!(waited >= 2, "{waits:?}");
-        assert!(
-            waits
-                .iter()
-                .flatten()
-                .all(|wait| *wait <= Duration::from_millis(80)),
-            "{waits:?}"
-        );
+        let (at_once, later) = waits.split_at(5);
+        assert!(at_once.iter().all(Option::is_none), "a tenth of 50: {waits:?}");
+        // Fifty in a second are one in 20 ms; the test itself takes a moment.
+        for (turn, wait) in later.iter().enumerate() {
+            let due = Duration::from_millis(20 * (turn as u64 + 1));
+            let wait = wait.unwrap();
+            assert!(wait <= due && wait + Duration::from_millis(15) > due, "{waits:?}");
+        }
         assert!(shares.take(&"a").unwrap().wait_for_request().is_none());
     }
 }

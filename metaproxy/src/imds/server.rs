@@ -1,53 +1,26 @@
-//! Accepted connections: who it is, then its requests, until it ends or the agent does.
+//! Accepted connections: who it is, and whether there is room; then its requests, until it ends or the agent does.
 
-use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
-use hyper::header::{CONNECTION, HeaderValue};
-use hyper::server::conn::http1;
-use hyper::service::service_fn;
-use hyper::{Request, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
-use super::answer::{self, Answer};
-use super::patience::{Patient, Stage};
-pub use super::per_pod::Limits;
-use super::per_pod::{Place, Shares};
+use super::http::{Http, Phase, reached};
+use super::per_pod::{Limits, Place, Shares};
 use super::{Caller, Service};
 use crate::credentials::Issuer;
 use crate::intercept::caller::Callers;
 use crate::pods::PodUid;
 
-/// How long a connection may take over a request's body.
-const BODY: Duration = Duration::from_secs(5);
-
-/// Longest body that is read and dropped; the metadata service has no use for one.
-const MAX_BODY: usize = 16 * 1024;
-
-/// How the server goes on. Only ever moves forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Phase {
-    /// Serving.
-    Serving,
-    /// Each connection ends after its next answer.
-    Draining,
-    /// Connections that wait for a request are closed.
-    Closing,
-}
-
 /// What all connections share.
 pub struct Server<I> {
     callers: Callers,
-    service: Service<I>,
+    http: Http<I>,
     phase: watch::Receiver<Phase>,
     counters: Counters,
     open: TaskTracker,
@@ -57,6 +30,7 @@ pub struct Server<I> {
     /// hostNetwork pods share the node's.
     own_addresses: Vec<IpAddr>,
     complained: Mutex<Option<Instant>>,
+    told_of_limit: Mutex<Option<Instant>>,
 }
 
 #[derive(Debug, Default)]
@@ -106,7 +80,7 @@ impl<I: Issuer> Server<I> {
     ) -> Self {
         Self {
             callers,
-            service,
+            http: Http::new(service, phase.clone(), limits),
             phase,
             counters: Counters::default(),
             open: TaskTracker::new(),
@@ -114,6 +88,7 @@ impl<I: Issuer> Server<I> {
             by_pod: Shares::new(limits),
             own_addresses,
             complained: Mutex::new(None),
+            told_of_limit: Mutex::new(None),
         }
     }
 
@@ -156,12 +131,13 @@ impl<I: Issuer> Server<I> {
                         self.open
                             .spawn(Arc::clone(&self).connection(stream, peer, address, place));
                     } else {
+                        self.callers.forget(&stream, peer, address);
                         self.over_limit(&peer.ip());
                     }
                 }
                 Err(error) => {
                     // Out of descriptors or memory, most likely: what waits is not lost, only late.
-                    if self.complain() {
+                    if due(&self.complained) {
                         warn!("cannot accept a connection: {error}");
                     }
                     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -173,7 +149,7 @@ impl<I: Issuer> Server<I> {
     /// Of an address that has as many connections as it may, or of a pod.
     fn over_limit(&self, whose: &impl std::fmt::Display) {
         count(&self.counters.over_limit);
-        if self.complain() {
+        if due(&self.told_of_limit) {
             let limit = self.by_pod.limits().connections;
             warn!(%whose, "refused: it has {limit} connections open");
         }
@@ -203,7 +179,7 @@ impl<I: Issuer> Server<I> {
             },
             Err(reason) => {
                 count(&self.counters.unidentified);
-                if reason.is_our_fault() && self.complain() {
+                if reason.is_our_fault() && due(&self.complained) {
                     warn!(%peer, "refused: {reason}");
                 } else {
                     debug!(%peer, "refused: {reason}");
@@ -220,85 +196,19 @@ impl<I: Issuer> Server<I> {
             self.slow(&place).await;
         }
         let _ = stream.set_nodelay(true);
-        let mut phase = self.phase.clone();
-        let (stage, limits) = (Stage::default(), *self.by_pod.limits());
-        let service = service_fn(|request| {
-            stage.busy();
-            let (answer, stage) = (self.request(&caller, &place, request), &stage);
-            async move {
-                let answer = answer.await;
-                stage.idle();
-                answer
-            }
-        });
-        let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(limits.idle)
-            .max_buf_size(limits.head)
-            .half_close(true)
-            .serve_connection(
-                TokioIo::new(Patient::new(stream, stage.clone(), limits.head_time)),
-                service,
-            );
-        tokio::pin!(connection);
-        let result = tokio::select! {
-            result = connection.as_mut() => result,
-            () = reached(&mut phase, Phase::Closing) => {
-                connection.as_mut().graceful_shutdown();
-                connection.await
-            }
-        };
-        if let Err(error) = result {
+        let counted = || count(&self.counters.slowed_requests);
+        if let Err(error) = self.http.serve(stream, &caller, &place, counted).await {
             debug!(%peer, pod = %caller.uid, "connection ended: {error}");
         }
     }
-
-    /// Whether a fault of our own may be logged again: at most one in ten seconds, as pods can cause many.
-    fn complain(&self) -> bool {
-        let mut last = self.complained.lock().unwrap_or_else(PoisonError::into_inner);
-        let due = last.is_none_or(|last| last.elapsed() >= Duration::from_secs(10));
-        if due {
-            *last = Some(Instant::now());
-        }
-        due
-    }
-
-    async fn request(
-        &self,
-        caller: &Caller,
-        place: &Place,
-        request: Request<Incoming>,
-    ) -> Result<Answer, Infallible> {
-        if let Some(wait) = place.wait_for_request() {
-            count(&self.counters.slowed_requests);
-            tokio::time::sleep(wait).await;
-        }
-        let (head, body) = request.into_parts();
-        // Read and dropped, or the next request on this connection would begin in the middle of it.
-        let drained = tokio::time::timeout(BODY, Limited::new(body, MAX_BODY).collect()).await;
-        let mut response = match drained {
-            Ok(Ok(_)) => {
-                self.service
-                    .answer(caller, &head.method, &head.uri, &head.headers)
-                    .await
-            }
-            Ok(Err(_)) => answer::failure(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "Requests for metadata have no body.",
-            ),
-            Err(_) => answer::failure(StatusCode::REQUEST_TIMEOUT, "The body did not come."),
-        };
-        if *self.phase.borrow() != Phase::Serving {
-            response
-                .headers_mut()
-                .insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        debug!(pod = %caller.uid, method = %head.method, path = head.uri.path(), status = response.status().as_u16());
-        Ok(response)
-    }
 }
 
-async fn reached(phases: &mut watch::Receiver<Phase>, wanted: Phase) {
-    // An agent that is gone is closing too.
-    let _ = phases.wait_for(|phase| *phase >= wanted).await;
+/// Whether something may be logged again: once in ten seconds, as pods can cause much of it.
+fn due(last: &Mutex<Option<Instant>>) -> bool {
+    let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+    let due = last.is_none_or(|last| last.elapsed() >= Duration::from_secs(10));
+    if due {
+        *last = Some(Instant::now());
+    }
+    due
 }

@@ -94,6 +94,17 @@ impl Callers {
         Ok(pods.pod_of(caller.cgroup_id)?)
     }
 
+    /// Takes the entry of a connection that is refused whoever made it: it must not stand in the way of others.
+    pub fn forget(&self, socket: &impl AsFd, peer: SocketAddr, listener: SocketAddr) {
+        let key = FlowKey {
+            client: Endpoint::from_socket(peer),
+            listener: Endpoint::from_socket(listener),
+        };
+        if kernel::is_connected(socket.as_fd()).unwrap_or(false) {
+            let _ = self.take(&key);
+        }
+    }
+
     /// Looking up and deleting are two calls (one call for both is Linux 5.14). Should another socket file itself in
     /// between, its entry is lost and it is refused: never taken for somebody else.
     fn take(&self, key: &FlowKey) -> Result<Caller, Unidentified> {

@@ -165,7 +165,7 @@ impl Guard {
         self.guarded.clear();
     }
 
-    /// Keeps pods out whenever `closed` says so, until it is dropped.
+    /// Keeps pods out whenever `closed` says so, until it is dropped. It ends only where a part of it has failed.
     pub async fn keep(mut self, mut closed: watch::Receiver<bool>, state: watch::Sender<GuardState>) {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -193,13 +193,15 @@ impl Guard {
             tokio::select! {
                 _ = look.tick() => {}
                 Ok(()) = closed.changed() => {}
-                () = changed(&mut self.uplinks) => {}
+                goes_on = changed(&mut self.uplinks) => if !goes_on {
+                    return;
+                },
             }
         }
     }
 }
 
-async fn changed(uplinks: &mut Option<Follower>) {
+async fn changed(uplinks: &mut Option<Follower>) -> bool {
     match uplinks {
         Some(uplinks) => uplinks.changed().await,
         None => std::future::pending().await,

@@ -158,16 +158,23 @@ impl Object {
     /// Attaches again what somebody else has detached; the names of those programs.
     ///
     /// # Errors
-    /// As [`Self::attach_all`]; what could be attached is.
+    /// The first, as of [`Self::attach_all`]; what could be attached is.
     pub fn mend(&self, links: &mut CgroupLinks, cgroup: &File) -> Result<Vec<&'static str>, ProgramsError> {
         let mut mended = Vec::new();
+        let mut result = Ok(());
         for (name, hook, link) in &mut links.0 {
-            if !link.is_attached() {
-                *link = self.attach(name, *hook, cgroup)?;
-                mended.push(*name);
+            if link.is_attached() {
+                continue;
+            }
+            match self.attach(name, *hook, cgroup) {
+                Ok(again) => {
+                    *link = again;
+                    mended.push(*name);
+                }
+                Err(error) => result = result.and(Err(error)),
             }
         }
-        Ok(mended)
+        result.map(|()| mended)
     }
 
     /// Attaches a loaded program to the egress of an interface.

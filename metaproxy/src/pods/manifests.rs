@@ -3,7 +3,7 @@
 //! The directory is watched. A file that can't be read as manifests is reported with its line, and what it held
 //! before stays in force; an object that can't be used is reported and left out.
 
-mod parse;
+pub mod parse;
 
 use std::collections::BTreeMap;
 use std::fs;

@@ -200,7 +200,9 @@ fn uplink_programs(object: &mut Object) -> Result<Option<[&'static str; 2]>, Pro
         Err(ProgramsError::Attach { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {
             Ok(Some(names))
         }
-        Err(ProgramsError::Attach { .. }) | Ok(_) => Ok(None),
+        // Which attach type that is, such a kernel does not know.
+        Err(ProgramsError::Attach { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => Ok(None),
+        Ok(_) => Ok(None),
         Err(error) => Err(error),
     }
 }

@@ -19,6 +19,9 @@ use tracing::warn;
 /// Changes come in bursts; what is dumped after this is what they led to.
 const SETTLE: Duration = Duration::from_millis(20);
 
+/// How often they are listed again where they change meanwhile, as on a node that starts many pods.
+const ATTEMPTS: u32 = 20;
+
 /// After the connection to the kernel has failed.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -31,6 +34,9 @@ pub enum UplinksError {
     /// No connection.
     #[error("cannot follow the node's network interfaces: {0}")]
     Socket(#[from] io::Error),
+    /// They changed while they were listed; listed again, they will be known.
+    #[error("the node's network interfaces and routes change all the time, and could not be listed")]
+    Changing,
     /// The connection has ended, or it says something else.
     #[error("cannot follow the node's network interfaces: {0}")]
     Protocol(String),
@@ -81,11 +87,9 @@ impl Follower {
         self.uplinks.borrow_and_update().clone()
     }
 
-    /// Waits until they have changed since.
-    pub async fn changed(&mut self) {
-        if self.uplinks.changed().await.is_err() {
-            std::future::pending().await
-        }
+    /// Waits until they have changed since; `false` where nobody follows them any more.
+    pub async fn changed(&mut self) -> bool {
+        self.uplinks.changed().await.is_ok()
     }
 }
 
@@ -113,7 +117,6 @@ async fn follow(publish: &watch::Sender<Uplinks>) -> Result<(), UplinksError> {
                     differ
                 });
             }
-            // It may have changed while it was listed.
             Err(error) => warn!("guard: {error}; trying again"),
         }
         match tokio::time::timeout(AT_LEAST, changes.next()).await {
@@ -141,6 +144,18 @@ impl Drop for Task {
 }
 
 async fn uplinks() -> Result<Uplinks, UplinksError> {
+    let mut result = list().await;
+    for _ in 0..ATTEMPTS {
+        if !matches!(result, Err(UplinksError::Changing)) {
+            break;
+        }
+        tokio::time::sleep(SETTLE).await;
+        result = list().await;
+    }
+    result
+}
+
+async fn list() -> Result<Uplinks, UplinksError> {
     let (mut connection, mut handle, _) = rtnetlink::new_connection()?;
     connection.set_forward_done(true);
     let _connection = Task(tokio::spawn(connection));
@@ -236,7 +251,7 @@ async fn dump(
     let mut found = Vec::new();
     while let Some(answer) = answers.next().await {
         if answer.header.flags & NLM_F_DUMP_INTR != 0 {
-            return Err(failed("they changed while they were listed"));
+            return Err(UplinksError::Changing);
         }
         match answer.payload {
             NetlinkPayload::InnerMessage(message) => found.push(message),

@@ -12,8 +12,11 @@ use super::super::{Namespace, Pod, Problem, ServiceAccount};
 /// What a file holds.
 #[derive(Debug, Default)]
 pub struct Objects {
+    /// Of kind Pod.
     pub pods: Vec<Arc<Pod>>,
+    /// Of kind Namespace.
     pub namespaces: Vec<Arc<Namespace>>,
+    /// Of kind ServiceAccount.
     pub service_accounts: Vec<Arc<ServiceAccount>>,
     /// Objects that were left out.
     pub problems: Vec<Broken>,
@@ -27,6 +30,7 @@ pub struct Broken {
 }
 
 impl Broken {
+    /// At this line.
     pub fn new(line: usize, what: String) -> Self {
         Self { line, what }
     }

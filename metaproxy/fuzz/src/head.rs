@@ -1,0 +1,143 @@
+//! HTTP through the real server: bytes of a connection whose caller is known.
+
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, SystemTime};
+
+use metaproxy::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, Sessions};
+use metaproxy::imds::path::Paths;
+use metaproxy::imds::token::Tokens;
+use metaproxy::imds::upstream::Upstream;
+use metaproxy::imds::{Caller, Http, Limits, Parts, Passing, Phase, Service, Shares, Told, Version1};
+use metaproxy::pods::{Inventory, Pod};
+use metaproxy::roles::{AnnotationKeys, NamespaceRules, Rules, SessionRules};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+
+const UID: &str = "9f2c1d6e-1d6e-4b7a-9c55-3a2f7f0e8d11";
+const SECRET: &str = "fuzzed-secret-access-key";
+
+struct OneSession;
+
+impl Issuer for OneSession {
+    async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
+        let issued = Issued {
+            access_key_id: "ASIAFUZZ",
+            secret_access_key: SECRET,
+            token: "token",
+            expiration: SystemTime::now() + Duration::from_secs(3600),
+        };
+        Ok(Session::new(&key.role, &issued, SystemTime::now()))
+    }
+}
+
+/// Everything but the connection: one pod with one role.
+struct Scene {
+    runtime: Runtime,
+    http: Http<OneSession>,
+    _phase: watch::Sender<Phase>,
+}
+
+fn limits() -> Limits {
+    Limits {
+        connections: 16,
+        connection_rate: 1_000_000,
+        request_rate: 1_000_000,
+        head: 16 * 1024,
+        head_time: Duration::from_secs(5),
+        idle: Duration::from_secs(60),
+    }
+}
+
+static SCENE: LazyLock<Scene> = LazyLock::new(|| {
+    // Time stands still but where everybody waits: then it goes to the next deadline at once.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .unwrap();
+    let _inside = runtime.enter();
+    let pod = serde_json::from_value(serde_json::json!({
+        "metadata": {
+            "name": "a", "namespace": "apps", "uid": UID,
+            "annotations": { "iam.amazonaws.com/role": "role-a" },
+        },
+    }));
+    let pod = Arc::new(Pod::from_api(pod.unwrap()).unwrap());
+    let (_, pods) = watch::channel(Arc::new(Inventory::new([pod], [], [])));
+    let key = |name: &str| format!("iam.amazonaws.com/{name}");
+    let (_, rules) = watch::channel(Arc::new(Rules {
+        base: Some("arn:aws:iam::123456789012:role/".parse().unwrap()),
+        default_role: None,
+        keys: AnnotationKeys {
+            role: key("role"),
+            external_id: key("external-id"),
+            session_name: key("session-name"),
+            permitted: key("permitted"),
+            allowed_roles: key("allowed-roles"),
+        },
+        namespaces: NamespaceRules::default(),
+        sessions: SessionRules::default(),
+        web_identity: false,
+        firewall: false,
+        enforce_host_network: false,
+    }));
+    let (_, version1) = watch::channel(Version1::Allowed);
+    let dir = tempfile::tempdir().unwrap();
+    let (phase, phases) = watch::channel(Phase::Serving);
+    let service = Service::new(Parts {
+        pods,
+        rules,
+        sessions: Sessions::new(OneSession),
+        tokens: Tokens::open(dir.path()).unwrap(),
+        paths: Paths::allowing(&[]).unwrap(),
+        // Nobody is there.
+        passing: Passing::new(Upstream::new("http://127.0.0.1:1".parse().unwrap())),
+        version1,
+        told: Arc::new(Told::new(None)),
+    });
+    drop(_inside);
+    Scene {
+        runtime,
+        http: Http::new(service, phases, limits()),
+        _phase: phase,
+    }
+});
+
+/// Whatever is sent, what comes back is HTTP, and a secret only in an answer that is the role's document.
+pub fn head(data: &[u8]) {
+    let scene = &*SCENE;
+    let answer = scene.runtime.block_on(async {
+        let (mut client, server) = duplex(64 * 1024);
+        let shares = Shares::new(limits());
+        let place = shares.take(&()).unwrap();
+        let caller = Caller {
+            uid: UID.parse().unwrap(),
+            address: "10.0.0.1".parse().unwrap(),
+        };
+        let asking = async {
+            let _ = client.write_all(data).await;
+            let _ = client.shutdown().await;
+            let mut answer = Vec::new();
+            let _ = client.read_to_end(&mut answer).await;
+            answer
+        };
+        let serving = scene.http.serve(server, &caller, &place, || {});
+        let (answer, _) = tokio::join!(asking, serving);
+        answer
+    });
+    if !answer.is_empty() {
+        assert!(
+            answer.starts_with(b"HTTP/1."),
+            "{:?}",
+            String::from_utf8_lossy(&answer)
+        );
+    }
+    let asked = String::from_utf8_lossy(data).to_ascii_lowercase();
+    if String::from_utf8_lossy(&answer).contains(SECRET) {
+        assert!(
+            !asked.contains("x-forwarded-for:") || asked.matches("http/1.").count() > 1,
+            "{asked:?}"
+        );
+    }
+}

@@ -1,0 +1,177 @@
+//! Fuzz targets: whatever others may send or write, it is answered or refused, and nothing of it is let through that
+//! must not be. A target panics where that does not hold.
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a target panics where what it asserts does not hold"
+)]
+
+mod head;
+
+use std::path::Path;
+
+use metaproxy::imds::path::{Paths, Route};
+use metaproxy::intercept::cgroups::Naming;
+use metaproxy::pods::manifests::parse;
+use metaproxy::roles::WrittenRole;
+use metaproxy::roles::policy::{AllowedRolesStyle, Candidate, PermittedMatch, Policy};
+use metaproxy_common::layout::Targets;
+use metaproxy_common::packet::{Begins, Bytes, aim};
+
+/// One target.
+pub type Target = fn(&[u8]);
+
+/// All of them, by name.
+pub const TARGETS: [(&str, Target); 6] = [
+    ("path", path),
+    ("head", head::head),
+    ("cgroup", cgroup),
+    ("roles", roles),
+    ("manifests", manifests),
+    ("packet", packet),
+];
+
+/// Paths of requests: what is passed on names no secret, in whatever spelling.
+pub fn path(data: &[u8]) {
+    let Ok(target) = std::str::from_utf8(data) else {
+        return;
+    };
+    let paths = Paths::allowing(&["meta-data/.*".to_owned()]).unwrap();
+    if let Route::Node(path) = paths.classify(target) {
+        let text = path.as_str();
+        let lower = text.to_ascii_lowercase();
+        for never in [
+            "/iam",
+            "identity-credentials",
+            "user-data",
+            "public-keys",
+            "managed-ssh-keys",
+            "pkcs7",
+            "rsa2048",
+            "signature",
+        ] {
+            assert!(!lower.contains(never), "{target:?} is passed on as {text:?}");
+        }
+        assert!(text.starts_with('/') && text.is_ascii(), "{text:?}");
+        for part in ["//", "/./", "/../", "%", "\\", "?", "#", "\r", "\n", " "] {
+            assert!(!text.contains(part), "{target:?} is passed on as {text:?}");
+        }
+        assert_eq!(
+            paths.classify(text),
+            Route::Node(path.clone()),
+            "normal form is what it is"
+        );
+    }
+}
+
+/// Cgroup paths: a pod's UID is that of the outermost component that names one.
+pub fn cgroup(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    for pods in [
+        "/kubepods",
+        "/kubepods.slice",
+        "/kubelet.slice/kubelet-kubepods.slice",
+    ] {
+        let naming = Naming::of(Path::new(pods));
+        let below = Path::new(text);
+        let Some(uid) = naming.pod_of(below) else { continue };
+        let plain = |text: &str| text.replace('_', "-");
+        assert!(plain(text).contains(&plain(uid.as_str())), "{text:?} gives {uid}");
+        let deeper = below.join("pod11111111-2222-3333-4444-555555555555");
+        assert_eq!(naming.pod_of(&deeper), Some(uid), "{text:?}, nested");
+    }
+}
+
+/// Annotations: the first line is a role, the rest a policy.
+pub fn roles(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let (written, policy) = text.split_once('\n').unwrap_or((text, ""));
+    let base = "arn:aws:iam::123456789012:role/".parse().unwrap();
+    let role = written.parse::<WrittenRole>();
+    let resolved = role
+        .ok()
+        .and_then(|role| role.resolve(Some(&base)).ok().flatten());
+    let policies: Vec<Policy> = [
+        Policy::permitted(policy, PermittedMatch::Anchored).ok(),
+        Policy::permitted(policy, PermittedMatch::Search).ok(),
+        Policy::allowed_roles(policy, AllowedRolesStyle::Glob).ok(),
+        Policy::allowed_roles(policy, AllowedRolesStyle::Regexp).ok(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect();
+    let Some(role) = resolved else { return };
+    assert!(role.as_str().starts_with("arn:aws"), "{role}");
+    assert!(role.account().len() == 12 && role.account().bytes().all(|byte| byte.is_ascii_digit()));
+    assert!(!role.name().is_empty() && !role.name().contains('/'), "{role}");
+    assert!(!role.as_str().contains(char::is_whitespace), "{role}");
+    let candidate = Candidate::new(&role, written, Some(&base));
+    for policy in &policies {
+        if let Some(entry) = policy.allows(&candidate) {
+            assert!(policy.entries().iter().any(|own| own == entry), "{entry:?}");
+        }
+    }
+}
+
+/// Manifests: whatever is in a file, it is read or refused.
+pub fn manifests(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let _ = parse::yaml(text);
+    let _ = parse::json(text);
+}
+
+struct Packet<'a>(&'a [u8]);
+
+impl Bytes for Packet<'_> {
+    fn load<const N: usize>(&self, at: u32, into: &mut [u8; N]) -> bool {
+        let Some(bytes) = self.0.get(at as usize..).and_then(|rest| rest.get(..N)) else {
+            return false;
+        };
+        into.copy_from_slice(bytes);
+        true
+    }
+}
+
+/// Packets: what is dropped is addressed to the metadata service, and where its headers are said to be, they are.
+pub fn packet(data: &[u8]) {
+    for begins in [Begins::Ethernet, Begins::Ip] {
+        let aim = aim(&Packet(data), begins, &Targets::IMDS);
+        if !aim.hit {
+            continue;
+        }
+        let at = aim.ip as usize + if aim.is_v6 { 24 } else { 16 };
+        let v6 = [0xfd, 0, 0x0e, 0xc2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2, 0x54];
+        let want: &[u8] = if aim.is_v6 { &v6 } else { &[169, 254, 169, 254] };
+        assert_eq!(&data[at..at + want.len()], want);
+        if aim.tcp != 0 {
+            let port = aim.tcp as usize + 2;
+            assert_eq!(data[port..port + 2], [0, 80]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    /// Seeds, and what was found once.
+    #[test]
+    fn committed_inputs_pass() {
+        for (name, target) in TARGETS {
+            let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("corpus").join(name);
+            let mut inputs = 0;
+            for entry in fs::read_dir(&dir).unwrap() {
+                target(&fs::read(entry.unwrap().path()).unwrap());
+                inputs += 1;
+            }
+            assert!(inputs >= 3, "{name} has seeds");
+        }
+    }
+}

@@ -1,0 +1,145 @@
+//! Requests of one connection, as HTTP has it.
+
+use std::convert::Infallible;
+use std::time::Duration;
+
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tracing::debug;
+
+use super::answer::{self, Answer};
+use super::patience::{Patient, Stage};
+use super::per_pod::{Limits, Place};
+use super::{Caller, Service};
+use crate::credentials::Issuer;
+
+/// How long a connection may take over a request's body.
+const BODY: Duration = Duration::from_secs(5);
+
+/// Longest body that is read and dropped; the metadata service has no use for one.
+const MAX_BODY: usize = 16 * 1024;
+
+/// How the server goes on. Only ever moves forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Phase {
+    /// Serving.
+    Serving,
+    /// Each connection ends after its next answer.
+    Draining,
+    /// Connections that wait for a request are closed.
+    Closing,
+}
+
+/// What answers the requests of connections whose caller is known.
+pub struct Http<I> {
+    service: Service<I>,
+    phase: watch::Receiver<Phase>,
+    limits: Limits,
+}
+
+impl<I> std::fmt::Debug for Http<I> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Http")
+            .field("limits", &self.limits)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<I: Issuer> Http<I> {
+    /// Of the limits, those of a head and of silence are heeded here.
+    pub fn new(service: Service<I>, phase: watch::Receiver<Phase>, limits: Limits) -> Self {
+        Self {
+            service,
+            phase,
+            limits,
+        }
+    }
+
+    /// Answers until the connection ends, or the phase is [`Phase::Closing`]; `slowed` is told of each request that had to
+    /// wait.
+    ///
+    /// # Errors
+    /// Those of the connection, and of what came over it that is no HTTP.
+    pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
+        &self,
+        stream: S,
+        caller: &Caller,
+        place: &Place,
+        slowed: impl Fn(),
+    ) -> hyper::Result<()> {
+        let mut phase = self.phase.clone();
+        let stage = Stage::default();
+        let service = service_fn(|request| {
+            stage.busy();
+            let (answer, stage) = (self.request(caller, place, &slowed, request), &stage);
+            async move {
+                let answer = answer.await;
+                stage.idle();
+                answer
+            }
+        });
+        let stream = Patient::new(stream, stage.clone(), self.limits.head_time);
+        let connection = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(self.limits.idle)
+            .max_buf_size(self.limits.head)
+            .half_close(true)
+            .serve_connection(TokioIo::new(stream), service);
+        tokio::pin!(connection);
+        tokio::select! {
+            result = connection.as_mut() => result,
+            () = reached(&mut phase, Phase::Closing) => {
+                connection.as_mut().graceful_shutdown();
+                connection.await
+            }
+        }
+    }
+
+    async fn request(
+        &self,
+        caller: &Caller,
+        place: &Place,
+        slowed: &impl Fn(),
+        request: Request<Incoming>,
+    ) -> Result<Answer, Infallible> {
+        if let Some(wait) = place.wait_for_request() {
+            slowed();
+            tokio::time::sleep(wait).await;
+        }
+        let (head, body) = request.into_parts();
+        // Read and dropped, or the next request on this connection would begin in the middle of it.
+        let drained = tokio::time::timeout(BODY, Limited::new(body, MAX_BODY).collect()).await;
+        let mut response = match drained {
+            Ok(Ok(_)) => {
+                self.service
+                    .answer(caller, &head.method, &head.uri, &head.headers)
+                    .await
+            }
+            Ok(Err(_)) => answer::failure(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "Requests for metadata have no body.",
+            ),
+            Err(_) => answer::failure(StatusCode::REQUEST_TIMEOUT, "The body did not come."),
+        };
+        if *self.phase.borrow() != Phase::Serving {
+            response
+                .headers_mut()
+                .insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        debug!(pod = %caller.uid, method = %head.method, path = head.uri.path(), status = response.status().as_u16());
+        Ok(response)
+    }
+}
+
+/// Waits for a phase, or a later one.
+pub async fn reached(phases: &mut watch::Receiver<Phase>, wanted: Phase) {
+    // An agent that is gone is closing too.
+    let _ = phases.wait_for(|phase| *phase >= wanted).await;
+}
