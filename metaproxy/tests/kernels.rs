@@ -189,3 +189,41 @@ fn agents_and_guards_in_either_order_and_nothing_stays_behind() {
     assert_eq!(bpf::left_over(), NOTHING);
     check("node", "nobody");
 }
+
+fn shift_clock(by: i64) {
+    let mut now = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: both calls get a valid timespec.
+    unsafe {
+        assert_eq!(libc::clock_gettime(libc::CLOCK_REALTIME, &raw mut now), 0);
+        now.tv_sec += by;
+        assert_eq!(libc::clock_settime(libc::CLOCK_REALTIME, &raw const now), 0);
+    }
+}
+
+#[test]
+#[ignore = "sets the clock, which only a guest of `cargo xtask vm-test` may have done to it"]
+fn a_clock_that_jumps_by_an_hour_is_lived_with() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let _agent = Agent::start(&node.lab, &spec(&node)).unwrap();
+    let path = ["--path", "/latest/meta-data/iam/security-credentials/role-a"];
+    // What is served is good by the clock of whoever gets it.
+    let is_good = || {
+        let got = dial(&a, &path);
+        let (document, _) = got.first_key_value().unwrap();
+        let end = document
+            .split_once("\"Expiration\": \"")
+            .and_then(|(_, rest)| rest.split('"').next());
+        let now = humantime::format_rfc3339_seconds(std::time::SystemTime::now()).to_string();
+        document.contains("Success") && end.is_some_and(|end| end > now.as_str())
+    };
+    eventually("a session", is_good);
+    for jump in [3600, -3600, -3600, 3600] {
+        shift_clock(jump);
+        eventually("it is good by the new time", is_good);
+        assert_eq!(dial(&a, &[]), counts([("role-a", 1)]), "after {jump} s");
+    }
+}

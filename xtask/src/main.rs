@@ -3,6 +3,7 @@
 mod checks;
 mod demo;
 mod ebpf;
+mod fuzz;
 mod image;
 mod manifests;
 mod setup;
@@ -53,6 +54,8 @@ enum Command {
         #[arg(long, requires = "cluster")]
         image: Option<String>,
     },
+    /// Run the fuzz targets of metaproxy/fuzz
+    Fuzz(fuzz::Fuzz),
     /// Boot Debian's kernels in QEMU and run interception, identity, guard and cleanup there (root)
     VmTest(vm::VmTest),
     /// Run rustfmt, clippy and cargo-deny
@@ -69,6 +72,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    if let Some(code) = fuzz::as_wrapper() {
+        return code;
+    }
     if vm::is_guest() {
         vm::run_guest();
     }
@@ -85,6 +91,7 @@ fn main() -> ExitCode {
             ..
         } => checks::cluster(filter.as_deref(), image),
         Command::Test { filter, previous, .. } => checks::test(filter.as_deref(), previous.as_deref()),
+        Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::VmTest(options) => vm::test(&options),
         Command::Lint => checks::lint(),
         Command::Craft(craft) => craft::run(&craft),

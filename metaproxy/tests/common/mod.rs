@@ -15,6 +15,7 @@ pub mod sessions;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use xtask::lab::Lab;
@@ -30,13 +31,18 @@ pub const IMDS: &str = "169.254.169.254:80";
 pub const MAPPED: &str = "[::ffff:169.254.169.254]:80";
 pub const IMDS6: &str = "[fd00:ec2::254]:80";
 
+/// The binary that is tested: this build's, or another (an optimised one, say) that `METAPROXY_TEST_BINARY` names.
 pub fn agent_binary() -> &'static Path {
-    Path::new(env!("CARGO_BIN_EXE_metaproxy"))
+    static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
+        std::env::var_os("METAPROXY_TEST_BINARY")
+            .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_metaproxy")), PathBuf::from)
+    });
+    &BINARY
 }
 
 /// The lab's client; `cargo xtask test` builds it, and so does `cargo build --workspace`.
 pub fn client_binary() -> PathBuf {
-    let path = agent_binary().with_file_name("xtask");
+    let path = Path::new(env!("CARGO_BIN_EXE_metaproxy")).with_file_name("xtask");
     assert!(
         path.exists(),
         "{} is missing: run `cargo build --workspace`",

@@ -70,7 +70,7 @@ fn load_module(path: &Path) -> Result<()> {
 /// Runs the test program with the words that the kernel did not know; its exit status.
 fn tests() -> Result<i32> {
     let status = Command::new(PROGRAM)
-        .args(["--test-threads", "1"])
+        .args(["--test-threads", "1", "--include-ignored"])
         .args(std::env::args_os().skip(1))
         .env_clear()
         .env("PATH", "/bin")

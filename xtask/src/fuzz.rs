@@ -1,0 +1,104 @@
+//! `cargo xtask fuzz`: libFuzzer on what is read from others, with a stable compiler. Only our own crates are built with
+//! coverage counters, so that everything else is what other builds have made already.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::{Command, ExitCode};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::shell::{cargo, root, run, step};
+
+/// Names of the targets (`metaproxy_fuzz::TARGETS`).
+const TARGETS: [&str; 6] = ["path", "head", "cgroup", "roles", "manifests", "packet"];
+
+/// What libFuzzer needs of the compiler (SanitizerCoverage).
+const COVERAGE: [&str; 6] = [
+    "-Cpasses=sancov-module",
+    "-Cllvm-args=-sanitizer-coverage-level=4",
+    "-Cllvm-args=-sanitizer-coverage-inline-8bit-counters",
+    "-Cllvm-args=-sanitizer-coverage-pc-table",
+    "-Cllvm-args=-sanitizer-coverage-trace-compares",
+    "-Ccodegen-units=1",
+];
+
+/// Set where this program stands between cargo and rustc.
+const WRAPPER: &str = "METAPROXY_FUZZ_WRAPPER";
+
+/// `cargo xtask fuzz`
+#[derive(Clone, Debug, Args)]
+pub struct Fuzz {
+    /// Which: path, head, cgroup, roles, manifests or packet [default: all]
+    target: Option<String>,
+    /// How long each
+    #[arg(long, default_value_t = 60)]
+    seconds: u32,
+}
+
+/// Runs the targets, each from the committed inputs on; what it finds is left in target/fuzz.
+pub fn fuzz(options: &Fuzz) -> Result<()> {
+    let targets = match &options.target {
+        Some(name) if !TARGETS.contains(&name.as_str()) => {
+            bail!("{name:?} is none of the targets: {}", TARGETS.join(", "))
+        }
+        Some(name) => vec![name.as_str()],
+        None => TARGETS.to_vec(),
+    };
+    step("building the fuzzer");
+    let own = std::env::current_exe().context("the path of this program")?;
+    run(cargo()
+        .args([
+            "build",
+            "--quiet",
+            "--package",
+            "metaproxy-fuzz",
+            "--features",
+            "libfuzzer",
+        ])
+        .env("RUSTC_WORKSPACE_WRAPPER", own)
+        .env(WRAPPER, "1"))?;
+    for target in targets {
+        step(&format!("fuzzing {target} for {} s", options.seconds));
+        let dir: PathBuf = root().join("target/fuzz").join(target);
+        fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
+        run(Command::new(root().join("target/debug/fuzz"))
+            .env("METAPROXY_FUZZ_TARGET", target)
+            .arg(format!("-max_total_time={}", options.seconds))
+            .arg(format!("-artifact_prefix={}/found-", dir.display()))
+            .args(["-timeout=10", "-rss_limit_mb=2048", "-print_final_stats=1", "-verbosity=0"])
+            .arg(&dir)
+            .arg(root().join("metaproxy/fuzz/corpus").join(target)))
+        .with_context(|| {
+            format!(
+                "{target} found something: put the file of {} into metaproxy/fuzz/corpus/{target} when it is mended",
+                dir.display()
+            )
+        })?;
+    }
+    Ok(())
+}
+
+/// Where cargo calls this program in rustc's place: calls rustc, for our own crates with coverage.
+pub fn as_wrapper() -> Option<ExitCode> {
+    std::env::var_os(WRAPPER)?;
+    let mut words = std::env::args_os().skip(1);
+    let mut command = Command::new(words.next()?);
+    let words: Vec<_> = words.collect();
+    let is_ours = words
+        .windows(2)
+        .any(|pair| pair[0] == "--crate-name" && pair[1].to_string_lossy().starts_with("metaproxy"));
+    let is_fuzzer = words
+        .windows(2)
+        .any(|pair| pair[0] == "--crate-name" && pair[1] == "fuzz");
+    command.args(&words);
+    if is_ours || is_fuzzer {
+        command.args(COVERAGE).arg("--cfg=fuzzing");
+    }
+    let status = command.env_remove(WRAPPER).status().ok()?;
+    Some(if status.success() {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
