@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Duration;
 
-use common::{agent_binary, counts, dial, eventually, node, outcomes, start_dial};
+use common::{NOTHING, agent_binary, counts, dial, eventually, node, outcomes, start_dial};
 use nix::sys::signal::Signal;
 use rstest::rstest;
 use xtask::lab::agent::Agent;
@@ -14,8 +14,6 @@ use xtask::lab::bpf;
 use xtask::lab::leftovers::snapshot;
 use xtask::lab::pod::PodSpec;
 use xtask::lab::recorder::Recorder;
-
-const NOTHING: [String; 0] = [];
 
 const KILLS: usize = 100;
 
@@ -40,11 +38,7 @@ fn killed_100_times_at_random_moments(#[case] guarded: bool) {
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let before = snapshot(node.lab.node()).unwrap();
     assert_eq!(bpf::ours(), NOTHING);
-    let mut guard = guarded.then(|| {
-        let guard = Agent::guard(&node.lab, agent_binary(), &["--close", "at-once"]).unwrap();
-        guard.wait_for("guard closed").unwrap();
-        guard
-    });
+    let mut guard = guarded.then(|| node.closed_guard());
     let of_guard = bpf::ours().len();
     let recorder = Recorder::start(node.lab.aws()).unwrap();
     let mut served = 0;

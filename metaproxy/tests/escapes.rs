@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use common::identity::v4_listener;
 use common::{
-    IMDS, IMDS6, MAPPED, Node, Outcomes, agent_binary, client_binary, counts, dial, eventually, node,
+    IMDS, IMDS6, MAPPED, NOTHING, Node, Outcomes, UNREACHABLE, client_binary, counts, dial, eventually, node,
     outcomes,
 };
 use rstest::rstest;
@@ -22,9 +22,6 @@ use xtask::lab::bpf;
 use xtask::lab::pod::{Pod, PodSpec, command_in};
 use xtask::lab::recorder::Recorder;
 
-const NOTHING: [String; 0] = [];
-const UNREACHABLE: &str = "error ENETUNREACH: Network is unreachable";
-
 /// Long enough for a packet to arrive.
 fn settle() {
     std::thread::sleep(Duration::from_millis(150));
@@ -32,13 +29,6 @@ fn settle() {
 
 fn recorder(node: &Node) -> Recorder {
     Recorder::start(node.lab.aws()).unwrap()
-}
-
-/// Where agents and guards of this node are up, whoever dials gets this.
-fn guard_only(node: &Node) -> Agent {
-    let guard = Agent::guard(&node.lab, agent_binary(), &["--close", "at-once"]).unwrap();
-    guard.wait_for("guard closed").unwrap();
-    guard
 }
 
 /// Sends packets made by hand from a pod.
@@ -95,7 +85,7 @@ fn packets_made_by_hand_do_not_leave_the_node(#[case] words: &[&str]) {
     eventually("nothing stops it yet", || arrived() > 0);
     let mut agent = node.agent();
     assert_eq!(arrived(), 0, "an agent with its guard");
-    let guard = guard_only(&node);
+    let guard = node.closed_guard();
     assert_eq!(arrived(), 0, "agent and guard");
     agent.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
     agent.wait().unwrap();
@@ -132,7 +122,7 @@ fn connections_of_every_kind_reach_the_agent_or_nobody() {
     rows.extend(others.map(|(name, words)| (name.to_owned(), words)));
     let recorder = recorder(&node);
     let agent = node.agent();
-    let guard = guard_only(&node);
+    let guard = node.closed_guard();
     for (name, words) in &rows {
         let got = dial(&a, words);
         assert_eq!(got.keys().collect::<Vec<_>>(), ["role-a"], "{name}: {got:?}");
@@ -163,7 +153,7 @@ fn connections_of_every_kind_reach_the_agent_or_nobody() {
 fn with_a_guard_alone_connections_fail_at_once() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
-    let _guard = guard_only(&node);
+    let _guard = node.closed_guard();
     for (to, mode) in [
         (IMDS, "plain"),
         (MAPPED, "plain"),

@@ -9,17 +9,14 @@ use std::path::Path;
 
 use aya::util::KernelVersion;
 use common::{
-    IMDS, IMDS6, MAPPED, Node, agent_binary, client_binary, counts, dial, eventually, node, outcomes,
-    start_dial,
+    IMDS, IMDS6, MAPPED, NOTHING, Node, UNREACHABLE, agent_binary, client_binary, counts, dial, eventually,
+    node, outcomes, start_dial,
 };
 use nix::sys::signal::Signal;
 use xtask::lab::agent::{Agent, AgentSpec};
 use xtask::lab::bpf;
 use xtask::lab::pod::PodSpec;
 use xtask::lab::recorder::Recorder;
-
-const NOTHING: [String; 0] = [];
-const UNREACHABLE: &str = "error ENETUNREACH: Network is unreachable";
 
 /// Without tcx, packets are dropped at the pods' sockets where that is asked for.
 fn spec(node: &Node) -> AgentSpec {

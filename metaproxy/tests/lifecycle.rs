@@ -7,14 +7,12 @@ mod common;
 use std::fs;
 use std::time::{Duration, Instant};
 
-use common::{Outcomes, agent_binary, counts, dial, eventually, node, outcomes, start_dial};
+use common::{NOTHING, Outcomes, agent_binary, counts, dial, eventually, node, outcomes, start_dial};
 use nix::sys::signal::Signal;
 use rstest::rstest;
 use xtask::lab::agent::Agent;
 use xtask::lab::pod::PodSpec;
 use xtask::lab::{bpf, kill_all_in, remove_cgroup};
-
-const NOTHING: [String; 0] = [];
 
 #[test]
 fn what_is_in_the_kernel_is_this_and_goes_with_the_process() {

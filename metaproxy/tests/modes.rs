@@ -4,13 +4,11 @@
 
 mod common;
 
-use common::{IMDS, IMDS6, MAPPED, agent_binary, counts, dial, eventually, node};
+use common::{IMDS, IMDS6, MAPPED, NOTHING, agent_binary, counts, dial, eventually, node};
 use rstest::rstest;
 use xtask::lab::agent::{Agent, AgentSpec};
 use xtask::lab::bpf;
 use xtask::lab::pod::PodSpec;
-
-const NOTHING: [String; 0] = [];
 
 #[test]
 fn observing_changes_nothing_and_tells_what_would() {

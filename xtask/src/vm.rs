@@ -162,12 +162,12 @@ fn build_tests() -> Result<PathBuf> {
         .context("cannot run cargo")?;
     ensure!(output.status.success(), "the tests do not build");
     let text = String::from_utf8_lossy(&output.stdout);
-    let executables = text.lines().filter_map(|line| {
+    let mut executables = text.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
         let is_ours = message["target"]["name"] == "kernels";
         is_ours.then(|| message["executable"].as_str().map(PathBuf::from))?
     });
-    executables.last().context("cargo built no test program")
+    executables.next_back().context("cargo built no test program")
 }
 
 fn boot(qemu: &Qemu, kernel: &Kernel, base: &Path, filter: Option<&str>) -> Result<Outcome> {

@@ -87,17 +87,19 @@ fn is_flow_of_node(ctx: &TcContext, packet: &Packet, aim: &Aim) -> bool {
     if aim.is_v6 {
         let mut addresses = [0; 32];
         packet.load(aim.ip + 8, &mut addresses);
-        let word = |at: usize| {
-            u32::from_ne_bytes([
-                addresses[at],
-                addresses[at + 1],
-                addresses[at + 2],
-                addresses[at + 3],
-            ])
-        };
         let mut tuple = Tuple6 {
-            remote: [word(16), word(20), word(24), word(28)],
-            local: [word(0), word(4), word(8), word(12)],
+            remote: [
+                word(&addresses, 16),
+                word(&addresses, 20),
+                word(&addresses, 24),
+                word(&addresses, 28),
+            ],
+            local: [
+                word(&addresses, 0),
+                word(&addresses, 4),
+                word(&addresses, 8),
+                word(&addresses, 12),
+            ],
             remote_port: remote,
             local_port: local,
         };
@@ -105,22 +107,20 @@ fn is_flow_of_node(ctx: &TcContext, packet: &Packet, aim: &Aim) -> bool {
     } else {
         let mut addresses = [0; 8];
         packet.load(aim.ip + 12, &mut addresses);
-        let word = |at: usize| {
-            u32::from_ne_bytes([
-                addresses[at],
-                addresses[at + 1],
-                addresses[at + 2],
-                addresses[at + 3],
-            ])
-        };
         let mut tuple = Tuple4 {
-            remote: word(4),
-            local: word(0),
+            remote: word(&addresses, 4),
+            local: word(&addresses, 0),
             remote_port: remote,
             local_port: local,
         };
         is_tcp_socket(ctx, (&raw mut tuple).cast(), size_of::<Tuple4>())
     }
+}
+
+/// Four bytes as they go on the wire.
+#[inline(always)]
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
 #[inline(always)]

@@ -51,6 +51,12 @@ pub fn client_binary() -> PathBuf {
     path
 }
 
+/// Nothing in the kernel.
+pub const NOTHING: [String; 0] = [];
+
+/// What a connection comes to that a guard keeps from the metadata service.
+pub const UNREACHABLE: &str = "error ENETUNREACH: Network is unreachable";
+
 /// A lab, or `None` on a developer's machine without root. Under CI that is a failure, never a silent skip.
 pub fn lab() -> Option<Lab> {
     if !nix::unistd::geteuid().is_root() && std::env::var_os("CI").is_none() {
@@ -93,6 +99,18 @@ impl Node {
 
     pub fn agent(&self) -> Agent {
         Agent::start(&self.lab, &self.spec()).expect("an agent that gets ready")
+    }
+
+    /// A guard of this node.
+    pub fn guard(&self, flags: &[&str]) -> Agent {
+        Agent::guard(&self.lab, agent_binary(), flags).expect("a guard")
+    }
+
+    /// One that keeps pods out.
+    pub fn closed_guard(&self) -> Agent {
+        let guard = self.guard(&["--close", "at-once"]);
+        guard.wait_for("guard closed").expect("a guard that closes");
+        guard
     }
 
     /// A command of a process of the node itself: outside the pods' cgroup, in the node's namespace.

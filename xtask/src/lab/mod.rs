@@ -93,9 +93,9 @@ impl Lab {
             fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
         }
         // Before Linux 5.14 an agent knows no node's namespace but the initial one.
-        let node = match std::env::var("METAPROXY_LAB_NODE") {
-            Ok(existing) => Netns::named(&existing)?,
-            Err(_) => Netns::new(&format!("{name}-node"))?,
+        let node = match std::env::var_os("METAPROXY_LAB_NODE") {
+            Some(existing) => Netns::named(&existing.to_string_lossy())?,
+            None => Netns::new(&format!("{name}-node"))?,
         };
         let aws = Netns::new(&format!("{name}-aws"))?;
         connect_uplink(&node, &aws)?;
