@@ -9,7 +9,8 @@ use serde_json::{Value, json};
 
 use crate::api::{agent, kubepods, readiness};
 use crate::common::{Outcomes, dial, outcomes, start_dial};
-use crate::kit::{Cluster, MadeByHand, kubectl, node_asks, process, within};
+use crate::kit::{Cluster, MadeByHand, kubectl, node_asks, within};
+use crate::tools::{agent_process, process};
 
 const ROLE: &str = "iam.amazonaws.com/role";
 
@@ -138,14 +139,14 @@ pub fn away(cluster: &Cluster) {
         held.elapsed()
     );
     // The agent is killed, and the kubelet starts another.
-    let agent = Pid::from_raw(process("metaproxy").unwrap() as i32);
+    let agent = Pid::from_raw(agent_process().unwrap() as i32);
     let half = outage() / 2;
     std::thread::sleep(half.saturating_sub(start.elapsed()));
     let served = outcomes_so_far(&known);
     assert!(only("known", &served), "{served:?}");
     kill(agent, Signal::SIGKILL).unwrap();
     within(Duration::from_secs(20), "another agent", || {
-        process("metaproxy").is_some_and(|pid| pid as i32 != agent.as_raw())
+        agent_process().is_some_and(|pid| pid as i32 != agent.as_raw())
     });
     let restarted = Instant::now();
     known.until_role("known");
@@ -160,6 +161,10 @@ pub fn away(cluster: &Cluster) {
     std::thread::sleep(outage().saturating_sub(start.elapsed()));
     let got = outcomes(asking);
     assert!(got.contains_key("known"), "{got:?}");
+    assert!(
+        !got.contains_key(&of_node),
+        "the guard lives while the agent does not: {got:?}"
+    );
     drop(stopped);
     let back = Instant::now();
     within(Duration::from_secs(30), "an API server that answers", || {

@@ -52,14 +52,24 @@ pub fn load_image() {
 
 /// A process by its name.
 pub fn process(name: &str) -> Option<u32> {
-    fs::read_dir("/proc")
-        .unwrap()
-        .filter_map(Result::ok)
-        .find_map(|entry| {
-            let pid = entry.file_name().to_string_lossy().parse().ok()?;
-            let comm = fs::read_to_string(entry.path().join("comm")).ok()?;
-            (comm.trim() == name).then_some(pid)
-        })
+    processes(name).next()
+}
+
+/// The agent's: guards have the same name.
+pub fn agent_process() -> Option<u32> {
+    processes("metaproxy").find(|pid| {
+        let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.split('\0').nth(1) == Some("run")
+    })
+}
+
+fn processes(name: &str) -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
+    entries.filter_map(move |entry| {
+        let pid = entry.file_name().to_string_lossy().parse().ok()?;
+        let comm = fs::read_to_string(entry.path().join("comm")).ok()?;
+        (comm.trim() == name).then_some(pid)
+    })
 }
 
 pub fn try_kubectl(words: &[&str]) -> Result<String, String> {
