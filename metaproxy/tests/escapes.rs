@@ -358,3 +358,45 @@ fn another_pods_session_token_is_worth_nothing() {
     assert_eq!(curl(&a, &["-H", &shown, list]), "role-a 200");
     assert!(curl(&thief, &["-H", &shown, list]).ends_with(" 401"));
 }
+
+/// In the pod itself (with CAP_NET_ADMIN), and on the node, as a Service does whose endpoint is the metadata address.
+#[rstest]
+#[case::in_the_pod(true)]
+#[case::by_a_service(false)]
+fn an_address_that_is_translated_to_the_metadata_service_leads_nowhere(#[case] in_pod: bool) {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let mut iptables = if in_pod {
+        a.command("iptables").unwrap()
+    } else {
+        node.host_command("iptables")
+    };
+    let chain = if in_pod { "OUTPUT" } else { "PREROUTING" };
+    let rule = [
+        "-d",
+        "10.96.0.80",
+        "-p",
+        "tcp",
+        "-j",
+        "DNAT",
+        "--to",
+        "169.254.169.254:80",
+    ];
+    let added = iptables.args(["-t", "nat", "-A", chain]).args(rule).status();
+    assert!(added.unwrap().success());
+    let recorder = recorder(&node);
+    let words = ["--to", "10.96.0.80:80", "--timeout", "700"];
+    assert_eq!(dial(&a, &words), counts([("node", 1)]), "nothing stops it yet");
+    settle();
+    let agent = node.agent();
+    recorder.take_from_others();
+    let dropped = || {
+        let got = dial(&a, &words);
+        got.keys().all(|outcome| outcome.starts_with("error "))
+    };
+    assert!(dropped(), "an agent with its guard");
+    let _guard = node.closed_guard();
+    drop(agent);
+    assert!(dropped(), "a guard alone");
+    assert_eq!(recorder.take_from_others(), 0);
+}
