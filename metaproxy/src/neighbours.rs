@@ -39,8 +39,8 @@ pub enum NeighbourError {
     #[error(
         "metaproxy {version} ({what}, pid {pid}) runs on this node with interception contract {theirs}, and this is \
          {} with contract {CONTRACT}: side by side, pods would be refused or reach the node's metadata service. Stop it \
-         first (with the chart: delete its DaemonSet, or set a fixed listenPort, with which pods are replaced one after \
-         the other)", env!("CARGO_PKG_VERSION")
+         first: with the chart, delete its DaemonSet, or set a fixed listenPort, with which pods are replaced one after \
+         the other; a guard of the node's own with `systemctl stop metaproxy-guard`", env!("CARGO_PKG_VERSION")
     )]
     OtherContract {
         /// Its version.
@@ -77,6 +77,9 @@ struct Card {
 }
 
 const PREFIX: &str = "instance-";
+
+const MARK: &str = "served-since-boot";
+const ASIDE: &str = "served-";
 
 /// Nobody takes so long to write one.
 const SETTLED: Duration = Duration::from_secs(60);
@@ -142,7 +145,7 @@ impl Presence {
             let is_own = self.file.as_ref().is_some_and(|(own, _)| *own == path);
             let is_live = || {
                 let file = File::open(&path);
-                file.is_ok_and(|file| matches!(file.try_lock(), Err(TryLockError::WouldBlock)))
+                file.is_ok_and(|file| matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)))
             };
             let card = || serde_json::from_slice::<Card>(&fs::read(&path).ok()?).ok();
             !is_own && card().is_some_and(|card| card.what == what) && is_live()
@@ -158,7 +161,7 @@ impl Presence {
                 .unwrap_or_default();
             // One that was just made aside is not locked yet.
             let is_left_aside = name.starts_with('.')
-                && name.contains(PREFIX)
+                && (name.contains(PREFIX) || name.contains(ASIDE))
                 && fs::metadata(&path)
                     .and_then(|file| file.modified())
                     .is_ok_and(|made| made.elapsed().is_ok_and(|age| age > SETTLED));
@@ -169,7 +172,8 @@ impl Presence {
                 continue;
             }
             let Ok(file) = File::open(&path) else { continue };
-            match file.try_lock() {
+            // Shared: others may be looking at the same moment.
+            match file.try_lock_shared() {
                 // Whoever wrote it is gone.
                 Ok(()) => drop(fs::remove_file(&path)),
                 Err(TryLockError::WouldBlock) => check(&path)?,
@@ -218,7 +222,7 @@ impl ServedMark {
         // A directory that survives a boot (it should not) must not close a guard. Without an id, any mark counts.
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self {
-            path: runtime_dir.join("served-since-boot"),
+            path: runtime_dir.join(MARK),
             boot,
         }
     }
@@ -233,7 +237,7 @@ impl ServedMark {
         }
         let aside = self
             .path
-            .with_extension(format!("{:016x}.new", fastrand::u64(..)));
+            .with_file_name(format!(".{ASIDE}{:016x}.new", fastrand::u64(..)));
         let written = fs::write(&aside, &self.boot).and_then(|()| fs::rename(&aside, &self.path));
         if written.is_err() {
             let _ = fs::remove_file(&aside);

@@ -118,7 +118,7 @@ fn slowest(neighbour: &Pod) -> (u64, usize) {
         "2",
         "--time",
         "--timeout",
-        "2000",
+        "1000",
     ];
     let got: Outcomes = dial(neighbour, &words);
     let mut times = Vec::new();
@@ -143,7 +143,15 @@ fn scene() -> Option<(Node, Pod, Pod, Agent)> {
         .lab
         .pod(PodSpec::with_role("neighbour", "role-neighbour"))
         .unwrap();
-    let flags = ["--admin-address", "10.200.0.1:9808"];
+    // Rates that a debug build comes to as well, above the neighbour's own.
+    let flags = [
+        "--admin-address",
+        "10.200.0.1:9808",
+        "--max-connection-rate-per-pod",
+        "600",
+        "--max-request-rate-per-pod",
+        "1000",
+    ];
     let agent = Agent::start(&node.lab, &node.spec().with(&flags)).unwrap();
     Some((node, bad, neighbour, agent))
 }

@@ -104,7 +104,8 @@ static SCENE: LazyLock<Scene> = LazyLock::new(|| {
     }
 });
 
-/// Whatever is sent, what comes back is HTTP, and a secret only in an answer that is the role's document.
+/// Whatever is sent, what comes back is HTTP, and a secret only where a single request does not say that it came through
+/// a proxy.
 pub fn head(data: &[u8]) {
     let scene = &*SCENE;
     let answer = scene.runtime.block_on(async {
@@ -126,18 +127,19 @@ pub fn head(data: &[u8]) {
         let (answer, _) = tokio::join!(asking, serving);
         answer
     });
+    let asked = String::from_utf8_lossy(data).to_ascii_lowercase();
+    let (first, rest) = asked.split_once("\r\n\r\n").unwrap_or((&asked, ""));
+    let was_forwarded = first
+        .split("\r\n")
+        .any(|line| line.starts_with("x-forwarded-for:"));
+    if was_forwarded && rest.is_empty() {
+        assert!(!String::from_utf8_lossy(&answer).contains(SECRET), "{asked:?}");
+    }
     if !answer.is_empty() {
         assert!(
             answer.starts_with(b"HTTP/1."),
             "{:?}",
             String::from_utf8_lossy(&answer)
-        );
-    }
-    let asked = String::from_utf8_lossy(data).to_ascii_lowercase();
-    if String::from_utf8_lossy(&answer).contains(SECRET) {
-        assert!(
-            !asked.contains("x-forwarded-for:") || asked.matches("http/1.").count() > 1,
-            "{asked:?}"
         );
     }
 }

@@ -37,7 +37,7 @@ pub(super) async fn tell(health: Health, listen: String) {
 
 /// Tells guards, by the mark, that pods are served; again where it gets lost, or could not be written.
 pub(super) async fn tell_guards(health: Health, mark: ServedMark) {
-    const AGAIN: Duration = Duration::from_secs(5);
+    const AGAIN: Duration = Duration::from_millis(500);
     let mut complained = false;
     loop {
         health.ready().await;

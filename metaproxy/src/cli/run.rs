@@ -289,17 +289,17 @@ pub struct RunArgs {
     )]
     pub(super) max_connections_per_pod: u32,
 
-    /// Connections that one pod may make in a second; more have to wait
+    /// Connections that one pod may make in a second, at least 512; more have to wait
     #[arg(
         long, env = "METAPROXY_MAX_CONNECTION_RATE_PER_POD", value_name = "N", default_value_t = 2000,
-        value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits"
+        value_parser = clap::value_parser!(u32).range(512..), help_heading = "Limits"
     )]
     pub(super) max_connection_rate_per_pod: u32,
 
-    /// Requests that are answered to one pod in a second; more have to wait
+    /// Requests that are answered to one pod in a second, at least 512; more have to wait
     #[arg(
         long, env = "METAPROXY_MAX_REQUEST_RATE_PER_POD", value_name = "N", default_value_t = 5000,
-        value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits"
+        value_parser = clap::value_parser!(u32).range(512..), help_heading = "Limits"
     )]
     pub(super) max_request_rate_per_pod: u32,
 

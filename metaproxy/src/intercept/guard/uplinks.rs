@@ -64,7 +64,12 @@ pub struct Follower {
 impl Follower {
     /// Begins with what is there. The network namespace is that of the calling thread.
     pub async fn start() -> Result<Self, UplinksError> {
-        let (publish, uplinks) = watch::channel(uplinks().await?);
+        // Where they change all the time, as after a boot, they will be known in a moment.
+        let first = match uplinks().await {
+            Err(UplinksError::Changing) => Uplinks::new(),
+            result => result?,
+        };
+        let (publish, uplinks) = watch::channel(first);
         if uplinks.borrow().is_empty() {
             warn!(
                 "guard: no uplink was found; packets of raw sockets are not dropped until there is one (a physical \
@@ -117,7 +122,11 @@ async fn follow(publish: &watch::Sender<Uplinks>) -> Result<(), UplinksError> {
                     differ
                 });
             }
-            Err(error) => warn!("guard: {error}; trying again"),
+            Err(error) => {
+                warn!("guard: {error}; trying again");
+                tokio::time::sleep(RETRY).await;
+                continue;
+            }
         }
         match tokio::time::timeout(AT_LEAST, changes.next()).await {
             Ok(Some(_)) => {
