@@ -13,7 +13,7 @@ use xtask::lab::bpf;
 use xtask::lab::pod::{Pod, PodSpec};
 
 /// Of each kind of misbehaviour.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 2;
 
 /// A program for the inside of a pod, at the lowest priority: on a node a pod has its share of the processors, and it
 /// is ours that is to be looked at.

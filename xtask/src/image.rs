@@ -37,6 +37,9 @@ pub struct Image {
     /// Full name, with host and tag, under which container runtimes take it
     #[arg(long, default_value = concat!("docker.io/library/metaproxy:", env!("CARGO_PKG_VERSION")))]
     name: String,
+    /// Optimise little: for tests
+    #[arg(long)]
+    quick: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -77,7 +80,12 @@ impl Arch {
 pub fn make(image: &Image) -> Result<()> {
     setup::for_demo()?;
     ebpf::build()?;
-    let path = archive(image.arch.unwrap_or_else(Arch::of_this_machine), &image.name, &[])?;
+    let environment = if image.quick { &QUICK[..] } else { &[] };
+    let path = archive(
+        image.arch.unwrap_or_else(Arch::of_this_machine),
+        &image.name,
+        environment,
+    )?;
     println!("{}", path.display());
     Ok(())
 }
