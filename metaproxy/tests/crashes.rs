@@ -110,7 +110,7 @@ fn ten_upgrades_at_500_requests_a_second_fail_none_and_leak_none() {
     let recorder = Recorder::start(node.lab.aws()).unwrap();
     let mut agent = node.agent();
     // More than ten upgrades take; it is ended when they are done.
-    let words = ["--count", "16000", "--threads", "5", "--pause", "14"];
+    let words = ["--count", "8000", "--threads", "5", "--pause", "14"];
     let loads = [start_dial(&a, &words), start_dial(&b, &words)];
     let begun = std::time::Instant::now();
     for _ in 0..10 {
