@@ -1,12 +1,8 @@
 //! What stands in the maps. `repr(C)` with no implicit padding: keys are compared byte by byte, and the agent and
 //! the programs are compiled by different compilers.
 
-use core::net::{Ipv4Addr, Ipv6Addr};
-
-use crate::address::{Address, Endpoint, Port};
-
-/// How many targets the table holds.
-pub const MAX_TARGETS: usize = 4;
+use crate::address::{Endpoint, Port};
+use crate::target::Targets;
 
 /// Most connections that may wait to be accepted at one time, over all pods of the node.
 pub const MAX_FLOWS: usize = 65_536;
@@ -19,125 +15,6 @@ pub const MAX_OBSERVED: usize = 4_096;
 
 /// Most network namespaces with a destination of their own.
 pub const MAX_DESTINATIONS: usize = 1_024;
-
-/// An address that is intercepted, and its sentinel.
-///
-/// A guard rewrites `address` to `sentinel`, an address at which TCP `connect()` fails at once and never leaves the
-/// host; whoever redirects accepts either. So any number of guards and agents work in any order, and the pair is a
-/// contract between versions.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// What pods dial.
-    pub address: Endpoint,
-    /// What a guard turns it into. Same port.
-    pub sentinel: Endpoint,
-}
-
-impl Target {
-    const NONE: Self = Self {
-        address: Endpoint::NONE,
-        sentinel: Endpoint::NONE,
-    };
-
-    /// The IPv4 address of the instance metadata service, also as `::ffff:169.254.169.254`.
-    pub const IMDS_V4: Self = Self::at(
-        Address::from_v4(Ipv4Addr::new(169, 254, 169, 254)),
-        Address::from_v4(Ipv4Addr::BROADCAST),
-    );
-
-    /// The IPv6 address of the instance metadata service (Nitro instances), `fd00:ec2::254`.
-    /// Its sentinel is multicast, which TCP refuses to connect to.
-    pub const IMDS_V6: Self = Self::at(
-        Address::from_v6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-        Address::from_v6(Ipv6Addr::new(0xff00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
-    );
-
-    /// The metadata service answers on this port only.
-    pub const IMDS_PORT: u16 = 80;
-
-    const fn at(address: Address, sentinel: Address) -> Self {
-        let port = Port::new(Self::IMDS_PORT);
-        Self {
-            address: Endpoint::new(address, port),
-            sentinel: Endpoint::new(sentinel, port),
-        }
-    }
-}
-
-/// The target table: what is intercepted, and what is guarded.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct Targets {
-    /// The first `count` are in use.
-    pub rows: [Target; MAX_TARGETS],
-    /// How many are in use.
-    pub count: u32,
-    /// Always zero.
-    pub pad: u32,
-}
-
-/// What [`Targets::find`] found. A plain struct: the payload of an enum is uninitialised in its other variants, and
-/// where the compiler spills such bytes the verifier refuses the program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// Whether there is such a target.
-    pub hit: bool,
-    /// Its address, where there is one.
-    pub address: Endpoint,
-    /// Its sentinel, where there is one.
-    pub sentinel: Endpoint,
-}
-
-impl Targets {
-    /// Both addresses of the instance metadata service.
-    pub const IMDS: Self = Self {
-        rows: [Target::IMDS_V4, Target::IMDS_V6, Target::NONE, Target::NONE],
-        count: 2,
-        pad: 0,
-    };
-
-    /// The target whose address, or whose sentinel, this is.
-    #[inline(always)]
-    pub fn find(&self, to: &Endpoint) -> Found {
-        let mut row = 0;
-        while row < MAX_TARGETS {
-            if row as u32 >= self.count {
-                break;
-            }
-            let target = &self.rows[row];
-            if target.address.same(to) || target.sentinel.same(to) {
-                return Found {
-                    hit: true,
-                    address: target.address,
-                    sentinel: target.sentinel,
-                };
-            }
-            row += 1;
-        }
-        Found {
-            hit: false,
-            address: Endpoint::NONE,
-            sentinel: Endpoint::NONE,
-        }
-    }
-
-    /// Whether a target has this address, at whatever port.
-    #[inline(always)]
-    pub fn has_address(&self, address: &Address) -> bool {
-        let mut row = 0;
-        while row < MAX_TARGETS {
-            if row as u32 >= self.count {
-                break;
-            }
-            if self.rows[row].address.address.same(address) {
-                return true;
-            }
-            row += 1;
-        }
-        false
-    }
-}
 
 /// Where intercepted connections go. At least one of the two exists.
 #[repr(C)]
@@ -358,8 +235,8 @@ mod pod {
 mod tests {
     extern crate std;
     use super::*;
+    use crate::target::{MAX_TARGETS, Target};
     use core::mem::size_of;
-    use std::net::IpAddr;
 
     #[test]
     fn layouts_have_no_padding_and_keep_their_size() {
@@ -382,29 +259,5 @@ mod tests {
         for (index, counter) in GuardCounter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index);
         }
-    }
-
-    #[test]
-    fn the_addresses_and_sentinels_are_those_that_every_version_knows() {
-        let config = Config::imds(1, Destination::NONE);
-        let shown: std::vec::Vec<_> = config.targets.rows[..config.targets.count as usize]
-            .iter()
-            .map(|t| (std::format!("{:?}", t.address), std::format!("{:?}", t.sentinel)))
-            .collect();
-        let want = [
-            ("169.254.169.254:80", "255.255.255.255:80"),
-            ("[fd00:ec2::254]:80", "[ff00:ec2::254]:80"),
-        ];
-        assert_eq!(shown.len(), want.len());
-        for ((address, sentinel), (want_address, want_sentinel)) in shown.iter().zip(want) {
-            assert_eq!(
-                (address.as_str(), sentinel.as_str()),
-                (want_address, want_sentinel)
-            );
-        }
-        let IpAddr::V6(sentinel) = Target::IMDS_V6.sentinel.address.ip() else {
-            panic!("not IPv6")
-        };
-        assert!(sentinel.is_multicast());
     }
 }

@@ -6,6 +6,7 @@ pub mod address;
 pub mod layout;
 pub mod names;
 pub mod packet;
+pub mod target;
 pub mod verdict;
 
 /// What processes of one node must agree on to stand beside each other: the intercepted addresses and their sentinels,

@@ -4,7 +4,7 @@
 //! What is addressed to a metadata address and can't be read to its ports counts as meant for it.
 
 use crate::address::{Address, Endpoint, Port};
-use crate::layout::Targets;
+use crate::target::Targets;
 
 /// The bytes of a packet, wherever the kernel keeps them.
 pub trait Bytes {
@@ -21,7 +21,7 @@ pub enum Begins {
     Ip,
 }
 
-/// What a packet is to the targets. A plain struct, as [`Found`](crate::layout::Found) is.
+/// What a packet is to the targets. A plain struct, as [`Found`](crate::target::Found) is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Aim {
     /// Whether it is TCP to one of them, for all that can be told.

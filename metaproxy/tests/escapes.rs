@@ -7,11 +7,9 @@ mod common;
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
-use common::identity::v4_listener;
 use common::{
     IMDS, IMDS6, MAPPED, NOTHING, Node, Outcomes, UNREACHABLE, client_binary, counts, dial, eventually, node,
     outcomes,
@@ -303,60 +301,6 @@ fn nested_cgroups_and_new_namespaces_change_nothing() {
         "a network namespace: {got:?}"
     );
     assert_eq!(recorder.take_from_others(), 0);
-}
-
-#[test]
-fn the_listener_dialled_directly_serves_a_pod_as_itself_and_nobody_else() {
-    let Some(node) = node() else { return };
-    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
-    let agent = node.agent();
-    let listener = v4_listener(&agent);
-    assert_eq!(dial(&a, &["--to", &listener]), counts([("role-a", 1)]));
-    let is_refused = |got: &Outcomes| {
-        let refused = |outcome: &String| outcome.starts_with("error ") || outcome == "no answer";
-        got.keys().all(refused)
-    };
-    let host = node.host_dial(&["--to", &listener]);
-    assert!(is_refused(&host), "a process of the node: {host:?}");
-    // Another node of the same network, whose processes this kernel knows nothing of.
-    let mut command = command_in(&client_binary(), None, node.lab.aws().file()).unwrap();
-    let other = outcomes(
-        command
-            .args(["dial", "--to", &listener])
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap(),
-    );
-    assert!(is_refused(&other), "another node: {other:?}");
-}
-
-/// A session token is its pod's alone.
-#[test]
-fn another_pods_session_token_is_worth_nothing() {
-    let Some(node) = node() else { return };
-    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
-    let thief = node.lab.pod(PodSpec::with_role("thief", "role-thief")).unwrap();
-    let _agent = node.agent();
-    let curl = |pod: &Pod, words: &[&str]| {
-        let output = pod
-            .command(Path::new("curl"))
-            .unwrap()
-            .args(["-s", "-m", "3", "-w", " %{http_code}"])
-            .args(words)
-            .output()
-            .unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let ttl = "X-aws-ec2-metadata-token-ttl-seconds: 60";
-    let issued = curl(
-        &a,
-        &["-X", "PUT", "-H", ttl, "http://169.254.169.254/latest/api/token"],
-    );
-    let token = issued.strip_suffix(" 200").unwrap();
-    let shown = format!("X-aws-ec2-metadata-token: {token}");
-    let list = "http://169.254.169.254/latest/meta-data/iam/security-credentials/";
-    assert_eq!(curl(&a, &["-H", &shown, list]), "role-a 200");
-    assert!(curl(&thief, &["-H", &shown, list]).ends_with(" 401"));
 }
 
 /// In the pod itself (with CAP_NET_ADMIN), and on the node, as a Service does whose endpoint is the metadata address.

@@ -218,6 +218,38 @@ fn a_pod_that_misbehaves_does_not_starve_its_neighbour_and_memory_stays_bounded(
     assert_eq!(bpf::flows_left().unwrap(), 0);
 }
 
+/// Connections that are made and never closed, whatever becomes of them.
+const HOLD: &str = r#"
+import resource, socket, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (20000, 20000))
+held = []
+for _ in range(3000):
+    s = socket.socket(); s.settimeout(0.5)
+    try: s.connect(("169.254.169.254", 80))
+    except OSError: pass
+    held.append(s)
+print("held", flush=True)
+time.sleep(60)
+"#;
+
+/// The map of flows is the node's: whoever is refused must not fill it by not closing.
+#[test]
+fn connections_over_the_limit_leave_no_entry_though_they_are_never_closed() {
+    use std::io::BufRead as _;
+    let Some((_node, bad, neighbour, _agent)) = scene() else {
+        return;
+    };
+    let mut command = bad.command("python3").unwrap();
+    let mut holder = Bad(command.args(["-c", HOLD]).stdout(Stdio::piped()).spawn().unwrap());
+    let mut line = String::new();
+    std::io::BufReader::new(holder.0.stdout.as_mut().unwrap())
+        .read_line(&mut line)
+        .unwrap();
+    assert_eq!(line, "held\n");
+    assert_eq!(bpf::flows_left().unwrap(), 0, "while they are held");
+    assert_eq!(dial(&neighbour, &[]), common::counts([("role-neighbour", 1)]));
+}
+
 /// Nothing grows with the number of requests. `METAPROXY_TEST_REQUESTS` asks for more of them: two million, say.
 #[test]
 fn requests_leave_nothing_behind() {

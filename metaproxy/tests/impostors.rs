@@ -4,12 +4,14 @@
 
 mod common;
 
+use std::path::Path;
+use std::process::Stdio;
 use std::time::Duration;
 
 use common::identity::{REFUSED, assert_only, twins, v4_listener};
-use common::{client_binary, counts, dial, node, outcomes, start_dial};
+use common::{Outcomes, client_binary, counts, dial, node, outcomes, start_dial};
 use xtask::lab::bpf;
-use xtask::lab::pod::PodSpec;
+use xtask::lab::pod::{Pod, PodSpec, command_in};
 
 #[test]
 fn whoever_dials_from_a_4_tuple_that_a_pod_has_just_used_gets_nothing() {
@@ -171,13 +173,8 @@ fn a_nested_cgroup_named_after_another_pod_changes_nothing() {
     let _agent = node.agent();
     let nested = thief.cgroup().join(format!("pod{}/c0ffee", victim.uid()));
     std::fs::create_dir_all(&nested).unwrap();
-    let mut command =
-        xtask::lab::pod::command_in(&client_binary(), Some(&nested), thief.netns().unwrap().file()).unwrap();
-    let child = command
-        .arg("dial")
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut command = command_in(&client_binary(), Some(&nested), thief.netns().unwrap().file()).unwrap();
+    let child = command.arg("dial").stdout(Stdio::piped()).spawn().unwrap();
     assert_eq!(outcomes(child), counts([("role-thief", 1)]));
 }
 
@@ -265,8 +262,8 @@ sys.stdin.read()
     let ip = victim.ip().to_string();
     let mut holder = python
         .args(["-c", HOLD, &ip])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::piped())
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
         .spawn()
         .unwrap();
     let mut line = String::new();
@@ -285,8 +282,7 @@ sys.stdin.read()
     let source = format!("{ip}:27000");
     for _ in 0..5 {
         let netns = twin.netns().unwrap().file();
-        let mut outsider =
-            xtask::lab::pod::command_in(&client_binary(), Some(&node.lab.host_cgroup()), netns).unwrap();
+        let mut outsider = command_in(&client_binary(), Some(&node.lab.host_cgroup()), netns).unwrap();
         let dialled = outsider.args([
             "dial",
             "--to",
@@ -296,7 +292,7 @@ sys.stdin.read()
             "--timeout",
             "1000",
         ]);
-        let got = outcomes(dialled.stdout(std::process::Stdio::piped()).spawn().unwrap());
+        let got = outcomes(dialled.stdout(Stdio::piped()).spawn().unwrap());
         assert_only(&got, &REFUSED, "a process outside the pods' cgroup");
     }
     drop(holder.stdin.take());
@@ -307,4 +303,58 @@ sys.stdin.read()
         !summary.contains("refused=0"),
         "the outsider did come through to the agent: {summary}"
     );
+}
+
+#[test]
+fn the_listener_dialled_directly_serves_a_pod_as_itself_and_nobody_else() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let agent = node.agent();
+    let listener = v4_listener(&agent);
+    assert_eq!(dial(&a, &["--to", &listener]), counts([("role-a", 1)]));
+    let is_refused = |got: &Outcomes| {
+        let refused = |outcome: &String| outcome.starts_with("error ") || outcome == "no answer";
+        got.keys().all(refused)
+    };
+    let host = node.host_dial(&["--to", &listener]);
+    assert!(is_refused(&host), "a process of the node: {host:?}");
+    // Another node of the same network, whose processes this kernel knows nothing of.
+    let mut command = command_in(&client_binary(), None, node.lab.aws().file()).unwrap();
+    let other = outcomes(
+        command
+            .args(["dial", "--to", &listener])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap(),
+    );
+    assert!(is_refused(&other), "another node: {other:?}");
+}
+
+/// A session token is its pod's alone.
+#[test]
+fn another_pods_session_token_is_worth_nothing() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let thief = node.lab.pod(PodSpec::with_role("thief", "role-thief")).unwrap();
+    let _agent = node.agent();
+    let curl = |pod: &Pod, words: &[&str]| {
+        let output = pod
+            .command(Path::new("curl"))
+            .unwrap()
+            .args(["-s", "-m", "3", "-w", " %{http_code}"])
+            .args(words)
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let ttl = "X-aws-ec2-metadata-token-ttl-seconds: 60";
+    let issued = curl(
+        &a,
+        &["-X", "PUT", "-H", ttl, "http://169.254.169.254/latest/api/token"],
+    );
+    let token = issued.strip_suffix(" 200").unwrap();
+    let shown = format!("X-aws-ec2-metadata-token: {token}");
+    let list = "http://169.254.169.254/latest/meta-data/iam/security-credentials/";
+    assert_eq!(curl(&a, &["-H", &shown, list]), "role-a 200");
+    assert!(curl(&thief, &["-H", &shown, list]).ends_with(" 401"));
 }

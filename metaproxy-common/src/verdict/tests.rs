@@ -1,7 +1,7 @@
 extern crate std;
 use super::*;
 use crate::address::{Address, Port};
-use crate::layout::Target;
+use crate::target::Target;
 use core::net::SocketAddr;
 use proptest::prelude::*;
 

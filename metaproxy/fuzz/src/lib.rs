@@ -15,8 +15,8 @@ use metaproxy::intercept::cgroups::Naming;
 use metaproxy::pods::manifests::parse;
 use metaproxy::roles::WrittenRole;
 use metaproxy::roles::policy::{AllowedRolesStyle, Candidate, PermittedMatch, Policy};
-use metaproxy_common::layout::Targets;
 use metaproxy_common::packet::{Begins, Bytes, aim};
+use metaproxy_common::target::Targets;
 
 /// One target.
 pub type Target = fn(&[u8]);

@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result};
-use metaproxy_common::layout::Targets;
 use metaproxy_common::packet::{Begins, Bytes, aim};
+use metaproxy_common::target::Targets;
 
 use super::netns::Netns;
 

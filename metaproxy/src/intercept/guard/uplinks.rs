@@ -6,7 +6,7 @@ use std::io;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use metaproxy_common::layout::Targets;
+use metaproxy_common::target::Targets;
 use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
 use rtnetlink::packet_route::route::{RouteAddress, RouteAttribute, RouteMessage, RouteType};
