@@ -136,16 +136,25 @@ impl<I: Issuer> Sessions<I> {
         }))
     }
 
+    /// The session for a key, where there is one that is served without waiting: `None` says nothing yet.
+    pub fn ready(&self, key: &SessionKey) -> Option<Session> {
+        let slot = self.slot(key);
+        match self.step(key, &slot, Look::Patient) {
+            Step::Serve(session) => Some(session),
+            Step::Fail(_) | Step::Wait => None,
+        }
+    }
+
     /// The session for a key, by `deadline` at the latest. A fetch that takes longer goes on behind it.
     pub async fn get(&self, key: &SessionKey, deadline: Instant) -> Result<Session, ObtainError> {
         let slot = self.slot(key);
-        let mut changes = slot.subscribe();
         let mut look = Look::Patient;
         loop {
             match self.step(key, &slot, look) {
                 Step::Serve(session) => return Ok(session),
                 Step::Fail(error) => return Err(error),
                 Step::Wait => {
+                    let mut changes = slot.subscribe();
                     let finished = changes.wait_for(|state| !state.fetching);
                     if tokio::time::timeout_at(deadline, finished).await.is_err() {
                         look = Look::Final;

@@ -1,6 +1,7 @@
 //! Responses, as the metadata service words and heads them.
 
-use std::time::{Duration, SystemTime};
+use std::cell::RefCell;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use http_body_util::{Either, Full};
@@ -33,6 +34,7 @@ fn answer(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>
     let mut response = Response::new(Either::Left(Full::new(body.into())));
     *response.status_mut() = status;
     let headers = response.headers_mut();
+    headers.reserve(6);
     headers.insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(SERVER, EC2);
     response
@@ -43,7 +45,7 @@ fn resource(body: impl Into<Bytes>) -> Answer {
     let mut response = answer(StatusCode::OK, "text/plain", body);
     let headers = response.headers_mut();
     headers.insert(ACCEPT_RANGES, HeaderValue::from_static("none"));
-    if let Ok(now) = HeaderValue::from_str(&http_date(SystemTime::now())) {
+    if let Some(now) = date_now() {
         headers.insert(LAST_MODIFIED, now);
     }
     response
@@ -173,9 +175,20 @@ fn escaped(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
-/// RFC 9110, 5.6.7.
-fn http_date(time: SystemTime) -> String {
-    httpdate::fmt_http_date(time)
+/// RFC 9110, 5.6.7; written once a second on each thread.
+fn date_now() -> Option<HeaderValue> {
+    thread_local! {
+        static WRITTEN: RefCell<(u64, Option<HeaderValue>)> = const { RefCell::new((0, None)) };
+    }
+    let now = SystemTime::now();
+    let second = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    WRITTEN.with_borrow_mut(|(at, written)| {
+        if *at != second || written.is_none() {
+            *at = second;
+            *written = HeaderValue::from_str(&httpdate::fmt_http_date(now)).ok();
+        }
+        written.clone()
+    })
 }
 
 #[cfg(test)]

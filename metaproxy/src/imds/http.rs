@@ -4,12 +4,12 @@ use std::convert::Infallible;
 use std::time::Duration;
 
 use http_body_util::{BodyExt as _, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
 use tracing::debug;
@@ -85,10 +85,9 @@ impl<I: Issuer> Http<I> {
                 answer
             }
         });
-        let stream = Patient::new(stream, stage.clone(), self.limits.head_time);
+        let stream = Patient::new(stream, stage.clone(), self.limits.idle, self.limits.head_time);
         let connection = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(self.limits.idle)
+            .header_read_timeout(None)
             .max_buf_size(self.limits.head)
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service);
@@ -111,13 +110,19 @@ impl<I: Issuer> Http<I> {
     ) -> Result<Answer, Infallible> {
         if let Some(wait) = place.wait_for_request() {
             slowed();
-            tokio::time::sleep(wait).await;
+            Box::pin(tokio::time::sleep(wait)).await;
         }
         let (head, body) = request.into_parts();
         // Read and dropped, or the next request on this connection would begin in the middle of it.
-        let drained = tokio::time::timeout(BODY, Limited::new(body, MAX_BODY).collect()).await;
+        let drained = if body.is_end_stream() {
+            Ok(Ok(()))
+        } else {
+            let body = Limited::new(body, MAX_BODY).collect();
+            // What few requests need stands elsewhere: the future of a request is moved about for each.
+            Box::pin(tokio::time::timeout(BODY, async { body.await.map(drop) })).await
+        };
         let mut response = match drained {
-            Ok(Ok(_)) => {
+            Ok(Ok(())) => {
                 self.service
                     .answer(caller, &head.method, &head.uri, &head.headers)
                     .await

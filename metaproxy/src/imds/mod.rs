@@ -3,6 +3,7 @@
 //! Source for the protocol: the EC2 user guide, "Use the Instance Metadata Service", and what SDKs expect of it.
 
 mod answer;
+mod decisions;
 mod http;
 mod passage;
 mod passing;

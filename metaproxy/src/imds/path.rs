@@ -145,6 +145,10 @@ impl Paths {
 
     /// Classifies the path and query of a request target in origin form.
     pub fn classify(&self, target: &str) -> Route {
+        usual(target).unwrap_or_else(|| self.classify_any(target))
+    }
+
+    fn classify_any(&self, target: &str) -> Route {
         let (path, is_bare) = match target.split_once('?') {
             Some((path, _)) => (path, false),
             None => (target, true),
@@ -203,6 +207,18 @@ impl Paths {
             .iter()
             .any(|pattern| forms.iter().flatten().any(|form| pattern.is_match(form)))
     }
+}
+
+/// What nearly all requests ask for, as all clients spell it; it is nothing else when it is looked at in full.
+fn usual(target: &str) -> Option<Route> {
+    let name = target.strip_prefix("/latest/meta-data/iam/security-credentials/")?;
+    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"+=,@_-".contains(&byte);
+    // 64 characters is what IAM allows (CreateRole); dots are left to the full look, as a name may be all dots.
+    let is_name = (1..=64).contains(&name.len()) && name.bytes().all(is_plain);
+    is_name.then(|| Route::Role {
+        name: name.to_owned(),
+        extended: false,
+    })
 }
 
 fn is_for_everybody(rest: &str) -> bool {

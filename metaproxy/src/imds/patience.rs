@@ -1,5 +1,8 @@
-//! A connection's bytes, with an end to waiting for a peer that dawdles: over the head of a request once it has begun,
-//! and over taking what is sent to it. Waiting for a request to begin is not limited here.
+//! A connection's bytes, with an end to waiting for a peer that dawdles: before a request, over the head of one that has
+//! begun, and over taking what is sent to it.
+//!
+//! A clock is set where there is something to wait for, and not for each request: most heads come whole, and between
+//! requests it is left to run from an earlier one, and looked at when it is over.
 
 use std::io;
 use std::pin::Pin;
@@ -9,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 /// For the peer to take anything of what is sent.
 const WRITE: Duration = Duration::from_secs(10);
@@ -33,9 +36,20 @@ impl Stage {
         self.0.store(IDLE, Ordering::Relaxed);
     }
 
-    fn is(&self, stage: u8) -> bool {
-        self.0.load(Ordering::Relaxed) == stage
+    fn now(&self) -> u8 {
+        self.0.load(Ordering::Relaxed)
     }
+}
+
+/// What a connection waits for, and since when.
+#[derive(Clone, Copy, Debug)]
+enum Waiting {
+    /// For nothing of its peer's: a request is being answered.
+    No,
+    /// For a request to begin.
+    ForRequest(Instant),
+    /// For the rest of its head.
+    ForHead(Instant),
 }
 
 /// A stream that fails where its peer dawdles.
@@ -43,21 +57,55 @@ impl Stage {
 pub struct Patient<S> {
     stream: S,
     stage: Stage,
+    idle_time: Duration,
     head_time: Duration,
-    head: Option<Pin<Box<Sleep>>>,
+    waiting: Waiting,
+    clock: Option<Pin<Box<Sleep>>>,
     write: Option<Pin<Box<Sleep>>>,
 }
 
 impl<S> Patient<S> {
-    /// The stage is moved on by whoever answers the requests; `head_time` is for a request's head, from its first byte.
-    pub fn new(stream: S, stage: Stage, head_time: Duration) -> Self {
+    /// The stage is moved on by whoever answers the requests. `idle_time` is for a request to begin, `head_time` for its
+    /// head, from its first byte.
+    pub fn new(stream: S, stage: Stage, idle_time: Duration, head_time: Duration) -> Self {
         Self {
             stream,
             stage,
+            idle_time,
             head_time,
-            head: None,
+            waiting: Waiting::No,
+            clock: None,
             write: None,
         }
+    }
+
+    /// When what it waits for must have come.
+    fn end(&self) -> Option<Instant> {
+        match self.waiting {
+            Waiting::No => None,
+            Waiting::ForRequest(since) => Some(since + self.idle_time),
+            Waiting::ForHead(since) => Some(since + self.head_time),
+        }
+    }
+
+    /// Ready when that time is over.
+    fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Some(end) = self.end() else {
+            return Poll::Pending;
+        };
+        let clock = self
+            .clock
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep_until(end)));
+        if clock.deadline() > end {
+            clock.as_mut().reset(end);
+        }
+        while clock.as_mut().poll(context).is_ready() {
+            if clock.deadline() >= end {
+                return Poll::Ready(());
+            }
+            clock.as_mut().reset(end);
+        }
+        Poll::Pending
     }
 
     /// What is pending must come to something before the time is up.
@@ -84,15 +132,24 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(context, buffer);
-        if self.stage.is(IDLE) && buffer.filled().len() > before {
-            self.stage.0.store(IN_HEAD, Ordering::Relaxed);
-            self.head = Some(Box::pin(tokio::time::sleep(self.head_time)));
+        let came = buffer.filled().len() > before;
+        match (self.stage.now(), self.waiting) {
+            (BUSY, _) => self.waiting = Waiting::No,
+            (IDLE, _) if came => {
+                self.stage.0.store(IN_HEAD, Ordering::Relaxed);
+                self.waiting = Waiting::ForHead(Instant::now());
+                return result;
+            }
+            (IDLE, Waiting::No | Waiting::ForHead(_)) => self.waiting = Waiting::ForRequest(Instant::now()),
+            _ => {}
         }
-        if !self.stage.is(IN_HEAD) {
-            self.head = None;
-        } else if let Some(head) = &mut self.head
-            && head.as_mut().poll(context).is_ready()
-        {
+        // More of a head does not help where it comes too late.
+        let is_over = if result.is_pending() {
+            self.poll_end(context).is_ready()
+        } else {
+            self.end().is_some_and(|end| Instant::now() >= end)
+        };
+        if is_over {
             return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
         }
         result
@@ -136,14 +193,14 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
-    use tokio::time::Instant;
 
     const HEAD: Duration = Duration::from_secs(5);
+    const IDLE: Duration = Duration::from_secs(60 * 60 * 2);
 
     #[tokio::test(start_paused = true)]
     async fn a_head_that_has_begun_must_end() {
         let (mut peer, ours) = duplex(1024);
-        let mut ours = Patient::new(ours, Stage::default(), HEAD);
+        let mut ours = Patient::new(ours, Stage::default(), IDLE, HEAD);
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(3600)).await;
             loop {
@@ -170,7 +227,7 @@ mod tests {
     async fn a_body_and_the_next_request_have_time() {
         let (mut peer, ours) = duplex(1024);
         let stage = Stage::default();
-        let mut ours = Patient::new(ours, stage.clone(), HEAD);
+        let mut ours = Patient::new(ours, stage.clone(), IDLE, HEAD);
         let mut byte = [0];
         for _ in 0..3 {
             peer.write_all(b"ab").await.unwrap();
@@ -184,9 +241,55 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn a_request_must_begin_within_its_time_from_the_last_answer() {
+        let idle = Duration::from_secs(60);
+        let (mut peer, ours) = duplex(1024);
+        let stage = Stage::default();
+        let mut ours = Patient::new(ours, stage.clone(), idle, HEAD);
+        let mut byte = [0];
+        for _ in 0..3 {
+            let (wrote, read) = tokio::join!(
+                async {
+                    tokio::time::sleep(idle - Duration::from_secs(1)).await;
+                    peer.write_all(b"a").await
+                },
+                ours.read_exact(&mut byte),
+            );
+            assert!(wrote.is_ok() && read.is_ok());
+            stage.busy();
+            tokio::time::sleep(idle * 2).await;
+            stage.idle();
+        }
+        let silent = Instant::now();
+        let error = ours.read_exact(&mut byte).await.unwrap_err();
+        assert_eq!((error.kind(), silent.elapsed()), (io::ErrorKind::TimedOut, idle));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_has_its_own_time_though_the_clock_runs_for_a_longer_one() {
+        let (mut peer, ours) = duplex(1024);
+        let mut ours = Patient::new(ours, Stage::default(), IDLE, HEAD);
+        let mut bytes = [0; 2];
+        let reading = async {
+            let begun = ours.read(&mut bytes).await.map(|_| Instant::now());
+            (begun, ours.read(&mut bytes).await, Instant::now())
+        };
+        let (wrote, (begun, rest, end)) = tokio::join!(
+            async {
+                tokio::time::sleep(HEAD).await;
+                peer.write_all(b"G").await
+            },
+            reading,
+        );
+        assert!(wrote.is_ok());
+        assert_eq!(rest.unwrap_err().kind(), io::ErrorKind::TimedOut);
+        assert_eq!(end - begun.unwrap(), HEAD);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_nothing_is_given_up() {
         let (_peer, ours) = duplex(16);
-        let mut ours = Patient::new(ours, Stage::default(), HEAD);
+        let mut ours = Patient::new(ours, Stage::default(), IDLE, HEAD);
         let start = Instant::now();
         let error = ours.write_all(&[0; 64]).await.unwrap_err();
         assert_eq!((error.kind(), start.elapsed()), (io::ErrorKind::TimedOut, WRITE));

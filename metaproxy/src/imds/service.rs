@@ -11,13 +11,14 @@ use tokio::time::Instant;
 use tracing::{debug, warn};
 
 use super::answer::{self, Answer, TOKEN, TOKEN_TTL};
+use super::decisions::{Decided, Decisions};
 use super::passing::Passing;
 use super::path::{Paths, Route};
 use super::token::{MAX_TTL, Tokens};
 use super::told::Told;
-use crate::credentials::{Issuer, ObtainError, Session, SessionKey, Sessions};
-use crate::pods::{Inventory, Known, PodUid, Pods};
-use crate::roles::{Decision, Grant, Reason, Rules};
+use crate::credentials::{Issuer, ObtainError, Session, Sessions};
+use crate::pods::{PodUid, Pods};
+use crate::roles::{Grant, Rules};
 
 /// Every answer is on its way within this time: two SDKs try once and give up after a second. What is left of it is for getting there.
 const ANSWER: Duration = Duration::from_millis(800);
@@ -69,6 +70,7 @@ pub struct Parts<I> {
 #[derive(Debug)]
 pub struct Service<I> {
     parts: Parts<I>,
+    decisions: Decisions,
 }
 
 /// Why a request is not answered to the pod that shows it.
@@ -81,38 +83,11 @@ enum Unentitled {
     NotYet,
 }
 
-/// All that a decision depends on, as it stands at one moment.
-struct Moment {
-    inventory: Arc<Inventory>,
-    rules: Arc<Rules>,
-}
-
-impl Moment {
-    /// Whether nothing has changed between the two.
-    fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.inventory, &other.inventory) && Arc::ptr_eq(&self.rules, &other.rules)
-    }
-}
-
-/// A role in the list, and how its credentials are had.
-enum Listed {
-    Granted(Grant),
-    Refused { name: String, reason: Reason },
-}
-
-impl Listed {
-    fn name(&self) -> &str {
-        match self {
-            Self::Granted(grant) => grant.role.name(),
-            Self::Refused { name, .. } => name,
-        }
-    }
-}
-
 impl<I: Issuer> Service<I> {
     /// Puts together what is needed for an answer.
     pub fn new(parts: Parts<I>) -> Self {
-        Self { parts }
+        let decisions = Decisions::new(parts.pods.clone(), parts.rules.clone());
+        Self { parts, decisions }
     }
 
     /// Answers one request; its body, if any, was read and dropped.
@@ -205,9 +180,14 @@ impl<I: Issuer> Service<I> {
                 _ => Err(Unentitled::BadToken),
             };
         }
+        match *self.parts.version1.borrow() {
+            Version1::Allowed => return Ok(None),
+            Version1::Denied => return Err(Unentitled::NoToken),
+            Version1::Unknown => {}
+        }
         let mut version1 = self.parts.version1.clone();
         let known = version1.wait_for(|known| *known != Version1::Unknown);
-        match tokio::time::timeout_at(deadline, known).await {
+        match Box::pin(tokio::time::timeout_at(deadline, known)).await {
             Ok(Ok(known)) if *known == Version1::Allowed => Ok(None),
             Ok(_) => Err(Unentitled::NoToken),
             Err(_) => Err(Unentitled::NotYet),
@@ -217,11 +197,8 @@ impl<I: Issuer> Service<I> {
     async fn read(&self, caller: &Caller, method: &Method, route: Route, deadline: Instant) -> Answer {
         let (wanted, extended) = match route {
             Route::Node(path) => {
-                return self
-                    .parts
-                    .passing
-                    .pass(&caller.uid, method, &path, deadline)
-                    .await;
+                let passing = &self.parts.passing;
+                return Box::pin(passing.pass(&caller.uid, method, &path, deadline)).await;
             }
             Route::Refused(refusal) => {
                 return answer::failure(StatusCode::NOT_FOUND, &refusal.to_string());
@@ -230,80 +207,40 @@ impl<I: Issuer> Service<I> {
             Route::Role { ref name, extended } => (Some(name), extended),
         };
         loop {
-            let before = self.moment();
-            let listed = match self.listed(caller, deadline).await {
-                Ok(listed) => listed,
-                Err(none) => return none,
+            let decided = self.decisions.once_known(caller, deadline).await;
+            let (name, granted) = match &*decided {
+                Decided::Granted { grant, key } => (grant.role.name(), Ok((grant, key))),
+                Decided::Refused { name, reason } => (name.as_str(), Err(reason)),
+                Decided::NoRole(reason) => {
+                    debug!("{reason}");
+                    return answer::failure(StatusCode::NOT_FOUND, &reason.to_string());
+                }
+                Decided::Wait(reason) => {
+                    let sentence = self.parts.told.tell(&caller.uid, reason);
+                    return answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence);
+                }
             };
-            return match (&route, listed) {
+            return match (&route, granted) {
                 (Route::Iam, _) => answer::iam_list(),
-                (Route::Roles, listed) => answer::role_list(listed.name()),
-                (_, listed) if wanted.is_some_and(|wanted| wanted != listed.name()) => answer::failure(
-                    StatusCode::NOT_FOUND,
-                    &format!("This pod's role is {}.", listed.name()),
-                ),
-                (Route::Info, Listed::Granted(grant)) => answer::info(&grant.role, SystemTime::now()),
-                (_, Listed::Granted(grant)) => {
-                    let key = SessionKey::of_grant(&grant);
-                    let obtained = self.parts.sessions.get(&key, deadline).await;
+                (Route::Roles, _) => answer::role_list(name),
+                _ if wanted.is_some_and(|wanted| wanted != name) => {
+                    answer::failure(StatusCode::NOT_FOUND, &format!("This pod's role is {name}."))
+                }
+                (Route::Info, Ok((grant, _))) => answer::info(&grant.role, SystemTime::now()),
+                (_, Ok((grant, key))) => {
+                    if let Some(session) = self.parts.sessions.ready(key) {
+                        return answer::credentials(&session, extended);
+                    }
+                    let obtained = Box::pin(self.parts.sessions.get(key, deadline)).await;
                     // It may have taken a while, and another role, or none, may be the pod's by now.
-                    let is_still = || match self.decide(caller) {
-                        Decision::Granted(still) => SessionKey::of_grant(&still) == key,
-                        _ => false,
-                    };
-                    if !self.moment().is(&before) && !is_still() {
+                    let now = self.decisions.of(caller);
+                    if !Arc::ptr_eq(&now, &decided) && now.key() != Some(&**key) {
                         continue;
                     }
-                    self.credentials(&grant, obtained, extended)
+                    self.credentials(grant, obtained, extended)
                 }
-                (_, Listed::Refused { reason, .. }) => refused(&self.parts.told.tell(&caller.uid, &reason)),
+                (_, Err(reason)) => refused(&self.parts.told.tell(&caller.uid, reason)),
             };
-        }
-    }
-
-    fn moment(&self) -> Moment {
-        Moment {
-            inventory: self.parts.pods.borrow().clone(),
-            rules: self.parts.rules.borrow().clone(),
-        }
-    }
-
-    /// What is decided about the pod at this moment.
-    fn decide(&self, caller: &Caller) -> Decision {
-        let Moment { inventory, rules } = self.moment();
-        // Its known addresses may be those of a moment ago.
-        match check_address(&inventory, caller) {
-            Ok(()) => rules.resolve(&inventory, &caller.uid),
-            Err(reason) => Decision::Wait(*reason),
-        }
-    }
-
-    /// The pod's role; held until it is known, `deadline` at the latest.
-    async fn listed(&self, caller: &Caller, deadline: Instant) -> Result<Listed, Answer> {
-        let (mut pods, mut rules) = (self.parts.pods.clone(), self.parts.rules.clone());
-        loop {
-            pods.mark_unchanged();
-            rules.mark_unchanged();
-            match self.decide(caller) {
-                Decision::Granted(grant) => return Ok(Listed::Granted(grant)),
-                Decision::Refused { name, reason } => return Ok(Listed::Refused { name, reason }),
-                Decision::NoRole(reason) => {
-                    debug!("{reason}");
-                    return Err(answer::failure(StatusCode::NOT_FOUND, &reason.to_string()));
-                }
-                Decision::Wait(reason) => {
-                    let changed = async {
-                        tokio::select! {
-                            changed = pods.changed() => changed,
-                            changed = rules.changed() => changed,
-                        }
-                    };
-                    if !matches!(tokio::time::timeout_at(deadline, changed).await, Ok(Ok(()))) {
-                        let sentence = self.parts.told.tell(&caller.uid, &reason);
-                        return Err(answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence));
-                    }
-                }
-            }
         }
     }
 
@@ -325,16 +262,4 @@ impl<I: Issuer> Service<I> {
 
 fn refused(sentence: &str) -> Answer {
     answer::unauthorized(sentence, SystemTime::now())
-}
-
-/// Where a pod's addresses are known, nobody else's connection passes for it. hostNetwork pods have the node's.
-fn check_address(inventory: &Inventory, caller: &Caller) -> Result<(), Box<Reason>> {
-    match inventory.by_uid(&caller.uid) {
-        Some(Known::Pod(pod))
-            if !pod.host_network && !pod.ips.is_empty() && !pod.ips.contains(&caller.address) =>
-        {
-            Err(Box::new(Reason::ForeignAddress { pod: pod.to_string() }))
-        }
-        _ => Ok(()),
-    }
 }

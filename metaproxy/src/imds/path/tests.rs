@@ -307,6 +307,16 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
     #[test]
+    fn the_short_way_says_what_the_full_look_says(
+        name in prop_oneof!["[a-zA-Z0-9+=,.@_%/?~-]{0,70}", ".{0,20}"]
+    ) {
+        let target = format!("/latest/meta-data/iam/security-credentials/{name}");
+        if let Some(route) = usual(&target) {
+            prop_assert_eq!(route, Paths::default().classify_any(&target));
+        }
+    }
+
+    #[test]
     fn whatever_is_asked_for_only_what_was_matched_is_passed_on(target in nasty()) {
         check(&Paths::default(), &target)?;
         check(&Paths::allowing(&[".*".to_owned()]).unwrap(), &target)?;

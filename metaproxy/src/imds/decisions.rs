@@ -1,0 +1,187 @@
+//! What is decided about pods, worked out once for each as long as nothing changes: a pod that asks again costs no more
+//! than finding what was decided.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::Caller;
+use crate::credentials::SessionKey;
+use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
+use crate::roles::{Decision, Grant, Reason, Rules};
+
+/// What is decided about one pod: a [`Decision`], with what follows from it.
+#[derive(Debug)]
+pub enum Decided {
+    /// This role.
+    Granted {
+        /// The role, and how it is had.
+        grant: Box<Grant>,
+        /// The session that it asks for.
+        key: Box<SessionKey>,
+    },
+    /// A role was asked for, and denied.
+    Refused {
+        /// What the pod is shown.
+        name: String,
+        /// Why.
+        reason: Reason,
+    },
+    /// No role was asked for.
+    NoRole(Reason),
+    /// It can't be told yet.
+    Wait(Reason),
+}
+
+/// Decides, and remembers.
+#[derive(Debug)]
+pub struct Decisions {
+    pods: Pods,
+    rules: watch::Receiver<Arc<Rules>>,
+    table: RwLock<Arc<Table>>,
+}
+
+/// Everything that was decided on the grounds of one state of things.
+#[derive(Debug)]
+struct Table {
+    inventory: Arc<Inventory>,
+    rules: Arc<Rules>,
+    decided: RwLock<HashMap<PodUid, Remembered>>,
+}
+
+#[derive(Clone, Debug)]
+struct Remembered {
+    decided: Arc<Decided>,
+    /// The only pod with this UID, where there is one.
+    pod: Option<Arc<Pod>>,
+}
+
+impl Decided {
+    /// The session that it asks for, where it is a grant.
+    pub fn key(&self) -> Option<&SessionKey> {
+        match self {
+            Self::Granted { key, .. } => Some(key),
+            _ => None,
+        }
+    }
+}
+
+impl From<Decision> for Decided {
+    fn from(decision: Decision) -> Self {
+        match decision {
+            Decision::Granted(grant) => Self::Granted {
+                key: Box::new(SessionKey::of_grant(&grant)),
+                grant: Box::new(grant),
+            },
+            Decision::Refused { name, reason } => Self::Refused { name, reason },
+            Decision::NoRole(reason) => Self::NoRole(reason),
+            Decision::Wait(reason) => Self::Wait(reason),
+        }
+    }
+}
+
+impl Decisions {
+    /// On the grounds of what is known of pods, and of the rules.
+    pub fn new(pods: Pods, rules: watch::Receiver<Arc<Rules>>) -> Self {
+        let table = Table::new(pods.borrow().clone(), rules.borrow().clone());
+        Self {
+            pods,
+            rules,
+            table: RwLock::new(table),
+        }
+    }
+
+    /// What is decided about the caller at this moment.
+    pub fn of(&self, caller: &Caller) -> Arc<Decided> {
+        let found = self.table().find(&caller.uid);
+        match found.pod {
+            // Its known addresses may be those of a moment ago.
+            Some(pod) if is_foreign(&pod, caller.address) => {
+                let pod = pod.to_string();
+                Arc::new(Decided::Wait(Reason::ForeignAddress { pod }))
+            }
+            _ => found.decided,
+        }
+    }
+
+    /// What is decided about the caller once it can be told; what there is to wait for where it still can't at the deadline.
+    pub async fn once_known(&self, caller: &Caller, deadline: Instant) -> Arc<Decided> {
+        let decided = self.of(caller);
+        if !matches!(*decided, Decided::Wait(_)) {
+            return decided;
+        }
+        Box::pin(self.held(caller, deadline)).await
+    }
+
+    async fn held(&self, caller: &Caller, deadline: Instant) -> Arc<Decided> {
+        let (mut pods, mut rules) = (self.pods.clone(), self.rules.clone());
+        let late = tokio::time::sleep_until(deadline);
+        tokio::pin!(late);
+        loop {
+            pods.mark_unchanged();
+            rules.mark_unchanged();
+            let decided = self.of(caller);
+            if !matches!(*decided, Decided::Wait(_)) {
+                return decided;
+            }
+            let changed = tokio::select! {
+                changed = pods.changed() => changed,
+                changed = rules.changed() => changed,
+                () = &mut late => return decided,
+            };
+            if changed.is_err() {
+                return decided;
+            }
+        }
+    }
+
+    /// The table for things as they are.
+    fn table(&self) -> Arc<Table> {
+        let table = Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner));
+        let (inventory, rules) = (self.pods.borrow(), self.rules.borrow());
+        if Arc::ptr_eq(&table.inventory, &inventory) && Arc::ptr_eq(&table.rules, &rules) {
+            return table;
+        }
+        let (inventory, rules) = (Arc::clone(&inventory), Arc::clone(&rules));
+        let new = Table::new(inventory, rules);
+        *self.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::clone(&new);
+        new
+    }
+}
+
+impl Table {
+    fn new(inventory: Arc<Inventory>, rules: Arc<Rules>) -> Arc<Self> {
+        Arc::new(Self {
+            inventory,
+            rules,
+            decided: RwLock::default(),
+        })
+    }
+
+    fn find(&self, uid: &PodUid) -> Remembered {
+        let known = self.decided.read().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = known.get(uid) {
+            return found.clone();
+        }
+        drop(known);
+        let pod = match self.inventory.by_uid(uid) {
+            Some(Known::Pod(pod)) => Some(Arc::clone(pod)),
+            _ => None,
+        };
+        let found = Remembered {
+            decided: Arc::new(self.rules.resolve(&self.inventory, uid).into()),
+            pod,
+        };
+        let mut known = self.decided.write().unwrap_or_else(PoisonError::into_inner);
+        known.insert(uid.clone(), found.clone());
+        found
+    }
+}
+
+/// Where a pod's addresses are known, nobody else's connection passes for it. hostNetwork pods have the node's.
+fn is_foreign(pod: &Pod, address: IpAddr) -> bool {
+    !pod.host_network && !pod.ips.is_empty() && !pod.ips.contains(&address)
+}
