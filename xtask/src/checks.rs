@@ -25,16 +25,7 @@ pub fn test(filter: Option<&str>, previous: Option<&Path>) -> Result<()> {
     step("integration tests: real programs, cgroups, namespaces and clients");
     run(with_clients(
         cargo()
-            .args([
-                "test",
-                "--package",
-                "metaproxy",
-                "--package",
-                "xtask",
-                "--test",
-                "*",
-                "--",
-            ])
+            .args(["test", "--workspace", "--test", "*", "--"])
             .args(filter)
             .envs(previous.map(|path| ("METAPROXY_TEST_PREVIOUS", path))),
     ))?;
@@ -44,10 +35,9 @@ pub fn test(filter: Option<&str>, previous: Option<&Path>) -> Result<()> {
         step("the build that logs from within the kernel");
         run(with_clients(cargo().args([
             "test",
-            "--package",
-            "metaproxy",
+            "--workspace",
             "--features",
-            "ebpf-log",
+            "metaproxy/ebpf-log",
             "--test",
             "ebpf_log",
         ])))?;
@@ -65,15 +55,7 @@ pub fn cluster(filter: Option<&str>, image: Option<String>) -> Result<()> {
     setup::kubernetes_tools()?;
     ebpf::build()?;
     let mut command = cargo();
-    command.args([
-        "test",
-        "--package",
-        "metaproxy",
-        "--test",
-        "cluster",
-        "--",
-        "--nocapture",
-    ]);
+    command.args(["test", "--workspace", "--test", "cluster", "--", "--nocapture"]);
     match image {
         Some(image) => {
             command.env("METAPROXY_TEST_IMAGE", image);

@@ -1,5 +1,6 @@
 //! `cargo xtask`: metaproxy's development commands.
 
+mod bench;
 mod checks;
 mod demo;
 mod ebpf;
@@ -58,6 +59,10 @@ enum Command {
     Fuzz(fuzz::Fuzz),
     /// Boot Debian's kernels in QEMU and run interception, identity, guard and cleanup there (root)
     VmTest(vm::VmTest),
+    /// Measure what metaproxy costs, beside what it is compared with; writes target/bench (root)
+    Bench(bench::Bench),
+    #[command(flatten)]
+    Inside(bench::Inside),
     /// Run rustfmt, clippy and cargo-deny
     Lint,
     /// For use inside a pod of the lab: connect and count the answers
@@ -93,6 +98,8 @@ fn main() -> ExitCode {
         Command::Test { filter, previous, .. } => checks::test(filter.as_deref(), previous.as_deref()),
         Command::Fuzz(options) => fuzz::fuzz(&options),
         Command::VmTest(options) => vm::test(&options),
+        Command::Bench(options) => bench::bench(&options),
+        Command::Inside(inside) => bench::inside(&inside),
         Command::Lint => checks::lint(),
         Command::Craft(craft) => craft::run(&craft),
         Command::Dial(dial) => dial::run(&dial),

@@ -147,15 +147,7 @@ fn build_tests() -> Result<PathBuf> {
     step("building");
     run(cargo().args(["build", "--workspace", "--bins"]))?;
     let output = cargo()
-        .args([
-            "test",
-            "--no-run",
-            "--quiet",
-            "--package",
-            "metaproxy",
-            "--test",
-            "kernels",
-        ])
+        .args(["test", "--no-run", "--quiet", "--workspace", "--test", "kernels"])
         .args(["--message-format", "json"])
         .stderr(Stdio::inherit())
         .output()

@@ -1,0 +1,157 @@
+//! What is decided without any I/O, timed by itself: `cargo bench --package metaproxy`.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a benchmark panics where it can't go on"
+)]
+
+use std::hint::black_box;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use divan::Bencher;
+use metaproxy::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, Sessions};
+use metaproxy::imds::path::Paths;
+use metaproxy::pods::{Inventory, Namespace, Pod, PodUid};
+use metaproxy::roles::{AnnotationKeys, Decision, NamespaceRules, Rules, SessionRules};
+use metaproxy_common::address::Endpoint;
+use metaproxy_common::layout::{Config, Destination};
+use metaproxy_common::verdict::{Family, Surroundings, classify, decide};
+
+fn main() {
+    divan::main();
+}
+
+const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
+
+/// Patterns of a namespace, of which the last is the pod's.
+const PATTERNS: usize = 200;
+
+fn endpoint(text: &str) -> Endpoint {
+    Endpoint::from_socket(text.parse::<SocketAddr>().unwrap())
+}
+
+/// What the connect hooks do: nearly all connections go elsewhere.
+#[divan::bench(args = ["10.96.0.1:443", "169.254.169.254:80"])]
+fn verdict(bencher: Bencher<'_, '_>, to: &str) {
+    let destination = Destination {
+        v4: endpoint("10.0.0.1:18181"),
+        v6: endpoint("[fd00::1]:18181"),
+    };
+    let (config, to) = (Config::imds(1, destination), endpoint(to));
+    let around = Surroundings {
+        in_node_netns: false,
+        listed: false,
+    };
+    bencher.bench_local(|| {
+        let class = classify(black_box(&config), black_box(&to));
+        decide(&class, Family::V4, around, &destination)
+    });
+}
+
+#[divan::bench(args = [
+    "/latest/meta-data/iam/security-credentials/app",
+    "/latest/meta-data/iam/security-credentials/",
+    "/latest/meta-data/placement/availability-zone",
+    "/latest/meta-data/%69am/security-credentials/node",
+])]
+fn path(bencher: Bencher<'_, '_>, target: &str) {
+    let paths = Paths::default();
+    bencher.bench_local(|| paths.classify(black_box(target)));
+}
+
+fn rules() -> Rules {
+    let key = |name: &str| format!("iam.amazonaws.com/{name}");
+    Rules {
+        base: Some("arn:aws:iam::123456789012:role/".parse().unwrap()),
+        default_role: None,
+        keys: AnnotationKeys {
+            role: key("role"),
+            external_id: key("external-id"),
+            session_name: key("session-name"),
+            permitted: key("permitted"),
+            allowed_roles: key("allowed-roles"),
+        },
+        namespaces: NamespaceRules {
+            required: true,
+            ..NamespaceRules::default()
+        },
+        web_identity: false,
+        firewall: false,
+        enforce_host_network: false,
+        sessions: SessionRules::default(),
+    }
+}
+
+fn inventory() -> Inventory {
+    let pod = Pod {
+        uid: UID.parse().unwrap(),
+        static_uid: None,
+        namespace: "apps".to_owned(),
+        name: "web".to_owned(),
+        service_account: "default".to_owned(),
+        annotations: [("iam.amazonaws.com/role".to_owned(), "app".to_owned())].into(),
+        host_network: false,
+        ips: Vec::new(),
+        host_ports: Vec::new(),
+        node: None,
+        finished: false,
+    };
+    let mut patterns: Vec<String> = (1..PATTERNS).map(|number| format!("team-{number}-*")).collect();
+    patterns.push("app*".to_owned());
+    let allowed = serde_json::to_string(&patterns).unwrap();
+    let namespace = Namespace {
+        name: "apps".to_owned(),
+        annotations: [("iam.amazonaws.com/allowed-roles".to_owned(), allowed)].into(),
+    };
+    Inventory::new([Arc::new(pod)], [Arc::new(namespace)], [])
+}
+
+/// Once for each pod as long as nothing changes; the patterns are compiled by then.
+#[divan::bench]
+fn role_with_200_patterns(bencher: Bencher<'_, '_>) {
+    let (rules, inventory) = (rules(), inventory());
+    let uid: PodUid = UID.parse().unwrap();
+    assert!(matches!(rules.resolve(&inventory, &uid), Decision::Granted(_)));
+    bencher.bench_local(|| rules.resolve(black_box(&inventory), &uid));
+}
+
+/// Gives a session of an hour at once.
+struct AtOnce;
+
+impl Issuer for AtOnce {
+    async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
+        let now = SystemTime::now();
+        let issued = Issued {
+            access_key_id: "ASIA",
+            secret_access_key: "secret",
+            token: "token",
+            expiration: now + Duration::from_secs(3600),
+        };
+        Ok(Session::new(&key.role, &issued, now))
+    }
+}
+
+/// Among those of as many pods as a large node has.
+#[divan::bench(args = [1, 250])]
+fn session(bencher: Bencher<'_, '_>, pods: usize) {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let Decision::Granted(grant) = rules().resolve(&inventory(), &UID.parse().unwrap()) else {
+        panic!("the pod has a role");
+    };
+    let mut key = SessionKey::of_grant(&grant);
+    let sessions = Sessions::new(AtOnce);
+    runtime.block_on(async {
+        for number in 0..pods {
+            key.shape.pod = Some(format!("aaaaaaaa-0000-0000-0000-{number:012}").parse().unwrap());
+            let deadline = tokio::time::Instant::now() + Duration::from_secs(1);
+            sessions.get(&key, deadline).await.unwrap();
+        }
+        bencher.bench_local(|| sessions.ready(black_box(&key)).unwrap());
+    });
+}

@@ -1,0 +1,193 @@
+//! `cargo xtask bench`: what metaproxy costs, measured on the lab's node with the real programs. Whatever is compared is
+//! measured in one run, turn by turn, so that what else the machine does falls on both.
+
+pub mod bare;
+mod cold;
+mod connects;
+mod figures;
+mod footprint;
+mod guarded;
+pub mod hold;
+pub mod load;
+mod plot;
+mod report;
+mod serving;
+mod site;
+pub mod traffic;
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::SystemTime;
+
+use anyhow::{Context as _, Result, ensure};
+use clap::{Args, Subcommand};
+use hyper::Uri;
+use xtask::lab::require_root;
+
+use self::figures::Section;
+use self::report::{Report, row};
+use self::site::{Effort, Site};
+use crate::shell::{cargo, output, root, run, step};
+use crate::{ebpf, setup};
+
+/// `cargo xtask bench`
+#[derive(Clone, Debug, Args)]
+pub struct Bench {
+    /// Only parts whose name contains this: connects, redirect, cached, cold, footprint, guard
+    filter: Option<String>,
+    /// Another server of credentials to measure beside: http://ADDRESS:PORT/PATH
+    #[arg(long, value_name = "URL")]
+    peer: Option<Uri>,
+    /// Measure what is built there already (metaproxy and xtask), instead of building
+    #[arg(long, value_name = "DIR", conflicts_with = "smoke")]
+    binaries: Option<PathBuf>,
+    /// In the part `cached`: another build of metaproxy to measure beside
+    #[arg(long, value_name = "BINARY")]
+    before: Option<PathBuf>,
+    /// How often things are compared
+    #[arg(long, default_value_t = 7)]
+    rounds: usize,
+    /// Only see whether it runs: the debug build and little of everything; its figures mean nothing
+    #[arg(long)]
+    smoke: bool,
+}
+
+/// What runs inside pods.
+#[derive(Clone, Debug, Subcommand)]
+pub enum Inside {
+    /// For use inside a pod of the lab: ask as fast as one is answered
+    #[command(name = "bench-load", hide = true)]
+    Load(load::Load),
+    /// For use inside the lab: a server to compare with
+    #[command(name = "bench-bare", hide = true)]
+    Bare(bare::Bare),
+    /// For use inside a pod of the lab: one answer, as it comes
+    #[command(name = "bench-record", hide = true)]
+    Record(hold::Hold),
+    /// For use inside a pod of the lab: connections that say nothing
+    #[command(name = "bench-hold", hide = true)]
+    Hold(hold::Hold),
+    /// For use inside the lab: takes other traffic
+    #[command(name = "bench-sink", hide = true)]
+    Sink(traffic::Sink),
+    /// For use inside a pod of the lab: other traffic
+    #[command(name = "bench-send", hide = true)]
+    Send(traffic::Send),
+}
+
+/// Runs one of them.
+///
+/// # Errors
+/// Its own.
+pub fn inside(inside: &Inside) -> Result<()> {
+    match inside {
+        Inside::Load(load) => load::run(load),
+        Inside::Bare(bare) => bare::run(bare),
+        Inside::Record(record) => hold::record(record),
+        Inside::Hold(hold) => hold::hold(hold),
+        Inside::Sink(sink) => traffic::sink(sink),
+        Inside::Send(send) => traffic::send(send),
+    }
+}
+
+type Part<'a> = (&'static str, &'a dyn Fn(&Site) -> Result<Section>);
+
+/// Builds what is needed, measures, and writes the report. Goals that are missed are told, and are no failure.
+///
+/// # Errors
+/// Where something could not be measured.
+pub fn bench(bench: &Bench) -> Result<()> {
+    require_root()?;
+    let binaries = match &bench.binaries {
+        Some(dir) => dir.clone(),
+        None => build(bench.smoke)?,
+    };
+    let effort = Effort {
+        rounds: if bench.smoke { 1 } else { bench.rounds },
+        millis: if bench.smoke { 100 } else { 1500 },
+        connections: if bench.smoke { 50 } else { 5000 },
+        smoke: bench.smoke,
+    };
+    let cached = |site: &Site| serving::cached(site, bench.peer.as_ref(), bench.before.as_deref());
+    let parts: [Part<'_>; 6] = [
+        ("connects", &connects::elsewhere),
+        ("redirect", &connects::redirected),
+        ("cached", &cached),
+        ("cold", &cold::cold),
+        ("footprint", &footprint::footprint),
+        ("guard", &guarded::guarded),
+    ];
+    let mut report = Report {
+        date: date(),
+        commit: output(Command::new("git").current_dir(root()).args([
+            "describe",
+            "--always",
+            "--dirty",
+            "--abbrev=12",
+        ])),
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
+            .trim()
+            .to_owned(),
+        processor: processor()?,
+        processors: std::thread::available_parallelism()?.get(),
+        form: if bench.smoke {
+            "a debug build that only had to run"
+        } else {
+            "release build"
+        },
+        sections: Vec::new(),
+    };
+    for (name, part) in parts {
+        if bench.filter.as_ref().is_some_and(|filter| !name.contains(filter)) {
+            continue;
+        }
+        step(name);
+        // A lab for each: what one part leaves in the kernel's tables is not there for the next.
+        let site = Site::new(&binaries, effort)?;
+        let section = part(&site).with_context(|| format!("the part `{name}`"))?;
+        for figure in &section.figures {
+            print!("{}", row(figure));
+        }
+        report.sections.push(section);
+    }
+    ensure!(!report.sections.is_empty(), "no part has a name like that");
+    let dir: PathBuf = root().join("target/bench");
+    report.write(&dir)?;
+    step(&format!("written to {}", dir.join("report.md").display()));
+    if !bench.smoke {
+        for figure in report.missed() {
+            print!("missed: {}", row(figure));
+        }
+    }
+    Ok(())
+}
+
+/// Where the binaries are.
+fn build(smoke: bool) -> Result<PathBuf> {
+    setup::for_demo()?;
+    ebpf::build()?;
+    step("building");
+    let form = if smoke { "debug" } else { "release" };
+    let mut build = cargo();
+    build.args(["build", "--quiet", "--workspace", "--bins"]);
+    if !smoke {
+        build.arg("--release");
+    }
+    run(&mut build)?;
+    Ok(root().join("target").join(form))
+}
+
+fn date() -> String {
+    let now = humantime::format_rfc3339_seconds(SystemTime::now()).to_string();
+    now.split('T').next().unwrap_or_default().to_owned()
+}
+
+fn processor() -> Result<String> {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo")?;
+    let name = cpuinfo
+        .lines()
+        .find(|line| line.starts_with("model name"))
+        .and_then(|line| line.split_once(':'));
+    Ok(name.map_or_else(|| "processor".to_owned(), |(_, name)| name.trim().to_owned()))
+}

@@ -1,0 +1,74 @@
+//! What the guard costs traffic that has nothing to do with the metadata service.
+
+use std::net::{IpAddr, SocketAddr};
+
+use anyhow::{Context as _, Result};
+use xtask::lab::AWS_IP;
+use xtask::lab::pod::PodSpec;
+
+use super::figures::{Figure, Goal, Samples, Section};
+use super::site::{Process, Site};
+use super::traffic::{Kind, Measured};
+
+const SINK: u16 = 7004;
+
+/// A part in a hundred is what a benchmark of this kind can tell.
+const UNCHANGED: f64 = 1.01;
+
+pub fn guarded(site: &Site) -> Result<Section> {
+    let pod = site.pod(PodSpec::without_role("sending"))?;
+    let _agent = site.agent(&["--guard=off"])?;
+    let to = SocketAddr::new(IpAddr::V4(AWS_IP), SINK).to_string();
+    let mut sink = site.in_netns(site.lab.aws(), &["bench-sink", "--listen", &to])?;
+    let _sink = Process::spawn(&mut sink)?;
+    std::thread::sleep(std::time::Duration::from_millis(200));
+    let millis = site.effort.millis.to_string();
+    let send = |kind: Kind| -> Result<f64> {
+        let words = [
+            "bench-send",
+            "--to",
+            &to,
+            "--kind",
+            kind.name(),
+            "--millis",
+            &millis,
+        ];
+        let output = site.in_pod(&pod, &words)?.output()?;
+        let measured: Measured = serde_json::from_slice(&output.stdout).context("what the sender printed")?;
+        Ok(measured.value)
+    };
+    let mut section = Section {
+        title: "Other traffic beside the guard",
+        how: "from a pod, forwarded by the node and out of its uplink (veth), to a server behind it; the guard (packets: tcx \
+              at the uplink) is started and stopped again in each round",
+        ..Section::default()
+    };
+    for kind in Kind::ALL {
+        let (mut with, mut without) = (Samples::default(), Samples::default());
+        for round in 0..site.effort.rounds * 2 {
+            for guarded in [round % 2 == 0, round % 2 != 0] {
+                if guarded {
+                    let mut guard = site.guard()?;
+                    with.push(send(kind)?);
+                    guard.stop()?;
+                } else {
+                    without.push(send(kind)?);
+                }
+            }
+        }
+        let what = kind.what();
+        // Of each, more is worse: a rate is turned round.
+        let ratio = if kind.is_rate() {
+            without.over(&with)
+        } else {
+            with.over(&without)
+        };
+        section.figures.extend([
+            Figure::new(format!("{what}, without"), kind.unit(), &without),
+            Figure::new(format!("{what}, with the guard"), kind.unit(), &with),
+            Figure::new(format!("{what}, cost with / without"), "ratio", &ratio)
+                .with_goal(Goal::AtMost(UNCHANGED)),
+        ]);
+    }
+    Ok(section)
+}

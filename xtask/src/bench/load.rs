@@ -1,0 +1,315 @@
+//! For the inside of a pod: clients that ask as fast as they are answered, or connect as fast as they can, and what that
+//! took. One thread, so that it takes little of what the server could use.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+use clap::{Args, ValueEnum};
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+/// How to ask.
+#[derive(Clone, Debug, Args)]
+pub struct Load {
+    /// Where to
+    #[arg(long)]
+    pub to: SocketAddr,
+    /// What for
+    #[arg(long, default_value = "/")]
+    pub path: String,
+    /// How many at a time
+    #[arg(long, default_value_t = 1)]
+    pub clients: usize,
+    /// Requests, or connections, of each client; 0 for --millis
+    #[arg(long, default_value_t = 0)]
+    pub count: usize,
+    /// How long, after a tenth of it to get going
+    #[arg(long, default_value_t = 0)]
+    pub millis: u64,
+    /// What each of them is
+    #[arg(long, value_enum, default_value = "keep")]
+    pub each: Each,
+}
+
+/// What is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Each {
+    /// A request of a connection that stays open
+    Keep,
+    /// Connect, request, answer, close
+    Connection,
+    /// connect() alone; the close is not timed
+    Connect,
+}
+
+/// What it took.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Outcome {
+    /// Answered as they should be.
+    pub done: usize,
+    /// Not.
+    pub failed: usize,
+    /// From the first to the last.
+    pub seconds: f64,
+    /// Microseconds, in the middle.
+    pub p50: f64,
+    /// Microseconds; one in a hundred takes longer.
+    pub p99: f64,
+    /// The longest, in microseconds.
+    pub max: f64,
+}
+
+impl Outcome {
+    /// In a second.
+    pub fn rate(&self) -> f64 {
+        self.done as f64 / self.seconds
+    }
+
+    fn of(mut taken: Vec<Duration>, failed: usize, seconds: f64) -> Self {
+        taken.sort_unstable();
+        let at = |part: f64| {
+            let index = (part * taken.len().saturating_sub(1) as f64).round() as usize;
+            taken
+                .get(index)
+                .map_or(f64::NAN, |taken| taken.as_secs_f64() * 1e6)
+        };
+        Self {
+            done: taken.len(),
+            failed,
+            seconds,
+            p50: at(0.5),
+            p99: at(0.99),
+            max: at(1.0),
+        }
+    }
+}
+
+/// Prints what it took.
+///
+/// # Errors
+/// Where nothing at all could be done.
+pub fn run(load: &Load) -> Result<()> {
+    let outcome = if load.clients == 1 {
+        load.alone()
+    } else {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .context("cannot start the asynchronous runtime")?
+            .block_on(load.together())
+    };
+    println!("{}", serde_json::to_string(&outcome)?);
+    Ok(())
+}
+
+/// When to begin counting, and when to stop.
+#[derive(Clone, Copy)]
+struct Span {
+    counts_from: Instant,
+    end: Option<Instant>,
+}
+
+impl Load {
+    fn request(&self) -> Vec<u8> {
+        format!("GET {} HTTP/1.1\r\nHost: {}\r\n\r\n", self.path, self.to.ip()).into_bytes()
+    }
+
+    fn span(&self) -> Span {
+        let (start, whole) = (Instant::now(), Duration::from_millis(self.millis));
+        Span {
+            counts_from: start + whole / 10,
+            end: (self.count == 0).then(|| start + whole),
+        }
+    }
+
+    fn goes_on(&self, span: Span, number: usize) -> bool {
+        span.end.map_or(number < self.count, |end| Instant::now() < end)
+    }
+
+    /// One client, without any runtime in between.
+    fn alone(&self) -> Outcome {
+        let (request, span) = (self.request(), self.span());
+        let (mut taken, mut failed, mut open) = (Vec::new(), 0, None);
+        let mut number = 0;
+        while self.goes_on(span, number) {
+            let start = Instant::now();
+            match self.once(&request, &mut open) {
+                Ok(spent) if start >= span.counts_from => taken.push(spent),
+                Ok(_) => {}
+                Err(_) => failed += 1,
+            }
+            number += 1;
+        }
+        Outcome::of(taken, failed, span.counts_from.elapsed().as_secs_f64())
+    }
+
+    fn once(&self, request: &[u8], open: &mut Option<TcpStream>) -> io::Result<Duration> {
+        let start = Instant::now();
+        let mut stream = match open.take() {
+            Some(stream) => stream,
+            None => TcpStream::connect(self.to)?,
+        };
+        if self.each == Each::Connect {
+            return Ok(start.elapsed());
+        }
+        stream.set_nodelay(true)?;
+        stream.write_all(request)?;
+        let mut answer = Answer::default();
+        let mut buffer = [0; 8192];
+        while !answer.is_whole()? {
+            let read = stream.read(&mut buffer)?;
+            answer.more(&buffer[..read])?;
+        }
+        match self.each {
+            Each::Keep => *open = Some(stream),
+            Each::Connection | Each::Connect => drop(stream),
+        }
+        Ok(start.elapsed())
+    }
+
+    /// Many clients on this one thread.
+    async fn together(&self) -> Outcome {
+        let (request, span) = (self.request(), self.span());
+        let local = tokio::task::LocalSet::new();
+        let clients: Vec<_> = (0..self.clients)
+            .map(|_| local.spawn_local(self.clone().client(request.clone(), span)))
+            .collect();
+        let (mut taken, mut failed) = (Vec::new(), 0);
+        local
+            .run_until(async {
+                for client in clients {
+                    if let Ok((own, own_failed)) = client.await {
+                        taken.extend(own);
+                        failed += own_failed;
+                    }
+                }
+            })
+            .await;
+        Outcome::of(taken, failed, span.counts_from.elapsed().as_secs_f64())
+    }
+
+    async fn client(self, request: Vec<u8>, span: Span) -> (Vec<Duration>, usize) {
+        let (mut taken, mut failed, mut open) = (Vec::new(), 0, None);
+        let (mut answer, mut buffer) = (Answer::default(), vec![0; 8192]);
+        let mut number = 0;
+        while self.goes_on(span, number) {
+            let start = Instant::now();
+            match self.ask(&request, &mut open, &mut answer, &mut buffer).await {
+                Ok(()) if start >= span.counts_from => taken.push(start.elapsed()),
+                Ok(()) => {}
+                Err(_) => {
+                    failed += 1;
+                    open = None;
+                }
+            }
+            number += 1;
+        }
+        (taken, failed)
+    }
+
+    async fn ask(
+        &self,
+        request: &[u8],
+        open: &mut Option<tokio::net::TcpStream>,
+        answer: &mut Answer,
+        buffer: &mut [u8],
+    ) -> io::Result<()> {
+        let mut stream = match open.take() {
+            Some(stream) => stream,
+            None => {
+                let stream = tokio::net::TcpStream::connect(self.to).await?;
+                stream.set_nodelay(true)?;
+                stream
+            }
+        };
+        if self.each == Each::Connect {
+            return Ok(());
+        }
+        stream.write_all(request).await?;
+        answer.clear();
+        while !answer.is_whole()? {
+            let read = stream.read(buffer).await?;
+            answer.more(&buffer[..read])?;
+        }
+        if self.each == Each::Keep {
+            *open = Some(stream);
+        }
+        Ok(())
+    }
+}
+
+/// An answer as it comes: its status and its length are looked at, and no more.
+#[derive(Debug, Default)]
+struct Answer {
+    bytes: Vec<u8>,
+    whole: Option<usize>,
+}
+
+impl Answer {
+    fn clear(&mut self) {
+        self.bytes.clear();
+        self.whole = None;
+    }
+
+    fn more(&mut self, bytes: &[u8]) -> io::Result<()> {
+        if bytes.is_empty() {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        self.bytes.extend_from_slice(bytes);
+        Ok(())
+    }
+
+    fn is_whole(&mut self) -> io::Result<bool> {
+        if self.whole.is_none()
+            && let Some(head) = self.bytes.windows(4).position(|four| four == b"\r\n\r\n")
+        {
+            let text = std::str::from_utf8(&self.bytes[..head]).map_err(io::Error::other)?;
+            if !text.starts_with("HTTP/1.1 200") {
+                return Err(io::Error::other("not 200"));
+            }
+            let length = text
+                .lines()
+                .filter_map(|line| line.split_once(':'))
+                .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
+                .and_then(|(_, length)| length.trim().parse::<usize>().ok());
+            let length = length.ok_or_else(|| io::Error::other("an answer without length"))?;
+            self.whole = Some(head + 4 + length);
+        }
+        Ok(self.whole.is_some_and(|whole| self.bytes.len() >= whole))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_whole_when_all_of_its_body_is_there() {
+        let mut answer = Answer::default();
+        for piece in ["HTTP/1.1 200 OK\r\ncontent-", "length: 5\r\n\r\nab", "cde"] {
+            assert!(!answer.is_whole().unwrap());
+            answer.more(piece.as_bytes()).unwrap();
+        }
+        assert!(answer.is_whole().unwrap());
+    }
+
+    #[test]
+    fn anything_but_success_is_a_failure() {
+        let mut answer = Answer::default();
+        answer
+            .more(b"HTTP/1.1 503 x\r\ncontent-length: 0\r\n\r\n")
+            .unwrap();
+        assert!(answer.is_whole().is_err());
+        assert!(Answer::default().more(b"").is_err(), "the end of the connection");
+    }
+
+    #[test]
+    fn percentiles_are_those_of_what_was_timed() {
+        let taken = (1..=100).map(Duration::from_millis).collect();
+        let outcome = Outcome::of(taken, 1, 2.0);
+        assert_eq!((outcome.done, outcome.failed, outcome.rate()), (100, 1, 50.0));
+        assert_eq!((outcome.p99, outcome.max), (99_000.0, 100_000.0));
+    }
+}

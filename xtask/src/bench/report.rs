@@ -1,0 +1,139 @@
+//! The report: a table for people, JSON for machines, plots for both.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+use serde::Serialize;
+
+use super::figures::{Figure, Goal, Section};
+use super::plot;
+
+/// Everything that was found, and where.
+#[derive(Debug, Serialize)]
+pub struct Report {
+    /// The day, as `2026-01-31`.
+    pub date: String,
+    /// The commit that was built, where it is known.
+    pub commit: Option<String>,
+    /// `uname -r`
+    pub kernel: String,
+    /// As `/proc/cpuinfo` names it.
+    pub processor: String,
+    /// How many of them.
+    pub processors: usize,
+    /// How it was built, and how much was done.
+    pub form: &'static str,
+    /// What was measured.
+    pub sections: Vec<Section>,
+}
+
+impl Report {
+    /// Writes `report.md`, `report.json` and the plots.
+    ///
+    /// # Errors
+    /// Those of the files.
+    pub fn write(&self, dir: &Path) -> Result<()> {
+        fs::create_dir_all(dir)?;
+        fs::write(dir.join("report.md"), self.markdown()).context("report.md")?;
+        fs::write(dir.join("report.json"), serde_json::to_vec_pretty(self)?).context("report.json")?;
+        for plot in self.sections.iter().flat_map(|section| &section.plots) {
+            plot::draw(plot, &dir.join(format!("{}.svg", plot.name)))?;
+        }
+        Ok(())
+    }
+
+    fn markdown(&self) -> String {
+        let mut text = format!(
+            "# metaproxy, measured\n\n{}, kernel {}, {} × {}, {}",
+            self.date, self.kernel, self.processors, self.processor, self.form
+        );
+        if let Some(commit) = &self.commit {
+            let _ = write!(text, ", commit {commit}");
+        }
+        text.push_str(".\nMedians of the rounds; in brackets the first and the third quartile.\n");
+        for section in &self.sections {
+            let _ = write!(text, "\n## {}\n\n{}.\n\n", section.title, section.how);
+            text.push_str(
+                "| what | median | quartiles | unit | goal | |\n| --- | ---: | :---: | --- | --- | --- |\n",
+            );
+            for figure in &section.figures {
+                text.push_str(&row(figure));
+            }
+            for plot in &section.plots {
+                let _ = write!(text, "\n![{}]({}.svg)\n", plot.title, plot.name);
+            }
+        }
+        text
+    }
+
+    /// What was to be, and is not.
+    pub fn missed(&self) -> impl Iterator<Item = &Figure> {
+        self.sections
+            .iter()
+            .flat_map(|section| &section.figures)
+            .filter(|figure| figure.met == Some(false))
+    }
+}
+
+/// One line of a table.
+pub fn row(figure: &Figure) -> String {
+    let spread = if figure.rounds > 1 {
+        format!("[{}, {}]", number(figure.spread.0), number(figure.spread.1))
+    } else {
+        String::new()
+    };
+    let goal = match figure.goal {
+        Some(Goal::AtMost(most)) => format!("≤ {}", number(most)),
+        Some(Goal::AtLeast(least)) => format!("≥ {}", number(least)),
+        None => String::new(),
+    };
+    let met = match figure.met {
+        Some(true) => "met",
+        Some(false) => "**missed**",
+        None => "",
+    };
+    format!(
+        "| {} | {} | {spread} | {} | {goal} | {met} |\n",
+        figure.what,
+        number(figure.median),
+        figure.unit
+    )
+}
+
+/// As many digits as mean something.
+fn number(value: f64) -> String {
+    match value.abs() {
+        0.0 => "0".to_owned(),
+        size if size >= 1000.0 => {
+            let digits = format!("{value:.0}");
+            let (first, last) = digits.split_at(digits.len() - 3);
+            format!("{first},{last}")
+        }
+        size if size >= 100.0 => format!("{value:.0}"),
+        size if size >= 10.0 => format!("{value:.1}"),
+        _ if value.fract() == 0.0 => format!("{value:.0}"),
+        _ => format!("{value:.3}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_have_as_many_digits_as_mean_something() {
+        let shown = [0.0, 1.0, 0.98765, 12.34, 123.4, 43_210.9].map(number);
+        assert_eq!(shown, ["0", "1", "0.988", "12.3", "123", "43,211"]);
+    }
+
+    #[test]
+    fn a_goal_that_was_missed_stands_out() {
+        let figure = Figure::once("a ratio", "ratio", 1.2).with_goal(Goal::AtMost(1.05));
+        assert_eq!(
+            row(&figure),
+            "| a ratio | 1.200 |  | ratio | ≤ 1.050 | **missed** |\n"
+        );
+    }
+}

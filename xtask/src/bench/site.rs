@@ -1,0 +1,271 @@
+//! Where it is measured: the lab's node, and what runs on it.
+
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use xtask::lab::agent::{Agent, AgentSpec};
+use xtask::lab::imds::FakeImds;
+use xtask::lab::netns::Netns;
+use xtask::lab::pod::{Pod, PodSpec, command_in};
+use xtask::lab::sts::FakeSts;
+use xtask::lab::{Lab, NODE_IP};
+
+use super::load::Outcome;
+
+/// What all pods ask for, unless they ask for something else.
+pub const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/app";
+
+/// Where pods believe to be asking.
+pub const IMDS: &str = "169.254.169.254:80";
+
+/// What is measured is the agent, and not how it slows down a pod that asks too much.
+const NO_LIMITS: [&str; 5] = [
+    "--max-connections-per-pod=1000000",
+    "--max-connection-rate-per-pod=100000000",
+    "--max-request-rate-per-pod=100000000",
+    "--admin-address=off",
+    "--imds-v1=allow",
+];
+
+/// The node, with a metadata service and an STS of its own.
+pub struct Site {
+    pub lab: Lab,
+    pub sts: FakeSts,
+    _imds: FakeImds,
+    /// The agent's binary.
+    agent: PathBuf,
+    /// This program, built as the agent is.
+    tools: PathBuf,
+    pub effort: Effort,
+}
+
+/// How much of everything.
+#[derive(Clone, Copy, Debug)]
+pub struct Effort {
+    /// How often things are compared.
+    pub rounds: usize,
+    /// How long one of them is asked each time, in milliseconds.
+    pub millis: u64,
+    /// Connections, where they are counted.
+    pub connections: usize,
+    /// Whether it only has to run.
+    pub smoke: bool,
+}
+
+impl Effort {
+    /// What this list is shortened to where it only has to run.
+    pub fn some<'a, T>(&self, all: &'a [T]) -> &'a [T] {
+        if self.smoke { &all[..all.len().min(2)] } else { all }
+    }
+}
+
+impl Site {
+    pub fn new(binaries: &Path, effort: Effort) -> Result<Self> {
+        let lab = Lab::new()?;
+        let keys = ("node".to_owned(), "node".to_owned(), "node".to_owned());
+        let imds = FakeImds::start(lab.aws(), keys)?;
+        let sts = FakeSts::start(lab.aws(), Duration::ZERO)?;
+        Ok(Self {
+            lab,
+            sts,
+            _imds: imds,
+            agent: binaries.join("metaproxy"),
+            tools: binaries.join("xtask"),
+            effort,
+        })
+    }
+
+    pub fn spec(&self, flags: &[&str]) -> AgentSpec {
+        AgentSpec::new(&self.agent, &FakeSts::url())
+            .with(&NO_LIMITS)
+            .with(flags)
+    }
+
+    /// An agent that serves.
+    pub fn agent(&self, flags: &[&str]) -> Result<Agent> {
+        Agent::start(&self.lab, &self.spec(flags))
+    }
+
+    /// One of another build.
+    pub fn agent_of(&self, binary: &Path) -> Result<Agent> {
+        let spec = AgentSpec {
+            binary: binary.to_owned(),
+            ..self.spec(&[])
+        };
+        Agent::start(&self.lab, &spec)
+    }
+
+    /// A guard that keeps pods out.
+    pub fn guard(&self) -> Result<Agent> {
+        let guard = Agent::guard(&self.lab, &self.agent, &["--close", "at-once"])?;
+        guard.wait_for("guard closed")?;
+        Ok(guard)
+    }
+
+    /// A pod whose connections leave nothing behind: those of the next round would meet what is left of these.
+    pub fn pod(&self, spec: PodSpec) -> Result<Pod> {
+        let pod = self.lab.pod(spec)?;
+        if let Some(netns) = pod.netns() {
+            no_time_wait(netns)?;
+        }
+        Ok(pod)
+    }
+
+    /// This program as one of its hidden commands, in a pod.
+    pub fn in_pod(&self, pod: &Pod, words: &[&str]) -> Result<Command> {
+        let mut command = pod.command(&self.tools)?;
+        command.args(words);
+        Ok(command)
+    }
+
+    /// The same outside of every pod.
+    pub fn in_netns(&self, netns: &Netns, words: &[&str]) -> Result<Command> {
+        let mut command = command_in(&self.tools, Some(&self.lab.host_cgroup()), netns.file())?;
+        command.args(words);
+        Ok(command)
+    }
+
+    /// Load from a pod.
+    pub fn load(&self, pod: &Pod, words: &[&str]) -> Result<Outcome> {
+        finish(start(&mut self.in_pod(pod, &[&["bench-load"], words].concat())?)?)
+    }
+
+    /// Load from outside of every pod.
+    pub fn load_in(&self, netns: &Netns, words: &[&str]) -> Result<Outcome> {
+        finish(start(
+            &mut self.in_netns(netns, &[&["bench-load"], words].concat())?,
+        )?)
+    }
+
+    /// What the agent answers to this pod, to the byte.
+    pub fn record(&self, pod: &Pod, path: &str) -> Result<PathBuf> {
+        let output = self
+            .in_pod(pod, &["bench-record", "--to", IMDS, "--path", path])?
+            .stderr(Stdio::inherit())
+            .output()
+            .context("cannot ask the agent")?;
+        ensure!(
+            output.stdout.starts_with(b"HTTP/1.1 200"),
+            "the agent has no credentials for {path}"
+        );
+        let file = self.lab.dir().join("answer");
+        fs::write(&file, &output.stdout)?;
+        Ok(file)
+    }
+
+    /// A bare server in this namespace, which answers what was recorded.
+    pub fn bare(&self, netns: &Netns, address: SocketAddr, answer: &Path) -> Result<Process> {
+        let listen = address.to_string();
+        let mut command = self.in_netns(netns, &["bench-bare", "--listen", &listen, "--answer"])?;
+        let process = Process::spawn(command.arg(answer))?;
+        within(Duration::from_secs(5), "a bare server that listens", || {
+            Ok(netns.run(|| std::net::TcpStream::connect(address))?.is_ok())
+        })?;
+        Ok(process)
+    }
+}
+
+/// An address of the node.
+pub fn at_node(port: u16) -> SocketAddr {
+    SocketAddr::new(IpAddr::V4(NODE_IP), port)
+}
+
+/// Where pods reach the agent directly.
+pub fn listener(agent: &Agent) -> Result<SocketAddr> {
+    let found = agent
+        .listeners()?
+        .into_iter()
+        .find(|listener| listener.ip() == IpAddr::V4(NODE_IP));
+    found.context("the agent does not listen on the node's address")
+}
+
+/// Addresses and ports of what is closed can be used again at once.
+pub fn no_time_wait(netns: &Netns) -> Result<()> {
+    netns.sysctl("net/ipv4/tcp_max_tw_buckets", "0")?;
+    netns.sysctl("net/ipv4/ip_local_port_range", "10000 65000")
+}
+
+/// Started, with what it prints kept for [`finish`].
+pub fn start(command: &mut Command) -> Result<Child> {
+    command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {}", command.get_program().display()))
+}
+
+/// What it measured; an error where anything failed, as failures are fast.
+pub fn finish(child: Child) -> Result<Outcome> {
+    let output = child.wait_with_output()?;
+    ensure!(output.status.success(), "load: {}", output.status);
+    let outcome: Outcome = serde_json::from_slice(&output.stdout).context("what the load printed")?;
+    ensure!(
+        outcome.failed == 0 && outcome.done > 0,
+        "{} of {} requests failed",
+        outcome.failed,
+        outcome.failed + outcome.done
+    );
+    Ok(outcome)
+}
+
+/// A process that ends when it is dropped.
+#[derive(Debug)]
+pub struct Process(Child);
+
+impl Process {
+    pub fn spawn(command: &mut Command) -> Result<Self> {
+        let child = command.stdin(Stdio::null()).spawn();
+        Ok(Self(child.with_context(|| {
+            format!("cannot run {}", command.get_program().display())
+        })?))
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// What all threads of a process have run for (proc_pid_schedstat(5)).
+pub fn processor_time(pid: u32) -> Result<Duration> {
+    let mut total = 0;
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
+        let nanoseconds = schedstat.split(' ').next().unwrap_or_default();
+        total += nanoseconds.parse::<u64>().context("schedstat")?;
+    }
+    Ok(Duration::from_nanos(total))
+}
+
+/// A field of `/proc/PID/status`; sizes are in KiB (proc_pid_status(5)).
+pub fn status(pid: u32, field: &str) -> Result<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let value = status
+        .lines()
+        .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|value| value.parse().ok());
+    value.with_context(|| format!("{field} of process {pid}"))
+}
+
+/// Tries until it holds.
+pub fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
+    let end = Instant::now() + limit;
+    while !holds()? {
+        if Instant::now() > end {
+            bail!("not within {limit:?}: {what}");
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Ok(())
+}
