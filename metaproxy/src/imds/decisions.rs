@@ -167,14 +167,14 @@ impl Table {
             return found.clone();
         }
         drop(known);
+        let decided = Arc::new(self.rules.resolve(&self.inventory, uid).into());
         let pod = match self.inventory.by_uid(uid) {
             Some(Known::Pod(pod)) => Some(Arc::clone(pod)),
-            _ => None,
+            Some(Known::Ambiguous(_)) => None,
+            // There is no end to pods that are not known; and to decide about them is nothing much.
+            None => return Remembered { decided, pod: None },
         };
-        let found = Remembered {
-            decided: Arc::new(self.rules.resolve(&self.inventory, uid).into()),
-            pod,
-        };
+        let found = Remembered { decided, pod };
         let mut known = self.decided.write().unwrap_or_else(PoisonError::into_inner);
         known.insert(uid.clone(), found.clone());
         found
@@ -184,4 +184,104 @@ impl Table {
 /// Where a pod's addresses are known, nobody else's connection passes for it. hostNetwork pods have the node's.
 fn is_foreign(pod: &Pod, address: IpAddr) -> bool {
     !pod.host_network && !pod.ips.is_empty() && !pod.ips.contains(&address)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::roles::{AnnotationKeys, NamespaceRules, SessionRules};
+
+    const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
+
+    fn rules() -> Rules {
+        let key = |name: &str| format!("iam.amazonaws.com/{name}");
+        Rules {
+            base: Some("arn:aws:iam::123456789012:role/".parse().unwrap()),
+            default_role: None,
+            keys: AnnotationKeys {
+                role: key("role"),
+                external_id: key("external-id"),
+                session_name: key("session-name"),
+                permitted: key("permitted"),
+                allowed_roles: key("allowed-roles"),
+            },
+            namespaces: NamespaceRules::default(),
+            web_identity: false,
+            firewall: false,
+            enforce_host_network: false,
+            sessions: SessionRules::default(),
+        }
+    }
+
+    fn inventory(role: &str) -> Arc<Inventory> {
+        let pod = serde_json::json!({
+            "metadata": {
+                "name": "web", "namespace": "apps", "uid": UID,
+                "annotations": { "iam.amazonaws.com/role": role },
+            },
+            "status": { "podIPs": [{ "ip": "10.244.0.5" }] },
+        });
+        let pod = Pod::from_api(serde_json::from_value(pod).unwrap()).unwrap();
+        Arc::new(Inventory::new([Arc::new(pod)], [], []))
+    }
+
+    fn caller(uid: &str, address: &str) -> Caller {
+        Caller {
+            uid: uid.parse().unwrap(),
+            address: address.parse().unwrap(),
+        }
+    }
+
+    fn role(decided: &Decided) -> Option<&str> {
+        decided.key().map(|key| key.role.name())
+    }
+
+    fn decisions(
+        first: &str,
+    ) -> (
+        watch::Sender<Arc<Inventory>>,
+        watch::Sender<Arc<Rules>>,
+        Decisions,
+    ) {
+        let (publish, pods) = watch::channel(inventory(first));
+        let (publish_rules, rules) = watch::channel(Arc::new(rules()));
+        (publish, publish_rules, Decisions::new(pods, rules))
+    }
+
+    #[test]
+    fn what_is_remembered_is_void_with_the_next_change_of_pods_or_rules() {
+        let (pods, rules, decisions) = decisions("one");
+        let caller = caller(UID, "10.244.0.5");
+        let one = decisions.of(&caller);
+        assert_eq!(role(&one), Some("one"));
+        assert!(Arc::ptr_eq(&one, &decisions.of(&caller)), "worked out once");
+        pods.send_replace(inventory("other"));
+        assert_eq!(role(&decisions.of(&caller)), Some("other"));
+        pods.send_replace(Arc::default());
+        assert!(matches!(*decisions.of(&caller), Decided::Wait(_)));
+        pods.send_replace(inventory("other"));
+        rules.send_modify(|rules| Arc::make_mut(rules).firewall = true);
+        assert!(matches!(*decisions.of(&caller), Decided::NoRole(_)));
+    }
+
+    #[test]
+    fn another_address_is_never_given_what_was_decided_for_the_pods_own() {
+        let (_pods, _rules, decisions) = decisions("one");
+        assert_eq!(role(&decisions.of(&caller(UID, "10.244.0.5"))), Some("one"));
+        let foreign = decisions.of(&caller(UID, "10.244.0.6"));
+        assert!(matches!(*foreign, Decided::Wait(Reason::ForeignAddress { .. })));
+    }
+
+    #[test]
+    fn pods_that_are_not_known_take_no_memory() {
+        let (_pods, _rules, decisions) = decisions("one");
+        for number in 0..100 {
+            let uid = format!("bbbbbbbb-0000-0000-0000-{number:012}");
+            assert!(matches!(
+                *decisions.of(&caller(&uid, "10.244.0.9")),
+                Decided::Wait(_)
+            ));
+        }
+        assert!(decisions.table().decided.read().unwrap().is_empty());
+    }
 }
