@@ -51,10 +51,11 @@ pub fn fuzz(options: &Fuzz) -> Result<()> {
         .args([
             "build",
             "--quiet",
-            "--package",
-            "metaproxy-fuzz",
+            "--workspace",
+            "--bin",
+            "fuzz",
             "--features",
-            "libfuzzer",
+            "metaproxy-fuzz/libfuzzer",
         ])
         .env("RUSTC_WORKSPACE_WRAPPER", own)
         .env(WRAPPER, "1"))?;

@@ -1,13 +1,15 @@
 //! What the guard costs traffic that has nothing to do with the metadata service.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Stdio;
+use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use xtask::lab::AWS_IP;
 use xtask::lab::pod::PodSpec;
 
 use super::figures::{Figure, Goal, Samples, Section};
-use super::site::{Process, Site};
+use super::site::{Process, Site, within};
 use super::traffic::{Kind, Measured};
 
 const SINK: u16 = 7004;
@@ -21,7 +23,9 @@ pub fn guarded(site: &Site) -> Result<Section> {
     let to = SocketAddr::new(IpAddr::V4(AWS_IP), SINK).to_string();
     let mut sink = site.in_netns(site.lab.aws(), &["bench-sink", "--listen", &to])?;
     let _sink = Process::spawn(&mut sink)?;
-    std::thread::sleep(std::time::Duration::from_millis(200));
+    within(Duration::from_secs(5), "a server of other traffic", || {
+        Ok(site.lab.aws().run(|| TcpStream::connect(&to))?.is_ok())
+    })?;
     let millis = site.effort.millis.to_string();
     let send = |kind: Kind| -> Result<f64> {
         let words = [
@@ -33,7 +37,8 @@ pub fn guarded(site: &Site) -> Result<Section> {
             "--millis",
             &millis,
         ];
-        let output = site.in_pod(&pod, &words)?.output()?;
+        let output = site.in_pod(&pod, &words)?.stderr(Stdio::inherit()).output()?;
+        ensure!(output.status.success(), "the sender: {}", output.status);
         let measured: Measured = serde_json::from_slice(&output.stdout).context("what the sender printed")?;
         Ok(measured.value)
     };

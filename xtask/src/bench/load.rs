@@ -180,9 +180,12 @@ impl Load {
         local
             .run_until(async {
                 for client in clients {
-                    if let Ok((own, own_failed)) = client.await {
-                        taken.extend(own);
-                        failed += own_failed;
+                    match client.await {
+                        Ok((own, own_failed)) => {
+                            taken.extend(own);
+                            failed += own_failed;
+                        }
+                        Err(_) => failed += 1,
                     }
                 }
             })

@@ -101,7 +101,12 @@ impl Site {
 
     /// A guard that keeps pods out.
     pub fn guard(&self) -> Result<Agent> {
-        let guard = Agent::guard(&self.lab, &self.agent, &["--close", "at-once"])?;
+        let guard = Agent::guard(
+            &self.lab,
+            &self.agent,
+            &["--close", "at-once", "--guard", "packets"],
+        )?;
+        guard.wait_for("attached to an uplink")?;
         guard.wait_for("guard closed")?;
         Ok(guard)
     }
@@ -236,15 +241,11 @@ impl Drop for Process {
     }
 }
 
-/// What all threads of a process have run for (proc_pid_schedstat(5)).
+/// What all threads of a process have run for, those that have ended too (clock_getcpuclockid(3)).
 pub fn processor_time(pid: u32) -> Result<Duration> {
-    let mut total = 0;
-    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
-        let schedstat = fs::read_to_string(task?.path().join("schedstat"))?;
-        let nanoseconds = schedstat.split(' ').next().unwrap_or_default();
-        total += nanoseconds.parse::<u64>().context("schedstat")?;
-    }
-    Ok(Duration::from_nanos(total))
+    let clock = nix::time::ClockId::pid_cpu_clock_id(nix::unistd::Pid::from_raw(pid.try_into()?))
+        .with_context(|| format!("the processor time of process {pid}"))?;
+    Ok(clock.now()?.into())
 }
 
 /// A field of `/proc/PID/status`; sizes are in KiB (proc_pid_status(5)).
