@@ -65,17 +65,10 @@ static SCENE: LazyLock<Scene> = LazyLock::new(|| {
     }));
     let pod = Arc::new(Pod::from_api(pod.unwrap()).unwrap());
     let (_, pods) = watch::channel(Arc::new(Inventory::new([pod], [], [])));
-    let key = |name: &str| format!("iam.amazonaws.com/{name}");
     let (_, rules) = watch::channel(Arc::new(Rules {
         base: Some("arn:aws:iam::123456789012:role/".parse().unwrap()),
         default_role: None,
-        keys: AnnotationKeys {
-            role: key("role"),
-            external_id: key("external-id"),
-            session_name: key("session-name"),
-            permitted: key("permitted"),
-            allowed_roles: key("allowed-roles"),
-        },
+        keys: AnnotationKeys::default(),
         namespaces: NamespaceRules::default(),
         sessions: SessionRules::default(),
         web_identity: false,

@@ -194,17 +194,10 @@ mod tests {
     const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
 
     fn rules() -> Rules {
-        let key = |name: &str| format!("iam.amazonaws.com/{name}");
         Rules {
             base: Some("arn:aws:iam::123456789012:role/".parse().unwrap()),
             default_role: None,
-            keys: AnnotationKeys {
-                role: key("role"),
-                external_id: key("external-id"),
-                session_name: key("session-name"),
-                permitted: key("permitted"),
-                allowed_roles: key("allowed-roles"),
-            },
+            keys: AnnotationKeys::default(),
             namespaces: NamespaceRules::default(),
             web_identity: false,
             firewall: false,

@@ -25,6 +25,20 @@ pub struct AnnotationKeys {
     pub allowed_roles: String,
 }
 
+/// The names that kube2iam and kiam have made known.
+impl Default for AnnotationKeys {
+    fn default() -> Self {
+        let key = |name: &str| format!("iam.amazonaws.com/{name}");
+        Self {
+            role: key("role"),
+            external_id: key("external-id"),
+            session_name: key("session-name"),
+            permitted: key("permitted"),
+            allowed_roles: key("allowed-roles"),
+        }
+    }
+}
+
 /// The configuration that decides.
 #[derive(Clone, Debug)]
 pub struct Rules {

@@ -16,13 +16,7 @@ fn rules() -> Rules {
     Rules {
         base: Some("arn:aws:iam::123456789012:role/".parse().unwrap()),
         default_role: None,
-        keys: AnnotationKeys {
-            role: "iam.amazonaws.com/role".to_owned(),
-            external_id: "iam.amazonaws.com/external-id".to_owned(),
-            session_name: "iam.amazonaws.com/session-name".to_owned(),
-            permitted: "iam.amazonaws.com/permitted".to_owned(),
-            allowed_roles: "iam.amazonaws.com/allowed-roles".to_owned(),
-        },
+        keys: AnnotationKeys::default(),
         namespaces: NamespaceRules {
             required: true,
             ..NamespaceRules::default()
