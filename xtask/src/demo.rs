@@ -5,11 +5,10 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
-use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+use nix::sys::signal::Signal;
 use xtask::lab::agent::{Agent, AgentSpec};
 use xtask::lab::imds::{FakeImds, NODE_ROLE};
 use xtask::lab::leftovers::snapshot;
@@ -17,37 +16,13 @@ use xtask::lab::pod::{Pod, PodSpec, command_in};
 use xtask::lab::sts::FakeSts;
 use xtask::lab::{Lab, bpf, require_root};
 
-use crate::shell::{cargo, root, run as run_command, step};
+use crate::shell::{cargo, catch_interrupts, go_on, root, run as run_command, step};
 use crate::{ebpf, setup};
 
 /// The port of kube2iam's and kiam's agents, which others on a node want.
 const CONTESTED_PORT: u16 = 8181;
 
 const LIST: &str = "/latest/meta-data/iam/security-credentials/";
-
-static INTERRUPTED: AtomicBool = AtomicBool::new(false);
-
-extern "C" fn interrupt(_signal: i32) {
-    INTERRUPTED.store(true, Ordering::SeqCst);
-}
-
-/// Ctrl-C and SIGTERM end the demo between two steps, so that everything is cleaned up on the way out.
-fn catch_interrupts() -> Result<()> {
-    let action = SigAction::new(SigHandler::Handler(interrupt), SaFlags::empty(), SigSet::empty());
-    for signal in [Signal::SIGINT, Signal::SIGTERM] {
-        // SAFETY: the handler only stores to an atomic.
-        unsafe { sigaction(signal, &action) }.context("cannot handle Ctrl-C")?;
-    }
-    Ok(())
-}
-
-fn go_on() -> Result<()> {
-    ensure!(
-        !INTERRUPTED.load(Ordering::SeqCst),
-        "interrupted; everything was cleaned up"
-    );
-    Ok(())
-}
 
 /// One line of the report, which must be as it should be.
 fn show(who: &str, asked: &str, got: impl Display, right: bool) -> Result<()> {

@@ -189,6 +189,9 @@ pub fn build() -> Result<()> {
     step(&format!("eBPF objects, built with {toolchain}"));
     let out = root().join("target/bpf");
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
+    // One at a time: another build would find objects that are not checked yet, or half a file.
+    let turns = fs::File::create(out.join(".lock")).context("the lock of eBPF builds")?;
+    turns.lock().context("the lock of eBPF builds")?;
     for arch in ARCHITECTURES {
         for (feature, suffix) in [(None, ""), (Some("log"), "-log")] {
             for object in &OBJECTS {

@@ -1,9 +1,40 @@
-//! Running commands, and saying so.
+//! Running commands, saying so, and ending between two steps where somebody asks for it.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+static INTERRUPTED: AtomicBool = AtomicBool::new(false);
+
+extern "C" fn interrupt(_signal: i32) {
+    INTERRUPTED.store(true, Ordering::SeqCst);
+}
+
+/// Ctrl-C and SIGTERM end what is done between two of its steps ([`go_on`]), so that everything is cleaned up on the
+/// way out.
+pub fn catch_interrupts() -> Result<()> {
+    let action = SigAction::new(SigHandler::Handler(interrupt), SaFlags::empty(), SigSet::empty());
+    for signal in [Signal::SIGINT, Signal::SIGTERM] {
+        // SAFETY: the handler only stores to an atomic.
+        unsafe { sigaction(signal, &action) }.context("cannot handle Ctrl-C")?;
+    }
+    Ok(())
+}
+
+/// Between two steps.
+///
+/// # Errors
+/// Where somebody has asked for the end.
+pub fn go_on() -> Result<()> {
+    ensure!(
+        !INTERRUPTED.load(Ordering::SeqCst),
+        "interrupted; everything was cleaned up"
+    );
+    Ok(())
+}
 
 /// The workspace's root.
 pub fn root() -> PathBuf {
@@ -34,9 +65,20 @@ pub fn output(command: &mut Command) -> Option<String> {
 }
 
 /// A command that calls cargo in the workspace's root.
+///
+/// Without what the cargo that runs this program says of its package: ring is built anew where that changes, and with it
+/// most of what there is, each time that one calls cargo now by itself and now through this program.
 pub fn cargo() -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(root());
+    for (name, _) in std::env::vars_os() {
+        let is_of_package = name
+            .to_str()
+            .is_some_and(|name| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"));
+        if is_of_package {
+            command.env_remove(name);
+        }
+    }
     command
 }
 
