@@ -4,10 +4,13 @@
 
 mod common;
 
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
 use std::time::Duration;
 
 use common::identity::{REFUSED, assert_only, twins, v4_listener};
 use common::{IMDS, Outcomes, client_binary, counts, dial, node, outcomes, start_dial};
+use metaproxy::intercept::cgroups::Locator;
 use xtask::lab::bpf;
 use xtask::lab::pod::{Pod, PodSpec};
 
@@ -136,4 +139,50 @@ fn the_listener_serves_nobody_who_is_not_a_pod() {
     let start = std::time::Instant::now();
     assert_eq!(dial(&unknown, &[]), counts([("status 503", 1)]));
     assert!(start.elapsed() >= Duration::from_millis(800), "it was held");
+}
+
+#[test]
+fn what_is_remembered_of_a_cgroup_is_never_that_of_another() {
+    let Some(node) = node() else { return };
+    let kubepods = node.lab.kubepods();
+    let pods = Locator::new(None, Some(&kubepods))
+        .unwrap()
+        .locate()
+        .unwrap()
+        .unwrap();
+    let [a, b] = [
+        "aaaaaaaa-0000-0000-0000-000000000001",
+        "bbbbbbbb-0000-0000-0000-000000000001",
+    ];
+    let made = |pod: &str, name: &str| {
+        let dir = kubepods.join(format!("pod{pod}")).join(name);
+        fs::create_dir_all(&dir).unwrap();
+        let id = fs::metadata(&dir).unwrap().ino();
+        (dir, id)
+    };
+    let of = |id: u64| pods.pod_of(id).map(|pod| pod.to_string()).ok();
+
+    let (first_dir, first) = made(a, "c1");
+    let (_, other) = made(b, "c1");
+    for _ in 0..2 {
+        assert_eq!((of(first), of(other)), (Some(a.to_owned()), Some(b.to_owned())));
+    }
+    fs::remove_dir(&first_dir).unwrap();
+    let (again_dir, again) = made(a, "c1");
+    assert_ne!(first, again, "an id is not used twice");
+    fs::remove_dir(&again_dir).unwrap();
+    assert_eq!(of(again), None, "gone before it was asked for");
+    assert_eq!(
+        of(first),
+        Some(a.to_owned()),
+        "its connections are still its pod's"
+    );
+
+    // More than are remembered.
+    for number in 0..5000 {
+        let (dir, id) = made(b, &format!("n{number}"));
+        assert_eq!(of(id).as_deref(), Some(b));
+        fs::remove_dir(dir).unwrap();
+    }
+    assert_eq!((of(first), of(other)), (None, Some(b.to_owned())));
 }

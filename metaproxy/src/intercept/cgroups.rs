@@ -2,20 +2,19 @@
 //! belongs to.
 
 mod naming;
+mod pods;
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
-use std::fs::{self, File};
+use std::fs;
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use thiserror::Error;
 
 pub use self::naming::Naming;
-use super::kernel;
-use crate::pods::PodUid;
+pub use self::pods::{NotAPod, PodsCgroup};
 
 /// Why the cgroup tree can't be used.
 #[derive(Debug, Error)]
@@ -233,92 +232,6 @@ fn subdirectories(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// The pods' cgroup, held open.
-#[derive(Debug)]
-pub struct PodsCgroup {
-    path: PathBuf,
-    dir: File,
-    id: u64,
-    naming: Naming,
-}
-
-impl PodsCgroup {
-    fn open(path: PathBuf) -> Result<Self, CgroupError> {
-        let dir = File::open(&path).map_err(io_error(&path))?;
-        let id = cgroup_id(&path).map_err(io_error(&path))?;
-        let naming = Naming::of(&path);
-        Ok(Self {
-            path,
-            dir,
-            id,
-            naming,
-        })
-    }
-
-    /// Absolute path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// The open directory, to attach to.
-    pub fn dir(&self) -> &File {
-        &self.dir
-    }
-
-    /// Its cgroup id; a recreated one has another.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
-
-    /// Looks itself up as it will look up callers.
-    ///
-    /// # Errors
-    /// Where that can't be done: no pod could be served then.
-    pub fn check_lookup(&self) -> Result<(), NotAPod> {
-        self.path_of(self.id).map(drop)
-    }
-
-    /// Whether the path still leads to this very cgroup.
-    pub fn is_current(&self) -> bool {
-        cgroup_id(&self.path).is_ok_and(|id| id == self.id)
-    }
-
-    /// The pod to which the cgroup with this id belongs.
-    pub fn pod_of(&self, cgroup_id: u64) -> Result<PodUid, NotAPod> {
-        let path = self.path_of(cgroup_id)?;
-        let below = path
-            .strip_prefix(&self.path)
-            .map_err(|_| NotAPod::Elsewhere(path.clone()))?;
-        self.naming
-            .pod_of(below)
-            .ok_or_else(|| NotAPod::Elsewhere(path.clone()))
-    }
-
-    /// One lookup by file handle: no scan, and no race, as ids are not used twice.
-    fn path_of(&self, cgroup_id: u64) -> Result<PathBuf, NotAPod> {
-        let opened = kernel::open_cgroup(self.dir.as_fd(), cgroup_id).map_err(|source| {
-            match source.raw_os_error() {
-                Some(libc::ESTALE | libc::ENOENT) => NotAPod::Gone(cgroup_id),
-                _ => NotAPod::Unreadable { cgroup_id, source },
-            }
-        })?;
-        let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
-        let path = fs::read_link(link).map_err(|source| NotAPod::Unreadable { cgroup_id, source })?;
-        match path.to_str() {
-            Some(text) if text.ends_with(" (deleted)") => Err(NotAPod::Gone(cgroup_id)),
-            _ => Ok(path),
-        }
-    }
-
-    /// The cgroup of a pod and its id; `None` while it does not exist.
-    pub fn find_pod(&self, uid: &PodUid) -> Option<(PathBuf, u64)> {
-        self.naming.directories_of(uid).into_iter().find_map(|name| {
-            let path = self.path.join(name);
-            cgroup_id(&path).ok().map(|id| (path, id))
-        })
-    }
-}
-
 /// What a directory is, however it is reached.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt as _;
@@ -331,32 +244,6 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 fn cgroup_id(path: &Path) -> io::Result<u64> {
     use std::os::unix::fs::MetadataExt as _;
     Ok(fs::metadata(path)?.ino())
-}
-
-/// Why a cgroup is not that of a pod.
-#[derive(Debug, Error)]
-pub enum NotAPod {
-    /// Removed since.
-    #[error("its cgroup {0} does not exist any more")]
-    Gone(u64),
-    /// Of the host, or between the pods.
-    #[error("its cgroup {} is not that of a pod", .0.display())]
-    Elsewhere(PathBuf),
-    /// The system said no.
-    #[error("cgroup {cgroup_id} cannot be looked up: {source}{}", capability(.source))]
-    Unreadable {
-        /// Which.
-        cgroup_id: u64,
-        /// Why not.
-        source: io::Error,
-    },
-}
-
-fn capability(error: &io::Error) -> &'static str {
-    match error.raw_os_error() {
-        Some(libc::EPERM) => "; the agent needs CAP_DAC_READ_SEARCH in the initial user namespace",
-        _ => "",
-    }
 }
 
 #[cfg(test)]

@@ -1,4 +1,5 @@
 use super::*;
+use crate::pods::PodUid;
 use proptest::prelude::*;
 use rstest::rstest;
 
