@@ -285,7 +285,8 @@ impl<I: Issuer> Sessions<I> {
             permit = self.0.ahead.acquire() => permit.ok(),
             _ = changes.wait_for(|state| state.urgent) => None,
         };
-        let result = self.0.issuer.issue(key).await;
+        // On the heap for as long as it takes: what waits for the next renewal, for each session, is small then.
+        let result = Box::pin(self.0.issuer.issue(key)).await;
         drop(permit);
         let mut pause = None;
         slot.send_modify(|state| match result {

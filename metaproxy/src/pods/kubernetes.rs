@@ -26,6 +26,7 @@ use self::remembered::{Memory, Remembered};
 use self::store::Store;
 use self::stream::{Events, events};
 use self::trouble::{Kind, Troubles};
+use super::wire::PodObject;
 use super::{Annotations, Inventory, Namespace, Pod, PodUid, Problem, ServiceAccount, Source};
 use crate::apiserver::ApiServer;
 use crate::health::{Condition, Health, Part};
@@ -136,7 +137,7 @@ impl Watch {
     fn changes(&self) -> impl Stream<Item = Change> + Send + use<> {
         let client = self.api.client();
         let mine = format!("spec.nodeName={}", self.node);
-        let pods = events(Api::<v1::Pod>::all(client.clone()), config().fields(&mine));
+        let pods = events(Api::<PodObject>::all(client.clone()), config().fields(&mine));
         let keys = self.kept.pods.clone();
         let pods = of(pods, Kind::Pods, Change::Pod, move |pod| {
             Pod::from_api(pod).map(|pod| Pod {

@@ -7,6 +7,7 @@ pub mod kubernetes;
 pub mod manifests;
 mod objects;
 mod uid;
+mod wire;
 
 use std::future::Future;
 use std::sync::Arc;

@@ -4,12 +4,12 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::net::IpAddr;
 
-use k8s_openapi::api::core::v1;
 use kube::core::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::PodUid;
+use super::wire::PodObject;
 
 /// Annotations of an object.
 pub type Annotations = BTreeMap<String, String>;
@@ -87,7 +87,10 @@ pub enum Problem {
 
 impl Pod {
     /// From the API's object.
-    pub fn from_api(pod: v1::Pod) -> Result<Self, Problem> {
+    ///
+    /// # Errors
+    /// Without a name or a usable UID.
+    pub fn from_api(pod: PodObject) -> Result<Self, Problem> {
         let (namespace, name) = named("pod", &pod.metadata)?;
         let Some(uid) = pod.metadata.uid.filter(|uid| !uid.is_empty()) else {
             return Err(Problem::NoUid { namespace, name });
@@ -107,11 +110,11 @@ impl Pod {
         let status = pod.status.unwrap_or_default();
         let finished = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let ips = status.pod_ips.unwrap_or_default();
-        let containers = spec
-            .containers
-            .into_iter()
-            .chain(spec.init_containers.unwrap_or_default());
+        let containers = [spec.containers, spec.init_containers];
         let host_ports = containers
+            .into_iter()
+            .flatten()
+            .flatten()
             .flat_map(|container| container.ports.unwrap_or_default())
             .filter_map(|port| u16::try_from(port.host_port?).ok())
             .collect();

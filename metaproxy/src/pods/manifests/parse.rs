@@ -3,10 +3,11 @@
 use std::fmt;
 use std::sync::Arc;
 
-use k8s_openapi::api::core::v1;
+use kube::core::ObjectMeta;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
+use super::super::wire::PodObject;
 use super::super::{Namespace, Pod, Problem, ServiceAccount};
 
 /// What a file holds.
@@ -46,6 +47,13 @@ impl fmt::Display for Broken {
 #[derive(Deserialize)]
 struct TypeMeta {
     kind: Option<String>,
+}
+
+/// Of objects of which nothing else counts.
+#[derive(Deserialize)]
+struct OnlyMetadata {
+    #[serde(default)]
+    metadata: ObjectMeta,
 }
 
 /// `kubectl get -o yaml` of several objects.
@@ -183,18 +191,18 @@ impl Objects {
         Ok(())
     }
 
-    fn add_pod(&mut self, pod: v1::Pod) -> Result<(), Problem> {
+    fn add_pod(&mut self, pod: PodObject) -> Result<(), Problem> {
         self.pods.push(Arc::new(Pod::from_api(pod)?));
         Ok(())
     }
 
-    fn add_namespace(&mut self, namespace: v1::Namespace) -> Result<(), Problem> {
+    fn add_namespace(&mut self, namespace: OnlyMetadata) -> Result<(), Problem> {
         self.namespaces
             .push(Arc::new(Namespace::from_api(namespace.metadata)?));
         Ok(())
     }
 
-    fn add_service_account(&mut self, account: v1::ServiceAccount) -> Result<(), Problem> {
+    fn add_service_account(&mut self, account: OnlyMetadata) -> Result<(), Problem> {
         self.service_accounts
             .push(Arc::new(ServiceAccount::from_api(account.metadata)?));
         Ok(())
