@@ -2,6 +2,8 @@
 //! measured in one run, turn by turn, so that what else the machine does falls on both.
 
 pub mod bare;
+mod cached;
+mod cluster;
 mod cold;
 mod connects;
 mod figures;
@@ -22,13 +24,13 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand};
-use hyper::Uri;
 use xtask::lab::require_root;
 
 use self::figures::Section;
 use self::report::{Report, row};
+use self::serving::Peer;
 use self::site::{Effort, Site};
-use crate::shell::{cargo, output, root, run, step};
+use crate::shell::{cargo, catch_interrupts, go_on, output, root, run, step};
 use crate::{ebpf, setup};
 
 /// `cargo xtask bench`
@@ -36,9 +38,9 @@ use crate::{ebpf, setup};
 pub struct Bench {
     /// Only parts whose name contains this: connects, redirect, cached, cold, footprint, guard
     filter: Option<String>,
-    /// Another server of credentials to measure beside: http://ADDRESS:PORT/PATH
+    /// Another server of credentials to measure beside: http://HOST:PORT/PATH
     #[arg(long, value_name = "URL")]
-    peer: Option<Uri>,
+    peer: Option<Peer>,
     /// Measure what is built there already (metaproxy and xtask), instead of building
     #[arg(long, value_name = "DIR", conflicts_with = "smoke")]
     binaries: Option<PathBuf>,
@@ -118,30 +120,39 @@ pub fn bench(bench: &Bench) -> Result<()> {
         ("footprint", &footprint::footprint),
         ("guard", &guarded::guarded),
     ];
+    let mut describe = Command::new("git");
+    describe.args(["describe", "--always", "--dirty", "--abbrev=12"]);
     let mut report = Report {
         date: date(),
-        commit: output(Command::new("git").current_dir(root()).args([
-            "describe",
-            "--always",
-            "--dirty",
-            "--abbrev=12",
-        ])),
+        commit: match bench.binaries {
+            Some(_) => None,
+            None => output(describe.current_dir(root())),
+        },
         kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
             .trim()
             .to_owned(),
         processor: processor()?,
         processors: std::thread::available_parallelism()?.get(),
-        form: if bench.smoke {
-            "a debug build that only had to run"
-        } else {
-            "release build"
+        form: match &bench.binaries {
+            Some(dir) => format!("what somebody has built in {}", dir.display()),
+            None if bench.smoke => "a debug build that only had to run".to_owned(),
+            None => "release build".to_owned(),
         },
         sections: Vec::new(),
     };
+    // What is not all of it does not take the place of what was.
+    let kind = match (&bench.filter, bench.smoke) {
+        (Some(filter), _) => filter.as_str(),
+        (None, true) => "smoke",
+        (None, false) => "all",
+    };
+    let dir: PathBuf = root().join("target/bench").join(kind);
+    catch_interrupts()?;
     for (name, part) in parts {
         if bench.filter.as_ref().is_some_and(|filter| !name.contains(filter)) {
             continue;
         }
+        go_on()?;
         step(name);
         // A lab for each: what one part leaves in the kernel's tables is not there for the next.
         let site = Site::new(&binaries, effort)?;
@@ -150,10 +161,10 @@ pub fn bench(bench: &Bench) -> Result<()> {
             print!("{}", row(figure));
         }
         report.sections.push(section);
+        // What was measured is kept where a later part fails.
+        report.write(&dir)?;
     }
     ensure!(!report.sections.is_empty(), "no part has a name like that");
-    let dir: PathBuf = root().join("target/bench");
-    report.write(&dir)?;
     step(&format!("written to {}", dir.join("report.md").display()));
     if !bench.smoke {
         for figure in report.missed() {

@@ -13,7 +13,7 @@ use xtask::lab::netns::{Netns, ip};
 use xtask::lab::pod::PodSpec;
 
 use super::figures::{Figure, Goal, Samples, Section};
-use super::site::{CREDENTIALS, IMDS, Site, at_node, listener, no_time_wait};
+use super::site::{CREDENTIALS, IMDS, Process, Site, at_node, listener, no_time_wait, stop};
 
 /// Each thing that is compared has a port of its own (facts about connections live on in the kernel).
 const ELSEWHERE: u16 = 7001;
@@ -40,9 +40,9 @@ pub fn elsewhere(site: &Site) -> Result<Section> {
         // One is the first in every other round.
         for attached in [round % 2 == 0, round % 2 != 0] {
             if attached {
-                let mut agent = site.agent(&[])?;
+                let agent = site.agent(&[])?;
                 with.push(connect()?);
-                agent.stop()?;
+                stop(agent)?;
             } else {
                 without.push(connect()?);
             }
@@ -60,17 +60,20 @@ pub fn elsewhere(site: &Site) -> Result<Section> {
         ],
         plots: Vec::new(),
     };
+    let agent = site.agent(&[])?;
+    let connections = site.effort.connections as f64;
     section
         .figures
-        .extend(programs(site, &mut || connect().map(drop))?);
+        .extend(programs("a connection", &mut || connect().map(|_| connections))?);
+    stop(agent)?;
     Ok(section)
 }
 
-/// What the kernel's own statistics say of each of our programs while this is done; their keeping is part of it.
-fn programs(site: &Site, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Figure>> {
-    let mut agent = site.agent(&[])?;
+/// What the kernel's own statistics say of each of our programs while this is done, and how often each has run for one of
+/// what was done as often as `work` says. That statistics are kept is part of the time.
+pub fn programs(one: &str, work: &mut dyn FnMut() -> Result<f64>) -> Result<Vec<Figure>> {
     let counting = enable_stats(Stats::RunTime).context("the kernel's statistics of programs")?;
-    work()?;
+    let times = work()?;
     let mut figures = Vec::new();
     for program in loaded_programs() {
         let program = program?;
@@ -79,16 +82,14 @@ fn programs(site: &Site, work: &mut dyn FnMut() -> Result<()>) -> Result<Vec<Fig
         if name.starts_with(names::PREFIX) && runs > 0 {
             let each = program.run_time().as_nanos() as f64 / runs as f64;
             figures.push(Figure::once(format!("`{name}`, a run"), "ns", each));
-            let per_connection = runs as f64 / site.effort.connections as f64;
             figures.push(Figure::once(
-                format!("`{name}`, runs a connection"),
+                format!("`{name}`, runs for {one}"),
                 "",
-                per_connection,
+                runs as f64 / times,
             ));
         }
     }
     drop(counting);
-    agent.stop()?;
     ensure!(!figures.is_empty(), "no program of ours has run");
     Ok(figures)
 }
@@ -99,7 +100,9 @@ pub fn redirected(site: &Site) -> Result<Section> {
     let agent = site.agent(&[])?;
     let answer = site.record(&pod, CREDENTIALS)?;
     let _bare = site.bare(site.lab.node(), at_node(BARE), &answer)?;
-    let rule = Rule::new(site, &answer)?;
+    let plain = Elsewhere::new(site, "plain", &answer)?;
+    let ruled = Elsewhere::new(site, "ruled", &answer)?;
+    ruled.add_rule()?;
 
     let count = site.effort.connections.to_string();
     let words = |to: &str| {
@@ -121,18 +124,18 @@ pub fn redirected(site: &Site) -> Result<Section> {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         Ok(site.load(&pod, &words)?.p50)
     };
-    let ask_there = |to: &str| -> Result<f64> {
+    let ask_there = |node: &Elsewhere, to: &str| -> Result<f64> {
         let words = words(to);
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        Ok(site.load_in(&rule.pod, &words)?.p50)
+        Ok(site.load_in(&node.pod, &words)?.p50)
     };
-    let behind = rule.server.to_string();
+    let behind = plain.server.to_string();
     let ways: [&dyn Fn() -> Result<f64>; 5] = [
         &|| ask(&direct),
         &|| ask(IMDS),
         &|| ask(&bare),
-        &|| ask_there(&behind),
-        &|| ask_there(IMDS),
+        &|| ask_there(&plain, &behind),
+        &|| ask_there(&ruled, IMDS),
     ];
     let mut taken = [const { None::<Samples> }; 5].map(Option::unwrap_or_default);
     for round in 0..site.effort.rounds * 2 {
@@ -141,11 +144,15 @@ pub fn redirected(site: &Site) -> Result<Section> {
             taken[way].push(ways[way]()?);
         }
     }
+    stop(agent)?;
     let [direct, redirected, bare, behind, by_rule] = taken;
     Ok(Section {
         title: "connect + GET + close",
-        how: "from a pod's network namespace, one at a time, cached credentials; the rule (iptables, PREROUTING, DNAT) in a \
-              node of its own with the same bare server behind it; medians of single requests",
+        how: "from a pod's network namespace, one at a time, cached credentials, medians of single requests. Redirected or \
+              not it is the agent that answers and finds out who asks, so that their ratio is what the redirection alone \
+              costs. The rule (iptables, PREROUTING, DNAT) is in a node of its own with a bare server behind it, and so is \
+              the bare server without a rule: their ratio is the rule's cost, and that of the kernel's connection tracking, \
+              which comes with it",
         figures: vec![
             Figure::new("to the agent's listener, directly", "µs", &direct),
             Figure::new("redirected to it", "µs", &redirected),
@@ -161,26 +168,27 @@ pub fn redirected(site: &Site) -> Result<Section> {
                 "ratio",
                 &redirected.over(&bare),
             ),
-            Figure::new("to the bare server behind the rule, directly", "µs", &behind),
-            Figure::new("to it by the rule", "µs", &by_rule),
-            Figure::new("by the rule / directly", "ratio", &by_rule.over(&behind)),
+            Figure::new("to a bare server of a node without a rule", "µs", &behind),
+            Figure::new("to one by kube2iam's rule", "µs", &by_rule),
+            Figure::new("by the rule / without a rule", "ratio", &by_rule.over(&behind)),
         ],
         plots: Vec::new(),
     })
 }
 
-/// A second node, with kube2iam's rule: what that one does to the kernel must not be done to the first.
-struct Rule {
+/// Another node, with a bare server: what a rule does to the kernel must be done neither to the agent's node nor to what
+/// the rule is compared with.
+struct Elsewhere {
     pod: Netns,
     server: SocketAddr,
-    _server: super::site::Process,
-    _node: Netns,
+    node: Netns,
+    _server: Process,
 }
 
-impl Rule {
-    fn new(site: &Site, answer: &Path) -> Result<Self> {
-        let name = |part: &str| format!("{}-{part}", site.lab.name());
-        let (node, pod) = (Netns::new(&name("rule"))?, Netns::new(&name("ruled"))?);
+impl Elsewhere {
+    fn new(site: &Site, name: &str, answer: &Path) -> Result<Self> {
+        let own = |part: &str| format!("{}-{name}{part}", site.lab.name());
+        let (node, pod) = (Netns::new(&own(""))?, Netns::new(&own("-pod"))?);
         let ends = [
             "link", "add", "cali0", "type", "veth", "peer", "name", "eth0", "netns",
         ];
@@ -193,20 +201,24 @@ impl Rule {
         no_time_wait(&pod)?;
         let server: SocketAddr = format!("10.245.0.1:{BEHIND_RULE}").parse()?;
         let process = site.bare(&node, server, answer)?;
-        // As kube2iam has it (iptables/iptables.go), with its `--host-interface cali+`.
-        let words = "-w -t nat -A PREROUTING -p tcp -d 169.254.169.254/32 --dport 80 -i cali+ -j DNAT --to-destination";
-        let status = Command::new("ip")
-            .args(["netns", "exec", node.name(), "iptables"])
-            .args(words.split(' '))
-            .arg(server.to_string())
-            .status()
-            .context("cannot run iptables")?;
-        ensure!(status.success(), "iptables: {status}");
         Ok(Self {
             pod,
             server,
+            node,
             _server: process,
-            _node: node,
         })
+    }
+
+    /// As kube2iam has it (iptables/iptables.go), with its `--host-interface cali+`.
+    fn add_rule(&self) -> Result<()> {
+        let words = "-w -t nat -A PREROUTING -p tcp -d 169.254.169.254/32 --dport 80 -i cali+ -j DNAT --to-destination";
+        let status = Command::new("ip")
+            .args(["netns", "exec", self.node.name(), "iptables"])
+            .args(words.split(' '))
+            .arg(self.server.to_string())
+            .status()
+            .context("cannot run iptables")?;
+        ensure!(status.success(), "iptables: {status}");
+        Ok(())
     }
 }

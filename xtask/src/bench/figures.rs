@@ -13,6 +13,11 @@ impl Samples {
         self.0.push(value);
     }
 
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// The middle of all; NaN where there are none.
     pub fn median(&self) -> f64 {
         self.quantile(0.5)

@@ -1,17 +1,16 @@
 //! What the agent takes of a node, and how that grows with pods and connections.
 
+use std::fs;
+use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use serde_json::json;
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::apiserver::FakeApiServer;
-use xtask::lab::pod::{Pod, PodSpec};
+use xtask::lab::agent::Agent;
+use xtask::lab::pod::Pod;
 
+use super::cluster::{Cluster, running};
 use super::figures::{Curve, Figure, Goal, Plot, Samples, Section};
-use super::site::{CREDENTIALS, IMDS, Site, processor_time, start, status, within};
-
-const NODE: &str = "node1";
+use super::site::{CREDENTIALS, IMDS, Site, processor_time, start, status, stop, within};
 
 /// Pods with a session each; the kubelet's limit is 110 unless it is raised, and 250 is what EKS allows on large nodes.
 const PODS: [usize; 5] = [1, 10, 100, 250, 1000];
@@ -20,131 +19,283 @@ const PODS: [usize; 5] = [1, 10, 100, 250, 1000];
 const GOAL_AT: usize = 250;
 
 /// Connections that are open and silent.
-const IDLE: [usize; 4] = [1, 100, 500, 2000];
+const IDLE: [usize; 5] = [1, 100, 500, 2000, 8000];
 
 const MIB: f64 = 1024.0;
 
-struct Footprint {
-    pods: usize,
-    ready_ms: Samples,
-    rest: f64,
-    loaded: f64,
+/// What an agent has taken of the node.
+#[derive(Clone, Copy)]
+struct Taken {
+    resident: f64,
+    /// Of it, what is not pages of the program's file.
     own: f64,
     threads: f64,
     descriptors: f64,
+}
+
+impl Taken {
+    fn of(agent: &Agent) -> Result<Self> {
+        Ok(Self {
+            resident: status(agent.pid(), "VmRSS")? as f64 / MIB,
+            own: status(agent.pid(), "RssAnon")? as f64 / MIB,
+            threads: status(agent.pid(), "Threads")? as f64,
+            descriptors: descriptors(agent)? as f64,
+        })
+    }
+}
+
+/// What it was with so many pods, or connections.
+struct Footprint {
+    number: usize,
+    ready_ms: Samples,
+    rest: Taken,
+    loaded: Taken,
     rate: Samples,
     processor: Samples,
 }
 
 pub fn footprint(site: &Site) -> Result<Section> {
-    let asking = site.pod(PodSpec {
-        known: false,
-        ..PodSpec::without_role("asking")
-    })?;
-    let api = FakeApiServer::start(site.lab.aws())?;
-    api.put("namespaces", json!({ "metadata": { "name": "apps" } }));
-    api.put(
-        "serviceaccounts",
-        json!({ "metadata": { "name": "web", "namespace": "apps" } }),
-    );
-    let spec = AgentSpec {
-        cluster: Some((api.kubeconfig(site.lab.dir())?, NODE)),
-        ..site.spec(&[])
-    };
+    let asking = running(site, "asking")?;
+    let cluster = Cluster::new(site)?;
     let mut section = Section {
         title: "Memory, threads, descriptors, start",
         how: "pods of an API server in miniature (HTTP without TLS), each with a session of its own; resident memory after \
-              sessions were fetched, and after 32 clients have asked for one of them; ready when pods are served",
+              sessions were fetched, and after 32 clients have asked for one of them; ready when pods are served. Silent \
+              connections have had an answer each, and are kept",
         ..Section::default()
     };
     let (mut known, mut found) = (0, Vec::new());
     for &pods in site.effort.some(&PODS) {
         for number in known..pods {
-            api.put("pods", pod_object(number, (number == 0).then_some(&asking)));
+            let uid = format!("{number:08x}-aaaa-4b7a-9c55-3a2f7f0e8d11");
+            let uid = if number == 0 { asking.uid() } else { &uid };
+            cluster.put(&format!("web-{number}"), uid);
         }
         known = pods;
-        found.push(of_pods(site, &spec, &asking, pods)?);
+        found.push(of_pods(site, &cluster, &asking, pods)?);
     }
     for one in &found {
-        let of = |what: &str| format!("{} pods: {what}", one.pods);
-        let at_goal = |figure: Figure, most: f64| {
-            if one.pods == GOAL_AT {
-                figure.with_goal(Goal::AtMost(most))
-            } else {
-                figure
-            }
-        };
+        figures_of_pods(one, &mut section);
+    }
+    growth(&found, "pods", &mut section);
+    plots(&found, "pods with a session", PLOTS_OF_PODS, &mut section);
+
+    let mut found = Vec::new();
+    for &connections in site.effort.some(&IDLE) {
+        found.push(of_connections(site, &cluster, &asking, connections, known)?);
+    }
+    for one in &found {
+        let of = |what: &str| format!("{} silent connections: {what}", one.number);
         section.figures.extend([
-            at_goal(Figure::new(of("start to ready"), "ms", &one.ready_ms), 300.0),
-            at_goal(Figure::once(of("memory at rest"), "MiB", one.rest), 25.0),
-            at_goal(Figure::once(of("memory after load"), "MiB", one.loaded), 25.0),
+            Figure::once(of("memory"), "MiB", one.loaded.resident),
             Figure::once(
-                of("of that, other than pages of the program's file"),
+                of("more than without them"),
                 "MiB",
-                one.own,
+                one.loaded.resident - one.rest.resident,
             ),
-            Figure::once(of("threads"), "", one.threads),
-            Figure::once(of("descriptors"), "", one.descriptors),
-            Figure::new(of("rate, 32 clients"), "1/s", &one.rate),
+            Figure::new(of("rate, 32 clients beside them"), "1/s", &one.rate),
             Figure::new(of("processor a request"), "µs", &one.processor),
         ]);
     }
-    let curve = |name: &str, value: &dyn Fn(&Footprint) -> f64| Curve {
-        name: name.to_owned(),
-        points: found.iter().map(|one| (one.pods as f64, value(one))).collect(),
-    };
-    section.plots.push(Plot {
-        name: "memory-by-pods",
-        title: "Resident memory",
-        x: "pods with a session",
-        y: "MiB",
-        curves: vec![
-            curve("at rest", &|one| one.rest),
-            curve("after load", &|one| one.loaded),
-        ],
-    });
-    section.plots.push(Plot {
-        name: "rate-by-pods",
-        title: "Cached credentials, 32 clients",
-        x: "pods with a session",
-        y: "requests a second",
-        curves: vec![curve("metaproxy", &|one| one.rate.median())],
-    });
-    idle_connections(site, &spec, &asking, &mut section)?;
+    growth(&found, "connections", &mut section);
+    plots(&found, "silent connections", PLOTS_OF_CONNECTIONS, &mut section);
     Ok(section)
 }
 
-fn pod_object(number: usize, of: Option<&Pod>) -> serde_json::Value {
-    let uid = of.map_or_else(
-        || format!("{number:08x}-aaaa-4b7a-9c55-3a2f7f0e8d11"),
-        |pod| pod.uid().to_owned(),
+fn figures_of_pods(one: &Footprint, section: &mut Section) {
+    let of = |what: &str| format!("{} pods: {what}", one.number);
+    let at_goal = |figure: Figure, most: f64| {
+        if one.number == GOAL_AT {
+            figure.with_goal(Goal::AtMost(most))
+        } else {
+            figure
+        }
+    };
+    section.figures.push(at_goal(
+        Figure::new(of("start to ready"), "ms", &one.ready_ms),
+        300.0,
+    ));
+    for (when, taken) in [("at rest", &one.rest), ("after load", &one.loaded)] {
+        let of = |what: &str| of(&format!("{what} {when}"));
+        section.figures.extend([
+            at_goal(Figure::once(of("memory"), "MiB", taken.resident), 25.0),
+            Figure::once(of("of that, not of the program's file,"), "MiB", taken.own),
+            Figure::once(of("threads"), "", taken.threads),
+            Figure::once(of("descriptors"), "", taken.descriptors),
+        ]);
+    }
+    section.figures.extend([
+        Figure::new(of("rate, 32 clients"), "1/s", &one.rate),
+        Figure::new(of("processor a request"), "µs", &one.processor),
+    ]);
+}
+
+/// How much more each of the last ones takes than each of the first, from the step in the middle: more than 1 is worse
+/// than linear. A request's processor time is to stay the same.
+fn growth(found: &[Footprint], of: &str, section: &mut Section) {
+    let (Some(first), Some(last)) = (found.first(), found.last()) else {
+        return;
+    };
+    let Some(middle) = found
+        .get(found.len() / 2)
+        .filter(|middle| middle.number < last.number)
+    else {
+        return;
+    };
+    let each = |value: &dyn Fn(&Footprint) -> f64| {
+        let slope = |from: &Footprint, to: &Footprint| {
+            (value(to) - value(from)) / (to.number as f64 - from.number as f64)
+        };
+        slope(middle, last) / slope(first, middle)
+    };
+    section.figures.push(
+        Figure::once(
+            format!("memory of one of the last {of} / of one of the first"),
+            "ratio",
+            each(&|one| one.loaded.own),
+        )
+        .with_goal(Goal::AtMost(1.1)),
     );
-    json!({
-        "metadata": {
-            "name": format!("web-{number}"), "namespace": "apps", "uid": uid,
-            "annotations": { "iam.amazonaws.com/role": "app" },
-        },
-        "spec": { "nodeName": NODE, "serviceAccountName": "web", "containers": [{ "name": "main" }] },
-        "status": { "phase": "Running" },
+    section.figures.push(Figure::once(
+        format!(
+            "processor a request, {} {of} / {} {of}",
+            last.number, first.number
+        ),
+        "ratio",
+        last.processor.median() / first.processor.median(),
+    ));
+}
+
+/// Name and title of the plots: memory, rate, processor time.
+type Titles = [(&'static str, &'static str); 3];
+
+const PLOTS_OF_PODS: Titles = [
+    ("memory-by-pods", "Resident memory"),
+    ("rate-by-pods", "Cached credentials, 32 clients"),
+    ("processor-by-pods", "Processor time of a request, 32 clients"),
+];
+
+const PLOTS_OF_CONNECTIONS: Titles = [
+    (
+        "memory-by-connections",
+        "Resident memory beside silent connections",
+    ),
+    ("rate-by-connections", "32 clients beside silent connections"),
+    (
+        "processor-by-connections",
+        "Processor time of a request beside silent connections",
+    ),
+];
+
+fn plots(found: &[Footprint], x: &'static str, [memory, rate, processor]: Titles, section: &mut Section) {
+    let curve = |name: &str, value: &dyn Fn(&Footprint) -> f64| Curve {
+        name: name.to_owned(),
+        points: found.iter().map(|one| (one.number as f64, value(one))).collect(),
+    };
+    let all = [
+        (
+            memory,
+            "MiB",
+            vec![
+                curve("before load", &|one| one.rest.resident),
+                curve("after load", &|one| one.loaded.resident),
+            ],
+        ),
+        (
+            rate,
+            "requests a second",
+            vec![curve("metaproxy", &|one| one.rate.median())],
+        ),
+        (
+            processor,
+            "µs",
+            vec![curve("metaproxy", &|one| one.processor.median())],
+        ),
+    ];
+    let plots = all.into_iter().map(|((name, title), y, curves)| Plot {
+        name,
+        title,
+        x,
+        y,
+        curves,
+    });
+    section.plots.extend(plots);
+}
+
+fn of_pods(site: &Site, cluster: &Cluster, asking: &Pod, pods: usize) -> Result<Footprint> {
+    let mut ready_ms = Samples::default();
+    for _ in 1..site.effort.rounds {
+        let (agent, took) = timed_start(site, cluster)?;
+        ready_ms.push(took);
+        stop(agent)?;
+    }
+    let (agent, took) = served(site, cluster, pods)?;
+    ready_ms.push(took);
+    let rest = Taken::of(&agent)?;
+    let (rate, processor) = load(site, &agent, asking)?;
+    let footprint = Footprint {
+        number: pods,
+        ready_ms,
+        rest,
+        loaded: Taken::of(&agent)?,
+        rate,
+        processor,
+    };
+    stop(agent)?;
+    Ok(footprint)
+}
+
+/// What connections cost that do nothing.
+fn of_connections(
+    site: &Site,
+    cluster: &Cluster,
+    asking: &Pod,
+    connections: usize,
+    pods: usize,
+) -> Result<Footprint> {
+    let (agent, took) = served(site, cluster, pods)?;
+    let mut ready_ms = Samples::default();
+    ready_ms.push(took);
+    let rest = Taken::of(&agent)?;
+    let before = descriptors(&agent)?;
+    let clients = connections.to_string();
+    let words = ["--to", IMDS, "--path", CREDENTIALS, "--clients", &clients];
+    let mut holding = Held(start(
+        &mut site.in_pod(asking, &[&["bench-hold"], &words[..]].concat())?,
+    )?);
+    within(Duration::from_secs(60), "connections that are open", || {
+        Ok(descriptors(&agent)? >= before + connections)
+    })?;
+    let (rate, processor) = load(site, &agent, asking)?;
+    let loaded = Taken::of(&agent)?;
+    ensure!(
+        holding.0.try_wait()?.is_none() && descriptors(&agent)? >= before + connections,
+        "connections were not held"
+    );
+    drop(holding);
+    stop(agent)?;
+    Ok(Footprint {
+        number: connections,
+        ready_ms,
+        rest,
+        loaded,
+        rate,
+        processor,
     })
 }
 
-fn of_pods(site: &Site, spec: &AgentSpec, asking: &Pod, pods: usize) -> Result<Footprint> {
-    let mut ready_ms = Samples::default();
-    for _ in 1..site.effort.rounds {
-        let (mut agent, took) = timed_start(site, spec)?;
-        ready_ms.push(took);
-        agent.stop()?;
+/// A client that holds connections until it is dropped.
+struct Held(Child);
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
-    let calls = site.sts.calls().len();
-    let (mut agent, took) = timed_start(site, spec)?;
-    ready_ms.push(took);
-    within(Duration::from_secs(30), "a session for each pod", || {
-        Ok(site.sts.calls().len() >= calls + pods)
-    })?;
-    std::thread::sleep(Duration::from_millis(500));
-    let resident = || status(agent.pid(), "VmRSS").map(|kib| kib as f64 / MIB);
-    let rest = resident()?;
+}
+
+/// 32 clients, as often as there are rounds.
+fn load(site: &Site, agent: &Agent, asking: &Pod) -> Result<(Samples, Samples)> {
     let (mut rate, mut processor) = (Samples::default(), Samples::default());
     let millis = site.effort.millis.to_string();
     let words = [
@@ -162,73 +313,30 @@ fn of_pods(site: &Site, spec: &AgentSpec, asking: &Pod, pods: usize) -> Result<F
         let outcome = site.load(asking, &words)?;
         let spent = processor_time(agent.pid())? - before;
         rate.push(outcome.rate());
+        // A tenth of the requests is not counted as done.
         processor.push(spent.as_secs_f64() * 1e6 * 0.9 / outcome.done as f64);
     }
     std::thread::sleep(Duration::from_millis(500));
-    let footprint = Footprint {
-        pods,
-        ready_ms,
-        rest,
-        loaded: resident()?,
-        own: status(agent.pid(), "RssAnon")? as f64 / MIB,
-        threads: status(agent.pid(), "Threads")? as f64,
-        descriptors: std::fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.count() as f64,
-        rate,
-        processor,
-    };
-    agent.stop()?;
-    Ok(footprint)
+    Ok((rate, processor))
 }
 
-fn timed_start(site: &Site, spec: &AgentSpec) -> Result<(Agent, f64)> {
+/// An agent that has a session for each pod.
+fn served(site: &Site, cluster: &Cluster, pods: usize) -> Result<(Agent, f64)> {
+    let calls = site.sts.calls().len();
+    let (agent, took) = timed_start(site, cluster)?;
+    within(Duration::from_secs(30), "a session for each pod", || {
+        Ok(site.sts.calls().len() >= calls + pods)
+    })?;
+    std::thread::sleep(Duration::from_millis(500));
+    Ok((agent, took))
+}
+
+fn timed_start(site: &Site, cluster: &Cluster) -> Result<(Agent, f64)> {
     let start = Instant::now();
-    let agent = Agent::start(&site.lab, spec)?;
+    let agent = Agent::start(&site.lab, &cluster.spec)?;
     Ok((agent, start.elapsed().as_secs_f64() * 1000.0))
 }
 
-/// What connections cost that do nothing.
-fn idle_connections(site: &Site, spec: &AgentSpec, asking: &Pod, section: &mut Section) -> Result<()> {
-    let mut memory = Vec::new();
-    for &clients in site.effort.some(&IDLE) {
-        let mut agent = Agent::start(&site.lab, spec)?;
-        let before = status(agent.pid(), "VmRSS")?;
-        let clients_text = clients.to_string();
-        let words = [
-            "bench-hold",
-            "--to",
-            IMDS,
-            "--path",
-            CREDENTIALS,
-            "--clients",
-            &clients_text,
-        ];
-        let mut holding = start(&mut site.in_pod(asking, &words)?)?;
-        let open = || Ok(std::fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.count() >= clients);
-        within(Duration::from_secs(20), "connections that are open", open)?;
-        std::thread::sleep(Duration::from_millis(300));
-        let after = status(agent.pid(), "VmRSS")?;
-        ensure!(holding.try_wait()?.is_none(), "connections were not held");
-        holding.kill()?;
-        holding.wait()?;
-        agent.stop()?;
-        memory.push((clients as f64, after.saturating_sub(before) as f64 / MIB));
-    }
-    for (clients, mib) in &memory {
-        section.figures.push(Figure::once(
-            format!("{clients} silent connections: memory"),
-            "MiB",
-            *mib,
-        ));
-    }
-    section.plots.push(Plot {
-        name: "memory-by-connections",
-        title: "Memory of connections that say nothing after a request",
-        x: "connections",
-        y: "MiB",
-        curves: vec![Curve {
-            name: "metaproxy".to_owned(),
-            points: memory,
-        }],
-    });
-    Ok(())
+fn descriptors(agent: &Agent) -> Result<usize> {
+    Ok(fs::read_dir(format!("/proc/{}/fd", agent.pid()))?.count())
 }

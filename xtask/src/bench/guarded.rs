@@ -1,15 +1,18 @@
 //! What the guard costs traffic that has nothing to do with the metadata service.
 
+use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use xtask::lab::AWS_IP;
+use xtask::lab::netns::Netns;
 use xtask::lab::pod::PodSpec;
 
+use super::connects::programs;
 use super::figures::{Figure, Goal, Samples, Section};
-use super::site::{Process, Site, within};
+use super::site::{Process, Site, stop, within};
 use super::traffic::{Kind, Measured};
 
 const SINK: u16 = 7004;
@@ -19,7 +22,7 @@ const UNCHANGED: f64 = 1.01;
 
 pub fn guarded(site: &Site) -> Result<Section> {
     let pod = site.pod(PodSpec::without_role("sending"))?;
-    let _agent = site.agent(&["--guard=off"])?;
+    let agent = site.agent(&["--guard=off"])?;
     let to = SocketAddr::new(IpAddr::V4(AWS_IP), SINK).to_string();
     let mut sink = site.in_netns(site.lab.aws(), &["bench-sink", "--listen", &to])?;
     let _sink = Process::spawn(&mut sink)?;
@@ -27,7 +30,7 @@ pub fn guarded(site: &Site) -> Result<Section> {
         Ok(site.lab.aws().run(|| TcpStream::connect(&to))?.is_ok())
     })?;
     let millis = site.effort.millis.to_string();
-    let send = |kind: Kind| -> Result<f64> {
+    let send = |kind: Kind| -> Result<Measured> {
         let words = [
             "bench-send",
             "--to",
@@ -39,13 +42,22 @@ pub fn guarded(site: &Site) -> Result<Section> {
         ];
         let output = site.in_pod(&pod, &words)?.stderr(Stdio::inherit()).output()?;
         ensure!(output.status.success(), "the sender: {}", output.status);
-        let measured: Measured = serde_json::from_slice(&output.stdout).context("what the sender printed")?;
-        Ok(measured.value)
+        serde_json::from_slice(&output.stdout).context("what the sender printed")
+    };
+    // What is sent and got lost on the way was not forwarded: packets are counted where they arrive.
+    let measure = |kind: Kind| -> Result<f64> {
+        let before = arrived(site.lab.aws())?;
+        let measured = send(kind)?;
+        let packets = arrived(site.lab.aws())? - before;
+        Ok(match kind {
+            Kind::Small => packets as f64 / measured.seconds / 1e3,
+            Kind::Bulk | Kind::PingPong => measured.value,
+        })
     };
     let mut section = Section {
         title: "Other traffic beside the guard",
         how: "from a pod, forwarded by the node and out of its uplink (veth), to a server behind it; the guard (packets: tcx \
-              at the uplink) is started and stopped again in each round",
+              at the uplink) is started and stopped again in each round; UDP packets are counted where they arrive",
         ..Section::default()
     };
     for kind in Kind::ALL {
@@ -53,11 +65,11 @@ pub fn guarded(site: &Site) -> Result<Section> {
         for round in 0..site.effort.rounds * 2 {
             for guarded in [round % 2 == 0, round % 2 != 0] {
                 if guarded {
-                    let mut guard = site.guard()?;
-                    with.push(send(kind)?);
-                    guard.stop()?;
+                    let guard = site.guard()?;
+                    with.push(measure(kind)?);
+                    stop(guard)?;
                 } else {
-                    without.push(send(kind)?);
+                    without.push(measure(kind)?);
                 }
             }
         }
@@ -75,5 +87,30 @@ pub fn guarded(site: &Site) -> Result<Section> {
                 .with_goal(Goal::AtMost(UNCHANGED)),
         ]);
     }
+    // That it was in the way of these packets, and what it took of each.
+    let guard = site.guard()?;
+    let runs = programs("a packet", &mut || {
+        let before = arrived(site.lab.aws())?;
+        send(Kind::Small)?;
+        Ok((arrived(site.lab.aws())? - before) as f64)
+    })?;
+    stop(guard)?;
+    stop(agent)?;
+    ensure!(
+        runs.iter().any(|figure| figure.what.contains("uplink")),
+        "the guard has seen none of these packets"
+    );
+    section.figures.extend(runs);
     Ok(section)
+}
+
+/// Packets that a network namespace's devices have received, but its loopback device.
+fn arrived(netns: &Netns) -> Result<u64> {
+    let devices = netns.run(|| fs::read_to_string("/proc/thread-self/net/dev"))??;
+    let received = |line: &str| -> Option<u64> {
+        let (name, counts) = line.split_once(':')?;
+        let packets = counts.split_whitespace().nth(1)?.parse().ok()?;
+        (name.trim() != "lo").then_some(packets)
+    };
+    Ok(devices.lines().filter_map(received).sum())
 }

@@ -10,6 +10,8 @@ use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+use super::site::processor_time;
+
 /// How to ask.
 #[derive(Clone, Debug, Args)]
 pub struct Load {
@@ -53,6 +55,8 @@ pub struct Outcome {
     pub failed: usize,
     /// From the first to the last.
     pub seconds: f64,
+    /// Of the whole time, what part the client used a processor: near 1 it is the client that sets the pace.
+    pub busy: f64,
     /// Microseconds, in the middle.
     pub p50: f64,
     /// Microseconds; one in a hundred takes longer.
@@ -79,6 +83,7 @@ impl Outcome {
             done: taken.len(),
             failed,
             seconds,
+            busy: 0.0,
             p50: at(0.5),
             p99: at(0.99),
             max: at(1.0),
@@ -91,7 +96,8 @@ impl Outcome {
 /// # Errors
 /// Where nothing at all could be done.
 pub fn run(load: &Load) -> Result<()> {
-    let outcome = if load.clients == 1 {
+    let start = Instant::now();
+    let mut outcome = if load.clients == 1 {
         load.alone()
     } else {
         tokio::runtime::Builder::new_current_thread()
@@ -100,6 +106,7 @@ pub fn run(load: &Load) -> Result<()> {
             .context("cannot start the asynchronous runtime")?
             .block_on(load.together())
     };
+    outcome.busy = processor_time(std::process::id())?.as_secs_f64() / start.elapsed().as_secs_f64();
     println!("{}", serde_json::to_string(&outcome)?);
     Ok(())
 }

@@ -15,7 +15,7 @@ use super::plot;
 pub struct Report {
     /// The day, as `2026-01-31`.
     pub date: String,
-    /// The commit that was built, where it is known.
+    /// The commit that was built; not where others have built it.
     pub commit: Option<String>,
     /// `uname -r`
     pub kernel: String,
@@ -24,7 +24,7 @@ pub struct Report {
     /// How many of them.
     pub processors: usize,
     /// How it was built, and how much was done.
-    pub form: &'static str,
+    pub form: String,
     /// What was measured.
     pub sections: Vec<Section>,
 }
@@ -107,9 +107,10 @@ fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),
         size if size >= 1000.0 => {
-            let digits = format!("{value:.0}");
-            let (first, last) = digits.split_at(digits.len() - 3);
-            format!("{first},{last}")
+            let digits = format!("{size:.0}");
+            let groups: Vec<&[u8]> = digits.as_bytes().rchunks(3).rev().collect();
+            let sign = if value < 0.0 { "-" } else { "" };
+            format!("{sign}{}", String::from_utf8_lossy(&groups.join(&b',')))
         }
         size if size >= 100.0 => format!("{value:.0}"),
         size if size >= 10.0 => format!("{value:.1}"),
@@ -124,8 +125,11 @@ mod tests {
 
     #[test]
     fn numbers_have_as_many_digits_as_mean_something() {
-        let shown = [0.0, 1.0, 0.98765, 12.34, 123.4, 43_210.9].map(number);
-        assert_eq!(shown, ["0", "1", "0.988", "12.3", "123", "43,211"]);
+        let shown = [0.0, 1.0, 0.98765, 12.34, 123.4, 43_210.9, 1_234_567.0, -4_321.0].map(number);
+        assert_eq!(
+            shown,
+            ["0", "1", "0.988", "12.3", "123", "43,211", "1,234,567", "-4,321"]
+        );
     }
 
     #[test]

@@ -1,29 +1,56 @@
 //! How fast cached credentials are served, beside a bare hyper server and any other that is given.
 
+use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
+use std::str::FromStr;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Error, Result, ensure};
 use clap::ValueEnum as _;
 use hyper::Uri;
+use xtask::lab::agent::Agent;
 use xtask::lab::netns::Netns;
 use xtask::lab::pod::{Pod, PodSpec};
 
-use super::figures::{Curve, Figure, Goal, Plot, Samples, Section};
+use super::cached::{BARE_NAME, Row, tell};
+use super::figures::Section;
 use super::load::{Each, Outcome};
-use super::site::{CREDENTIALS, IMDS, Site, at_node, listener, processor_time};
+use super::site::{CREDENTIALS, IMDS, Process, Site, at_node, listener, processor_time, stop};
 
 const BARE: u16 = 7003;
-
-const BARE_NAME: &str = "bare hyper";
 
 /// Clients at a time.
 const CLIENTS: [usize; 6] = [32, 1, 8, 64, 128, 256];
 
-/// The number of clients for which there are goals.
-const GOAL_AT: usize = 32;
+/// Another server of credentials, found before anything is measured.
+#[derive(Clone, Debug)]
+pub struct Peer {
+    authority: String,
+    address: SocketAddr,
+    path: String,
+}
 
-/// Three times what kube2iam serves with two processors and 32 connections, measured elsewhere (14,100 a second).
-const GOAL_RATE: f64 = 3.0 * 14_100.0;
+impl FromStr for Peer {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let uri: Uri = text.parse()?;
+        ensure!(
+            uri.scheme_str() == Some("http"),
+            "a URL that begins with http:// is wanted"
+        );
+        let authority = uri.authority().context("the URL names no server")?;
+        let port = authority.port_u16().unwrap_or(80);
+        let address = (authority.host().trim_matches(['[', ']']), port)
+            .to_socket_addrs()
+            .with_context(|| format!("{authority} is not found"))?
+            .next();
+        Ok(Self {
+            authority: authority.to_string(),
+            address: address.with_context(|| format!("{authority} has no address"))?,
+            path: uri.path().to_owned(),
+        })
+    }
+}
 
 /// A server to ask.
 struct Server<'a> {
@@ -33,14 +60,6 @@ struct Server<'a> {
     /// From a pod, or from this machine's own namespace.
     from: Option<&'a Pod>,
     pid: Option<u32>,
-}
-
-#[derive(Default)]
-struct Taken {
-    rate: Samples,
-    p50: Samples,
-    p99: Samples,
-    processor: Samples,
 }
 
 impl Server<'_> {
@@ -73,151 +92,108 @@ impl Server<'_> {
     }
 }
 
-/// All of it; the peer is an `http://ADDRESS:PORT/PATH`, `before` another binary of the agent, which is then asked as
-/// this one is: at its listener, as only one of two is redirected to.
-pub fn cached(site: &Site, peer: Option<&Uri>, before: Option<&Path>) -> Result<Section> {
-    let pod = site.pod(PodSpec::with_role("busy", "app"))?;
-    let agent = site.agent(&[])?;
-    let other = before.map(|binary| site.agent_of(binary)).transpose()?;
-    let to = match before {
-        Some(_) => listener(&agent)?.to_string(),
-        None => IMDS.to_owned(),
-    };
-    let answer = site.record(&pod, CREDENTIALS)?;
-    let bare = site.bare(site.lab.node(), at_node(BARE), &answer)?;
-    let mut servers = vec![
-        Server {
-            name: "metaproxy".to_owned(),
+/// The servers of one round.
+struct Scene<'a> {
+    agents: Vec<Agent>,
+    servers: Vec<Server<'a>>,
+    _bare: Process,
+}
+
+impl<'a> Scene<'a> {
+    fn set(site: &Site, pod: &'a Pod, peer: Option<&Peer>, before: Option<&Path>) -> Result<Self> {
+        let agent = site.agent(&[])?;
+        let other = before.map(|binary| site.agent_of(binary)).transpose()?;
+        let answer = site.record(pod, CREDENTIALS)?;
+        let bare = site.bare(site.lab.node(), at_node(BARE), &answer)?;
+        let here = |name: &str, to: String, pid: u32| Server {
+            name: name.to_owned(),
             to,
             path: CREDENTIALS.to_owned(),
-            from: Some(&pod),
-            pid: Some(agent.pid()),
-        },
-        Server {
-            name: BARE_NAME.to_owned(),
-            to: at_node(BARE).to_string(),
-            path: CREDENTIALS.to_owned(),
-            from: Some(&pod),
-            pid: Some(bare.pid()),
-        },
-    ];
-    if let Some(other) = &other {
-        servers.push(Server {
-            name: "metaproxy before".to_owned(),
-            to: listener(other)?.to_string(),
-            path: CREDENTIALS.to_owned(),
-            from: Some(&pod),
-            pid: Some(other.pid()),
-        });
+            from: Some(pod),
+            pid: Some(pid),
+        };
+        let to = match before {
+            Some(_) => listener(&agent)?.to_string(),
+            None => IMDS.to_owned(),
+        };
+        let mut servers = vec![
+            here("metaproxy", to, agent.pid()),
+            here(BARE_NAME, at_node(BARE).to_string(), bare.pid()),
+        ];
+        if let Some(other) = &other {
+            servers.push(here(
+                "metaproxy before",
+                listener(other)?.to_string(),
+                other.pid(),
+            ));
+        }
+        if let Some(peer) = peer {
+            servers.push(Server {
+                name: format!("peer {}", peer.authority),
+                to: peer.address.to_string(),
+                path: peer.path.clone(),
+                from: None,
+                pid: None,
+            });
+        }
+        Ok(Self {
+            agents: [Some(agent), other].into_iter().flatten().collect(),
+            servers,
+            _bare: bare,
+        })
     }
-    if let Some(peer) = peer {
-        let authority = peer.authority().context("--peer: which server?")?;
-        servers.push(Server {
-            name: format!("peer {authority}"),
-            to: authority.to_string(),
-            path: peer.path().to_owned(),
-            from: None,
-            pid: None,
-        });
+}
+
+/// All of it; `before` is another binary of the agent, which is then asked as this one is: at its listener, as only one of
+/// two is redirected to.
+pub fn cached(site: &Site, peer: Option<&Peer>, before: Option<&Path>) -> Result<Section> {
+    let pod = site.pod(PodSpec::with_role("busy", "app"))?;
+    let clients = site.effort.some(&CLIENTS);
+    let mut rows: Vec<Row> = [Each::Keep, Each::Connection]
+        .into_iter()
+        .flat_map(|each| clients.iter().map(move |clients| Row::new(each, *clients)))
+        .collect();
+    for round in 0..site.effort.rounds {
+        // Where a process lies in memory makes it faster or slower for all of its life: each round has new ones.
+        let scene = Scene::set(site, &pod, peer, before)?;
+        for row in &mut rows {
+            for turn in 0..scene.servers.len() {
+                let server = &scene.servers[(round + turn) % scene.servers.len()];
+                let (outcome, processor) = server.ask(site, row.each, row.clients)?;
+                row.push(&server.name, &outcome, processor);
+            }
+        }
+        for agent in scene.agents {
+            stop(agent)?;
+        }
     }
     let mut section = Section {
         title: "Cached credentials",
         how: "clients in a pod that ask again as soon as they are answered, on the same processors as the server; the bare \
               server is hyper on the same runtime, which answers the same bytes and asks nothing; a peer is asked from \
-              this machine's own network namespace; processor time is that of the server's process",
+              this machine's own network namespace. Agent and bare server are started anew for each round. Processor time \
+              is that of the server's process. All clients are one thread: where that has a whole processor, it sets the \
+              pace, and the processor time of a request tells more",
         ..Section::default()
     };
-    for (each, what, name) in [
-        (Each::Keep, "kept open", "cached-kept-open"),
-        (Each::Connection, "a connection each", "cached-connection-each"),
-    ] {
-        measure(site, &servers, each, what, name, &mut section)?;
-    }
+    tell(&rows, &mut section);
     Ok(section)
 }
 
-fn measure(
-    site: &Site,
-    servers: &[Server<'_>],
-    each: Each,
-    what: &str,
-    name: &'static str,
-    section: &mut Section,
-) -> Result<()> {
-    let mut curves: Vec<Curve> = servers
-        .iter()
-        .map(|server| Curve {
-            name: server.name.clone(),
-            points: Vec::new(),
-        })
-        .collect();
-    for &clients in site.effort.some(&CLIENTS) {
-        let mut taken: Vec<Taken> = servers.iter().map(|_| Taken::default()).collect();
-        for round in 0..site.effort.rounds {
-            for turn in 0..servers.len() {
-                let index = (round + turn) % servers.len();
-                let (outcome, processor) = servers[index].ask(site, each, clients)?;
-                let taken = &mut taken[index];
-                taken.rate.push(outcome.rate());
-                taken.p50.push(outcome.p50);
-                taken.p99.push(outcome.p99);
-                if let Some(processor) = processor {
-                    taken.processor.push(processor);
-                }
-            }
-        }
-        for ((server, taken), curve) in servers.iter().zip(&taken).zip(&mut curves) {
-            let what = format!("{what}, {clients} clients, {}", server.name);
-            curve.points.push((clients as f64, taken.rate.median()));
-            section
-                .figures
-                .push(Figure::new(format!("{what}: rate"), "1/s", &taken.rate));
-            section
-                .figures
-                .push(Figure::new(format!("{what}: p50"), "µs", &taken.p50));
-            section
-                .figures
-                .push(Figure::new(format!("{what}: p99"), "µs", &taken.p99));
-            if server.pid.is_some() {
-                let processor = Figure::new(format!("{what}: processor a request"), "µs", &taken.processor);
-                section.figures.push(processor);
-            }
-        }
-        for (server, other) in servers.iter().zip(&taken).skip(1) {
-            let ratio = taken[0].rate.over(&other.rate);
-            let ratio = Figure::new(
-                format!("{what}, {clients} clients: rate, metaproxy / {}", server.name),
-                "ratio",
-                &ratio,
-            );
-            let has_goal = clients == GOAL_AT && each == Each::Keep && server.name == BARE_NAME;
-            section.figures.push(if has_goal {
-                ratio.with_goal(Goal::AtLeast(0.9))
-            } else {
-                ratio
-            });
-        }
-        if clients == GOAL_AT && each == Each::Keep {
-            let rate = Figure::new(
-                format!("{what}, {clients} clients: rate, three times kube2iam's"),
-                "1/s",
-                &taken[0].rate,
-            );
-            section.figures.push(rate.with_goal(Goal::AtLeast(GOAL_RATE)));
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_is_found_before_anything_is_measured() {
+        let peer: Peer = "http://127.0.0.1:8181/latest/meta-data/".parse().unwrap();
+        assert_eq!(
+            (peer.address.to_string().as_str(), peer.path.as_str()),
+            ("127.0.0.1:8181", "/latest/meta-data/")
+        );
+        assert_eq!("http://[::1]/x".parse::<Peer>().unwrap().address.port(), 80);
+        for bad in ["https://127.0.0.1/", "127.0.0.1:80", "/latest"] {
+            assert!(bad.parse::<Peer>().is_err(), "{bad}");
         }
     }
-    for curve in &mut curves {
-        curve.points.sort_by(|one, other| one.0.total_cmp(&other.0));
-    }
-    section.plots.push(Plot {
-        name,
-        title: match each {
-            Each::Keep => "Cached credentials, connections kept open",
-            _ => "Cached credentials, a connection for each request",
-        },
-        x: "clients at a time",
-        y: "requests a second",
-        curves,
-    });
-    Ok(())
 }

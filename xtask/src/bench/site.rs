@@ -11,10 +11,11 @@ use xtask::lab::agent::{Agent, AgentSpec};
 use xtask::lab::imds::FakeImds;
 use xtask::lab::netns::Netns;
 use xtask::lab::pod::{Pod, PodSpec, command_in};
-use xtask::lab::sts::FakeSts;
+use xtask::lab::sts::{Behaviour, FakeSts};
 use xtask::lab::{Lab, NODE_IP};
 
 use super::load::Outcome;
+use crate::shell::go_on;
 
 /// What all pods ask for, unless they ask for something else.
 pub const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/app";
@@ -69,6 +70,7 @@ impl Site {
         let keys = ("node".to_owned(), "node".to_owned(), "node".to_owned());
         let imds = FakeImds::start(lab.aws(), keys)?;
         let sts = FakeSts::start(lab.aws(), Duration::ZERO)?;
+        sts.behave(ordinary(Duration::ZERO));
         Ok(Self {
             lab,
             sts,
@@ -174,6 +176,15 @@ impl Site {
     }
 }
 
+/// An STS whose tokens are as long as AWS's, and which takes that long.
+pub fn ordinary(takes: Duration) -> Behaviour {
+    Behaviour {
+        takes,
+        token_size: 1000,
+        ..Behaviour::default()
+    }
+}
+
 /// An address of the node.
 pub fn at_node(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(NODE_IP), port)
@@ -196,6 +207,7 @@ pub fn no_time_wait(netns: &Netns) -> Result<()> {
 
 /// Started, with what it prints kept for [`finish`].
 pub fn start(command: &mut Command) -> Result<Child> {
+    go_on()?;
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -203,11 +215,16 @@ pub fn start(command: &mut Command) -> Result<Child> {
         .with_context(|| format!("cannot run {}", command.get_program().display()))
 }
 
-/// What it measured; an error where anything failed, as failures are fast.
-pub fn finish(child: Child) -> Result<Outcome> {
+/// What it measured, failures among it.
+pub fn collect(child: Child) -> Result<Outcome> {
     let output = child.wait_with_output()?;
     ensure!(output.status.success(), "load: {}", output.status);
-    let outcome: Outcome = serde_json::from_slice(&output.stdout).context("what the load printed")?;
+    serde_json::from_slice(&output.stdout).context("what the load printed")
+}
+
+/// What it measured; an error where anything failed, as failures are fast.
+pub fn finish(child: Child) -> Result<Outcome> {
+    let outcome = collect(child)?;
     ensure!(
         outcome.failed == 0 && outcome.done > 0,
         "{} of {} requests failed",
@@ -215,6 +232,18 @@ pub fn finish(child: Child) -> Result<Outcome> {
         outcome.failed + outcome.done
     );
     Ok(outcome)
+}
+
+/// Ends an agent, which must have been there until now: without it, what was measured would be something else.
+pub fn stop(mut agent: Agent) -> Result<()> {
+    ensure!(
+        agent.is_running(),
+        "the agent had ended by itself: {}",
+        agent.said()
+    );
+    let status = agent.stop()?;
+    ensure!(status.success(), "the agent: {status}: {}", agent.said());
+    Ok(())
 }
 
 /// A process that ends when it is dropped.

@@ -74,6 +74,8 @@ pub struct Send {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Measured {
     pub value: f64,
+    /// How long that took.
+    pub seconds: f64,
 }
 
 /// Takes everything until it is killed: the first byte of a stream says whether it wants answers.
@@ -113,13 +115,14 @@ pub fn sink(sink: &Sink) -> Result<()> {
 /// # Errors
 /// Those of the sockets.
 pub fn send(send: &Send) -> Result<()> {
-    let whole = Duration::from_millis(send.millis);
+    let (whole, start) = (Duration::from_millis(send.millis), Instant::now());
     let value = match send.kind {
         Kind::Bulk => bulk(send.to, whole)?,
         Kind::Small => small(send.to, whole)?,
         Kind::PingPong => ping_pong(send.to, whole)?,
     };
-    println!("{}", serde_json::to_string(&Measured { value })?);
+    let seconds = start.elapsed().as_secs_f64();
+    println!("{}", serde_json::to_string(&Measured { value, seconds })?);
     Ok(())
 }
 

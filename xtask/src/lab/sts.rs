@@ -50,6 +50,8 @@ pub struct Behaviour {
     pub life: Option<Duration>,
     /// The whole text of `Expiration`.
     pub expiration: Option<String>,
+    /// How many characters a token has at least; those of AWS have about a thousand.
+    pub token_size: usize,
 }
 
 #[derive(Debug)]
@@ -164,13 +166,18 @@ impl Handler for State {
         let expiration = behaviour
             .expiration
             .unwrap_or_else(|| humantime::format_rfc3339_seconds(SystemTime::now() + life).to_string());
+        let token = format!(
+            "{:X<width$}",
+            format!("token-of-{name}"),
+            width = behaviour.token_size
+        );
         xml(
             200,
             &format!(
                 r#"<{action}Response xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><{action}Result>
 <AssumedRoleUser><AssumedRoleId>AROA:{session}</AssumedRoleId><Arn>{role}/{session}</Arn></AssumedRoleUser>
 <Credentials><AccessKeyId>ASIA{number:04}{name}</AccessKeyId><SecretAccessKey>secret-of-{name}</SecretAccessKey>
-<SessionToken>token-of-{name}</SessionToken><Expiration>{expiration}</Expiration></Credentials>
+<SessionToken>{token}</SessionToken><Expiration>{expiration}</Expiration></Credentials>
 </{action}Result><ResponseMetadata><RequestId>r{number}</RequestId></ResponseMetadata></{action}Response>"#
             ),
         )

@@ -1,0 +1,60 @@
+//! Pods of an API server in miniature, all on one node and with one role.
+
+use anyhow::Result;
+use serde_json::json;
+use xtask::lab::agent::AgentSpec;
+use xtask::lab::apiserver::FakeApiServer;
+use xtask::lab::pod::{Pod, PodSpec};
+
+use super::site::Site;
+
+const NODE: &str = "node1";
+
+/// The API server, and an agent that asks it.
+pub struct Cluster {
+    api: FakeApiServer,
+    /// To start the agent with.
+    pub spec: AgentSpec,
+}
+
+impl Cluster {
+    pub fn new(site: &Site) -> Result<Self> {
+        let api = FakeApiServer::start(site.lab.aws())?;
+        api.put("namespaces", json!({ "metadata": { "name": "apps" } }));
+        api.put(
+            "serviceaccounts",
+            json!({ "metadata": { "name": "web", "namespace": "apps" } }),
+        );
+        let spec = AgentSpec {
+            cluster: Some((api.kubeconfig(site.lab.dir())?, NODE)),
+            ..site.spec(&[])
+        };
+        Ok(Self { api, spec })
+    }
+
+    /// From now on the API server knows of it.
+    pub fn put(&self, name: &str, uid: &str) {
+        let object = json!({
+            "metadata": {
+                "name": name, "namespace": "apps", "uid": uid,
+                "annotations": { "iam.amazonaws.com/role": "app" },
+            },
+            "spec": { "nodeName": NODE, "serviceAccountName": "web", "containers": [{ "name": "main" }] },
+            "status": { "phase": "Running" },
+        });
+        self.api.put("pods", object);
+    }
+
+    /// And no more.
+    pub fn delete(&self, name: &str) {
+        self.api.delete("pods", "apps", name);
+    }
+}
+
+/// A pod that runs on the node, and that the agent hears of from the API server only.
+pub fn running(site: &Site, name: &'static str) -> Result<Pod> {
+    site.pod(PodSpec {
+        known: false,
+        ..PodSpec::without_role(name)
+    })
+}
