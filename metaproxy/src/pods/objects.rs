@@ -126,7 +126,7 @@ impl Pod {
             service_account: spec.service_account_name.unwrap_or_else(|| "default".to_owned()),
             annotations,
             host_network: spec.host_network.unwrap_or_default(),
-            ips: ips.into_iter().filter_map(|ip| ip.ip.parse().ok()).collect(),
+            ips: ips.into_iter().filter_map(|ip| ip.ip?.parse().ok()).collect(),
             host_ports,
             node: spec.node_name,
             finished,

@@ -1,5 +1,5 @@
-//! The API's pod (core/v1), as far as it is used. A whole one is larger by two orders of magnitude, and a node's are all in
-//! memory at once while they are listed.
+//! The API's objects (core/v1), as far as they are used: a node's pods are all in memory at once while they are listed, and
+//! most of what they say (`managedFields`, environments, volumes, conditions) is nobody's business here.
 
 use std::borrow::Cow;
 
@@ -7,13 +7,14 @@ use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1;
 use kube::Resource;
 use kube::core::ObjectMeta;
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 /// `Pod`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct PodObject {
     /// `metadata`
+    #[serde(deserialize_with = "metadata")]
     pub metadata: ObjectMeta,
     /// `spec`
     pub spec: Option<PodSpec>,
@@ -69,7 +70,39 @@ pub struct PodStatus {
 #[serde(default)]
 pub struct PodIp {
     /// As text.
-    pub ip: String,
+    pub ip: Option<String>,
+}
+
+/// An object of which nothing else counts.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+pub struct OnlyMetadata {
+    /// `metadata`
+    #[serde(deserialize_with = "metadata")]
+    pub metadata: ObjectMeta,
+}
+
+/// What is used of `metadata`; one that is null is as good as none.
+fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Used {
+        name: Option<String>,
+        namespace: Option<String>,
+        uid: Option<String>,
+        /// For the watch to go on from.
+        resource_version: Option<String>,
+        annotations: Option<std::collections::BTreeMap<String, String>>,
+    }
+    let used = Option::<Used>::deserialize(deserializer)?.unwrap_or_default();
+    Ok(ObjectMeta {
+        name: used.name,
+        namespace: used.namespace,
+        uid: used.uid,
+        resource_version: used.resource_version,
+        annotations: used.annotations,
+        ..ObjectMeta::default()
+    })
 }
 
 /// Asked for as what it is a part of.

@@ -3,11 +3,10 @@
 use std::fmt;
 use std::sync::Arc;
 
-use kube::core::ObjectMeta;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::super::wire::PodObject;
+use super::super::wire::{OnlyMetadata, PodObject};
 use super::super::{Namespace, Pod, Problem, ServiceAccount};
 
 /// What a file holds.
@@ -45,15 +44,17 @@ impl fmt::Display for Broken {
 
 /// Every object says what it is.
 #[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
 struct TypeMeta {
     kind: Option<String>,
+    api_version: Option<String>,
 }
 
-/// Of objects of which nothing else counts.
-#[derive(Deserialize)]
-struct OnlyMetadata {
-    #[serde(default)]
-    metadata: ObjectMeta,
+impl TypeMeta {
+    /// Whether it may be one of ours: other groups have kinds of the same names.
+    fn is_core(&self) -> bool {
+        self.api_version.as_deref().is_none_or(|version| version == "v1")
+    }
 }
 
 /// `kubectl get -o yaml` of several objects.
@@ -161,8 +162,9 @@ pub fn json(text: &str) -> Result<Objects, Broken> {
 
 impl Objects {
     fn add(&mut self, document: &impl Document) -> Result<(), Broken> {
-        let kind = document.read::<TypeMeta>()?.kind;
-        let problem = match kind.as_deref() {
+        let what = document.read::<TypeMeta>()?;
+        let problem = match what.kind.as_deref() {
+            Some("Pod" | "Namespace" | "ServiceAccount") if !what.is_core() => return Ok(()),
             Some("Pod") => self.add_pod(document.read()?),
             Some("Namespace") => self.add_namespace(document.read()?),
             Some("ServiceAccount") => self.add_service_account(document.read()?),

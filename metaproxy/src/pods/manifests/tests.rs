@@ -102,6 +102,33 @@ fn broken_json_is_reported_with_its_line() {
     assert!(broken.to_string().starts_with("2: "), "{broken}");
 }
 
+#[rstest]
+#[case::no_metadata("kind: Namespace\n")]
+#[case::null("kind: Namespace\nmetadata: null\n")]
+#[case::empty("kind: Namespace\nmetadata:\n")]
+fn an_object_without_metadata_is_reported_and_the_others_are_served(#[case] other: &str) {
+    let text = format!("{other}---\n{}", pod_yaml("web", "u-1"));
+    let objects = parse::yaml(&text).unwrap();
+    assert_eq!(
+        (names(&objects).len(), objects.problems.len()),
+        (1, 1),
+        "{objects:?}"
+    );
+}
+
+#[test]
+fn kinds_of_other_groups_that_have_the_same_names_are_none_of_ours() {
+    let text = "apiVersion: example.com/v1\nkind: Namespace\nmetadata:\n  name: apps\n  annotations:\n    \
+                iam.amazonaws.com/permitted: .*\n---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: own\n";
+    let objects = parse::yaml(text).unwrap();
+    let found: Vec<&str> = objects
+        .namespaces
+        .iter()
+        .map(|namespace| namespace.name.as_str())
+        .collect();
+    assert_eq!(found, ["own"]);
+}
+
 #[test]
 fn a_pod_without_uid_is_reported_and_the_others_are_served() {
     let text = format!(
