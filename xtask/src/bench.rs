@@ -133,20 +133,17 @@ pub fn bench(bench: &Bench) -> Result<()> {
             .to_owned(),
         processor: processor()?,
         processors: std::thread::available_parallelism()?.get(),
-        form: match &bench.binaries {
-            Some(dir) => format!("what somebody has built in {}", dir.display()),
-            None if bench.smoke => "a debug build that only had to run".to_owned(),
-            None => "release build".to_owned(),
-        },
+        form: form(bench),
+        rounds: effort.rounds,
         sections: Vec::new(),
     };
     // What is not all of it does not take the place of what was.
-    let kind = match (&bench.filter, bench.smoke) {
-        (Some(filter), _) => filter.as_str(),
-        (None, true) => "smoke",
-        (None, false) => "all",
-    };
-    let dir: PathBuf = root().join("target/bench").join(kind);
+    let mut kind = bench.filter.clone().unwrap_or_else(|| "all".to_owned());
+    if bench.smoke {
+        kind.push_str("-smoke");
+    }
+    let dir = root().join("target/bench").join(&kind);
+    let partial = root().join("target/bench").join(kind + ".partial");
     catch_interrupts()?;
     for (name, part) in parts {
         if bench.filter.as_ref().is_some_and(|filter| !name.contains(filter)) {
@@ -162,9 +159,14 @@ pub fn bench(bench: &Bench) -> Result<()> {
         }
         report.sections.push(section);
         // What was measured is kept where a later part fails.
-        report.write(&dir)?;
+        report.write(&partial)?;
     }
+    go_on()?;
     ensure!(!report.sections.is_empty(), "no part has a name like that");
+    if dir.exists() {
+        fs::remove_dir_all(&dir)?;
+    }
+    fs::rename(&partial, &dir)?;
     step(&format!("written to {}", dir.join("report.md").display()));
     if !bench.smoke {
         for figure in report.missed() {
@@ -172,6 +174,19 @@ pub fn bench(bench: &Bench) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// What it is that was measured.
+fn form(bench: &Bench) -> String {
+    let mut form = match &bench.binaries {
+        Some(dir) => format!("what somebody has built in {}", dir.display()),
+        None if bench.smoke => "a debug build that only had to run".to_owned(),
+        None => "release build".to_owned(),
+    };
+    if let Some(before) = &bench.before {
+        form.push_str(&format!(", against {}", before.display()));
+    }
+    form
 }
 
 /// Where the binaries are.

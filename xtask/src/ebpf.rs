@@ -189,7 +189,7 @@ pub fn build() -> Result<()> {
     step(&format!("eBPF objects, built with {toolchain}"));
     let out = root().join("target/bpf");
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    // One at a time: another build would find objects that are not checked yet, or half a file.
+    // One at a time: another build would find objects that are not checked yet.
     let turns = fs::File::create(out.join(".lock")).context("the lock of eBPF builds")?;
     turns.lock().context("the lock of eBPF builds")?;
     for arch in ARCHITECTURES {
@@ -205,7 +205,11 @@ pub fn build() -> Result<()> {
                 let path = out.join(format!("{}.{arch}{suffix}.o", object.name));
                 // Untouched where nothing changed, so that the agent is not built again for nothing.
                 if fs::read(&path).ok().as_ref() != Some(&bytes) {
-                    fs::write(&path, bytes).with_context(|| format!("cannot write {}", path.display()))?;
+                    // At once: who embeds it meanwhile must not find half of it.
+                    let new = path.with_extension("new");
+                    fs::write(&new, bytes)
+                        .and_then(|()| fs::rename(&new, &path))
+                        .with_context(|| format!("cannot write {}", path.display()))?;
                 }
             }
         }

@@ -59,7 +59,7 @@ enum Command {
     Fuzz(fuzz::Fuzz),
     /// Boot Debian's kernels in QEMU and run interception, identity, guard and cleanup there (root)
     VmTest(vm::VmTest),
-    /// Measure what metaproxy costs, beside what it is compared with; writes target/bench (root)
+    /// Measure what metaproxy costs, beside what it is compared with; writes a report below target/bench (root)
     Bench(bench::Bench),
     #[command(flatten)]
     Inside(bench::Inside),

@@ -34,7 +34,10 @@ pub struct Bare {
 pub fn run(bare: &Bare) -> Result<()> {
     let recorded = std::fs::read(&bare.answer).with_context(|| format!("{}", bare.answer.display()))?;
     let (headers, body) = parse(&recorded).context("the recorded answer")?;
+    let processors = std::thread::available_parallelism()?.get();
     let runtime = tokio::runtime::Builder::new_multi_thread()
+        // As many as the agent has at the most.
+        .worker_threads(processors.min(4))
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;

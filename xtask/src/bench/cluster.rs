@@ -1,7 +1,7 @@
 //! Pods of an API server in miniature, all on one node and with one role.
 
 use anyhow::Result;
-use serde_json::json;
+use serde_json::{Value, json};
 use xtask::lab::agent::AgentSpec;
 use xtask::lab::apiserver::FakeApiServer;
 use xtask::lab::pod::{Pod, PodSpec};
@@ -34,12 +34,31 @@ impl Cluster {
 
     /// From now on the API server knows of it.
     pub fn put(&self, name: &str, uid: &str) {
+        // Of the size that pods have: about 10 KB.
+        let fields: serde_json::Map<String, Value> = (0..60)
+            .map(|number| {
+                (
+                    format!("k:{{\"name\":\"VARIABLE_{number}\"}}"),
+                    json!({ ".": {}, "f:name": {}, "f:value": {} }),
+                )
+            })
+            .collect();
+        let environment: Vec<Value> = (0..60)
+            .map(|number| json!({ "name": format!("VARIABLE_{number}"), "value": "a value of some length, as they have" }))
+            .collect();
         let object = json!({
             "metadata": {
                 "name": name, "namespace": "apps", "uid": uid,
                 "annotations": { "iam.amazonaws.com/role": "app" },
+                "managedFields": [{
+                    "manager": "kubelet", "operation": "Update", "apiVersion": "v1", "fieldsType": "FieldsV1",
+                    "fieldsV1": { "f:spec": { "f:containers": { "f:env": fields } } },
+                }],
             },
-            "spec": { "nodeName": NODE, "serviceAccountName": "web", "containers": [{ "name": "main" }] },
+            "spec": {
+                "nodeName": NODE, "serviceAccountName": "web",
+                "containers": [{ "name": "main", "env": environment }],
+            },
             "status": { "phase": "Running" },
         });
         self.api.put("pods", object);

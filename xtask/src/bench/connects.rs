@@ -10,7 +10,7 @@ use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
 use metaproxy_common::names;
 use xtask::lab::netns::{Netns, ip};
-use xtask::lab::pod::PodSpec;
+use xtask::lab::pod::{Pod, PodSpec};
 
 use super::figures::{Figure, Goal, Samples, Section};
 use super::site::{CREDENTIALS, IMDS, Process, Site, at_node, listener, no_time_wait, stop};
@@ -20,51 +20,73 @@ const ELSEWHERE: u16 = 7001;
 const BARE: u16 = 7002;
 const BEHIND_RULE: u16 = 8181;
 
+/// Short turns for each round.
+const SHORT: usize = 20;
+
 /// connect() to another address, with and without the agent.
 pub fn elsewhere(site: &Site) -> Result<Section> {
     let pod = site.pod(PodSpec::without_role("elsewhere"))?;
     let answer = site.lab.dir().join("nothing");
     fs::write(&answer, "HTTP/1.1 200 OK\r\n\r\n")?;
     let _server = site.bare(site.lab.node(), at_node(ELSEWHERE), &answer)?;
-    let (to, count) = (
-        at_node(ELSEWHERE).to_string(),
-        site.effort.connections.to_string(),
-    );
-    let connect = || {
+    let to = at_node(ELSEWHERE).to_string();
+    let netns = pod.netns().context("a pod with a network namespace of its own")?;
+    let connect = |inside: bool, count: usize| {
+        let count = count.to_string();
         let words = ["--to", &to, "--count", &count, "--each", "connect"];
-        site.load(&pod, &words).map(|outcome| outcome.p50)
+        let outcome = match inside {
+            true => site.load(&pod, &words),
+            false => site.load_in(netns, &words),
+        };
+        outcome.map(|outcome| outcome.p50)
     };
-    connect()?;
-    let (mut with, mut without) = (Samples::default(), Samples::default());
-    for round in 0..site.effort.rounds * 2 {
-        // One is the first in every other round.
-        for attached in [round % 2 == 0, round % 2 != 0] {
-            if attached {
-                let agent = site.agent(&[])?;
-                with.push(connect()?);
-                stop(agent)?;
-            } else {
-                without.push(connect()?);
+    let all = site.effort.connections;
+    let short = |inside: &mut Samples, outside: &mut Samples| -> Result<()> {
+        for turn in 0..SHORT {
+            for is_inside in [turn % 2 == 0, turn % 2 != 0] {
+                let samples = if is_inside { &mut *inside } else { &mut *outside };
+                samples.push(connect(is_inside, all / 5)?);
             }
         }
+        Ok(())
+    };
+    connect(true, all)?;
+    let (mut inside, mut outside) = (Samples::default(), Samples::default());
+    let (mut free_inside, mut free_outside) = (Samples::default(), Samples::default());
+    for _ in 0..site.effort.rounds {
+        short(&mut free_inside, &mut free_outside)?;
+        let agent = site.agent(&[])?;
+        short(&mut inside, &mut outside)?;
+        stop(agent)?;
     }
+    let (attached, free) = (inside.over(&outside), free_inside.over(&free_outside));
     let mut section = Section {
         title: "connect() to another address",
-        how: "a pod connects to a server of the node that is not the agent; the agent is started and stopped again in \
-              each round; medians of single connect() calls",
+        how: "connections from a pod's network namespace to a server of the node that is not the agent; medians of single \
+              connect() calls. In short turns by processes in the pods' cgroup, to which the programs are attached, and by \
+              processes outside of it, so that a machine that is faster now and slower then does the same to both; likewise \
+              without an agent, for what else may lie between the two cgroups",
         figures: vec![
-            Figure::new("not attached", "µs", &without),
-            Figure::new("attached", "µs", &with),
-            Figure::new("attached / not attached", "ratio", &with.over(&without))
-                .with_goal(Goal::AtMost(1.01)),
+            Figure::new("outside of the pods' cgroup, no agent", "µs", &free_outside),
+            Figure::new("inside, no agent", "µs", &free_inside),
+            Figure::new("outside, agent attached", "µs", &outside),
+            Figure::new("inside, agent attached", "µs", &inside),
+            Figure::new("inside / outside, no agent", "ratio", &free),
+            Figure::new("inside / outside, agent attached", "ratio", &attached),
+            Figure::new(
+                "attached / not attached",
+                "ratio",
+                &attached.over_median_of(&free),
+            )
+            .with_goal(Goal::AtMost(1.01)),
         ],
         plots: Vec::new(),
     };
     let agent = site.agent(&[])?;
-    let connections = site.effort.connections as f64;
-    section
-        .figures
-        .extend(programs("a connection", &mut || connect().map(|_| connections))?);
+    let connections = all as f64;
+    section.figures.extend(programs("a connection", &mut || {
+        connect(true, all).map(|_| connections)
+    })?);
     stop(agent)?;
     Ok(section)
 }
@@ -97,54 +119,11 @@ pub fn programs(one: &str, work: &mut dyn FnMut() -> Result<f64>) -> Result<Vec<
 /// connect, request, answer, close: directly, redirected, and by the rule that kube2iam makes.
 pub fn redirected(site: &Site) -> Result<Section> {
     let pod = site.pod(PodSpec::with_role("asking", "app"))?;
-    let agent = site.agent(&[])?;
-    let answer = site.record(&pod, CREDENTIALS)?;
-    let _bare = site.bare(site.lab.node(), at_node(BARE), &answer)?;
-    let plain = Elsewhere::new(site, "plain", &answer)?;
-    let ruled = Elsewhere::new(site, "ruled", &answer)?;
-    ruled.add_rule()?;
-
-    let count = site.effort.connections.to_string();
-    let words = |to: &str| {
-        let words = [
-            "--to",
-            to,
-            "--path",
-            CREDENTIALS,
-            "--each",
-            "connection",
-            "--count",
-        ];
-        let words = words.into_iter().chain([count.as_str()]);
-        words.map(str::to_owned).collect::<Vec<_>>()
-    };
-    let (direct, bare) = (listener(&agent)?.to_string(), at_node(BARE).to_string());
-    let ask = |to: &str| -> Result<f64> {
-        let words = words(to);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        Ok(site.load(&pod, &words)?.p50)
-    };
-    let ask_there = |node: &Elsewhere, to: &str| -> Result<f64> {
-        let words = words(to);
-        let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        Ok(site.load_in(&node.pod, &words)?.p50)
-    };
-    let behind = plain.server.to_string();
-    let ways: [&dyn Fn() -> Result<f64>; 5] = [
-        &|| ask(&direct),
-        &|| ask(IMDS),
-        &|| ask(&bare),
-        &|| ask_there(&plain, &behind),
-        &|| ask_there(&ruled, IMDS),
-    ];
     let mut taken = [const { None::<Samples> }; 5].map(Option::unwrap_or_default);
     for round in 0..site.effort.rounds * 2 {
-        for turn in 0..ways.len() {
-            let way = (round + turn) % ways.len();
-            taken[way].push(ways[way]()?);
-        }
+        // Where a process lies in memory makes it faster or slower for all of its life: each round has new ones.
+        five_ways(site, &pod, round, &mut taken)?;
     }
-    stop(agent)?;
     let [direct, redirected, bare, behind, by_rule] = taken;
     Ok(Section {
         title: "connect + GET + close",
@@ -174,6 +153,54 @@ pub fn redirected(site: &Site) -> Result<Section> {
         ],
         plots: Vec::new(),
     })
+}
+
+/// One round: directly, redirected, a bare server, one without a rule, one with it.
+fn five_ways(site: &Site, pod: &Pod, round: usize, taken: &mut [Samples; 5]) -> Result<()> {
+    let agent = site.agent(&[])?;
+    let answer = site.record(pod, CREDENTIALS)?;
+    let _bare = site.bare(site.lab.node(), at_node(BARE), &answer)?;
+    let plain = Elsewhere::new(site, "plain", &answer)?;
+    let ruled = Elsewhere::new(site, "ruled", &answer)?;
+    ruled.add_rule()?;
+    let count = site.effort.connections.to_string();
+    let words = |to: &str| {
+        let words = [
+            "--to",
+            to,
+            "--path",
+            CREDENTIALS,
+            "--each",
+            "connection",
+            "--count",
+        ];
+        let words = words.into_iter().chain([count.as_str()]);
+        words.map(str::to_owned).collect::<Vec<_>>()
+    };
+    let (direct, bare) = (listener(&agent)?.to_string(), at_node(BARE).to_string());
+    let ask = |to: &str| -> Result<f64> {
+        let words = words(to);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        Ok(site.load(pod, &words)?.p50)
+    };
+    let ask_there = |node: &Elsewhere, to: &str| -> Result<f64> {
+        let words = words(to);
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        Ok(site.load_in(&node.pod, &words)?.p50)
+    };
+    let behind = plain.server.to_string();
+    let ways: [&dyn Fn() -> Result<f64>; 5] = [
+        &|| ask(&direct),
+        &|| ask(IMDS),
+        &|| ask(&bare),
+        &|| ask_there(&plain, &behind),
+        &|| ask_there(&ruled, IMDS),
+    ];
+    for turn in 0..ways.len() {
+        let way = (round + turn) % ways.len();
+        taken[way].push(ways[way]()?);
+    }
+    stop(agent)
 }
 
 /// Another node, with a bare server: what a rule does to the kernel must be done neither to the agent's node nor to what

@@ -40,6 +40,12 @@ impl Samples {
         (self.quantile(0.25), self.quantile(0.75))
     }
 
+    /// Over the median of what is to be taken off each.
+    pub fn over_median_of(&self, other: &Self) -> Self {
+        let median = other.median();
+        Self(self.0.iter().map(|own| own / median).collect())
+    }
+
     /// Round by round: what one round does to both is not held against either.
     pub fn over(&self, other: &Self) -> Self {
         Self(

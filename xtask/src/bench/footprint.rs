@@ -59,7 +59,7 @@ pub fn footprint(site: &Site) -> Result<Section> {
     let cluster = Cluster::new(site)?;
     let mut section = Section {
         title: "Memory, threads, descriptors, start",
-        how: "pods of an API server in miniature (HTTP without TLS), each with a session of its own; resident memory after \
+        how: "pods (10 KB each) of an API server in miniature (HTTP without TLS), each with a session of its own; resident memory after \
               sessions were fetched, and after 32 clients have asked for one of them; ready when pods are served. Silent \
               connections have had an answer each, and are kept",
         ..Section::default()
@@ -77,7 +77,7 @@ pub fn footprint(site: &Site) -> Result<Section> {
     for one in &found {
         figures_of_pods(one, &mut section);
     }
-    growth(&found, "pods", &mut section);
+    growth(&found, "pods", |one| one.loaded.own, &mut section);
     plots(&found, "pods with a session", PLOTS_OF_PODS, &mut section);
 
     let mut found = Vec::new();
@@ -97,7 +97,9 @@ pub fn footprint(site: &Site) -> Result<Section> {
             Figure::new(of("processor a request"), "µs", &one.processor),
         ]);
     }
-    growth(&found, "connections", &mut section);
+    // Each number of them has an agent of its own.
+    let own = |one: &Footprint| one.loaded.own - one.rest.own;
+    growth(&found, "connections", own, &mut section);
     plots(&found, "silent connections", PLOTS_OF_CONNECTIONS, &mut section);
     Ok(section)
 }
@@ -130,40 +132,20 @@ fn figures_of_pods(one: &Footprint, section: &mut Section) {
     ]);
 }
 
-/// How much more each of the last ones takes than each of the first, from the step in the middle: more than 1 is worse
-/// than linear. A request's processor time is to stay the same.
-fn growth(found: &[Footprint], of: &str, section: &mut Section) {
-    let (Some(first), Some(last)) = (found.first(), found.last()) else {
-        return;
-    };
-    let Some(middle) = found
-        .get(found.len() / 2)
-        .filter(|middle| middle.number < last.number)
-    else {
-        return;
-    };
-    let each = |value: &dyn Fn(&Footprint) -> f64| {
-        let slope = |from: &Footprint, to: &Footprint| {
-            (value(to) - value(from)) / (to.number as f64 - from.number as f64)
-        };
-        slope(middle, last) / slope(first, middle)
-    };
-    section.figures.push(
-        Figure::once(
-            format!("memory of one of the last {of} / of one of the first"),
-            "ratio",
-            each(&|one| one.loaded.own),
-        )
-        .with_goal(Goal::AtMost(1.1)),
-    );
-    section.figures.push(Figure::once(
-        format!(
-            "processor a request, {} {of} / {} {of}",
-            last.number, first.number
-        ),
-        "ratio",
-        last.processor.median() / first.processor.median(),
-    ));
+/// What one more costs, step by step: where that grows, the whole grows worse than linear. The first ones find room that
+/// the start has left.
+fn growth(found: &[Footprint], of: &str, value: fn(&Footprint) -> f64, section: &mut Section) {
+    for pair in found.windows(2) {
+        let more = (pair[1].number - pair[0].number) as f64;
+        section.figures.push(Figure::once(
+            format!(
+                "memory of one more of the {of}, {} to {}",
+                pair[0].number, pair[1].number
+            ),
+            "KiB",
+            (value(&pair[1]) - value(&pair[0])) * 1024.0 / more,
+        ));
+    }
 }
 
 /// Name and title of the plots: memory, rate, processor time.

@@ -46,7 +46,7 @@ pub enum Each {
     Connect,
 }
 
-/// What it took.
+/// What it took; times are 0 where nothing was done.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
     /// Answered as they should be.
@@ -75,9 +75,7 @@ impl Outcome {
         taken.sort_unstable();
         let at = |part: f64| {
             let index = (part * taken.len().saturating_sub(1) as f64).round() as usize;
-            taken
-                .get(index)
-                .map_or(f64::NAN, |taken| taken.as_secs_f64() * 1e6)
+            taken.get(index).map_or(0.0, |taken| taken.as_secs_f64() * 1e6)
         };
         Self {
             done: taken.len(),

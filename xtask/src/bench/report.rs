@@ -25,6 +25,8 @@ pub struct Report {
     pub processors: usize,
     /// How it was built, and how much was done.
     pub form: String,
+    /// How often things were compared.
+    pub rounds: usize,
     /// What was measured.
     pub sections: Vec<Section>,
 }
@@ -52,7 +54,12 @@ impl Report {
         if let Some(commit) = &self.commit {
             let _ = write!(text, ", commit {commit}");
         }
-        text.push_str(".\nMedians of the rounds; in brackets the first and the third quartile.\n");
+        let _ = writeln!(
+            text,
+            ", {} rounds.\nMedians of the rounds; in brackets the first and the third quartile. A goal that lies between \
+             these was met or missed *within the spread*: this run does not tell it from chance.",
+            self.rounds
+        );
         for section in &self.sections {
             let _ = write!(text, "\n## {}\n\n{}.\n\n", section.title, section.how);
             text.push_str(
@@ -89,8 +96,14 @@ pub fn row(figure: &Figure) -> String {
         Some(Goal::AtLeast(least)) => format!("≥ {}", number(least)),
         None => String::new(),
     };
+    let at = figure.goal.map(|goal| match goal {
+        Goal::AtMost(value) | Goal::AtLeast(value) => value,
+    });
+    let is_open = figure.rounds > 1 && at.is_some_and(|at| figure.spread.0 <= at && at <= figure.spread.1);
     let met = match figure.met {
+        Some(true) if is_open => "met within the spread",
         Some(true) => "met",
+        Some(false) if is_open => "**missed** within the spread",
         Some(false) => "**missed**",
         None => "",
     };
@@ -121,6 +134,7 @@ fn number(value: f64) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::figures::Samples;
     use super::*;
 
     #[test]
@@ -138,6 +152,20 @@ mod tests {
         assert_eq!(
             row(&figure),
             "| a ratio | 1.200 |  | ratio | ≤ 1.050 | **missed** |\n"
+        );
+    }
+
+    #[test]
+    fn what_a_run_does_not_tell_from_chance_is_not_called_met() {
+        let mut samples = Samples::default();
+        for value in [0.9, 1.0, 1.1] {
+            samples.push(value);
+        }
+        let figure = Figure::new("a ratio", "ratio", &samples).with_goal(Goal::AtMost(1.01));
+        assert!(
+            row(&figure).ends_with("met within the spread |\n"),
+            "{}",
+            row(&figure)
         );
     }
 }

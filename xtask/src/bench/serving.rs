@@ -171,7 +171,8 @@ pub fn cached(site: &Site, peer: Option<&Peer>, before: Option<&Path>) -> Result
         title: "Cached credentials",
         how: "clients in a pod that ask again as soon as they are answered, on the same processors as the server; the bare \
               server is hyper on the same runtime, which answers the same bytes and asks nothing; a peer is asked from \
-              this machine's own network namespace. Agent and bare server are started anew for each round. Processor time \
+              this machine's own network namespace. With another build beside it, both agents are asked at their \
+              listeners, and not redirected. Agent and bare server are started anew for each round. Processor time \
               is that of the server's process. All clients are one thread: where that has a whole processor, it sets the \
               pace, and the processor time of a request tells more",
         ..Section::default()

@@ -24,7 +24,8 @@ pub const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/app";
 pub const IMDS: &str = "169.254.169.254:80";
 
 /// What is measured is the agent, and not how it slows down a pod that asks too much.
-const NO_LIMITS: [&str; 5] = [
+const NO_LIMITS: [&str; 6] = [
+    "--idle-timeout=1h",
     "--max-connections-per-pod=1000000",
     "--max-connection-rate-per-pod=100000000",
     "--max-request-rate-per-pod=100000000",
@@ -292,6 +293,7 @@ pub fn status(pid: u32, field: &str) -> Result<u64> {
 pub fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let end = Instant::now() + limit;
     while !holds()? {
+        go_on()?;
         if Instant::now() > end {
             bail!("not within {limit:?}: {what}");
         }
