@@ -253,6 +253,7 @@ mod tests {
         pods.send_replace(Arc::default());
         assert!(matches!(*decisions.of(&caller), Decided::Wait(_)));
         pods.send_replace(inventory("other"));
+        assert_eq!(role(&decisions.of(&caller)), Some("other"));
         rules.send_modify(|rules| Arc::make_mut(rules).firewall = true);
         assert!(matches!(*decisions.of(&caller), Decided::NoRole(_)));
     }
