@@ -12,6 +12,7 @@ pub mod cli;
 pub mod credentials;
 pub mod guard;
 pub mod health;
+pub mod heap;
 pub mod imds;
 pub mod intercept;
 pub mod neighbours;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use metaproxy::admin::probe::{self, ProbeError};
 use metaproxy::cli::{Cli, Command, EX_USAGE, LogFormat, LogLevel, LoggingArgs, UsageError};
-use metaproxy::{agent, guard};
+use metaproxy::{agent, guard, heap};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -66,16 +66,6 @@ fn run<E: std::error::Error + Send + Sync + 'static>(
     }
 }
 
-/// What little the workers allocate while they answer does not stand in their way, and heaps of their own would each keep
-/// what the start took: 2.5 MiB with 250 pods.
-fn share_one_heap() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: there is no other thread yet, and the parameter is one of mallopt(3)'s.
-    unsafe {
-        libc::mallopt(libc::M_ARENA_MAX, 1);
-    }
-}
-
 /// A thread answers tens of thousands of requests a second (`cargo xtask bench cached`), which is more than the pods of a
 /// large node ask for; and each takes memory.
 const MOST_WORKERS: usize = 4;
@@ -83,7 +73,7 @@ const MOST_WORKERS: usize = 4;
 fn run_to_the_end<E: std::error::Error + Send + Sync + 'static>(
     process: impl Future<Output = Result<(), E>>,
 ) -> anyhow::Result<()> {
-    share_one_heap();
+    heap::share_one();
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(processors.min(MOST_WORKERS))

@@ -4,13 +4,13 @@
 //! What was known stays in force while the API server can't be reached, and is kept in the runtime directory, so that an
 //! agent that starts meanwhile knows it too.
 
+mod change;
 mod remembered;
 mod store;
 mod stream;
 mod trouble;
 
 use std::path::Path;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,21 +18,27 @@ use futures_util::stream::{Stream, StreamExt as _, select_all};
 use k8s_openapi::api::core::v1;
 use kube::Api;
 use kube::core::PartialObjectMeta;
-use kube::runtime::watcher::{self, Event};
+use kube::runtime::watcher;
 use tokio::sync::watch;
-use tracing::{info, warn};
+use tokio::time::Instant;
+use tracing::info;
 
+use self::change::{Change, of, of_account, of_namespace, of_pod, sound, tells, trimmed};
 use self::remembered::{Memory, Remembered};
 use self::store::Store;
-use self::stream::{Events, events};
+use self::stream::events;
 use self::trouble::{Kind, Troubles};
 use super::wire::PodObject;
-use super::{Annotations, Inventory, Namespace, Pod, PodUid, Problem, ServiceAccount, Source};
+use super::{Inventory, Namespace, Pod, PodUid, ServiceAccount, Source};
 use crate::apiserver::ApiServer;
 use crate::health::{Condition, Health, Part};
+use crate::heap;
 
 /// Between two looks at whether a watch that broke has been taken up again.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// After a list: what else it leads to (sessions, events) has had its memory by then.
+const AFTER_LIST: Duration = Duration::from_secs(3);
 
 /// Changes that are taken together where they come together.
 const BATCH: usize = 1024;
@@ -67,17 +73,6 @@ struct Stores {
     namespaces: Store<String, Namespace>,
     service_accounts: Store<(String, String), ServiceAccount>,
 }
-
-/// Something that a watch tells.
-#[derive(Debug)]
-enum Change {
-    Pod(Event<Result<Pod, Problem>>),
-    Namespace(Event<Result<Namespace, Problem>>),
-    ServiceAccount(Event<Result<ServiceAccount, Problem>>),
-    Failed(Kind, String),
-}
-
-type Changes = Pin<Box<dyn Stream<Item = Change> + Send>>;
 
 impl Watch {
     /// The parts of the agent that watches report about.
@@ -265,11 +260,16 @@ impl Source for Watch {
         let mut changes = Box::pin(self.changes().ready_chunks(BATCH));
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut listed: Option<Instant> = None;
         loop {
+            let given_back = listed.map_or_else(Instant::now, |at| at + AFTER_LIST);
             tokio::select! {
                 Some(batch) = changes.next() => {
                     let mut changed = false;
                     for change in batch {
+                        if change.ends_list() {
+                            listed = Some(Instant::now());
+                        }
                         changed |= self.take(change);
                     }
                     if changed {
@@ -286,6 +286,10 @@ impl Source for Watch {
                     self.report();
                 }
                 () = self.memory.due() => self.memory.write(&self.known).await,
+                () = tokio::time::sleep_until(given_back), if listed.is_some() => {
+                    listed = None;
+                    heap::give_back();
+                }
             }
         }
     }
@@ -299,63 +303,4 @@ fn config() -> watcher::Config {
         page_size: None,
         ..watcher::Config::default().any_semantic()
     }
-}
-
-/// What a watch tells, trimmed to what is used.
-fn of<K: 'static, T: 'static>(
-    events: Events<K>,
-    kind: Kind,
-    change: fn(Event<Result<T, Problem>>) -> Change,
-    mut trim: impl FnMut(K) -> Result<T, Problem> + Send + 'static,
-) -> Changes {
-    events
-        .map(move |result| match result {
-            Ok(event) => change(map(event, &mut trim)),
-            Err(error) => Change::Failed(kind, error),
-        })
-        .boxed()
-}
-
-fn map<K, T>(event: Event<K>, mut of: impl FnMut(K) -> T) -> Event<T> {
-    match event {
-        Event::Init => Event::Init,
-        Event::InitDone => Event::InitDone,
-        Event::InitApply(object) => Event::InitApply(of(object)),
-        Event::Apply(object) => Event::Apply(of(object)),
-        Event::Delete(object) => Event::Delete(of(object)),
-    }
-}
-
-/// Whether the API server has said something: each attempt at a list begins with an event of its own.
-fn tells<T>(event: &Event<T>) -> bool {
-    !matches!(event, Event::Init)
-}
-
-/// An object that can't be used is reported and left out.
-fn sound<T>(event: Event<Result<T, Problem>>) -> Option<Event<T>> {
-    let usable = |object: Result<T, Problem>| object.inspect_err(|problem| warn!("{problem}")).ok();
-    Some(match event {
-        Event::Init => Event::Init,
-        Event::InitDone => Event::InitDone,
-        Event::InitApply(object) => Event::InitApply(usable(object)?),
-        Event::Apply(object) => Event::Apply(usable(object)?),
-        Event::Delete(object) => Event::Delete(usable(object)?),
-    })
-}
-
-fn trimmed(mut annotations: Annotations, keys: &[String]) -> Annotations {
-    annotations.retain(|key, _| keys.contains(key));
-    annotations
-}
-
-fn of_pod(pod: Pod) -> (PodUid, Pod) {
-    (pod.uid.clone(), pod)
-}
-
-fn of_namespace(namespace: Namespace) -> (String, Namespace) {
-    (namespace.name.clone(), namespace)
-}
-
-fn of_account(account: ServiceAccount) -> ((String, String), ServiceAccount) {
-    ((account.namespace.clone(), account.name.clone()), account)
 }

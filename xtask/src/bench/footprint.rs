@@ -23,6 +23,9 @@ const IDLE: [usize; 5] = [1, 100, 500, 2000, 8000];
 
 const MIB: f64 = 1024.0;
 
+/// An agent at rest: what it no longer needs of its start is given back.
+const SETTLED: Duration = Duration::from_secs(4);
+
 /// What an agent has taken of the node.
 #[derive(Clone, Copy)]
 struct Taken {
@@ -309,7 +312,7 @@ fn served(site: &Site, cluster: &Cluster, pods: usize) -> Result<(Agent, f64)> {
     within(Duration::from_secs(30), "a session for each pod", || {
         Ok(site.sts.calls().len() >= calls + pods)
     })?;
-    std::thread::sleep(Duration::from_millis(500));
+    std::thread::sleep(SETTLED);
     Ok((agent, took))
 }
 

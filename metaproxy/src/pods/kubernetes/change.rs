@@ -1,0 +1,93 @@
+//! What watches tell, trimmed to what is used.
+
+use std::pin::Pin;
+
+use futures_util::stream::{Stream, StreamExt as _};
+use kube::runtime::watcher::Event;
+use tracing::warn;
+
+use super::stream::Events;
+use super::trouble::Kind;
+use crate::pods::{Annotations, Namespace, Pod, PodUid, Problem, ServiceAccount};
+
+/// Something that a watch tells.
+#[derive(Debug)]
+pub enum Change {
+    Pod(Event<Result<Pod, Problem>>),
+    Namespace(Event<Result<Namespace, Problem>>),
+    ServiceAccount(Event<Result<ServiceAccount, Problem>>),
+    Failed(Kind, String),
+}
+
+impl Change {
+    /// Whether a list is whole with it.
+    pub fn ends_list(&self) -> bool {
+        matches!(
+            self,
+            Self::Pod(Event::InitDone)
+                | Self::Namespace(Event::InitDone)
+                | Self::ServiceAccount(Event::InitDone)
+        )
+    }
+}
+
+pub type Changes = Pin<Box<dyn Stream<Item = Change> + Send>>;
+
+/// What a watch tells, trimmed to what is used.
+pub fn of<K: 'static, T: 'static>(
+    events: Events<K>,
+    kind: Kind,
+    change: fn(Event<Result<T, Problem>>) -> Change,
+    mut trim: impl FnMut(K) -> Result<T, Problem> + Send + 'static,
+) -> Changes {
+    events
+        .map(move |result| match result {
+            Ok(event) => change(map(event, &mut trim)),
+            Err(error) => Change::Failed(kind, error),
+        })
+        .boxed()
+}
+
+fn map<K, T>(event: Event<K>, mut of: impl FnMut(K) -> T) -> Event<T> {
+    match event {
+        Event::Init => Event::Init,
+        Event::InitDone => Event::InitDone,
+        Event::InitApply(object) => Event::InitApply(of(object)),
+        Event::Apply(object) => Event::Apply(of(object)),
+        Event::Delete(object) => Event::Delete(of(object)),
+    }
+}
+
+/// Whether the API server has said something: each attempt at a list begins with an event of its own.
+pub fn tells<T>(event: &Event<T>) -> bool {
+    !matches!(event, Event::Init)
+}
+
+/// An object that can't be used is reported and left out.
+pub fn sound<T>(event: Event<Result<T, Problem>>) -> Option<Event<T>> {
+    let usable = |object: Result<T, Problem>| object.inspect_err(|problem| warn!("{problem}")).ok();
+    Some(match event {
+        Event::Init => Event::Init,
+        Event::InitDone => Event::InitDone,
+        Event::InitApply(object) => Event::InitApply(usable(object)?),
+        Event::Apply(object) => Event::Apply(usable(object)?),
+        Event::Delete(object) => Event::Delete(usable(object)?),
+    })
+}
+
+pub fn trimmed(mut annotations: Annotations, keys: &[String]) -> Annotations {
+    annotations.retain(|key, _| keys.contains(key));
+    annotations
+}
+
+pub fn of_pod(pod: Pod) -> (PodUid, Pod) {
+    (pod.uid.clone(), pod)
+}
+
+pub fn of_namespace(namespace: Namespace) -> (String, Namespace) {
+    (namespace.name.clone(), namespace)
+}
+
+pub fn of_account(account: ServiceAccount) -> ((String, String), ServiceAccount) {
+    ((account.namespace.clone(), account.name.clone()), account)
+}
