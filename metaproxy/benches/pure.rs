@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use divan::Bencher;
-use metaproxy::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, Sessions};
+use metaproxy::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, SessionPlace, Sessions};
 use metaproxy::imds::path::Paths;
 use metaproxy::pods::{Inventory, Namespace, Pod, PodUid};
 use metaproxy::roles::{AnnotationKeys, Decision, NamespaceRules, Rules, SessionRules};
@@ -159,6 +159,7 @@ fn session(bencher: Bencher<'_, '_>, pods: usize) {
             let deadline = tokio::time::Instant::now() + Duration::from_secs(1);
             sessions.get(&key, deadline).await.unwrap();
         }
-        bencher.bench_local(|| sessions.ready(black_box(&key)).unwrap());
+        let place = SessionPlace::default();
+        bencher.bench_local(|| sessions.ready(black_box(&key), &place).unwrap());
     });
 }

@@ -6,6 +6,7 @@
 
 mod cluster;
 mod consequences;
+mod desk;
 mod discovery;
 mod error;
 mod observe;
@@ -26,9 +27,10 @@ use tracing::{info, warn};
 pub use self::cluster::PodSource;
 use self::cluster::PodsHere;
 use self::consequences::{consequences, follow};
+use self::desk::{Answers, Identity, Serving};
 pub use self::error::StartError;
 use self::report::{Figures, report, report_guard, tell, tell_guards};
-use crate::admin::{Admin, AdminSocket};
+use crate::admin::{Admin, AdminSocket, Sources};
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::{Sts, StsSettings};
 use crate::credentials::{Issuer, Principals, Sessions};
@@ -146,7 +148,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         );
     }
     let sts = Sts::connect(&settings.sts, &NetworkEnv::read()).await?;
-    let upstream = Upstream::new(settings.imds);
+    let upstream = Upstream::new(settings.imds.clone());
 
     let choice = match settings.listen_port {
         0 => PortChoice::Free(Avoid::of_this_node(pods.borrow().host_ports())),
@@ -155,15 +157,11 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     let addresses = if settings.listen_addresses.is_empty() {
         node_addresses()
     } else {
-        settings.listen_addresses
+        settings.listen_addresses.clone()
     };
     let listeners = Listeners::open(&addresses, &choice)?;
-    let shown = listeners
-        .addresses()
-        .iter()
-        .map(ToString::to_string)
-        .collect::<Vec<_>>()
-        .join(",");
+    let shown: Vec<String> = listeners.addresses().iter().map(ToString::to_string).collect();
+    let identity = Identity::of(&settings, shown.clone());
 
     let guard = Guard::load(settings.guard, node_netns, guards_locator).await?;
     let (programs, maps) = load(&Config::imds(node_netns, listeners.destination()))?;
@@ -208,15 +206,25 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         .transpose()?;
     let (states, mut changes) = watch::channel(State::Waiting);
     let (stop_keeping, stopped) = oneshot::channel();
-    let admin = Admin::new(
-        health.clone(),
-        Arc::new(Figures {
+    let figures: Arc<dyn Sources> = Arc::new(Figures {
+        server: Arc::clone(&server),
+        counters: Arc::clone(&counters),
+        guard: guarding.as_ref().map(|guarding| guarding.counters.clone()),
+        pods: pods.clone(),
+    });
+    let desk = Answers {
+        identity,
+        pods: pods.clone(),
+        rules: rules.clone(),
+        health: health.clone(),
+        current: attachment.pods(),
+        figures: Arc::clone(&figures),
+        serving: Some(Serving {
+            sessions: sessions.clone(),
             server: Arc::clone(&server),
-            counters: Arc::clone(&counters),
-            guard: guarding.as_ref().map(|guarding| guarding.counters.clone()),
-            pods: pods.clone(),
         }),
-    );
+    };
+    let admin = Admin::new(health.clone(), figures, Arc::new(desk));
     tasks.spawn(admin.clone().serve_socket(socket_listener));
     if let Some(address) = settings.admin {
         tasks.spawn(admin.serve(address));
@@ -233,7 +241,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
     states.send_replace(state);
     changes.mark_changed();
     tasks.spawn(report(changes, health.clone()));
-    tasks.spawn(tell(health.clone(), shown));
+    tasks.spawn(tell(health.clone(), shown.join(",")));
     tasks.spawn(tell_guards(health.clone(), mark));
 
     // None of the tasks ends by itself. One that does has failed, and an agent of which a part is missing must not go

@@ -2,6 +2,8 @@
 
 mod args;
 mod guard;
+mod people;
+mod roles;
 mod run;
 mod usage;
 mod values;
@@ -13,6 +15,8 @@ use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcomma
 
 pub use self::args::LoggingArgs;
 pub use self::guard::GuardArgs;
+pub use self::people::{AgentArgs, ExplainArgs, Output, StatusArgs};
+pub use self::roles::RoleArgs;
 pub use self::run::RunArgs;
 pub use self::usage::UsageError;
 pub use self::values::{
@@ -64,6 +68,10 @@ pub enum Command {
     Run(Box<RunArgs>),
     /// Keep pods from the node's metadata service while no agent of this node serves them
     Guard(Box<GuardArgs>),
+    /// Say why a pod gets the role that it gets, or none: by the agent of this node, or by manifests
+    Explain(Box<ExplainArgs>),
+    /// Show how the agent of this node is doing, and its pods' sessions
+    Status(StatusArgs),
     /// Ask the agent of this container how it is doing; for the kubelet's exec probes
     Probe(ProbeArgs),
 }

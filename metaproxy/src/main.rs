@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use anyhow::Context as _;
 use metaproxy::admin::probe::{self, ProbeError};
 use metaproxy::cli::{Cli, Command, EX_USAGE, LogFormat, LogLevel, LoggingArgs, UsageError};
-use metaproxy::{agent, guard, heap};
+use metaproxy::{agent, guard, heap, people};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -29,6 +29,11 @@ fn main() -> ExitCode {
             Ok(settings) => run(args.logging, guard::run(settings)),
             Err(error) => bad_usage("guard", &error),
         },
+        Command::Explain(args) => match people::explain(&args) {
+            Ok(code) => code,
+            Err(error) => bad_usage("explain", &error),
+        },
+        Command::Status(args) => people::status(&args),
         Command::Probe(args) => answer(probe::ask(args.question, &args.runtime_dir)),
     }
 }

@@ -1,13 +1,13 @@
 //! `metaproxy probe`: asks the agent of this container how it is doing. What an exec probe of the kubelet runs, as no
 //! port of the node is needed for it.
 
-use std::io::{self, Read as _, Write as _};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use thiserror::Error;
 
+use super::asking::get;
 use super::socket::{self, SocketError};
 
 /// What is asked.
@@ -68,22 +68,11 @@ pub fn ask(question: Question, runtime_dir: &Path) -> Result<String, ProbeError>
     let Some(path) = socket::newest_of_this_namespace(runtime_dir)? else {
         return Err(ProbeError::NoAgent(runtime_dir.to_owned()));
     };
-    let answer = exchange(&path, question).map_err(|source| ProbeError::Silent { path, source })?;
-    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
-    if head.split(' ').nth(1) == Some("200") {
-        Ok(body.to_owned())
+    let answered = get(&path, question.target(), question.patience())
+        .map_err(|source| ProbeError::Silent { path, source })?;
+    if answered.status == 200 {
+        Ok(answered.body)
     } else {
-        Err(ProbeError::No(body.trim_end().to_owned()))
+        Err(ProbeError::No(answered.body.trim_end().to_owned()))
     }
-}
-
-fn exchange(path: &Path, question: Question) -> io::Result<String> {
-    let mut stream = UnixStream::connect(path)?;
-    let (target, patience) = (question.target(), Some(question.patience()));
-    stream.set_read_timeout(patience)?;
-    stream.set_write_timeout(patience)?;
-    stream.write_all(format!("GET {target} HTTP/1.0\r\nConnection: close\r\n\r\n").as_bytes())?;
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer)?;
-    Ok(answer)
 }

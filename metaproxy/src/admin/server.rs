@@ -1,8 +1,10 @@
 //! The answers, and where they are given.
 
 use std::convert::Infallible;
+use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +21,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, info, warn};
 
 use super::metrics::{self, Sources};
+use crate::explain::Explanation;
 use crate::health::{Condition, Health, Part};
+use crate::status::Status;
 
 /// Between two attempts at a port that is taken.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -30,11 +34,23 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Connections of the port at a time: others are closed, and the socket, which probes use, is not affected.
 const CONNECTIONS: usize = 32;
 
+/// Explanations, once they are put together.
+pub type Explaining<'a> = Pin<Box<dyn Future<Output = Vec<Explanation>> + Send + 'a>>;
+
+/// What people ask an agent.
+pub trait Desk: Send + Sync {
+    /// Why all pods get what they get, or those with a name (`namespace/name`).
+    fn explain(&self, pod: Option<String>) -> Explaining<'_>;
+    /// How the agent is doing.
+    fn status(&self) -> Status;
+}
+
 /// What is answered from.
 #[derive(Clone)]
 pub struct Admin {
     health: Health,
     sources: Arc<dyn Sources>,
+    desk: Arc<dyn Desk>,
     places: Arc<Semaphore>,
 }
 
@@ -46,11 +62,12 @@ impl std::fmt::Debug for Admin {
 
 impl Admin {
     /// Answers nothing yet.
-    pub fn new(health: Health, sources: Arc<dyn Sources>) -> Self {
+    pub fn new(health: Health, sources: Arc<dyn Sources>, desk: Arc<dyn Desk>) -> Self {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         Self {
             health,
             sources,
+            desk,
             places,
         }
     }
@@ -102,10 +119,12 @@ impl Admin {
         place: Option<OwnedSemaphorePermit>,
     ) {
         let admin = self.clone();
+        // Whoever reaches the socket is root; the port may be open to a network.
+        let is_socket = place.is_none();
         tokio::spawn(async move {
             let service = service_fn(|request| {
-                let answer = admin.answer(&request);
-                async move { Ok::<_, Infallible>(answer) }
+                let admin = admin.clone();
+                async move { Ok::<_, Infallible>(admin.answer(&request, is_socket).await) }
             });
             let connection = http1::Builder::new()
                 .timer(TokioTimer::new())
@@ -118,11 +137,12 @@ impl Admin {
         });
     }
 
-    fn answer<B>(&self, request: &Request<B>) -> Response<Full<Bytes>> {
+    async fn answer<B>(&self, request: &Request<B>, is_socket: bool) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
         }
-        match request.uri().path() {
+        let path = request.uri().path();
+        match path {
             // Whoever answers is alive; a part that has failed ends the process.
             "/healthz" => text(StatusCode::OK, "ok\n"),
             "/readyz" if self.health.is_ready() => text(StatusCode::OK, self.health.to_string()),
@@ -136,7 +156,12 @@ impl Admin {
                 }
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
-            _ => text(StatusCode::NOT_FOUND, "/healthz, /readyz, /metrics\n"),
+            "/status" => json(&self.desk.status()),
+            "/explain" if is_socket => json(&self.desk.explain(None).await),
+            _ => match path.strip_prefix("/explain/").filter(|_| is_socket) {
+                Some(pod) => json(&self.desk.explain(Some(pod.to_owned())).await),
+                None => text(StatusCode::NOT_FOUND, "/, /status, /healthz, /readyz, /metrics\n"),
+            },
         }
     }
 }
@@ -158,6 +183,18 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_reuseport(true)?;
     socket.bind(address)?;
     socket.listen(64)
+}
+
+fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_vec(value) {
+        Ok(body) => {
+            let mut response = text(StatusCode::OK, body);
+            let kind = HeaderValue::from_static("application/json");
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            response
+        }
+        Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+    }
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

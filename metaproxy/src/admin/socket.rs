@@ -74,6 +74,18 @@ pub(super) fn newest_of_this_namespace(runtime_dir: &Path) -> Result<Option<Path
     Ok(found.into_iter().max_by_key(made))
 }
 
+/// Sockets of agents that may answer: those of this process's PID namespace first, and the youngest first of either.
+pub(super) fn candidates(runtime_dir: &Path) -> Result<Vec<PathBuf>, SocketError> {
+    let own = own_prefix()?;
+    let mut found = sockets(runtime_dir, "agent-");
+    found.sort_by_key(|path| {
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        let made = fs::metadata(path).and_then(|file| file.modified()).ok();
+        (!name.starts_with(&own), std::cmp::Reverse(made))
+    });
+    Ok(found)
+}
+
 /// What names of sockets of this PID namespace begin with.
 fn own_prefix() -> Result<String, SocketError> {
     let path = PathBuf::from("/proc/self/ns/pid");

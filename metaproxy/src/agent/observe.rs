@@ -13,9 +13,11 @@ use tracing::{info, warn};
 
 use super::cluster::PodsHere;
 use super::consequences::consequences;
+use super::desk::{Answers, Identity};
 use super::report::{self, report};
 use super::{Settings, StartError, discovery};
-use crate::admin::{Admin, AdminSocket};
+use crate::admin::{Admin, AdminSocket, Sources};
+use crate::credentials::Principals;
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::Sts;
 use crate::imds::upstream::Upstream;
@@ -51,6 +53,7 @@ pub(super) async fn run(
     let pods = source.follow(&mut tasks).await;
     let (programs, maps) = Programs::load(&Config::observing(node_netns))?;
     let current = CurrentPods::default();
+    let identity = Identity::of(&settings, Vec::new());
     let rules = Arc::new(settings.rules);
     let (wanted, host_pods) =
         watch::channel(consequences(&pods.borrow(), &rules, &BTreeSet::new()).host_pods);
@@ -62,7 +65,17 @@ pub(super) async fn run(
         counters: Arc::new(maps.counters),
         pods: pods.clone(),
     };
-    let admin = Admin::new(health.clone(), Arc::new(figures));
+    let figures: Arc<dyn Sources> = Arc::new(figures);
+    let desk = Answers::<Principals> {
+        identity,
+        pods: pods.clone(),
+        rules: rules.clone(),
+        health: health.clone(),
+        current: Arc::clone(&current),
+        figures: Arc::clone(&figures),
+        serving: None,
+    };
+    let admin = Admin::new(health.clone(), figures, Arc::new(desk));
     tasks.spawn(admin.clone().serve_socket(socket_listener));
     if let Some(address) = settings.admin {
         tasks.spawn(admin.serve(address));

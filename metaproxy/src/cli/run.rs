@@ -7,11 +7,10 @@ use std::time::Duration;
 use clap::Args;
 
 use super::args::{LoggingArgs, PlaceArgs};
-use super::{AdminAddress, HostNetwork, ImdsV1, NamespacePolicy, Switch, values};
+use super::roles::RoleArgs;
+use super::{AdminAddress, ImdsV1, values};
 use crate::agent::Mode;
 use crate::intercept::guard::Choice;
-use crate::roles::SessionScope;
-use crate::roles::policy::{AllowedRolesStyle, PermittedMatch};
 
 /// `metaproxy run`. Every flag can also be given as METAPROXY_<FLAG>.
 #[derive(Debug, Args)]
@@ -68,124 +67,8 @@ pub struct RunArgs {
     )]
     pub(super) guard: Option<Choice>,
 
-    /// What a role that is only a name is prefixed with, such as arn:aws:iam::123456789012:role/ [default: the account of
-    /// the node's own role]
-    #[arg(
-        long,
-        env = "METAPROXY_BASE_ROLE_ARN",
-        value_name = "ARN",
-        help_heading = "Roles"
-    )]
-    pub(super) base_role_arn: Option<String>,
-
-    /// Role of pods that have no annotation (but not of hostNetwork pods)
-    #[arg(
-        long,
-        env = "METAPROXY_DEFAULT_ROLE",
-        value_name = "ROLE",
-        help_heading = "Roles"
-    )]
-    pub(super) default_role: Option<String>,
-
-    /// Whether service accounts are asked for their pods' roles (eks.amazonaws.com/role-arn)
-    #[arg(
-        long,
-        env = "METAPROXY_WEB_IDENTITY",
-        value_name = "SWITCH",
-        default_value = "off",
-        help_heading = "Roles"
-    )]
-    pub(super) web_identity: Switch,
-
-    /// What hostNetwork pods get that have no role
-    #[arg(
-        long,
-        env = "METAPROXY_HOST_NETWORK",
-        value_name = "POLICY",
-        default_value = "passthrough",
-        help_heading = "Roles"
-    )]
-    pub(super) host_network: HostNetwork,
-
-    /// Pod annotation that names the role
-    #[arg(
-        long,
-        env = "METAPROXY_ROLE_ANNOTATION",
-        value_name = "KEY",
-        default_value = "iam.amazonaws.com/role",
-        help_heading = "Roles"
-    )]
-    pub(super) role_annotation: String,
-
-    /// Pod annotation with an external id
-    #[arg(
-        long,
-        env = "METAPROXY_EXTERNAL_ID_ANNOTATION",
-        value_name = "KEY",
-        default_value = "iam.amazonaws.com/external-id",
-        help_heading = "Roles"
-    )]
-    pub(super) external_id_annotation: String,
-
-    /// Pod annotation with a session name
-    #[arg(
-        long,
-        env = "METAPROXY_SESSION_NAME_ANNOTATION",
-        value_name = "KEY",
-        default_value = "iam.amazonaws.com/session-name",
-        help_heading = "Roles"
-    )]
-    pub(super) session_name_annotation: String,
-
-    /// Whether the namespace must allow an annotated role (as kiam asks) or is not asked (as kube2iam by default)
-    #[arg(
-        long,
-        env = "METAPROXY_NAMESPACE_POLICY",
-        value_name = "POLICY",
-        default_value = "required",
-        help_heading = "Roles"
-    )]
-    pub(super) namespace_policy: NamespacePolicy,
-
-    /// Namespace annotation with a regular expression of allowed roles (kiam)
-    #[arg(
-        long,
-        env = "METAPROXY_PERMITTED_ANNOTATION",
-        value_name = "KEY",
-        default_value = "iam.amazonaws.com/permitted",
-        help_heading = "Roles"
-    )]
-    pub(super) permitted_annotation: String,
-
-    /// Namespace annotation with a JSON list of allowed roles (kube2iam)
-    #[arg(
-        long,
-        env = "METAPROXY_ALLOWED_ROLES_ANNOTATION",
-        value_name = "KEY",
-        default_value = "iam.amazonaws.com/allowed-roles",
-        help_heading = "Roles"
-    )]
-    pub(super) allowed_roles_annotation: String,
-
-    /// How entries of the JSON list are read
-    #[arg(
-        long,
-        env = "METAPROXY_ALLOWED_ROLES_STYLE",
-        value_name = "STYLE",
-        default_value = "glob",
-        help_heading = "Roles"
-    )]
-    pub(super) allowed_roles_style: AllowedRolesStyle,
-
-    /// How the regular expression is compared
-    #[arg(
-        long,
-        env = "METAPROXY_PERMITTED_MATCH",
-        value_name = "MATCH",
-        default_value = "anchored",
-        help_heading = "Roles"
-    )]
-    pub(super) permitted_match: PermittedMatch,
+    #[command(flatten)]
+    pub(super) roles: RoleArgs,
 
     /// A role that the node assumes first, and which assumes the pods' roles
     #[arg(
@@ -195,36 +78,6 @@ pub struct RunArgs {
         help_heading = "Sessions"
     )]
     pub(super) assume_role_arn: Option<String>,
-
-    /// Who shares a session
-    #[arg(
-        long,
-        env = "METAPROXY_SESSION_SCOPE",
-        value_name = "SCOPE",
-        default_value = "pod",
-        help_heading = "Sessions"
-    )]
-    pub(super) session_scope: SessionScope,
-
-    /// Whether sessions are tagged with cluster, node, namespace, pod and service account; trust policies must allow
-    /// sts:TagSession then
-    #[arg(
-        long,
-        env = "METAPROXY_SESSION_TAGS",
-        value_name = "SWITCH",
-        default_value = "off",
-        help_heading = "Sessions"
-    )]
-    pub(super) session_tags: Switch,
-
-    /// Name of the cluster, for session tags [default: no such tag]
-    #[arg(
-        long,
-        env = "METAPROXY_CLUSTER_NAME",
-        value_name = "NAME",
-        help_heading = "Sessions"
-    )]
-    pub(super) cluster_name: Option<String>,
 
     /// How long a session lives: 15m to 1h, as the node's role assumes the pod's (role chaining)
     #[arg(

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::{HostNetwork, ImdsV1, NamespacePolicy, RunArgs, Switch};
+use super::{ImdsV1, RunArgs};
 use crate::agent::{Mode, PodSource, Settings};
 use crate::apiserver::KubeconfigSource;
 use crate::credentials::sts::StsSettings;
@@ -15,10 +15,7 @@ use crate::imds::upstream::{BadEndpoint, Endpoint};
 use crate::imds::{Limits, Version1};
 use crate::intercept::guard::Choice;
 use crate::roles::arn::RoleError;
-use crate::roles::{
-    AnnotationKeys, BaseArn, CommonTags, NamespaceRules, PolicyCache, RoleArn, Rules, SessionRules,
-    WrittenRole, is_tag_value,
-};
+use crate::roles::{RoleArn, SessionRules};
 
 /// Flags that parse one by one, but not together or not as what they stand for.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -119,7 +116,7 @@ impl RunArgs {
     pub fn settings(&self) -> Result<Settings, UsageError> {
         let node_name = self.node_name.clone().or_else(node_name_of_environment);
         let pods = self.pods(node_name.as_deref())?;
-        let rules = self.rules(node_name.clone())?;
+        let rules = self.roles.rules(node_name.clone(), self.mode == Mode::Firewall)?;
         Ok(Settings {
             sts: self.sts(&rules.sessions)?,
             pods,
@@ -160,7 +157,7 @@ impl RunArgs {
 
     fn pods(&self, node: Option<&str>) -> Result<PodSource, UsageError> {
         if let Some(dir) = &self.manifests {
-            if self.web_identity == Switch::On {
+            if self.roles.asks_service_accounts() {
                 return Err(UsageError::NoTokens);
             }
             return Ok(PodSource::Manifests {
@@ -217,52 +214,6 @@ impl RunArgs {
         Ok(self.listen_address.clone())
     }
 
-    fn rules(&self, node: Option<String>) -> Result<Rules, UsageError> {
-        let base: Option<BaseArn> = role("--base-role-arn", self.base_role_arn.as_ref())?;
-        let default_role: Option<WrittenRole> = role("--default-role", self.default_role.as_ref())?;
-        if let (Some(default_role), Some(text)) = (&default_role, &self.default_role) {
-            default_role
-                .resolve(base.as_ref())
-                .map_err(bad_role("--default-role", text))?;
-        }
-        Ok(Rules {
-            base,
-            default_role,
-            keys: AnnotationKeys {
-                role: key("--role-annotation", &self.role_annotation)?,
-                external_id: key("--external-id-annotation", &self.external_id_annotation)?,
-                session_name: key("--session-name-annotation", &self.session_name_annotation)?,
-                permitted: key("--permitted-annotation", &self.permitted_annotation)?,
-                allowed_roles: key("--allowed-roles-annotation", &self.allowed_roles_annotation)?,
-            },
-            namespaces: NamespaceRules {
-                required: self.namespace_policy == NamespacePolicy::Required,
-                allowed_roles_style: self.allowed_roles_style,
-                permitted_match: self.permitted_match,
-                read: PolicyCache::default(),
-            },
-            web_identity: self.web_identity == Switch::On,
-            firewall: self.mode == Mode::Firewall,
-            enforce_host_network: self.host_network == HostNetwork::Enforce,
-            sessions: SessionRules {
-                scope: self.session_scope,
-                tags: self.tags()?,
-                node,
-            },
-        })
-    }
-
-    fn tags(&self) -> Result<Option<CommonTags>, UsageError> {
-        let cluster = self.cluster_name.clone();
-        if let Some(name) = cluster
-            .as_ref()
-            .filter(|name| name.is_empty() || !is_tag_value(name))
-        {
-            return Err(UsageError::ClusterName(name.clone()));
-        }
-        Ok((self.session_tags == Switch::On).then_some(CommonTags { cluster }))
-    }
-
     fn sts(&self, sessions: &SessionRules) -> Result<StsSettings, UsageError> {
         if !(Duration::from_secs(15 * 60)..=Duration::from_secs(3600)).contains(&self.session_duration) {
             return Err(UsageError::Duration(self.session_duration));
@@ -292,12 +243,12 @@ impl RunArgs {
     }
 }
 
-fn bad_role(flag: &'static str, value: &str) -> impl FnOnce(RoleError) -> UsageError {
+pub(super) fn bad_role(flag: &'static str, value: &str) -> impl FnOnce(RoleError) -> UsageError {
     let value = value.to_owned();
     move |error| UsageError::Role { flag, value, error }
 }
 
-fn role<T: FromStr<Err = RoleError>>(
+pub(super) fn role<T: FromStr<Err = RoleError>>(
     flag: &'static str,
     text: Option<&String>,
 ) -> Result<Option<T>, UsageError> {
@@ -346,7 +297,7 @@ fn check_url(flag: &'static str, value: &str) -> Result<(), UsageError> {
 }
 
 /// Kubernetes: an optional DNS prefix and a slash, then letters, digits and `-_.`.
-fn key(flag: &'static str, value: &str) -> Result<String, UsageError> {
+pub(super) fn key(flag: &'static str, value: &str) -> Result<String, UsageError> {
     let fits = !value.is_empty()
         && value.matches('/').count() <= 1
         && value.split('/').all(|part| !part.is_empty())

@@ -3,10 +3,12 @@
 //! A session is renewed ahead, by timer, for as long as somebody asks for it; one that nobody asked for since it was
 //! obtained is let go. What is valid is served whatever STS does; what has expired never is.
 
+pub mod view;
+
 use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::future::Future;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Semaphore, watch};
@@ -56,6 +58,10 @@ struct Shared<I> {
 }
 
 type Slot = watch::Sender<State>;
+
+/// Where the session of one key is kept, once that was looked for. It does not keep what is forgotten.
+#[derive(Debug, Default)]
+pub struct SessionPlace(OnceLock<Weak<Slot>>);
 
 /// What is known of one session.
 #[derive(Debug, Default)]
@@ -136,9 +142,15 @@ impl<I: Issuer> Sessions<I> {
         }))
     }
 
-    /// The session for a key, where there is one that is served without waiting: `None` says nothing yet.
-    pub fn ready(&self, key: &SessionKey) -> Option<Session> {
-        let slot = self.slot(key);
+    /// The session for a key, where there is one that is served without waiting: `None` says nothing yet. Where it is
+    /// kept is written into `place`, and not looked for the next time.
+    pub fn ready(&self, key: &SessionKey, place: &SessionPlace) -> Option<Session> {
+        let known = place.0.get().and_then(Weak::upgrade);
+        let slot = known.unwrap_or_else(|| {
+            let slot = self.slot(key);
+            let _ = place.0.set(Arc::downgrade(&slot));
+            slot
+        });
         match self.step(key, &slot, Look::Patient) {
             Step::Serve(session) => Some(session),
             Step::Fail(_) | Step::Wait => None,

@@ -7,6 +7,7 @@ pub mod sts;
 mod through;
 mod web_identity;
 
-pub use cache::{Issuer, Sessions};
+pub use cache::view::{Tally, View};
+pub use cache::{Issuer, SessionPlace, Sessions};
 pub use session::{Issued, ObtainError, Session, SessionKey, timestamp};
 pub use web_identity::Principals;

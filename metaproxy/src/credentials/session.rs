@@ -1,6 +1,7 @@
 //! A session and what identifies it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
@@ -42,9 +43,12 @@ pub struct Issued<'a> {
 
 /// Credentials of a role, ready to be served. `Debug` shows nothing secret.
 #[derive(Clone)]
-pub struct Session {
+pub struct Session(Arc<Parts>);
+
+struct Parts {
     document: Bytes,
     extended: Bytes,
+    access_key_id: Box<str>,
     expiration: SystemTime,
     obtained: SystemTime,
 }
@@ -83,32 +87,51 @@ impl Session {
             // Strings only, which always serialise.
             serde_json::to_vec_pretty(&document).unwrap_or_default().into()
         };
-        Self {
+        Self(Arc::new(Parts {
             document: document(None),
             extended: document(Some(role.account())),
+            access_key_id: issued.access_key_id.into(),
             expiration: issued.expiration,
             obtained,
-        }
+        }))
     }
 
     /// The answer to `GET security-credentials/<role>`.
     pub fn document(&self) -> Bytes {
-        self.document.clone()
+        self.0.document.clone()
     }
 
     /// The answer to `GET security-credentials-extended/<role>`.
     pub fn extended_document(&self) -> Bytes {
-        self.extended.clone()
+        self.0.extended.clone()
+    }
+
+    /// `AccessKeyId`, which is no secret: CloudTrail knows a session by it.
+    pub fn access_key_id(&self) -> &str {
+        &self.0.access_key_id
+    }
+
+    /// When it ends.
+    pub fn expiration(&self) -> SystemTime {
+        self.0.expiration
+    }
+
+    /// When it was obtained.
+    pub fn obtained(&self) -> SystemTime {
+        self.0.obtained
     }
 
     /// What is left of it; zero when it has expired.
     pub fn left(&self, now: SystemTime) -> Duration {
-        self.expiration.duration_since(now).unwrap_or_default()
+        self.0.expiration.duration_since(now).unwrap_or_default()
     }
 
     /// Its whole life.
     pub fn life(&self) -> Duration {
-        self.expiration.duration_since(self.obtained).unwrap_or_default()
+        self.0
+            .expiration
+            .duration_since(self.0.obtained)
+            .unwrap_or_default()
     }
 
     /// Whether half of its life is over.
@@ -120,7 +143,7 @@ impl Session {
 impl fmt::Debug for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
-            .field("expiration", &timestamp(self.expiration))
+            .field("expiration", &timestamp(self.0.expiration))
             .finish_non_exhaustive()
     }
 }
@@ -216,7 +239,7 @@ mod tests {
     #[test]
     fn half_life_and_what_is_left() {
         let session = session();
-        let at = |seconds| session.obtained + Duration::from_secs(seconds);
+        let at = |seconds| session.obtained() + Duration::from_secs(seconds);
         assert!(!session.is_past_half(at(1799)));
         assert!(session.is_past_half(at(1801)));
         assert_eq!(session.left(at(3500)), Duration::from_millis(100_123));

@@ -175,6 +175,33 @@ fn escaped(text: &str) -> String {
         .replace('>', "&gt;")
 }
 
+/// What a body of ours says, in words, and without what is secret of it.
+pub fn in_words(body: &[u8]) -> String {
+    let text = String::from_utf8_lossy(body);
+    if let Ok(document) = serde_json::from_str::<serde_json::Value>(&text) {
+        let field = |name: &str| document[name].as_str().unwrap_or_default();
+        return match field("Code") {
+            "Success" => format!(
+                "credentials {} until {}",
+                field("AccessKeyId"),
+                field("Expiration")
+            ),
+            code => format!("{code}: {}", field("Message")),
+        };
+    }
+    let sentence = text
+        .split_once("<p>")
+        .and_then(|(_, rest)| Some(rest.rsplit_once("</p>")?.0));
+    sentence.map_or_else(|| text.to_string(), unescaped)
+}
+
+/// Undoes [`escaped`].
+fn unescaped(text: &str) -> String {
+    text.replace("&lt;", "<")
+        .replace("&gt;", ">")
+        .replace("&amp;", "&")
+}
+
 /// RFC 9110, 5.6.7; written once a second on each thread.
 fn date_now() -> Option<HeaderValue> {
     thread_local! {
@@ -219,5 +246,12 @@ mod tests {
     async fn what_people_wrote_into_annotations_is_no_markup() {
         let page = body(failure(StatusCode::NOT_FOUND, "<script>&</script>")).await;
         assert!(page.contains("&lt;script&gt;&amp;&lt;/script&gt;"), "{page}");
+        assert_eq!(in_words(page.as_bytes()), "<script>&</script>");
+    }
+
+    #[test]
+    fn credentials_in_words_have_nothing_secret() {
+        let document = br#"{"Code":"Success","AccessKeyId":"ASIA","SecretAccessKey":"S3","Token":"T0","Expiration":"then"}"#;
+        assert_eq!(in_words(document), "credentials ASIA until then");
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Caller;
-use crate::credentials::SessionKey;
+use crate::credentials::{SessionKey, SessionPlace};
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
 use crate::roles::{Decision, Grant, Reason, Rules};
 
@@ -22,6 +22,8 @@ pub enum Decided {
         grant: Box<Grant>,
         /// The session that it asks for.
         key: Box<SessionKey>,
+        /// Where that is.
+        place: SessionPlace,
     },
     /// A role was asked for, and denied.
     Refused {
@@ -75,6 +77,7 @@ impl From<Decision> for Decided {
             Decision::Granted(grant) => Self::Granted {
                 key: Box::new(SessionKey::of_grant(&grant)),
                 grant: Box::new(grant),
+                place: SessionPlace::default(),
             },
             Decision::Refused { name, reason } => Self::Refused { name, reason },
             Decision::NoRole(reason) => Self::NoRole(reason),

@@ -1,14 +1,16 @@
 //! Requests of one connection, as HTTP has it.
 
 use std::convert::Infallible;
+use std::future::ready;
 use std::time::Duration;
 
+use futures_util::future::Either;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::{Body as _, Incoming};
 use hyper::header::{CONNECTION, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Request, StatusCode};
+use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::watch;
@@ -62,6 +64,11 @@ impl<I: Issuer> Http<I> {
         }
     }
 
+    /// What answers.
+    pub fn service(&self) -> &Service<I> {
+        &self.service
+    }
+
     /// Answers until the connection ends, or the phase is [`Phase::Closing`]; `slowed` is told of each request that had to
     /// wait.
     ///
@@ -76,14 +83,24 @@ impl<I: Issuer> Http<I> {
     ) -> hyper::Result<()> {
         let mut phase = self.phase.clone();
         let stage = Stage::default();
-        let service = service_fn(|request| {
+        let service = service_fn(|request: Request<Incoming>| {
             stage.busy();
-            let (answer, stage) = (self.request(caller, place, &slowed, request), &stage);
-            async move {
-                let answer = answer.await;
+            let wait = place.wait_for_request();
+            if let (None, Some(answer)) = (wait, self.at_once(caller, &request)) {
                 stage.idle();
-                answer
+                return Either::Left(ready(Ok::<_, Infallible>(answer)));
             }
+            let (stage, slowed) = (&stage, &slowed);
+            // What few requests need stands elsewhere: the future of a request is moved about for each.
+            Either::Right(Box::pin(async move {
+                if let Some(wait) = wait {
+                    slowed();
+                    tokio::time::sleep(wait).await;
+                }
+                let answer = self.request(caller, request).await;
+                stage.idle();
+                Ok(answer)
+            }))
         });
         let stream = Patient::new(stream, stage.clone(), self.limits.idle, self.limits.head_time);
         let connection = http1::Builder::new()
@@ -101,27 +118,26 @@ impl<I: Issuer> Http<I> {
         }
     }
 
-    async fn request(
-        &self,
-        caller: &Caller,
-        place: &Place,
-        slowed: &impl Fn(),
-        request: Request<Incoming>,
-    ) -> Result<Answer, Infallible> {
-        if let Some(wait) = place.wait_for_request() {
-            slowed();
-            Box::pin(tokio::time::sleep(wait)).await;
+    /// The answer to a request without a body, where there is nothing to wait for.
+    fn at_once(&self, caller: &Caller, request: &Request<Incoming>) -> Option<Answer> {
+        if !request.body().is_end_stream() {
+            return None;
         }
+        let (method, uri) = (request.method(), request.uri());
+        let answer = self.service.begin(caller, method, uri, request.headers()).ok()?;
+        Some(self.sent(caller, method, uri, answer))
+    }
+
+    async fn request(&self, caller: &Caller, request: Request<Incoming>) -> Answer {
         let (head, body) = request.into_parts();
         // Read and dropped, or the next request on this connection would begin in the middle of it.
         let drained = if body.is_end_stream() {
             Ok(Ok(()))
         } else {
             let body = Limited::new(body, MAX_BODY).collect();
-            // What few requests need stands elsewhere: the future of a request is moved about for each.
-            Box::pin(tokio::time::timeout(BODY, async { body.await.map(drop) })).await
+            tokio::time::timeout(BODY, async { body.await.map(drop) }).await
         };
-        let mut response = match drained {
+        let answer = match drained {
             Ok(Ok(())) => {
                 self.service
                     .answer(caller, &head.method, &head.uri, &head.headers)
@@ -133,13 +149,18 @@ impl<I: Issuer> Http<I> {
             ),
             Err(_) => answer::failure(StatusCode::REQUEST_TIMEOUT, "The body did not come."),
         };
+        self.sent(caller, &head.method, &head.uri, answer)
+    }
+
+    /// An answer on its way.
+    fn sent(&self, caller: &Caller, method: &Method, uri: &Uri, mut answer: Answer) -> Answer {
         if *self.phase.borrow() != Phase::Serving {
-            response
+            answer
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        debug!(pod = %caller.uid, method = %head.method, path = head.uri.path(), status = response.status().as_u16());
-        Ok(response)
+        debug!(pod = %caller.uid, %method, path = uri.path(), status = answer.status().as_u16());
+        answer
     }
 }
 

@@ -16,6 +16,7 @@ pub mod token;
 mod told;
 pub mod upstream;
 
+pub use answer::in_words;
 pub use http::{Http, Phase};
 pub use passing::Passing;
 pub use per_pod::{Limits, Place, Shares};

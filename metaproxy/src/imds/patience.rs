@@ -137,8 +137,12 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
             (BUSY, _) => self.waiting = Waiting::No,
             (IDLE, _) if came => {
                 self.stage.0.store(IN_HEAD, Ordering::Relaxed);
-                self.waiting = Waiting::ForHead(Instant::now());
+                // Mostly the whole head: the time is looked at where there is more to come.
+                self.waiting = Waiting::No;
                 return result;
+            }
+            (IN_HEAD, Waiting::No | Waiting::ForRequest(_)) => {
+                self.waiting = Waiting::ForHead(Instant::now())
             }
             (IDLE, Waiting::No | Waiting::ForHead(_)) => self.waiting = Waiting::ForRequest(Instant::now()),
             _ => {}

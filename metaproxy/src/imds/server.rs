@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use super::answer::Answer;
 use super::http::{Http, Phase, reached};
 use super::per_pod::{Limits, Place, Shares};
 use super::{Caller, Service};
@@ -96,6 +97,11 @@ impl<I: Issuer> Server<I> {
     pub async fn all_closed(&self) {
         self.open.close();
         self.open.wait().await;
+    }
+
+    /// As [`Service::rehearse`].
+    pub async fn rehearse(&self, caller: &Caller, path: &str) -> Answer {
+        self.http.service().rehearse(caller, path).await
     }
 
     /// What came of connections so far.

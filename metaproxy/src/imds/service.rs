@@ -16,9 +16,9 @@ use super::passing::Passing;
 use super::path::{Paths, Route};
 use super::token::{MAX_TTL, Tokens};
 use super::told::Told;
-use crate::credentials::{Issuer, ObtainError, Session, Sessions};
+use crate::credentials::{Issuer, ObtainError, Session, SessionKey, Sessions};
 use crate::pods::{PodUid, Pods};
-use crate::roles::{Grant, Rules};
+use crate::roles::{Grant, Reason, Rules};
 
 /// Every answer is on its way within this time: two SDKs try once and give up after a second. What is left of it is for getting there.
 const ANSWER: Duration = Duration::from_millis(800);
@@ -83,6 +83,33 @@ enum Unentitled {
     NotYet,
 }
 
+impl Unentitled {
+    fn answer(&self) -> Answer {
+        let sentence = match self {
+            Self::BadToken => "The token has expired, or was not issued to this pod; ask for another.",
+            Self::NoToken => "Requests need a session token here (IMDSv2): PUT /latest/api/token gives one.",
+            Self::NotYet => {
+                "Whether requests need a session token is being found out; PUT /latest/api/token gives one."
+            }
+        };
+        answer::failure(StatusCode::UNAUTHORIZED, sentence)
+    }
+}
+
+/// A request that has to wait: for what is asked.
+#[derive(Debug)]
+pub struct Pending(Route);
+
+/// What an answer still takes.
+enum Lacking<'a> {
+    Decision(&'a Reason),
+    Session {
+        grant: &'a Grant,
+        key: &'a SessionKey,
+        extended: bool,
+    },
+}
+
 impl<I: Issuer> Service<I> {
     /// Puts together what is needed for an answer.
     pub fn new(parts: Parts<I>) -> Self {
@@ -99,42 +126,68 @@ impl<I: Issuer> Service<I> {
         headers: &HeaderMap,
     ) -> Answer {
         let deadline = Instant::now() + ANSWER;
+        let route = match self.begin(caller, method, target, headers) {
+            Ok(answer) => return answer,
+            Err(Pending(route)) => route,
+        };
+        let left = match self.entitled(caller, headers) {
+            Err(Unentitled::NotYet) => self.entitled_later(deadline).await,
+            known => known,
+        };
+        match left {
+            Ok(left) => {
+                let response = self.read(caller, method, route, deadline).await;
+                answer::with_token_left(response, left)
+            }
+            Err(unentitled) => unentitled.answer(),
+        }
+    }
+
+    /// The answer to a request without a body, where there is nothing to wait for. Most requests end here, and what it
+    /// takes to wait is never made for them.
+    ///
+    /// # Errors
+    /// What there is to wait for.
+    pub fn begin(
+        &self,
+        caller: &Caller,
+        method: &Method,
+        target: &Uri,
+        headers: &HeaderMap,
+    ) -> Result<Answer, Pending> {
         if headers.contains_key(FORWARDED) {
-            return answer::failure(
+            return Ok(answer::failure(
                 StatusCode::FORBIDDEN,
                 "A request with X-Forwarded-For came through a proxy, and is not answered.",
-            );
+            ));
         }
         let Some(path) = target.path_and_query().filter(|_| target.scheme().is_none()) else {
-            return answer::failure(
+            return Ok(answer::failure(
                 StatusCode::BAD_REQUEST,
                 "A request for metadata names a path, and no host before it.",
-            );
+            ));
         };
         let route = self.parts.paths.classify(path.as_str());
         match (method, route) {
-            (&Method::PUT, Route::Token) => self.issue_token(caller, headers),
-            (_, Route::Token) => answer::not_that_method("PUT", "A token is asked for with PUT."),
-            (&Method::GET | &Method::HEAD, route) => match self.entitled(caller, headers, deadline).await {
-                Ok(left) => {
-                    let response = self.read(caller, method, route, deadline).await;
-                    answer::with_token_left(response, left)
-                }
-                Err(Unentitled::BadToken) => answer::failure(
-                    StatusCode::UNAUTHORIZED,
-                    "The token has expired, or was not issued to this pod; ask for another.",
-                ),
-                Err(Unentitled::NotYet) => answer::failure(
-                    StatusCode::UNAUTHORIZED,
-                    "Whether requests need a session token is being found out; PUT /latest/api/token gives one.",
-                ),
-                Err(Unentitled::NoToken) => answer::failure(
-                    StatusCode::UNAUTHORIZED,
-                    "Requests need a session token here (IMDSv2): PUT /latest/api/token gives one.",
-                ),
+            (&Method::PUT, Route::Token) => Ok(self.issue_token(caller, headers)),
+            (_, Route::Token) => Ok(answer::not_that_method("PUT", "A token is asked for with PUT.")),
+            (&Method::GET | &Method::HEAD, route) => match self.entitled(caller, headers) {
+                Ok(left) => match self.at_once(caller, &route) {
+                    Some(response) => Ok(answer::with_token_left(response, left)),
+                    None => Err(Pending(route)),
+                },
+                Err(Unentitled::NotYet) => Err(Pending(route)),
+                Err(unentitled) => Ok(unentitled.answer()),
             },
-            _ => answer::not_that_method("GET, HEAD", "Metadata is read with GET."),
+            _ => Ok(answer::not_that_method("GET, HEAD", "Metadata is read with GET.")),
         }
+    }
+
+    /// What a request for a path would be answered, by whoever asks in the pod's place: without a session token.
+    pub async fn rehearse(&self, caller: &Caller, path: &str) -> Answer {
+        let route = self.parts.paths.classify(path);
+        self.read(caller, &Method::GET, route, Instant::now() + ANSWER)
+            .await
     }
 
     fn issue_token(&self, caller: &Caller, headers: &HeaderMap) -> Answer {
@@ -163,12 +216,7 @@ impl<I: Issuer> Service<I> {
     }
 
     /// What is left of the request's token; `None` where it has none and needs none.
-    async fn entitled(
-        &self,
-        caller: &Caller,
-        headers: &HeaderMap,
-        deadline: Instant,
-    ) -> Result<Option<Duration>, Unentitled> {
+    fn entitled(&self, caller: &Caller, headers: &HeaderMap) -> Result<Option<Duration>, Unentitled> {
         let mut shown = headers.get_all(TOKEN).iter();
         if let Some(token) = shown.next() {
             let left = self
@@ -181,10 +229,14 @@ impl<I: Issuer> Service<I> {
             };
         }
         match *self.parts.version1.borrow() {
-            Version1::Allowed => return Ok(None),
-            Version1::Denied => return Err(Unentitled::NoToken),
-            Version1::Unknown => {}
+            Version1::Allowed => Ok(None),
+            Version1::Denied => Err(Unentitled::NoToken),
+            Version1::Unknown => Err(Unentitled::NotYet),
         }
+    }
+
+    /// The same of a request without a token, once it is known whether it needs one.
+    async fn entitled_later(&self, deadline: Instant) -> Result<Option<Duration>, Unentitled> {
         let mut version1 = self.parts.version1.clone();
         let known = version1.wait_for(|known| *known != Version1::Unknown);
         match Box::pin(tokio::time::timeout_at(deadline, known)).await {
@@ -194,8 +246,59 @@ impl<I: Issuer> Service<I> {
         }
     }
 
-    async fn read(&self, caller: &Caller, method: &Method, route: Route, deadline: Instant) -> Answer {
+    /// What is read, where there is nothing to wait for.
+    fn at_once(&self, caller: &Caller, route: &Route) -> Option<Answer> {
+        match route {
+            Route::Node(_) => None,
+            Route::Refused(refusal) => Some(answer::failure(StatusCode::NOT_FOUND, &refusal.to_string())),
+            route => {
+                let decided = self.decisions.of(caller);
+                self.by_decision(caller, route, &decided).ok()
+            }
+        }
+    }
+
+    /// What is read of a pod's own role, as it was decided.
+    ///
+    /// # Errors
+    /// What there is to wait for.
+    fn by_decision<'a>(
+        &self,
+        caller: &Caller,
+        route: &Route,
+        decided: &'a Decided,
+    ) -> Result<Answer, Lacking<'a>> {
+        let (name, granted) = match decided {
+            Decided::Granted { grant, key, place } => (grant.role.name(), Ok((grant, key, place))),
+            Decided::Refused { name, reason } => (name.as_str(), Err(reason)),
+            Decided::NoRole(reason) => {
+                debug!("{reason}");
+                return Ok(answer::failure(StatusCode::NOT_FOUND, &reason.to_string()));
+            }
+            Decided::Wait(reason) => return Err(Lacking::Decision(reason)),
+        };
         let (wanted, extended) = match route {
+            Route::Role { name, extended } => (Some(name), *extended),
+            _ => (None, false),
+        };
+        match (route, granted) {
+            (Route::Iam, _) => Ok(answer::iam_list()),
+            (Route::Roles, _) => Ok(answer::role_list(name)),
+            _ if wanted.is_some_and(|wanted| wanted != name) => Ok(answer::failure(
+                StatusCode::NOT_FOUND,
+                &format!("This pod's role is {name}."),
+            )),
+            (Route::Info, Ok((grant, ..))) => Ok(answer::info(&grant.role, SystemTime::now())),
+            (_, Ok((grant, key, place))) => match self.parts.sessions.ready(key, place) {
+                Some(session) => Ok(answer::credentials(&session, extended)),
+                None => Err(Lacking::Session { grant, key, extended }),
+            },
+            (_, Err(reason)) => Ok(refused(&self.parts.told.tell(&caller.uid, reason))),
+        }
+    }
+
+    async fn read(&self, caller: &Caller, method: &Method, route: Route, deadline: Instant) -> Answer {
+        let route = match route {
             Route::Node(path) => {
                 let passing = &self.parts.passing;
                 return Box::pin(passing.pass(&caller.uid, method, &path, deadline)).await;
@@ -203,44 +306,25 @@ impl<I: Issuer> Service<I> {
             Route::Refused(refusal) => {
                 return answer::failure(StatusCode::NOT_FOUND, &refusal.to_string());
             }
-            Route::Token | Route::Iam | Route::Info | Route::Roles => (None, false),
-            Route::Role { ref name, extended } => (Some(name), extended),
+            own => own,
         };
         loop {
             let decided = self.decisions.once_known(caller, deadline).await;
-            let (name, granted) = match &*decided {
-                Decided::Granted { grant, key } => (grant.role.name(), Ok((grant, key))),
-                Decided::Refused { name, reason } => (name.as_str(), Err(reason)),
-                Decided::NoRole(reason) => {
-                    debug!("{reason}");
-                    return answer::failure(StatusCode::NOT_FOUND, &reason.to_string());
-                }
-                Decided::Wait(reason) => {
+            match self.by_decision(caller, &route, &decided) {
+                Ok(answer) => return answer,
+                Err(Lacking::Decision(reason)) => {
                     let sentence = self.parts.told.tell(&caller.uid, reason);
                     return answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence);
                 }
-            };
-            return match (&route, granted) {
-                (Route::Iam, _) => answer::iam_list(),
-                (Route::Roles, _) => answer::role_list(name),
-                _ if wanted.is_some_and(|wanted| wanted != name) => {
-                    answer::failure(StatusCode::NOT_FOUND, &format!("This pod's role is {name}."))
-                }
-                (Route::Info, Ok((grant, _))) => answer::info(&grant.role, SystemTime::now()),
-                (_, Ok((grant, key))) => {
-                    if let Some(session) = self.parts.sessions.ready(key) {
-                        return answer::credentials(&session, extended);
-                    }
+                Err(Lacking::Session { grant, key, extended }) => {
                     let obtained = Box::pin(self.parts.sessions.get(key, deadline)).await;
                     // It may have taken a while, and another role, or none, may be the pod's by now.
                     let now = self.decisions.of(caller);
-                    if !Arc::ptr_eq(&now, &decided) && now.key() != Some(&**key) {
-                        continue;
+                    if Arc::ptr_eq(&now, &decided) || now.key() == Some(key) {
+                        return self.credentials(grant, obtained, extended);
                     }
-                    self.credentials(grant, obtained, extended)
                 }
-                (_, Err(reason)) => refused(&self.parts.told.tell(&caller.uid, reason)),
-            };
+            }
         }
     }
 

@@ -102,6 +102,11 @@ impl Attachment {
         }
     }
 
+    /// The pods' cgroup, where it is there.
+    pub fn pods(&self) -> CurrentPods {
+        Arc::clone(&self.pods)
+    }
+
     /// Attaches at once where the cgroup exists, so that start-up fails here and not later.
     ///
     /// # Errors

@@ -9,6 +9,7 @@ pub mod attachment;
 pub mod caller;
 pub mod cgroups;
 pub mod guard;
+pub mod inspect;
 pub mod kernel;
 pub mod link;
 pub mod listener;

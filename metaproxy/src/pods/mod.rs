@@ -2,6 +2,7 @@
 //!
 //! A [`Source`] publishes an [`Inventory`] whenever something changes; everything else only reads the latest one.
 
+pub mod annotations;
 mod inventory;
 pub mod kubernetes;
 pub mod manifests;

@@ -177,6 +177,11 @@ impl FromStr for BaseArn {
 }
 
 impl BaseArn {
+    /// `aws`, `aws-cn`, …
+    pub fn partition(&self) -> &str {
+        &self.partition
+    }
+
     /// What stands before a name.
     pub fn prefix(&self) -> String {
         format!("arn:{}:iam::{}:role/{}", self.partition, self.account, self.path)

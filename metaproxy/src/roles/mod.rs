@@ -11,7 +11,7 @@ pub mod web_identity;
 
 pub use arn::{BaseArn, RoleArn, WrittenRole};
 pub use decision::{AnnotationKeys, Decision, Grant, Rules, Subject};
-pub use namespace::{NamespaceRules, PolicyCache};
+pub use namespace::{NamespaceRules, Opinion, PolicyCache};
 pub use reason::{Allowance, Reason, RoleSource};
 pub use session::{CommonTags, SessionRules, SessionScope, SessionShape, is_tag_value};
 pub use web_identity::{Principal, StsEndpoint, WebIdentity};

@@ -57,40 +57,23 @@ impl NamespaceRules {
             let namespace = name.to_owned();
             return Err(Stop::Wait(Reason::NamespaceUnknown { namespace }));
         };
-        let mut policies = Vec::new();
-        for (kind, key) in [
-            (Kind::Permitted(self.permitted_match), &asked.keys.permitted),
-            (
-                Kind::AllowedRoles(self.allowed_roles_style),
-                &asked.keys.allowed_roles,
-            ),
-        ] {
-            let Some(annotation) = namespace.annotations.get(key) else {
-                continue;
-            };
-            let read = self.read.get(kind, annotation);
-            match read.get_or_init(|| kind.read(annotation)) {
-                Ok(policy) => policies.push((
-                    key,
-                    policy.allows(asked.candidate).map(str::to_owned),
-                    shown(policy),
-                )),
-                Err(error) => {
-                    return Err(Stop::Refuse(Reason::MalformedPolicy {
-                        namespace: namespace.name.clone(),
-                        key: key.clone(),
-                        error: error.clone(),
-                    }));
-                }
+        let policies = self.opinions(asked.keys, asked.candidate, namespace);
+        for opinion in &policies {
+            if let Err(error) = &opinion.allows {
+                return Err(Stop::Refuse(Reason::MalformedPolicy {
+                    namespace: namespace.name.clone(),
+                    key: opinion.key.clone(),
+                    error: error.clone(),
+                }));
             }
         }
         let allowing = policies
             .iter()
-            .find_map(|(key, entry, _)| Some((key, entry.clone()?)));
+            .find_map(|opinion| Some((&opinion.key, opinion.allows.clone().ok()??)));
         if let Some((key, entry)) = allowing {
             return Ok(Allowance::By {
                 entry,
-                key: (*key).clone(),
+                key: key.clone(),
                 namespace: namespace.name.clone(),
             });
         }
@@ -114,7 +97,7 @@ impl NamespaceRules {
         }
         let each: Vec<String> = policies
             .iter()
-            .map(|(key, _, shown)| format!("its annotation {key} ({shown})"))
+            .map(|opinion| format!("its annotation {} ({})", opinion.key, opinion.shown))
             .collect();
         Err(Stop::Refuse(Reason::NotPermitted {
             role,
@@ -122,6 +105,43 @@ impl NamespaceRules {
             policies: each.join(" or "),
         }))
     }
+
+    /// What each of the namespace's annotations says of a role, in the order in which they are asked.
+    pub fn opinions(
+        &self,
+        keys: &AnnotationKeys,
+        candidate: &Candidate<'_>,
+        namespace: &Namespace,
+    ) -> Vec<Opinion> {
+        let kinds = [
+            (Kind::Permitted(self.permitted_match), &keys.permitted),
+            (Kind::AllowedRoles(self.allowed_roles_style), &keys.allowed_roles),
+        ];
+        let opinion = |(kind, key): (Kind, &String)| {
+            let annotation = namespace.annotations.get(key)?;
+            let read = self.read.get(kind, annotation);
+            let policy = read.get_or_init(|| kind.read(annotation)).as_ref();
+            Some(Opinion {
+                key: key.clone(),
+                shown: policy.map(shown).unwrap_or_default(),
+                allows: policy
+                    .map(|policy| policy.allows(candidate).map(str::to_owned))
+                    .map_err(Clone::clone),
+            })
+        };
+        kinds.into_iter().filter_map(opinion).collect()
+    }
+}
+
+/// What one annotation of a namespace says of a role.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Opinion {
+    /// The annotation.
+    pub key: String,
+    /// Its entries, shortened; empty where it can't be read.
+    pub shown: String,
+    /// The entry that allows the role, if one does; or why the annotation can't be read.
+    pub allows: Result<Option<String>, PolicyError>,
 }
 
 /// The entries of a policy, as far as a sentence holds them.

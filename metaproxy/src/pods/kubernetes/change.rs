@@ -8,6 +8,7 @@ use tracing::warn;
 
 use super::stream::Events;
 use super::trouble::Kind;
+use crate::pods::annotations::is_telling;
 use crate::pods::{Annotations, Namespace, Pod, PodUid, Problem, ServiceAccount};
 
 /// Something that a watch tells.
@@ -75,8 +76,18 @@ pub fn sound<T>(event: Event<Result<T, Problem>>) -> Option<Event<T>> {
     })
 }
 
+/// What is read of annotations, and the beginning of what looks as if it was meant to be.
 pub fn trimmed(mut annotations: Annotations, keys: &[String]) -> Annotations {
-    annotations.retain(|key, _| keys.contains(key));
+    const TELLING: usize = 256;
+    annotations.retain(|key, value| {
+        if keys.contains(key) {
+            return true;
+        }
+        if value.len() > TELLING {
+            *value = value.chars().take(TELLING).collect();
+        }
+        is_telling(key, keys.iter().map(String::as_str))
+    });
     annotations
 }
 

@@ -148,16 +148,56 @@ fn yaml_documents(text: &str) -> Vec<YamlDocument<'_>> {
 /// JSON objects, one after the other.
 pub fn json(text: &str) -> Result<Objects, Broken> {
     let mut objects = Objects::default();
+    for document in json_documents(text)? {
+        objects.add(&document)?;
+    }
+    Ok(objects)
+}
+
+fn json_documents(text: &str) -> Result<Vec<JsonDocument>, Broken> {
+    let mut documents = Vec::new();
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<serde_json::Value>();
     loop {
         let skipped = text[values.byte_offset()..].len() - text[values.byte_offset()..].trim_start().len();
         let first_line = 1 + text[..values.byte_offset() + skipped].matches('\n').count();
         match values.next() {
-            None => return Ok(objects),
-            Some(Ok(value)) => objects.add(&JsonDocument { value, first_line })?,
+            None => return Ok(documents),
+            Some(Ok(value)) => documents.push(JsonDocument { value, first_line }),
             Some(Err(error)) => return Err(Broken::new(error.line().max(1), error.to_string())),
         }
     }
+}
+
+/// Every object of a text in either notation, whatever its kind, with its line; those of lists one by one.
+///
+/// # Errors
+/// The first thing that can't be read.
+pub fn objects(text: &str) -> Result<Vec<(usize, serde_json::Value)>, Broken> {
+    let documents: Vec<JsonDocument> = if text.trim_start().starts_with('{') {
+        json_documents(text)?
+    } else {
+        let read = |document: YamlDocument<'_>| {
+            let first_line = document.line();
+            document.read().map(|value| JsonDocument { value, first_line })
+        };
+        yaml_documents(text)
+            .into_iter()
+            .map(read)
+            .collect::<Result<_, _>>()?
+    };
+    let mut found = Vec::new();
+    for document in documents {
+        let is_list = document.value["kind"]
+            .as_str()
+            .is_some_and(|kind| kind.ends_with("List"));
+        let line = document.line();
+        if is_list {
+            found.extend(document.items()?.into_iter().map(|item| (line, item)));
+        } else {
+            found.push((line, document.value));
+        }
+    }
+    Ok(found)
 }
 
 impl Objects {

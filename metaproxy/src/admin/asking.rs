@@ -1,0 +1,116 @@
+//! Asking an agent over its socket.
+
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::de::DeserializeOwned;
+use thiserror::Error;
+
+use super::socket::{self, SocketError};
+use crate::explain::Explanation;
+use crate::status::Status;
+
+/// For the agent to put an answer together; what it asks in a pod's place may take most of a second each.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why an agent has not told.
+#[derive(Debug, Error)]
+pub enum AskError {
+    /// There is no agent.
+    #[error(
+        "no agent answers in {0}: none runs on this machine, or --runtime-dir is another, or this container does not see it; \
+         `kubectl exec` into the agent's pod of the node does"
+    )]
+    NoAgent(PathBuf),
+    /// There may be one, for others.
+    #[error("{0}: permission denied; the agent's socket is root's")]
+    NotAllowed(PathBuf),
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// It does not answer.
+    #[error("the agent does not answer on {path}: {source}")]
+    Silent {
+        /// The socket.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It answers something else.
+    #[error("the agent on {path} says {status}: {body}. It may be of another version")]
+    Strange {
+        /// The socket.
+        path: PathBuf,
+        /// HTTP status.
+        status: u16,
+        /// What it says.
+        body: String,
+    },
+}
+
+/// An answer.
+#[derive(Debug)]
+pub(super) struct Answered {
+    pub status: u16,
+    pub body: String,
+}
+
+/// Asks on one socket.
+pub(super) fn get(socket: &Path, target: &str, patience: Duration) -> io::Result<Answered> {
+    let mut stream = UnixStream::connect(socket)?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    stream.write_all(format!("GET {target} HTTP/1.0\r\nConnection: close\r\n\r\n").as_bytes())?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok(Answered {
+        status: status.ok_or(io::ErrorKind::InvalidData)?,
+        body: body.to_owned(),
+    })
+}
+
+/// Explanations of all pods, or of those with a name (`namespace/name`).
+///
+/// # Errors
+/// Where no agent tells.
+pub fn explain(runtime_dir: &Path, pod: Option<&str>) -> Result<Vec<Explanation>, AskError> {
+    let target = pod.map_or_else(|| "/explain".to_owned(), |pod| format!("/explain/{pod}"));
+    ask(runtime_dir, &target)
+}
+
+/// How the agent is doing.
+///
+/// # Errors
+/// Where no agent tells.
+pub fn status(runtime_dir: &Path) -> Result<Status, AskError> {
+    ask(runtime_dir, "/status")
+}
+
+/// The agent of this PID namespace; where there is none, whichever of this machine answers, the youngest first.
+fn ask<T: DeserializeOwned>(runtime_dir: &Path, target: &str) -> Result<T, AskError> {
+    let mut last = AskError::NoAgent(runtime_dir.to_owned());
+    for path in socket::candidates(runtime_dir)? {
+        let answered = match get(&path, target, PATIENCE) {
+            Ok(answered) => answered,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                last = AskError::NotAllowed(path);
+                continue;
+            }
+            Err(source) => return Err(AskError::Silent { path, source }),
+        };
+        return match serde_json::from_str(&answered.body) {
+            Ok(told) if answered.status == 200 => Ok(told),
+            _ => Err(AskError::Strange {
+                path,
+                status: answered.status,
+                body: answered.body.chars().take(300).collect(),
+            }),
+        };
+    }
+    Err(last)
+}

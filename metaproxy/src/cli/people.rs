@@ -1,0 +1,96 @@
+//! The flags of the commands for people.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, ValueEnum};
+
+use super::roles::RoleArgs;
+use super::values;
+
+/// `--output`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people
+    Text,
+    /// For programs
+    Json,
+}
+
+/// Where the agent is found.
+#[derive(Clone, Debug, Args)]
+pub struct AgentArgs {
+    /// Directory of the agent's socket
+    #[arg(
+        long,
+        env = "METAPROXY_RUNTIME_DIR",
+        value_name = "DIR",
+        default_value = "/run/metaproxy"
+    )]
+    pub runtime_dir: PathBuf,
+
+    /// Form of what is printed
+    #[arg(long, value_name = "FORM", default_value = "text")]
+    pub output: Output,
+}
+
+/// `metaproxy explain`
+///
+/// Exit status: 0 where nothing is wrong; 1 where a pod does not get a role that it seems to ask for; 64 on bad usage; 69
+/// where nobody can be asked.
+#[derive(Debug, Args)]
+pub struct ExplainArgs {
+    /// The pod, as NAMESPACE/POD
+    #[arg(value_name = "NAMESPACE/POD", required_unless_present_any = ["all", "manifests"])]
+    pub pod: Option<String>,
+
+    /// A table of all pods of this node
+    #[arg(long, conflicts_with = "pod")]
+    pub all: bool,
+
+    /// Explain the pods, and templates of pods, of a manifest file, of a directory of them, or of standard input (-); by the
+    /// flags below, with no agent and no cluster
+    #[arg(long, value_name = "PATH")]
+    pub manifests: Option<PathBuf>,
+
+    /// Namespace of objects, or of a pod, that name none
+    #[arg(long, short, value_name = "NAMESPACE", default_value = "default")]
+    pub namespace: String,
+
+    /// Whom to ask, where no manifests are given.
+    #[command(flatten)]
+    pub agent: AgentArgs,
+
+    /// What decides about manifests.
+    #[command(flatten)]
+    pub roles: RoleArgs,
+}
+
+impl ExplainArgs {
+    /// The pod's name in full.
+    pub fn pod(&self) -> Option<String> {
+        let pod = self.pod.as_ref()?;
+        Some(if pod.contains('/') {
+            pod.clone()
+        } else {
+            format!("{}/{pod}", self.namespace)
+        })
+    }
+}
+
+/// `metaproxy status`
+///
+/// Exit status: 0 where pods are served; 1 where they are not; 64 on bad usage; 69 where no agent answers.
+#[derive(Debug, Args)]
+pub struct StatusArgs {
+    /// Show it again and again, this often
+    #[arg(
+        long, value_name = "DURATION", num_args = 0..=1, default_missing_value = "2s",
+        value_parser = values::a_second_to_an_hour
+    )]
+    pub watch: Option<Duration>,
+
+    /// Whom to ask.
+    #[command(flatten)]
+    pub agent: AgentArgs,
+}

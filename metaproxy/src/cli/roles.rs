@@ -1,0 +1,221 @@
+//! The flags that decide about pods' roles: what `metaproxy run` and `metaproxy explain --manifests` have in common.
+
+use clap::Args;
+
+use super::usage::{UsageError, bad_role, key, role};
+use super::{HostNetwork, NamespacePolicy, Switch};
+use crate::roles::policy::{AllowedRolesStyle, PermittedMatch};
+use crate::roles::{
+    AnnotationKeys, BaseArn, CommonTags, NamespaceRules, PolicyCache, Rules, SessionRules, SessionScope,
+    WrittenRole, is_tag_value,
+};
+
+/// Which role a pod has, and how its session is made.
+#[derive(Debug, Args)]
+pub struct RoleArgs {
+    /// What a role that is only a name is prefixed with, such as arn:aws:iam::123456789012:role/ [default: the account of
+    /// the node's own role]
+    #[arg(
+        long,
+        env = "METAPROXY_BASE_ROLE_ARN",
+        value_name = "ARN",
+        help_heading = "Roles"
+    )]
+    pub(super) base_role_arn: Option<String>,
+
+    /// Role of pods that have no annotation (but not of hostNetwork pods)
+    #[arg(
+        long,
+        env = "METAPROXY_DEFAULT_ROLE",
+        value_name = "ROLE",
+        help_heading = "Roles"
+    )]
+    pub(super) default_role: Option<String>,
+
+    /// Whether service accounts are asked for their pods' roles (eks.amazonaws.com/role-arn)
+    #[arg(
+        long,
+        env = "METAPROXY_WEB_IDENTITY",
+        value_name = "SWITCH",
+        default_value = "off",
+        help_heading = "Roles"
+    )]
+    pub(super) web_identity: Switch,
+
+    /// What hostNetwork pods get that have no role
+    #[arg(
+        long,
+        env = "METAPROXY_HOST_NETWORK",
+        value_name = "POLICY",
+        default_value = "passthrough",
+        help_heading = "Roles"
+    )]
+    pub(super) host_network: HostNetwork,
+
+    /// Pod annotation that names the role
+    #[arg(
+        long,
+        env = "METAPROXY_ROLE_ANNOTATION",
+        value_name = "KEY",
+        default_value = "iam.amazonaws.com/role",
+        help_heading = "Roles"
+    )]
+    pub(super) role_annotation: String,
+
+    /// Pod annotation with an external id
+    #[arg(
+        long,
+        env = "METAPROXY_EXTERNAL_ID_ANNOTATION",
+        value_name = "KEY",
+        default_value = "iam.amazonaws.com/external-id",
+        help_heading = "Roles"
+    )]
+    pub(super) external_id_annotation: String,
+
+    /// Pod annotation with a session name
+    #[arg(
+        long,
+        env = "METAPROXY_SESSION_NAME_ANNOTATION",
+        value_name = "KEY",
+        default_value = "iam.amazonaws.com/session-name",
+        help_heading = "Roles"
+    )]
+    pub(super) session_name_annotation: String,
+
+    /// Whether the namespace must allow an annotated role (as kiam asks) or is not asked (as kube2iam by default)
+    #[arg(
+        long,
+        env = "METAPROXY_NAMESPACE_POLICY",
+        value_name = "POLICY",
+        default_value = "required",
+        help_heading = "Roles"
+    )]
+    pub(super) namespace_policy: NamespacePolicy,
+
+    /// Namespace annotation with a regular expression of allowed roles (kiam)
+    #[arg(
+        long,
+        env = "METAPROXY_PERMITTED_ANNOTATION",
+        value_name = "KEY",
+        default_value = "iam.amazonaws.com/permitted",
+        help_heading = "Roles"
+    )]
+    pub(super) permitted_annotation: String,
+
+    /// Namespace annotation with a JSON list of allowed roles (kube2iam)
+    #[arg(
+        long,
+        env = "METAPROXY_ALLOWED_ROLES_ANNOTATION",
+        value_name = "KEY",
+        default_value = "iam.amazonaws.com/allowed-roles",
+        help_heading = "Roles"
+    )]
+    pub(super) allowed_roles_annotation: String,
+
+    /// How entries of the JSON list are read
+    #[arg(
+        long,
+        env = "METAPROXY_ALLOWED_ROLES_STYLE",
+        value_name = "STYLE",
+        default_value = "glob",
+        help_heading = "Roles"
+    )]
+    pub(super) allowed_roles_style: AllowedRolesStyle,
+
+    /// How the regular expression is compared
+    #[arg(
+        long,
+        env = "METAPROXY_PERMITTED_MATCH",
+        value_name = "MATCH",
+        default_value = "anchored",
+        help_heading = "Roles"
+    )]
+    pub(super) permitted_match: PermittedMatch,
+
+    /// Who shares a session
+    #[arg(
+        long,
+        env = "METAPROXY_SESSION_SCOPE",
+        value_name = "SCOPE",
+        default_value = "pod",
+        help_heading = "Sessions"
+    )]
+    pub(super) session_scope: SessionScope,
+
+    /// Whether sessions are tagged with cluster, node, namespace, pod and service account; trust policies must allow
+    /// sts:TagSession then
+    #[arg(
+        long,
+        env = "METAPROXY_SESSION_TAGS",
+        value_name = "SWITCH",
+        default_value = "off",
+        help_heading = "Sessions"
+    )]
+    pub(super) session_tags: Switch,
+
+    /// Name of the cluster, for session tags [default: no such tag]
+    #[arg(
+        long,
+        env = "METAPROXY_CLUSTER_NAME",
+        value_name = "NAME",
+        help_heading = "Sessions"
+    )]
+    pub(super) cluster_name: Option<String>,
+}
+
+impl RoleArgs {
+    /// Whether service accounts are asked for their pods' roles.
+    pub(super) fn asks_service_accounts(&self) -> bool {
+        self.web_identity == Switch::On
+    }
+
+    /// What they decide, on a node of this name.
+    ///
+    /// # Errors
+    /// The first thing that is wrong.
+    pub fn rules(&self, node: Option<String>, firewall: bool) -> Result<Rules, UsageError> {
+        let base: Option<BaseArn> = role("--base-role-arn", self.base_role_arn.as_ref())?;
+        let default_role: Option<WrittenRole> = role("--default-role", self.default_role.as_ref())?;
+        if let (Some(default_role), Some(text)) = (&default_role, &self.default_role) {
+            default_role
+                .resolve(base.as_ref())
+                .map_err(bad_role("--default-role", text))?;
+        }
+        Ok(Rules {
+            base,
+            default_role,
+            keys: AnnotationKeys {
+                role: key("--role-annotation", &self.role_annotation)?,
+                external_id: key("--external-id-annotation", &self.external_id_annotation)?,
+                session_name: key("--session-name-annotation", &self.session_name_annotation)?,
+                permitted: key("--permitted-annotation", &self.permitted_annotation)?,
+                allowed_roles: key("--allowed-roles-annotation", &self.allowed_roles_annotation)?,
+            },
+            namespaces: NamespaceRules {
+                required: self.namespace_policy == NamespacePolicy::Required,
+                allowed_roles_style: self.allowed_roles_style,
+                permitted_match: self.permitted_match,
+                read: PolicyCache::default(),
+            },
+            web_identity: self.web_identity == Switch::On,
+            firewall,
+            enforce_host_network: self.host_network == HostNetwork::Enforce,
+            sessions: SessionRules {
+                scope: self.session_scope,
+                tags: self.tags()?,
+                node,
+            },
+        })
+    }
+
+    fn tags(&self) -> Result<Option<CommonTags>, UsageError> {
+        let cluster = self.cluster_name.clone();
+        if let Some(name) = cluster
+            .as_ref()
+            .filter(|name| name.is_empty() || !is_tag_value(name))
+        {
+            return Err(UsageError::ClusterName(name.clone()));
+        }
+        Ok((self.session_tags == Switch::On).then_some(CommonTags { cluster }))
+    }
+}

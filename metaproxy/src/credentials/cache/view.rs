@@ -1,0 +1,94 @@
+//! What there is of sessions, to be shown: looking changes nothing.
+
+use std::time::{Duration, SystemTime};
+
+use tokio::time::Instant;
+
+use super::{Issuer, Sessions, State};
+use crate::credentials::{ObtainError, Session, SessionKey};
+
+/// What there is of a session at one moment.
+#[derive(Clone, Debug)]
+pub struct View {
+    /// The session, which may have expired.
+    pub session: Option<Session>,
+    /// What the last attempt came to, where it failed, and how long until the next request makes another.
+    pub failure: Option<(ObtainError, Duration)>,
+    /// Whether an attempt is under way.
+    pub fetching: bool,
+}
+
+/// All sessions, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Tally {
+    /// Valid, and the last attempt succeeded.
+    pub valid: u64,
+    /// Valid, but the attempt to renew it failed.
+    pub failing: u64,
+    /// None, and the last attempt failed.
+    pub failed: u64,
+    /// None, and it is being fetched.
+    pub fetching: u64,
+    /// Of the valid ones, the time since the oldest was obtained.
+    pub oldest: Option<Duration>,
+    /// Of the valid ones, what is left of the one that ends first.
+    pub least_left: Option<Duration>,
+}
+
+impl View {
+    fn of(state: &State) -> Self {
+        Self {
+            session: state.session.clone(),
+            failure: state.failure.as_ref().map(|failure| {
+                let pause = failure.retry_at.saturating_duration_since(Instant::now());
+                (failure.error.clone(), pause)
+            }),
+            fetching: state.fetching,
+        }
+    }
+
+    /// The session, where it has not expired.
+    pub fn valid(&self, now: SystemTime) -> Option<&Session> {
+        self.session
+            .as_ref()
+            .filter(|session| !session.left(now).is_zero())
+    }
+}
+
+impl<I: Issuer> Sessions<I> {
+    /// What there is for a key; `None` where nobody has asked for it.
+    pub fn view(&self, key: &SessionKey) -> Option<View> {
+        let slot = self.lock().get(key).cloned()?;
+        let view = View::of(&slot.borrow());
+        Some(view)
+    }
+
+    /// All of them, counted.
+    pub fn tally(&self) -> Tally {
+        let slots: Vec<_> = self.lock().values().cloned().collect();
+        let now = (self.0.clock)();
+        let mut tally = Tally::default();
+        for slot in slots {
+            let view = View::of(&slot.borrow());
+            match (view.valid(now), &view.failure) {
+                (Some(session), failure) => {
+                    let (age, left) = (
+                        session.life().saturating_sub(session.left(now)),
+                        session.left(now),
+                    );
+                    tally.oldest = tally.oldest.max(Some(age));
+                    tally.least_left = Some(tally.least_left.map_or(left, |least| least.min(left)));
+                    if failure.is_some() {
+                        tally.failing += 1;
+                    } else {
+                        tally.valid += 1;
+                    }
+                }
+                (None, _) if view.fetching => tally.fetching += 1,
+                (None, Some(_)) => tally.failed += 1,
+                (None, None) => {}
+            }
+        }
+        tally
+    }
+}

@@ -1,0 +1,135 @@
+//! What this process has attached, as the kernel says: read from its own descriptors, which needs no capability.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::mem::size_of;
+use std::path::Path;
+
+/// `BPF_OBJ_GET_INFO_BY_FD`
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+
+/// One attached program.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// The link's id, as `bpftool link` shows it.
+    pub link: u32,
+    /// The program's name.
+    pub program: String,
+    /// Where it is attached.
+    pub target: Target,
+}
+
+/// Where a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// A cgroup, by its id; 0 where it was detached.
+    Cgroup(u64),
+    /// The egress of a network interface, by its index; 0 where it was detached.
+    Interface(u32),
+}
+
+/// All links of this process, in order of their ids.
+pub fn attached() -> Vec<Attached> {
+    let mut links = Vec::new();
+    let mut programs = BTreeMap::new();
+    let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
+    for entry in entries {
+        let Ok(what) = fs::read_link(entry.path()) else {
+            continue;
+        };
+        let number = entry.file_name();
+        let info = || fs::read_to_string(Path::new("/proc/self/fdinfo").join(&number)).unwrap_or_default();
+        match what.to_str() {
+            Some("anon_inode:bpf_link") => links.extend(link(&info())),
+            Some("anon_inode:bpf-prog") => {
+                let descriptor = number.to_str().and_then(|number| number.parse().ok());
+                let id = field::<u32>(&info(), "prog_id:");
+                if let (Some(id), Some(name)) = (id, descriptor.and_then(program_name)) {
+                    programs.insert(id, name);
+                }
+            }
+            _ => {}
+        }
+    }
+    let mut attached: Vec<Attached> = links
+        .into_iter()
+        .map(|(link, program, target)| Attached {
+            link,
+            program: programs
+                .get(&program)
+                .cloned()
+                .unwrap_or_else(|| format!("program {program}")),
+            target,
+        })
+        .collect();
+    attached.sort_by_key(|one| one.link);
+    attached
+}
+
+/// Link id, program id and target (`bpf_link_show_fdinfo` and those of its kinds).
+fn link(fdinfo: &str) -> Option<(u32, u32, Target)> {
+    let cgroup = field(fdinfo, "cgroup_id:").map(Target::Cgroup);
+    let target = cgroup.or_else(|| field(fdinfo, "ifindex:").map(Target::Interface))?;
+    Some((field(fdinfo, "link_id:")?, field(fdinfo, "prog_id:")?, target))
+}
+
+fn field<T: std::str::FromStr>(fdinfo: &str, name: &str) -> Option<T> {
+    let value = fdinfo.lines().find_map(|line| line.strip_prefix(name))?;
+    value.split_whitespace().next()?.parse().ok()
+}
+
+/// The beginning of `struct bpf_prog_info` (include/uapi/linux/bpf.h), up to its name.
+#[repr(C)]
+#[derive(Default)]
+struct ProgramInfo {
+    kind: u32,
+    id: u32,
+    tag: [u8; 8],
+    lengths: [u32; 2],
+    instructions: [u64; 2],
+    load_time: u64,
+    created_by: u32,
+    map_ids: u32,
+    maps: u64,
+    name: [u8; 16],
+}
+
+fn program_name(descriptor: u32) -> Option<String> {
+    #[repr(C)]
+    struct Attributes {
+        descriptor: u32,
+        length: u32,
+        info: u64,
+    }
+    let mut info = ProgramInfo::default();
+    let attributes = Attributes {
+        descriptor,
+        length: size_of::<ProgramInfo>() as u32,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    // SAFETY: both structures live through the call and are as long as said; the kernel writes no more than that.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_OBJ_GET_INFO_BY_FD,
+            std::ptr::from_ref(&attributes),
+            size_of::<Attributes>(),
+        )
+    };
+    let name = info.name.split(|byte| *byte == 0).next().unwrap_or_default();
+    (result == 0 && !name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_links_target_is_told_from_its_fdinfo() {
+        let cgroup = "pos:\t0\nlink_type:\tcgroup\nlink_id:\t7\nprog_tag:\tab\nprog_id:\t31\ncgroup_id:\t1234\nattach_type:\t10\n";
+        assert_eq!(link(cgroup), Some((7, 31, Target::Cgroup(1234))));
+        let tcx = "link_type:\ttcx\nlink_id:\t8\nprog_id:\t32\nifindex:\t3\nattach_type:\ttcx_egress (47)\n";
+        assert_eq!(link(tcx), Some((8, 32, Target::Interface(3))));
+        assert_eq!(link("link_type:\ttracing\nlink_id:\t8\nprog_id:\t32\n"), None);
+    }
+}

@@ -1,0 +1,69 @@
+//! Keys of annotations that are not read, but look as if somebody meant them to be.
+
+/// The domains of roles' annotations.
+const DOMAINS: [&str; 2] = ["iam.amazonaws.com/", "eks.amazonaws.com/"];
+
+/// Edits (of which a swap of neighbours is one) that make a key of another.
+const SLIPS: usize = 2;
+
+/// Shorter keys differ by so little that nothing follows from it.
+const LEAST: usize = 8;
+
+/// The key that was probably meant by one that is not read; `None` where nothing speaks for it.
+pub fn meant<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+    let lower = key.to_ascii_lowercase();
+    let name = |key: &'a str| key.rsplit('/').next().unwrap_or(key);
+    let distance = |read: &'a str| match read {
+        read if read == key => None,
+        read if read.to_ascii_lowercase() == lower => Some(0),
+        // Without its domain, or with a dot in place of the slash.
+        read if lower.replace('/', ".") == read.replace('/', ".") || lower == name(read) => Some(1),
+        read if read.len() < LEAST => None,
+        read => Some(strsim::damerau_levenshtein(read, &lower)).filter(|slips| *slips <= SLIPS),
+    };
+    read.into_iter()
+        .filter_map(|read| Some((distance(read)?, read)))
+        .min()
+        .map(|(_, read)| read)
+}
+
+/// Whether a key that is not read is worth keeping, to be told of: it is near one that is, or of the same domain.
+pub fn is_telling<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> bool {
+    DOMAINS.iter().any(|domain| key.starts_with(domain)) || meant(key, read).is_some()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const READ: [&str; 3] = [
+        "iam.amazonaws.com/role",
+        "iam.amazonaws.com/external-id",
+        "iam.amazonaws.com/session-name",
+    ];
+
+    #[test]
+    fn a_slip_of_the_pen_is_seen_and_other_keys_are_left_alone() {
+        for (key, expected) in [
+            ("iam.amazonaws.com/Role", Some(READ[0])),
+            ("iam.amazonaws.com/roles", Some(READ[0])),
+            ("iam.amazonaw.com/role", Some(READ[0])),
+            ("iam.amazonaws.com.role", Some(READ[0])),
+            ("iam.amazonaws.com/externalid", Some(READ[1])),
+            ("iam.amazonaws.com/session-nmae", Some(READ[2])),
+            ("role", Some(READ[0])),
+            ("iam.amazonaws.com/role", None),
+            ("kubernetes.io/config.hash", None),
+            ("iam.amazonaws.com/permitted", None),
+            ("prometheus.io/scrape", None),
+        ] {
+            assert_eq!(meant(key, READ), expected, "{key}");
+        }
+        assert!(is_telling("iam.amazonaws.com/permitted", READ));
+        assert!(is_telling("eks.amazonaws.com/role-arn", READ));
+        assert!(!is_telling(
+            "kubectl.kubernetes.io/last-applied-configuration",
+            READ
+        ));
+    }
+}

@@ -1,0 +1,166 @@
+//! How an agent is doing, for people: what `metaproxy status` and the admin page show.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::explain::{columns, short};
+
+/// How an agent is doing. No field is secret. Times are RFC 3339, in UTC.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    /// The version that runs.
+    pub version: String,
+    /// `enforce`, `observe` or `firewall`
+    pub mode: String,
+    /// The node's name, where the agent has been told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// In its own PID namespace.
+    pub pid: u32,
+    /// When it started.
+    pub started: String,
+    /// Seconds since then.
+    pub uptime_seconds: u64,
+    /// Whether pods are served.
+    pub ready: bool,
+    /// Part by part.
+    pub parts: Vec<PartLine>,
+    /// Where it listens; nowhere while it only observes.
+    pub listeners: Vec<String>,
+    /// The pods' cgroup, where it is there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cgroup: Option<String>,
+    /// What is attached where.
+    pub attached: Vec<AttachedLine>,
+    /// The pods of this node that have, or ask for, a role; by name.
+    pub pods: Vec<PodLine>,
+    /// All pods that are known.
+    pub pods_known: usize,
+    /// What came of connections, in the agent and in the kernel.
+    pub counters: BTreeMap<String, u64>,
+}
+
+/// A part of the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PartLine {
+    /// Which.
+    pub part: String,
+    /// `ok`, `degraded` or `failed`
+    pub condition: String,
+    /// What is the matter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+/// An attached program.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct AttachedLine {
+    /// The link's id, as `bpftool link` shows it.
+    pub link: u32,
+    /// The program's name.
+    pub program: String,
+    /// The cgroup or the interface.
+    pub target: String,
+}
+
+/// A pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PodLine {
+    /// `namespace/name`
+    pub pod: String,
+    /// As in an explanation.
+    pub verdict: String,
+    /// The role's ARN, where it can be told.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+    /// When its session ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session_ends: Option<String>,
+    /// Seconds until then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<u64>,
+    /// Why it has no credentials, or what STS said last.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_error: Option<String>,
+}
+
+impl Status {
+    /// Pods, those that something is the matter with first.
+    pub fn pods_by_trouble(&self) -> Vec<&PodLine> {
+        let mut pods: Vec<&PodLine> = self.pods.iter().collect();
+        pods.sort_by_key(|pod| (pod.last_error.is_none(), &pod.pod));
+        pods
+    }
+}
+
+impl PodLine {
+    /// The columns of a table: pod, verdict, role, time left, last error.
+    pub fn cells(&self) -> [String; 5] {
+        let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
+        [
+            self.pod.clone(),
+            self.verdict.clone(),
+            or_dash(self.role.clone()),
+            or_dash(self.seconds_left.map(short)),
+            self.last_error.clone().unwrap_or_default(),
+        ]
+    }
+
+    /// What stands above them.
+    pub const HEAD: [&'static str; 5] = ["POD", "VERDICT", "ROLE", "LEFT", "LAST ERROR"];
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let ready = if self.ready { "ready" } else { "NOT READY" };
+        let node = self.node.as_deref().unwrap_or("(not named)");
+        writeln!(
+            f,
+            "metaproxy {} on node {node}, {}: {ready}, up {} (process {})",
+            self.version,
+            self.mode,
+            short(self.uptime_seconds),
+            self.pid
+        )?;
+        for part in self.parts.iter().filter(|part| part.condition != "ok") {
+            let detail = part.detail.as_deref().unwrap_or_default();
+            writeln!(f, "  {} {}: {detail}", part.part, part.condition)?;
+        }
+        if !self.listeners.is_empty() {
+            writeln!(f, "listens on  {}", self.listeners.join(", "))?;
+        }
+        let cgroup = self.cgroup.as_deref().unwrap_or("not there (yet)");
+        writeln!(f, "pods' cgroup {cgroup}\n")?;
+        let links = self
+            .attached
+            .iter()
+            .map(|one| [one.link.to_string(), one.program.clone(), one.target.clone()]);
+        writeln!(f, "{}", columns(&["LINK", "PROGRAM", "ATTACHED TO"], links))?;
+        writeln!(
+            f,
+            "{} pods of this node are known; with a role, or asking for one: {}",
+            self.pods_known,
+            self.pods.len()
+        )?;
+        if !self.pods.is_empty() {
+            let pods = self.pods_by_trouble();
+            write!(
+                f,
+                "\n{}",
+                columns(&PodLine::HEAD, pods.into_iter().map(PodLine::cells))
+            )?;
+        }
+        writeln!(f)?;
+        let counters = self
+            .counters
+            .iter()
+            .map(|(name, count)| [name.clone(), count.to_string()]);
+        write!(f, "{}", columns(&["COUNTED SINCE THE START", ""], counters))
+    }
+}
