@@ -4,6 +4,7 @@
 //! accepting for a grace period, drain, detach the rest, close. Whatever ends the process in between, the kernel
 //! detaches everything: the links are file descriptors of this process.
 
+mod audit;
 mod cluster;
 mod consequences;
 mod desk;
@@ -24,6 +25,8 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+pub use self::audit::AUDIT;
+use self::audit::Audited;
 pub use self::cluster::PodSource;
 use self::cluster::PodsHere;
 use self::consequences::{consequences, follow};
@@ -179,8 +182,12 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
             .map(|cluster| cluster.tell_owners(&mut tasks, pods.clone())),
     ));
     let api = cluster.as_ref().map(|cluster| cluster.api.clone());
-    let sessions = Sessions::new(Principals::new(sts.clone(), api));
     let (publish_rules, rules) = watch::channel(rules);
+    let sessions = Sessions::new(Audited {
+        issuer: Principals::new(sts.clone(), api),
+        pods: pods.clone(),
+        rules: rules.clone(),
+    });
     let (publish_version1, version1) = watch::channel(settings.version1);
     let (phase, phases) = watch::channel(Phase::Serving);
     let service = Service::new(Parts {
@@ -211,6 +218,7 @@ pub async fn run(settings: Settings) -> Result<(), StartError> {
         counters: Arc::clone(&counters),
         guard: guarding.as_ref().map(|guarding| guarding.counters.clone()),
         pods: pods.clone(),
+        sessions: sessions.clone(),
     });
     let desk = Answers {
         identity,

@@ -1,6 +1,7 @@
 //! The command line. Everything is parsed and checked here, before anything is started.
 
 mod args;
+mod doctor;
 mod guard;
 mod people;
 mod roles;
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
 pub use self::args::LoggingArgs;
+pub use self::doctor::DoctorArgs;
 pub use self::guard::GuardArgs;
 pub use self::people::{AgentArgs, ExplainArgs, Output, StatusArgs};
 pub use self::roles::RoleArgs;
@@ -70,6 +72,8 @@ pub enum Command {
     Guard(Box<GuardArgs>),
     /// Say why a pod gets the role that it gets, or none: by the agent of this node, or by manifests
     Explain(Box<ExplainArgs>),
+    /// Look for what keeps pods of this node from being served, and for what kube2iam or kiam have left here
+    Doctor(Box<DoctorArgs>),
     /// Show how the agent of this node is doing, and its pods' sessions
     Status(StatusArgs),
     /// Ask the agent of this container how it is doing; for the kubelet's exec probes

@@ -23,7 +23,7 @@ use crate::roles::{Decision, Principal, Reason, RoleArn, RoleSource, Rules, Sess
 pub const NODE: &str = "the node's role";
 
 /// What comes of a pod's role.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// It has one.
@@ -39,6 +39,23 @@ pub enum Verdict {
 }
 
 impl Verdict {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Granted,
+        Self::Refused,
+        Self::Unavailable,
+        Self::NoRole,
+        Self::Waiting,
+    ];
+
+    /// As a label of metrics.
+    pub fn metric(self) -> &'static str {
+        match self {
+            Self::NoRole => "no_role",
+            other => other.label(),
+        }
+    }
+
     /// In words.
     pub fn label(self) -> &'static str {
         match self {

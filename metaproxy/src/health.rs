@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
@@ -63,39 +63,50 @@ impl Condition {
 
 /// All parts. Cheap to clone; whoever has one may report.
 #[derive(Clone, Debug)]
-pub struct Health(Arc<watch::Sender<BTreeMap<Part, Condition>>>);
+pub struct Health(Arc<Parts>);
+
+#[derive(Debug)]
+struct Parts {
+    now: watch::Sender<BTreeMap<Part, Condition>>,
+    troubles: Mutex<BTreeMap<Part, u64>>,
+}
 
 impl Health {
     /// Of an agent that starts: these parts have to report before it is ready.
     pub fn starting(parts: impl IntoIterator<Item = Part>) -> Self {
         let starting = |part| (part, Condition::Failing("starting".to_owned()));
-        Self(Arc::new(watch::Sender::new(
-            parts.into_iter().map(starting).collect(),
-        )))
+        Self(Arc::new(Parts {
+            now: watch::Sender::new(parts.into_iter().map(starting).collect()),
+            troubles: Mutex::default(),
+        }))
     }
 
     /// Reports about a part.
     pub fn set(&self, part: Part, condition: Condition) {
-        self.0.send_if_modified(|parts| {
+        self.0.now.send_if_modified(|parts| {
             let before = parts.insert(part, condition.clone());
+            if before == Some(Condition::Fine) && condition != Condition::Fine {
+                let mut troubles = self.0.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+                *troubles.entry(part).or_default() += 1;
+            }
             before.as_ref() != Some(&condition)
         });
     }
 
     /// Whether pods are served.
     pub fn is_ready(&self) -> bool {
-        serves(&self.0.borrow())
+        serves(&self.0.now.borrow())
     }
 
     /// Waits until pods are served.
     pub async fn ready(&self) {
         // The sender is ours, so the channel stays open.
-        let _ = self.0.subscribe().wait_for(serves).await;
+        let _ = self.0.now.subscribe().wait_for(serves).await;
     }
 
     /// Waits until they are not.
     pub async fn not_ready(&self) {
-        let _ = self.0.subscribe().wait_for(|parts| !serves(parts)).await;
+        let _ = self.0.now.subscribe().wait_for(|parts| !serves(parts)).await;
     }
 
     /// Waits until these parts are not in the way of serving pods.
@@ -105,12 +116,18 @@ impl Health {
                 .iter()
                 .all(|part| parts.get(part).is_none_or(Condition::serves))
         };
-        let _ = self.0.subscribe().wait_for(all).await;
+        let _ = self.0.now.subscribe().wait_for(all).await;
+    }
+
+    /// How often a part was fine and then was not.
+    pub fn troubles(&self, part: Part) -> u64 {
+        let troubles = self.0.troubles.lock().unwrap_or_else(PoisonError::into_inner);
+        troubles.get(&part).copied().unwrap_or_default()
     }
 
     /// How each part is doing.
     pub fn parts(&self) -> BTreeMap<Part, Condition> {
-        self.0.borrow().clone()
+        self.0.now.borrow().clone()
     }
 }
 
@@ -146,6 +163,15 @@ mod tests {
         health.set(Part::Pods, Condition::Degraded("an old list".to_owned()));
         health.ready().await;
         health.set(Part::Interception, Condition::Failing("detached".to_owned()));
+        health.set(
+            Part::Interception,
+            Condition::Failing("detached still".to_owned()),
+        );
+        health.set(Part::Interception, Condition::Failing("detached".to_owned()));
+        assert_eq!(
+            (health.troubles(Part::Interception), health.troubles(Part::Pods)),
+            (1, 0)
+        );
         assert!(!health.is_ready());
         assert_eq!(
             health.to_string(),

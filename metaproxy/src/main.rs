@@ -4,7 +4,10 @@ use std::process::ExitCode;
 
 use anyhow::Context as _;
 use metaproxy::admin::probe::{self, ProbeError};
-use metaproxy::cli::{Cli, Command, EX_USAGE, LogFormat, LogLevel, LoggingArgs, UsageError};
+use metaproxy::cli::{
+    Cli, Command, DoctorArgs, EX_USAGE, LogFormat, LogLevel, LoggingArgs, Switch, UsageError,
+};
+use metaproxy::doctor::Examination;
 use metaproxy::{agent, guard, heap, people};
 use tracing_subscriber::EnvFilter;
 
@@ -22,16 +25,20 @@ fn main() -> ExitCode {
     };
     match cli.command {
         Command::Run(args) => match args.settings() {
-            Ok(settings) => run(args.logging, agent::run(settings)),
+            Ok(settings) => run(args.logging, args.audit, agent::run(settings)),
             Err(error) => bad_usage("run", &error),
         },
         Command::Guard(args) => match args.settings() {
-            Ok(settings) => run(args.logging, guard::run(settings)),
+            Ok(settings) => run(args.logging, Switch::Off, guard::run(settings)),
             Err(error) => bad_usage("guard", &error),
         },
         Command::Explain(args) => match people::explain(&args) {
             Ok(code) => code,
             Err(error) => bad_usage("explain", &error),
+        },
+        Command::Doctor(args) => match args.examination() {
+            Ok(examination) => doctor(&args, &examination),
+            Err(error) => bad_usage("doctor", &error),
         },
         Command::Status(args) => people::status(&args),
         Command::Probe(args) => answer(probe::ask(args.question, &args.runtime_dir)),
@@ -41,6 +48,16 @@ fn main() -> ExitCode {
 fn bad_usage(command: &str, error: &UsageError) -> ExitCode {
     eprintln!("error: {error}\n\nFor more information, try 'metaproxy {command} --help'.");
     ExitCode::from(EX_USAGE)
+}
+
+fn doctor(args: &DoctorArgs, examination: &Examination) -> ExitCode {
+    match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(people::doctor(args, examination)),
+        Err(error) => {
+            eprintln!("error: cannot start the asynchronous runtime: {error}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// What a probe shows; the kubelet puts it into an event where it is bad.
@@ -59,9 +76,10 @@ fn answer(answer: Result<String, ProbeError>) -> ExitCode {
 
 fn run<E: std::error::Error + Send + Sync + 'static>(
     logging: LoggingArgs,
+    audit: Switch,
     process: impl Future<Output = Result<(), E>>,
 ) -> ExitCode {
-    start_logging(logging.log_format, logging.log);
+    start_logging(logging.log_format, logging.log, audit);
     match run_to_the_end(process) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
@@ -91,7 +109,7 @@ fn run_to_the_end<E: std::error::Error + Send + Sync + 'static>(
     Ok(result?)
 }
 
-fn start_logging(format: LogFormat, level: LogLevel) {
+fn start_logging(format: LogFormat, level: LogLevel, audit: Switch) {
     let level = match level {
         LogLevel::Error => "error",
         LogLevel::Warn => "warn",
@@ -101,13 +119,13 @@ fn start_logging(format: LogFormat, level: LogLevel) {
     };
     // Only what is ours: the SDK prints whole requests and responses, with warnings too. What goes wrong in a library
     // comes to us as an error, and is said in our own words.
-    let filter = EnvFilter::new(format!("off,metaproxy={level}"));
+    let audited = if audit == Switch::On { "info" } else { "off" };
+    let filter = EnvFilter::new(format!("off,metaproxy={level},{}={audited}", agent::AUDIT));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_target(false);
+        .with_writer(std::io::stderr);
     match format {
-        LogFormat::Text => builder.with_ansi(false).init(),
+        LogFormat::Text => builder.with_target(false).with_ansi(false).init(),
         LogFormat::Json => builder.json().init(),
     }
 }

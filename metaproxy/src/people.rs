@@ -6,7 +6,8 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 use crate::admin::asking::{self, AskError};
-use crate::cli::{AgentArgs, ExplainArgs, Output, StatusArgs, UsageError};
+use crate::cli::{AgentArgs, DoctorArgs, ExplainArgs, Output, StatusArgs, UsageError};
+use crate::doctor::{self, Examination};
 use crate::explain::{Explanation, offline, table};
 use crate::status::Status;
 
@@ -96,6 +97,41 @@ fn shown(agent: &AgentArgs, told: Result<Status, AskError>) -> ExitCode {
         }
         Err(error) => unavailable(&error.to_string()),
     }
+}
+
+/// `metaproxy doctor`
+pub async fn doctor(args: &DoctorArgs, examination: &Examination) -> ExitCode {
+    if args.fix_leftovers {
+        return fix_leftovers();
+    }
+    let report = doctor::examine(examination).await;
+    match args.agent.output {
+        Output::Text => print(&report.to_string()),
+        Output::Json => print_json(&report),
+    }
+    report.exit_code()
+}
+
+fn fix_leftovers() -> ExitCode {
+    let leftovers = doctor::leftovers();
+    if leftovers.is_empty() {
+        print("nothing of kube2iam, kiam or the EKS Pod Identity agent is left on this node\n");
+        return ExitCode::SUCCESS;
+    }
+    for one in &leftovers {
+        print(&format!("{}\n  {}\n", one.what, one.command()));
+    }
+    let mut failed = false;
+    for one in &leftovers {
+        match one.remove() {
+            Ok(()) => print(&format!("removed: {}\n", one.what)),
+            Err(error) => {
+                failed = true;
+                eprintln!("error: not removed: {}: {error}", one.command());
+            }
+        }
+    }
+    verdict(failed)
 }
 
 fn verdict(is_bad: bool) -> ExitCode {

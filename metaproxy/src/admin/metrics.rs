@@ -1,15 +1,19 @@
 //! `/metrics`, in the OpenMetrics text format. Labels are few and fixed.
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::time::Duration;
 
 use metaproxy_common::layout::{Counter, GuardCounter};
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, text::encode};
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Registry, Unit};
 
-use crate::health::Health;
+use crate::credentials::Tally;
+use crate::explain::Verdict;
+use crate::health::{Condition, Health};
 use crate::imds::server::Counts;
 
 /// What scrapers take it for.
@@ -25,15 +29,24 @@ pub trait Sources: Send + Sync {
     fn guard(&self, counter: GuardCounter) -> u64;
     /// Pods that are known.
     fn pods(&self) -> usize;
+    /// Sessions, counted.
+    fn sessions(&self) -> Tally;
+    /// Adds what is measured while pods are served.
+    fn register(&self, registry: &mut Registry);
 }
 
 /// All metrics.
 ///
 /// # Errors
 /// Those of the encoder, which has none where it writes to memory.
-pub fn text(sources: &dyn Sources, health: &Health) -> Result<String, fmt::Error> {
+pub fn text(
+    sources: &dyn Sources,
+    health: &Health,
+    verdicts: &BTreeMap<Verdict, u64>,
+) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("metaproxy");
-    registry.register_collector(Box::new(Snapshot::take(sources, health)));
+    registry.register_collector(Box::new(Snapshot::take(sources, health, verdicts)));
+    sources.register(&mut registry);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -47,20 +60,39 @@ struct Snapshot {
     kernel: Vec<(&'static str, u64)>,
     pods: i64,
     ready: bool,
-    parts: Vec<(&'static str, bool)>,
+    parts: Vec<PartState>,
+    sessions: Tally,
+    verdicts: Vec<(&'static str, u64)>,
+}
+
+#[derive(Debug)]
+struct PartState {
+    label: &'static str,
+    serves: bool,
+    is_fine: bool,
+    troubles: u64,
 }
 
 impl Snapshot {
-    fn take(sources: &dyn Sources, health: &Health) -> Self {
+    fn take(sources: &dyn Sources, health: &Health, verdicts: &BTreeMap<Verdict, u64>) -> Self {
         let counts = sources.connections();
         let kernel = Counter::ALL
             .iter()
             .map(|counter| (counter.label(), sources.kernel(*counter)))
             .collect();
         let parts = health.parts();
-        let parts = parts
-            .iter()
-            .map(|(part, condition)| (part.label(), condition.serves()));
+        let parts = parts.iter().map(|(part, condition)| PartState {
+            label: part.label(),
+            serves: condition.serves(),
+            is_fine: *condition == Condition::Fine,
+            troubles: health.troubles(*part),
+        });
+        let verdict = |verdict: &Verdict| {
+            (
+                verdict.metric(),
+                verdicts.get(verdict).copied().unwrap_or_default(),
+            )
+        };
         Self {
             connections: [
                 ("served", counts.served),
@@ -76,6 +108,8 @@ impl Snapshot {
             pods: i64::try_from(sources.pods()).unwrap_or(i64::MAX),
             ready: health.is_ready(),
             parts: parts.collect(),
+            sessions: sources.sessions(),
+            verdicts: Verdict::ALL.iter().map(verdict).collect(),
         }
     }
 }
@@ -127,14 +161,78 @@ impl Collector for Snapshot {
         pods.encode(encoder.encode_descriptor("pods", "Pods of this node that are known", None, gauge)?)?;
         let ready = ConstGauge::new(i64::from(self.ready));
         ready.encode(encoder.encode_descriptor("ready", "Whether pods are served", None, gauge)?)?;
-        let mut family = encoder.encode_descriptor(
-            "part_serving",
-            "Whether a part of the agent does what serving pods takes",
-            None,
-            gauge,
-        )?;
-        for (part, serves) in &self.parts {
-            ConstGauge::new(i64::from(*serves)).encode(family.encode_family(&[("part", *part)])?)?;
+        self.encode_parts(&mut encoder)?;
+        self.encode_sessions(&mut encoder)
+    }
+}
+
+impl Snapshot {
+    fn encode_parts(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let gauge = ConstGauge::new(0_i64).metric_type();
+        let about = "Whether a part of the agent does what serving pods takes";
+        let mut family = encoder.encode_descriptor("part_serving", about, None, gauge)?;
+        for part in &self.parts {
+            let serves = ConstGauge::new(i64::from(part.serves));
+            serves.encode(family.encode_family(&[("part", part.label)])?)?;
+        }
+        let about = "Whether a part of the agent is as it should be";
+        let mut family = encoder.encode_descriptor("part_ok", about, None, gauge)?;
+        for part in &self.parts {
+            let is_fine = ConstGauge::new(i64::from(part.is_fine));
+            is_fine.encode(family.encode_family(&[("part", part.label)])?)?;
+        }
+        let counter = ConstCounter::new(0_u64).metric_type();
+        let about =
+            "How often a part of the agent was as it should be and then was not: a watch that broke, for one";
+        let mut family = encoder.encode_descriptor("part_troubles", about, None, counter)?;
+        for part in &self.parts {
+            let troubles = ConstCounter::new(part.troubles);
+            troubles.encode(family.encode_family(&[("part", part.label)])?)?;
+        }
+        Ok(())
+    }
+
+    fn encode_sessions(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let gauge = ConstGauge::new(0_i64).metric_type();
+        let about = "Pods of this node, by what comes of their role";
+        let mut family = encoder.encode_descriptor("pod_verdicts", about, None, gauge)?;
+        for (verdict, count) in &self.verdicts {
+            let count = ConstGauge::new(i64::try_from(*count).unwrap_or(i64::MAX));
+            count.encode(family.encode_family(&[("verdict", *verdict)])?)?;
+        }
+        let about =
+            "Sessions: valid, failing (valid, but not renewed), failed (none, and STS gave none), fetching";
+        let mut family = encoder.encode_descriptor("sessions", about, None, gauge)?;
+        let Tally {
+            valid,
+            failing,
+            failed,
+            fetching,
+            oldest,
+            least_left,
+        } = self.sessions;
+        for (state, count) in [
+            ("valid", valid),
+            ("failing", failing),
+            ("failed", failed),
+            ("fetching", fetching),
+        ] {
+            let count = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
+            count.encode(family.encode_family(&[("state", state)])?)?;
+        }
+        let seconds = |time: Option<Duration>| ConstGauge::new(time.unwrap_or_default().as_secs_f64());
+        let about = "The age of the oldest valid session; 0 without one";
+        let unit = Some(&Unit::Seconds);
+        seconds(oldest).encode(encoder.encode_descriptor("session_oldest_age", about, unit, gauge)?)?;
+        // Without one there is nothing that could end.
+        if least_left.is_some() {
+            let about = "What is left of the valid session that ends first";
+            seconds(least_left).encode(encoder.encode_descriptor(
+                "session_least_left",
+                about,
+                unit,
+                gauge,
+            )?)?;
         }
         Ok(())
     }
@@ -143,7 +241,8 @@ impl Collector for Snapshot {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::health::{Condition, Part};
+    use crate::health::Part;
+    use crate::measured::{RequestKind, Requests, StsCalls, StsOutcome};
 
     struct Fixed;
 
@@ -166,13 +265,29 @@ mod tests {
         fn pods(&self) -> usize {
             3
         }
+        fn sessions(&self) -> Tally {
+            Tally {
+                valid: 10,
+                least_left: Some(Duration::from_secs(1500)),
+                ..Tally::default()
+            }
+        }
+        fn register(&self, registry: &mut Registry) {
+            let requests = Requests::default();
+            requests.answered(RequestKind::Credentials, 200, Duration::from_micros(30));
+            requests.answered(RequestKind::Other, 418, Duration::from_micros(30));
+            requests.register(registry);
+            let calls = StsCalls::default();
+            calls.ended(StsOutcome::Denied, Duration::from_millis(60));
+            calls.register(registry);
+        }
     }
 
     #[test]
     fn what_is_told_has_these_names() {
         let health = Health::starting([Part::Pods, Part::Interception]);
         health.set(Part::Pods, Condition::Fine);
-        let text = text(&Fixed, &health).unwrap();
+        let text = text(&Fixed, &health, &[(Verdict::Refused, 2)].into()).unwrap();
         for line in [
             concat!(
                 "metaproxy_build_info{version=\"",
@@ -189,6 +304,19 @@ mod tests {
             "metaproxy_ready 0",
             "metaproxy_part_serving{part=\"interception\"} 0",
             "metaproxy_part_serving{part=\"pods\"} 1",
+            "metaproxy_part_ok{part=\"pods\"} 1",
+            "metaproxy_part_troubles_total{part=\"pods\"} 0",
+            "metaproxy_pod_verdicts{verdict=\"refused\"} 2",
+            "metaproxy_pod_verdicts{verdict=\"no_role\"} 0",
+            "metaproxy_sessions{state=\"valid\"} 10",
+            "metaproxy_session_least_left_seconds 1500.0",
+            "metaproxy_requests_total{kind=\"credentials\",code=\"200\"} 1",
+            "metaproxy_requests_total{kind=\"other\",code=\"other\"} 1",
+            "metaproxy_requests_total{kind=\"node\",code=\"503\"} 0",
+            "metaproxy_request_duration_seconds_bucket{le=\"0.00005\",kind=\"credentials\"} 1",
+            "metaproxy_sts_calls_total{outcome=\"denied\"} 1",
+            "metaproxy_sts_calls_total{outcome=\"issued\"} 0",
+            "metaproxy_sts_call_duration_seconds_count 1",
             "# EOF",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} in\n{text}");

@@ -1,5 +1,6 @@
 //! The answers, and where they are given.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::future::Future;
 use std::io;
@@ -21,7 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, info, warn};
 
 use super::metrics::{self, Sources};
-use crate::explain::Explanation;
+use crate::explain::{Explanation, Verdict};
 use crate::health::{Condition, Health, Part};
 use crate::status::Status;
 
@@ -43,6 +44,8 @@ pub trait Desk: Send + Sync {
     fn explain(&self, pod: Option<String>) -> Explaining<'_>;
     /// How the agent is doing.
     fn status(&self) -> Status;
+    /// Pods, by what comes of their role.
+    fn verdicts(&self) -> BTreeMap<Verdict, u64>;
 }
 
 /// What is answered from.
@@ -147,7 +150,7 @@ impl Admin {
             "/healthz" => text(StatusCode::OK, "ok\n"),
             "/readyz" if self.health.is_ready() => text(StatusCode::OK, self.health.to_string()),
             "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, self.health.to_string()),
-            "/metrics" => match metrics::text(&*self.sources, &self.health) {
+            "/metrics" => match metrics::text(&*self.sources, &self.health, &self.desk.verdicts()) {
                 Ok(metrics) => {
                     let mut response = text(StatusCode::OK, metrics);
                     let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);

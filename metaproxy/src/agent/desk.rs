@@ -85,6 +85,16 @@ impl<I: Issuer> Desk for Answers<I> {
         })
     }
 
+    fn verdicts(&self) -> BTreeMap<Verdict, u64> {
+        let inventory = Arc::clone(&self.pods.borrow());
+        let mut verdicts = BTreeMap::new();
+        for (pod, _) in pods_of(&inventory) {
+            let verdict = self.explanation(&inventory, &pod).verdict;
+            *verdicts.entry(verdict).or_default() += 1;
+        }
+        verdicts
+    }
+
     fn status(&self) -> Status {
         let inventory = Arc::clone(&self.pods.borrow());
         let mut pods: Vec<PodLine> = pods_of(&inventory)

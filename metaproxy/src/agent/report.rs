@@ -4,11 +4,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use metaproxy_common::layout::{Counter, GuardCounter};
+use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::admin;
-use crate::credentials::Issuer;
+use crate::credentials::{Issuer, Sessions, Tally};
 use crate::health::{Condition, Health, Part};
 use crate::imds::server::{Counts, Server};
 use crate::intercept::attachment::State;
@@ -93,6 +94,7 @@ pub(super) struct Figures<I> {
     pub counters: Arc<Counters>,
     pub guard: Option<GuardCounters>,
     pub pods: Pods,
+    pub sessions: Sessions<I>,
 }
 
 impl<I: Issuer> admin::Sources for Figures<I> {
@@ -110,6 +112,15 @@ impl<I: Issuer> admin::Sources for Figures<I> {
 
     fn pods(&self) -> usize {
         self.pods.borrow().len()
+    }
+
+    fn sessions(&self) -> Tally {
+        self.sessions.tally()
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        self.server.measured().register(registry);
+        self.sessions.calls().register(registry);
     }
 }
 
@@ -135,4 +146,10 @@ impl admin::Sources for Observed {
     fn pods(&self) -> usize {
         self.pods.borrow().len()
     }
+
+    fn sessions(&self) -> Tally {
+        Tally::default()
+    }
+
+    fn register(&self, _registry: &mut Registry) {}
 }

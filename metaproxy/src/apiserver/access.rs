@@ -155,7 +155,10 @@ pub async fn watch(api: ApiServer, uses: Uses, health: Health) {
 }
 
 /// Which of these are denied.
-async fn denied(api: &ApiServer, asked: &[Permission]) -> Result<Vec<Permission>, String> {
+///
+/// # Errors
+/// Where the API server does not say.
+pub async fn denied(api: &ApiServer, asked: &[Permission]) -> Result<Vec<Permission>, String> {
     let mut denied = Vec::new();
     for permission in asked {
         if !is_allowed(api, permission).await? {

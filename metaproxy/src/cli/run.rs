@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::args::{LoggingArgs, PlaceArgs};
 use super::roles::RoleArgs;
-use super::{AdminAddress, ImdsV1, values};
+use super::{AdminAddress, ImdsV1, Switch, values};
 use crate::agent::Mode;
 use crate::intercept::guard::Choice;
 
@@ -217,6 +217,16 @@ pub struct RunArgs {
         help_heading = "Operation"
     )]
     pub(super) runtime_dir: PathBuf,
+
+    /// Whether a line is logged for each session that is issued (pod, role, access key id, expiry), whatever --log says
+    #[arg(
+        long,
+        env = "METAPROXY_AUDIT",
+        value_name = "SWITCH",
+        default_value = "on",
+        help_heading = "Operation"
+    )]
+    pub audit: Switch,
 
     /// What is logged.
     #[command(flatten)]

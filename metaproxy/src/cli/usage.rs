@@ -235,12 +235,15 @@ impl RunArgs {
     }
 
     fn imds(&self) -> Result<Endpoint, UsageError> {
-        let value = &self.imds_endpoint;
-        value.parse().map_err(|error| UsageError::Imds {
-            value: value.clone(),
-            error,
-        })
+        imds_endpoint(&self.imds_endpoint)
     }
+}
+
+pub(super) fn imds_endpoint(value: &str) -> Result<Endpoint, UsageError> {
+    value.parse().map_err(|error| UsageError::Imds {
+        value: value.to_owned(),
+        error,
+    })
 }
 
 pub(super) fn bad_role(flag: &'static str, value: &str) -> impl FnOnce(RoleError) -> UsageError {
@@ -261,7 +264,7 @@ pub(super) fn role<T: FromStr<Err = RoleError>>(
     clippy::disallowed_methods,
     reason = "conventions of Kubernetes, which are no flags of ours"
 )]
-fn kubeconfig_of_environment() -> Option<KubeconfigSource> {
+pub(super) fn kubeconfig_of_environment() -> Option<KubeconfigSource> {
     let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
     if variable("KUBERNETES_SERVICE_HOST").is_some() {
         return Some(KubeconfigSource::InCluster);
@@ -281,7 +284,7 @@ fn node_name_of_environment() -> Option<String> {
     std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty())
 }
 
-fn check_url(flag: &'static str, value: &str) -> Result<(), UsageError> {
+pub(super) fn check_url(flag: &'static str, value: &str) -> Result<(), UsageError> {
     let host = value
         .strip_prefix("http://")
         .or_else(|| value.strip_prefix("https://"));

@@ -3,6 +3,7 @@
 //! A session is renewed ahead, by timer, for as long as somebody asks for it; one that nobody asked for since it was
 //! obtained is let go. What is valid is served whatever STS does; what has expired never is.
 
+mod times;
 pub mod view;
 
 use std::collections::{HashMap, HashSet};
@@ -15,28 +16,13 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tracing::{debug, warn};
 
+use self::times::{outcome, quiet_pause, remembered, until_renewal};
 use super::{ObtainError, Session, SessionKey};
+use crate::measured::StsCalls;
 
 /// Nothing with less left is served where more can be had in time. botocore rewrites the expiry of what has less than
 /// about 20 minutes left, and goes on using it when it is dead.
 const LEAST_LEFT: Duration = Duration::from_secs(25 * 60);
-
-/// The part of its life after which a session is renewed, and how much earlier it may be: sessions that were obtained
-/// together are not renewed together.
-const RENEWAL: f64 = 0.5;
-const RENEWAL_JITTER: f64 = 0.05;
-
-/// How long a refusal of STS is remembered.
-const DENIED: Duration = Duration::from_secs(30);
-
-/// Waiting time after a first transient failure; doubles with each further one.
-const BACKOFF: Duration = Duration::from_millis(500);
-
-/// Longest waiting time after transient failures where somebody asks.
-const MAX_BACKOFF: Duration = Duration::from_secs(30);
-
-/// And where nobody does: all nodes of a cluster try again after an outage.
-const MAX_QUIET_BACKOFF: Duration = Duration::from_secs(300);
 
 /// Calls at a time that nobody waits for: an agent that starts has a session to fetch for each pod of its node.
 const AHEAD: usize = 16;
@@ -55,6 +41,7 @@ struct Shared<I> {
     clock: fn() -> SystemTime,
     slots: Mutex<HashMap<SessionKey, Arc<Slot>>>,
     ahead: Semaphore,
+    calls: StsCalls,
 }
 
 type Slot = watch::Sender<State>;
@@ -139,6 +126,7 @@ impl<I: Issuer> Sessions<I> {
             clock,
             slots: Mutex::default(),
             ahead: Semaphore::new(AHEAD),
+            calls: StsCalls::default(),
         }))
     }
 
@@ -180,6 +168,11 @@ impl<I: Issuer> Sessions<I> {
     pub fn prefetch(&self, key: &SessionKey) {
         let slot = self.slot(key);
         let _ = self.step(key, &slot, Look::Ahead);
+    }
+
+    /// What is measured of STS calls.
+    pub fn calls(&self) -> &StsCalls {
+        &self.0.calls
     }
 
     /// Forgets every session but these, and renews no other.
@@ -298,8 +291,10 @@ impl<I: Issuer> Sessions<I> {
             _ = changes.wait_for(|state| state.urgent) => None,
         };
         // On the heap for as long as it takes: what waits for the next renewal, for each session, is small then.
+        let began = Instant::now();
         let result = Box::pin(self.0.issuer.issue(key)).await;
         drop(permit);
+        self.0.calls.ended(outcome(&result), began.elapsed());
         let mut pause = None;
         slot.send_modify(|state| match result {
             Ok(session) => {
@@ -345,41 +340,6 @@ async fn after(pause: Duration, slot: Arc<Slot>) -> Option<Arc<Slot>> {
     drop(slot);
     tokio::time::sleep(pause).await;
     weak.upgrade()
-}
-
-fn until_renewal(session: &Session, now: SystemTime) -> Duration {
-    let part = RENEWAL - RENEWAL_JITTER * fastrand::f64();
-    let lived = session.life().saturating_sub(session.left(now));
-    session
-        .life()
-        .mul_f64(part)
-        .saturating_sub(lived)
-        .max(Duration::from_secs(1))
-}
-
-fn doubled(attempts: u32, longest: Duration) -> Duration {
-    BACKOFF
-        .saturating_mul(1 << attempts.saturating_sub(1).min(16))
-        .min(longest)
-}
-
-/// How long requests are answered with the error instead of asking STS again.
-fn remembered(error: &ObtainError, attempts: u32) -> Duration {
-    match error {
-        ObtainError::Denied(_) | ObtainError::NoToken(_) => DENIED,
-        ObtainError::Unavailable(_) => doubled(attempts, MAX_BACKOFF),
-    }
-}
-
-/// When to ask again without a request; never, where only somebody's doing can change the answer.
-fn quiet_pause(error: &ObtainError, attempts: u32) -> Option<Duration> {
-    match error {
-        ObtainError::Denied(_) | ObtainError::NoToken(_) => None,
-        // Never before requests may: up to as long again, so that nodes do not come all at once.
-        ObtainError::Unavailable(_) => {
-            Some(doubled(attempts, MAX_QUIET_BACKOFF).mul_f64(1.0 + fastrand::f64()))
-        }
-    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::convert::Infallible;
 use std::future::ready;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_util::future::Either;
 use http_body_util::{BodyExt as _, Limited};
@@ -21,6 +21,7 @@ use super::patience::{Patient, Stage};
 use super::per_pod::{Limits, Place};
 use super::{Caller, Service};
 use crate::credentials::Issuer;
+use crate::measured::{RequestKind, Requests};
 
 /// How long a connection may take over a request's body.
 const BODY: Duration = Duration::from_secs(5);
@@ -44,6 +45,7 @@ pub struct Http<I> {
     service: Service<I>,
     phase: watch::Receiver<Phase>,
     limits: Limits,
+    measured: Requests,
 }
 
 impl<I> std::fmt::Debug for Http<I> {
@@ -61,7 +63,13 @@ impl<I: Issuer> Http<I> {
             service,
             phase,
             limits,
+            measured: Requests::default(),
         }
+    }
+
+    /// What is measured of requests.
+    pub fn measured(&self) -> &Requests {
+        &self.measured
     }
 
     /// What answers.
@@ -85,8 +93,9 @@ impl<I: Issuer> Http<I> {
         let stage = Stage::default();
         let service = service_fn(|request: Request<Incoming>| {
             stage.busy();
-            let wait = place.wait_for_request();
-            if let (None, Some(answer)) = (wait, self.at_once(caller, &request)) {
+            let began = Instant::now();
+            let wait = place.wait_for_request(began);
+            if let (None, Some(answer)) = (wait, self.at_once(caller, &request, began)) {
                 stage.idle();
                 return Either::Left(ready(Ok::<_, Infallible>(answer)));
             }
@@ -97,7 +106,7 @@ impl<I: Issuer> Http<I> {
                     slowed();
                     tokio::time::sleep(wait).await;
                 }
-                let answer = self.request(caller, request).await;
+                let answer = self.request(caller, request, began).await;
                 stage.idle();
                 Ok(answer)
             }))
@@ -119,16 +128,16 @@ impl<I: Issuer> Http<I> {
     }
 
     /// The answer to a request without a body, where there is nothing to wait for.
-    fn at_once(&self, caller: &Caller, request: &Request<Incoming>) -> Option<Answer> {
+    fn at_once(&self, caller: &Caller, request: &Request<Incoming>, began: Instant) -> Option<Answer> {
         if !request.body().is_end_stream() {
             return None;
         }
         let (method, uri) = (request.method(), request.uri());
         let answer = self.service.begin(caller, method, uri, request.headers()).ok()?;
-        Some(self.sent(caller, method, uri, answer))
+        Some(self.sent(caller, method, uri, began, answer))
     }
 
-    async fn request(&self, caller: &Caller, request: Request<Incoming>) -> Answer {
+    async fn request(&self, caller: &Caller, request: Request<Incoming>, began: Instant) -> Answer {
         let (head, body) = request.into_parts();
         // Read and dropped, or the next request on this connection would begin in the middle of it.
         let drained = if body.is_end_stream() {
@@ -143,22 +152,35 @@ impl<I: Issuer> Http<I> {
                     .answer(caller, &head.method, &head.uri, &head.headers)
                     .await
             }
-            Ok(Err(_)) => answer::failure(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "Requests for metadata have no body.",
-            ),
-            Err(_) => answer::failure(StatusCode::REQUEST_TIMEOUT, "The body did not come."),
+            Ok(Err(_)) => {
+                let sentence = "Requests for metadata have no body.";
+                let failure = answer::failure(StatusCode::PAYLOAD_TOO_LARGE, sentence);
+                (RequestKind::Other, failure)
+            }
+            Err(_) => {
+                let failure = answer::failure(StatusCode::REQUEST_TIMEOUT, "The body did not come.");
+                (RequestKind::Other, failure)
+            }
         };
-        self.sent(caller, &head.method, &head.uri, answer)
+        self.sent(caller, &head.method, &head.uri, began, answer)
     }
 
     /// An answer on its way.
-    fn sent(&self, caller: &Caller, method: &Method, uri: &Uri, mut answer: Answer) -> Answer {
+    fn sent(
+        &self,
+        caller: &Caller,
+        method: &Method,
+        uri: &Uri,
+        began: Instant,
+        (kind, mut answer): (RequestKind, Answer),
+    ) -> Answer {
         if *self.phase.borrow() != Phase::Serving {
             answer
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        self.measured
+            .answered(kind, answer.status().as_u16(), began.elapsed());
         debug!(pod = %caller.uid, %method, path = uri.path(), status = answer.status().as_u16());
         answer
     }

@@ -9,6 +9,8 @@ use std::fmt;
 use regex::{Regex, RegexBuilder};
 use thiserror::Error;
 
+use crate::measured::RequestKind;
+
 /// Longest path that is looked at, in bytes.
 const MAX_LENGTH: usize = 2048;
 
@@ -85,6 +87,19 @@ pub enum Route {
     Node(NodePath),
     /// Nothing that a pod is given.
     Refused(Refusal),
+}
+
+impl Route {
+    /// As it is measured.
+    pub fn kind(&self) -> RequestKind {
+        match self {
+            Self::Token => RequestKind::Token,
+            Self::Iam | Self::Info | Self::Roles => RequestKind::Role,
+            Self::Role { .. } => RequestKind::Credentials,
+            Self::Node(_) => RequestKind::Node,
+            Self::Refused(_) => RequestKind::Other,
+        }
+    }
 }
 
 /// A path of the node's metadata that pods may see. Only [`Paths`] makes one, and only it is passed on.

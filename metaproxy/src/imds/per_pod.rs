@@ -121,8 +121,8 @@ impl Place {
     }
 
     /// How long a request has to wait before it is answered.
-    pub fn wait_for_request(&self) -> Option<Duration> {
-        self.0.requests.turn(Instant::now())
+    pub fn wait_for_request(&self, now: Instant) -> Option<Duration> {
+        self.0.requests.turn(now)
     }
 }
 

@@ -16,6 +16,7 @@ use super::per_pod::{Limits, Place, Shares};
 use super::{Caller, Service};
 use crate::credentials::Issuer;
 use crate::intercept::caller::Callers;
+use crate::measured::Requests;
 use crate::pods::PodUid;
 
 /// What all connections share.
@@ -97,6 +98,11 @@ impl<I: Issuer> Server<I> {
     pub async fn all_closed(&self) {
         self.open.close();
         self.open.wait().await;
+    }
+
+    /// What is measured of requests.
+    pub fn measured(&self) -> &Requests {
+        self.http.measured()
     }
 
     /// As [`Service::rehearse`].

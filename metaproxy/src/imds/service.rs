@@ -17,6 +17,7 @@ use super::path::{Paths, Route};
 use super::token::{MAX_TTL, Tokens};
 use super::told::Told;
 use crate::credentials::{Issuer, ObtainError, Session, SessionKey, Sessions};
+use crate::measured::RequestKind;
 use crate::pods::{PodUid, Pods};
 use crate::roles::{Grant, Reason, Rules};
 
@@ -124,23 +125,25 @@ impl<I: Issuer> Service<I> {
         method: &Method,
         target: &Uri,
         headers: &HeaderMap,
-    ) -> Answer {
+    ) -> (RequestKind, Answer) {
         let deadline = Instant::now() + ANSWER;
         let route = match self.begin(caller, method, target, headers) {
-            Ok(answer) => return answer,
+            Ok(answered) => return answered,
             Err(Pending(route)) => route,
         };
+        let kind = route.kind();
         let left = match self.entitled(caller, headers) {
             Err(Unentitled::NotYet) => self.entitled_later(deadline).await,
             known => known,
         };
-        match left {
+        let answer = match left {
             Ok(left) => {
                 let response = self.read(caller, method, route, deadline).await;
                 answer::with_token_left(response, left)
             }
             Err(unentitled) => unentitled.answer(),
-        }
+        };
+        (kind, answer)
     }
 
     /// The answer to a request without a body, where there is nothing to wait for. Most requests end here, and what it
@@ -154,33 +157,36 @@ impl<I: Issuer> Service<I> {
         method: &Method,
         target: &Uri,
         headers: &HeaderMap,
-    ) -> Result<Answer, Pending> {
+    ) -> Result<(RequestKind, Answer), Pending> {
+        let other = |answer| Ok((RequestKind::Other, answer));
         if headers.contains_key(FORWARDED) {
-            return Ok(answer::failure(
+            return other(answer::failure(
                 StatusCode::FORBIDDEN,
                 "A request with X-Forwarded-For came through a proxy, and is not answered.",
             ));
         }
         let Some(path) = target.path_and_query().filter(|_| target.scheme().is_none()) else {
-            return Ok(answer::failure(
+            return other(answer::failure(
                 StatusCode::BAD_REQUEST,
                 "A request for metadata names a path, and no host before it.",
             ));
         };
         let route = self.parts.paths.classify(path.as_str());
-        match (method, route) {
-            (&Method::PUT, Route::Token) => Ok(self.issue_token(caller, headers)),
-            (_, Route::Token) => Ok(answer::not_that_method("PUT", "A token is asked for with PUT.")),
+        let kind = route.kind();
+        let answer = match (method, route) {
+            (&Method::PUT, Route::Token) => self.issue_token(caller, headers),
+            (_, Route::Token) => answer::not_that_method("PUT", "A token is asked for with PUT."),
             (&Method::GET | &Method::HEAD, route) => match self.entitled(caller, headers) {
                 Ok(left) => match self.at_once(caller, &route) {
-                    Some(response) => Ok(answer::with_token_left(response, left)),
-                    None => Err(Pending(route)),
+                    Some(response) => answer::with_token_left(response, left),
+                    None => return Err(Pending(route)),
                 },
-                Err(Unentitled::NotYet) => Err(Pending(route)),
-                Err(unentitled) => Ok(unentitled.answer()),
+                Err(Unentitled::NotYet) => return Err(Pending(route)),
+                Err(unentitled) => unentitled.answer(),
             },
-            _ => Ok(answer::not_that_method("GET, HEAD", "Metadata is read with GET.")),
-        }
+            _ => answer::not_that_method("GET, HEAD", "Metadata is read with GET."),
+        };
+        Ok((kind, answer))
     }
 
     /// What a request for a path would be answered, by whoever asks in the pod's place: without a session token.

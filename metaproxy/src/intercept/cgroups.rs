@@ -97,6 +97,11 @@ impl Locator {
         Ok(Self { roots, explicit })
     }
 
+    /// The mounts that are looked in.
+    pub fn roots(&self) -> &[PathBuf] {
+        &self.roots
+    }
+
     /// The pods' cgroup; `None` while it does not exist.
     pub fn locate(&self) -> Result<Option<PodsCgroup>, CgroupError> {
         let found = match &self.explicit {

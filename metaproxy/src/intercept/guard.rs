@@ -5,7 +5,7 @@
 //! sockets, flows opened earlier) is dropped at the uplinks, or, before Linux 6.6, at the pods' sockets. Sockets of
 //! the node's own network namespace are left alone by all of it.
 
-mod programs;
+pub mod programs;
 mod uplinks;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -94,7 +94,8 @@ struct ProgramInfo {
     name: [u8; 16],
 }
 
-fn program_name(descriptor: u32) -> Option<String> {
+/// The name of the program that a descriptor of this process is of.
+pub(super) fn program_name(descriptor: u32) -> Option<String> {
     #[repr(C)]
     struct Attributes {
         descriptor: u32,

@@ -8,6 +8,7 @@
 pub mod attachment;
 pub mod caller;
 pub mod cgroups;
+pub mod foreign;
 pub mod guard;
 pub mod inspect;
 pub mod kernel;

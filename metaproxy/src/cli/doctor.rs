@@ -1,0 +1,118 @@
+//! The flags of `metaproxy doctor`.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::args::PlaceArgs;
+use super::people::AgentArgs;
+use super::usage::{UsageError, check_url, imds_endpoint, kubeconfig_of_environment, role};
+use super::{AdminAddress, Switch};
+use crate::apiserver::KubeconfigSource;
+use crate::credentials::sts::StsSettings;
+use crate::doctor::Examination;
+use crate::roles::session_name::SessionName;
+
+/// `metaproxy doctor`
+///
+/// Flags, and variables of the environment, are those of `metaproxy run`, so that in the agent's container it looks at what
+/// the agent is told. Exit status: 0 where everything is as it should be, 1 with warnings, 2 with problems; 64 on bad usage.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Remove what kube2iam, kiam or the EKS Pod Identity agent have left on this node, after showing it
+    #[arg(long)]
+    pub fix_leftovers: bool,
+
+    /// Assume this role, to see whether the node may
+    #[arg(long, value_name = "ARN")]
+    role: Option<String>,
+
+    #[command(flatten)]
+    place: PlaceArgs,
+
+    /// Fixed port of the listener, which must be free
+    #[arg(long, env = "METAPROXY_LISTEN_PORT", value_name = "PORT", default_value_t = 0)]
+    listen_port: u16,
+
+    /// Where health and metrics are to be answered: address and port, or off
+    #[arg(
+        long,
+        env = "METAPROXY_ADMIN_ADDRESS",
+        value_name = "ADDRESS",
+        default_value = "127.0.0.1:9808"
+    )]
+    admin_address: AdminAddress,
+
+    /// Kubeconfig of the API server [default: the service account of this pod, else $KUBECONFIG, else none is asked]
+    #[arg(long, env = "METAPROXY_KUBECONFIG", value_name = "FILE")]
+    kubeconfig: Option<PathBuf>,
+
+    /// Whether service accounts are to be asked for their pods' roles
+    #[arg(
+        long,
+        env = "METAPROXY_WEB_IDENTITY",
+        value_name = "SWITCH",
+        default_value = "off"
+    )]
+    web_identity: Switch,
+
+    /// The node's own metadata service
+    #[arg(
+        long,
+        env = "METAPROXY_IMDS_ENDPOINT",
+        value_name = "URL",
+        default_value = "http://169.254.169.254"
+    )]
+    imds_endpoint: String,
+
+    /// Region of STS [default: the SDK's chain: environment, profile, the node's metadata service]
+    #[arg(long, env = "METAPROXY_REGION", value_name = "REGION")]
+    region: Option<String>,
+
+    /// URL of STS [default: the region's]
+    #[arg(long, env = "METAPROXY_STS_ENDPOINT", value_name = "URL")]
+    sts_endpoint: Option<String>,
+
+    /// A role that the node assumes first, and which assumes the pods' roles
+    #[arg(long, env = "METAPROXY_ASSUME_ROLE_ARN", value_name = "ARN")]
+    assume_role_arn: Option<String>,
+
+    /// Where an agent that runs already is found, and the form of what is printed.
+    #[command(flatten)]
+    pub agent: AgentArgs,
+}
+
+impl DoctorArgs {
+    /// What is to be looked at.
+    ///
+    /// # Errors
+    /// The first flag that makes no sense.
+    pub fn examination(&self) -> Result<Examination, UsageError> {
+        if let Some(endpoint) = &self.sts_endpoint {
+            check_url("--sts-endpoint", endpoint)?;
+        }
+        let imds = imds_endpoint(&self.imds_endpoint)?;
+        let given = self.kubeconfig.clone().map(KubeconfigSource::File);
+        Ok(Examination {
+            cgroup: self.place.cgroup.clone(),
+            cgroup_root: self.place.cgroup_root.clone(),
+            listen: (IpAddr::V4(Ipv4Addr::UNSPECIFIED), self.listen_port).into(),
+            admin: self.admin_address.0,
+            kubeconfig: given.or_else(kubeconfig_of_environment),
+            web_identity: self.web_identity == Switch::On,
+            sts: StsSettings {
+                region: self.region.clone(),
+                endpoint: self.sts_endpoint.clone(),
+                imds_endpoint: imds.to_string(),
+                duration: Duration::from_secs(15 * 60),
+                through: role("--assume-role-arn", self.assume_role_arn.as_ref())?,
+                own_name: SessionName::cleaned("metaproxy-doctor"),
+            },
+            imds,
+            role: role("--role", self.role.as_ref())?,
+            runtime_dir: self.agent.runtime_dir.clone(),
+        })
+    }
+}

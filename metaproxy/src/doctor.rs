@@ -1,0 +1,181 @@
+//! `metaproxy doctor`: looks at everything that serving pods takes, by trying it where that is possible, and says what to do
+//! about what it finds.
+
+mod cluster;
+mod kernel;
+mod leftovers;
+mod node;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use serde::Serialize;
+
+pub use self::leftovers::Leftover;
+use crate::apiserver::KubeconfigSource;
+use crate::credentials::sts::StsSettings;
+use crate::imds::upstream::Endpoint;
+use crate::roles::RoleArn;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// As it should be.
+    Ok,
+    /// Pods are served, but somebody should look at it.
+    Warning,
+    /// Pods are not served, or not kept from the node's credentials.
+    Problem,
+}
+
+/// What one check has found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    /// Which check.
+    pub check: &'static str,
+    /// How bad it is.
+    pub level: Level,
+    /// One sentence.
+    pub says: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub advice: Option<String>,
+}
+
+impl Finding {
+    fn ok(check: &'static str, says: impl Into<String>) -> Self {
+        Self {
+            check,
+            level: Level::Ok,
+            says: says.into(),
+            advice: None,
+        }
+    }
+
+    fn warning(check: &'static str, says: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            level: Level::Warning,
+            advice: Some(advice.into()),
+            ..Self::ok(check, says)
+        }
+    }
+
+    fn problem(check: &'static str, says: impl Into<String>, advice: impl Into<String>) -> Self {
+        Self {
+            level: Level::Problem,
+            advice: Some(advice.into()),
+            ..Self::ok(check, says)
+        }
+    }
+}
+
+/// What is looked at.
+#[derive(Debug)]
+pub struct Examination {
+    /// The pods' cgroup, where it is not to be found.
+    pub cgroup: Option<PathBuf>,
+    /// The cgroup2 mount, likewise.
+    pub cgroup_root: Option<PathBuf>,
+    /// Where the listener is to be; port 0 for a free one.
+    pub listen: std::net::SocketAddr,
+    /// Where health and metrics are to be answered.
+    pub admin: Option<std::net::SocketAddr>,
+    /// The API server, where there is one.
+    pub kubeconfig: Option<KubeconfigSource>,
+    /// Whether pods' roles by service accounts are asked for.
+    pub web_identity: bool,
+    /// The node's metadata service.
+    pub imds: Endpoint,
+    /// How STS is asked.
+    pub sts: StsSettings,
+    /// A role to assume, to see whether that is possible.
+    pub role: Option<RoleArn>,
+    /// Directory of the agent's socket.
+    pub runtime_dir: PathBuf,
+}
+
+/// What was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// In the order of the checks.
+    pub findings: Vec<Finding>,
+}
+
+impl Report {
+    /// The worst of it.
+    pub fn worst(&self) -> Level {
+        self.findings
+            .iter()
+            .map(|finding| finding.level)
+            .max()
+            .unwrap_or(Level::Ok)
+    }
+
+    /// 0 where everything is as it should be, 1 with warnings, 2 with problems.
+    pub fn exit_code(&self) -> ExitCode {
+        ExitCode::from(match self.worst() {
+            Level::Ok => 0,
+            Level::Warning => 1,
+            Level::Problem => 2,
+        })
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for finding in &self.findings {
+            let level = match finding.level {
+                Level::Ok => "ok",
+                Level::Warning => "WARNING",
+                Level::Problem => "PROBLEM",
+            };
+            let mut says = finding.says.lines();
+            writeln!(
+                f,
+                "{level:<9}{:<14}{}",
+                finding.check,
+                says.next().unwrap_or_default()
+            )?;
+            for line in says {
+                writeln!(f, "{:<23}{line}", "")?;
+            }
+            for line in finding.advice.iter().flat_map(|advice| advice.lines()) {
+                writeln!(f, "{:<23}-> {line}", "")?;
+            }
+        }
+        let count = |level| {
+            self.findings
+                .iter()
+                .filter(|finding| finding.level == level)
+                .count()
+        };
+        writeln!(
+            f,
+            "\n{} checks: {} problems, {} warnings",
+            self.findings.len(),
+            count(Level::Problem),
+            count(Level::Warning)
+        )
+    }
+}
+
+/// Looks at everything. Nothing is changed; what is attached to try it is gone again at once.
+pub async fn examine(examination: &Examination) -> Report {
+    let mut findings = kernel::examine(examination);
+    findings.extend(node::sandboxes());
+    findings.extend(node::ports(examination));
+    findings.push(node::proxy());
+    findings.extend(node::imds(&examination.imds).await);
+    findings.extend(node::sts(examination).await);
+    findings.extend(cluster::examine(examination).await);
+    findings.extend(leftovers::examine(&leftovers::find()));
+    Report { findings }
+}
+
+/// What others have left on this node, and what removes it.
+pub fn leftovers() -> Vec<Leftover> {
+    leftovers::find().leftovers
+}

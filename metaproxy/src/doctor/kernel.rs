@@ -1,0 +1,296 @@
+//! The kernel, the cgroups, and the hooks: by trying them.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use metaproxy_common::layout::{Config, Destination};
+use metaproxy_common::names;
+
+use super::{Examination, Finding};
+use crate::intercept::cgroups::{CgroupError, Locator, PodsCgroup};
+use crate::intercept::foreign::{self, Foreign};
+use crate::intercept::guard::Choice;
+use crate::intercept::guard::programs::GuardPrograms;
+use crate::intercept::kernel;
+use crate::intercept::object::ProgramsError;
+use crate::intercept::programs::Programs;
+
+/// Capabilities and what they are for (linux/capability.h; `CAP_BPF` and `CAP_PERFMON` since Linux 5.8).
+const CAPABILITIES: [(u32, &str, &str); 4] = [
+    (39, "BPF", "to load the programs"),
+    (38, "PERFMON", "for the verifier to take their pointers"),
+    (12, "NET_ADMIN", "to attach them"),
+    (2, "DAC_READ_SEARCH", "to find a pod by its cgroup"),
+];
+
+const SYS_ADMIN: u32 = 21;
+
+pub(super) fn examine(examination: &Examination) -> Vec<Finding> {
+    let mut findings = vec![version()];
+    let missing = missing_capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default());
+    findings.push(capabilities(&missing));
+    let (cgroup, pods) = pods_cgroup(examination);
+    findings.push(cgroup);
+    let Some(place) = &pods else {
+        return findings;
+    };
+    findings.extend(foreign_programs(place));
+    if missing.is_empty() {
+        findings.extend(hooks(place));
+    }
+    findings
+}
+
+fn version() -> Finding {
+    const CHECK: &str = "kernel";
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    match kernel::check_version() {
+        Ok(()) => Finding::ok(CHECK, format!("Linux {}", release.trim())),
+        Err(error) => Finding::problem(CHECK, error.to_string(), "Linux 5.10 or newer is needed"),
+    }
+}
+
+/// Of [`CAPABILITIES`], those that are not effective.
+fn missing_capabilities(status: &str) -> Vec<(&'static str, &'static str)> {
+    let effective = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))
+        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
+        .unwrap_or_default();
+    let has = |bit: u32| effective >> bit & 1 == 1;
+    CAPABILITIES
+        .iter()
+        // What the first two stand for was a part of this one.
+        .filter(|(bit, ..)| !(has(*bit) || *bit >= 38 && has(SYS_ADMIN)))
+        .map(|(_, name, why)| (*name, *why))
+        .collect()
+}
+
+fn capabilities(missing: &[(&str, &str)]) -> Finding {
+    const CHECK: &str = "capabilities";
+    if missing.is_empty() {
+        let names: Vec<&str> = CAPABILITIES.iter().map(|(_, name, _)| *name).collect();
+        return Finding::ok(CHECK, format!("{} are there", names.join(", ")));
+    }
+    let lacking: Vec<String> = missing
+        .iter()
+        .map(|(name, why)| format!("{name} ({why})"))
+        .collect();
+    Finding::problem(
+        CHECK,
+        format!("this process lacks {}", lacking.join(", ")),
+        "run as root on the node, or in the agent's own container, which has them by the chart's securityContext",
+    )
+}
+
+/// Where hooks are tried.
+struct Place {
+    /// The pods' cgroup, or the mount where that is not there.
+    dir: PathBuf,
+    root: PathBuf,
+}
+
+fn pods_cgroup(examination: &Examination) -> (Finding, Option<Place>) {
+    const CHECK: &str = "cgroup";
+    let problem = |error: CgroupError| Finding::problem(CHECK, error.to_string(), advice(&error));
+    let locator = match Locator::new(examination.cgroup_root.as_deref(), examination.cgroup.as_deref()) {
+        Ok(locator) => locator,
+        Err(error) => return (problem(error), None),
+    };
+    let root = locator.roots().first().cloned().unwrap_or_default();
+    let place = |dir: &Path| {
+        Some(Place {
+            dir: dir.to_owned(),
+            root: root.clone(),
+        })
+    };
+    let check = |pods: PodsCgroup| pods.check_lookup().map(|()| pods);
+    match locator.locate() {
+        Ok(Some(pods)) => match check(pods) {
+            Ok(pods) => (
+                Finding::ok(CHECK, format!("the pods' cgroup is {}", pods.path().display())),
+                place(pods.path()),
+            ),
+            Err(error) => (
+                Finding::problem(
+                    CHECK,
+                    format!("pods cannot be told by their cgroups: {error}"),
+                    "mount the host's cgroup v2 tree into this container, and give it DAC_READ_SEARCH",
+                ),
+                None,
+            ),
+        },
+        Ok(None) => match locator.check_v1(Path::new("/sys/fs/cgroup")) {
+            Ok(()) => (
+                Finding::warning(
+                    CHECK,
+                    format!("there is no pods' cgroup ({})", locator.describe()),
+                    "it is there once the kubelet runs; where the kubelet's --cgroup-root is another, --cgroup DIR names it",
+                ),
+                place(&root),
+            ),
+            Err(error) => (problem(error), None),
+        },
+        Err(error) => (problem(error), None),
+    }
+}
+
+fn advice(error: &CgroupError) -> &'static str {
+    match error {
+        CgroupError::NoCgroup2 => {
+            "mount it (`mount -t cgroup2 none /sys/fs/cgroup/unified`) or boot with systemd.unified_cgroup_hierarchy=1; in a \
+             container, mount the host's /sys/fs/cgroup"
+        }
+        CgroupError::PodsInV1(_) => {
+            "boot with systemd.unified_cgroup_hierarchy=1, so that pods are in cgroup v2"
+        }
+        _ => "see --cgroup and --cgroup-root",
+    }
+}
+
+/// Programs of others at our hooks, from the pods' cgroup up to the root.
+fn foreign_programs(place: &Place) -> Vec<Finding> {
+    const CHECK: &str = "hooks' users";
+    let found = match foreign::up_to(&place.dir, &place.root) {
+        Ok(found) => found,
+        Err(error) => {
+            return vec![Finding::warning(
+                CHECK,
+                format!("who else is attached at our hooks cannot be asked: {error}"),
+                "root may ask",
+            )];
+        }
+    };
+    let found: Vec<&Foreign> = found
+        .iter()
+        .filter(|one| !one.program.starts_with(names::PREFIX))
+        .collect();
+    let blocking: Vec<Finding> = found
+        .iter()
+        .filter(|one| one.blocks(&place.dir))
+        .map(|one| {
+            Finding::problem(
+                CHECK,
+                format!("{one} allows no other program beside it, so ours cannot be attached"),
+                format!(
+                    "have whoever attached it (`bpftool cgroup tree {}`) use BPF_F_ALLOW_MULTI, or a link; or detach it: \
+                     `bpftool cgroup detach {} {} id {}`",
+                    one.cgroup.display(),
+                    one.cgroup.display(),
+                    one.hook_name(),
+                    one.id
+                ),
+            )
+        })
+        .collect();
+    if !blocking.is_empty() {
+        return blocking;
+    }
+    let shared: Vec<String> = found.iter().map(|one| one.program.clone()).collect();
+    vec![Finding::ok(
+        CHECK,
+        if shared.is_empty() {
+            "nobody else is attached at our hooks".to_owned()
+        } else {
+            format!("shared with {}, which leave room for ours", shared.join(", "))
+        },
+    )]
+}
+
+/// A cgroup of our own below the pods', which is removed with it.
+struct Trial(PathBuf);
+
+impl Trial {
+    fn new(below: &Path) -> std::io::Result<(Self, File)> {
+        let path = below.join(format!("metaproxy-doctor-{}", std::process::id()));
+        fs::create_dir(&path)?;
+        let trial = Self(path);
+        let dir = File::open(&trial.0)?;
+        Ok((trial, dir))
+    }
+}
+
+impl Drop for Trial {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir(&self.0);
+    }
+}
+
+/// Loads and attaches what redirects and what guards, where no process is.
+fn hooks(place: &Place) -> Vec<Finding> {
+    let (trial, dir) = match Trial::new(&place.dir) {
+        Ok(trial) => trial,
+        Err(error) => {
+            return vec![Finding::warning(
+                "hooks",
+                format!(
+                    "cannot make a cgroup below {} to try them: {error}",
+                    place.dir.display()
+                ),
+                "run it on the node itself, or as root in a container that sees the host's cgroups writable",
+            )];
+        }
+    };
+    let netns = match kernel::node_netns_cookie() {
+        Ok(cookie) => cookie,
+        Err(error) => {
+            return vec![Finding::problem(
+                "hooks",
+                error.to_string(),
+                "run it with hostNetwork, or on the node itself",
+            )];
+        }
+    };
+    let attached = Programs::load(&Config::observing(netns)).and_then(|_| {
+        let (programs, _) = Programs::load(&Config::imds(netns, Destination::NONE))?;
+        programs.attach(&dir).map(drop)
+    });
+    let redirect = match attached {
+        Ok(()) => Finding::ok("hooks", "what redirects and identifies loads and attaches"),
+        Err(error) => refused("hooks", &error),
+    };
+    let guarded = GuardPrograms::load(Choice::Auto, netns).and_then(|guard| match guard {
+        Some(guard) => Ok(guard.attach(&dir).map(|_| guard.way().to_string())?),
+        None => Ok("nothing".to_owned()),
+    });
+    let guard = match guarded {
+        Ok(way) => Finding::ok("guard", way),
+        Err(error) => Finding::problem(
+            "guard",
+            error.to_string(),
+            "see `--guard`, and the README's table of kernels",
+        ),
+    };
+    drop(trial);
+    vec![redirect, guard]
+}
+
+fn refused(check: &'static str, error: &ProgramsError) -> Finding {
+    let advice = match error {
+        ProgramsError::Occupied { .. } => "see the users of our hooks above",
+        ProgramsError::NoObject => "build it with `cargo xtask build-ebpf`",
+        _ => {
+            "Linux 5.10 or newer with CONFIG_CGROUP_BPF, CONFIG_BPF_SYSCALL and CONFIG_DEBUG_INFO_BTF is needed, and no \
+             lockdown in confidentiality mode"
+        }
+    };
+    Finding::problem(check, error.to_string(), advice)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn capabilities_that_are_missing_are_named() {
+        let of = |mask: &str| missing_capabilities(&format!("Name:\tx\nCapEff:\t{mask}\nCapBnd:\t0\n"));
+        assert!(of("000001ffffffffff").is_empty());
+        // What the hardened chart gives.
+        assert!(of("000000c000001004").is_empty());
+        let names: Vec<_> = of("0000000000001000").iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["BPF", "PERFMON", "DAC_READ_SEARCH"]);
+        let names: Vec<_> = of("0000000000200000").iter().map(|(name, _)| *name).collect();
+        assert_eq!(names, ["NET_ADMIN", "DAC_READ_SEARCH"]);
+        assert_eq!(missing_capabilities("").len(), 4);
+    }
+}

@@ -1,0 +1,207 @@
+//! What is measured while pods are served, for `/metrics`. Labels are few and fixed, and every series is there from the
+//! start, so that none begins with a jump.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::{Registry, Unit};
+
+/// Upper ends of what a request takes, in seconds. SDKs give up after one.
+const REQUEST: [f64; 12] = [
+    0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 0.8, 1.0,
+];
+
+/// Upper ends of what an STS call takes, in seconds.
+const STS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RequestKind {
+    /// A session token.
+    Token,
+    /// The role: its list, or `iam/info`.
+    Role,
+    /// Credentials.
+    Credentials,
+    /// Metadata of the node.
+    Node,
+    /// Anything else, which is refused.
+    Other,
+}
+
+impl RequestKind {
+    const ALL: [(Self, &'static str); 5] = [
+        (Self::Token, "token"),
+        (Self::Role, "role"),
+        (Self::Credentials, "credentials"),
+        (Self::Node, "node"),
+        (Self::Other, "other"),
+    ];
+}
+
+/// HTTP statuses that are told apart.
+const CODES: [(u16, &str); 10] = [
+    (200, "200"),
+    (400, "400"),
+    (401, "401"),
+    (403, "403"),
+    (404, "404"),
+    (405, "405"),
+    (408, "408"),
+    (413, "413"),
+    (502, "502"),
+    (503, "503"),
+];
+
+const OTHER_CODE: &str = "other";
+
+type Labels<const N: usize> = [(&'static str, &'static str); N];
+
+/// Requests of pods. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Requests {
+    total: Family<Labels<2>, Counter>,
+    seconds: Family<Labels<1>, Histogram, fn() -> Histogram>,
+    series: Arc<Vec<Series>>,
+}
+
+/// Those of one kind, found without a look at any table.
+#[derive(Debug)]
+struct Series {
+    by_code: Vec<Counter>,
+    other: Counter,
+    seconds: Histogram,
+}
+
+fn request_histogram() -> Histogram {
+    Histogram::new(REQUEST)
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        let total: Family<Labels<2>, Counter> = Family::default();
+        let seconds = Family::new_with_constructor(request_histogram as fn() -> Histogram);
+        let series = RequestKind::ALL.map(|(_, kind)| {
+            let counter = |code| total.get_or_create_owned(&[("kind", kind), ("code", code)]);
+            Series {
+                by_code: CODES.iter().map(|(_, code)| counter(*code)).collect(),
+                other: counter(OTHER_CODE),
+                seconds: seconds.get_or_create_owned(&[("kind", kind)]),
+            }
+        });
+        Self {
+            total,
+            seconds,
+            series: Arc::new(series.into()),
+        }
+    }
+}
+
+impl Requests {
+    /// One was answered.
+    pub fn answered(&self, kind: RequestKind, code: u16, took: Duration) {
+        let Some(series) = self.series.get(kind as usize) else {
+            return;
+        };
+        let known = CODES.iter().position(|(known, _)| *known == code);
+        let counter = known.and_then(|index| series.by_code.get(index));
+        counter.unwrap_or(&series.other).inc();
+        series.seconds.observe(took.as_secs_f64());
+    }
+
+    /// Has them told.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register(
+            "requests",
+            "Requests of pods, by what they ask for and the status of the answer",
+            self.total.clone(),
+        );
+        registry.register_with_unit(
+            "request_duration",
+            "From a request's head to its answer, waiting for pods, roles and STS included",
+            Unit::Seconds,
+            self.seconds.clone(),
+        );
+    }
+}
+
+/// What came of an STS call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StsOutcome {
+    /// A session.
+    Issued,
+    /// STS will not.
+    Denied,
+    /// The API server gives no token to show.
+    NoToken,
+    /// It could not be asked, or could not answer.
+    Unavailable,
+}
+
+impl StsOutcome {
+    const ALL: [(Self, &'static str); 4] = [
+        (Self::Issued, "issued"),
+        (Self::Denied, "denied"),
+        (Self::NoToken, "no_token"),
+        (Self::Unavailable, "unavailable"),
+    ];
+}
+
+/// Calls of STS. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct StsCalls {
+    total: Family<Labels<1>, Counter>,
+    seconds: Histogram,
+}
+
+impl Default for StsCalls {
+    fn default() -> Self {
+        let total: Family<Labels<1>, Counter> = Family::default();
+        for (_, outcome) in StsOutcome::ALL {
+            let _ = total.get_or_create_owned(&[("outcome", outcome)]);
+        }
+        Self {
+            total,
+            seconds: Histogram::new(STS),
+        }
+    }
+}
+
+impl StsCalls {
+    /// One has ended.
+    pub fn ended(&self, outcome: StsOutcome, took: Duration) {
+        if let Some((_, outcome)) = StsOutcome::ALL.get(outcome as usize) {
+            self.total.get_or_create(&[("outcome", *outcome)]).inc();
+        }
+        self.seconds.observe(took.as_secs_f64());
+    }
+
+    /// Has them told.
+    pub fn register(&self, registry: &mut Registry) {
+        registry.register("sts_calls", "STS calls, by what came of them", self.total.clone());
+        registry.register_with_unit(
+            "sts_call_duration",
+            "How long STS calls took, retries and tokens included",
+            Unit::Seconds,
+            self.seconds.clone(),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_and_outcomes_stand_where_their_numbers_say() {
+        for (index, (kind, _)) in RequestKind::ALL.iter().enumerate() {
+            assert_eq!(*kind as usize, index);
+        }
+        for (index, (outcome, _)) in StsOutcome::ALL.iter().enumerate() {
+            assert_eq!(*outcome as usize, index);
+        }
+    }
+}
