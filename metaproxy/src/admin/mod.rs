@@ -2,6 +2,7 @@
 
 pub mod asking;
 mod metrics;
+mod page;
 pub mod probe;
 mod server;
 mod socket;

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
@@ -22,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, info, warn};
 
 use super::metrics::{self, Sources};
+use super::page;
 use crate::explain::{Explanation, Verdict};
 use crate::health::{Condition, Health, Part};
 use crate::status::Status;
@@ -159,6 +160,13 @@ impl Admin {
                 }
                 Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
             },
+            "/" => {
+                let mut response = text(StatusCode::OK, page::html(&self.desk.status()));
+                let headers = response.headers_mut();
+                headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
+                headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::POLICY));
+                response
+            }
             "/status" => json(&self.desk.status()),
             "/explain" if is_socket => json(&self.desk.explain(None).await),
             _ => match path.strip_prefix("/explain/").filter(|_| is_socket) {

@@ -111,7 +111,7 @@ pub(super) fn find() -> Found {
             Err(_) => {}
         }
     }
-    if Path::new("/sys/class/net").join(POD_IDENTITY_LINK).exists() {
+    if nix::net::if_::if_nametoindex(POD_IDENTITY_LINK).is_ok() {
         found.leftovers.push(Leftover {
             what: format!("interface {POD_IDENTITY_LINK} of the EKS Pod Identity agent"),
             removal: ["ip", "link", "delete", POD_IDENTITY_LINK]

@@ -1,0 +1,218 @@
+//! What people are told: explain, status and the page, by an agent that serves pods.
+
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
+mod common;
+
+use std::process::Output;
+
+use common::{Node, agent_binary, counts, dial, eventually, node};
+use serde_json::Value;
+use xtask::lab::agent::Agent;
+use xtask::lab::pod::PodSpec;
+use xtask::lab::sts::Behaviour;
+
+/// A command for people, run on the node.
+fn told(node: &Node, words: &[&str]) -> Output {
+    node.host_command(agent_binary())
+        .args(words)
+        .arg("--runtime-dir")
+        .arg(node.lab.runtime_dir())
+        .output()
+        .unwrap()
+}
+
+fn json(node: &Node, words: &[&str]) -> Value {
+    let output = told(node, &[words, &["--output", "json"]].concat());
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+fn code(output: &Output) -> Option<i32> {
+    output.status.code()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// A page of the admin port.
+fn page(node: &Node, path: &str) -> String {
+    let output = node
+        .host_command("curl")
+        .args([
+            "-s",
+            "-i",
+            "--max-time",
+            "5",
+            &format!("http://127.0.0.1:9808{path}"),
+        ])
+        .output()
+        .unwrap();
+    text(&output.stdout)
+}
+
+#[test]
+fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let _without = node.lab.pod(PodSpec::without_role("without")).unwrap();
+    let _malformed = node.lab.pod(PodSpec::with_role("malformed", "a b")).unwrap();
+    let agent = Agent::spawn(&node.lab, &node.spec().with(&["--log-format", "json"])).unwrap();
+    agent.wait_for("\"ready\"").unwrap();
+    assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
+
+    let granted = json(&node, &["explain", "apps/a"]);
+    assert_eq!(granted["verdict"], "granted", "{granted:#}");
+    assert_eq!(granted["role"], "arn:aws:iam::123456789012:role/role-a");
+    assert_eq!(granted["credentials"]["state"], "valid");
+    assert_eq!(granted["answers"][0]["says"], "role-a");
+    let says = granted["answers"][1]["says"].as_str().unwrap();
+    let id = granted["credentials"]["accessKeyId"].as_str().unwrap();
+    assert!(says.starts_with(&format!("credentials {id} until ")), "{says}");
+    let whole = granted.to_string();
+    assert!(!whole.contains("secret") && !whole.contains("Secret"), "{whole}");
+
+    let refused = told(&node, &["explain", "apps/malformed"]);
+    assert_eq!(code(&refused), Some(1));
+    let refused = text(&refused.stdout);
+    assert!(
+        refused.contains("names the role \"a b\", which cannot be used"),
+        "{refused}"
+    );
+    assert!(refused.contains("AssumeRoleUnauthorizedAccess"), "{refused}");
+    assert_eq!(
+        code(&told(&node, &["explain", "apps/without"])),
+        Some(0),
+        "it asks for nothing"
+    );
+
+    let all = told(&node, &["explain", "--all"]);
+    assert_eq!(code(&all), Some(1));
+    let all = text(&all.stdout);
+    for row in [
+        "apps/a          granted  arn:aws:iam::123456789012:role/role-a",
+        "apps/malformed  refused",
+        "apps/without    no role",
+    ] {
+        assert!(all.contains(row), "{row} in\n{all}");
+    }
+
+    let elsewhere = told(&node, &["explain", "apps/elsewhere"]);
+    assert_eq!(code(&elsewhere), Some(69));
+    assert!(text(&elsewhere.stderr).contains("no pod apps/elsewhere is known to the agent here"));
+
+    let status = json(&node, &["status"]);
+    assert_eq!(
+        (&status["ready"], &status["mode"]),
+        (&true.into(), &"enforce".into()),
+        "{status:#}"
+    );
+    let attached: Vec<(&str, &str)> = status["attached"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| (one["program"].as_str().unwrap(), one["target"].as_str().unwrap()))
+        .collect();
+    let pods = node.lab.kubepods();
+    for program in [
+        "mp_sock_ops",
+        "mp_connect4",
+        "mp_connect6",
+        "mp_getpeername4",
+        "mp_getpeername6",
+        "mp_guard4",
+    ] {
+        assert!(
+            attached.contains(&(program, pods.to_str().unwrap())),
+            "{program} in {attached:?}"
+        );
+    }
+    assert!(
+        attached.contains(&("mp_uplink_eth", "egress of up0")),
+        "{attached:?}"
+    );
+    assert_eq!(status["podsKnown"], 3);
+    assert_eq!(status["pods"][0]["pod"], "apps/a");
+    assert!(status["pods"][0]["secondsLeft"].as_u64().unwrap() > 1800);
+    assert!(status["counters"]["connections served"].as_u64().unwrap() >= 1);
+    let shown = told(&node, &["status"]);
+    assert_eq!(code(&shown), Some(0));
+    assert!(
+        text(&shown.stdout).contains("enforce: ready, up "),
+        "{}",
+        text(&shown.stdout)
+    );
+
+    let html = page(&node, "/");
+    assert!(
+        html.starts_with("HTTP/1.1 200") && html.contains("content-security-policy: default-src 'none'"),
+        "{html}"
+    );
+    assert!(
+        html.contains("<td>apps/malformed</td><td class=\"bad\">refused</td>"),
+        "{html}"
+    );
+    // Whoever may open the port is not given a pod's answers.
+    assert!(page(&node, "/explain/apps/a").starts_with("HTTP/1.1 404"));
+    let metrics = page(&node, "/metrics");
+    for line in [
+        "metaproxy_requests_total{kind=\"role\",code=\"200\"} 1",
+        "metaproxy_sts_calls_total{outcome=\"issued\"} 1",
+        "metaproxy_sessions{state=\"valid\"} 1",
+        "metaproxy_pod_verdicts{verdict=\"refused\"} 1",
+    ] {
+        assert!(metrics.contains(line), "{line} in\n{metrics}");
+    }
+
+    let audit: Vec<Value> = agent
+        .said()
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+        .filter(|line| line["target"] == "metaproxy::audit")
+        .collect();
+    assert_eq!(audit.len(), 1, "{audit:?}");
+    let fields = &audit[0]["fields"];
+    assert_eq!(
+        (&fields["pod"], &fields["namespace"]),
+        (&"a".into(), &"apps".into()),
+        "{fields}"
+    );
+    assert_eq!(fields["access_key_id"], id);
+
+    drop(agent);
+    let gone = told(&node, &["status"]);
+    assert_eq!(code(&gone), Some(69));
+    assert!(
+        text(&gone.stderr).contains("no agent answers in"),
+        "{}",
+        text(&gone.stderr)
+    );
+}
+
+#[test]
+fn what_sts_said_last_is_told() {
+    let Some(node) = node() else { return };
+    node.sts.behave(Behaviour {
+        denies: Some("role-a"),
+        ..Behaviour::default()
+    });
+    let _a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let _agent = node.agent();
+    eventually("the refusal is known", || {
+        json(&node, &["explain", "apps/a"])["verdict"] == "refused"
+    });
+    let explained = json(&node, &["explain", "apps/a"]);
+    let because = explained["because"].as_str().unwrap();
+    assert!(
+        because.starts_with("STS refused role arn:aws:iam::123456789012:role/role-a:"),
+        "{because}"
+    );
+    let answered = explained["answers"][1]["says"].as_str().unwrap();
+    assert_eq!(answered, format!("AssumeRoleUnauthorizedAccess: {because}"));
+    assert!(
+        explained["hints"][0].as_str().unwrap().contains("trust policy"),
+        "{explained:#}"
+    );
+    let line = json(&node, &["status"])["pods"][0].clone();
+    assert!(because.ends_with(line["lastError"].as_str().unwrap()), "{line}");
+}
