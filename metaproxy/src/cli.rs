@@ -17,7 +17,7 @@ use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcomma
 pub use self::args::LoggingArgs;
 pub use self::doctor::DoctorArgs;
 pub use self::guard::GuardArgs;
-pub use self::people::{AgentArgs, ExplainArgs, Output, StatusArgs};
+pub use self::people::{AgentArgs, CompletionsArgs, ExplainArgs, MigrateArgs, Output, StatusArgs};
 pub use self::roles::RoleArgs;
 pub use self::run::RunArgs;
 pub use self::usage::UsageError;
@@ -76,6 +76,12 @@ pub enum Command {
     Doctor(Box<DoctorArgs>),
     /// Show how the agent of this node is doing, and its pods' sessions
     Status(StatusArgs),
+    /// Turn what kube2iam or kiam was told into values of metaproxy's chart
+    Migrate(MigrateArgs),
+    /// Print what completes this command's words, for a shell to read
+    Completions(CompletionsArgs),
+    /// Print the manual page, for man(1) to show
+    Man,
     /// Ask the agent of this container how it is doing; for the kubelet's exec probes
     Probe(ProbeArgs),
 }

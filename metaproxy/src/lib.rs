@@ -18,6 +18,7 @@ pub mod heap;
 pub mod imds;
 pub mod intercept;
 pub mod measured;
+pub mod migrate;
 pub mod neighbours;
 pub mod people;
 pub mod pods;

@@ -41,6 +41,9 @@ fn main() -> ExitCode {
             Err(error) => bad_usage("doctor", &error),
         },
         Command::Status(args) => people::status(&args),
+        Command::Migrate(args) => people::migrate(&args),
+        Command::Completions(args) => people::completions(args.shell),
+        Command::Man => people::man(),
         Command::Probe(args) => answer(probe::ask(args.question, &args.runtime_dir)),
     }
 }

@@ -1,14 +1,18 @@
 //! The commands for people. What they find goes to standard output, what is in their way to standard error.
 
 use std::io::{self, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
+use clap::CommandFactory as _;
+use clap_complete::Shell;
 use serde::Serialize;
 
 use crate::admin::asking::{self, AskError};
-use crate::cli::{AgentArgs, DoctorArgs, ExplainArgs, Output, StatusArgs, UsageError};
+use crate::cli::{AgentArgs, Cli, DoctorArgs, ExplainArgs, MigrateArgs, Output, StatusArgs, UsageError};
 use crate::doctor::{self, Examination};
 use crate::explain::{Explanation, offline, table};
+use crate::migrate::{self, Workload};
 use crate::status::Status;
 
 /// Exit status where nobody can be asked (EX_UNAVAILABLE of sysexits.h).
@@ -132,6 +136,74 @@ fn fix_leftovers() -> ExitCode {
         }
     }
     verdict(failed)
+}
+
+/// `metaproxy migrate`
+pub fn migrate(args: &MigrateArgs) -> ExitCode {
+    match values_of(args) {
+        Ok(values) => {
+            print(&values);
+            ExitCode::SUCCESS
+        }
+        Err(error) => unavailable(&error),
+    }
+}
+
+fn values_of(args: &MigrateArgs) -> Result<String, String> {
+    let mut workloads = Vec::new();
+    if !args.words.is_empty() {
+        workloads.push(Workload::of_words(&args.words));
+    }
+    let from_input = [Path::new("-").to_owned()];
+    let files = match (args.manifests.as_slice(), workloads.is_empty()) {
+        ([], true) => &from_input[..],
+        (files, _) => files,
+    };
+    for file in files {
+        let shown = file.display().to_string();
+        let text = text_of(file).map_err(|error| format!("{shown}: {error}"))?;
+        let found = migrate::workloads(args.from, &shown, &text).map_err(|error| error.to_string())?;
+        workloads.extend(found);
+    }
+    migrate::values_for(args.from, &workloads).map_err(|error| error.to_string())
+}
+
+/// Of a file, or of standard input where it is called `-`.
+pub(crate) fn text_of(path: &Path) -> io::Result<String> {
+    if path == Path::new("-") {
+        return io::read_to_string(io::stdin());
+    }
+    std::fs::read_to_string(path)
+}
+
+/// `metaproxy completions`
+pub fn completions(shell: Shell) -> ExitCode {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "metaproxy", &mut script);
+    print(&String::from_utf8_lossy(&script));
+    ExitCode::SUCCESS
+}
+
+/// `metaproxy man`: all of it on one page.
+pub fn man() -> ExitCode {
+    let mut page = Vec::new();
+    let command = Cli::command();
+    let mut rendered = clap_mangen::Man::new(command.clone()).render(&mut page);
+    for of in command.get_subcommands() {
+        let title = format!(".SH \"METAPROXY {}\"\n", of.get_name().to_uppercase());
+        page.extend_from_slice(title.as_bytes());
+        let part = clap_mangen::Man::new(of.clone());
+        rendered = rendered
+            .and_then(|()| part.render_description_section(&mut page))
+            .and_then(|()| part.render_options_section(&mut page));
+    }
+    match rendered {
+        Ok(()) => {
+            print(&String::from_utf8_lossy(&page));
+            ExitCode::SUCCESS
+        }
+        Err(error) => unavailable(&error.to_string()),
+    }
 }
 
 fn verdict(is_bad: bool) -> ExitCode {

@@ -1,6 +1,10 @@
 //! What people are told: explain, status and the page, by an agent that serves pods.
 
-#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a test panics where it fails"
+)]
 
 mod common;
 
@@ -215,4 +219,54 @@ fn what_sts_said_last_is_told() {
     );
     let line = json(&node, &["status"])["pods"][0].clone();
     assert!(because.ends_with(line["lastError"].as_str().unwrap()), "{line}");
+}
+
+/// The page as a browser shows it, in this directory of the build for whoever wants to look at it.
+#[test]
+fn a_browser_shows_the_page() {
+    let Some(node) = node() else { return };
+    let pods: Vec<_> = [
+        PodSpec::with_role("api", "orders-reader"),
+        PodSpec::with_role("malformed", "no such <b>name</b>"),
+        PodSpec::with_role("worker", "queue-consumer"),
+        PodSpec::without_role("web"),
+    ]
+    .into_iter()
+    .map(|spec| node.lab.pod(spec).unwrap())
+    .collect();
+    let _agent = node.agent();
+    assert_eq!(dial(&pods[0], &[]), counts([("orders-reader", 1)]));
+    let screenshot = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("status-page.png");
+    let _ = std::fs::remove_file(&screenshot);
+    let output = node
+        .host_command("chromium")
+        .env("HOME", node.lab.dir())
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--hide-scrollbars",
+            "--window-size=1280,1100",
+        ])
+        .arg(format!("--screenshot={}", screenshot.display()))
+        .args(["--dump-dom", "http://127.0.0.1:9808/"])
+        .output()
+        .expect("chromium: `sudo cargo xtask setup` installs it");
+    let dom = text(&output.stdout);
+    for shown in [
+        "apps/api",
+        "orders-reader",
+        "refused",
+        "mp_connect4",
+        "state good",
+    ] {
+        assert!(dom.contains(shown), "{shown} in {dom}\n{}", text(&output.stderr));
+    }
+    // What somebody wrote into an annotation is text in the browser's own tree too.
+    assert!(
+        dom.contains("no such &lt;b&gt;name&lt;/b&gt;") && !dom.contains("<b>name"),
+        "{dom}"
+    );
+    let drawn = std::fs::metadata(&screenshot).map_or(0, |file| file.len());
+    assert!(drawn > 20_000, "{drawn} bytes of picture");
 }

@@ -12,8 +12,7 @@ use crate::{ebpf, image, setup};
 /// Every test. The lab's tests take turns by themselves.
 pub fn test(filter: Option<&str>, previous: Option<&Path>) -> Result<()> {
     require_root()?;
-    setup::for_demo()?;
-    setup::test_clients()?;
+    setup::run_all()?;
     ebpf::build()?;
     step("building");
     // The lab's tests call both binaries.

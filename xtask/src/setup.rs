@@ -21,6 +21,15 @@ const TOOLS: [(&str, &str); 7] = [
     ("setpriv", "util-linux"),
 ];
 
+/// What only the tests call: clients, and what looks at the agent as people do.
+const TEST_TOOLS: [(&str, &str); 5] = [
+    ("node", "nodejs"),
+    ("npm", "npm"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
+    ("chromium", "chromium"),
+];
+
 /// Debian's Rust with a prebuilt `core` for eBPF, and the LLVM for bpf-linker, which must be as new as rustc's.
 const EBPF_PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "llvm-22-dev"];
 
@@ -46,26 +55,65 @@ const JAVASCRIPT_SDK: &str = "@aws-sdk/client-sts@3.1169.0";
 
 /// `cargo xtask setup`: everything that demo and test need.
 pub fn run_all() -> Result<()> {
-    for_demo()?;
-    test_clients()?;
+    let mut packages = packages_for_demo();
+    packages.extend(packages_for_tests());
+    install(&packages)?;
+    // Each fetches and compiles by itself, and waits more than it works.
+    std::thread::scope(|scope| {
+        let parts = [
+            build_missing_linker,
+            kubernetes_tools_and_python,
+            javascript_client,
+        ];
+        let parts = parts.map(|part| scope.spawn(part));
+        parts.into_iter().try_for_each(|part| {
+            part.join()
+                .unwrap_or_else(|_| bail!("a part of the set-up has failed"))
+        })
+    })?;
     step("everything is there");
     Ok(())
 }
 
 /// What the demo needs.
 pub fn for_demo() -> Result<()> {
-    let mut packages: Vec<&str> = TOOLS
+    install(&packages_for_demo())?;
+    build_missing_linker()
+}
+
+fn missing(tools: &[(&str, &'static str)]) -> Vec<&'static str> {
+    tools
         .iter()
         .filter(|(tool, _)| !has(tool))
         .map(|(_, package)| *package)
-        .collect();
+        .collect()
+}
+
+fn packages_for_demo() -> Vec<&'static str> {
+    let mut packages = missing(&TOOLS);
     let needs_toolchain = Toolchain::find().is_err();
     if needs_toolchain {
         packages.extend(EBPF_PACKAGES);
     } else if ebpf::linker().is_none() && !PathBuf::from(LLVM_PREFIX).is_dir() {
         packages.push(EBPF_PACKAGES[3]);
     }
-    install(&packages)?;
+    packages
+}
+
+fn packages_for_tests() -> Vec<&'static str> {
+    let mut packages = missing(&TEST_TOOLS);
+    if lacks_venv() {
+        packages.push("python3-venv");
+    }
+    packages.dedup();
+    packages
+}
+
+fn lacks_venv() -> bool {
+    output(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_none()
+}
+
+fn build_missing_linker() -> Result<()> {
     if ebpf::linker().is_none() {
         build_linker()?;
     }
@@ -147,11 +195,9 @@ pub fn javascript() -> PathBuf {
     root().join("target/javascript")
 }
 
-/// Everything that the tests use as a client.
-pub fn test_clients() -> Result<()> {
+fn kubernetes_tools_and_python() -> Result<()> {
     python_clients()?;
-    kubernetes_tools()?;
-    javascript_client()
+    kubernetes_tools().map(drop)
 }
 
 /// The directory with helm and kubectl.
@@ -198,12 +244,6 @@ fn javascript_client() -> Result<()> {
     if fs::read_to_string(&mark).ok().as_deref() == Some(JAVASCRIPT_SDK) {
         return Ok(());
     }
-    let missing: Vec<&str> = [("node", "nodejs"), ("npm", "npm")]
-        .into_iter()
-        .filter(|(tool, _)| !has(tool))
-        .map(|(_, package)| package)
-        .collect();
-    install(&missing)?;
     step(&format!("test client: {JAVASCRIPT_SDK}"));
     fs::create_dir_all(&dir).with_context(|| format!("cannot make {}", dir.display()))?;
     run(Command::new("npm")
@@ -228,7 +268,7 @@ fn python_clients() -> Result<()> {
     if fs::read_to_string(&mark).ok().as_deref() == Some(&wanted) {
         return Ok(());
     }
-    if output(Command::new("python3").args(["-c", "import ensurepip, venv"])).is_none() {
+    if lacks_venv() {
         install(&["python3-venv"])?;
     }
     step(&format!(

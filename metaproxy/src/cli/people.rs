@@ -7,6 +7,7 @@ use clap::{Args, ValueEnum};
 
 use super::roles::RoleArgs;
 use super::values;
+use crate::migrate;
 
 /// `--output`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -93,4 +94,37 @@ pub struct StatusArgs {
     /// Whom to ask.
     #[command(flatten)]
     pub agent: AgentArgs,
+}
+
+/// `metaproxy migrate`
+///
+/// Prints a values file for metaproxy's chart. Exit status: 0; 64 on bad usage; 69 where the manifest has nothing to move.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  kubectl -n kube-system get daemonset kube2iam -o yaml | metaproxy migrate kube2iam > values.yaml\n  \
+                        metaproxy migrate kiam agent.yaml server.yaml\n  metaproxy migrate kube2iam -- --base-role-arn=... --iptables=true"
+)]
+pub struct MigrateArgs {
+    /// Where you come from
+    pub from: migrate::From,
+
+    /// Manifests of its DaemonSet (and kiam's server) [default: standard input]
+    #[arg(value_name = "FILE")]
+    pub manifests: Vec<PathBuf>,
+
+    /// Its command line, in place of manifests
+    #[arg(
+        last = true,
+        value_name = "FLAGS",
+        conflicts_with = "manifests",
+        allow_hyphen_values = true
+    )]
+    pub words: Vec<String>,
+}
+
+/// `metaproxy completions`
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// For which shell
+    pub shell: clap_complete::Shell,
 }

@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{self, Read as _};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use thiserror::Error;
 
 use super::{Explanation, Subject};
+use crate::people::text_of;
 use crate::pods::manifests::parse::objects;
 use crate::pods::{Namespace, Pod, ServiceAccount};
 use crate::roles::Rules;
@@ -87,7 +88,10 @@ pub fn explain(
             path: file.clone(),
             line_and_problem: problem,
         };
-        let text = read(&file)?;
+        let text = text_of(&file).map_err(|source| OfflineError::Unreadable {
+            path: file.clone(),
+            source,
+        })?;
         for (line, object) in objects(&text).map_err(|error| broken(error.to_string()))? {
             found
                 .add(rules, object, namespace)
@@ -209,19 +213,6 @@ fn with_namespace(mut metadata: Value, namespace: &str) -> Value {
         metadata["namespace"] = json!(namespace);
     }
     metadata
-}
-
-fn read(path: &Path) -> Result<String, OfflineError> {
-    let unreadable = |source| OfflineError::Unreadable {
-        path: path.to_owned(),
-        source,
-    };
-    if path == Path::new("-") {
-        let mut text = String::new();
-        io::stdin().read_to_string(&mut text).map_err(unreadable)?;
-        return Ok(text);
-    }
-    fs::read_to_string(path).map_err(unreadable)
 }
 
 /// The file itself, or all manifests below a directory.

@@ -112,6 +112,12 @@ impl Cluster {
 
     /// What the chart makes for this cluster.
     pub fn chart(&self, release: &str, flags: &[&str]) -> String {
+        let usual = ["--set", "namespacePolicy=required,webIdentity.enabled=true"];
+        self.template(release, &[&usual, flags].concat())
+    }
+
+    /// What the chart makes, with no more of its values set than this cluster takes.
+    pub fn template(&self, release: &str, flags: &[&str]) -> String {
         let version = kubectl_json(&["version"]);
         let version = version["serverVersion"]["gitVersion"]
             .as_str()
@@ -123,7 +129,6 @@ impl Cluster {
             .arg(release)
             .arg(root().join("deploy/helm/metaproxy"))
             .args(["--namespace", "kube-system", "--kube-version", &version])
-            .args(["--set", "namespacePolicy=required,webIdentity.enabled=true"])
             .args([
                 "--set",
                 &format!(

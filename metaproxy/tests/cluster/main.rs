@@ -16,6 +16,7 @@ mod annotations;
 mod api;
 mod installed;
 mod kit;
+mod migrated;
 mod outage;
 mod rights;
 mod rollout;
@@ -28,7 +29,7 @@ use kit::Cluster;
 
 type Scenario = (&'static str, fn(&Cluster));
 
-const SCENARIOS: [Scenario; 14] = [
+const SCENARIOS: [Scenario; 15] = [
     (
         "pods of every kind get what is theirs",
         installed::every_kind_of_pod,
@@ -51,6 +52,10 @@ const SCENARIOS: [Scenario; 14] = [
     ("the API server is away", outage::away),
     ("a new instance beside the old one", rollout::surge),
     ("the hardened form serves too", rollout::hardened),
+    (
+        "values of kube2iam's and kiam's manifests",
+        migrated::values_install,
+    ),
     ("nothing is left after the DaemonSet", installed::removal),
 ];
 

@@ -35,7 +35,7 @@ pub fn hardened(cluster: &Cluster) {
 
 /// Deletes a release's DaemonSet, and waits until its pods are gone. The agent ends within a second; that the pod goes
 /// from the API takes the kubelet up to a minute more, when it finds a container gone that it was about to stop.
-fn remove(release: &str) {
+pub fn remove(release: &str) {
     let selector = format!("app.kubernetes.io/instance={release}");
     kubectl(&[
         "delete",

@@ -1,0 +1,132 @@
+//! kiam's flags, of its agent and its server (cmd/kiam of versions 2 to 4).
+
+use super::MigrateError;
+use super::kube2iam::{is_off_switch, log_level, session};
+use super::manifest::Workload;
+use super::values::Values;
+use super::words::{Flag, Grammar};
+
+pub const GRAMMAR: Grammar = Grammar {
+    switches: &[
+        "allow-ip-query",
+        "disable-strict-namespace-regexp",
+        "grpc-keepalive-permit-without-stream",
+        "iptables",
+        "iptables-remove",
+        "json-log",
+        "no-iptables-remove",
+        "role-base-arn-autodetect",
+    ],
+};
+
+/// The version that first compared `permitted` with the whole ARN.
+const ANCHORED: u32 = 4;
+
+pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> Result<(), MigrateError> {
+    values.set(
+        "",
+        "namespacePolicy",
+        "required",
+        "As kiam has it: a namespace's annotation must permit a role",
+    );
+    let oldest = workloads.iter().filter_map(Workload::major_version).min();
+    if oldest.is_some_and(|version| version < ANCHORED) {
+        values.set(
+            "roles",
+            "permittedMatch",
+            "search",
+            "kiam before 4.0 took a match anywhere in a role for a match; go on to `anchored` when your annotations are ready \
+             (`metaproxy explain` tells which are not)",
+        );
+    }
+    for flag in flags {
+        one(flag, values)?;
+    }
+    if !flags.iter().any(|flag| flag.name == "session-duration")
+        && flags.iter().any(|flag| flag.name == "role-base-arn")
+    {
+        values.set(
+            "sessions",
+            "duration",
+            "1h",
+            "kiam's default of 15m is too short for some SDKs",
+        );
+    }
+    Ok(())
+}
+
+fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
+    match flag.name.as_str() {
+        "role-base-arn" => values.keep("roles", "baseArn", flag),
+        "role-base-arn-autodetect" => {
+            values.same(flag, "the account of the node's own role is found where roles.baseArn is empty");
+        }
+        "assume-role-arn" => values.keep("sessions", "assumeRoleArn", flag),
+        "session-duration" => session(flag, values)?,
+        "session" => values.gone(
+            flag,
+            "a session is called after its pod (NAMESPACE.POD), so that CloudTrail tells whose it is; \
+             iam.amazonaws.com/session-name on a pod still names another",
+        ),
+        "session-refresh" => values.gone(flag, "a session is renewed at half of its life"),
+        "region" => values.keep("sessions", "region", flag),
+        "sync" | "fetchers" | "prefetch-buffer-size" => {
+            values.gone(flag, "each agent fetches for the pods of its node, as they appear");
+        }
+        "disable-strict-namespace-regexp" if flag.is_on() => {
+            values.set("roles", "permittedMatch", "search", "--disable-strict-namespace-regexp");
+        }
+        "allow-route-regexp" | "whitelist-route-regexp" => values.set(
+            "metadata",
+            "allowPaths",
+            vec![flag.value.clone()],
+            format!(
+                "--{}. Must match a whole path here, and never opens credentials or user-data. Much of the node's metadata is \
+                 passed through without it (README, What pods may see)",
+                flag.name
+            ),
+        ),
+        "allow-ip-query" if flag.is_on() => values.gone(
+            flag,
+            "a pod is told by its cgroup; nobody may ask in the name of an address",
+        ),
+        "port" => values.gone(flag, "there is no fixed port: a free one is taken, and only the kernel knows it"),
+        "iptables" => values.gone(
+            flag,
+            "there are no rules. `metaproxy doctor` shows those that kiam has left, and `metaproxy doctor --fix-leftovers` \
+             removes them",
+        ),
+        "iptables-remove" | "no-iptables-remove" => values.gone(
+            flag,
+            "there is nothing to remove. While the agent is away pods are kept from the node's credentials by the guard \
+             (guard.sidecar), which goes with its process too",
+        ),
+        "host" => values.gone(flag, "no rule names an address; interception.listenAddresses does, where the node has several"),
+        "host-interface" => {
+            values.gone(flag, "connections are intercepted where they are made, whatever the interface is called");
+        }
+        "prometheus-listen-addr" => {
+            values.set(
+                "",
+                "adminAddress",
+                flag.value.clone(),
+                "--prometheus-listen-addr; /metrics has other names, see deploy/migration.md",
+            );
+        }
+        "prometheus-sync-interval" => values.gone(flag, "figures are of the moment of asking"),
+        "log-level" | "level" => log_level(flag, values),
+        "json-log" if flag.is_on() => values.set("log", "format", "json", "--json-log"),
+        "cert" | "key" | "ca" | "server-address" | "server-address-refresh" | "bind" | "timeout-kiam-gateway"
+        | "gateway-timeout-creation" | "grpc-keepalive-time-duration" | "grpc-keepalive-timeout-duration"
+        | "grpc-keepalive-permit-without-stream" | "grpc-max-connection-idle-duration" | "grpc-max-connection-age-duration"
+        | "grpc-max-connection-age-grace-duration" => values.gone(
+            flag,
+            "there is no server, and so neither certificates nor a way to it: each agent asks STS itself. The role that the \
+             server's nodes had is now the agent's: the nodes', or sessions.assumeRoleArn",
+        ),
+        "kubeconfig" => values.gone(flag, "the agent uses its own service account; another is given by `kubeconfig`, with extraVolumes"),
+        _ if is_off_switch(flag) => values.same(flag, "it is off"),
+        _ => values.unknown(flag),
+    }
+    Ok(())
+}

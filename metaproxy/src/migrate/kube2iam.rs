@@ -1,0 +1,143 @@
+//! kube2iam's flags (cmd/main.go of its last releases, and older ones that are still in use).
+
+use std::time::Duration;
+
+use super::MigrateError;
+use super::values::Values;
+use super::words::{Flag, Grammar};
+
+pub const GRAMMAR: Grammar = Grammar {
+    switches: &[
+        "auto-discover-base-arn",
+        "auto-discover-default-role",
+        "debug",
+        "insecure",
+        "iptables",
+        "namespace-restrictions",
+        "resolve-duplicate-cache-ips",
+        "use-regional-sts-endpoint",
+        "verbose",
+        "version",
+    ],
+};
+
+pub fn migrate(flags: &[Flag], values: &mut Values) -> Result<(), MigrateError> {
+    values.set(
+        "",
+        "namespacePolicy",
+        "off",
+        "As kube2iam without --namespace-restrictions: whoever may create pods may have any role that trusts the node's. Go \
+         on to `required` when this works",
+    );
+    for flag in flags {
+        one(flag, values)?;
+    }
+    Ok(())
+}
+
+fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
+    match flag.name.as_str() {
+        "base-role-arn" => values.keep("roles", "baseArn", flag),
+        "auto-discover-base-arn" => values.same(flag, "the account of the node's own role is found where roles.baseArn is empty"),
+        "default-role" => values.keep("roles", "default", flag),
+        "auto-discover-default-role" if flag.is_on() => values.gone(
+            flag,
+            "pods without an annotation got the node's own role. They get none here, which is what this is for; a role of \
+             their own can be named in roles.default",
+        ),
+        "iam-role-key" => values.keep("roles", "roleAnnotation", flag),
+        "iam-external-id" => values.keep("roles", "externalIdAnnotation", flag),
+        "namespace-key" => values.keep("roles", "allowedRolesAnnotation", flag),
+        "namespace-restrictions" if flag.is_on() => values.set(
+            "",
+            "namespacePolicy",
+            "required",
+            "--namespace-restrictions. The default role is exempt, as in kube2iam",
+        ),
+        "namespace-restriction-format" => values.keep("roles", "allowedRolesStyle", flag),
+        "iam-role-session-ttl" => session(flag, values)?,
+        "use-regional-sts-endpoint" => values.same(flag, "STS of the region is asked"),
+        "node" => values.same(flag, "the chart tells the agent its node, and it watches that node's pods only"),
+        "app-port" => values.gone(
+            flag,
+            "there is no fixed port: a free one is taken, and only the kernel knows it. interception.listenPort fixes one, \
+             where a firewall asks for that",
+        ),
+        "metrics-port" => values.set(
+            "",
+            "adminAddress",
+            format!("0.0.0.0:{}", flag.value),
+            "--metrics-port; /metrics has other names, see deploy/migration.md",
+        ),
+        "metadata-addr" => values.set("metadata", "endpoint", format!("http://{}", flag.value), "--metadata-addr"),
+        "host-ip" => values.gone(flag, "no rule names an address; interception.listenAddresses does, where the node has several"),
+        "host-interface" => values.gone(flag, "connections are intercepted where they are made, whatever the interface is called"),
+        "iptables" => values.gone(
+            flag,
+            "there are no rules. Those of kube2iam stay behind when it is gone: `metaproxy doctor` shows them, and \
+             `metaproxy doctor --fix-leftovers` removes them",
+        ),
+        "log-format" => values.keep("log", "format", flag),
+        "log-level" => log_level(flag, values),
+        "verbose" if flag.is_on() => values.set("log", "level", "debug", "--verbose"),
+        "debug" if flag.is_on() => values.gone(flag, "/debug/store is `metaproxy explain --all` and `metaproxy status`"),
+        "api-server" | "api-token" => values.gone(
+            flag,
+            "the agent uses its own service account; another API server is named by `kubeconfig`, with extraVolumes",
+        ),
+        "insecure" if flag.is_on() => values.gone(flag, "the API server's certificate is always verified; a kubeconfig may name its CA"),
+        "log-flush-frequency" => values.gone(flag, "each line is written at once"),
+        "backoff-max-elapsed-time" | "backoff-max-interval" => values.gone(
+            flag,
+            "a pod that is not known yet is waited for, and answered within 800 ms at most: SDKs give up after a second",
+        ),
+        "cache-resync-period" | "cache-sync-attempts" => values.gone(flag, "pods are watched, and watches mend themselves"),
+        "resolve-duplicate-cache-ips" => values.gone(flag, "pods are told apart by their cgroups, not by their addresses"),
+        _ if is_off_switch(flag) => values.same(flag, "it is off"),
+        _ => values.unknown(flag),
+    }
+    Ok(())
+}
+
+pub(super) fn is_off_switch(flag: &Flag) -> bool {
+    !flag.is_on() && flag.value.eq_ignore_ascii_case("false")
+}
+
+/// STS takes 15m to 1h where one role assumes another (role chaining), and sessions of 40m and more are sound with every SDK.
+pub(super) fn session(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
+    let (least, most) = (Duration::from_secs(40 * 60), Duration::from_secs(3600));
+    let asked = duration(flag)?;
+    let why = if (least..=most).contains(&asked) {
+        format!("--{}", flag.name)
+    } else {
+        format!(
+            "--{}={}: STS gives no more than 1h where the node's role assumes another, and below 40m botocore takes the end of a \
+             session to be later than it is",
+            flag.name, flag.value
+        )
+    };
+    let kept = asked.clamp(least, most);
+    let text = humantime::format_duration(kept).to_string();
+    values.set("sessions", "duration", text, why);
+    Ok(())
+}
+
+/// As Go writes durations: `15m0s`, `900s`, `1h30m`.
+fn duration(flag: &Flag) -> Result<Duration, MigrateError> {
+    humantime::parse_duration(&flag.value).map_err(|error| MigrateError::Value {
+        flag: format!("--{}", flag.name),
+        value: flag.value.clone(),
+        problem: error.to_string(),
+    })
+}
+
+pub(super) fn log_level(flag: &Flag, values: &mut Values) {
+    let level = match flag.value.as_str() {
+        "panic" | "fatal" | "error" => "error",
+        "warn" | "warning" => "warn",
+        "debug" => "debug",
+        "trace" => "trace",
+        _ => "info",
+    };
+    values.set("log", "level", level, flag.shown());
+}

@@ -1,0 +1,161 @@
+use super::*;
+use proptest::prelude::*;
+use rstest::rstest;
+
+/// Flags of facts that every user may have set; each must be told about, one way or the other.
+const KUBE2IAM: &[&str] = &[
+    "--base-role-arn=arn:aws:iam::123456789012:role/",
+    "--auto-discover-base-arn",
+    "--default-role=d",
+    "--auto-discover-default-role",
+    "--iam-role-key=k",
+    "--iam-external-id=k",
+    "--namespace-key=k",
+    "--namespace-restrictions",
+    "--namespace-restriction-format=regexp",
+    "--iam-role-session-ttl=900s",
+    "--use-regional-sts-endpoint",
+    "--node=n",
+    "--app-port=8181",
+    "--metrics-port=9000",
+    "--metadata-addr=169.254.169.254",
+    "--host-ip=1.2.3.4",
+    "--host-interface=docker0",
+    "--iptables=true",
+    "--log-format=json",
+    "--log-level=warning",
+    "--debug",
+    "--api-server=x",
+    "--api-token=x",
+    "--insecure",
+    "--verbose",
+    "--log-flush-frequency=5s",
+];
+
+const KIAM: &[&str] = &[
+    "--port=8181",
+    "--allow-ip-query",
+    "--allow-route-regexp=.*",
+    "--iptables",
+    "--iptables-remove",
+    "--host=1.2.3.4",
+    "--host-interface=cali+",
+    "--role-base-arn=arn:aws:iam::123456789012:role/",
+    "--role-base-arn-autodetect",
+    "--assume-role-arn=arn:aws:iam::123456789012:role/server",
+    "--session=s",
+    "--session-duration=15m",
+    "--session-refresh=5m",
+    "--region=eu-west-1",
+    "--sync=1m",
+    "--fetchers=20",
+    "--prefetch-buffer-size=1000",
+    "--disable-strict-namespace-regexp",
+    "--cert=/x",
+    "--key=/x",
+    "--ca=/x",
+    "--prometheus-listen-addr=0.0.0.0:9620",
+    "--level=debug",
+    "--json-log",
+];
+
+fn of_words(from: From, words: &[&str]) -> String {
+    let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    values_for(from, &[Workload::of_words(&words)]).unwrap()
+}
+
+#[rstest]
+#[case::kube2iam(From::Kube2iam, KUBE2IAM)]
+#[case::kiam(From::Kiam, KIAM)]
+fn every_flag_is_told_about_and_none_is_unknown(#[case] from: From, #[case] flags: &[&str]) {
+    let values = of_words(from, flags);
+    for flag in flags {
+        let name = flag.split('=').next().unwrap();
+        assert!(values.contains(name), "{name} in\n{values}");
+    }
+    assert!(!values.contains("not known"), "{values}");
+    let parsed: serde_json::Value = serde_yaml_ng::from_str(&values).unwrap();
+    assert_eq!(parsed["mode"], "observe");
+}
+
+#[rstest]
+#[case::kube2iam(KUBE2IAM)]
+#[case::kiam(KIAM)]
+fn the_guide_has_a_row_for_every_flag(#[case] flags: &[&str]) {
+    let guide = include_str!("../../../deploy/migration.md");
+    for flag in flags {
+        let name = flag.split('=').next().unwrap();
+        let is_there = guide
+            .lines()
+            .any(|line| line.starts_with('|') && line.contains(&format!("{name}`")));
+        assert!(is_there, "{name}");
+    }
+}
+
+#[test]
+fn what_cannot_be_is_brought_to_what_can_and_said() {
+    let values = of_words(
+        From::Kube2iam,
+        &["--iam-role-session-ttl", "900s", "--frobnicate=7"],
+    );
+    assert!(values.contains("duration: \"40m\""), "{values}");
+    assert!(
+        values.contains("--frobnicate=7: not known to this program"),
+        "{values}"
+    );
+    let values = of_words(From::Kube2iam, &["--iam-role-session-ttl=12h"]);
+    assert!(values.contains("duration: \"1h\""), "{values}");
+    let words = ["--iam-role-session-ttl=soon".to_owned()];
+    let error = values_for(From::Kube2iam, &[Workload::of_words(&words)]).unwrap_err();
+    assert!(
+        error.to_string().starts_with("--iam-role-session-ttl=soon: "),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_default_role_that_is_the_nodes_is_never_kept() {
+    let values = of_words(From::Kube2iam, &["--auto-discover-default-role=true"]);
+    assert!(!values.contains("default:"), "{values}");
+    assert!(values.contains("They get none here"), "{values}");
+}
+
+#[test]
+fn another_manifest_is_told_from_theirs() {
+    let error = workloads(
+        From::Kiam,
+        "x.yaml",
+        "kind: DaemonSet\nmetadata: { name: other }\n",
+    )
+    .unwrap_err();
+    assert!(error.to_string().contains("nothing of kiam in it"), "{error}");
+    let error = workloads(From::Kiam, "x.yaml", "a: [\n").unwrap_err();
+    assert!(error.to_string().starts_with("x.yaml:"), "{error}");
+}
+
+/// From the projects' own documents and charts, as their users run them.
+#[rstest]
+#[case::kube2iam_readme(From::Kube2iam, "kube2iam-readme", include_str!("../../tests/migrate/kube2iam-readme.yaml"))]
+#[case::kube2iam_kops(From::Kube2iam, "kube2iam-kops", include_str!("../../tests/migrate/kube2iam-kops.yaml"))]
+#[case::kube2iam_strict(From::Kube2iam, "kube2iam-strict", include_str!("../../tests/migrate/kube2iam-strict.yaml"))]
+#[case::kiam_v3(From::Kiam, "kiam-v3", include_str!("../../tests/migrate/kiam-v3.yaml"))]
+#[case::kiam_v4(From::Kiam, "kiam-v4", include_str!("../../tests/migrate/kiam-v4.yaml"))]
+#[case::kiam_chart(From::Kiam, "kiam-chart", include_str!("../../tests/migrate/kiam-chart.yaml"))]
+fn manifests_become_values(#[case] from: From, #[case] name: &str, #[case] manifest: &str) {
+    let workloads = workloads(from, "manifest.yaml", manifest).unwrap();
+    let values = values_for(from, &workloads).unwrap();
+    insta::assert_snapshot!(name, values);
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_written_the_outcome_is_yaml(words in prop::collection::vec("[ -~\n]{0,24}", 0..6)) {
+        let words: Vec<String> = words.into_iter().map(|word| format!("--{word}")).collect();
+        for from in [From::Kube2iam, From::Kiam] {
+            if let Ok(values) = values_for(from, &[Workload::of_words(&words)]) {
+                let parsed: serde_json::Value = serde_yaml_ng::from_str(&values).unwrap();
+                prop_assert_eq!(&parsed["mode"], "observe");
+            }
+        }
+    }
+}

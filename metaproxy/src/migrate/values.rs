@@ -1,0 +1,163 @@
+//! A values file in the making.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde_json::Value;
+
+use super::manifest::Workload;
+use super::words::Flag;
+
+/// A values file in the making.
+#[derive(Debug)]
+pub struct Values {
+    head: String,
+    /// Section (empty for the top) → key → value and comment, in order of writing.
+    set: BTreeMap<&'static str, Vec<(&'static str, Value, String)>>,
+    /// Flag and sentence.
+    same: Vec<(String, String)>,
+    gone: Vec<(String, String)>,
+}
+
+impl Values {
+    /// With what is always advised: to look before anything changes.
+    pub fn new(of: &str, workloads: &[Workload]) -> Self {
+        let names: Vec<&str> = workloads
+            .iter()
+            .map(|workload| workload.name.as_str())
+            .filter(|name| !name.is_empty())
+            .collect();
+        let whose = if names.is_empty() {
+            "its command line".to_owned()
+        } else {
+            names.join(" and ")
+        };
+        let mut values = Self {
+            head: format!("Values for the chart of metaproxy, made from {of}'s flags ({whose})."),
+            set: BTreeMap::new(),
+            same: Vec::new(),
+            gone: Vec::new(),
+        };
+        values.set(
+            "",
+            "mode",
+            "observe",
+            "Changes nothing, and tells what would; set it to enforce when that is right",
+        );
+        values
+    }
+
+    /// Sets a value; the last one counts.
+    pub fn set(
+        &mut self,
+        section: &'static str,
+        key: &'static str,
+        value: impl Into<Value>,
+        why: impl Into<String>,
+    ) {
+        let (value, why) = (value.into(), why.into());
+        let section = self.set.entry(section).or_default();
+        match section.iter_mut().find(|(known, ..)| *known == key) {
+            // Of two flags both are named.
+            Some(known) if known.2.starts_with("--") => {
+                known.1 = value;
+                known.2 = format!("{}; {why}", known.2);
+            }
+            Some(known) => (known.1, known.2) = (value, why),
+            None => section.push((key, value, why)),
+        }
+    }
+
+    /// Sets a value as a flag has it.
+    pub fn keep(&mut self, section: &'static str, key: &'static str, flag: &Flag) {
+        self.set(section, key, flag.value.clone(), format!("--{}", flag.name));
+    }
+
+    /// A flag that metaproxy needs none for.
+    pub fn same(&mut self, flag: &Flag, why: impl Into<String>) {
+        self.same.push((flag.shown(), why.into()));
+    }
+
+    /// A flag without counterpart.
+    pub fn gone(&mut self, flag: &Flag, why: impl Into<String>) {
+        self.gone.push((flag.shown(), why.into()));
+    }
+
+    /// A flag that nobody knows.
+    pub fn unknown(&mut self, flag: &Flag) {
+        self.gone(
+            flag,
+            "not known to this program; look whether you need what it did",
+        );
+    }
+
+    /// Where pods of a workload run: ours must run on every node whose pods it served.
+    pub fn placement(&mut self, workload: &Workload) {
+        let is_set = |value: &Value| match value {
+            Value::Object(map) => !map.is_empty(),
+            _ => false,
+        };
+        // A server's nodes are no matter: there is none any more.
+        if is_set(&workload.node_selector) && !workload.is_part("server") {
+            self.set("", "nodeSelector", workload.node_selector.clone(), "As before");
+        }
+    }
+}
+
+impl fmt::Display for Values {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        comment(f, "", &self.head)?;
+        comment(
+            f,
+            "",
+            "deploy/migration.md has the order of steps, and how to go back. `metaproxy explain --manifests` \
+             tells what each of your pods will get.",
+        )?;
+        for (section, entries) in &self.set {
+            let indent = if section.is_empty() { "" } else { "  " };
+            writeln!(f)?;
+            if !section.is_empty() {
+                writeln!(f, "{section}:")?;
+            }
+            for (key, value, why) in entries {
+                comment(f, indent, why)?;
+                // JSON is YAML.
+                writeln!(f, "{indent}{key}: {value}")?;
+            }
+        }
+        let lists = [
+            ("As metaproxy does by itself:", &self.same),
+            ("Without counterpart:", &self.gone),
+        ];
+        for (title, list) in lists {
+            if list.is_empty() {
+                continue;
+            }
+            writeln!(f, "\n# {title}")?;
+            for (flag, why) in list {
+                comment(f, "", &format!("  {flag}: {why}"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// In lines of a readable length; what is in it can't end the comment.
+fn comment(f: &mut fmt::Formatter<'_>, indent: &str, text: &str) -> fmt::Result {
+    const WIDTH: usize = 112;
+    let lead: String = text.chars().take_while(|c| *c == ' ').collect();
+    let mut line = String::new();
+    let mut further = "";
+    for word in text.split_whitespace() {
+        if !line.is_empty() && indent.len() + lead.len() + line.len() + word.len() + 3 > WIDTH {
+            writeln!(f, "{indent}# {lead}{further}{line}")?;
+            line.clear();
+            further = if lead.is_empty() { "" } else { "  " };
+        }
+        if !line.is_empty() {
+            line.push(' ');
+        }
+        line.push_str(word);
+    }
+    writeln!(f, "{indent}# {lead}{further}{line}")
+}

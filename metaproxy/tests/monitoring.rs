@@ -1,0 +1,231 @@
+//! The dashboard and the alerts, evaluated by a Prometheus that scrapes a real agent.
+
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    reason = "a test panics where it fails"
+)]
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Node, agent_binary, dial, node};
+use serde_json::Value;
+use xtask::lab::agent::Agent;
+use xtask::lab::pod::PodSpec;
+
+fn deploy(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path)
+}
+
+/// Expressions of the dashboard's panels, with what Grafana would put into them.
+fn panels() -> Vec<(String, String)> {
+    let text = fs::read_to_string(deploy("dashboards/metaproxy.json")).unwrap();
+    let dashboard: Value = serde_json::from_str(&text).unwrap();
+    let mut found = Vec::new();
+    for panel in dashboard["panels"].as_array().unwrap() {
+        for target in panel["targets"].as_array().unwrap() {
+            let expression = target["expr"].as_str().unwrap();
+            let expression = expression
+                .replace("$instance", ".*")
+                .replace("$__rate_interval", "30s");
+            found.push((panel["title"].as_str().unwrap().to_owned(), expression));
+        }
+    }
+    found
+}
+
+/// Name and expression of each alert.
+fn alerts() -> Vec<(String, String)> {
+    let text = fs::read_to_string(deploy("alerts/metaproxy.yaml")).unwrap();
+    let rules: Value = serde_yaml_ng::from_str(&text).unwrap();
+    let groups = rules["groups"].as_array().unwrap();
+    let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());
+    let text = |rule: &Value, field: &str| rule[field].as_str().unwrap().to_owned();
+    rules
+        .map(|rule| (text(rule, "alert"), text(rule, "expr")))
+        .collect()
+}
+
+/// A Prometheus on the node; dropping kills it.
+struct Prometheus(Child);
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+fn prometheus(node: &Node) -> Prometheus {
+    let dir = node.lab.dir().join("prometheus");
+    fs::create_dir(&dir).unwrap();
+    let config = dir.join("prometheus.yml");
+    let text = format!(
+        "global: {{ scrape_interval: 1s, evaluation_interval: 1s }}\nrule_files: [{}]\nscrape_configs:\n\
+         - {{ job_name: metaproxy, static_configs: [{{ targets: ['127.0.0.1:9808'] }}] }}\n",
+        deploy("alerts/metaproxy.yaml").canonicalize().unwrap().display()
+    );
+    fs::write(&config, text).unwrap();
+    let mut command = node.host_command("prometheus");
+    command
+        .arg(format!("--config.file={}", config.display()))
+        .arg(format!("--storage.tsdb.path={}", dir.join("data").display()))
+        .args(["--web.listen-address=127.0.0.1:9090", "--log.level=warn"])
+        .stdout(Stdio::null());
+    Prometheus(
+        command
+            .spawn()
+            .expect("prometheus: `sudo cargo xtask setup` installs it"),
+    )
+}
+
+/// What Prometheus' API answers; `Null` before it listens.
+fn api(node: &Node, path: &str, query: &str) -> Value {
+    let output = node
+        .host_command("curl")
+        .args([
+            "-s",
+            "--max-time",
+            "5",
+            "-G",
+            &format!("http://127.0.0.1:9090{path}"),
+        ])
+        .args(["--data-urlencode", &format!("query={query}")])
+        .output()
+        .unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_default()
+}
+
+fn result(node: &Node, query: &str) -> Vec<Value> {
+    let answer = api(node, "/api/v1/query", query);
+    assert_eq!(answer["status"], "success", "{query}: {answer}");
+    answer["data"]["result"].as_array().unwrap().clone()
+}
+
+#[test]
+fn every_panel_has_something_to_show_and_every_alert_can_be_evaluated() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let _malformed = node.lab.pod(PodSpec::with_role("malformed", "a b")).unwrap();
+    let _agent = Agent::start(&node.lab, &node.spec()).unwrap();
+    let _prometheus = prometheus(&node);
+    let start = Instant::now();
+    let path = ["--path", "/latest/meta-data/iam/security-credentials/role-a"];
+    // Rates take two scrapes with something in between.
+    loop {
+        dial(&a, &path);
+        let rate = api(
+            &node,
+            "/api/v1/query",
+            "sum(rate(metaproxy_requests_total{kind='credentials'}[30s])) > 0",
+        );
+        if rate["data"]["result"]
+            .as_array()
+            .is_some_and(|found| !found.is_empty())
+        {
+            break;
+        }
+        assert!(
+            start.elapsed() < Duration::from_secs(30),
+            "nothing is scraped: {rate}"
+        );
+        std::thread::sleep(Duration::from_millis(300));
+    }
+    for (title, expression) in panels() {
+        let found = result(&node, &expression);
+        // What is wrong is shown there, and nothing is.
+        let shows_faults = expression.contains("part_ok") || expression.contains("code!=");
+        assert!(
+            !found.is_empty() || shows_faults,
+            "{title}: {expression} shows nothing"
+        );
+    }
+
+    let rules = api(&node, "/api/v1/rules", "");
+    let rules = rules["data"]["groups"][0]["rules"].as_array().unwrap();
+    assert_eq!(rules.len(), alerts().len());
+    for rule in rules {
+        assert_eq!(rule["health"], "ok", "{rule}");
+        // This node is as it should be, but for the pod that is refused.
+        let expected = if rule["name"] == "MetaproxyPodsRefused" {
+            "pending"
+        } else {
+            "inactive"
+        };
+        assert_eq!(rule["state"], expected, "{rule}");
+    }
+}
+
+/// A metric that is renamed would leave an alert silent for ever.
+#[test]
+fn every_metric_of_dashboard_and_alerts_is_one_of_the_agents() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let _agent = Agent::start(&node.lab, &node.spec()).unwrap();
+    dial(&a, &[]);
+    let output = node
+        .host_command("curl")
+        .args(["-s", "--max-time", "5", "http://127.0.0.1:9808/metrics"])
+        .output()
+        .unwrap();
+    let scraped = String::from_utf8(output.stdout).unwrap();
+    let there: BTreeSet<&str> = scraped
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split(['{', ' ']).next())
+        .collect();
+    let name = |text: &str| -> Vec<String> {
+        let parts = text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'));
+        parts
+            .filter(|part| part.starts_with("metaproxy_"))
+            .map(str::to_owned)
+            .collect()
+    };
+    let used: BTreeSet<String> = panels()
+        .iter()
+        .chain(&alerts())
+        .flat_map(|(_, expression)| name(expression))
+        .collect();
+    assert!(used.len() > 10, "{used:?}");
+    for metric in used {
+        assert!(there.contains(metric.as_str()), "{metric} is not among {there:?}");
+    }
+    // And so is what the README tells of.
+    let readme = include_str!("../../README.md");
+    let table: BTreeSet<String> = readme
+        .lines()
+        .filter(|line| line.starts_with("| `metaproxy_"))
+        .flat_map(name)
+        .collect();
+    for metric in &table {
+        let is_there = there.contains(metric.as_str()) || there.contains(format!("{metric}_count").as_str());
+        assert!(is_there, "README: {metric} is not among {there:?}");
+    }
+    for metric in there {
+        let base = ["_bucket", "_count", "_sum"]
+            .iter()
+            .find_map(|end| metric.strip_suffix(end))
+            .unwrap_or(metric);
+        assert!(table.contains(base), "README does not tell of {metric}");
+    }
+}
+
+#[test]
+fn the_rules_are_sound() {
+    if common::lab().is_none() {
+        return;
+    }
+    let output = Command::new("promtool")
+        .args(["check", "rules"])
+        .arg(deploy("alerts/metaproxy.yaml"))
+        .output()
+        .expect("promtool: `sudo cargo xtask setup` installs it");
+    assert!(output.status.success(), "{output:?}");
+    assert!(agent_binary().exists());
+}
