@@ -12,7 +12,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
-pub use self::leftovers::Leftover;
+pub use self::leftovers::{Found, Leftover, Used};
 use crate::apiserver::KubeconfigSource;
 use crate::credentials::sts::StsSettings;
 use crate::imds::upstream::Endpoint;
@@ -85,6 +85,8 @@ pub struct Examination {
     pub admin: Option<std::net::SocketAddr>,
     /// The API server, where there is one.
     pub kubeconfig: Option<KubeconfigSource>,
+    /// Whether namespaces are asked for their policy.
+    pub namespaces: bool,
     /// Whether pods' roles by service accounts are asked for.
     pub web_identity: bool,
     /// The node's metadata service.
@@ -176,6 +178,6 @@ pub async fn examine(examination: &Examination) -> Report {
 }
 
 /// What others have left on this node, and what removes it.
-pub fn leftovers() -> Vec<Leftover> {
-    leftovers::find().leftovers
+pub fn leftovers() -> Found {
+    leftovers::find()
 }

@@ -48,6 +48,30 @@ impl Verdict {
         Self::Waiting,
     ];
 
+    /// By what was decided, before anything is known of a session.
+    fn of(decision: &Decision) -> Self {
+        match decision {
+            Decision::Granted(_) => Self::Granted,
+            // Nobody can tell which of them asks.
+            Decision::Refused { .. } | Decision::NoRole(Reason::Ambiguous { .. }) => Self::Refused,
+            Decision::NoRole(_) => Self::NoRole,
+            Decision::Wait(_) => Self::Waiting,
+        }
+    }
+
+    /// By what was decided, and what there is of the session.
+    pub fn with(decision: &Decision, view: Option<&View>, now: SystemTime) -> Self {
+        let lacks = |view: &&View| view.valid(now).is_none();
+        let failure = view.filter(lacks).and_then(|view| view.failure.as_ref());
+        match (decision, failure) {
+            (Decision::Granted(grant), Some((error, _))) if error.reason(&grant.role).is_refusal() => {
+                Self::Refused
+            }
+            (Decision::Granted(_), Some(_)) => Self::Unavailable,
+            _ => Self::of(decision),
+        }
+    }
+
     /// As a label of metrics.
     pub fn metric(self) -> &'static str {
         match self {
@@ -99,6 +123,9 @@ pub struct Explanation {
     /// What the pod is answered right now.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<AnswerLine>,
+    /// Whether something looks as if a role was asked for in a way that is not read.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub suspicious: bool,
     /// What may have been meant, and what to look at.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<String>,
@@ -202,19 +229,28 @@ impl Explanation {
     pub fn is_bad(&self) -> bool {
         match self.verdict {
             Verdict::Granted => false,
-            Verdict::NoRole => !self.hints.is_empty(),
+            Verdict::NoRole => self.suspicious,
             Verdict::Refused | Verdict::Unavailable | Verdict::Waiting => true,
         }
     }
 
+    /// Adds what may have been meant. Patterns are tried in other ways for it, which costs more than to decide does, so it is
+    /// for those who ask about a pod.
+    pub fn add_hints(&mut self, rules: &Rules, subject: &Subject<'_>, decision: &Decision) {
+        let asked = if rules.firewall {
+            None
+        } else {
+            asked(rules, subject)
+        };
+        let role = asked.as_ref().and_then(|(_, written)| resolve(rules, written));
+        self.suspicious |= hints::is_suspicious(rules, subject);
+        let mut found = hints::of(rules, subject, decision.reason(), asked.as_ref(), role.as_ref());
+        found.append(&mut self.hints);
+        self.hints = found;
+    }
+
     /// Of a pod, by what was decided about it; what the agent does about it is for the agent to add.
     pub fn of(rules: &Rules, subject: &Subject<'_>, decision: &Decision) -> Self {
-        let (verdict, reason) = match decision {
-            Decision::Granted(grant) => (Verdict::Granted, &grant.reason),
-            Decision::Refused { reason, .. } => (Verdict::Refused, reason),
-            Decision::NoRole(reason) => (Verdict::NoRole, reason),
-            Decision::Wait(reason) => (Verdict::Waiting, reason),
-        };
         let asked = if rules.firewall {
             None
         } else {
@@ -234,9 +270,10 @@ impl Explanation {
         Self {
             pod: subject.pod.to_string(),
             uid: Some(subject.pod.uid.to_string()),
-            verdict,
-            because: reason.to_string(),
-            hints: hints::of(rules, subject, reason, asked.as_ref(), role.as_ref()),
+            verdict: Verdict::of(decision),
+            because: decision.reason().to_string(),
+            suspicious: false,
+            hints: Vec::new(),
             role: role.map(|role| role.to_string()),
             asked_by: asked.map(|(source, written)| AskedBy {
                 source: source.to_string(),
@@ -261,16 +298,16 @@ impl Explanation {
     }
 
     /// Adds what there is of the session that was granted; where there is none as STS gives none, that is the verdict.
-    pub fn add_credentials(&mut self, role: &RoleArn, view: Option<&View>, now: SystemTime) {
+    pub fn add_credentials(&mut self, decision: &Decision, view: Option<&View>, now: SystemTime) {
+        let Decision::Granted(grant) = decision else {
+            return;
+        };
+        let role = &grant.role;
         let valid = view.and_then(|view| view.valid(now));
         let failure = view.and_then(|view| view.failure.as_ref());
+        self.verdict = Verdict::with(decision, view, now);
         if let (Some((error, _)), None) = (failure, valid) {
             let reason = error.reason(role);
-            self.verdict = if reason.is_refusal() {
-                Verdict::Refused
-            } else {
-                Verdict::Unavailable
-            };
             self.because = reason.to_string();
             self.hints.extend(hints::of_sts(&reason, role));
         }
@@ -305,6 +342,7 @@ impl Explanation {
             session: None,
             credentials: None,
             answers: Vec::new(),
+            suspicious: false,
             hints: Vec::new(),
         }
     }

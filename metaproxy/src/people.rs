@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::admin::asking::{self, AskError};
 use crate::cli::{AgentArgs, Cli, DoctorArgs, ExplainArgs, MigrateArgs, Output, StatusArgs, UsageError};
-use crate::doctor::{self, Examination};
+use crate::doctor::{self, Examination, Used};
 use crate::explain::{Explanation, offline, table};
 use crate::migrate::{self, Workload};
 use crate::status::Status;
@@ -117,21 +117,33 @@ pub async fn doctor(args: &DoctorArgs, examination: &Examination) -> ExitCode {
 }
 
 fn fix_leftovers() -> ExitCode {
-    let leftovers = doctor::leftovers();
-    if leftovers.is_empty() {
-        print("nothing of kube2iam, kiam or the EKS Pod Identity agent is left on this node\n");
-        return ExitCode::SUCCESS;
+    let found = doctor::leftovers();
+    let mut failed = !found.unseen.is_empty();
+    for unseen in &found.unseen {
+        eprintln!("error: could not be looked at, run this on the node itself, as root: {unseen}");
     }
-    for one in &leftovers {
+    if found.leftovers.is_empty() && !failed {
+        print("nothing of kube2iam, kiam or the EKS Pod Identity agent is left on this node\n");
+    }
+    for one in &found.leftovers {
         print(&format!("{}\n  {}\n", one.what, one.command()));
     }
-    let mut failed = false;
-    for one in &leftovers {
-        match one.remove() {
+    for one in &found.leftovers {
+        let removed = match one.used {
+            Used::No => one
+                .remove()
+                .map_err(|error| format!("{}: {error}", one.command())),
+            Used::By(daemon) => Err(format!("{}: {daemon} uses it; uninstall that first", one.what)),
+            Used::Unknown => Err(format!(
+                "{}: whether it is in use cannot be told from this container; run this on the node itself",
+                one.what
+            )),
+        };
+        match removed {
             Ok(()) => print(&format!("removed: {}\n", one.what)),
             Err(error) => {
                 failed = true;
-                eprintln!("error: not removed: {}: {error}", one.command());
+                eprintln!("error: not removed: {error}");
             }
         }
     }

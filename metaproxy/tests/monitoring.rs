@@ -196,6 +196,33 @@ fn every_metric_of_dashboard_and_alerts_is_one_of_the_agents() {
     for metric in used {
         assert!(there.contains(metric.as_str()), "{metric} is not among {there:?}");
     }
+    // A label's value that is renamed would do the same.
+    let series: Vec<&str> = scraped.lines().filter(|line| !line.starts_with('#')).collect();
+    for (title, expression) in panels().iter().chain(&alerts()) {
+        for selector in expression.split("metaproxy_").skip(1) {
+            let end = selector.find([')', '[', ' ', '=']).unwrap_or(selector.len());
+            let Some((name, matchers)) = selector.split_once('{').filter(|(name, _)| name.len() < end) else {
+                continue;
+            };
+            let name = format!("metaproxy_{name}{{");
+            for matcher in matchers.split('}').next().unwrap().split(',') {
+                let Some((label, values)) =
+                    matcher.split_once('=').filter(|(label, _)| !label.ends_with('!'))
+                else {
+                    continue;
+                };
+                let values = values.trim_start_matches('~').trim_matches(['"', '\'']);
+                for value in values.split('|').filter(|value| *value != ".*") {
+                    let wanted = format!("{label}=\"{value}\"");
+                    let is_there = |line: &&&str| line.starts_with(&name) && line.contains(&wanted);
+                    assert!(
+                        series.iter().find(is_there).is_some(),
+                        "{title}: nothing has {name}{wanted}"
+                    );
+                }
+            }
+        }
+    }
     // And so is what the README tells of.
     let readme = include_str!("../../README.md");
     let table: BTreeSet<String> = readme
@@ -214,6 +241,57 @@ fn every_metric_of_dashboard_and_alerts_is_one_of_the_agents() {
             .unwrap_or(metric);
         assert!(table.contains(base), "README does not tell of {metric}");
     }
+}
+
+/// Series take memory of every Prometheus: their number is not the pods' business.
+#[test]
+fn a_thousand_pods_make_no_more_series_than_one() {
+    let Some(node) = node() else { return };
+    let _agent = Agent::start(&node.lab, &node.spec()).unwrap();
+    let series = || -> BTreeSet<String> {
+        let output = node
+            .host_command("curl")
+            .args(["-s", "--max-time", "5", "http://127.0.0.1:9808/metrics"])
+            .output()
+            .unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines
+            .map(|line| line.rsplit_once(' ').unwrap().0.to_owned())
+            .collect()
+    };
+    let before = series();
+    assert!(before.len() > 80, "{before:?}");
+    let pods: String = (0..1000)
+        .map(|number| {
+            let role = if number % 2 == 0 { format!("role-{number}") } else { "a b".to_owned() };
+            format!(
+                "---\napiVersion: v1\nkind: Pod\nmetadata: {{ name: pod-{number}, namespace: ns-{number}, uid: uid-{number:012}, \
+                 annotations: {{ iam.amazonaws.com/role: '{role}' }} }}\n"
+            )
+        })
+        .collect();
+    node.lab.manifest("thousand.yaml", &pods).unwrap();
+    common::eventually("they are known", || json_status(&node)["podsKnown"] == 1000);
+    let mut after = series();
+    // The one that tells of the session that ends first is there where there is one.
+    after.remove("metaproxy_session_least_left_seconds");
+    assert_eq!(after, before);
+    assert!(
+        !after
+            .iter()
+            .any(|series| series.contains("pod-") || series.contains("role-"))
+    );
+}
+
+fn json_status(node: &Node) -> Value {
+    let output = node
+        .host_command(agent_binary())
+        .args(["status", "--output", "json", "--runtime-dir"])
+        .arg(node.lab.runtime_dir())
+        .output()
+        .unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_default()
 }
 
 #[test]

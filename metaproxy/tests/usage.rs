@@ -38,3 +38,74 @@ fn variables_count_unless_they_are_empty() {
     assert!(said.contains("no source of pods"), "{said}");
     assert_eq!(status, Some(64));
 }
+
+/// What it prints for these words, whether that went well, and what it says beside it.
+fn printed(words: &[&str], input: &str) -> (String, Option<i32>, String) {
+    use std::io::Write as _;
+    let mut child = Command::new(env!("CARGO_BIN_EXE_metaproxy"))
+        .args(words)
+        .env_clear()
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (text(output.stdout), output.status.code(), text(output.stderr))
+}
+
+#[test]
+fn shells_and_man_are_given_every_command() {
+    for words in [
+        &["completions", "bash"][..],
+        &["completions", "zsh"],
+        &["completions", "fish"],
+        &["man"],
+    ] {
+        let (text, status, _) = printed(words, "");
+        assert_eq!(status, Some(0), "{words:?}");
+        for command in ["explain", "doctor", "status", "migrate", "guard"] {
+            assert!(text.to_lowercase().contains(command), "{command} in {words:?}");
+        }
+    }
+    assert!(printed(&["man"], "").0.contains("fix\\-leftovers"));
+}
+
+#[test]
+fn manifests_are_explained_and_moved_over_from_standard_input() {
+    let pods = "kind: Namespace\nmetadata: { name: apps, annotations: { iam.amazonaws.com/permitted: 'web-*' } }\n---\n\
+                kind: Pod\nmetadata: { name: web, annotations: { iam.amazonaws.com/role: web-reader } }\n";
+    let base = ["--base-role-arn", "arn:aws:iam::123456789012:role/"];
+    let words = ["explain", "--manifests", "-", "--namespace", "apps"];
+    let (text, status, _) = printed(&[&words[..], &base].concat(), pods);
+    assert_eq!(status, Some(1));
+    assert!(text.contains("did you mean `web-.*`?"), "{text}");
+    let (text, status, _) = printed(&[&words[..], &base].concat(), &pods.replace("web-*", "web-.*"));
+    assert_eq!(status, Some(0), "{text}");
+    for command in ["explain", "status", "doctor", "migrate"] {
+        assert!(
+            printed(&[command, "--help"], "").0.contains("Exit status: 0"),
+            "{command}"
+        );
+    }
+    let broken = pods.replace("metadata: { name: web,", "metadata: x # {");
+    let (_, status, said) = printed(&[&words[..], &base].concat(), &broken);
+    assert!(status == Some(69) && said.contains("metadata"), "{said}");
+    let (_, status, said) = printed(&["explain"], "");
+    assert_eq!(status, Some(64), "{said}");
+
+    let (text, status, _) = printed(
+        &["migrate", "kube2iam", "--", "--default-role=d", "--iptables"],
+        "",
+    );
+    assert_eq!(status, Some(0));
+    assert!(
+        text.contains("default: \"d\"") && text.contains("--iptables=true: there are no rules"),
+        "{text}"
+    );
+    let (_, status, said) = printed(&["migrate", "kiam"], "kind: DaemonSet\n");
+    assert_eq!(status, Some(69));
+    assert!(said.contains("nothing of kiam in it"), "{said}");
+}

@@ -109,6 +109,10 @@ pub fn lint() -> Result<()> {
         "-D",
         "warnings",
     ]))?;
+    step("rustdoc");
+    run(cargo()
+        .env("RUSTDOCFLAGS", "-D warnings")
+        .args(["doc", "--quiet", "--workspace", "--no-deps"]))?;
     step("cargo-deny");
     // Advisories come from a repository on the network, and are looked at where there is one.
     run(Command::new(setup::deny()?)

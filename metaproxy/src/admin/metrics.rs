@@ -200,14 +200,14 @@ impl Snapshot {
             let count = ConstGauge::new(i64::try_from(*count).unwrap_or(i64::MAX));
             count.encode(family.encode_family(&[("verdict", *verdict)])?)?;
         }
-        let about =
-            "Sessions: valid, failing (valid, but not renewed), failed (none, and STS gave none), fetching";
+        let about = "Sessions: valid, failing (valid, but not renewed), failed (none, and STS gave none), fetching, idle (left to end)";
         let mut family = encoder.encode_descriptor("sessions", about, None, gauge)?;
         let Tally {
             valid,
             failing,
             failed,
             fetching,
+            idle,
             oldest,
             least_left,
         } = self.sessions;
@@ -216,17 +216,18 @@ impl Snapshot {
             ("failing", failing),
             ("failed", failed),
             ("fetching", fetching),
+            ("idle", idle),
         ] {
             let count = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
             count.encode(family.encode_family(&[("state", state)])?)?;
         }
         let seconds = |time: Option<Duration>| ConstGauge::new(time.unwrap_or_default().as_secs_f64());
-        let about = "The age of the oldest valid session; 0 without one";
+        let about = "The age of the oldest session that is renewed; 0 without one";
         let unit = Some(&Unit::Seconds);
         seconds(oldest).encode(encoder.encode_descriptor("session_oldest_age", about, unit, gauge)?)?;
         // Without one there is nothing that could end.
         if least_left.is_some() {
-            let about = "What is left of the valid session that ends first";
+            let about = "What is left of the session that ends first, of those that are renewed";
             seconds(least_left).encode(encoder.encode_descriptor(
                 "session_least_left",
                 about,

@@ -19,7 +19,7 @@ p { margin: .15rem 0 } .soft { color: var(--soft) } .good { color: var(--good) }
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line) }
 th { font-weight: 600; font-size: .85rem; color: var(--soft) } td.number { text-align: right; font-variant-numeric: tabular-nums }
-code { font: .92em ui-monospace, monospace; overflow-wrap: anywhere }
+td.role { min-width: 22rem } code { font: .92em ui-monospace, monospace; overflow-wrap: anywhere }
 ";
 
 /// The whole document.
@@ -81,7 +81,7 @@ fn write(page: &mut String, status: &Status) -> std::fmt::Result {
             } = pod;
             write!(
                 page,
-                "<tr><td>{}</td><td class=\"{class}\">{}</td><td><code>{}</code></td><td>{}</td><td>{}</td></tr>",
+                "<tr><td>{}</td><td class=\"{class}\">{}</td><td class=\"role\"><code>{}</code></td><td>{}</td><td>{}</td></tr>",
                 escaped(pod),
                 escaped(verdict),
                 escaped(role.as_deref().unwrap_or("–")),

@@ -33,6 +33,9 @@ const AGAIN: Duration = Duration::from_secs(10);
 /// For a request's head, and between requests.
 const PATIENCE: Duration = Duration::from_secs(10);
 
+/// For a connection: one that does not take its answers must not keep a place for ever.
+const LONGEST: Duration = Duration::from_secs(300);
+
 /// Connections of the port at a time: others are closed, and the socket, which probes use, is not affected.
 const CONNECTIONS: usize = 32;
 
@@ -56,6 +59,7 @@ pub struct Admin {
     sources: Arc<dyn Sources>,
     desk: Arc<dyn Desk>,
     places: Arc<Semaphore>,
+    turns: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Admin {
@@ -73,6 +77,7 @@ impl Admin {
             sources,
             desk,
             places,
+            turns: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -134,8 +139,10 @@ impl Admin {
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE)
                 .serve_connection(TokioIo::new(stream), service);
-            if let Err(error) = connection.await {
-                debug!("an admin connection ended: {error}");
+            match tokio::time::timeout(LONGEST, connection).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => debug!("an admin connection ended: {error}"),
+                Err(_) => debug!("an admin connection was open for too long"),
             }
             drop(place);
         });
@@ -151,29 +158,42 @@ impl Admin {
             "/healthz" => text(StatusCode::OK, "ok\n"),
             "/readyz" if self.health.is_ready() => text(StatusCode::OK, self.health.to_string()),
             "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, self.health.to_string()),
-            "/metrics" => match metrics::text(&*self.sources, &self.health, &self.desk.verdicts()) {
-                Ok(metrics) => {
-                    let mut response = text(StatusCode::OK, metrics);
-                    let kind = HeaderValue::from_static(metrics::CONTENT_TYPE);
-                    response.headers_mut().insert(CONTENT_TYPE, kind);
-                    response
-                }
-                Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
-            },
-            "/" => {
-                let mut response = text(StatusCode::OK, page::html(&self.desk.status()));
-                let headers = response.headers_mut();
-                headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html; charset=utf-8"));
-                headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(page::POLICY));
-                response
-            }
-            "/status" => json(&self.desk.status()),
+            "/metrics" => self.apart(Self::metrics).await,
+            "/" => self.apart(Self::page).await,
+            "/status" => self.apart(|admin| json(&admin.desk.status())).await,
             "/explain" if is_socket => json(&self.desk.explain(None).await),
             _ => match path.strip_prefix("/explain/").filter(|_| is_socket) {
                 Some(pod) => json(&self.desk.explain(Some(pod.to_owned())).await),
                 None => text(StatusCode::NOT_FOUND, "/, /status, /healthz, /readyz, /metrics\n"),
             },
         }
+    }
+}
+
+impl Admin {
+    /// Puts an answer together beside the threads that answer pods, one at a time: it looks at every pod and descriptor.
+    async fn apart(
+        &self,
+        answer: impl FnOnce(&Self) -> Response<Full<Bytes>> + Send + 'static,
+    ) -> Response<Full<Bytes>> {
+        let _turn = self.turns.acquire().await;
+        let admin = self.clone();
+        let done = tokio::task::spawn_blocking(move || answer(&admin)).await;
+        done.unwrap_or_else(|error| text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")))
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        match metrics::text(&*self.sources, &self.health, &self.desk.verdicts()) {
+            Ok(metrics) => typed(metrics::CONTENT_TYPE, metrics),
+            Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
+        }
+    }
+
+    fn page(&self) -> Response<Full<Bytes>> {
+        let mut response = typed("text/html; charset=utf-8", page::html(&self.desk.status()));
+        let policy = HeaderValue::from_static(page::POLICY);
+        response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+        response
     }
 }
 
@@ -198,14 +218,16 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 
 fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
     match serde_json::to_vec(value) {
-        Ok(body) => {
-            let mut response = text(StatusCode::OK, body);
-            let kind = HeaderValue::from_static("application/json");
-            response.headers_mut().insert(CONTENT_TYPE, kind);
-            response
-        }
+        Ok(body) => typed("application/json", body),
         Err(error) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")),
     }
+}
+
+fn typed(kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::OK, body);
+    let kind = HeaderValue::from_static(kind);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
 }
 
 fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {

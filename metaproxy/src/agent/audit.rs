@@ -1,5 +1,6 @@
 //! The audit log: one line for each session that is issued, by which CloudTrail's entries lead back to pods.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -36,6 +37,7 @@ impl<I: Issuer> Issuer for Audited<I> {
 /// What a line tells. Nothing of it is secret: an access key id is what CloudTrail shows.
 #[derive(Debug, PartialEq, Eq)]
 struct Entry {
+    /// Its name; `namespace/name` of each where several share a session.
     pod: String,
     namespace: String,
     service_account: String,
@@ -49,20 +51,26 @@ struct Entry {
 
 impl Entry {
     fn of(key: &SessionKey, session: &Session, pods: &[Arc<Pod>]) -> Self {
-        let each = |of: fn(&Pod) -> String| {
-            let mut found: Vec<String> = pods.iter().take(NAMED).map(|pod| of(pod)).collect();
-            found.dedup();
-            if pods.len() > NAMED {
-                found.push(format!("and {} more", pods.len() - NAMED));
+        let distinct = |of: fn(&Pod) -> &str| {
+            let found: BTreeSet<&str> = pods.iter().map(|pod| of(pod)).collect();
+            found.into_iter().take(NAMED).collect::<Vec<_>>().join(",")
+        };
+        let names = match pods {
+            [pod] => pod.name.clone(),
+            pods => {
+                let mut names: Vec<String> = pods.iter().take(NAMED).map(ToString::to_string).collect();
+                if pods.len() > NAMED {
+                    names.push(format!("and {} more", pods.len() - NAMED));
+                }
+                names.join(",")
             }
-            found.join(",")
         };
         let until = session.expiration();
         let life = until.duration_since(SystemTime::now()).unwrap_or_default();
         Self {
-            pod: each(|pod| pod.name.clone()),
-            namespace: each(|pod| pod.namespace.clone()),
-            service_account: each(|pod| pod.service_account.clone()),
+            pod: names,
+            namespace: distinct(|pod| &pod.namespace),
+            service_account: distinct(|pod| &pod.service_account),
             role: key.role.to_string(),
             session_name: key.shape.name.to_string(),
             access_key_id: session.access_key_id().to_owned(),
@@ -188,9 +196,9 @@ mod tests {
     #[test]
     fn those_who_share_a_session_are_named_as_far_as_a_line_holds_them() {
         let shared = ["--session-scope", "role"];
-        assert_eq!(entry(&shared, 4).pod, "web-1,web-2,web-3");
+        assert_eq!(entry(&shared, 4).pod, "apps/web-1,apps/web-2,apps/web-3");
         let many = entry(&shared, 31);
         assert!(many.pod.ends_with(",and 10 more"), "{}", many.pod);
-        assert_eq!(many.namespace, "apps,and 10 more");
+        assert_eq!(many.namespace, "apps");
     }
 }

@@ -8,18 +8,19 @@ use http_body_util::{BodyExt as _, Either};
 use hyper::StatusCode;
 use metaproxy_common::layout::{Counter, GuardCounter};
 use tokio::sync::watch;
+use tracing::info;
 
 use super::{Mode, Settings};
 use crate::admin::{Desk, Explaining, Sources};
-use crate::credentials::{Issuer, SessionKey, Sessions, timestamp};
+use crate::credentials::{Issuer, SessionKey, Sessions, View, timestamp};
 use crate::explain::{AnswerLine, Explanation, Subject, Verdict};
 use crate::health::{Condition, Health};
 use crate::imds::server::Server;
 use crate::imds::{Caller, in_words};
 use crate::intercept::caller::CurrentPods;
 use crate::intercept::inspect::{self, Target};
-use crate::pods::{Inventory, Known, Pod, Pods};
-use crate::roles::{Decision, Reason, Rules};
+use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
+use crate::roles::{Decision, Reason, RoleArn, Rules, WrittenRole};
 use crate::status::{AttachedLine, PartLine, PodLine, Status};
 
 /// What stays the same for as long as an agent runs.
@@ -64,6 +65,26 @@ impl Identity {
     }
 }
 
+/// What the agent was told to do, in one line.
+pub(super) fn tell_settings(settings: &Settings) {
+    let on = |is_on: bool| if is_on { "on" } else { "off" };
+    let rules = &settings.rules;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        mode = settings.mode.label(),
+        node = rules.sessions.node.as_deref().unwrap_or("(not named)"),
+        namespace_policy = if rules.namespaces.required {
+            "required"
+        } else {
+            "off"
+        },
+        default_role = rules.default_role.as_ref().map_or("none", WrittenRole::name),
+        web_identity = on(rules.web_identity),
+        through = settings.sts.through.as_ref().map_or("nobody", RoleArn::as_str),
+        "metaproxy starts"
+    );
+}
+
 impl<I: Issuer> Desk for Answers<I> {
     fn explain(&self, wanted: Option<String>) -> Explaining<'_> {
         Box::pin(async move {
@@ -74,7 +95,9 @@ impl<I: Issuer> Desk for Answers<I> {
                 if wanted.as_ref().is_some_and(|wanted| *wanted != name) {
                     continue;
                 }
-                let mut one = self.explanation(&inventory, &pod);
+                let (mut one, decision) = self.explanation(&inventory, &pod);
+                let rules = Arc::clone(&self.rules.borrow());
+                one.add_hints(&rules, &subject(&inventory, &pod), &decision);
                 if is_alone && wanted.is_some() {
                     one.answers = self.answers(&pod).await;
                 }
@@ -87,9 +110,11 @@ impl<I: Issuer> Desk for Answers<I> {
 
     fn verdicts(&self) -> BTreeMap<Verdict, u64> {
         let inventory = Arc::clone(&self.pods.borrow());
+        let rules = Arc::clone(&self.rules.borrow());
         let mut verdicts = BTreeMap::new();
         for (pod, _) in pods_of(&inventory) {
-            let verdict = self.explanation(&inventory, &pod).verdict;
+            let decision = rules.resolve(&inventory, caller_uid(&pod));
+            let verdict = Verdict::with(&decision, self.view(&decision).as_ref(), SystemTime::now());
             *verdicts.entry(verdict).or_default() += 1;
         }
         verdicts
@@ -98,7 +123,7 @@ impl<I: Issuer> Desk for Answers<I> {
     fn status(&self) -> Status {
         let inventory = Arc::clone(&self.pods.borrow());
         let mut pods: Vec<PodLine> = pods_of(&inventory)
-            .map(|(pod, _)| self.explanation(&inventory, &pod))
+            .map(|(pod, _)| self.explanation(&inventory, &pod).0)
             .filter(|one| one.verdict != Verdict::NoRole)
             .map(pod_line)
             .collect();
@@ -108,12 +133,7 @@ impl<I: Issuer> Desk for Answers<I> {
         let uptime = self.identity.started.elapsed().unwrap_or_default();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            mode: match self.identity.mode {
-                Mode::Enforce => "enforce",
-                Mode::Observe => "observe",
-                Mode::Firewall => "firewall",
-            }
-            .to_owned(),
+            mode: self.identity.mode.label().to_owned(),
             node: self.identity.node.clone(),
             pid: std::process::id(),
             started: timestamp(self.identity.started),
@@ -138,28 +158,31 @@ impl<I: Issuer> Desk for Answers<I> {
 }
 
 impl<I: Issuer> Answers<I> {
-    fn explanation(&self, inventory: &Inventory, pod: &Pod) -> Explanation {
+    /// Why a pod gets what it gets, without hints.
+    fn explanation(&self, inventory: &Inventory, pod: &Pod) -> (Explanation, Decision) {
         let rules = Arc::clone(&self.rules.borrow());
-        let decision = rules.resolve(inventory, &pod.uid);
+        let decision = rules.resolve(inventory, caller_uid(pod));
         if let Decision::NoRole(reason @ Reason::Ambiguous { .. }) = &decision {
-            return Explanation::of_ambiguous(pod, reason);
+            return (Explanation::of_ambiguous(pod, reason), decision);
         }
-        let subject = Subject {
-            pod,
-            namespace: inventory.namespace(&pod.namespace),
-            account: inventory.service_account(pod),
-        };
-        let mut one = Explanation::of(&rules, &subject, &decision);
+        let mut one = Explanation::of(&rules, &subject(inventory, pod), &decision);
         if let (Some(session), Some(through)) = (&mut one.session, &self.identity.through)
             && session.assumed_by == crate::explain::NODE
         {
             session.assumed_by = format!("{through}, which the node's role assumes first");
         }
-        if let (Decision::Granted(grant), Some(serving)) = (&decision, &self.serving) {
-            let view = serving.sessions.view(&SessionKey::of_grant(grant));
-            one.add_credentials(&grant.role, view.as_ref(), SystemTime::now());
+        if self.serving.is_some() {
+            one.add_credentials(&decision, self.view(&decision).as_ref(), SystemTime::now());
         }
-        one
+        (one, decision)
+    }
+
+    /// What there is of the session that was granted.
+    fn view(&self, decision: &Decision) -> Option<View> {
+        let (Decision::Granted(grant), Some(serving)) = (decision, &self.serving) else {
+            return None;
+        };
+        serving.sessions.view(&SessionKey::of_grant(grant))
     }
 
     /// What the pod is answered, by asking for it in its place. Nothing secret leaves here.
@@ -182,7 +205,7 @@ impl<I: Issuer> Answers<I> {
             }];
         }
         let caller = Caller {
-            uid: pod.uid.clone(),
+            uid: caller_uid(pod).clone(),
             address: pod
                 .ips
                 .first()
@@ -225,6 +248,19 @@ impl<I: Issuer> Answers<I> {
                 .map(|counter| (format!("kernel: {}", counter.label()), figures.kernel(*counter))),
         );
         all
+    }
+}
+
+/// The UID that its processes are known by: the kubelet makes a static pod's cgroup by its hash.
+fn caller_uid(pod: &Pod) -> &PodUid {
+    pod.static_uid.as_ref().unwrap_or(&pod.uid)
+}
+
+fn subject<'a>(inventory: &'a Inventory, pod: &'a Pod) -> Subject<'a> {
+    Subject {
+        pod,
+        namespace: inventory.namespace(&pod.namespace),
+        account: inventory.service_account(pod),
     }
 }
 

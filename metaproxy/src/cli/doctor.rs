@@ -9,17 +9,18 @@ use clap::Args;
 use super::args::PlaceArgs;
 use super::people::AgentArgs;
 use super::usage::{UsageError, check_url, imds_endpoint, kubeconfig_of_environment, role};
-use super::{AdminAddress, Switch};
+use super::{AdminAddress, NamespacePolicy, Switch};
 use crate::apiserver::KubeconfigSource;
 use crate::credentials::sts::StsSettings;
 use crate::doctor::Examination;
 use crate::roles::session_name::SessionName;
 
 /// `metaproxy doctor`
-///
-/// Flags, and variables of the environment, are those of `metaproxy run`, so that in the agent's container it looks at what
-/// the agent is told. Exit status: 0 where everything is as it should be, 1 with warnings, 2 with problems; 64 on bad usage.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Flags and variables of the environment are those of `metaproxy run`. Exit status: 0 where everything is as it \
+                        should be, 1 with warnings, 2 with problems; 64 on bad usage."
+)]
 pub struct DoctorArgs {
     /// Remove what kube2iam, kiam or the EKS Pod Identity agent have left on this node, after showing it
     #[arg(long)]
@@ -48,6 +49,15 @@ pub struct DoctorArgs {
     /// Kubeconfig of the API server [default: the service account of this pod, else $KUBECONFIG, else none is asked]
     #[arg(long, env = "METAPROXY_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
+
+    /// Whether namespaces are to be asked for their policy
+    #[arg(
+        long,
+        env = "METAPROXY_NAMESPACE_POLICY",
+        value_name = "POLICY",
+        default_value = "required"
+    )]
+    namespace_policy: NamespacePolicy,
 
     /// Whether service accounts are to be asked for their pods' roles
     #[arg(
@@ -101,6 +111,7 @@ impl DoctorArgs {
             listen: (IpAddr::V4(Ipv4Addr::UNSPECIFIED), self.listen_port).into(),
             admin: self.admin_address.0,
             kubeconfig: given.or_else(kubeconfig_of_environment),
+            namespaces: self.namespace_policy == NamespacePolicy::Required,
             web_identity: self.web_identity == Switch::On,
             sts: StsSettings {
                 region: self.region.clone(),

@@ -9,7 +9,7 @@ use super::{Close, UsageError};
 use crate::guard::Settings;
 use crate::intercept::guard::Choice;
 
-/// `metaproxy guard`. Every flag can also be given as METAPROXY_<FLAG>.
+/// `metaproxy guard`. Every flag can also be given as `METAPROXY_<FLAG>`.
 #[derive(Debug, Args)]
 pub struct GuardArgs {
     #[command(flatten)]

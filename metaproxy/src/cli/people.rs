@@ -36,10 +36,11 @@ pub struct AgentArgs {
 }
 
 /// `metaproxy explain`
-///
-/// Exit status: 0 where nothing is wrong; 1 where a pod does not get a role that it seems to ask for; 64 on bad usage; 69
-/// where nobody can be asked.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 where nothing is wrong; 1 where a pod does not get a role that it seems to ask for; 64 on bad \
+                        usage; 69 where nobody can be asked."
+)]
 pub struct ExplainArgs {
     /// The pod, as NAMESPACE/POD
     #[arg(value_name = "NAMESPACE/POD", required_unless_present_any = ["all", "manifests"])]
@@ -80,9 +81,10 @@ impl ExplainArgs {
 }
 
 /// `metaproxy status`
-///
-/// Exit status: 0 where pods are served; 1 where they are not; 64 on bad usage; 69 where no agent answers.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 where pods are served; 1 where they are not; 64 on bad usage; 69 where no agent answers."
+)]
 pub struct StatusArgs {
     /// Show it again and again, this often
     #[arg(
@@ -97,11 +99,9 @@ pub struct StatusArgs {
 }
 
 /// `metaproxy migrate`
-///
-/// Prints a values file for metaproxy's chart. Exit status: 0; 64 on bad usage; 69 where the manifest has nothing to move.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  kubectl -n kube-system get daemonset kube2iam -o yaml | metaproxy migrate kube2iam > values.yaml\n  \
+    after_help = "Exit status: 0; 64 on bad usage; 69 where a manifest has nothing to move.\n\nExamples:\n  kubectl -n kube-system get daemonset kube2iam -o yaml | metaproxy migrate kube2iam > values.yaml\n  \
                         metaproxy migrate kiam agent.yaml server.yaml\n  metaproxy migrate kube2iam -- --base-role-arn=... --iptables=true"
 )]
 pub struct MigrateArgs {

@@ -12,7 +12,7 @@ use super::{AdminAddress, ImdsV1, Switch, values};
 use crate::agent::Mode;
 use crate::intercept::guard::Choice;
 
-/// `metaproxy run`. Every flag can also be given as METAPROXY_<FLAG>.
+/// `metaproxy run`. Every flag can also be given as `METAPROXY_<FLAG>`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
     /// Name of this node, whose pods are served [default: $NODE_NAME]

@@ -7,6 +7,7 @@ use metaproxy_common::layout::{Config, Destination};
 use metaproxy_common::names;
 
 use super::{Examination, Finding};
+use crate::admin::asking;
 use crate::intercept::cgroups::{CgroupError, Locator, PodsCgroup};
 use crate::intercept::foreign::{self, Foreign};
 use crate::intercept::guard::Choice;
@@ -36,7 +37,7 @@ pub(super) fn examine(examination: &Examination) -> Vec<Finding> {
     };
     findings.extend(foreign_programs(place));
     if missing.is_empty() {
-        findings.extend(hooks(place));
+        findings.extend(hooks(place, &examination.runtime_dir));
     }
     findings
 }
@@ -97,11 +98,12 @@ fn pods_cgroup(examination: &Examination) -> (Finding, Option<Place>) {
         Ok(locator) => locator,
         Err(error) => return (problem(error), None),
     };
-    let root = locator.roots().first().cloned().unwrap_or_default();
     let place = |dir: &Path| {
+        // The same tree may be mounted in several places.
+        let root = locator.roots().iter().find(|root| dir.starts_with(root));
         Some(Place {
             dir: dir.to_owned(),
-            root: root.clone(),
+            root: root.cloned().unwrap_or_else(|| dir.to_owned()),
         })
     };
     let check = |pods: PodsCgroup| pods.check_lookup().map(|()| pods);
@@ -127,7 +129,12 @@ fn pods_cgroup(examination: &Examination) -> (Finding, Option<Place>) {
                     format!("there is no pods' cgroup ({})", locator.describe()),
                     "it is there once the kubelet runs; where the kubelet's --cgroup-root is another, --cgroup DIR names it",
                 ),
-                place(&root),
+                place(
+                    locator
+                        .roots()
+                        .first()
+                        .map_or(Path::new("/sys/fs/cgroup"), PathBuf::as_path),
+                ),
             ),
             Err(error) => (problem(error), None),
         },
@@ -217,9 +224,13 @@ impl Drop for Trial {
 }
 
 /// Loads and attaches what redirects and what guards, where no process is.
-fn hooks(place: &Place) -> Vec<Finding> {
+fn hooks(place: &Place, runtime_dir: &Path) -> Vec<Finding> {
     let (trial, dir) = match Trial::new(&place.dir) {
         Ok(trial) => trial,
+        // A container sees them read-only; whoever is attached already needs no trial.
+        Err(_) if is_attached(runtime_dir) => {
+            return vec![Finding::ok("hooks", "attached by the agent that runs here")];
+        }
         Err(error) => {
             return vec![Finding::warning(
                 "hooks",
@@ -263,6 +274,10 @@ fn hooks(place: &Place) -> Vec<Finding> {
     };
     drop(trial);
     vec![redirect, guard]
+}
+
+fn is_attached(runtime_dir: &Path) -> bool {
+    asking::status(runtime_dir).is_ok_and(|status| !status.attached.is_empty())
 }
 
 fn refused(check: &'static str, error: &ProgramsError) -> Finding {

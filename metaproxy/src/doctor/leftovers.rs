@@ -4,23 +4,19 @@
 //! Rules are read and removed by iptables' own tools, as only they know how they wrote them.
 
 use std::fs;
-use std::path::Path;
 use std::process::Command;
 
 use serde::Serialize;
 
 use super::Finding;
-use super::node::processes;
+use super::node::{processes, sees_all_processes};
 
 /// Of the EKS Pod Identity agent (its configuration package names it).
 const POD_IDENTITY_LINK: &str = "pod-id-link0";
 
-/// How a process that is still there is called (`comm`, 15 characters).
-const DAEMONS: [(&str, &str); 3] = [
-    ("kube2iam", "kube2iam"),
-    ("kiam", "kiam"),
-    ("eks-pod-identit", "the EKS Pod Identity agent"),
-];
+/// Who makes rules, and who the interface, by the names of their processes.
+const OF_RULES: [(&str, &str); 2] = [("kube2iam", "kube2iam"), ("kiam", "kiam")];
+const OF_LINK: [(&str, &str); 1] = [("eks-pod-identity-agent", "the EKS Pod Identity agent")];
 
 /// Both ways in which iptables keeps rules, for both families: what shows them, what changes them, and a file that is empty
 /// where there are none (looking would load the module otherwise).
@@ -53,6 +49,20 @@ pub struct Leftover {
     pub what: String,
     /// Program and arguments that remove it.
     pub removal: Vec<String>,
+    /// Whether whoever made it is still there.
+    pub used: Used,
+}
+
+/// Whether something is in use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Used {
+    /// Nobody who makes such things runs here.
+    No,
+    /// By this one.
+    By(&'static str),
+    /// That can't be told from this container, which does not see the node's processes.
+    Unknown,
 }
 
 impl Leftover {
@@ -81,34 +91,50 @@ impl Leftover {
 
 /// What was found, and what could not be looked at.
 #[derive(Debug, Default)]
-pub(super) struct Found {
+pub struct Found {
+    /// What was found.
     pub leftovers: Vec<Leftover>,
-    /// Daemons that are still running: what they made is in use.
-    running: Vec<&'static str>,
-    unseen: Vec<String>,
+    /// What could not be looked at, and why not.
+    pub unseen: Vec<String>,
+}
+
+fn used(by: &[(&str, &'static str)], processes: Option<&[String]>) -> Used {
+    let Some(processes) = processes else {
+        return Used::Unknown;
+    };
+    let is_there = |name: &str| processes.iter().any(|process| process == name);
+    by.iter()
+        .find(|(process, _)| is_there(process))
+        .map_or(Used::No, |(_, name)| Used::By(name))
 }
 
 pub(super) fn find() -> Found {
     let mut found = Found::default();
-    let processes = processes();
-    let is_running = |comm: &str| processes.iter().any(|name| name == comm);
-    found.running = DAEMONS
-        .iter()
-        .filter(|(comm, _)| is_running(comm))
-        .map(|(_, name)| *name)
-        .collect();
+    let processes = sees_all_processes().then(processes);
+    let of_rules = used(&OF_RULES, processes.as_deref());
     for (save, change, names) in TOOLS {
-        if names.is_some_and(|names| fs::read_to_string(names).unwrap_or_default().trim().is_empty()) {
-            continue;
+        match names.map(fs::read_to_string) {
+            // Not a single table, or no such family.
+            Some(Ok(names)) if names.trim().is_empty() => continue,
+            Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => continue,
+            Some(Err(error)) => {
+                found.unseen.push(format!("{change}: {error}"));
+                continue;
+            }
+            Some(Ok(_)) | None => {}
         }
         match Command::new(save).args(["-t", "nat"]).output() {
-            Ok(output) => found
-                .leftovers
-                .extend(rules(&String::from_utf8_lossy(&output.stdout), change)),
-            // Legacy rules are there, and nothing that could show them.
-            Err(_) if names.is_some() => found.unseen.push(format!("{change} (legacy tables are in use)")),
-            Err(_) if Path::new("/proc/net/netfilter").exists() => found.unseen.push(change.to_owned()),
-            Err(_) => {}
+            Ok(output) if output.status.success() => {
+                found
+                    .leftovers
+                    .extend(rules(&String::from_utf8_lossy(&output.stdout), change, of_rules))
+            }
+            Ok(output) => {
+                let said = String::from_utf8_lossy(&output.stderr);
+                let first = said.lines().next().unwrap_or_default();
+                found.unseen.push(format!("{save}: {first}"));
+            }
+            Err(error) => found.unseen.push(format!("{save}: {error}")),
         }
     }
     if nix::net::if_::if_nametoindex(POD_IDENTITY_LINK).is_ok() {
@@ -117,13 +143,14 @@ pub(super) fn find() -> Found {
             removal: ["ip", "link", "delete", POD_IDENTITY_LINK]
                 .map(str::to_owned)
                 .into(),
+            used: used(&OF_LINK, processes.as_deref()),
         });
     }
     found
 }
 
 /// Of the nat table as `iptables-save` writes it, rules that send the metadata service's port 80 elsewhere.
-fn rules(saved: &str, change: &str) -> Vec<Leftover> {
+fn rules(saved: &str, change: &str, used: Used) -> Vec<Leftover> {
     let mut found = Vec::new();
     for line in saved.lines().filter(|line| line.starts_with("-A ")) {
         let Some(words) = shlex::split(line) else {
@@ -150,6 +177,7 @@ fn rules(saved: &str, change: &str) -> Vec<Leftover> {
                 "rule of kube2iam or kiam ({change}){of}: the metadata service's connections go to {to}"
             ),
             removal,
+            used,
         });
     }
     found
@@ -160,31 +188,32 @@ pub(super) fn examine(found: &Found) -> Vec<Finding> {
     let mut findings: Vec<Finding> = found
         .leftovers
         .iter()
-        .map(|one| {
-            if found.running.is_empty() {
-                Finding::warning(
-                    CHECK,
-                    format!("{}, and none of them is running here", one.what),
-                    format!(
-                        "{}\n(or all at once: metaproxy doctor --fix-leftovers)",
-                        one.command()
-                    ),
-                )
-            } else {
-                Finding::warning(
-                    CHECK,
-                    format!("{}; {} is running here", one.what, found.running.join(" and ")),
-                    format!("uninstall that first, or it comes back; then {}", one.command()),
-                )
-            }
+        .map(|one| match one.used {
+            Used::No => Finding::warning(
+                CHECK,
+                format!("{}, and nobody who makes such things is running here", one.what),
+                format!("{}\n(or all at once: metaproxy doctor --fix-leftovers)", one.command()),
+            ),
+            Used::By(daemon) => Finding::ok(
+                CHECK,
+                format!("{}, which {daemon} uses; when that is gone, this removes it: {}", one.what, one.command()),
+            ),
+            Used::Unknown => Finding::ok(
+                CHECK,
+                format!(
+                    "{}; whether it is in use cannot be told from this container. Where it is not, this removes it: {}",
+                    one.what,
+                    one.command()
+                ),
+            ),
         })
         .collect();
-    if !found.unseen.is_empty() && findings.is_empty() {
+    if !found.unseen.is_empty() {
         findings.push(Finding::ok(
             CHECK,
             format!(
-                "could not be looked for everywhere, as {} is not here; run it on the node itself for that",
-                found.unseen.join(" and ")
+                "not everything could be looked at ({}); run it on the node itself, as root, for that",
+                found.unseen.join("; ")
             ),
         ));
     }
@@ -199,6 +228,7 @@ pub(super) fn examine(found: &Found) -> Vec<Finding> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::Level;
     use super::*;
 
     const SAVED: &str = r#"# Generated by iptables-save v1.8.9
@@ -216,7 +246,7 @@ COMMIT
 
     #[test]
     fn only_rules_that_send_the_metadata_service_elsewhere_are_found() {
-        let found = rules(SAVED, "iptables-legacy");
+        let found = rules(SAVED, "iptables-legacy", Used::No);
         let commands: Vec<String> = found.iter().map(Leftover::command).collect();
         assert_eq!(
             commands,
@@ -237,31 +267,24 @@ COMMIT
     }
 
     #[test]
-    fn what_is_in_use_is_not_advised_to_be_removed_at_once() {
-        let leftovers = rules(SAVED, "iptables-nft");
-        let running = Found {
-            leftovers: leftovers.clone(),
-            running: vec!["kiam"],
+    fn what_is_in_use_or_may_be_is_no_leftover() {
+        let found = |used| Found {
+            leftovers: rules(SAVED, "iptables-nft", used),
             unseen: Vec::new(),
         };
-        assert!(
-            examine(&running)[0]
-                .advice
-                .as_ref()
-                .unwrap()
-                .starts_with("uninstall that first")
-        );
-        let gone = Found {
-            leftovers,
-            ..Found::default()
-        };
-        assert!(
-            examine(&gone)[0]
-                .advice
-                .as_ref()
-                .unwrap()
-                .contains("--fix-leftovers")
-        );
-        assert_eq!(examine(&Found::default())[0].level, super::super::Level::Ok);
+        let first = |found: &Found| examine(found).remove(0);
+        assert_eq!(first(&found(Used::By("kiam"))).level, Level::Ok);
+        assert_eq!(first(&found(Used::Unknown)).level, Level::Ok);
+        let gone = first(&found(Used::No));
+        assert!(gone.level == Level::Warning && gone.advice.as_ref().unwrap().contains("--fix-leftovers"));
+        assert_eq!(first(&Found::default()).level, Level::Ok);
+    }
+
+    #[test]
+    fn who_uses_them_is_told_by_the_processes_that_are_seen() {
+        let processes = ["kiam", "kubelet"].map(str::to_owned);
+        assert_eq!(used(&OF_RULES, Some(&processes)), Used::By("kiam"));
+        assert_eq!(used(&OF_LINK, Some(&processes)), Used::No);
+        assert_eq!(used(&OF_LINK, None), Used::Unknown);
     }
 }

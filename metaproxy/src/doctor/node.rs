@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream, ToSocketAddrs as _};
 use std::os::fd::AsRawFd as _;
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ use crate::roles::{Principal, SessionShape};
 /// For the metadata service, which answers within milliseconds.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// Processes by which a runtime keeps pods in a kernel of their own.
+/// Processes by which a runtime keeps pods in a kernel of their own, by how their names begin.
 const SANDBOXES: [(&str, &str); 4] = [
     ("runsc", "gVisor"),
     ("containerd-shim-runsc", "gVisor"),
@@ -26,19 +26,22 @@ const SANDBOXES: [(&str, &str); 4] = [
     ("firecracker", "Firecracker"),
 ];
 
+/// The inode of the machine's first PID namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
 /// Runtimes whose pods' connections no cgroup hook of the node sees.
 pub(super) fn sandboxes() -> Vec<Finding> {
     const CHECK: &str = "runtimes";
+    if !sees_all_processes() {
+        return vec![Finding::ok(
+            CHECK,
+            "cannot be told from this container, which does not see the node's processes",
+        )];
+    }
     let mut found: Vec<&str> = processes()
         .iter()
-        .filter_map(|name| {
-            // `comm` has 15 characters.
-            let is = |wanted: &str| name == wanted || name == wanted.get(..15).unwrap_or(wanted);
-            SANDBOXES
-                .iter()
-                .find(|(process, _)| is(process))
-                .map(|(_, runtime)| *runtime)
-        })
+        .filter_map(|name| SANDBOXES.iter().find(|(process, _)| name.starts_with(process)))
+        .map(|(_, runtime)| *runtime)
         .collect();
     found.sort_unstable();
     found.dedup();
@@ -56,6 +59,13 @@ pub(super) fn sandboxes() -> Vec<Finding> {
     )]
 }
 
+/// Whether processes of the whole node are seen: not in a container without hostPID.
+pub(super) fn sees_all_processes() -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_PID_NAMESPACE)
+}
+
+/// The names of all processes that are seen here: of their programs, as they were called.
 pub(super) fn processes() -> Vec<String> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
@@ -66,17 +76,31 @@ pub(super) fn processes() -> Vec<String> {
                 .iter()
                 .all(u8::is_ascii_digit)
         })
-        .filter_map(|entry| fs::read_to_string(entry.path().join("comm")).ok())
-        .map(|name| name.trim().to_owned())
+        .filter_map(|entry| fs::read(entry.path().join("cmdline")).ok())
+        .filter_map(|words| program(&words))
         .collect()
+}
+
+/// The last part of the first word.
+fn program(words: &[u8]) -> Option<String> {
+    let first = words.split(|byte| *byte == 0).next()?;
+    let name = first.rsplit(|byte| *byte == b'/').next()?;
+    (!name.is_empty()).then(|| String::from_utf8_lossy(name).into_owned())
 }
 
 /// Ports that the agent is told to take.
 pub(super) fn ports(examination: &Examination) -> Vec<Finding> {
     const CHECK: &str = "ports";
     // One that runs already has them.
-    if asking::status(&examination.runtime_dir).is_ok() {
-        return vec![Finding::ok(CHECK, "an agent is running, and has its ports")];
+    if let Ok(status) = asking::status(&examination.runtime_dir) {
+        let admin = status
+            .parts
+            .iter()
+            .find(|part| part.part == "admin" && part.condition != "ok");
+        return vec![match admin.and_then(|part| part.detail.clone()) {
+            Some(detail) => Finding::warning(CHECK, detail, "give another --admin-address, or off"),
+            None => Finding::ok(CHECK, "an agent is running, and has its ports"),
+        }];
     }
     let admin = examination.admin.map(|address| ("--admin-address", address));
     let listen = examination.listen;
@@ -113,7 +137,7 @@ pub(super) fn ports(examination: &Examination) -> Vec<Finding> {
 )]
 pub(super) fn proxy() -> Finding {
     const CHECK: &str = "proxy";
-    const METADATA: &str = "169.254.169.254";
+    const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
     let network = NetworkEnv::read();
     let plain = ["HTTP_PROXY", "http_proxy"]
         .iter()
@@ -126,48 +150,32 @@ pub(super) fn proxy() -> Finding {
     else {
         return Finding::ok(CHECK, "none is set");
     };
-    let exempt = network.no_proxy.unwrap_or_default();
-    let is_exempt = |host: &str| {
-        exempt
-            .split(',')
-            .any(|rule| matches!(rule.trim(), "*") || rule.trim() == host)
-    };
-    let missing: Vec<&str> = [
-        Some(METADATA),
-        kubernetes_host().as_deref().map(|_| "the API server's address"),
-    ]
-    .into_iter()
-    .flatten()
-    .filter(|host| match *host {
-        METADATA => !is_exempt(METADATA),
-        _ => kubernetes_host().is_some_and(|host| !is_exempt(&host)),
-    })
-    .collect();
-    if missing.is_empty() {
+    if is_exempt(&network.no_proxy.unwrap_or_default(), METADATA) {
         return Finding::ok(
             CHECK,
-            format!("{name} is set, and NO_PROXY names what must not go through it"),
+            format!("{name} is set, and NO_PROXY names the metadata service"),
         );
     }
     Finding::warning(
         CHECK,
-        format!(
-            "{name} is set, and NO_PROXY does not name {}",
-            missing.join(" nor ")
-        ),
-        "what this process asks the metadata service never goes through a proxy, but other programs of the node do not know \
-         that; add 169.254.169.254 and the API server to NO_PROXY. A VPC endpoint for STS belongs there too",
+        format!("{name} is set, and NO_PROXY does not name {METADATA}"),
+        "what the agent asks the metadata service never goes through a proxy, but other programs of the node do not know that: \
+         add 169.254.169.254 to NO_PROXY. A VPC endpoint for STS belongs there too",
     )
 }
 
-#[expect(
-    clippy::disallowed_methods,
-    reason = "a convention of Kubernetes, which is no flag of ours"
-)]
-fn kubernetes_host() -> Option<String> {
-    std::env::var("KUBERNETES_SERVICE_HOST")
-        .ok()
-        .filter(|host| !host.is_empty())
+/// By a host, a suffix of names, a network (`169.254.0.0/16`) or `*`, as curl and the SDKs read it.
+fn is_exempt(rules: &str, address: Ipv4Addr) -> bool {
+    rules.split(',').map(str::trim).any(|rule| {
+        let (network, bits) = rule.split_once('/').unwrap_or((rule, "32"));
+        let in_network = || {
+            let network: Ipv4Addr = network.parse().ok()?;
+            let bits: u32 = bits.parse().ok().filter(|bits| *bits <= 32)?;
+            let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
+            Some(u32::from(network) & mask == u32::from(address) & mask)
+        };
+        rule == "*" || in_network().unwrap_or(false)
+    })
 }
 
 /// The node's metadata service: whether it is there, wants tokens, and how far its answers go.
@@ -321,6 +329,42 @@ mod tests {
         assert_eq!(of("http://169.254.169.254"), "169.254.169.254:80");
         assert_eq!(of("http://127.0.0.1:8080/"), "127.0.0.1:8080");
         assert_eq!(of("http://[fd00:ec2::254]"), "[fd00:ec2::254]:80");
+    }
+
+    #[test]
+    fn a_proxys_exceptions_are_hosts_networks_and_all() {
+        let metadata = Ipv4Addr::new(169, 254, 169, 254);
+        for rules in [
+            "169.254.169.254",
+            "localhost, 169.254.0.0/16 ,.svc",
+            "*",
+            "0.0.0.0/0",
+        ] {
+            assert!(is_exempt(rules, metadata), "{rules}");
+        }
+        for rules in [
+            "",
+            "localhost,.svc",
+            "10.0.0.0/8",
+            "169.254.170.0/24",
+            "169.254.169.254/40",
+        ] {
+            assert!(!is_exempt(rules, metadata), "{rules}");
+        }
+    }
+
+    #[test]
+    fn the_usual_shim_of_containerd_is_no_sandbox() {
+        let is_sandbox = |words: &[u8]| {
+            let name = program(words).unwrap_or_default();
+            SANDBOXES.iter().any(|(process, _)| name.starts_with(process))
+        };
+        assert!(!is_sandbox(
+            b"/usr/bin/containerd-shim-runc-v2\0-namespace\0k8s.io\0"
+        ));
+        assert!(is_sandbox(b"/usr/local/bin/containerd-shim-runsc-v1\0-id\0"));
+        assert!(is_sandbox(b"runsc-sandbox\0--root=/run\0"));
+        assert!(!is_sandbox(b""));
     }
 
     #[test]

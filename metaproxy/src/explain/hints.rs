@@ -10,6 +10,15 @@ use crate::roles::policy::{AllowedRolesStyle, Candidate, PermittedMatch, Policy,
 use crate::roles::web_identity;
 use crate::roles::{AnnotationKeys, Reason, RoleArn, RoleSource, Rules};
 
+/// Longest annotation that is tried in other ways, in bytes: nobody mistakes a character in a longer one.
+const LONGEST: usize = 4096;
+
+/// Accounts of an annotation that are tried.
+const ACCOUNTS: usize = 8;
+
+/// Hints that somebody reads.
+const MOST: usize = 8;
+
 /// All hints for a pod, the likeliest first.
 pub(super) fn of(
     rules: &Rules,
@@ -69,6 +78,7 @@ pub(super) fn of(
         ));
     }
     hints.extend(misplaced(rules, subject));
+    hints.truncate(MOST);
     hints
 }
 
@@ -82,6 +92,11 @@ pub(super) fn of_sts(reason: &Reason, role: &RoleArn) -> Option<String> {
         )),
         _ => None,
     }
+}
+
+/// Whether somebody seems to have meant something by a key that is not read where it stands.
+pub(super) fn is_suspicious(rules: &Rules, subject: &Subject<'_>) -> bool {
+    !misplaced(rules, subject).is_empty()
 }
 
 /// Keys that are not read where they stand.
@@ -154,7 +169,8 @@ impl Near<'_> {
     }
 
     fn permitted(&self, annotation: Option<&String>) -> Option<String> {
-        let (annotation, keys) = (annotation?, &self.rules.keys);
+        let annotation = annotation.filter(|annotation| annotation.len() <= LONGEST)?;
+        let keys = &self.rules.keys;
         let style = self.rules.namespaces.permitted_match;
         if serde_json::from_str::<Vec<String>>(annotation).is_ok() {
             return Some(format!(
@@ -201,7 +217,8 @@ impl Near<'_> {
     }
 
     fn allowed_roles(&self, annotation: Option<&String>) -> Option<String> {
-        let (annotation, keys) = (annotation?, &self.rules.keys);
+        let annotation = annotation.filter(|annotation| annotation.len() <= LONGEST)?;
+        let keys = &self.rules.keys;
         let style = self.rules.namespaces.allowed_roles_style;
         let key = &keys.allowed_roles;
         if serde_json::from_str::<Vec<String>>(annotation).is_err() {
@@ -259,6 +276,7 @@ impl Near<'_> {
             .collect();
         let account = accounts
             .into_iter()
+            .take(ACCOUNTS)
             .find(|account| allows(&annotation.replace(account, self.role.account())))?;
         Some(format!(
             "{what} allows it in account {account}, but the role is one of account {}",

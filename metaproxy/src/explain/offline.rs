@@ -136,7 +136,9 @@ impl Found {
         };
         let decision = rules.resolve_pod(pod, subject.namespace, subject.account);
         let mut explanation = Explanation::of(rules, &subject, &decision);
+        explanation.add_hints(rules, &subject, &decision);
         explanation.uid = None;
+        explanation.suspicious |= !notes.is_empty();
         explanation.hints.extend_from_slice(notes);
         explanation
     }
@@ -144,7 +146,7 @@ impl Found {
     fn add(&mut self, rules: &Rules, object: Value, namespace: &str) -> Result<(), String> {
         let kind = object["kind"].as_str().unwrap_or_default().to_owned();
         let version = object["apiVersion"].as_str().unwrap_or("v1").to_owned();
-        let metadata = with_namespace(object["metadata"].clone(), namespace);
+        let metadata = with_namespace(&object["metadata"], namespace)?;
         match kind.as_str() {
             "Pod" if version == "v1" => self.add_pod(metadata, object["spec"].clone(), Vec::new()),
             "Namespace" if version == "v1" => {
@@ -208,11 +210,16 @@ fn parsed<T: serde::de::DeserializeOwned>(value: Value) -> Result<T, String> {
     serde_json::from_value(value).map_err(|error| error.to_string())
 }
 
-fn with_namespace(mut metadata: Value, namespace: &str) -> Value {
-    if metadata.is_object() && metadata["namespace"].is_null() {
+fn with_namespace(metadata: &Value, namespace: &str) -> Result<Value, String> {
+    let mut metadata = match metadata {
+        Value::Object(_) => metadata.clone(),
+        Value::Null => json!({}),
+        _ => return Err("metadata is no object".to_owned()),
+    };
+    if metadata["namespace"].is_null() {
         metadata["namespace"] = json!(namespace);
     }
-    metadata
+    Ok(metadata)
 }
 
 /// The file itself, or all manifests below a directory.

@@ -1,5 +1,7 @@
 //! What goes wrong for users, situation by situation: the pod's answer, its event, the log and the explanation say the same.
 
+mod list;
+
 use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -9,6 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tracing_subscriber::fmt::MakeWriter;
 
+use self::list::{Situation, Sts, situations};
 use super::{Explanation, Subject, Verdict};
 use crate::apiserver::events;
 use crate::cli::{Cli, Command};
@@ -21,20 +24,6 @@ use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
 use crate::roles::{Decision, Reason, Rules};
 
 const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
-const ROLE: &str = "iam.amazonaws.com/role";
-const PERMITTED: &str = "iam.amazonaws.com/permitted";
-const ALLOWED: &str = "iam.amazonaws.com/allowed-roles";
-const OF_ACCOUNT: &str = "eks.amazonaws.com/role-arn";
-const FOREIGN: &str = "arn:aws:iam::210987654321:role/app";
-
-/// What STS does.
-#[derive(Clone, Debug)]
-enum Sts {
-    Gives,
-    GivesExpired,
-    Fails(ObtainError),
-}
-
 impl Issuer for Mutex<Vec<Sts>> {
     async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
         let mut does = self.lock().unwrap();
@@ -57,152 +46,6 @@ impl Issuer for Mutex<Vec<Sts>> {
         };
         Ok(Session::new(&key.role, &issued, now))
     }
-}
-
-/// One pod, and what stands around it.
-struct Situation {
-    name: &'static str,
-    flags: &'static [&'static str],
-    pod: Value,
-    namespace: Option<Value>,
-    account: Option<Value>,
-    twice: bool,
-    sts: Vec<Sts>,
-}
-
-fn situation(name: &'static str, pod: Value) -> Situation {
-    Situation {
-        name,
-        flags: &[],
-        pod,
-        namespace: Some(json!({})),
-        account: Some(json!({})),
-        twice: false,
-        sts: vec![Sts::Gives],
-    }
-}
-
-impl Situation {
-    fn with(self, flags: &'static [&'static str]) -> Self {
-        Self { flags, ..self }
-    }
-    fn namespace(self, annotations: Value) -> Self {
-        Self {
-            namespace: Some(annotations),
-            ..self
-        }
-    }
-    fn account(self, annotations: Value) -> Self {
-        Self {
-            account: Some(annotations),
-            ..self
-        }
-    }
-    fn sts(self, sts: Vec<Sts>) -> Self {
-        Self { sts, ..self }
-    }
-}
-
-fn situations() -> Vec<Situation> {
-    let asks = |role: &str| json!({ ROLE: role });
-    let permits = |pattern: &str| json!({ PERMITTED: pattern });
-    let lists = |list: &str| json!({ ALLOWED: list });
-    let denied =
-        "User: arn:aws:sts::123456789012:assumed-role/node/i-0 is not authorized to perform: sts:AssumeRole";
-    let with_accounts: &[&str] = &["--web-identity", "on"];
-    vec![
-        situation("granted", asks("app")).namespace(permits(".*")),
-        situation("no annotation", json!({})),
-        situation("an empty annotation", asks("")),
-        situation("a misspelt key", json!({ "iam.amazonaws.com/Role": "app" })),
-        situation("a key of namespaces on the pod", json!({ PERMITTED: ".*" })),
-        situation("no annotation, a default role", json!({})).with(&["--default-role", "fallback"]),
-        situation("a name that is none", asks("no such name!")),
-        situation("an ARN of a user", asks("arn:aws:iam::123456789012:user/app")),
-        situation("an account that is none", asks("arn:aws:iam::1234:role/app")),
-        situation(
-            "a partition that is none",
-            asks("arn:azure:iam::123456789012:role/app"),
-        ),
-        situation(
-            "a role of another partition",
-            asks("arn:aws-cn:iam::123456789012:role/app"),
-        )
-        .namespace(permits(".*"))
-        .sts(vec![Sts::Fails(ObtainError::Denied(
-            "InvalidClientTokenId".to_owned(),
-        ))]),
-        situation("a namespace without a policy", asks("app")),
-        situation(
-            "a glob where kiam has a regular expression",
-            asks("test-kiam-web"),
-        )
-        .namespace(permits("test-kiam-*")),
-        situation("a pattern that is not anchored", asks("team/app-web")).namespace(permits("app")),
-        situation("a pattern of a longer name", asks("app-web")).namespace(permits("app")),
-        situation("a malformed regular expression", asks("app")).namespace(permits("app(")),
-        situation("a JSON list in permitted", asks("app")).namespace(permits("[\"app\"]")),
-        situation("an empty permitted", asks("app")).namespace(permits(" ")),
-        situation("a list that is none", asks("app-web")).namespace(lists("app-*")),
-        situation("a regular expression among globs", asks("app-web")).namespace(lists("[\"app-.*\"]")),
-        situation("a glob among regular expressions", asks("my-app"))
-            .namespace(lists("[\"*-app\"]"))
-            .with(&["--allowed-roles-style", "regexp"]),
-        situation("capital letters", asks("App")).namespace(permits("app")),
-        situation("a role of another account", asks(FOREIGN))
-            .namespace(permits("arn:aws:iam::123456789012:role/.*")),
-        situation("the wrong namespace", asks("billing")).namespace(permits("shop-.*")),
-        situation(
-            "a malformed external id",
-            json!({ ROLE: "app", "iam.amazonaws.com/external-id": "a b" }),
-        )
-        .namespace(permits(".*")),
-        situation("a tag that STS does not take", asks("app"))
-            .namespace(permits(".*"))
-            .with(&["--session-tags", "on", "--cluster-name", "one"]),
-        situation("AccessDenied", asks("app"))
-            .namespace(permits(".*"))
-            .sts(vec![Sts::Fails(ObtainError::Denied(denied.to_owned()))]),
-        situation("STS is away", asks("app"))
-            .namespace(permits(".*"))
-            .sts(vec![Sts::Fails(ObtainError::Unavailable(
-                "connection refused".to_owned(),
-            ))]),
-        situation("a session that has expired, and STS is away", asks("app"))
-            .namespace(permits(".*"))
-            .sts(vec![
-                Sts::GivesExpired,
-                Sts::Fails(ObtainError::Unavailable("connection refused".to_owned())),
-            ]),
-        situation("a service account's role", json!({}))
-            .with(with_accounts)
-            .account(json!({ OF_ACCOUNT: FOREIGN })),
-        situation("a service account's role, and nobody asks it", json!({}))
-            .account(json!({ OF_ACCOUNT: FOREIGN })),
-        situation("a service account's role that is none", json!({}))
-            .with(with_accounts)
-            .account(json!({ OF_ACCOUNT: "arn:aws:iam::210987654321:group/app" })),
-        situation("a token that the API server refuses", json!({}))
-            .with(with_accounts)
-            .account(json!({ OF_ACCOUNT: FOREIGN }))
-            .sts(vec![Sts::Fails(ObtainError::NoToken(
-                "token of apps/default: forbidden".to_owned(),
-            ))]),
-        Situation {
-            account: None,
-            ..situation("a service account that is not known yet", json!({})).with(with_accounts)
-        },
-        Situation {
-            namespace: None,
-            ..situation("a namespace that is not known yet", asks("app"))
-        },
-        situation("the node's account is not known yet", asks("app")).with(&["--base-role-arn", ""]),
-        Situation {
-            twice: true,
-            ..situation("two pods of one UID", asks("app"))
-        },
-        situation("firewall", asks("app")).with(&["--mode", "firewall"]),
-    ]
 }
 
 #[derive(Clone, Default)]
@@ -345,8 +188,9 @@ async fn said(situation: &Situation) -> Said {
     };
     if let Decision::Granted(grant) = &decision {
         let view = sessions.view(&SessionKey::of_grant(grant));
-        explanation.add_credentials(&grant.role, view.as_ref(), SystemTime::now());
+        explanation.add_credentials(&decision, view.as_ref(), SystemTime::now());
     }
+    explanation.add_hints(&rules, &subject, &decision);
     Said {
         answer,
         event: events.try_recv().ok().map(|refusal| refusal.sentence),

@@ -178,7 +178,8 @@ fn escaped(text: &str) -> String {
 /// What a body of ours says, in words, and without what is secret of it.
 pub fn in_words(body: &[u8]) -> String {
     let text = String::from_utf8_lossy(body);
-    if let Ok(document) = serde_json::from_str::<serde_json::Value>(&text) {
+    // A name may be JSON too: `2024`, `true`.
+    if let Ok(document @ serde_json::Value::Object(_)) = serde_json::from_str(&text) {
         let field = |name: &str| document[name].as_str().unwrap_or_default();
         return match field("Code") {
             "Success" => format!(

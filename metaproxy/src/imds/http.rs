@@ -95,7 +95,9 @@ impl<I: Issuer> Http<I> {
             stage.busy();
             let began = Instant::now();
             let wait = place.wait_for_request(began);
-            if let (None, Some(answer)) = (wait, self.at_once(caller, &request, began)) {
+            if wait.is_none()
+                && let Some(answer) = self.at_once(caller, &request, began)
+            {
                 stage.idle();
                 return Either::Left(ready(Ok::<_, Infallible>(answer)));
             }

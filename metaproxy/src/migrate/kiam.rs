@@ -1,7 +1,7 @@
 //! kiam's flags, of its agent and its server (cmd/kiam of versions 2 to 4).
 
 use super::MigrateError;
-use super::kube2iam::{is_off_switch, log_level, session};
+use super::kube2iam::{METRICS, is_off_switch, log_level, session};
 use super::manifest::Workload;
 use super::values::Values;
 use super::words::{Flag, Grammar};
@@ -105,14 +105,7 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
         "host-interface" => {
             values.gone(flag, "connections are intercepted where they are made, whatever the interface is called");
         }
-        "prometheus-listen-addr" => {
-            values.set(
-                "",
-                "adminAddress",
-                flag.value.clone(),
-                "--prometheus-listen-addr; /metrics has other names, see deploy/migration.md",
-            );
-        }
+        "prometheus-listen-addr" => values.gone(flag, METRICS),
         "prometheus-sync-interval" => values.gone(flag, "figures are of the moment of asking"),
         "log-level" | "level" => log_level(flag, values),
         "json-log" if flag.is_on() => values.set("log", "format", "json", "--json-log"),

@@ -21,6 +21,11 @@ pub const GRAMMAR: Grammar = Grammar {
     ],
 };
 
+/// The old one holds its port as long as both run.
+pub(super) const METRICS: &str = "/metrics is at adminAddress, 127.0.0.1:9808 unless another is set, such as 0.0.0.0:9808 for \
+                                  Prometheus to reach; the old port is free when the old daemon is gone. The metrics' names are \
+                                  in deploy/migration.md";
+
 pub fn migrate(flags: &[Flag], values: &mut Values) -> Result<(), MigrateError> {
     values.set(
         "",
@@ -63,12 +68,7 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
             "there is no fixed port: a free one is taken, and only the kernel knows it. interception.listenPort fixes one, \
              where a firewall asks for that",
         ),
-        "metrics-port" => values.set(
-            "",
-            "adminAddress",
-            format!("0.0.0.0:{}", flag.value),
-            "--metrics-port; /metrics has other names, see deploy/migration.md",
-        ),
+        "metrics-port" => values.gone(flag, METRICS),
         "metadata-addr" => values.set("metadata", "endpoint", format!("http://{}", flag.value), "--metadata-addr"),
         "host-ip" => values.gone(flag, "no rule names an address; interception.listenAddresses does, where the node has several"),
         "host-interface" => values.gone(flag, "connections are intercepted where they are made, whatever the interface is called"),

@@ -62,7 +62,10 @@ impl Workload {
 
     /// Whether it is the part of this name, by its words; kiam has two.
     pub fn is_part(&self, part: &str) -> bool {
-        self.words.iter().any(|word| word == part)
+        // `kiam server`, or `/server` of version 2.
+        self.words
+            .iter()
+            .any(|word| !word.starts_with('-') && word.rsplit('/').next() == Some(part))
     }
 
     /// The first number of the image's tag, where that is a version.

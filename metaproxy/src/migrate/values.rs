@@ -61,7 +61,9 @@ impl Values {
             // Of two flags both are named.
             Some(known) if known.2.starts_with("--") => {
                 known.1 = value;
-                known.2 = format!("{}; {why}", known.2);
+                if !known.2.contains(&why) {
+                    known.2 = format!("{}; {why}", known.2);
+                }
             }
             Some(known) => (known.1, known.2) = (value, why),
             None => section.push((key, value, why)),
@@ -134,12 +136,25 @@ impl fmt::Display for Values {
                 continue;
             }
             writeln!(f, "\n# {title}")?;
-            for (flag, why) in list {
-                comment(f, "", &format!("  {flag}: {why}"))?;
+            for (flags, why) in by_reason(list) {
+                comment(f, "", &format!("  {}: {why}", flags.join(", ")))?;
             }
         }
         Ok(())
     }
+}
+
+/// Flags of one reason together, in order.
+fn by_reason(list: &[(String, String)]) -> Vec<(Vec<&str>, &str)> {
+    let mut grouped: Vec<(Vec<&str>, &str)> = Vec::new();
+    for (flag, why) in list {
+        match grouped.iter_mut().find(|(_, known)| known == why) {
+            Some((flags, _)) if flags.contains(&flag.as_str()) => {}
+            Some((flags, _)) => flags.push(flag),
+            None => grouped.push((vec![flag], why)),
+        }
+    }
+    grouped
 }
 
 /// In lines of a readable length; what is in it can't end the comment.

@@ -18,7 +18,7 @@ pub fn meant<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> Option<&
         read if read.to_ascii_lowercase() == lower => Some(0),
         // Without its domain, or with a dot in place of the slash.
         read if lower.replace('/', ".") == read.replace('/', ".") || lower == name(read) => Some(1),
-        read if read.len() < LEAST => None,
+        read if read.len() < LEAST || read.len().abs_diff(key.len()) > SLIPS => None,
         read => Some(strsim::damerau_levenshtein(read, &lower)).filter(|slips| *slips <= SLIPS),
     };
     read.into_iter()

@@ -100,6 +100,16 @@ pub struct Subject {
     pub pod: String,
 }
 
+impl Decision {
+    /// Why.
+    pub fn reason(&self) -> &Reason {
+        match self {
+            Self::Granted(grant) => &grant.reason,
+            Self::Refused { reason, .. } | Self::NoRole(reason) | Self::Wait(reason) => reason,
+        }
+    }
+}
+
 impl Rules {
     /// The annotations that decide, by what they stand on; none where that is not asked.
     pub fn kept(&self) -> Kept {

@@ -16,6 +16,8 @@ pub struct View {
     pub failure: Option<(ObtainError, Duration)>,
     /// Whether an attempt is under way.
     pub fetching: bool,
+    /// Whether it is left to end, as nobody asked for it.
+    pub let_go: bool,
 }
 
 /// All sessions, counted.
@@ -29,9 +31,11 @@ pub struct Tally {
     pub failed: u64,
     /// None, and it is being fetched.
     pub fetching: u64,
-    /// Of the valid ones, the time since the oldest was obtained.
+    /// Valid, and left to end: nobody asked for it since it was obtained.
+    pub idle: u64,
+    /// Of those that are renewed, the time since the oldest was obtained.
     pub oldest: Option<Duration>,
-    /// Of the valid ones, what is left of the one that ends first.
+    /// Of those that are renewed, what is left of the one that ends first.
     pub least_left: Option<Duration>,
 }
 
@@ -44,6 +48,7 @@ impl View {
                 (failure.error.clone(), pause)
             }),
             fetching: state.fetching,
+            let_go: state.let_go,
         }
     }
 
@@ -71,6 +76,7 @@ impl<I: Issuer> Sessions<I> {
         for slot in slots {
             let view = View::of(&slot.borrow());
             match (view.valid(now), &view.failure) {
+                (Some(_), _) if view.let_go => tally.idle += 1,
                 (Some(session), failure) => {
                     let (age, left) = (
                         session.life().saturating_sub(session.left(now)),

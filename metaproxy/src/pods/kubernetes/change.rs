@@ -78,15 +78,22 @@ pub fn sound<T>(event: Event<Result<T, Problem>>) -> Option<Event<T>> {
 
 /// What is read of annotations, and the beginning of what looks as if it was meant to be.
 pub fn trimmed(mut annotations: Annotations, keys: &[String]) -> Annotations {
-    const TELLING: usize = 256;
+    const LENGTH: usize = 256;
+    const TELLING: usize = 16;
+    let mut telling = 0;
     annotations.retain(|key, value| {
         if keys.contains(key) {
             return true;
         }
-        if value.len() > TELLING {
-            *value = value.chars().take(TELLING).collect();
+        // Anybody may annotate a pod, as much as they like.
+        if telling == TELLING || !is_telling(key, keys.iter().map(String::as_str)) {
+            return false;
         }
-        is_telling(key, keys.iter().map(String::as_str))
+        telling += 1;
+        if value.len() > LENGTH {
+            *value = value.chars().take(LENGTH).collect();
+        }
+        true
     });
     annotations
 }
