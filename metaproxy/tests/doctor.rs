@@ -301,3 +301,24 @@ fn what_others_have_left_is_removed_and_nothing_else() {
     assert!(again.status.success());
     assert!(String::from_utf8_lossy(&again.stdout).starts_with("nothing of kube2iam"));
 }
+
+/// Where the kernel's tree of cgroups v2 is mounted nowhere, as on nodes that boot with cgroup v1 alone.
+#[test]
+fn a_node_without_cgroup_v2_is_told_how_to_have_it() {
+    let Some(node) = node() else { return };
+    let without = [
+        "unshare",
+        "--mount",
+        "sh",
+        "-c",
+        "umount --all --lazy --types cgroup2 && exec \"$@\"",
+        "sh",
+        agent_binary().to_str().unwrap(),
+    ];
+    only(
+        findings_of(&doctor(&node, &without, &[])),
+        "cgroup: problem: ",
+        "mount -t cgroup2",
+        2,
+    );
+}

@@ -191,12 +191,10 @@ impl<I: Issuer> Answers<I> {
         let Some(serving) = self.serving.as_ref().filter(|_| !pod.finished) else {
             return Vec::new();
         };
-        if pod.host_network
-            && !self
-                .rules
-                .borrow()
-                .intercepts_host_pod(pod, self.account(pod).as_deref())
-        {
+        // One after the other: whoever decides holds both, in another order.
+        let inventory = Arc::clone(&self.pods.borrow());
+        let rules = Arc::clone(&self.rules.borrow());
+        if pod.host_network && !rules.intercepts_host_pod(pod, inventory.service_account(pod)) {
             return vec![AnswerLine {
                 path: LIST.to_owned(),
                 status: 200,
@@ -221,11 +219,6 @@ impl<I: Issuer> Answers<I> {
             answers.push(answered(serving, &caller, path).await);
         }
         answers
-    }
-
-    fn account(&self, pod: &Pod) -> Option<Arc<crate::pods::ServiceAccount>> {
-        let inventory = Arc::clone(&self.pods.borrow());
-        inventory.service_account(pod).cloned().map(Arc::new)
     }
 
     fn counters(&self) -> BTreeMap<String, u64> {

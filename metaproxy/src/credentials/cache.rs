@@ -20,9 +20,10 @@ use self::times::{outcome, quiet_pause, remembered, until_renewal};
 use super::{ObtainError, Session, SessionKey};
 use crate::measured::StsCalls;
 
-/// Nothing with less left is served where more can be had in time. botocore rewrites the expiry of what has less than
-/// about 20 minutes left, and goes on using it when it is dead.
-const LEAST_LEFT: Duration = Duration::from_secs(25 * 60);
+/// Nothing with less left is served where more can be had in time. botocore moves the end away of what has less than 15 to 25
+/// minutes left, at random (`InstanceMetadataFetcher._evaluate_expiration`), and goes on using it when it is dead. The
+/// minute more is for the way there.
+const LEAST_LEFT: Duration = Duration::from_secs(26 * 60);
 
 /// Calls at a time that nobody waits for: an agent that starts has a session to fetch for each pod of its node.
 const AHEAD: usize = 16;
