@@ -86,6 +86,21 @@ async fn a_session_that_nobody_asked_for_since_it_was_obtained_is_let_go() {
     );
 }
 
+/// What is left to end would raise an alarm otherwise, on each node with a pod that asks for nothing any more.
+#[tokio::test(start_paused = true)]
+async fn a_session_that_was_let_go_is_counted_as_idle_and_its_end_is_no_concern() {
+    let (_script, sessions) = sts(100, [hour()]);
+    sessions.prefetch(&key("a"));
+    pass(minutes(10)).await;
+    let renewed = sessions.tally();
+    assert_eq!((renewed.valid, renewed.idle), (1, 0));
+    assert!(renewed.least_left.unwrap() > minutes(49));
+    pass(minutes(45)).await;
+    let let_go = sessions.tally();
+    assert_eq!((let_go.valid, let_go.idle), (0, 1));
+    assert_eq!((let_go.least_left, let_go.oldest), (None, None));
+}
+
 /// Before half its life, and after.
 #[rstest]
 #[case(30 * 60 - 1)]
