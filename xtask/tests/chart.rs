@@ -285,24 +285,6 @@ fn the_pod_takes_no_port_of_the_node_and_its_probes_need_none() {
     }
 }
 
-/// Whoever adds a flag adds a value.
-#[test]
-fn every_flag_of_the_agent_is_reachable_from_values() {
-    let chart = fs::read_to_string(root().join(CHART).join("templates/daemonset.yaml")).unwrap();
-    let cli = fs::read_to_string(root().join("metaproxy/src/cli/run.rs")).unwrap();
-    let flags: Vec<String> = cli
-        .match_indices("env = \"METAPROXY_")
-        .map(|(start, text)| {
-            let name = cli[start + text.len()..].split('"').next().unwrap();
-            format!("--{}", name.to_lowercase().replace('_', "-"))
-        })
-        .collect();
-    assert!(flags.len() > 30, "{flags:?}");
-    for flag in flags {
-        assert!(chart.contains(&flag), "{flag} is in no template");
-    }
-}
-
 /// As people write them, and as nobody would.
 #[test]
 fn odd_values_come_through_as_they_are() {

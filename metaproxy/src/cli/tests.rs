@@ -34,6 +34,28 @@ fn the_command_line_is_sound_and_every_flag_has_its_variable_and_heading() {
     }
 }
 
+/// Whoever adds a flag adds a value of the chart, and a row of the README.
+#[test]
+fn every_flag_of_the_agent_is_reachable_from_values_and_told_in_the_readme() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let read = |path| std::fs::read_to_string(root.join(path)).unwrap();
+    let chart = read("deploy/helm/metaproxy/templates/daemonset.yaml");
+    let readme = read("README.md");
+    let run = Cli::command().find_subcommand("run").unwrap().clone();
+    let flags: Vec<&str> = run.get_arguments().filter_map(|flag| flag.get_long()).collect();
+    assert!(flags.len() > 30, "{flags:?}");
+    for flag in flags {
+        // As a whole word: --log is not --log-format.
+        let is_in = |text: &str, end: &[char]| {
+            let name = format!("--{flag}");
+            text.match_indices(&name)
+                .any(|(start, _)| text[start + name.len()..].starts_with(end))
+        };
+        assert!(is_in(&chart, &['=', '"', '\n', ' ']), "--{flag} is in no template");
+        assert!(is_in(&readme, &[' ', '`', '\\']), "--{flag} is not in the README");
+    }
+}
+
 #[test]
 fn defaults_are_those_of_the_contract() {
     let settings = settings(&[]).unwrap();
