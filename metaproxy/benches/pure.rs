@@ -12,7 +12,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use divan::Bencher;
-use metaproxy::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, SessionPlace, Sessions};
+use metaproxy::credentials::{
+    Issued, Issuer, ObtainError, RecentSession, Session, SessionKey, SessionPlace, Sessions,
+};
 use metaproxy::imds::path::Paths;
 use metaproxy::pods::{Inventory, Namespace, Pod, PodUid};
 use metaproxy::roles::{AnnotationKeys, Decision, NamespaceRules, Rules, SessionRules};
@@ -141,9 +143,9 @@ impl Issuer for AtOnce {
     }
 }
 
-/// Among those of as many pods as a large node has.
-#[divan::bench(args = [1, 250])]
-fn session(bencher: Bencher<'_, '_>, pods: usize) {
+/// Among those of as many pods as a large node has; of a connection's first request, or of a later one.
+#[divan::bench(args = [(1, false), (250, false), (250, true)])]
+fn session(bencher: Bencher<'_, '_>, (pods, later): (usize, bool)) {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -160,6 +162,15 @@ fn session(bencher: Bencher<'_, '_>, pods: usize) {
             sessions.get(&key, deadline).await.unwrap();
         }
         let place = SessionPlace::default();
-        bencher.bench_local(|| sessions.ready(black_box(&key), &place).unwrap());
+        let mut recent = RecentSession::default();
+        bencher.bench_local(|| {
+            if !later {
+                recent = RecentSession::default();
+            }
+            sessions
+                .ready(black_box(&key), &place, &mut recent)
+                .unwrap()
+                .document()
+        });
     });
 }

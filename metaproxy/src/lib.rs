@@ -25,3 +25,4 @@ pub mod pods;
 pub mod roles;
 pub mod signals;
 pub mod status;
+pub mod watched;

@@ -51,7 +51,10 @@ fn every_flag_of_the_agent_is_reachable_from_values_and_told_in_the_readme() {
             text.match_indices(&name)
                 .any(|(start, _)| text[start + name.len()..].starts_with(end))
         };
-        assert!(is_in(&chart, &['=', '"', '\n', ' ']), "--{flag} is in no template");
+        assert!(
+            is_in(&chart, &['=', '"', '\n', ' ']),
+            "--{flag} is in no template"
+        );
         assert!(is_in(&readme, &[' ', '`', '\\']), "--{flag} is not in the README");
     }
 }

@@ -51,6 +51,20 @@ type Slot = watch::Sender<State>;
 #[derive(Debug, Default)]
 pub struct SessionPlace(OnceLock<Weak<Slot>>);
 
+/// What one connection was served last, always for the same key: served again as long as it is young and nothing has
+/// happened to its slot, without a look at it.
+#[derive(Debug, Default)]
+pub struct RecentSession(Option<(watch::Receiver<State>, Session)>);
+
+impl RecentSession {
+    /// A slot that is forgotten has ended. One that was looked at is wanted, and so not let go, until it is fetched anew.
+    fn is_good(&self, now: SystemTime) -> bool {
+        self.0.as_ref().is_some_and(|(slot, session)| {
+            matches!(slot.has_changed(), Ok(false)) && !session.is_past_half(now)
+        })
+    }
+}
+
 /// What is known of one session.
 #[derive(Debug, Default)]
 struct State {
@@ -132,16 +146,30 @@ impl<I: Issuer> Sessions<I> {
     }
 
     /// The session for a key, where there is one that is served without waiting: `None` says nothing yet. Where it is
-    /// kept is written into `place`, and not looked for the next time.
-    pub fn ready(&self, key: &SessionKey, place: &SessionPlace) -> Option<Session> {
+    /// kept is written into `place`, and not looked for the next time; `recent` is the connection's, for this key alone.
+    pub fn ready<'a>(
+        &self,
+        key: &SessionKey,
+        place: &SessionPlace,
+        recent: &'a mut RecentSession,
+    ) -> Option<&'a Session> {
+        if !recent.is_good((self.0.clock)()) {
+            recent.0 = self.look(key, place);
+        }
+        recent.0.as_ref().map(|(_, session)| session)
+    }
+
+    fn look(&self, key: &SessionKey, place: &SessionPlace) -> Option<(watch::Receiver<State>, Session)> {
         let known = place.0.get().and_then(Weak::upgrade);
         let slot = known.unwrap_or_else(|| {
             let slot = self.slot(key);
             let _ = place.0.set(Arc::downgrade(&slot));
             slot
         });
+        // Before the look, so that no change after it is missed.
+        let changes = slot.subscribe();
         match self.step(key, &slot, Look::Patient) {
-            Step::Serve(session) => Some(session),
+            Step::Serve(session) => Some((changes, session)),
             Step::Fail(_) | Step::Wait => None,
         }
     }

@@ -8,6 +8,6 @@ mod through;
 mod web_identity;
 
 pub use cache::view::{Tally, View};
-pub use cache::{Issuer, SessionPlace, Sessions};
+pub use cache::{Issuer, RecentSession, SessionPlace, Sessions};
 pub use session::{Issued, ObtainError, Session, SessionKey, timestamp};
 pub use web_identity::Principals;

@@ -190,7 +190,7 @@ fn is_foreign(pod: &Pod, address: IpAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::roles::{AnnotationKeys, NamespaceRules, SessionRules};
 
@@ -209,7 +209,7 @@ mod tests {
         }
     }
 
-    fn inventory(role: &str) -> Arc<Inventory> {
+    pub(in crate::imds) fn inventory(role: &str) -> Arc<Inventory> {
         let pod = serde_json::json!({
             "metadata": {
                 "name": "web", "namespace": "apps", "uid": UID,
@@ -221,18 +221,18 @@ mod tests {
         Arc::new(Inventory::new([Arc::new(pod)], [], []))
     }
 
-    fn caller(uid: &str, address: &str) -> Caller {
+    pub(in crate::imds) fn caller(uid: &str, address: &str) -> Caller {
         Caller {
             uid: uid.parse().unwrap(),
             address: address.parse().unwrap(),
         }
     }
 
-    fn role(decided: &Decided) -> Option<&str> {
+    pub(in crate::imds) fn role(decided: &Decided) -> Option<&str> {
         decided.key().map(|key| key.role.name())
     }
 
-    fn decisions(
+    pub(in crate::imds) fn decisions(
         first: &str,
     ) -> (
         watch::Sender<Arc<Inventory>>,

@@ -1,7 +1,10 @@
 //! Requests of one connection, as HTTP has it.
 
+use std::cell::RefCell;
 use std::convert::Infallible;
-use std::future::ready;
+use std::future::{poll_fn, ready};
+use std::pin::pin;
+use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use futures_util::future::Either;
@@ -19,9 +22,11 @@ use tracing::debug;
 use super::answer::{self, Answer};
 use super::patience::{Patient, Stage};
 use super::per_pod::{Limits, Place};
+use super::recent::Recent;
 use super::{Caller, Service};
 use crate::credentials::Issuer;
 use crate::measured::{RequestKind, Requests};
+use crate::watched::{Changes, Watched};
 
 /// How long a connection may take over a request's body.
 const BODY: Duration = Duration::from_secs(5);
@@ -89,19 +94,19 @@ impl<I: Issuer> Http<I> {
         place: &Place,
         slowed: impl Fn(),
     ) -> hyper::Result<()> {
-        let mut phase = self.phase.clone();
         let stage = Stage::default();
-        let service = service_fn(|request: Request<Incoming>| {
+        let recent = RefCell::new((self.service.recent(caller), Watched::new(self.phase.clone())));
+        let (stage, slowed) = (&stage, &slowed);
+        let service = service_fn(move |request: Request<Incoming>| {
             stage.busy();
             let began = Instant::now();
             let wait = place.wait_for_request(began);
             if wait.is_none()
-                && let Some(answer) = self.at_once(caller, &request, began)
+                && let Some(answer) = self.at_once(&mut recent.borrow_mut(), &request, began)
             {
                 stage.idle();
                 return Either::Left(ready(Ok::<_, Infallible>(answer)));
             }
-            let (stage, slowed) = (&stage, &slowed);
             // What few requests need stands elsewhere: the future of a request is moved about for each.
             Either::Right(Box::pin(async move {
                 if let Some(wait) = wait {
@@ -119,24 +124,35 @@ impl<I: Issuer> Http<I> {
             .max_buf_size(self.limits.head)
             .half_close(true)
             .serve_connection(TokioIo::new(stream), service);
-        tokio::pin!(connection);
-        tokio::select! {
-            result = connection.as_mut() => result,
-            () = reached(&mut phase, Phase::Closing) => {
+        let mut connection = pin!(connection);
+        let mut phases = self.phase.clone();
+        let mut closing = Closing {
+            changes: Changes::new(self.phase.clone()),
+            reached: Some(pin!(reached(&mut phases, Phase::Closing))),
+            waker: None,
+        };
+        poll_fn(|context| {
+            if closing.has_come(context) {
                 connection.as_mut().graceful_shutdown();
-                connection.await
             }
-        }
+            connection.as_mut().poll(context)
+        })
+        .await
     }
 
     /// The answer to a request without a body, where there is nothing to wait for.
-    fn at_once(&self, caller: &Caller, request: &Request<Incoming>, began: Instant) -> Option<Answer> {
+    fn at_once(
+        &self,
+        (recent, phase): &mut (Recent<'_>, Watched<Phase>),
+        request: &Request<Incoming>,
+        began: Instant,
+    ) -> Option<Answer> {
         if !request.body().is_end_stream() {
             return None;
         }
         let (method, uri) = (request.method(), request.uri());
-        let answer = self.service.begin(caller, method, uri, request.headers()).ok()?;
-        Some(self.sent(caller, method, uri, began, answer))
+        let answer = self.service.begin(recent, method, uri, request.headers()).ok()?;
+        Some(self.sent(recent.caller(), (method, uri), phase.now(), began, answer))
     }
 
     async fn request(&self, caller: &Caller, request: Request<Incoming>, began: Instant) -> Answer {
@@ -164,19 +180,20 @@ impl<I: Issuer> Http<I> {
                 (RequestKind::Other, failure)
             }
         };
-        self.sent(caller, &head.method, &head.uri, began, answer)
+        let phase = *self.phase.borrow();
+        self.sent(caller, (&head.method, &head.uri), phase, began, answer)
     }
 
     /// An answer on its way.
     fn sent(
         &self,
         caller: &Caller,
-        method: &Method,
-        uri: &Uri,
+        (method, uri): (&Method, &Uri),
+        phase: Phase,
         began: Instant,
         (kind, mut answer): (RequestKind, Answer),
     ) -> Answer {
-        if *self.phase.borrow() != Phase::Serving {
+        if phase != Phase::Serving {
             answer
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -192,4 +209,36 @@ impl<I: Issuer> Http<I> {
 pub async fn reached(phases: &mut watch::Receiver<Phase>, wanted: Phase) {
     // An agent that is gone is closing too.
     let _ = phases.wait_for(|phase| *phase >= wanted).await;
+}
+
+/// Looks for [`Phase::Closing`] beside a connection, which is polled much more often than phases change: with each change
+/// and each new waker, and not with each poll.
+struct Closing<F> {
+    changes: Changes<Phase>,
+    /// Until it has come.
+    reached: Option<F>,
+    /// What `reached` wakes.
+    waker: Option<Waker>,
+}
+
+impl<F: Future<Output = ()> + Unpin> Closing<F> {
+    /// Whether it has come since the last look.
+    fn has_come(&mut self, context: &mut Context<'_>) -> bool {
+        let is_awake = self
+            .waker
+            .as_ref()
+            .is_some_and(|waker| waker.will_wake(context.waker()));
+        if is_awake && !self.changes.any() {
+            return false;
+        }
+        let Some(reached) = &mut self.reached else {
+            return false;
+        };
+        self.waker = Some(context.waker().clone());
+        let has_come = pin!(reached).poll(context).is_ready();
+        if has_come {
+            self.reached = None;
+        }
+        has_come
+    }
 }

@@ -10,6 +10,7 @@ mod passing;
 pub mod path;
 mod patience;
 mod per_pod;
+mod recent;
 pub mod server;
 mod service;
 pub mod token;

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -136,29 +136,39 @@ impl Drop for Place {
 /// ITU-T I.371).
 #[derive(Debug)]
 struct Pace {
-    each: Duration,
-    at_once: Duration,
-    /// When the turns that were given out are over.
-    taken: Mutex<Instant>,
+    /// Nanoseconds, as all times here.
+    each: u64,
+    at_once: u64,
+    began: Instant,
+    /// When the turns that were given out are over, since then.
+    taken: AtomicU64,
 }
 
 impl Pace {
     fn new(per_second: u32) -> Self {
-        let each = Duration::from_secs(1) / per_second.max(1);
+        let each = 1_000_000_000 / u64::from(per_second.max(1));
         Self {
             each,
-            at_once: each * (per_second / 10).max(1),
-            taken: Mutex::new(Instant::now()),
+            at_once: each * u64::from((per_second / 10).max(1)),
+            began: Instant::now(),
+            taken: AtomicU64::new(0),
         }
     }
 
     /// How long it is until the turn of the one that comes now. No longer than all that wait take together, and few can.
     fn turn(&self, now: Instant) -> Option<Duration> {
-        let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let end = (*taken).max(now) + self.each;
-        *taken = end;
-        let wait = end.saturating_duration_since(now).checked_sub(self.at_once);
-        wait.filter(|wait| !wait.is_zero())
+        let now = now.saturating_duration_since(self.began).as_nanos();
+        // In 584 years.
+        let now = u64::try_from(now).unwrap_or(u64::MAX);
+        let end = |taken: u64| taken.max(now).saturating_add(self.each);
+        let given = self
+            .taken
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| Some(end(taken)));
+        let wait = end(given.unwrap_or_else(|taken| taken)) - now;
+        match wait.saturating_sub(self.at_once) {
+            0 => None,
+            wait => Some(Duration::from_nanos(wait)),
+        }
     }
 }
 

@@ -14,9 +14,10 @@ use super::answer::{self, Answer, TOKEN, TOKEN_TTL};
 use super::decisions::{Decided, Decisions};
 use super::passing::Passing;
 use super::path::{Paths, Route};
+use super::recent::Recent;
 use super::token::{MAX_TTL, Tokens};
 use super::told::Told;
-use crate::credentials::{Issuer, ObtainError, Session, SessionKey, Sessions};
+use crate::credentials::{Issuer, ObtainError, RecentSession, Session, SessionKey, Sessions};
 use crate::measured::RequestKind;
 use crate::pods::{PodUid, Pods};
 use crate::roles::{Grant, Reason, Rules};
@@ -127,12 +128,13 @@ impl<I: Issuer> Service<I> {
         headers: &HeaderMap,
     ) -> (RequestKind, Answer) {
         let deadline = Instant::now() + ANSWER;
-        let route = match self.begin(caller, method, target, headers) {
+        let route = match self.begin(&mut self.recent(caller), method, target, headers) {
             Ok(answered) => return answered,
             Err(Pending(route)) => route,
         };
         let kind = route.kind();
-        let left = match self.entitled(caller, headers) {
+        let version1 = *self.parts.version1.borrow();
+        let left = match self.entitled(caller, headers, version1) {
             Err(Unentitled::NotYet) => self.entitled_later(deadline).await,
             known => known,
         };
@@ -146,6 +148,17 @@ impl<I: Issuer> Service<I> {
         (kind, answer)
     }
 
+    /// What a caller's connection keeps of its requests.
+    pub fn recent<'a>(&self, caller: &'a Caller) -> Recent<'a> {
+        let parts = &self.parts;
+        Recent::new(
+            caller,
+            parts.pods.clone(),
+            parts.rules.clone(),
+            parts.version1.clone(),
+        )
+    }
+
     /// The answer to a request without a body, where there is nothing to wait for. Most requests end here, and what it
     /// takes to wait is never made for them.
     ///
@@ -153,7 +166,7 @@ impl<I: Issuer> Service<I> {
     /// What there is to wait for.
     pub fn begin(
         &self,
-        caller: &Caller,
+        recent: &mut Recent<'_>,
         method: &Method,
         target: &Uri,
         headers: &HeaderMap,
@@ -174,16 +187,19 @@ impl<I: Issuer> Service<I> {
         let route = self.parts.paths.classify(path.as_str());
         let kind = route.kind();
         let answer = match (method, route) {
-            (&Method::PUT, Route::Token) => self.issue_token(caller, headers),
+            (&Method::PUT, Route::Token) => self.issue_token(recent.caller(), headers),
             (_, Route::Token) => answer::not_that_method("PUT", "A token is asked for with PUT."),
-            (&Method::GET | &Method::HEAD, route) => match self.entitled(caller, headers) {
-                Ok(left) => match self.at_once(caller, &route) {
-                    Some(response) => answer::with_token_left(response, left),
-                    None => return Err(Pending(route)),
-                },
-                Err(Unentitled::NotYet) => return Err(Pending(route)),
-                Err(unentitled) => unentitled.answer(),
-            },
+            (&Method::GET | &Method::HEAD, route) => {
+                let version1 = recent.version1();
+                match self.entitled(recent.caller(), headers, version1) {
+                    Ok(left) => match self.at_once(recent, &route) {
+                        Some(response) => answer::with_token_left(response, left),
+                        None => return Err(Pending(route)),
+                    },
+                    Err(Unentitled::NotYet) => return Err(Pending(route)),
+                    Err(unentitled) => unentitled.answer(),
+                }
+            }
             _ => answer::not_that_method("GET, HEAD", "Metadata is read with GET."),
         };
         Ok((kind, answer))
@@ -222,7 +238,12 @@ impl<I: Issuer> Service<I> {
     }
 
     /// What is left of the request's token; `None` where it has none and needs none.
-    fn entitled(&self, caller: &Caller, headers: &HeaderMap) -> Result<Option<Duration>, Unentitled> {
+    fn entitled(
+        &self,
+        caller: &Caller,
+        headers: &HeaderMap,
+        version1: Version1,
+    ) -> Result<Option<Duration>, Unentitled> {
         let mut shown = headers.get_all(TOKEN).iter();
         if let Some(token) = shown.next() {
             let left = self
@@ -234,7 +255,7 @@ impl<I: Issuer> Service<I> {
                 _ => Err(Unentitled::BadToken),
             };
         }
-        match *self.parts.version1.borrow() {
+        match version1 {
             Version1::Allowed => Ok(None),
             Version1::Denied => Err(Unentitled::NoToken),
             Version1::Unknown => Err(Unentitled::NotYet),
@@ -253,13 +274,14 @@ impl<I: Issuer> Service<I> {
     }
 
     /// What is read, where there is nothing to wait for.
-    fn at_once(&self, caller: &Caller, route: &Route) -> Option<Answer> {
+    fn at_once(&self, recent: &mut Recent<'_>, route: &Route) -> Option<Answer> {
         match route {
             Route::Node(_) => None,
             Route::Refused(refusal) => Some(answer::failure(StatusCode::NOT_FOUND, &refusal.to_string())),
             route => {
-                let decided = self.decisions.of(caller);
-                self.by_decision(caller, route, &decided).ok()
+                let caller = recent.caller();
+                let (decided, session) = recent.decided(&self.decisions);
+                self.by_decision(caller, route, decided, session).ok()
             }
         }
     }
@@ -273,6 +295,7 @@ impl<I: Issuer> Service<I> {
         caller: &Caller,
         route: &Route,
         decided: &'a Decided,
+        recent: &mut RecentSession,
     ) -> Result<Answer, Lacking<'a>> {
         let (name, granted) = match decided {
             Decided::Granted { grant, key, place } => (grant.role.name(), Ok((grant, key, place))),
@@ -295,8 +318,8 @@ impl<I: Issuer> Service<I> {
                 &format!("This pod's role is {name}."),
             )),
             (Route::Info, Ok((grant, ..))) => Ok(answer::info(&grant.role, SystemTime::now())),
-            (_, Ok((grant, key, place))) => match self.parts.sessions.ready(key, place) {
-                Some(session) => Ok(answer::credentials(&session, extended)),
+            (_, Ok((grant, key, place))) => match self.parts.sessions.ready(key, place, recent) {
+                Some(session) => Ok(answer::credentials(session, extended)),
                 None => Err(Lacking::Session { grant, key, extended }),
             },
             (_, Err(reason)) => Ok(refused(&self.parts.told.tell(&caller.uid, reason))),
@@ -316,7 +339,7 @@ impl<I: Issuer> Service<I> {
         };
         loop {
             let decided = self.decisions.once_known(caller, deadline).await;
-            match self.by_decision(caller, &route, &decided) {
+            match self.by_decision(caller, &route, &decided, &mut RecentSession::default()) {
                 Ok(answer) => return answer,
                 Err(Lacking::Decision(reason)) => {
                     let sentence = self.parts.told.tell(&caller.uid, reason);

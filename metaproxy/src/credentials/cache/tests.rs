@@ -1,4 +1,5 @@
 mod failures;
+mod recent;
 mod renewal;
 
 use super::*;
