@@ -66,7 +66,16 @@ impl<'a> Recent<'a> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, Sessions};
     use crate::imds::decisions::tests::{caller, decisions, inventory, role};
+    use crate::imds::path::Paths;
+    use crate::imds::token::Tokens;
+    use crate::imds::upstream::Upstream;
+    use crate::imds::{Parts, Passing, Service, Told};
+    use http_body_util::BodyExt as _;
+    use hyper::header::HeaderMap;
+    use hyper::{Method, StatusCode};
+    use std::time::{Duration, SystemTime};
 
     const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
 
@@ -101,5 +110,78 @@ mod tests {
         assert_eq!(recent.version1(), Version1::Unknown);
         publish.send_replace(Version1::Denied);
         assert_eq!(recent.version1(), Version1::Denied);
+    }
+
+    /// Whose access key is the role's name.
+    struct ByName;
+
+    impl Issuer for ByName {
+        async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
+            let now = SystemTime::now();
+            let issued = Issued {
+                access_key_id: key.role.name(),
+                secret_access_key: "S",
+                token: "T",
+                expiration: now + Duration::from_secs(3600),
+            };
+            Ok(Session::new(&key.role, &issued, now))
+        }
+    }
+
+    /// As connections ask: at once, and by waiting where that is not to be had.
+    async fn asked(service: &Service<ByName>, recent: &mut Recent<'_>, role: &str) -> (StatusCode, String) {
+        let target = format!("/latest/meta-data/iam/security-credentials/{role}");
+        let (target, headers) = (target.parse().unwrap(), HeaderMap::new());
+        let (_, answer) = match service.begin(recent, &Method::GET, &target, &headers) {
+            Ok(answered) => answered,
+            Err(_) => {
+                service
+                    .answer(recent.caller(), &Method::GET, &target, &headers)
+                    .await
+            }
+        };
+        let status = answer.status();
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn an_open_connection_is_never_served_the_session_of_a_role_that_was() {
+        let (pods, rules, _) = decisions("one");
+        let (_version1, version1) = watch::channel(Version1::Allowed);
+        let dir = tempfile::tempdir().unwrap();
+        let service = Service::new(Parts {
+            pods: pods.subscribe(),
+            rules: rules.subscribe(),
+            sessions: Sessions::new(ByName),
+            tokens: Tokens::open(dir.path()).unwrap(),
+            paths: Paths::default(),
+            passing: Passing::new(Upstream::new("http://127.0.0.1:1".parse().unwrap())),
+            version1,
+            told: Arc::new(Told::new(None)),
+        });
+        let caller = caller(UID, "10.244.0.5");
+        let mut recent = service.recent(&caller);
+        for now in ["one", "other", "one"] {
+            pods.send_replace(inventory(now));
+            for _ in 0..3 {
+                let (status, document) = asked(&service, &mut recent, now).await;
+                assert_eq!(status, StatusCode::OK);
+                assert!(
+                    document.contains(&format!("\"AccessKeyId\": \"{now}\"")),
+                    "{document}"
+                );
+            }
+            let was = if now == "one" { "other" } else { "one" };
+            assert_eq!(asked(&service, &mut recent, was).await.0, StatusCode::NOT_FOUND);
+        }
+        pods.send_replace(Arc::default());
+        let at_once = service.begin(
+            &mut recent,
+            &Method::GET,
+            &"/latest/meta-data/iam/security-credentials/one".parse().unwrap(),
+            &HeaderMap::new(),
+        );
+        assert!(at_once.is_err(), "the pod is gone");
     }
 }
