@@ -9,9 +9,12 @@ use super::netns::Netns;
 
 /// Rules, routes and interfaces of a network namespace.
 pub fn snapshot(netns: &Netns) -> Result<String> {
-    let commands: [&[&str]; 8] = [
-        &["iptables-save"],
-        &["ip6tables-save"],
+    // `iptables-save` is one of the two, and shows nothing of the other's rules.
+    let commands: [&[&str]; 10] = [
+        &["iptables-legacy-save"],
+        &["iptables-nft-save"],
+        &["ip6tables-legacy-save"],
+        &["ip6tables-nft-save"],
         &["nft", "list", "ruleset"],
         &["ip", "rule"],
         &["ip", "-6", "rule"],
@@ -33,12 +36,44 @@ pub fn snapshot(netns: &Netns) -> Result<String> {
         let text = String::from_utf8_lossy(&output.stdout);
         // iptables-save begins and ends with the time of day.
         let lines = text.lines().filter(|line| !line.starts_with('#'));
-        writeln!(
-            snapshot,
-            "$ {}\n{}",
-            words.join(" "),
-            lines.collect::<Vec<_>>().join("\n")
-        )?;
+        let lines: Vec<String> = lines.map(without_counters).collect();
+        writeln!(snapshot, "$ {shown}\n{}", lines.join("\n"))?;
     }
     Ok(snapshot)
+}
+
+/// Of a chain (`:PREROUTING ACCEPT [7:420]`) and of a rule of nftables (`counter packets 7 bytes 420`): whatever passes
+/// changes them.
+fn without_counters(line: &str) -> String {
+    if let Some((chain, _)) = line.split_once(" [").filter(|_| line.starts_with(':')) {
+        return chain.to_owned();
+    }
+    let mut words: Vec<&str> = line.split(' ').collect();
+    if let Some(at) = words.iter().position(|word| *word == "packets") {
+        words.drain(at..(at + 4).min(words.len()));
+    }
+    words.join(" ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_passes_changes_nothing() {
+        for (line, want) in [
+            (":PREROUTING ACCEPT [7:420]", ":PREROUTING ACCEPT"),
+            (
+                "ip daddr 10.0.0.1 counter packets 7 bytes 420 drop",
+                "ip daddr 10.0.0.1 counter drop",
+            ),
+            ("\t\tcounter packets 7 bytes 420", "\t\tcounter"),
+            (
+                "-A PREROUTING -d 10.0.0.1/32 -j DROP",
+                "-A PREROUTING -d 10.0.0.1/32 -j DROP",
+            ),
+        ] {
+            assert_eq!(without_counters(line), want);
+        }
+    }
 }
