@@ -89,6 +89,8 @@ pub struct Examination {
     pub namespaces: bool,
     /// Whether pods' roles by service accounts are asked for.
     pub web_identity: bool,
+    /// Whether a taint is to be removed from the node.
+    pub startup_taint: bool,
     /// The node's metadata service.
     pub imds: Endpoint,
     /// How STS is asked.

@@ -14,7 +14,7 @@ const KUBERNETES: &str = "1.31";
 
 const BASE_HEADER: &str = "\
 # Made from deploy/helm/metaproxy by `cargo xtask manifests`; do not edit. Change it with patches of your own.
-# --namespace-policy=required: see the chart's values.yaml for what else there is to choose.
+# METAPROXY_NAMESPACE_POLICY=required: see the chart's values.yaml for what else there is to choose.
 ";
 
 /// Writes everything, or only compares.

@@ -301,17 +301,23 @@ fn odd_values_come_through_as_they_are() {
     ];
     let text = template(&program, "1.30", &words).unwrap();
     for argument in [
-        "--namespace-policy=off",
-        "--admin-address=off",
         "--session-tags=on",
         "--cluster-name=my: cluster",
         "--default-role=a #b",
-        "--region=eusc-de-east-1",
     ] {
         assert!(
             text.contains(&format!("- \"{argument}\"")),
             "{argument} in {text}"
         );
+    }
+    for (variable, value) in [
+        ("METAPROXY_NAMESPACE_POLICY", "off"),
+        ("METAPROXY_ADMIN_ADDRESS", "off"),
+        ("METAPROXY_REGION", "eusc-de-east-1"),
+        ("METAPROXY_LISTEN_PORT", "0"),
+    ] {
+        let lines = format!("- name: {variable}\n              value: \"{value}\"\n");
+        assert!(text.contains(&lines), "{variable} in {text}");
     }
     assert_eq!(text.matches("kubernetes.io/os: linux").count(), 1);
 }

@@ -18,8 +18,10 @@ use crate::roles::session_name::SessionName;
 /// `metaproxy doctor`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Flags and variables of the environment are those of `metaproxy run`. Exit status: 0 where everything is as it \
-                        should be, 1 with warnings, 2 with problems; 64 on bad usage."
+    after_help = "But for --fix-leftovers, --role and --output, flags and their variables of the environment are those of `metaproxy \
+                        run`: give those that the agent has. In the container of the chart they are set.\n\nExit status: 0 where \
+                        everything is as it should be, 1 with warnings, 2 with problems; 64 on bad usage. With --fix-leftovers: 0 \
+                        where nothing is left, 1 where something is."
 )]
 pub struct DoctorArgs {
     /// Remove what kube2iam, kiam or the EKS Pod Identity agent have left on this node, after showing it
@@ -68,6 +70,10 @@ pub struct DoctorArgs {
     )]
     web_identity: Switch,
 
+    /// Taint of this node that is to be removed when pods are served
+    #[arg(long, env = "METAPROXY_STARTUP_TAINT", value_name = "KEY")]
+    startup_taint: Option<String>,
+
     /// The node's own metadata service
     #[arg(
         long,
@@ -113,6 +119,7 @@ impl DoctorArgs {
             kubeconfig: given.or_else(kubeconfig_of_environment),
             namespaces: self.namespace_policy == NamespacePolicy::Required,
             web_identity: self.web_identity == Switch::On,
+            startup_taint: self.startup_taint.is_some(),
             sts: StsSettings {
                 region: self.region.clone(),
                 endpoint: self.sts_endpoint.clone(),

@@ -18,14 +18,17 @@ fn settings(flags: &[&str]) -> Result<Settings, UsageError> {
     run_args(words).settings()
 }
 
+fn variable(flag: &str) -> String {
+    format!("METAPROXY_{}", flag.replace('-', "_").to_uppercase())
+}
+
 #[test]
 fn the_command_line_is_sound_and_every_flag_has_its_variable_and_heading() {
     Cli::command().debug_assert();
     let run = Cli::command().find_subcommand("run").unwrap().clone();
     for flag in run.get_arguments().filter(|flag| flag.get_id() != "help") {
         let long = flag.get_long().unwrap();
-        let variable = format!("METAPROXY_{}", long.replace('-', "_").to_uppercase());
-        assert_eq!(flag.get_env().unwrap(), variable.as_str());
+        assert_eq!(flag.get_env().unwrap(), variable(long).as_str());
         assert!(
             flag.get_help_heading().is_some(),
             "--{long} stands under a heading"
@@ -46,16 +49,39 @@ fn every_flag_of_the_agent_is_reachable_from_values_and_told_in_the_readme() {
     assert!(flags.len() > 30, "{flags:?}");
     for flag in flags {
         // As a whole word: --log is not --log-format.
-        let is_in = |text: &str, end: &[char]| {
-            let name = format!("--{flag}");
-            text.match_indices(&name)
+        let is_in = |text: &str, name: &str, end: &[char]| {
+            text.match_indices(name)
                 .any(|(start, _)| text[start + name.len()..].starts_with(end))
         };
+        let (name, variable) = (format!("--{flag}"), variable(flag));
+        let is_in_chart = is_in(&chart, &name, &['=', '"', '\n', ' '])
+            || is_in(&chart, &format!("- name: {variable}"), &['\n']);
+        assert!(is_in_chart, "{name} is in no template");
         assert!(
-            is_in(&chart, &['=', '"', '\n', ' ']),
-            "--{flag} is in no template"
+            is_in(&readme, &name, &[' ', '`', '\\']),
+            "{name} is not in the README"
         );
-        assert!(is_in(&readme, &[' ', '`', '\\']), "--{flag} is not in the README");
+    }
+}
+
+/// `kubectl exec … doctor` looks at what the agent of that container is told.
+#[test]
+fn doctor_has_the_agents_flags_under_their_names_and_the_chart_gives_them_as_variables() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let chart = std::fs::read_to_string(root.join("deploy/helm/metaproxy/templates/daemonset.yaml")).unwrap();
+    let of = |name| Cli::command().find_subcommand(name).unwrap().clone();
+    let (run, doctor) = (of("run"), of("doctor"));
+    let shared: Vec<&str> = doctor
+        .get_arguments()
+        .filter(|flag| flag.get_env().is_some())
+        .filter_map(|flag| flag.get_long())
+        .collect();
+    assert!(shared.len() >= 13, "{shared:?}");
+    for long in shared {
+        let is_the_agents = run.get_arguments().any(|flag| flag.get_long() == Some(long));
+        assert!(is_the_agents, "--{long} is no flag of the agent");
+        let variable = variable(long);
+        assert!(chart.contains(&format!("- name: {variable}\n")), "{variable}");
     }
 }
 

@@ -47,7 +47,7 @@ pub(super) async fn examine(examination: &Examination) -> Vec<Finding> {
     let uses = Uses {
         namespaces: examination.namespaces,
         service_accounts: examination.web_identity,
-        startup_taint: false,
+        startup_taint: examination.startup_taint,
     };
     match denied(&api, &uses.permissions()).await {
         Err(error) => unreachable(error),
