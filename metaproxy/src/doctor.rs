@@ -5,6 +5,7 @@ mod cluster;
 mod kernel;
 mod leftovers;
 mod node;
+mod users;
 
 use std::fmt;
 use std::path::PathBuf;

@@ -4,12 +4,10 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use metaproxy_common::layout::{Config, Destination};
-use metaproxy_common::names;
 
-use super::{Examination, Finding};
+use super::{Examination, Finding, users};
 use crate::admin::asking;
 use crate::intercept::cgroups::{CgroupError, Locator, PodsCgroup};
-use crate::intercept::foreign::{self, Foreign};
 use crate::intercept::guard::Choice;
 use crate::intercept::guard::programs::GuardPrograms;
 use crate::intercept::kernel;
@@ -35,7 +33,7 @@ pub(super) fn examine(examination: &Examination) -> Vec<Finding> {
     let Some(place) = &pods else {
         return findings;
     };
-    findings.extend(foreign_programs(place));
+    findings.extend(users::examine(&place.dir, &place.root));
     if missing.is_empty() {
         findings.extend(hooks(place, &examination.runtime_dir));
     }
@@ -153,55 +151,6 @@ fn advice(error: &CgroupError) -> &'static str {
         }
         _ => "see --cgroup and --cgroup-root",
     }
-}
-
-/// Programs of others at our hooks, from the pods' cgroup up to the root.
-fn foreign_programs(place: &Place) -> Vec<Finding> {
-    const CHECK: &str = "hooks' users";
-    let found = match foreign::up_to(&place.dir, &place.root) {
-        Ok(found) => found,
-        Err(error) => {
-            return vec![Finding::warning(
-                CHECK,
-                format!("who else is attached at our hooks cannot be asked: {error}"),
-                "root may ask",
-            )];
-        }
-    };
-    let found: Vec<&Foreign> = found
-        .iter()
-        .filter(|one| !one.program.starts_with(names::PREFIX))
-        .collect();
-    let blocking: Vec<Finding> = found
-        .iter()
-        .filter(|one| one.blocks(&place.dir))
-        .map(|one| {
-            Finding::problem(
-                CHECK,
-                format!("{one} allows no other program beside it, so ours cannot be attached"),
-                format!(
-                    "have whoever attached it (`bpftool cgroup tree {}`) use BPF_F_ALLOW_MULTI, or a link; or detach it: \
-                     `bpftool cgroup detach {} {} id {}`",
-                    one.cgroup.display(),
-                    one.cgroup.display(),
-                    one.hook_name(),
-                    one.id
-                ),
-            )
-        })
-        .collect();
-    if !blocking.is_empty() {
-        return blocking;
-    }
-    let shared: Vec<String> = found.iter().map(|one| one.program.clone()).collect();
-    vec![Finding::ok(
-        CHECK,
-        if shared.is_empty() {
-            "nobody else is attached at our hooks".to_owned()
-        } else {
-            format!("shared with {}, which leave room for ours", shared.join(", "))
-        },
-    )]
 }
 
 /// A cgroup of our own below the pods', which is removed with it.

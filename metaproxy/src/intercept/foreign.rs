@@ -6,18 +6,27 @@ use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use metaproxy_common::names;
+
 use super::inspect::program_name;
-use super::link::Hook;
+use super::link::{Hook, TCX_EGRESS};
 
 /// Commands of bpf(2).
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_PROG_QUERY: libc::c_long = 16;
 
+/// Those that run for a cgroup, in their order: its own, then those of the cgroups above it (`compute_effective_progs`,
+/// kernel/bpf/cgroup.c), but for those that want to go first (`BPF_F_PREORDER`, Linux 6.15).
+const BPF_F_QUERY_EFFECTIVE: u32 = 1;
+/// Those of the cgroup itself.
+const ITS_OWN: u32 = 0;
+
 const BPF_F_ALLOW_OVERRIDE: u32 = 1;
 const BPF_F_ALLOW_MULTI: u32 = 2;
 
-/// More than anybody attaches to one cgroup (`BPF_CGROUP_MAX_PROGS`, kernel/bpf/cgroup.c).
-const MOST: usize = 64;
+/// More than anybody attaches to one cgroup (`BPF_CGROUP_MAX_PROGS`, kernel/bpf/cgroup.c) or interface
+/// (`BPF_MPROG_MAX`, include/linux/bpf_mprog.h); a few times that on the way up to the root.
+const MOST: usize = 256;
 
 /// Those that we attach at.
 const HOOKS: [(Hook, &str); 5] = [
@@ -35,12 +44,41 @@ pub struct Foreign {
     pub cgroup: PathBuf,
     /// At which hook.
     pub hook: Hook,
-    /// Its id.
-    pub id: u32,
-    /// Its name; its id where that can't be asked.
-    pub program: String,
+    /// Which.
+    pub program: Program,
     /// Those of its attachment.
     flags: u32,
+}
+
+/// A program in the kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Program {
+    /// Its id.
+    pub id: u32,
+    /// Its name; none where that may not be asked.
+    pub name: Option<String>,
+}
+
+impl Program {
+    fn of(id: u32) -> Self {
+        Self { id, name: name(id) }
+    }
+
+    /// Whether it is one of ours, of whichever process.
+    pub fn is_ours(&self) -> bool {
+        self.name
+            .as_ref()
+            .is_some_and(|name| name.starts_with(names::PREFIX))
+    }
+}
+
+impl fmt::Display for Program {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.name {
+            Some(name) => write!(f, "program {name} (id {})", self.id),
+            None => write!(f, "program {}", self.id),
+        }
+    }
 }
 
 impl Foreign {
@@ -64,11 +102,7 @@ impl Foreign {
 impl fmt::Display for Foreign {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (hook, cgroup) = (self.hook_name(), self.cgroup.display());
-        write!(
-            f,
-            "program {} (id {}) at {hook} of {cgroup}",
-            self.program, self.id
-        )
+        write!(f, "{} at {hook} of {cgroup}", self.program)
     }
 }
 
@@ -79,19 +113,86 @@ impl fmt::Display for Foreign {
 pub fn up_to(cgroup: &Path, root: &Path) -> io::Result<Vec<Foreign>> {
     let mut found = Vec::new();
     for dir in cgroup.ancestors().take_while(|dir| dir.starts_with(root)) {
-        let open = File::open(dir)?;
         for (hook, _) in HOOKS {
-            let (ids, flags) = query(&open, hook)?;
-            found.extend(ids.into_iter().map(|id| Foreign {
-                cgroup: dir.to_owned(),
-                hook,
-                id,
-                program: name(id).unwrap_or_else(|| format!("{id}")),
-                flags,
-            }));
+            found.extend(at(dir, hook)?);
         }
     }
     Ok(found)
+}
+
+fn at(dir: &Path, hook: Hook) -> io::Result<Vec<Foreign>> {
+    let (ids, flags) = query(File::open(dir)?.as_raw_fd() as u32, hook as u32, ITS_OWN)?;
+    let programs = ids.into_iter().map(Program::of);
+    let foreign = |program| Foreign {
+        cgroup: dir.to_owned(),
+        hook,
+        program,
+        flags,
+    };
+    Ok(programs.map(foreign).collect())
+}
+
+/// The programs at one of our hooks that a connection of a pod meets before it meets ours, by where they are attached:
+/// earlier at the pods' cgroup, below it, or above it and wanting to go first. None where ours are not attached.
+///
+/// # Errors
+/// As [`up_to`].
+pub fn before_ours(pods: &Path, attached: &[Foreign]) -> io::Result<Vec<Foreign>> {
+    let open = File::open(pods)?;
+    let mut found = Vec::new();
+    for (hook, _) in HOOKS {
+        let (ids, _) = query(open.as_raw_fd() as u32, hook as u32, BPF_F_QUERY_EFFECTIVE)?;
+        let here: Vec<&Foreign> = attached.iter().filter(|one| one.hook == hook).collect();
+        let known = |id: &u32| here.iter().copied().find(|one| one.program.id == *id);
+        let Some(ours) = ids
+            .iter()
+            .position(|id| known(id).is_some_and(|one| one.program.is_ours()))
+        else {
+            continue;
+        };
+        if matches!(hook, Hook::Connect4 | Hook::Connect6) {
+            found.extend(below(pods, hook));
+        }
+        found.extend(ids.iter().take(ours).filter_map(known).cloned());
+    }
+    Ok(found)
+}
+
+/// At cgroups below one, whose programs run first. Those that go away meanwhile have none any more.
+fn below(dir: &Path, hook: Hook) -> Vec<Foreign> {
+    let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+        .flat_map(|entry| {
+            let mut found = at(&entry.path(), hook).unwrap_or_default();
+            found.extend(below(&entry.path(), hook));
+            found
+        })
+        .filter(|one| !one.program.is_ours())
+        .collect()
+}
+
+/// The programs at the egress of the interfaces of this network namespace that a packet meets before it meets the guard's,
+/// by the interface's name.
+pub fn before_the_guard() -> Vec<(String, Program)> {
+    let interfaces = nix::net::if_::if_nameindex();
+    let mut found = Vec::new();
+    for interface in interfaces.iter().flat_map(|list| list.iter()) {
+        // Before Linux 6.6 there are none, and no guard there either.
+        let Ok((ids, _)) = query(interface.index(), TCX_EGRESS, ITS_OWN) else {
+            continue;
+        };
+        let programs: Vec<Program> = ids.into_iter().map(Program::of).collect();
+        let guard = programs.iter().position(Program::is_ours).unwrap_or_default();
+        let name = interface.name().to_string_lossy().into_owned();
+        found.extend(
+            programs
+                .into_iter()
+                .take(guard)
+                .map(|program| (name.clone(), program)),
+        );
+    }
+    found
 }
 
 /// The part of `union bpf_attr` that `BPF_PROG_QUERY` uses.
@@ -105,14 +206,15 @@ struct Query {
     ids: u64,
     count: u32,
     pad: u32,
-    attach_flags_of_each: u64,
 }
 
-fn query(cgroup: &File, hook: Hook) -> io::Result<(Vec<u32>, u32)> {
+/// Ids in the order of their turn, and the flags that they are attached with.
+fn query(target: u32, attach_type: u32, query_flags: u32) -> io::Result<(Vec<u32>, u32)> {
     let mut ids = [0_u32; MOST];
     let mut query = Query {
-        target: cgroup.as_raw_fd() as u32,
-        attach_type: hook as u32,
+        target,
+        attach_type,
+        query_flags,
         ids: ids.as_mut_ptr() as u64,
         count: MOST as u32,
         ..Query::default()
@@ -166,8 +268,10 @@ mod tests {
         let at = |cgroup: &str, flags| Foreign {
             cgroup: cgroup.into(),
             hook: Hook::Connect4,
-            id: 7,
-            program: "theirs".to_owned(),
+            program: Program {
+                id: 7,
+                name: Some("theirs".to_owned()),
+            },
             flags,
         };
         assert!(at("/sys/fs/cgroup", 0).blocks(pods));

@@ -24,7 +24,7 @@ pub enum Hook {
 }
 
 /// `BPF_TCX_EGRESS`; Linux 6.6.
-const TCX_EGRESS: u32 = 47;
+pub(super) const TCX_EGRESS: u32 = 47;
 /// Before all others, as no other is named.
 const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_LINK_CREATE: libc::c_long = 28;

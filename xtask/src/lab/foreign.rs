@@ -19,6 +19,7 @@ const BPF_LINK_GET_FD_BY_ID: i32 = 30;
 const BPF_LINK_DETACH: i32 = 34;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_TCX_EGRESS: u32 = 47;
+const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 /// `BPF_CGROUP_INET4_CONNECT`
 const CONNECT4: u32 = 10;
@@ -30,6 +31,8 @@ pub enum Attach {
     Alone = 0,
     /// `BPF_F_ALLOW_MULTI`
     Multi = 2,
+    /// That and `BPF_F_PREORDER`, before those of the cgroups below; Linux 6.15.
+    First = 2 | 1 << 6,
 }
 
 /// A program of somebody else at connect4 of a cgroup, that allows everything; dropping detaches it.
@@ -54,6 +57,19 @@ fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i32> {
     } else {
         Ok(result as i32)
     }
+}
+
+/// The part of `union bpf_attr` that makes a tcx link.
+#[repr(C)]
+#[derive(Default)]
+struct Tcx {
+    program: u32,
+    interface: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    pad: u32,
+    expected_revision: u64,
 }
 
 #[repr(C)]
@@ -89,17 +105,35 @@ fn program(kind: u32, attach_type: u32, returns: u32) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A program of somebody else at the egress of an interface, alone there, that lets everything pass and ends the chain;
-/// dropping detaches it.
+/// A program of somebody else at the egress of an interface, behind those that are there, that lets everything pass and
+/// ends the chain; dropping detaches it.
 ///
 /// # Errors
 /// Where this kernel has no tcx.
 pub fn attach_to_egress(netns: &Netns, interface: &str) -> Result<OwnedFd> {
+    attach_to_egress_with(netns, interface, 0)
+}
+
+/// The same, before those that are there.
+///
+/// # Errors
+/// Where this kernel has no tcx.
+pub fn attach_first_to_egress(netns: &Netns, interface: &str) -> Result<OwnedFd> {
+    attach_to_egress_with(netns, interface, BPF_F_BEFORE)
+}
+
+fn attach_to_egress_with(netns: &Netns, interface: &str, flags: u32) -> Result<OwnedFd> {
     // TCX_PASS
     let program = program(BPF_PROG_TYPE_SCHED_CLS, 0, 0)?;
     let link = netns.run(|| -> Result<i32> {
         let index = nix::net::if_::if_nametoindex(interface)?;
-        let mut attach = [program.as_raw_fd() as u32, index, BPF_TCX_EGRESS, 0];
+        let mut attach = Tcx {
+            program: program.as_raw_fd() as u32,
+            interface: index,
+            attach_type: BPF_TCX_EGRESS,
+            flags,
+            ..Tcx::default()
+        };
         bpf(BPF_LINK_CREATE, &mut attach).context("attaching a foreign program")
     })??;
     // SAFETY: the kernel just made this descriptor for us.
