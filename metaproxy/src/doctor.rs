@@ -2,9 +2,12 @@
 //! about what it finds.
 
 mod cluster;
+mod imds;
 mod kernel;
 mod leftovers;
 mod node;
+mod processes;
+mod sts;
 mod users;
 
 use std::fmt;
@@ -13,6 +16,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+pub(crate) use self::leftovers::ON_THE_NODE;
 pub use self::leftovers::{Found, Leftover, Used};
 use crate::apiserver::KubeconfigSource;
 use crate::credentials::sts::StsSettings;
@@ -170,11 +174,13 @@ impl fmt::Display for Report {
 /// Looks at everything. Nothing is changed; what is attached to try it is gone again at once.
 pub async fn examine(examination: &Examination) -> Report {
     let mut findings = kernel::examine(examination);
-    findings.extend(node::sandboxes());
+    findings.extend(processes::sandboxes());
     findings.extend(node::ports(examination));
     findings.push(node::proxy());
-    findings.extend(node::imds(&examination.imds).await);
-    findings.extend(node::sts(examination).await);
+    let (identity, sts) = sts::examine(examination).await;
+    findings.extend(imds::examine(&examination.imds, identity.as_deref()).await);
+    findings.extend(sts);
+    findings.extend(sts::pods_roles(examination));
     findings.extend(cluster::examine(examination).await);
     findings.extend(leftovers::examine(&leftovers::find()));
     Report { findings }

@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::admin::asking::{self, AskError};
 use crate::cli::{AgentArgs, Cli, DoctorArgs, ExplainArgs, MigrateArgs, Output, StatusArgs, UsageError};
-use crate::doctor::{self, Examination, Used};
+use crate::doctor::{self, Examination};
 use crate::explain::{Explanation, offline, table};
 use crate::migrate::{self, Workload};
 use crate::status::Status;
@@ -117,10 +117,10 @@ pub async fn doctor(args: &DoctorArgs, examination: &Examination) -> ExitCode {
 }
 
 fn fix_leftovers() -> ExitCode {
-    let found = doctor::leftovers();
+    let mut found = doctor::leftovers();
     let mut failed = !found.unseen.is_empty();
     for unseen in &found.unseen {
-        eprintln!("error: could not be looked at, run this on the node itself, as root: {unseen}");
+        eprintln!("error: could not be looked at: {unseen}; {}", doctor::ON_THE_NODE);
     }
     if found.leftovers.is_empty() && !failed {
         print("nothing of kube2iam, kiam or the EKS Pod Identity agent is left on this node\n");
@@ -128,16 +128,16 @@ fn fix_leftovers() -> ExitCode {
     for one in &found.leftovers {
         print(&format!("{}\n  {}\n", one.what, one.command()));
     }
+    if found.leftovers.iter().any(|one| one.is_kept().is_none()) {
+        print("looking once more in a few seconds, whether somebody uses them\n");
+        found = found.again();
+    }
     for one in &found.leftovers {
-        let removed = match one.used {
-            Used::No => one
+        let removed = match one.is_kept() {
+            None => one
                 .remove()
                 .map_err(|error| format!("{}: {error}", one.command())),
-            Used::By(daemon) => Err(format!("{}: {daemon} uses it; uninstall that first", one.what)),
-            Used::Unknown => Err(format!(
-                "{}: whether it is in use cannot be told from this container; run this on the node itself",
-                one.what
-            )),
+            Some(why) => Err(format!("{}: {why}", one.what)),
         };
         match removed {
             Ok(()) => print(&format!("removed: {}\n", one.what)),

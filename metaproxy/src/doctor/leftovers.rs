@@ -1,49 +1,38 @@
 //! What kube2iam, kiam and the EKS Pod Identity agent leave behind when they are gone: rules that send the metadata
 //! service's connections to a port where nobody listens any more, and an interface.
 //!
-//! Rules are read and removed by iptables' own tools, as only they know how they wrote them.
+//! Rules are read and removed by iptables' own tools, as only they know how they wrote them. Only what looks exactly as
+//! those three make it is named, and only what nobody seems to use is removed: no daemon of theirs runs, none of their pods
+//! is on the node, nothing listens where it leads, now and some seconds later.
 
-use std::fs;
+mod netlink;
+mod rules;
+mod tables;
+mod users;
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
+use std::time::Duration;
 
-use serde::Serialize;
+use nix::ifaddrs::getifaddrs;
 
+use self::rules::Rule;
+use self::tables::TABLES;
+use self::users::Users;
 use super::Finding;
-use super::node::{processes, sees_all_processes};
 
-/// Of the EKS Pod Identity agent (its configuration package names it).
+/// Between the two looks before something is removed: a daemon may be restarting.
+const AGAIN: Duration = Duration::from_secs(5);
+
+/// Of the EKS Pod Identity agent, with its addresses (its configuration package).
 const POD_IDENTITY_LINK: &str = "pod-id-link0";
-
-/// Who makes rules, and who the interface, by the names of their processes.
-const OF_RULES: [(&str, &str); 2] = [("kube2iam", "kube2iam"), ("kiam", "kiam")];
-const OF_LINK: [(&str, &str); 1] = [("eks-pod-identity-agent", "the EKS Pod Identity agent")];
-
-/// Both ways in which iptables keeps rules, for both families: what shows them, what changes them, and a file that is empty
-/// where there are none (looking would load the module otherwise).
-const TOOLS: [(&str, &str, Option<&str>); 4] = [
-    (
-        "iptables-legacy-save",
-        "iptables-legacy",
-        Some("/proc/net/ip_tables_names"),
-    ),
-    ("iptables-nft-save", "iptables-nft", None),
-    (
-        "ip6tables-legacy-save",
-        "ip6tables-legacy",
-        Some("/proc/net/ip6_tables_names"),
-    ),
-    ("ip6tables-nft-save", "ip6tables-nft", None),
-];
-
-const METADATA: [&str; 4] = [
-    "169.254.169.254/32",
-    "169.254.169.254",
-    "fd00:ec2::254/128",
-    "fd00:ec2::254",
+const POD_IDENTITY_IPS: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
+    IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
 ];
 
 /// Something that nobody needs any more.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
     /// In words.
     pub what: String,
@@ -54,13 +43,14 @@ pub struct Leftover {
 }
 
 /// Whether something is in use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "kebab-case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Used {
-    /// Nobody who makes such things runs here.
+    /// Nobody who makes such things is here, and nobody listens where it leads.
     No,
     /// By this one.
     By(&'static str),
+    /// Whoever made it, this one listens where it leads.
+    PortOf(String),
     /// That can't be told from this container, which does not see the node's processes.
     Unknown,
 }
@@ -70,6 +60,22 @@ impl Leftover {
     pub fn command(&self) -> String {
         let words = self.removal.iter().map(String::as_str);
         shlex::try_join(words).unwrap_or_else(|_| self.removal.join(" "))
+    }
+
+    /// Why it must stay, where it must.
+    pub fn is_kept(&self) -> Option<String> {
+        match &self.used {
+            Used::No => None,
+            Used::By(daemon) => Some(format!("{daemon} uses it; uninstall that first")),
+            Used::PortOf(listener) => Some(format!(
+                "{listener} listens where it leads; where that has nothing to do with it, remove it by hand: {}",
+                self.command()
+            )),
+            Used::Unknown => Some(
+                "whether it is in use cannot be told from this container; run this on the node itself"
+                    .to_owned(),
+            ),
+        }
     }
 
     /// Removes it.
@@ -98,124 +104,95 @@ pub struct Found {
     pub unseen: Vec<String>,
 }
 
-fn used(by: &[(&str, &'static str)], processes: Option<&[String]>) -> Used {
-    let Some(processes) = processes else {
-        return Used::Unknown;
-    };
-    let is_there = |name: &str| processes.iter().any(|process| process == name);
-    by.iter()
-        .find(|(process, _)| is_there(process))
-        .map_or(Used::No, |(_, name)| Used::By(name))
+impl Found {
+    /// Looks once more, a while later. What is used by now, or was, counts as used; what is gone is gone.
+    pub fn again(self) -> Self {
+        std::thread::sleep(AGAIN);
+        self.confirmed_by(find())
+    }
+
+    fn confirmed_by(mut self, mut later: Self) -> Self {
+        for one in &mut later.leftovers {
+            // Each of the first look confirms one of the second.
+            let before = self
+                .leftovers
+                .iter()
+                .position(|before| before.removal == one.removal);
+            let before = before.map(|index| self.leftovers.swap_remove(index).used);
+            if one.used == Used::No {
+                // What has just been made is in use by somebody.
+                one.used = before.unwrap_or(Used::PortOf("somebody who has just made it".to_owned()));
+            }
+        }
+        later
+    }
 }
 
 pub(super) fn find() -> Found {
     let mut found = Found::default();
-    let processes = sees_all_processes().then(processes);
-    let of_rules = used(&OF_RULES, processes.as_deref());
-    for (save, change, names) in TOOLS {
-        match names.map(fs::read_to_string) {
-            // Not a single table, or no such family.
-            Some(Ok(names)) if names.trim().is_empty() => continue,
-            Some(Err(error)) if error.kind() == std::io::ErrorKind::NotFound => continue,
-            Some(Err(error)) => {
-                found.unseen.push(format!("{change}: {error}"));
-                continue;
-            }
-            Some(Ok(_)) | None => {}
-        }
-        match Command::new(save).args(["-t", "nat"]).output() {
-            Ok(output) if output.status.success() => {
-                found
-                    .leftovers
-                    .extend(rules(&String::from_utf8_lossy(&output.stdout), change, of_rules))
-            }
-            Ok(output) => {
-                let said = String::from_utf8_lossy(&output.stderr);
-                let first = said.lines().next().unwrap_or_default();
-                found.unseen.push(format!("{save}: {first}"));
-            }
-            Err(error) => found.unseen.push(format!("{save}: {error}")),
+    let users = Users::of_this_node();
+    for tables in &TABLES {
+        match tables.nat() {
+            Ok(Some((change, saved))) => found.leftovers.extend(
+                rules::theirs(&saved)
+                    .into_iter()
+                    .map(|rule| leftover(rule, change, &users)),
+            ),
+            Ok(None) => {}
+            Err(why) => found.unseen.push(format!("{}: {why}", tables.name)),
         }
     }
-    if nix::net::if_::if_nametoindex(POD_IDENTITY_LINK).is_ok() {
+    if has_pod_identity_link() {
         found.leftovers.push(Leftover {
             what: format!("interface {POD_IDENTITY_LINK} of the EKS Pod Identity agent"),
             removal: ["ip", "link", "delete", POD_IDENTITY_LINK]
                 .map(str::to_owned)
                 .into(),
-            used: used(&OF_LINK, processes.as_deref()),
+            used: users.of_link(),
         });
     }
     found
 }
 
-/// Of the nat table as `iptables-save` writes it, rules that send the metadata service's port 80 elsewhere.
-fn rules(saved: &str, change: &str, used: Used) -> Vec<Leftover> {
-    let mut found = Vec::new();
-    for line in saved.lines().filter(|line| line.starts_with("-A ")) {
-        let Some(words) = shlex::split(line) else {
-            continue;
-        };
-        let value = |names: &[&str]| {
-            let at = words.iter().position(|word| names.contains(&word.as_str()))?;
-            // `! -d` and the like mean the opposite.
-            let is_negated = at > 0 && words.get(at - 1).is_some_and(|word| word == "!");
-            words.get(at + 1).filter(|_| !is_negated).map(String::as_str)
-        };
-        let is_metadata =
-            value(&["-d"]).is_some_and(|to| METADATA.contains(&to)) && value(&["--dport"]) == Some("80");
-        let target = value(&["-j"]).filter(|target| matches!(*target, "DNAT" | "REDIRECT"));
-        let (true, Some(_)) = (is_metadata, target) else {
-            continue;
-        };
-        let to = value(&["--to-destination", "--to-ports"]).unwrap_or_default();
-        let of = value(&["-i"]).map_or_else(String::new, |interface| format!(" for {interface}"));
-        let mut removal: Vec<String> = [change, "-w", "-t", "nat", "-D"].map(str::to_owned).into();
-        removal.extend(words.iter().skip(1).cloned());
-        found.push(Leftover {
-            what: format!(
-                "rule of kube2iam or kiam ({change}){of}: the metadata service's connections go to {to}"
-            ),
-            removal,
-            used,
-        });
+fn leftover(rule: Rule, change: &str, users: &Users) -> Leftover {
+    let mut removal: Vec<String> = [change, "-w", "-t", "nat", "-D"].map(str::to_owned).into();
+    removal.extend(rule.words);
+    Leftover {
+        what: format!(
+            "rule of kube2iam or kiam ({change}) for {}: the metadata service's connections go to {}",
+            rule.interface, rule.target
+        ),
+        removal,
+        used: users.of_rule(rule.target),
     }
-    found
 }
+
+/// One that has an address of theirs; another one of that name is not known.
+fn has_pod_identity_link() -> bool {
+    let addresses = getifaddrs().into_iter().flatten();
+    addresses
+        .filter(|one| one.interface_name == POD_IDENTITY_LINK)
+        .filter_map(|one| {
+            let address = one.address?;
+            let v4 = address.as_sockaddr_in().map(|address| IpAddr::V4(address.ip()));
+            v4.or_else(|| address.as_sockaddr_in6().map(|address| IpAddr::V6(address.ip())))
+        })
+        .any(|address| POD_IDENTITY_IPS.contains(&address))
+}
+
+/// How to run it where the tools are, in words.
+pub(crate) const ON_THE_NODE: &str = "install iptables, or run it as root on the node itself; where only the agent's container \
+     has this program, the node runs it as `/proc/$(pidof -s metaproxy)/exe doctor`";
 
 pub(super) fn examine(found: &Found) -> Vec<Finding> {
     const CHECK: &str = "leftovers";
-    let mut findings: Vec<Finding> = found
-        .leftovers
-        .iter()
-        .map(|one| match one.used {
-            Used::No => Finding::warning(
-                CHECK,
-                format!("{}, and nobody who makes such things is running here", one.what),
-                format!("{}\n(or all at once: metaproxy doctor --fix-leftovers)", one.command()),
-            ),
-            Used::By(daemon) => Finding::ok(
-                CHECK,
-                format!("{}, which {daemon} uses; when that is gone, this removes it: {}", one.what, one.command()),
-            ),
-            Used::Unknown => Finding::ok(
-                CHECK,
-                format!(
-                    "{}; whether it is in use cannot be told from this container. Where it is not, this removes it: {}",
-                    one.what,
-                    one.command()
-                ),
-            ),
-        })
-        .collect();
+    let mut findings: Vec<Finding> = found.leftovers.iter().map(|one| finding(CHECK, one)).collect();
     if !found.unseen.is_empty() {
-        findings.push(Finding::ok(
-            CHECK,
-            format!(
-                "not everything could be looked at ({}); run it on the node itself, as root, for that",
-                found.unseen.join("; ")
-            ),
-        ));
+        let says = format!("not everything could be looked at ({})", found.unseen.join("; "));
+        findings.push(Finding {
+            advice: Some(ON_THE_NODE.to_owned()),
+            ..Finding::ok(CHECK, says)
+        });
     }
     if findings.is_empty() {
         findings.push(Finding::ok(
@@ -226,65 +203,112 @@ pub(super) fn examine(found: &Found) -> Vec<Finding> {
     findings
 }
 
+fn finding(check: &'static str, one: &Leftover) -> Finding {
+    let (what, command) = (&one.what, one.command());
+    match &one.used {
+        Used::No => Finding::warning(
+            check,
+            format!("{what}, and nobody who makes such things is here"),
+            format!("{command}\n(or all at once: metaproxy doctor --fix-leftovers)"),
+        ),
+        Used::By(daemon) => Finding::ok(
+            check,
+            format!("{what}, which {daemon} uses; when that is gone, this removes it: {command}"),
+        ),
+        Used::PortOf(listener) => Finding::warning(
+            check,
+            format!("{what}, where {listener} listens, which is neither's as far as can be told"),
+            format!("where that has nothing to do with it, this removes it: {command}"),
+        ),
+        Used::Unknown => Finding::ok(
+            check,
+            format!(
+                "{what}; whether it is in use cannot be told from this container. Where it is not, this removes it: {command}"
+            ),
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::Level;
     use super::*;
+    use rstest::rstest;
 
-    const SAVED: &str = r#"# Generated by iptables-save v1.8.9
-*nat
-:PREROUTING ACCEPT [0:0]
--A PREROUTING -d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181
--A PREROUTING -d 169.254.169.254/32 -i cali+ -p tcp -m tcp --dport 80 -m comment --comment "kiam's own" -j DNAT --to-destination 10.0.0.1:8181
--A PREROUTING -d 169.254.169.254/32 ! -i eth0 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181
--A PREROUTING ! -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 10.0.0.1:8181
--A PREROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 8080 -j DNAT --to-destination 10.0.0.1:8181
--A PREROUTING -d 169.254.170.2/32 -p tcp -m tcp --dport 80 -j DNAT --to-destination 127.0.0.1:51679
--A POSTROUTING -d 169.254.169.254/32 -p tcp -m tcp --dport 80 -j ACCEPT
-COMMIT
-"#;
+    const SAVED: &str = "-A PREROUTING -d 169.254.169.254/32 ! -i eth0 -p tcp -m tcp --dport 80 -j DNAT --to-destination \
+                         10.0.0.1:8181\n";
 
-    #[test]
-    fn only_rules_that_send_the_metadata_service_elsewhere_are_found() {
-        let found = rules(SAVED, "iptables-legacy", Used::No);
-        let commands: Vec<String> = found.iter().map(Leftover::command).collect();
-        assert_eq!(
-            commands,
-            [
-                "iptables-legacy -w -t nat -D PREROUTING -d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 80 -j DNAT \
-                 --to-destination 10.0.0.1:8181",
-                "iptables-legacy -w -t nat -D PREROUTING -d 169.254.169.254/32 -i cali+ -p tcp -m tcp --dport 80 -m comment \
-                 --comment \"kiam's own\" -j DNAT --to-destination 10.0.0.1:8181",
-                "iptables-legacy -w -t nat -D PREROUTING -d 169.254.169.254/32 '!' -i eth0 -p tcp -m tcp --dport 80 -j DNAT \
-                 --to-destination 10.0.0.1:8181",
-            ]
-        );
-        assert!(
-            found[0]
-                .what
-                .contains("for docker0: the metadata service's connections go to 10.0.0.1:8181")
-        );
+    fn rule(used: Used) -> Leftover {
+        let rule = rules::theirs(SAVED).remove(0);
+        Leftover {
+            used,
+            ..leftover(rule, "iptables-legacy", &Users::default())
+        }
     }
 
     #[test]
-    fn what_is_in_use_or_may_be_is_no_leftover() {
-        let found = |used| Found {
-            leftovers: rules(SAVED, "iptables-nft", used),
+    fn the_command_that_removes_a_rule_is_one_to_type() {
+        let rule = rule(Used::No);
+        assert_eq!(
+            rule.command(),
+            "iptables-legacy -w -t nat -D PREROUTING -d 169.254.169.254/32 '!' -i eth0 -p tcp -m tcp --dport 80 -j DNAT \
+             --to-destination 10.0.0.1:8181"
+        );
+        assert_eq!(
+            rule.what,
+            "rule of kube2iam or kiam (iptables-legacy) for all but eth0: the metadata service's connections go to 10.0.0.1:8181"
+        );
+    }
+
+    #[rstest]
+    #[case(Used::No, Level::Warning, true)]
+    #[case(Used::By("kiam"), Level::Ok, false)]
+    #[case(Used::PortOf("gunicorn (pid 7)".to_owned()), Level::Warning, false)]
+    #[case(Used::Unknown, Level::Ok, false)]
+    fn what_is_in_use_or_may_be_is_no_leftover(
+        #[case] used: Used,
+        #[case] level: Level,
+        #[case] is_removed: bool,
+    ) {
+        let rule = rule(used);
+        assert_eq!(rule.is_kept().is_none(), is_removed);
+        let finding = examine(&Found {
+            leftovers: vec![rule],
+            unseen: Vec::new(),
+        })
+        .remove(0);
+        assert_eq!(finding.level, level);
+        assert_eq!(
+            finding
+                .advice
+                .is_some_and(|advice| advice.contains("--fix-leftovers")),
+            is_removed
+        );
+    }
+
+    #[rstest]
+    #[case(&[Used::No], &[Used::No], &[true])]
+    #[case(&[Used::By("kiam")], &[Used::No], &[false])]
+    #[case(&[Used::No], &[Used::By("kiam")], &[false])]
+    #[case(&[], &[Used::No], &[false])]
+    #[case(&[Used::No, Used::No], &[Used::No, Used::No], &[true, true])]
+    #[case(&[Used::No], &[], &[])]
+    fn only_what_is_unused_at_both_looks_is_removed(
+        #[case] first: &[Used],
+        #[case] second: &[Used],
+        #[case] removed: &[bool],
+    ) {
+        let found = |all: &[Used]| Found {
+            leftovers: all.iter().cloned().map(rule).collect(),
             unseen: Vec::new(),
         };
-        let first = |found: &Found| examine(found).remove(0);
-        assert_eq!(first(&found(Used::By("kiam"))).level, Level::Ok);
-        assert_eq!(first(&found(Used::Unknown)).level, Level::Ok);
-        let gone = first(&found(Used::No));
-        assert!(gone.level == Level::Warning && gone.advice.as_ref().unwrap().contains("--fix-leftovers"));
-        assert_eq!(first(&Found::default()).level, Level::Ok);
+        let confirmed = found(first).confirmed_by(found(second)).leftovers;
+        let are_removed: Vec<bool> = confirmed.iter().map(|one| one.is_kept().is_none()).collect();
+        assert_eq!(are_removed, removed);
     }
 
     #[test]
-    fn who_uses_them_is_told_by_the_processes_that_are_seen() {
-        let processes = ["kiam", "kubelet"].map(str::to_owned);
-        assert_eq!(used(&OF_RULES, Some(&processes)), Used::By("kiam"));
-        assert_eq!(used(&OF_LINK, Some(&processes)), Used::No);
-        assert_eq!(used(&OF_LINK, None), Used::Unknown);
+    fn a_clean_node_has_nothing_left() {
+        assert_eq!(examine(&Found::default()).remove(0).level, Level::Ok);
     }
 }

@@ -84,19 +84,23 @@ fn port_list(sysctl: &str) -> Vec<u16> {
 ///
 /// Needs to see the host's processes; where it can't, it says so.
 pub fn holder(taken: SocketAddr) -> String {
-    let inodes: Vec<u64> = ["/proc/self/net/tcp", "/proc/self/net/tcp6"]
-        .iter()
-        .flat_map(|table| listening_inodes(&fs::read_to_string(table).unwrap_or_default(), taken))
-        .collect();
-    match inodes.iter().find_map(|inode| process_with_socket(*inode)) {
-        Some(process) => process,
-        None if inodes.is_empty() => "a socket that does not listen (yet)".to_owned(),
-        None => "a process that cannot be seen from here (hostPID would show it)".to_owned(),
-    }
+    listener(taken.port(), Some(taken.ip()))
+        .unwrap_or_else(|| "a socket that does not listen (yet)".to_owned())
 }
 
-/// Inodes of sockets that listen on `taken`, or on its port of every address (proc_net_tcp).
-fn listening_inodes(table: &str, taken: SocketAddr) -> Vec<u64> {
+/// Likewise, where any listens on a port of this network namespace: of this address or all of them, or of whichever.
+pub fn listener(port: u16, address: Option<IpAddr>) -> Option<String> {
+    let inodes: Vec<u64> = ["/proc/self/net/tcp", "/proc/self/net/tcp6"]
+        .iter()
+        .flat_map(|table| listening_inodes(&fs::read_to_string(table).unwrap_or_default(), port, address))
+        .collect();
+    let process = inodes.iter().find_map(|inode| process_with_socket(*inode));
+    let unseen = || "a process that cannot be seen from here (hostPID would show it)".to_owned();
+    (!inodes.is_empty()).then(|| process.unwrap_or_else(unseen))
+}
+
+/// Inodes of sockets that listen on a port of an address, of every address, or of whichever (proc_net_tcp).
+fn listening_inodes(table: &str, wanted: u16, of: Option<IpAddr>) -> Vec<u64> {
     const LISTEN: &str = "0A";
     table
         .lines()
@@ -106,8 +110,8 @@ fn listening_inodes(table: &str, taken: SocketAddr) -> Vec<u64> {
             let (address, port) = fields.get(1)?.split_once(':')?;
             let port = u16::from_str_radix(port, 16).ok()?;
             let address = hex_address(address)?;
-            let overlaps = address.is_unspecified() || address == taken.ip();
-            if port == taken.port() && overlaps && *fields.get(3)? == LISTEN {
+            let overlaps = address.is_unspecified() || of.is_none_or(|of| of == address);
+            if port == wanted && overlaps && *fields.get(3)? == LISTEN {
                 fields.get(9)?.parse().ok()
             } else {
                 None
@@ -208,5 +212,25 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let name = holder(listener.local_addr().unwrap());
         assert!(name.ends_with(&format!("(pid {})", std::process::id())), "{name}");
+    }
+
+    #[rstest::rstest]
+    #[case("0A", 8181, None, true)]
+    #[case("0A", 8181, Some([10, 0, 0, 1]), true)]
+    #[case("0A", 8181, Some([10, 0, 0, 2]), false)]
+    #[case("0A", 8182, None, false)]
+    #[case("01", 8181, None, false)]
+    fn who_listens_is_told_by_port_address_and_state(
+        #[case] state: &str,
+        #[case] port: u16,
+        #[case] of: Option<[u8; 4]>,
+        #[case] is_found: bool,
+    ) {
+        let address = u32::from_ne_bytes([10, 0, 0, 1]);
+        let table = format!(
+            "  sl  local_address rem_address st\n   0: {address:08X}:1FF5 00000000:0000 {state} 0:0 00:0 0 0 0 777 1\n"
+        );
+        let want: &[u64] = if is_found { &[777] } else { &[] };
+        assert_eq!(listening_inodes(&table, port, of.map(IpAddr::from)), want);
     }
 }

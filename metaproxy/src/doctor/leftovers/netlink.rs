@@ -1,0 +1,165 @@
+//! Which tables nftables has, by netlink: so that nobody misses a tool where there is nothing to look at.
+
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, setsockopt, socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike as _};
+
+// include/uapi/linux/netlink.h, include/uapi/linux/netfilter/nfnetlink.h and nf_tables.h
+const NLM_F_REQUEST: u16 = 1;
+const NLM_F_DUMP: u16 = 0x300;
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+/// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_GETTABLE`
+const GET_TABLE: u16 = 10 << 8 | 1;
+const NFPROTO_IPV4: u8 = 2;
+const NFTA_TABLE_NAME: u16 = 1;
+
+/// `struct nlmsghdr`
+const HEADER: usize = 16;
+/// That and `struct nfgenmsg`.
+const HEADERS: usize = HEADER + 4;
+
+/// The kernel answers at once.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// Whether nftables has this table for IPv4, as iptables-nft names it.
+///
+/// # Errors
+/// EPERM without `CAP_NET_ADMIN`.
+pub(super) fn has(name: &str) -> io::Result<bool> {
+    let socket = match socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkNetFilter,
+    ) {
+        // A kernel without netfilter.
+        Err(Errno::EPROTONOSUPPORT) => return Ok(false),
+        result => result?,
+    };
+    let patience = TimeVal::milliseconds(PATIENCE.as_millis() as i64);
+    setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
+    send(socket.as_raw_fd(), &request(), MsgFlags::empty())?;
+    let mut buffer = vec![0; 32 * 1024];
+    loop {
+        let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+        if let Some(has) = told(buffer.get(..length).unwrap_or_default(), name)? {
+            return Ok(has);
+        }
+    }
+}
+
+/// For all tables of IPv4.
+fn request() -> Vec<u8> {
+    let mut request = Vec::with_capacity(HEADERS);
+    request.extend((HEADERS as u32).to_ne_bytes());
+    request.extend(GET_TABLE.to_ne_bytes());
+    request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
+    // Sequence number and port, which nobody else uses on this socket.
+    request.extend([0; 8]);
+    // Version and resource id are 0.
+    request.extend([NFPROTO_IPV4, 0, 0, 0]);
+    request
+}
+
+/// What the messages of a datagram tell; `None` where more are to come.
+fn told(mut datagram: &[u8], name: &str) -> io::Result<Option<bool>> {
+    while let Some(length) = u32_at(datagram, 0) {
+        let length = length as usize;
+        let Some(message) = datagram.get(..length).filter(|_| length >= HEADER) else {
+            return Err(io::ErrorKind::InvalidData.into());
+        };
+        match u16_at(message, 4) {
+            Some(NLMSG_DONE) => return Ok(Some(false)),
+            Some(NLMSG_ERROR) => {
+                let errno = u32_at(message, HEADER).unwrap_or_default() as i32;
+                return match Errno::from_raw(-errno) {
+                    // A kernel without nftables.
+                    Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT => Ok(Some(false)),
+                    error => Err(error.into()),
+                };
+            }
+            _ if table(message).is_some_and(|table| table == name.as_bytes()) => return Ok(Some(true)),
+            _ => {}
+        }
+        datagram = datagram.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Ok(None)
+}
+
+/// A table's name.
+fn table(message: &[u8]) -> Option<&[u8]> {
+    let mut attributes = message.get(HEADERS..)?;
+    loop {
+        let length = usize::from(u16_at(attributes, 0)?);
+        let attribute = attributes.get(4..length)?;
+        if u16_at(attributes, 2)? == NFTA_TABLE_NAME {
+            return attribute.split(|byte| *byte == 0).next();
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..)?;
+    }
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_ne_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
+    Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn message(kind: u16, body: &[u8]) -> Vec<u8> {
+        let mut message = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+        message.extend(kind.to_ne_bytes());
+        message.extend([0; 10]);
+        message.extend(body);
+        message.resize(message.len().next_multiple_of(4), 0);
+        message
+    }
+
+    /// With an attribute before its name (`NFTA_TABLE_FLAGS`).
+    fn table(name: &str) -> Vec<u8> {
+        let mut body = vec![NFPROTO_IPV4, 0, 0, 0];
+        for (kind, value) in [
+            (2_u16, vec![0; 4]),
+            (NFTA_TABLE_NAME, [name.as_bytes(), b"\0"].concat()),
+        ] {
+            body.extend(((4 + value.len()) as u16).to_ne_bytes());
+            body.extend(kind.to_ne_bytes());
+            body.extend(value);
+            body.resize(body.len().next_multiple_of(4), 0);
+        }
+        message(10 << 8, &body)
+    }
+
+    #[test]
+    fn a_table_is_found_by_its_whole_name() {
+        let done = message(NLMSG_DONE, &[0; 4]);
+        let of = |messages: &[Vec<u8>]| told(&messages.concat(), "nat").unwrap();
+        assert_eq!(of(&[table("filter"), table("nat"), done.clone()]), Some(true));
+        assert_eq!(of(&[table("filter"), table("natty"), done.clone()]), Some(false));
+        assert_eq!(of(&[table("filter")]), None, "more is to come");
+        assert_eq!(of(&[done]), Some(false));
+    }
+
+    #[test]
+    fn a_kernel_without_nftables_has_no_table_and_one_that_may_not_be_asked_is_no_such() {
+        let error = |errno: i32| told(&message(NLMSG_ERROR, &(-errno).to_ne_bytes()), "nat");
+        assert_eq!(error(libc::EINVAL).unwrap(), Some(false));
+        assert_eq!(
+            error(libc::EPERM).unwrap_err().kind(),
+            io::ErrorKind::PermissionDenied
+        );
+        assert!(told(&[3, 0, 0, 0], "nat").is_err());
+    }
+}

@@ -1,0 +1,208 @@
+//! Who may still use what looks left over. Where anything speaks for it, it counts as used: a rule too many does no harm
+//! beside an agent, and one too few gives pods the node's credentials.
+
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
+use std::path::Path;
+use std::time::Duration;
+
+use super::Used;
+use crate::doctor::processes::{self, Process};
+use crate::intercept::port;
+
+/// Where the kubelet keeps the logs of each pod that is on the node, as `NAMESPACE_NAME_UID`, whether or not it runs.
+const POD_LOGS: &str = "/var/log/pods";
+
+/// Where the EKS Pod Identity agent listens (its configuration package).
+const POD_IDENTITY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)), 80);
+
+/// For something that listens on the node, in whatever network namespace.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// Flags of kiam's agent, whose second version runs as `/agent`.
+const KIAM_FLAGS: [&str; 4] = [
+    "--iptables",
+    "--host-interface",
+    "--server-address",
+    "--no-iptables-remove",
+];
+
+/// What runs and is on this node.
+#[derive(Debug, Default)]
+pub(super) struct Users {
+    /// `None` where they are not all seen.
+    processes: Option<Vec<Process>>,
+    /// Names of pods.
+    pods: Vec<String>,
+}
+
+/// Who makes what is left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Maker {
+    Kube2iam,
+    Kiam,
+    PodIdentity,
+}
+
+impl Maker {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Kube2iam => "kube2iam",
+            Self::Kiam => "kiam",
+            Self::PodIdentity => "the EKS Pod Identity agent",
+        }
+    }
+
+    fn is(self, process: &Process) -> bool {
+        let is_called = |wanted| process.names().any(|name| name == wanted);
+        match self {
+            Self::Kube2iam => is_called("kube2iam"),
+            Self::Kiam => is_called("kiam") || is_called("agent") && process.arguments().any(is_kiams_flag),
+            Self::PodIdentity => is_called("eks-pod-identity-agent"),
+        }
+    }
+
+    /// As their manifests and charts name them: `kube2iam-x2v4k`, `kiam-agent-x2v4k`.
+    fn is_pod(self, pod: &str) -> bool {
+        let has = |word| pod.split('-').any(|part| part == word);
+        match self {
+            Self::Kube2iam => has("kube2iam"),
+            Self::Kiam => has("kiam"),
+            Self::PodIdentity => pod.contains("eks-pod-identity-agent"),
+        }
+    }
+}
+
+fn is_kiams_flag(word: &str) -> bool {
+    let name = word.split('=').next().unwrap_or(word);
+    KIAM_FLAGS.contains(&name)
+}
+
+impl Users {
+    pub(super) fn of_this_node() -> Self {
+        Self {
+            processes: processes::sees_all().then(processes::all),
+            pods: pods(Path::new(POD_LOGS)),
+        }
+    }
+
+    /// Whether a rule is in use that sends connections there.
+    pub(super) fn of_rule(&self, target: SocketAddrV4) -> Used {
+        // Of any address: it may have been another when the rule was made.
+        match port::listener(target.port(), None) {
+            Some(listener) => self.unless_made_by(&RULES, Used::PortOf(listener)),
+            None if answers(target) => {
+                self.unless_made_by(&RULES, Used::PortOf(format!("something at {target}")))
+            }
+            None => self.unless_made_by(&RULES, self.seen()),
+        }
+    }
+
+    /// Whether the interface is.
+    pub(super) fn of_link(&self) -> Used {
+        let makers = [Maker::PodIdentity];
+        match port::listener(POD_IDENTITY.port(), Some(POD_IDENTITY.ip())) {
+            Some(listener) => self.unless_made_by(&makers, Used::PortOf(listener)),
+            None => self.unless_made_by(&makers, self.seen()),
+        }
+    }
+
+    /// No, as far as processes are seen.
+    fn seen(&self) -> Used {
+        if self.processes.is_some() {
+            Used::No
+        } else {
+            Used::Unknown
+        }
+    }
+
+    /// By one of these where it is here, or else what else is known.
+    fn unless_made_by(&self, makers: &[Maker], otherwise: Used) -> Used {
+        let runs = |maker: &Maker| self.processes.iter().flatten().any(|process| maker.is(process));
+        let is_here = |maker: &Maker| self.pods.iter().any(|pod| maker.is_pod(pod));
+        let mut makers = makers.iter();
+        makers
+            .find(|maker| runs(maker) || is_here(maker))
+            .map_or(otherwise, |maker| Used::By(maker.name()))
+    }
+}
+
+const RULES: [Maker; 2] = [Maker::Kube2iam, Maker::Kiam];
+
+fn answers(target: SocketAddrV4) -> bool {
+    TcpStream::connect_timeout(&target.into(), PATIENCE).is_ok()
+}
+
+/// Pods that are on this node; none where their logs are elsewhere.
+fn pods(logs: &Path) -> Vec<String> {
+    let entries = fs::read_dir(logs).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| Some(entry.file_name().to_str()?.split('_').nth(1)?.to_owned()))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    fn users(lines: &[&[u8]], pods: &[&str]) -> Users {
+        let processes = lines.iter().filter_map(|line| Process::new(line, None));
+        Users {
+            processes: Some(processes.collect()),
+            pods: pods.iter().map(|&pod| pod.to_owned()).collect(),
+        }
+    }
+
+    /// A port of which nobody makes use.
+    fn nobody() -> SocketAddrV4 {
+        SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1)
+    }
+
+    #[rstest]
+    #[case::kube2iam(b"kube2iam\0--iptables=true\0", Used::By("kube2iam"))]
+    #[case::kiam_3(b"/kiam\0agent\0--iptables\0", Used::By("kiam"))]
+    #[case::kiam_2(
+        b"/agent\0--port=8181\0--iptables\0--host-interface=cali+\0",
+        Used::By("kiam")
+    )]
+    #[case::another_agent(b"/agent\0--port=8181\0", Used::No)]
+    #[case::the_other_daemon(b"/eks-pod-identity-agent\0server\0", Used::No)]
+    fn rules_are_in_use_while_their_daemon_runs(#[case] line: &[u8], #[case] want: Used) {
+        assert_eq!(users(&[b"/usr/bin/kubelet\0", line], &[]).of_rule(nobody()), want);
+    }
+
+    #[rstest]
+    #[case("kube2iam-x2v4k", Used::By("kube2iam"))]
+    #[case("kiam-agent-x2v4k", Used::By("kiam"))]
+    #[case("tekiamo-x2v4k", Used::No)]
+    fn and_while_its_pod_is_on_the_node_crashing_or_not(#[case] pod: &str, #[case] want: Used) {
+        assert_eq!(users(&[], &[pod]).of_rule(nobody()), want);
+    }
+
+    #[test]
+    fn and_while_anything_listens_where_they_lead() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let target = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), port);
+        let used = users(&[], &[]).of_rule(target);
+        assert!(
+            matches!(&used, Used::PortOf(holder) if holder.contains("(pid ")),
+            "{used:?}"
+        );
+    }
+
+    #[test]
+    fn where_processes_are_not_seen_that_cannot_be_told() {
+        assert_eq!(Users::default().of_rule(nobody()), Used::Unknown);
+    }
+
+    #[test]
+    fn pods_of_the_node_are_known_by_their_logs() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("kube-system_kiam-agent-x2v4k_0a1b")).unwrap();
+        fs::write(dir.path().join("strange"), "").unwrap();
+        assert_eq!(pods(dir.path()), ["kiam-agent-x2v4k"]);
+        assert!(pods(&dir.path().join("none")).is_empty());
+    }
+}

@@ -1,0 +1,139 @@
+//! What runs on this node.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use super::Finding;
+
+/// Processes by which a runtime keeps pods in a kernel of their own, by how their names begin.
+const SANDBOXES: [(&str, &str); 4] = [
+    ("runsc", "gVisor"),
+    ("containerd-shim-runsc", "gVisor"),
+    ("containerd-shim-kata", "Kata Containers"),
+    ("firecracker", "Firecracker"),
+];
+
+/// The inode of the machine's first PID namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
+const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
+
+/// A process, as far as it tells whose it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Process {
+    /// How it was called, word by word.
+    words: Vec<String>,
+    /// The file that it runs, where that may be seen.
+    program: Option<String>,
+}
+
+impl Process {
+    fn of(directory: &Path) -> Option<Self> {
+        let program = fs::read_link(directory.join("exe")).ok();
+        let program = program.map(|path| path.to_string_lossy().into_owned());
+        Self::new(&fs::read(directory.join("cmdline")).ok()?, program)
+    }
+
+    /// `None` for threads of the kernel, which were not called by any word.
+    pub(super) fn new(command_line: &[u8], program: Option<String>) -> Option<Self> {
+        let words: Vec<String> = command_line
+            .split(|byte| *byte == 0)
+            .map(|word| String::from_utf8_lossy(word).into_owned())
+            .collect();
+        let is_called = words.first().is_some_and(|first| !first.is_empty());
+        is_called.then_some(Self { words, program })
+    }
+
+    /// What it is called, and what its file is called: a container's entry point may be a link.
+    pub(super) fn names(&self) -> impl Iterator<Item = &str> {
+        // The file may have been replaced since.
+        let program = self.program.as_deref();
+        let program = program.map(|path| path.strip_suffix(" (deleted)").unwrap_or(path));
+        let called = self.words.first().map(String::as_str);
+        [called, program].into_iter().flatten().map(last_part)
+    }
+
+    /// What follows its name.
+    pub(super) fn arguments(&self) -> impl Iterator<Item = &str> {
+        self.words.iter().skip(1).map(String::as_str)
+    }
+}
+
+fn last_part(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// Whether processes of the whole node are seen: not in a container without hostPID.
+pub(super) fn sees_all() -> bool {
+    fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_PID_NAMESPACE)
+}
+
+/// All that are seen here.
+pub(super) fn all() -> Vec<Process> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries
+        .filter(|entry| {
+            entry
+                .file_name()
+                .as_encoded_bytes()
+                .iter()
+                .all(u8::is_ascii_digit)
+        })
+        .filter_map(|entry| Process::of(&entry.path()))
+        .collect()
+}
+
+/// Runtimes whose pods' connections no cgroup hook of the node sees.
+pub(super) fn sandboxes() -> Vec<Finding> {
+    const CHECK: &str = "runtimes";
+    if !sees_all() {
+        return vec![Finding::ok(
+            CHECK,
+            "cannot be told from this container, which does not see the node's processes",
+        )];
+    }
+    let processes = all();
+    let mut found: Vec<&str> = processes.iter().filter_map(sandbox).collect();
+    found.sort_unstable();
+    found.dedup();
+    if found.is_empty() {
+        return vec![Finding::ok(CHECK, "no sandboxed runtime is running here")];
+    }
+    vec![Finding::warning(
+        CHECK,
+        format!(
+            "{} runs here: its pods' connections are made in a kernel of their own",
+            found.join(" and ")
+        ),
+        "they are not redirected, and get no credentials; a guard with packets keeps them from the node's (see the README, \
+         Not covered)",
+    )]
+}
+
+/// The runtime that a process is of.
+fn sandbox(process: &Process) -> Option<&'static str> {
+    let of = |name: &str| SANDBOXES.iter().find(|(process, _)| name.starts_with(process));
+    process.names().find_map(of).map(|(_, runtime)| *runtime)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case(b"/usr/bin/containerd-shim-runc-v2\0-namespace\0k8s.io\0", None)]
+    #[case(b"/usr/local/bin/containerd-shim-runsc-v1\0-id\0", Some("gVisor"))]
+    #[case(b"runsc-sandbox\0--root=/run\0", Some("gVisor"))]
+    #[case(b"/opt/kata/bin/containerd-shim-kata-v2\0", Some("Kata Containers"))]
+    fn the_usual_shim_of_containerd_is_no_sandbox(#[case] line: &[u8], #[case] want: Option<&str>) {
+        assert_eq!(sandbox(&Process::new(line, None).unwrap()), want);
+    }
+
+    #[test]
+    fn a_process_is_told_by_its_name_and_by_its_file() {
+        let process = Process::new(b"/agent\0--port=8181\0", Some("/bin/kiam (deleted)".to_owned())).unwrap();
+        assert!(process.names().eq(["agent", "kiam"]));
+        assert!(process.arguments().any(|word| word == "--port=8181"));
+        assert_eq!(Process::new(b"", None), None, "a thread of the kernel");
+    }
+}

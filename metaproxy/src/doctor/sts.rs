@@ -1,0 +1,161 @@
+//! STS, and the roles that the node may assume, or may not.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::{Examination, Finding};
+use crate::admin::asking;
+use crate::credentials::http::NetworkEnv;
+use crate::credentials::sts::Sts;
+use crate::credentials::{Issuer as _, Principals, SessionKey};
+use crate::explain::CredentialsLine;
+use crate::roles::{Principal, RoleArn, SessionShape};
+
+/// STS, as the node, and a role as a trial; and who the node is to it.
+pub(super) async fn examine(examination: &Examination) -> (Option<String>, Vec<Finding>) {
+    const CHECK: &str = "STS";
+    let sts = match Sts::connect(&examination.sts, &NetworkEnv::read()).await {
+        Ok(sts) => sts,
+        Err(error) => {
+            let advice = "see --region, --sts-endpoint and HTTPS_PROXY";
+            return (None, vec![Finding::problem(CHECK, error.to_string(), advice)]);
+        }
+    };
+    let identity = sts.node_arn().await;
+    let mut findings = vec![match &identity {
+        Ok(arn) => Finding::ok(CHECK, format!("reached; it calls this node {arn}")),
+        Err(error) => Finding::problem(
+            CHECK,
+            format!("cannot be asked: {error}"),
+            "the node must reach STS of its region (a VPC endpoint, or a proxy by HTTPS_PROXY), with credentials of its own",
+        ),
+    }];
+    if let Some(role) = &examination.role {
+        findings.push(tried(sts, examination, role).await);
+    }
+    (identity.ok(), findings)
+}
+
+/// What is in the way of assuming a role.
+const ADVICE: &str = "the role's trust policy must name the node's role as a principal (or that of --assume-role-arn), whose own \
+                      policy must allow sts:AssumeRole of it";
+
+async fn tried(sts: Sts, examination: &Examination, role: &RoleArn) -> Finding {
+    const CHECK: &str = "assume role";
+    let key = SessionKey {
+        role: role.clone(),
+        shape: SessionShape {
+            name: examination.sts.own_name.clone(),
+            external_id: None,
+            tags: Vec::new(),
+            pod: None,
+            principal: Principal::Node,
+        },
+    };
+    match Principals::new(sts, None).issue(&key).await {
+        Ok(_) => Finding::ok(CHECK, format!("the node may assume {role}")),
+        Err(error) => Finding::problem(
+            CHECK,
+            error.reason(role).to_string(),
+            format!("{ADVICE}; a role that asks for an external id can only be tried by its pod"),
+        ),
+    }
+}
+
+/// The pods' roles, as the agent that runs here has fared with them.
+pub(super) fn pods_roles(examination: &Examination) -> Vec<Finding> {
+    let Ok(pods) = asking::explain(&examination.runtime_dir, None) else {
+        return Vec::new();
+    };
+    let asked = pods.iter().filter_map(|one| {
+        // What is refused without asking STS is `explain`'s to tell.
+        Some((one.role.as_deref()?, one.pod.as_str(), one.credentials.as_ref()?))
+    });
+    fared(asked)
+}
+
+/// By role, pod, and what there is of its session: of each role one that STS has given no session, or will not renew.
+fn fared<'a>(asked: impl Iterator<Item = (&'a str, &'a str, &'a CredentialsLine)>) -> Vec<Finding> {
+    const CHECK: &str = "pods' roles";
+    let (mut given, mut failing) = (BTreeSet::new(), BTreeMap::new());
+    for (role, pod, credentials) in asked {
+        match &credentials.last_error {
+            Some(error) => {
+                failing.entry(role).or_insert((pod, error));
+            }
+            None if credentials.expires.is_some() => {
+                given.insert(role);
+            }
+            None => {}
+        }
+    }
+    let mut findings: Vec<Finding> = failing
+        .into_iter()
+        .map(|(role, (pod, error))| {
+            let says = format!("no session of {role}, which pod {pod} asks for: {error}");
+            Finding::warning(
+                CHECK,
+                says,
+                format!("{ADVICE}; `metaproxy explain {pod}` tells more"),
+            )
+        })
+        .collect();
+    if findings.is_empty() {
+        let says = match given.len() {
+            0 => "the agent has had none to assume".to_owned(),
+            1 => "the agent has a session of the one that pods ask for".to_owned(),
+            count => format!("the agent has sessions of all {count} that pods ask for"),
+        };
+        findings.push(Finding::ok(CHECK, says));
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Level;
+    use super::*;
+
+    fn line(expires: Option<&str>, last_error: Option<&str>) -> CredentialsLine {
+        CredentialsLine {
+            state: String::new(),
+            access_key_id: None,
+            obtained: None,
+            expires: expires.map(str::to_owned),
+            seconds_left: None,
+            last_error: last_error.map(str::to_owned),
+            seconds_to_retry: None,
+        }
+    }
+
+    #[test]
+    fn each_role_that_sts_refuses_is_named_once_with_a_pod_that_asks_for_it() {
+        let (good, bad) = (
+            line(Some("2026-01-01T00:00:00Z"), None),
+            line(None, Some("AccessDenied")),
+        );
+        let found = fared(
+            [
+                ("arn:a", "apps/a", &good),
+                ("arn:b", "apps/b1", &bad),
+                ("arn:b", "apps/b2", &bad),
+            ]
+            .into_iter(),
+        );
+        let [one] = found.as_slice() else {
+            panic!("{found:?}");
+        };
+        assert_eq!(one.level, Level::Warning);
+        assert_eq!(
+            one.says,
+            "no session of arn:b, which pod apps/b1 asks for: AccessDenied"
+        );
+    }
+
+    #[test]
+    fn roles_that_are_given_are_as_they_should_be() {
+        let good = line(Some("2026-01-01T00:00:00Z"), None);
+        let found = fared([("arn:a", "apps/a", &good), ("arn:b", "apps/b", &good)].into_iter());
+        assert_eq!(found[0].says, "the agent has sessions of all 2 that pods ask for");
+        assert_eq!(fared(std::iter::empty())[0].level, Level::Ok);
+    }
+}
