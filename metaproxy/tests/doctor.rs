@@ -4,160 +4,53 @@
 
 mod common;
 
-use std::process::{Command, Output};
+use std::collections::BTreeSet;
+use std::os::unix::process::CommandExt as _;
+use std::path::PathBuf;
+use std::process::Command;
 
-use common::{Node, agent_binary, node};
-use serde_json::Value;
-use xtask::lab::foreign::{Attach, Foreign};
-use xtask::lab::leftovers::snapshot;
-use xtask::lab::sts::FakeSts;
-use xtask::lab::{bpf, imds};
+use common::doctor::{Report, doctor_by, examined, must_see_the_nodes_processes, report};
+use common::{Node, agent_binary, eventually, node};
+use xtask::lab::agent::Agent;
+use xtask::lab::apiserver::{Behaviour, FakeApiServer};
+use xtask::lab::foreign::{Attach, Foreign, attach_first_to_egress, attach_to_egress};
+use xtask::lab::pod::PodSpec;
+use xtask::lab::{bpf, imds, sts};
 
-fn doctor(node: &Node, program: &[&str], words: &[&str]) -> Output {
-    let (program, before) = program.split_first().unwrap();
-    let mut command = node.host_command(program);
-    let given = |flag: &str| words.contains(&flag);
-    command.args(before).arg("doctor").args(words);
-    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
-    command.arg("--runtime-dir").arg(node.lab.runtime_dir());
-    if !given("--cgroup") && !given("--cgroup-root") {
-        command.arg("--cgroup").arg(node.lab.kubepods());
-    }
-    if !given("--fix-leftovers") {
-        command.args(["--sts-endpoint", &FakeSts::url(), "--output", "json"]);
-    }
-    command.output().unwrap()
+const ROLE: &str = "arn:aws:iam::123456789012:role/";
+
+/// Its API server, and a kubeconfig of that.
+fn api_server(node: &Node) -> (FakeApiServer, PathBuf) {
+    let server = FakeApiServer::start(node.lab.aws()).unwrap();
+    let kubeconfig = server.kubeconfig(node.lab.dir()).unwrap();
+    (server, kubeconfig)
 }
 
-/// Findings that are not ok, as `check: level: sentence -> advice`; and the exit status.
-fn findings_of(output: &Output) -> (Vec<String>, Option<i32>) {
-    let report: Value =
-        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
-    let text = |one: &Value, field: &str| one[field].as_str().unwrap_or_default().to_owned();
-    let bad = report["findings"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .filter(|one| one["level"] != "ok")
-        .map(|one| {
-            let (check, level) = (text(one, "check"), text(one, "level"));
-            format!(
-                "{check}: {level}: {} -> {}",
-                text(one, "says"),
-                text(one, "advice")
-            )
-        })
-        .collect();
-    (bad, output.status.code())
+/// With more in its environment, as the chart sets it.
+fn examined_with(node: &Node, environment: &[&str], words: &[&str]) -> Report {
+    let mut program = vec!["env"];
+    program.extend(environment);
+    program.push(agent_binary().to_str().unwrap());
+    report(&doctor_by(node, &program, words))
 }
 
-fn findings(node: &Node, words: &[&str]) -> (Vec<String>, Option<i32>) {
-    findings_of(&doctor(node, &[agent_binary().to_str().unwrap()], words))
-}
-
-fn run_in(node: &Node, words: &[&str]) {
-    let output = node
-        .lab
-        .node()
-        .run(|| Command::new(words[0]).args(&words[1..]).output())
-        .unwrap()
-        .unwrap();
-    assert!(output.status.success(), "{words:?}: {output:?}");
-}
-
-/// One finding, which begins so and advises that.
-#[track_caller]
-fn only(found: (Vec<String>, Option<i32>), begins: &str, advises: &str, exit: i32) {
-    let (found, code) = found;
-    assert_eq!(found.len(), 1, "{found:?}");
-    assert!(found[0].starts_with(begins), "{found:?}");
-    assert!(found[0].contains(advises), "{found:?}");
-    assert_eq!(code, Some(exit));
+/// Something that listens in the node's network namespace.
+fn listener(node: &Node, address: &str) -> std::net::TcpListener {
+    let listen = || std::net::TcpListener::bind(address);
+    node.lab.node().run(listen).unwrap().unwrap()
 }
 
 #[test]
-fn a_clean_node_gives_no_warning_and_each_fault_is_found_named_and_advised_on() {
+fn a_clean_node_gives_no_warning_and_nothing_of_the_trial_stays() {
     let Some(node) = node() else { return };
-    assert_eq!(findings(&node, &[]), (Vec::new(), Some(0)), "a clean node");
-    assert_eq!(
-        findings(&node, &["--role", "arn:aws:iam::123456789012:role/a"]).1,
-        Some(0)
-    );
-
-    {
-        let _alone = Foreign::attach(&node.lab.kubepods(), Attach::Alone).unwrap();
-        let (found, code) = findings(&node, &[]);
-        assert_eq!(code, Some(2));
-        assert!(
-            found[0].starts_with("hooks' users: problem: program ")
-                && found[0].contains("at cgroup_inet4_connect of"),
-            "{found:?}"
-        );
-        assert!(found[0].contains("bpftool cgroup detach"), "{found:?}");
-        assert!(found[1].starts_with("hooks: problem:"), "{found:?}");
-    }
-    {
-        let _beside = Foreign::attach(&node.lab.kubepods(), Attach::Multi).unwrap();
-        assert_eq!(
-            findings(&node, &[]),
-            (Vec::new(), Some(0)),
-            "one that leaves room"
-        );
-    }
-    let listener = node
-        .lab
-        .node()
-        .run(|| std::net::TcpListener::bind("0.0.0.0:18181"))
-        .unwrap()
-        .unwrap();
-    let holder = format!("(pid {})", std::process::id());
-    only(
-        findings(&node, &["--listen-port", "18181"]),
-        "ports: problem: --listen-port 0.0.0.0:18181: Address already in use",
-        &holder,
-        2,
-    );
-    drop(listener);
-    only(
-        findings(&node, &["--cgroup-root", "/tmp"]),
-        "cgroup: problem: --cgroup-root /tmp",
-        "see --cgroup and --cgroup-root",
-        2,
-    );
-    let (found, code) = findings(
-        &node,
-        &["--imds-endpoint", "http://127.0.0.1:9", "--region", "eu-west-1"],
-    );
-    assert_eq!(code, Some(2));
-    assert!(
-        found[0].starts_with("IMDS: problem: at http://127.0.0.1:9:"),
-        "{found:?}"
-    );
-    assert!(found[0].contains("modify-instance-metadata-options"), "{found:?}");
-
-    node.imds.behave(imds::Behaviour {
-        requires_tokens: true,
-        ..imds::Behaviour::default()
-    });
-    let output = doctor(&node, &[agent_binary().to_str().unwrap()], &[]);
-    let said = String::from_utf8_lossy(&output.stdout);
-    assert_eq!(findings_of(&output), (Vec::new(), Some(0)));
-    assert!(said.contains("it requires session tokens (IMDSv2)"), "{said}");
-
-    let agent = agent_binary().to_str().unwrap();
-    let without = [
-        "setpriv",
-        "--no-new-privs",
-        "--inh-caps=-all",
-        "--bounding-set=-all,+net_admin,+dac_read_search",
-        agent,
-    ];
-    let (found, code) = findings_of(&doctor(&node, &without, &[]));
-    assert_eq!(code, Some(2));
-    assert!(
-        found[0].contains("this process lacks BPF (to load the programs), PERFMON"),
-        "{found:?}"
-    );
+    let (_server, kubeconfig) = api_server(&node);
+    let role = format!("{ROLE}a");
+    let words = ["--kubeconfig", kubeconfig.to_str().unwrap(), "--role", &role];
+    examined(&node, &words)
+        .is_clean()
+        .has("API server: ok: reached, and everything needed is allowed", "")
+        .has("assume role: ok: the node may assume", "")
+        .has("hooks' users: ok: nobody else", "");
     assert_eq!(bpf::left_over(), common::NOTHING, "what was tried is gone");
     assert!(!node.lab.kubepods().read_dir().unwrap().flatten().any(|entry| {
         entry
@@ -168,138 +61,27 @@ fn a_clean_node_gives_no_warning_and_each_fault_is_found_named_and_advised_on() 
 }
 
 #[test]
-fn what_others_have_left_is_removed_and_nothing_else() {
+fn the_kernels_and_the_cgroups_faults_are_found() {
     let Some(node) = node() else { return };
-    let others: [&[&str]; 4] = [
-        &[
-            "iptables-legacy",
-            "-t",
-            "nat",
-            "-A",
-            "PREROUTING",
-            "-d",
-            "169.254.170.2",
-            "-p",
-            "tcp",
-            "--dport",
-            "80",
-            "-j",
-            "DNAT",
-            "--to-destination",
-            "127.0.0.1:51679",
-        ],
-        &[
-            "iptables-nft",
-            "-t",
-            "nat",
-            "-A",
-            "POSTROUTING",
-            "-s",
-            "10.9.0.0/16",
-            "-j",
-            "MASQUERADE",
-        ],
-        &[
-            "iptables-nft",
-            "-t",
-            "nat",
-            "-A",
-            "PREROUTING",
-            "-d",
-            "169.254.169.254",
-            "-p",
-            "tcp",
-            "--dport",
-            "8080",
-            "-j",
-            "DNAT",
-            "--to-destination",
-            "127.0.0.1:1",
-        ],
-        &[
-            "iptables-legacy",
-            "-A",
-            "FORWARD",
-            "-d",
-            "169.254.169.254",
-            "-p",
-            "tcp",
-            "--dport",
-            "80",
-            "-j",
-            "REJECT",
-        ],
-    ];
-    for words in others {
-        run_in(&node, words);
-    }
-    let before = snapshot(node.lab.node()).unwrap();
-    let rule = |tool: &'static str, interface: &[&'static str]| -> Vec<&'static str> {
-        let mut words = vec![tool, "-t", "nat", "-A", "PREROUTING", "-d", "169.254.169.254/32"];
-        words.extend(interface);
-        words.extend([
-            "-p",
-            "tcp",
-            "--dport",
-            "80",
-            "-j",
-            "DNAT",
-            "--to-destination",
-            "10.0.0.1:8181",
-        ]);
-        words
-    };
-    for words in [
-        rule("iptables-legacy", &["-i", "docker0"]),
-        rule("iptables-nft", &["-i", "docker0"]),
-        rule("iptables-legacy", &["-i", "cali+"]),
-        rule("iptables-legacy", &["-i", "cni0"]),
-        rule("iptables-nft", &["!", "-i", "eth0"]),
-    ] {
-        run_in(&node, &words);
-    }
-    run_in(
-        &node,
-        &[
-            "ip",
-            "link",
-            "add",
-            "pod-id-link0",
-            "type",
-            "veth",
-            "peer",
-            "name",
-            "pod-id-peer",
-        ],
+    examined(&node, &["--cgroup-root", "/tmp"]).has_only(
+        "cgroup: problem: --cgroup-root /tmp",
+        "see --cgroup and --cgroup-root",
+        2,
     );
-
-    let (found, code) = findings(&node, &[]);
-    assert_eq!(code, Some(1));
-    assert_eq!(found.len(), 6, "{found:#?}");
-    let advice = "iptables-legacy -w -t nat -D PREROUTING -d 169.254.169.254/32 -i cni0 -p tcp -m tcp --dport 80 -j DNAT \
-                  --to-destination 10.0.0.1:8181";
-    assert!(found.iter().any(|one| one.contains(advice)), "{found:#?}");
-    assert!(
-        found
-            .iter()
-            .any(|one| one.contains("ip link delete pod-id-link0")),
-        "{found:#?}"
-    );
-
     let agent = agent_binary().to_str().unwrap();
-    let fixed = doctor(&node, &[agent], &["--fix-leftovers"]);
-    let said = String::from_utf8_lossy(&fixed.stdout);
-    assert!(fixed.status.success(), "{fixed:?}");
-    assert_eq!(said.matches("removed: ").count(), 6, "{said}");
-    assert_eq!(
-        snapshot(node.lab.node()).unwrap(),
-        before,
-        "nothing else was touched"
+    let without = [
+        "setpriv",
+        "--no-new-privs",
+        "--inh-caps=-all",
+        "--bounding-set=-all,+net_admin,+dac_read_search",
+        agent,
+    ];
+    let found = report(&doctor_by(&node, &without, &[]));
+    found.has(
+        "capabilities: problem: this process lacks BPF (to load the programs), PERFMON",
+        "run as root on the node",
     );
-    assert_eq!(findings(&node, &[]), (Vec::new(), Some(0)));
-    let again = doctor(&node, &[agent], &["--fix-leftovers"]);
-    assert!(again.status.success());
-    assert!(String::from_utf8_lossy(&again.stdout).starts_with("nothing of kube2iam"));
+    assert_eq!(found.code, Some(2));
 }
 
 /// Where the kernel's tree of cgroups v2 is mounted nowhere, as on nodes that boot with cgroup v1 alone.
@@ -315,10 +97,292 @@ fn a_node_without_cgroup_v2_is_told_how_to_have_it() {
         "sh",
         agent_binary().to_str().unwrap(),
     ];
-    only(
-        findings_of(&doctor(&node, &without, &[])),
-        "cgroup: problem: ",
-        "mount -t cgroup2",
+    report(&doctor_by(&node, &without, &[])).has_only("cgroup: problem: ", "mount -t cgroup2", 2);
+}
+
+#[test]
+fn programs_that_keep_ours_out_are_named_with_what_detaches_them() {
+    let Some(node) = node() else { return };
+    for cgroup in [node.lab.kubepods(), node.lab.cgroup()] {
+        let _alone = Foreign::attach(&cgroup, Attach::Alone).unwrap();
+        let found = examined(&node, &[]);
+        found.has(
+            "hooks' users: problem: program foreign (id ",
+            "bpftool cgroup detach",
+        );
+        found.has(
+            "hooks' users: problem: ",
+            &format!("at cgroup_inet4_connect of {}", cgroup.display()),
+        );
+        found.has("hooks: problem:", "see the users of our hooks above");
+        assert_eq!(found.code, Some(2));
+    }
+    let _beside = Foreign::attach(&node.lab.kubepods(), Attach::Multi).unwrap();
+    examined(&node, &[])
+        .is_clean()
+        .has("hooks' users: ok: shared with foreign", "");
+}
+
+#[test]
+fn programs_that_run_before_ours_are_named_and_those_that_run_after_are_no_fault() {
+    let Some(node) = node() else { return };
+    let earlier = Foreign::attach(&node.lab.kubepods(), Attach::Multi).unwrap();
+    let _agent = node.agent();
+    let before = "runs before ours, which see what it makes of a connection";
+    examined(&node, &[]).has_only("hooks' users: warning: program foreign (id ", before, 1);
+    drop(earlier);
+
+    let above = Foreign::attach(&node.lab.cgroup(), Attach::Multi).unwrap();
+    let later = Foreign::attach(&node.lab.kubepods(), Attach::Multi).unwrap();
+    examined(&node, &[])
+        .is_clean()
+        .has("hooks' users: ok: shared with foreign, foreign", "");
+    drop((above, later));
+
+    let below = node.lab.kubepods().join("burstable");
+    let below = Foreign::attach(&below, Attach::Multi).unwrap();
+    examined(&node, &[]).has_only(
+        "hooks' users: warning: program foreign (id ",
+        "burstable runs before ours",
+        1,
+    );
+    drop(below);
+
+    // Kernels before 6.15 know no such flag.
+    if let Ok(_first) = Foreign::attach(&node.lab.cgroup(), Attach::First) {
+        examined(&node, &[]).has_only("hooks' users: warning: program foreign (id ", before, 1);
+    }
+}
+
+/// As the hardened chart has it: our own programs are not taken for somebody else's.
+#[test]
+fn where_names_of_programs_cannot_be_read_that_is_said() {
+    let Some(node) = node() else { return };
+    let _agent = node.agent();
+    let hardened = [
+        "setpriv",
+        "--no-new-privs",
+        "--inh-caps=-all",
+        "--bounding-set=-all,+bpf,+perfmon,+net_admin,+dac_read_search",
+        agent_binary().to_str().unwrap(),
+    ];
+    report(&doctor_by(&node, &hardened, &[]))
+        .has("hooks' users: ok: ", "cannot be told without CAP_SYS_ADMIN");
+}
+
+#[test]
+fn programs_before_the_guards_at_an_uplink_are_named() {
+    let Some(node) = node() else { return };
+    let _guard = node.closed_guard();
+    let behind = attach_to_egress(node.lab.node(), "up0").unwrap();
+    examined(&node, &[]).is_clean();
+    drop(behind);
+    let _first = attach_first_to_egress(node.lab.node(), "up0").unwrap();
+    examined(&node, &[]).has_only(
+        "hooks' users: warning: program foreign (id ",
+        "at the egress of up0 runs before the guard's",
+        1,
+    );
+}
+
+#[test]
+fn ports_that_are_taken_are_named_with_their_holder() {
+    must_see_the_nodes_processes();
+    let Some(node) = node() else { return };
+    let holder = format!("(pid {})", std::process::id());
+    {
+        let _fixed = listener(&node, "0.0.0.0:18181");
+        let begins = "ports: problem: --listen-port 0.0.0.0:18181: Address already in use";
+        examined(&node, &["--listen-port", "18181"]).has_only(begins, &holder, 2);
+    }
+    let _admin = listener(&node, "127.0.0.1:9808");
+    let begins = "ports: problem: --admin-address 127.0.0.1:9808: Address already in use";
+    examined(&node, &[]).has_only(begins, &holder, 2);
+    examined(&node, &["--admin-address", "off"]).is_clean();
+}
+
+#[test]
+fn a_proxy_that_is_not_told_of_the_metadata_service_is_a_trap() {
+    let Some(node) = node() else { return };
+    let proxy = "HTTP_PROXY=http://10.0.0.1:3128";
+    examined_with(&node, &[proxy], &[]).has_only(
+        "proxy: warning: HTTP_PROXY is set",
+        "add 169.254.169.254 to NO_PROXY",
+        1,
+    );
+    examined_with(&node, &[proxy, "NO_PROXY=169.254.0.0/16"], &[]).is_clean();
+}
+
+#[test]
+fn a_sandboxed_runtime_is_found_by_its_processes() {
+    must_see_the_nodes_processes();
+    let Some(node) = node() else { return };
+    for (name, runtime) in [
+        ("/usr/local/bin/containerd-shim-runsc-v1", "gVisor"),
+        ("/opt/kata/bin/containerd-shim-kata-v2", "Kata Containers"),
+    ] {
+        let mut shim = Command::new("sleep").arg0(name).arg("600").spawn().unwrap();
+        let found = examined(&node, &[]);
+        shim.kill().unwrap();
+        shim.wait().unwrap();
+        found.has_only(
+            &format!("runtimes: warning: {runtime} runs here"),
+            "get no credentials",
+            1,
+        );
+    }
+    examined(&node, &[]).is_clean();
+}
+
+#[test]
+fn the_metadata_services_ways_are_told_and_advised_on() {
+    let Some(node) = node() else { return };
+    examined(&node, &[])
+        .is_clean()
+        .has("IMDS: ok: reached", "IMDSv1")
+        .has(
+            "IMDS: ok: reached",
+            "--http-tokens required --http-put-response-hop-limit 1",
+        );
+    node.imds.behave(imds::Behaviour {
+        requires_tokens: true,
+        ..imds::Behaviour::default()
+    });
+    let found = examined(&node, &[]);
+    found
+        .is_clean()
+        .has("IMDS: ok: reached", "it requires session tokens (IMDSv2)");
+    assert!(
+        !found.all().iter().any(|one| one.contains("--http-tokens")),
+        "{:?}",
+        found.all()
+    );
+}
+
+#[test]
+fn without_metadata_service_or_profile_a_node_needs_credentials_of_its_own() {
+    let Some(node) = node() else { return };
+    let own = [
+        "AWS_ACCESS_KEY_ID=AKIAOWN",
+        "AWS_SECRET_ACCESS_KEY=secret",
+        "AWS_REGION=eu-west-1",
+    ];
+    let absent = ["--imds-endpoint", "http://127.0.0.1:9", "--region", "eu-west-1"];
+    let found = examined(&node, &absent);
+    found.has(
+        "IMDS: problem: at http://127.0.0.1:9:",
+        "modify-instance-metadata-options",
+    );
+    found.has("STS: problem: ", "with credentials of its own");
+    assert_eq!(found.code, Some(2));
+    examined_with(&node, &own, &absent).has_only(
+        "IMDS: warning: at http://127.0.0.1:9:",
+        "pods have roles all the same",
+        1,
+    );
+
+    node.imds.behave(imds::Behaviour {
+        has_no_role: true,
+        ..imds::Behaviour::default()
+    });
+    let found = examined(&node, &[]);
+    found.has(
+        "node's role: problem: the node has no instance profile",
+        "associate-iam-instance-profile",
+    );
+    assert_eq!(found.code, Some(2));
+    examined_with(&node, &own, &[]).is_clean().has(
+        "node's role: ok: the node has no instance profile, and is arn:aws:sts::123456789012",
+        "",
+    );
+}
+
+#[test]
+fn an_sts_that_cannot_be_reached_or_refuses_a_role_is_told() {
+    let Some(node) = node() else { return };
+    examined(&node, &["--sts-endpoint", "http://10.200.0.2:9"]).has_only(
+        "STS: problem: cannot be asked: ",
+        "the node must reach STS of its region",
         2,
     );
+    node.sts.behave(sts::Behaviour {
+        denies: Some("secret"),
+        ..sts::Behaviour::default()
+    });
+    let role = format!("{ROLE}secret");
+    examined(&node, &["--role", &role]).has_only(
+        "assume role: problem: ",
+        "trust policy must name the node's role",
+        2,
+    );
+}
+
+/// What pods ask for, no `--role` has to name.
+#[test]
+fn a_pods_role_that_sts_refuses_the_agent_is_named() {
+    let Some(node) = node() else { return };
+    node.sts.behave(sts::Behaviour {
+        denies: Some("secret"),
+        ..sts::Behaviour::default()
+    });
+    let _good = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let _bad = node.lab.pod(PodSpec::with_role("b", "secret")).unwrap();
+    let _agent = node.agent();
+    eventually("STS has been asked", || {
+        let found = examined(&node, &[]);
+        found
+            .all()
+            .iter()
+            .any(|one| one.starts_with("pods' roles: warning"))
+    });
+    examined(&node, &[]).has_only(
+        &format!("pods' roles: warning: no session of {ROLE}secret, which pod "),
+        "`metaproxy explain ",
+        1,
+    );
+}
+
+#[test]
+fn permissions_that_are_missing_are_named_as_rbac_writes_them() {
+    let Some(node) = node() else { return };
+    let (mut server, kubeconfig) = api_server(&node);
+    let kubeconfig = kubeconfig.to_str().unwrap();
+    let denied = |what: &[&str]| Behaviour {
+        denied: what.iter().map(|&one| one.to_owned()).collect::<BTreeSet<_>>(),
+        ..Behaviour::default()
+    };
+    let advice = "is its binding there?";
+    server.behave(denied(&["list pods", "watch namespaces"]));
+    let begins = "API server: problem: this account may not list pods, nor watch namespaces";
+    examined(&node, &["--kubeconfig", kubeconfig]).has_only(begins, advice, 2);
+
+    server.behave(denied(&["patch nodes"]));
+    examined(&node, &["--kubeconfig", kubeconfig]).is_clean();
+    // As the chart tells its agent.
+    let chart = [
+        format!("METAPROXY_KUBECONFIG={kubeconfig}"),
+        "METAPROXY_STARTUP_TAINT=a/b".to_owned(),
+    ];
+    let chart: Vec<&str> = chart.iter().map(String::as_str).collect();
+    let begins = "API server: warning: this account may not patch nodes";
+    examined_with(&node, &chart, &[]).has_only(begins, advice, 1);
+
+    server.go_away();
+    examined(&node, &["--kubeconfig", kubeconfig]).has_only(
+        "API server: problem: cannot be asked",
+        "NO_PROXY",
+        2,
+    );
+}
+
+#[test]
+fn an_agent_that_runs_is_asked_what_it_knows() {
+    let Some(node) = node() else { return };
+    let agent: Agent = node.agent();
+    examined(&node, &[])
+        .is_clean()
+        .has("ports: ok: an agent is running, and has its ports", "")
+        .has("API server: ok: the agent that runs has what it needs of it", "")
+        .has("pods' roles: ok: ", "");
+    drop(agent);
 }

@@ -8,6 +8,7 @@
 
 pub mod clients;
 pub mod cluster;
+pub mod doctor;
 pub mod http;
 pub mod identity;
 pub mod sessions;

@@ -1,0 +1,118 @@
+//! `metaproxy doctor`, and what it has found.
+
+use std::path::Path;
+use std::process::Output;
+
+use serde_json::Value;
+use xtask::lab::sts::FakeSts;
+
+use super::{Node, agent_binary};
+
+/// Findings, and the exit status.
+pub struct Report {
+    findings: Vec<Value>,
+    pub code: Option<i32>,
+}
+
+/// Runs a program (`setpriv`, …) that runs doctor on the lab's node.
+pub fn doctor_by(node: &Node, program: &[&str], words: &[&str]) -> Output {
+    let (program, before) = program.split_first().expect("a program");
+    let given = |flag: &str| words.contains(&flag);
+    let mut command = node.host_command(Path::new(program));
+    command.args(before).arg("doctor").args(words);
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
+    command.arg("--runtime-dir").arg(node.lab.runtime_dir());
+    if !given("--cgroup") && !given("--cgroup-root") {
+        command.arg("--cgroup").arg(node.lab.kubepods());
+    }
+    if !given("--sts-endpoint") {
+        command.args(["--sts-endpoint", &FakeSts::url()]);
+    }
+    if !given("--fix-leftovers") {
+        command.args(["--output", "json"]);
+    }
+    command.output().expect("doctor")
+}
+
+pub fn doctor(node: &Node, words: &[&str]) -> Output {
+    doctor_by(node, &[agent_binary().to_str().expect("its path")], words)
+}
+
+/// What it has found.
+pub fn report(output: &Output) -> Report {
+    let mut report: Value =
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
+    let Value::Array(findings) = report["findings"].take() else {
+        panic!("no findings: {output:?}");
+    };
+    Report {
+        findings,
+        code: output.status.code(),
+    }
+}
+
+pub fn examined(node: &Node, words: &[&str]) -> Report {
+    report(&doctor(node, words))
+}
+
+/// Whether this machine's processes can be seen from here.
+#[track_caller]
+pub fn must_see_the_nodes_processes() {
+    use std::os::unix::fs::MetadataExt as _;
+    // PROC_PID_INIT_INO of include/linux/proc_ns.h
+    let inode = std::fs::metadata("/proc/self/ns/pid")
+        .expect("a PID namespace")
+        .ino();
+    assert_eq!(
+        inode, 0xEFFF_FFFC,
+        "this test needs the host's PID namespace (docker run --pid=host): elsewhere doctor cannot tell what is in use"
+    );
+}
+
+fn words(one: &Value) -> String {
+    let text = |field: &str| one[field].as_str().unwrap_or_default();
+    format!(
+        "{}: {}: {} -> {}",
+        text("check"),
+        text("level"),
+        text("says"),
+        text("advice")
+    )
+}
+
+impl Report {
+    /// Each as `check: level: sentence -> advice`.
+    pub fn all(&self) -> Vec<String> {
+        self.findings.iter().map(words).collect()
+    }
+
+    /// Those that are not ok.
+    pub fn bad(&self) -> Vec<String> {
+        let bad = self.findings.iter().filter(|one| one["level"] != "ok");
+        bad.map(words).collect()
+    }
+
+    /// One that begins so, with all that it says.
+    #[track_caller]
+    pub fn has(&self, begins: &str, advises: &str) -> &Self {
+        let found = self.all().into_iter().find(|one| one.starts_with(begins));
+        let found = found.unwrap_or_else(|| panic!("no `{begins}` in {:#?}", self.all()));
+        assert!(found.contains(advises), "no `{advises}` in {found}");
+        self
+    }
+
+    /// That one, and none beside it that is not ok.
+    #[track_caller]
+    pub fn has_only(&self, begins: &str, advises: &str, code: i32) {
+        self.has(begins, advises);
+        assert_eq!(self.bad().len(), 1, "{:#?}", self.bad());
+        assert_eq!(self.code, Some(code));
+    }
+
+    #[track_caller]
+    pub fn is_clean(&self) -> &Self {
+        assert_eq!(self.bad(), Vec::<String>::new());
+        assert_eq!(self.code, Some(0));
+        self
+    }
+}
