@@ -52,6 +52,15 @@ pub struct DoctorArgs {
     #[arg(long, env = "METAPROXY_KUBECONFIG", value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
 
+    /// Pods come from the files of a directory, and no API server is to be asked
+    #[arg(
+        long,
+        env = "METAPROXY_MANIFESTS",
+        value_name = "DIR",
+        conflicts_with = "kubeconfig"
+    )]
+    manifests: Option<PathBuf>,
+
     /// Whether namespaces are to be asked for their policy
     #[arg(
         long,
@@ -110,13 +119,12 @@ impl DoctorArgs {
             check_url("--sts-endpoint", endpoint)?;
         }
         let imds = imds_endpoint(&self.imds_endpoint)?;
-        let given = self.kubeconfig.clone().map(KubeconfigSource::File);
         Ok(Examination {
             cgroup: self.place.cgroup.clone(),
             cgroup_root: self.place.cgroup_root.clone(),
             listen: (IpAddr::V4(Ipv4Addr::UNSPECIFIED), self.listen_port).into(),
             admin: self.admin_address.0,
-            kubeconfig: given.or_else(kubeconfig_of_environment),
+            kubeconfig: self.kubeconfig(),
             namespaces: self.namespace_policy == NamespacePolicy::Required,
             web_identity: self.web_identity == Switch::On,
             startup_taint: self.startup_taint.is_some(),
@@ -132,5 +140,14 @@ impl DoctorArgs {
             role: role("--role", self.role.as_ref())?,
             runtime_dir: self.agent.runtime_dir.clone(),
         })
+    }
+
+    /// The API server that the agent would ask; none where it reads manifests.
+    fn kubeconfig(&self) -> Option<KubeconfigSource> {
+        if self.manifests.is_some() {
+            return None;
+        }
+        let given = self.kubeconfig.clone().map(KubeconfigSource::File);
+        given.or_else(kubeconfig_of_environment)
     }
 }

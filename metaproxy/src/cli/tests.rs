@@ -76,13 +76,29 @@ fn doctor_has_the_agents_flags_under_their_names_and_the_chart_gives_them_as_var
         .filter(|flag| flag.get_env().is_some())
         .filter_map(|flag| flag.get_long())
         .collect();
-    assert!(shared.len() >= 13, "{shared:?}");
+    assert!(shared.len() >= 14, "{shared:?}");
     for long in shared {
         let is_the_agents = run.get_arguments().any(|flag| flag.get_long() == Some(long));
         assert!(is_the_agents, "--{long} is no flag of the agent");
         let variable = variable(long);
         assert!(chart.contains(&format!("- name: {variable}\n")), "{variable}");
     }
+}
+
+#[rstest]
+#[case(&["--manifests", "/p"], None)]
+#[case(&["--kubeconfig", "/k"], Some(KubeconfigSource::File(PathBuf::from("/k"))))]
+fn doctor_asks_the_api_server_that_the_agent_asks(
+    #[case] flags: &[&str],
+    #[case] want: Option<KubeconfigSource>,
+) {
+    let Command::Doctor(args) = Cli::from_words(["metaproxy", "doctor"].iter().chain(flags))
+        .unwrap()
+        .command
+    else {
+        panic!("another command");
+    };
+    assert_eq!(args.examination().unwrap().kubeconfig, want);
 }
 
 #[test]
