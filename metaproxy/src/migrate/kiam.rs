@@ -14,9 +14,9 @@ pub const GRAMMAR: Grammar = Grammar {
         "iptables",
         "iptables-remove",
         "json-log",
-        "no-iptables-remove",
         "role-base-arn-autodetect",
     ],
+    has_negation: true,
 };
 
 /// The version that first compared `permitted` with the whole ARN.
@@ -42,9 +42,7 @@ pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> R
     for flag in flags {
         one(flag, values)?;
     }
-    if !flags.iter().any(|flag| flag.name == "session-duration")
-        && flags.iter().any(|flag| flag.name == "role-base-arn")
-    {
+    if !flags.iter().any(|flag| flag.name == "session-duration") && is_of_server(flags, workloads) {
         values.set(
             "sessions",
             "duration",
@@ -55,10 +53,17 @@ pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> R
     Ok(())
 }
 
+/// The server's flags are among these; an agent's alone say nothing about sessions.
+fn is_of_server(flags: &[Flag], workloads: &[Workload]) -> bool {
+    let mut names = flags.iter().map(|flag| flag.name.as_str());
+    names.any(|name| matches!(name, "role-base-arn" | "role-base-arn-autodetect"))
+        || workloads.iter().any(|workload| workload.is_part("server"))
+}
+
 fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
     match flag.name.as_str() {
         "role-base-arn" => values.keep("roles", "baseArn", flag),
-        "role-base-arn-autodetect" => {
+        "role-base-arn-autodetect" if flag.is_on() => {
             values.same(flag, "the account of the node's own role is found where roles.baseArn is empty");
         }
         "assume-role-arn" => values.keep("sessions", "assumeRoleArn", flag),
@@ -82,7 +87,7 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
             vec![flag.value.clone()],
             format!(
                 "--{}. Must match a whole path here, and never opens credentials or user-data. Much of the node's metadata is \
-                 passed through without it (README, What pods may see)",
+                 passed through without it (README, What a pod sees)",
                 flag.name
             ),
         ),
@@ -96,7 +101,7 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
             "there are no rules. `metaproxy doctor` shows those that kiam has left, and `metaproxy doctor --fix-leftovers` \
              removes them",
         ),
-        "iptables-remove" | "no-iptables-remove" => values.gone(
+        "iptables-remove" => values.gone(
             flag,
             "there is nothing to remove. While the agent is away pods are kept from the node's credentials by the guard \
              (guard.sidecar), which goes with its process too",
@@ -106,11 +111,17 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
             values.gone(flag, "connections are intercepted where they are made, whatever the interface is called");
         }
         "prometheus-listen-addr" => values.gone(flag, METRICS),
+        "statsd" | "statsd-prefix" | "statsd-interval" => values.gone(
+            flag,
+            "figures are told to Prometheus only, at /metrics of adminAddress; an exporter there can send them on",
+        ),
+        "pprof-listen-addr" => values.gone(flag, "no profiler is served"),
         "prometheus-sync-interval" => values.gone(flag, "figures are of the moment of asking"),
         "log-level" | "level" => log_level(flag, values),
         "json-log" if flag.is_on() => values.set("log", "format", "json", "--json-log"),
         "cert" | "key" | "ca" | "server-address" | "server-address-refresh" | "bind" | "timeout-kiam-gateway"
         | "gateway-timeout-creation" | "grpc-keepalive-time-duration" | "grpc-keepalive-timeout-duration"
+        | "grpc-keepalive-time-ms" | "grpc-keepalive-timeout-ms"
         | "grpc-keepalive-permit-without-stream" | "grpc-max-connection-idle-duration" | "grpc-max-connection-age-duration"
         | "grpc-max-connection-age-grace-duration" => values.gone(
             flag,

@@ -19,11 +19,13 @@ pub const GRAMMAR: Grammar = Grammar {
         "verbose",
         "version",
     ],
+    has_negation: false,
 };
 
 /// The old one holds its port as long as both run.
 pub(super) const METRICS: &str = "/metrics is at adminAddress, 127.0.0.1:9808 unless another is set, such as 0.0.0.0:9808 for \
-                                  Prometheus to reach; the old port is free when the old daemon is gone. The metrics' names are \
+                                  Prometheus to reach: from elsewhere than the node itself only /metrics, /healthz and \
+                                  /readyz are answered. The old port is free when the old daemon is gone. The metrics' names are \
                                   in deploy/migration.md";
 
 pub fn migrate(flags: &[Flag], values: &mut Values) -> Result<(), MigrateError> {
@@ -61,6 +63,10 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
         ),
         "namespace-restriction-format" => values.keep("roles", "allowedRolesStyle", flag),
         "iam-role-session-ttl" => session(flag, values)?,
+        "iam-role-error-ttl" => values.gone(
+            flag,
+            "what STS denies is remembered for 30 s, and what fails otherwise is asked again, ever more seldom",
+        ),
         "use-regional-sts-endpoint" => values.same(flag, "STS of the region is asked"),
         "node" => values.same(flag, "the chart tells the agent its node, and it watches that node's pods only"),
         "app-port" => values.gone(
@@ -81,7 +87,7 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
         "log-level" => log_level(flag, values),
         "verbose" if flag.is_on() => values.set("log", "level", "debug", "--verbose"),
         "debug" if flag.is_on() => values.gone(flag, "/debug/store is `metaproxy explain --all` and `metaproxy status`"),
-        "api-server" | "api-token" => values.gone(
+        "api-server" | "api-token" | "kubeconfig" => values.gone(
             flag,
             "the agent uses its own service account; another API server is named by `kubeconfig`, with extraVolumes",
         ),

@@ -13,8 +13,6 @@ pub struct Workload {
     pub image: String,
     /// `nodeSelector` of its pods.
     pub node_selector: Value,
-    /// `tolerations` of its pods.
-    pub tolerations: Value,
 }
 
 impl Workload {
@@ -56,7 +54,6 @@ impl Workload {
             words,
             image: container["image"].as_str().unwrap_or_default().to_owned(),
             node_selector: pods["nodeSelector"].clone(),
-            tolerations: pods["tolerations"].clone(),
         })
     }
 

@@ -30,6 +30,12 @@ const KUBE2IAM: &[&str] = &[
     "--insecure",
     "--verbose",
     "--log-flush-frequency=5s",
+    "--kubeconfig=/x",
+    "--iam-role-error-ttl=1m",
+    "--backoff-max-elapsed-time=2s",
+    "--backoff-max-interval=1s",
+    "--cache-resync-period=30m",
+    "--resolve-duplicate-cache-ips",
 ];
 
 const KIAM: &[&str] = &[
@@ -57,6 +63,13 @@ const KIAM: &[&str] = &[
     "--prometheus-listen-addr=0.0.0.0:9620",
     "--level=debug",
     "--json-log",
+    "--server-address=kiam-server:443",
+    "--whitelist-route-regexp=.*",
+    "--statsd=127.0.0.1:8125",
+    "--statsd-prefix=kiam",
+    "--statsd-interval=100ms",
+    "--prometheus-sync-interval=5s",
+    "--pprof-listen-addr=localhost:6060",
 ];
 
 fn of_words(from: From, words: &[&str]) -> String {
@@ -73,7 +86,7 @@ fn every_flag_is_told_about_and_none_is_unknown(#[case] from: From, #[case] flag
         let name = flag.split('=').next().unwrap();
         assert!(values.contains(name), "{name} in\n{values}");
     }
-    assert!(!values.contains("not known"), "{values}");
+    assert!(!values.contains("not known to this"), "{values}");
     let parsed: serde_json::Value = serde_yaml_ng::from_str(&values).unwrap();
     assert_eq!(parsed["mode"], "observe");
 }
@@ -90,6 +103,67 @@ fn the_guide_has_a_row_for_every_flag(#[case] flags: &[&str]) {
             .any(|line| line.starts_with('|') && line.contains(&format!("{name}`")));
         assert!(is_there, "{name}");
     }
+}
+
+/// Annotations and paths of theirs that people rely on.
+#[rstest]
+#[case::role("iam.amazonaws.com/role")]
+#[case::external_id("iam.amazonaws.com/external-id")]
+#[case::session_name("iam.amazonaws.com/session-name")]
+#[case::allowed_roles("iam.amazonaws.com/allowed-roles")]
+#[case::permitted("iam.amazonaws.com/permitted")]
+#[case::irsa("eks.amazonaws.com/role-arn")]
+#[case::debug_store("/debug/store")]
+#[case::healthz("/healthz")]
+#[case::metrics("/metrics")]
+fn the_guide_has_a_row_for_every_annotation_and_path(#[case] name: &str) {
+    let guide = include_str!("../../../deploy/migration.md");
+    let cell = format!("`{name}`");
+    // The last column is ours.
+    let is_its_row = |line: &&str| {
+        let theirs = line.trim_end_matches('|').rsplit_once('|');
+        line.starts_with('|') && theirs.is_some_and(|(theirs, _)| theirs.contains(&cell))
+    };
+    let rows: Vec<&str> = guide.lines().filter(is_its_row).collect();
+    assert_eq!(rows.len(), 1, "{name}: {rows:?}");
+    let ours = rows[0].trim_end_matches('|').rsplit('|').next().unwrap();
+    assert!(ours.trim().len() > 5, "{name}: {ours}");
+}
+
+#[test]
+fn a_switch_that_kingpin_turns_off_is_off() {
+    let values = of_words(
+        From::Kiam,
+        &[
+            "--no-json-log",
+            "--no-iptables-remove",
+            "--no-role-base-arn-autodetect",
+        ],
+    );
+    assert!(!values.contains("format:"), "{values}");
+    assert!(
+        values.contains("--iptables-remove=false: there is nothing"),
+        "{values}"
+    );
+    assert!(
+        values.contains("--json-log=false, --role-base-arn-autodetect=false: it is off"),
+        "{values}"
+    );
+    assert!(!values.contains("not known to this"), "{values}");
+}
+
+/// kiam's own default is too short, whichever flag tells that it is the server's; an agent says nothing about it.
+#[rstest]
+#[case("server --role-base-arn=arn:aws:iam::123456789012:role/", true)]
+#[case("server --role-base-arn-autodetect", true)]
+#[case("/server --sync=1m", true)]
+#[case("--role-base-arn-autodetect", true)]
+#[case("agent --iptables", false)]
+#[case("/agent --iptables", false)]
+fn a_server_of_kiams_without_a_duration_gets_a_sound_one(#[case] words: &str, #[case] is_set: bool) {
+    let words: Vec<&str> = words.split(' ').collect();
+    let values = of_words(From::Kiam, &words);
+    assert_eq!(values.contains("duration: \"1h\""), is_set, "{values}");
 }
 
 #[test]
@@ -133,11 +207,12 @@ fn another_manifest_is_told_from_theirs() {
     assert!(error.to_string().starts_with("x.yaml:"), "{error}");
 }
 
-/// From the projects' own documents and charts, as their users run them.
+/// With the flags of the projects' own documents and charts; each says which.
 #[rstest]
 #[case::kube2iam_readme(From::Kube2iam, "kube2iam-readme", include_str!("../../tests/migrate/kube2iam-readme.yaml"))]
-#[case::kube2iam_kops(From::Kube2iam, "kube2iam-kops", include_str!("../../tests/migrate/kube2iam-kops.yaml"))]
-#[case::kube2iam_strict(From::Kube2iam, "kube2iam-strict", include_str!("../../tests/migrate/kube2iam-strict.yaml"))]
+#[case::kube2iam_openshift(From::Kube2iam, "kube2iam-openshift", include_str!("../../tests/migrate/kube2iam-openshift.yaml"))]
+#[case::kube2iam_chart(From::Kube2iam, "kube2iam-chart", include_str!("../../tests/migrate/kube2iam-chart.yaml"))]
+#[case::kiam_v2(From::Kiam, "kiam-v2", include_str!("../../tests/migrate/kiam-v2.yaml"))]
 #[case::kiam_v3(From::Kiam, "kiam-v3", include_str!("../../tests/migrate/kiam-v3.yaml"))]
 #[case::kiam_v4(From::Kiam, "kiam-v4", include_str!("../../tests/migrate/kiam-v4.yaml"))]
 #[case::kiam_chart(From::Kiam, "kiam-chart", include_str!("../../tests/migrate/kiam-chart.yaml"))]

@@ -93,7 +93,8 @@ impl Values {
         );
     }
 
-    /// Where pods of a workload run: ours must run on every node whose pods it served.
+    /// Where pods of a workload run: ours must run on every node whose pods it served. Which taints those tolerate is no
+    /// matter, as the chart's tolerate all.
     pub fn placement(&mut self, workload: &Workload) {
         let is_set = |value: &Value| match value {
             Value::Object(map) => !map.is_empty(),

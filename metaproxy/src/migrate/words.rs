@@ -1,9 +1,20 @@
-//! Flags as Go programs take them: `--name=value`, `--name value`, one dash or two; a switch stands alone.
+//! Flags as Go programs take them: `--name=value`, `--name value`, one dash or two; a switch stands alone, and kingpin's
+//! (kiam's) may be turned off by `--no-name`.
 
 /// Which flags are switches, and so are not followed by a value of their own.
 #[derive(Clone, Copy, Debug)]
 pub struct Grammar {
     pub switches: &'static [&'static str],
+    /// Whether `--no-` before a switch turns it off.
+    pub has_negation: bool,
+}
+
+impl Grammar {
+    /// The switch that `no-switch` turns off.
+    fn turned_off(self, flag: &str) -> Option<&str> {
+        let switch = flag.strip_prefix("no-").filter(|_| self.has_negation)?;
+        self.switches.contains(&switch).then_some(switch)
+    }
 }
 
 /// One flag.
@@ -11,7 +22,7 @@ pub struct Grammar {
 pub struct Flag {
     /// Without its dashes.
     pub name: String,
-    /// `true` of a switch that stands alone.
+    /// `true` of a switch that stands alone, `false` of one that is turned off.
     pub value: String,
 }
 
@@ -41,6 +52,7 @@ pub fn parse(words: &[String], grammar: Grammar) -> Vec<Flag> {
         let (name, value) = match flag.split_once('=') {
             Some((name, value)) => (name, value.to_owned()),
             None if grammar.switches.contains(&flag) => (flag, "true".to_owned()),
+            None if let Some(switch) = grammar.turned_off(flag) => (switch, "false".to_owned()),
             None => {
                 let value = words.next_if(|next| !next.starts_with("--"));
                 (flag, value.unwrap_or("true").to_owned())
@@ -64,6 +76,7 @@ mod tests {
         let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
         let grammar = Grammar {
             switches: &["debug", "v"],
+            has_negation: false,
         };
         let flags: Vec<String> = parse(&words, grammar).iter().map(Flag::shown).collect();
         assert_eq!(
@@ -76,5 +89,22 @@ mod tests {
                 "--v=true"
             ]
         );
+    }
+    #[test]
+    fn a_switch_of_kiams_is_turned_off_by_no_before_it_and_nothing_else_is() {
+        let words = ["--no-iptables", "--no-frills", "8", "--no-json-log=x"].map(str::to_owned);
+        let shown = |has_negation| -> Vec<String> {
+            let switches = &["iptables", "json-log"];
+            let grammar = Grammar {
+                switches,
+                has_negation,
+            };
+            parse(&words, grammar).iter().map(Flag::shown).collect()
+        };
+        assert_eq!(
+            shown(true),
+            ["--iptables=false", "--no-frills=8", "--no-json-log=x"]
+        );
+        assert_eq!(shown(false)[0], "--no-iptables=true");
     }
 }
