@@ -99,7 +99,8 @@ const MOST_WORKERS: usize = 4;
 fn run_to_the_end<E: std::error::Error + Send + Sync + 'static>(
     process: impl Future<Output = Result<(), E>>,
 ) -> anyhow::Result<()> {
-    heap::share_one();
+    // SAFETY: the runtime is not made yet, so this is the only thread.
+    unsafe { heap::share_one() };
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(processors.min(MOST_WORKERS))

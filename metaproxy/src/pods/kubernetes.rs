@@ -288,7 +288,8 @@ impl Source for Watch {
                 () = self.memory.due() => self.memory.write(&self.known).await,
                 () = tokio::time::sleep_until(given_back), if listed.is_some() => {
                     listed = None;
-                    heap::give_back();
+                    // It reads files and takes the heap's lock. Nobody waits for its end.
+                    drop(tokio::task::spawn_blocking(heap::give_back));
                 }
             }
         }
