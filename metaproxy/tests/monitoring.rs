@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Node, agent_binary, dial, node};
+use common::sessions::ROLE;
+use common::{Node, agent_binary, counts, dial, node};
 use serde_json::Value;
 use xtask::lab::agent::Agent;
 use xtask::lab::pod::PodSpec;
@@ -108,43 +109,62 @@ fn result(node: &Node, query: &str) -> Vec<Value> {
     answer["data"]["result"].as_array().unwrap().clone()
 }
 
+/// What a panel that shows nothing but faults filters them from.
+fn unfiltered(expression: &str) -> &str {
+    expression.strip_suffix(" == 0").unwrap_or(expression)
+}
+
+/// Panels that have no number to show, with what they have.
+fn empty_panels(node: &Node) -> Vec<String> {
+    let is_finite = |series: &Value| {
+        let value = series["value"][1].as_str().unwrap();
+        value.parse::<f64>().unwrap().is_finite()
+    };
+    panels()
+        .into_iter()
+        .map(|(title, expression)| {
+            let found = result(node, unfiltered(&expression));
+            (
+                found.iter().any(is_finite),
+                format!("{title}: {expression}: {found:?}"),
+            )
+        })
+        .filter_map(|(shows, what)| (!shows).then_some(what))
+        .collect()
+}
+
 #[test]
-fn every_panel_has_something_to_show_and_every_alert_can_be_evaluated() {
+fn every_panel_has_a_number_to_show_and_every_alert_can_be_evaluated() {
     let Some(node) = node() else { return };
-    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let a = node.lab.pod(PodSpec::with_role("a", "role-0")).unwrap();
     let _malformed = node.lab.pod(PodSpec::with_role("malformed", "a b")).unwrap();
     let _agent = Agent::start(&node.lab, &node.spec()).unwrap();
     let _prometheus = prometheus(&node);
-    let start = Instant::now();
-    let path = ["--path", "/latest/meta-data/iam/security-credentials/role-a"];
-    // Rates take two scrapes with something in between.
+    common::eventually_within(Duration::from_secs(30), "Prometheus answers", || {
+        api(&node, "/api/v1/query", "1")["status"] == "success"
+    });
+    // Rates, and quantiles of them, take two scrapes with something in between: requests, and sessions of new roles.
+    let (start, mut round) = (Instant::now(), 0);
     loop {
-        dial(&a, &path);
-        let rate = api(
-            &node,
-            "/api/v1/query",
-            "sum(rate(metaproxy_requests_total{kind='credentials'}[30s])) > 0",
+        round += 1;
+        let role = format!("role-{round}");
+        a.write_manifest(&[(ROLE.to_owned(), role.clone())]).unwrap();
+        common::eventually("it has the role", || {
+            dial(&a, &[]) == counts([(role.as_str(), 1)])
+        });
+        dial(
+            &a,
+            &[
+                "--path",
+                &format!("/latest/meta-data/iam/security-credentials/{role}"),
+            ],
         );
-        if rate["data"]["result"]
-            .as_array()
-            .is_some_and(|found| !found.is_empty())
-        {
+        let empty = empty_panels(&node);
+        if empty.is_empty() {
             break;
         }
-        assert!(
-            start.elapsed() < Duration::from_secs(30),
-            "nothing is scraped: {rate}"
-        );
+        assert!(start.elapsed() < Duration::from_secs(60), "{empty:#?}");
         std::thread::sleep(Duration::from_millis(300));
-    }
-    for (title, expression) in panels() {
-        let found = result(&node, &expression);
-        // What is wrong is shown there, and nothing is.
-        let shows_faults = expression.contains("part_ok") || expression.contains("code!=");
-        assert!(
-            !found.is_empty() || shows_faults,
-            "{title}: {expression} shows nothing"
-        );
     }
 
     let rules = api(&node, "/api/v1/rules", "");
@@ -152,11 +172,11 @@ fn every_panel_has_something_to_show_and_every_alert_can_be_evaluated() {
     assert_eq!(rules.len(), alerts().len());
     for rule in rules {
         assert_eq!(rule["health"], "ok", "{rule}");
-        // This node is as it should be, but for the pod that is refused.
-        let expected = if rule["name"] == "MetaproxyPodsRefused" {
-            "pending"
-        } else {
-            "inactive"
+        // This node is as it should be, but for the pod that is refused; how fast it is, is the machine's affair.
+        let expected = match rule["name"].as_str().unwrap() {
+            "MetaproxySlow" => continue,
+            "MetaproxyPodsRefused" => "pending",
+            _ => "inactive",
         };
         assert_eq!(rule["state"], expected, "{rule}");
     }
@@ -272,7 +292,10 @@ fn a_thousand_pods_make_no_more_series_than_one() {
         })
         .collect();
     node.lab.manifest("thousand.yaml", &pods).unwrap();
-    common::eventually("they are known", || json_status(&node)["podsKnown"] == 1000);
+    // They are read while sessions of half of them are fetched.
+    common::eventually_within(Duration::from_secs(60), "they are known", || {
+        json_status(&node)["podsKnown"] == 1000
+    });
     let mut after = series();
     // The one that tells of the session that ends first is there where there is one.
     after.remove("metaproxy_session_least_left_seconds");
@@ -294,16 +317,71 @@ fn json_status(node: &Node) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_default()
 }
 
-#[test]
-fn the_rules_are_sound() {
-    if common::lab().is_none() {
-        return;
-    }
+fn promtool(words: &[&str], file: &Path) {
     let output = Command::new("promtool")
-        .args(["check", "rules"])
-        .arg(deploy("alerts/metaproxy.yaml"))
+        .args(words)
+        .arg(file)
         .output()
         .expect("promtool: `sudo cargo xtask setup` installs it");
     assert!(output.status.success(), "{output:?}");
-    assert!(agent_binary().exists());
+}
+
+#[test]
+fn every_alert_fires_where_it_should_and_is_silent_where_it_nearly_should() {
+    if !nix::unistd::geteuid().is_root() && std::env::var_os("CI").is_none() {
+        eprintln!("skipped: needs promtool (sudo cargo xtask test)");
+        return;
+    }
+    promtool(&["check", "rules"], &deploy("alerts/metaproxy.yaml"));
+    promtool(
+        &["test", "rules"],
+        &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/alerts.yaml"),
+    );
+}
+
+/// Needs neither root nor Prometheus: an alert without cases is one that nobody has seen.
+#[test]
+fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_silent() {
+    let cases: Value = serde_yaml_ng::from_str(include_str!("alerts.yaml")).unwrap();
+    let tests = cases["tests"].as_array().unwrap();
+    let cases: Vec<&Value> = tests
+        .iter()
+        .flat_map(|test| test["promql_expr_test"].as_array().unwrap())
+        .collect();
+    for (alert, _) in alerts() {
+        let of_it = |case: &&Value| {
+            let expression = case["expr"].as_str().unwrap();
+            expression.contains(&format!("alertname=\"{alert}\""))
+        };
+        let fires = |case: &&Value| !case["exp_samples"].as_array().unwrap().is_empty();
+        let (firing, silent): (Vec<&Value>, Vec<&Value>) =
+            cases.iter().copied().filter(of_it).partition(fires);
+        assert!(!firing.is_empty(), "no case in which {alert} fires");
+        assert!(!silent.is_empty(), "no case in which {alert} is silent");
+        // What its sentences name must be among the labels that it fires with.
+        for label in labels_of(&alert) {
+            let with = firing[0]["exp_samples"][0]["labels"].as_str().unwrap();
+            assert!(
+                with.contains(&format!("{label}=\"")),
+                "{alert} names {label}: {with}"
+            );
+        }
+    }
+}
+
+/// Labels that an alert's annotations show.
+fn labels_of(alert: &str) -> Vec<String> {
+    let text = fs::read_to_string(deploy("alerts/metaproxy.yaml")).unwrap();
+    let rules: Value = serde_yaml_ng::from_str(&text).unwrap();
+    let groups = rules["groups"].as_array().unwrap();
+    let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());
+    let annotations: String = rules
+        .filter(|rule| rule["alert"] == alert)
+        .map(|rule| rule["annotations"].to_string())
+        .collect();
+    let names = annotations.split("$labels.").skip(1);
+    let is_name = |c: &char| c.is_ascii_alphanumeric() || *c == '_';
+    names
+        .map(|rest| rest.chars().take_while(is_name).collect())
+        .collect()
 }

@@ -169,10 +169,15 @@ pub fn counts<const N: usize>(wanted: [(&str, usize); N]) -> Outcomes {
 }
 
 /// Tries until it holds, 5 s at the most.
-pub fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
+pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
+    eventually_within(Duration::from_secs(5), what, holds);
+}
+
+/// Tries until it holds, for what takes a loaded machine longer.
+pub fn eventually_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
     while !holds() {
-        assert!(start.elapsed() < Duration::from_secs(5), "not within 5 s: {what}");
+        assert!(start.elapsed() < limit, "not within {limit:?}: {what}");
         std::thread::sleep(Duration::from_millis(20));
     }
 }
