@@ -12,6 +12,7 @@ mod discovery;
 mod error;
 mod observe;
 mod report;
+mod verdicts;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -33,7 +34,7 @@ use self::cluster::PodsHere;
 use self::consequences::{consequences, follow};
 use self::desk::{Answers, Identity, Serving};
 pub use self::error::StartError;
-use self::report::{Figures, report, report_guard, tell, tell_guards};
+use self::report::{Figures, report, report_guard, tell, tell_guards, tell_surroundings};
 use crate::admin::{Admin, AdminSocket, Sources};
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::{Sts, StsSettings};
@@ -67,8 +68,8 @@ const DRAIN: Duration = Duration::from_secs(3);
 /// For answers that are being given when idle connections are closed.
 const LAST: Duration = Duration::from_secs(2);
 
-/// Sessions of which half is more than botocore can bear (`InstanceMetadataFetcher._evaluate_expiration`).
-const SOUND_DURATION: Duration = Duration::from_secs(40 * 60);
+/// Sessions of which half is more than botocore's widest window of 25 minutes, and the way there.
+const SOUND_DURATION: Duration = Duration::from_secs(52 * 60);
 
 /// What pods get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -166,8 +167,8 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     let pods = source.follow(&mut tasks).await;
     if settings.sts.duration < SOUND_DURATION {
         warn!(
-            "--session-duration: botocore takes the end of credentials with less than 20 minutes left to be later than it \
-             is; sessions of 40m and more always have that"
+            "--session-duration: botocore takes the end of credentials with less than 25 minutes left to be later than it \
+             is; sessions of 52m and more always have that"
         );
     }
     let sts = Sts::connect(&settings.sts, &NetworkEnv::read()).await?;
@@ -187,6 +188,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     let identity = Identity::of(&settings, shown.clone());
 
     let guard = Guard::load(settings.guard, node_netns, guards_locator).await?;
+    tell_surroundings(&settings, cluster.as_ref(), Some(&sts), guard.as_ref());
     let (programs, maps) = load(&Config::imds(node_netns, listeners.destination()))?;
     let current = CurrentPods::default();
     let counters = Arc::new(maps.counters);

@@ -24,5 +24,6 @@ pub mod people;
 pub mod pods;
 pub mod roles;
 pub mod signals;
+mod sparing;
 pub mod status;
 pub mod watched;

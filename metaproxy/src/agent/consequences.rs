@@ -1,10 +1,11 @@
 //! What follows from the pods: sessions, the list of hostNetwork pods to intercept, and refusals to tell.
 
-use std::collections::{BTreeSet, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::verdicts::{Verdict, Verdicts};
 use crate::credentials::{Issuer, SessionKey, Sessions};
 use crate::imds::Told;
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
@@ -20,6 +21,7 @@ pub(super) async fn follow<I: Issuer>(
     told: Arc<Told>,
 ) {
     let (mut before, mut listed) = (HashSet::new(), wanted.borrow().clone());
+    let mut log = Verdicts::default();
     loop {
         let inventory = Arc::clone(&pods.borrow_and_update());
         let rules_now = Arc::clone(&rules.borrow_and_update());
@@ -28,10 +30,14 @@ pub(super) async fn follow<I: Issuer>(
             ahead,
             host_pods,
             refused,
+            verdicts,
         } = consequences(&inventory, &rules_now, &listed);
         sessions.retain(&keys);
         for new in ahead.difference(&before) {
             sessions.prefetch(new);
+        }
+        for uid in log.tell(verdicts, &inventory, &rules_now) {
+            told.forget(&uid);
         }
         for (uid, reason) in &refused {
             told.tell(uid, reason);
@@ -60,6 +66,8 @@ pub(super) struct Consequences {
     pub host_pods: BTreeSet<PodUid>,
     /// The pods whose role is refused.
     refused: Vec<(PodUid, Reason)>,
+    /// Of pods that run, each once.
+    verdicts: HashMap<PodUid, Verdict>,
 }
 
 /// What follows at one moment, where these hostNetwork pods were listed before.
@@ -81,7 +89,12 @@ pub(super) fn consequences(inventory: &Inventory, rules: &Rules, listed: &BTreeS
             found.host_pods.insert(uid.clone());
         }
         let runs = claimants.iter().any(|pod| !pod.finished);
-        match rules.resolve(inventory, uid) {
+        let decision = rules.resolve(inventory, uid);
+        // A static pod is there by its hash too.
+        if runs && claimants.iter().any(|pod| pod.uid == *uid) {
+            found.verdicts.insert(uid.clone(), Verdict::of(&decision));
+        }
+        match decision {
             Decision::Granted(grant) => {
                 let key = SessionKey::of_grant(&grant);
                 if runs {

@@ -51,6 +51,7 @@ pub(super) async fn run(
     let source = PodsHere::open(&settings.pods, &settings.rules, &settings.runtime_dir).await?;
     let (health, cluster) = (source.health(), source.cluster());
     let pods = source.follow(&mut tasks).await;
+    report::tell_surroundings(&settings, cluster.as_ref(), None, None);
     let (programs, maps) = Programs::load(&Config::observing(node_netns))?;
     let current = CurrentPods::default();
     let identity = Identity::of(&settings, Vec::new());

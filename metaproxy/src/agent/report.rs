@@ -8,15 +8,49 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::cluster::{Cluster, PodSource};
+use super::{Mode, Settings};
 use crate::admin;
+use crate::credentials::sts::Sts;
 use crate::credentials::{Issuer, Sessions, Tally};
 use crate::health::{Condition, Health, Part};
 use crate::imds::server::{Counts, Server};
 use crate::intercept::attachment::State;
-use crate::intercept::guard::{GuardCounters, GuardState};
+use crate::intercept::guard::{Guard, GuardCounters, GuardState};
 use crate::intercept::programs::Counters;
 use crate::neighbours::ServedMark;
 use crate::pods::Pods;
+use crate::roles::BaseArn;
+
+/// What the agent works with, in one line: what it was told stands in the line before, and this is what came of it.
+pub(super) fn tell_surroundings(
+    settings: &Settings,
+    cluster: Option<&Cluster>,
+    sts: Option<&Sts>,
+    guard: Option<&Guard>,
+) {
+    let pods_from = match (&settings.pods, cluster) {
+        (PodSource::Manifests { dir, .. }, _) => dir.display().to_string(),
+        (_, Some(cluster)) => cluster.api.url().to_owned(),
+        _ => "nowhere".to_owned(),
+    };
+    let asked = sts.filter(|_| settings.mode == Mode::Enforce);
+    info!(
+        pods_from,
+        base_role_arn = settings
+            .rules
+            .base
+            .as_ref()
+            .map_or_else(|| "to be found out".to_owned(), BaseArn::prefix),
+        region = asked.map_or("not asked", Sts::region),
+        sts = asked.map_or("not asked", Sts::endpoint),
+        session_duration = %humantime::format_duration(settings.sts.duration),
+        imds = %settings.imds,
+        guard = guard.map_or("off", |guard| guard.way().label()),
+        admin = settings.admin.map_or("off".to_owned(), |admin| admin.to_string()),
+        "set up"
+    );
+}
 
 /// Says `ready` whenever pods begin to be served, and why they are not any more.
 pub(super) async fn tell(health: Health, listen: String) {

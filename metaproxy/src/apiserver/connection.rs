@@ -75,6 +75,7 @@ pub enum ConnectError {
 pub struct ApiServer {
     client: Client,
     answers: Answers,
+    url: String,
 }
 
 impl std::fmt::Debug for ApiServer {
@@ -104,8 +105,14 @@ impl ApiServer {
             }
         };
         let answers = Answers::default();
+        let url = config.cluster_url.to_string();
         let client = client(config, answers.clone()).map_err(|error| ConnectError::Client(words(&error)))?;
-        Ok(Self { client, answers })
+        Ok(Self { client, answers, url })
+    }
+
+    /// Where it is.
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// For requests.

@@ -3,6 +3,7 @@
 //! A session is renewed ahead, by timer, for as long as somebody asks for it; one that nobody asked for since it was
 //! obtained is let go. What is valid is served whatever STS does; what has expired never is.
 
+mod said;
 mod times;
 pub mod view;
 
@@ -14,15 +15,17 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::debug;
 
+use self::said::Said;
 use self::times::{outcome, quiet_pause, remembered, until_renewal};
 use super::{ObtainError, Session, SessionKey};
 use crate::measured::StsCalls;
 
-/// Nothing with less left is served where more can be had in time. botocore moves the end away of what has less than 15 to 25
-/// minutes left, at random (`InstanceMetadataFetcher._evaluate_expiration`), and goes on using it when it is dead. The
-/// minute more is for the way there.
+/// Nothing with less left is served where more can be had in time. botocore moves the end away of what has less than 17 to 25
+/// minutes left: its window of 15 (`ec2_credential_refresh_window`, as its provider sets it) and 2 to 10 more at random
+/// (`InstanceMetadataFetcher._evaluate_expiration`); and goes on using it when it is dead. The minute more is for the way
+/// there.
 const LEAST_LEFT: Duration = Duration::from_secs(26 * 60);
 
 /// Calls at a time that nobody waits for: an agent that starts has a session to fetch for each pod of its node.
@@ -43,6 +46,7 @@ struct Shared<I> {
     slots: Mutex<HashMap<SessionKey, Arc<Slot>>>,
     ahead: Semaphore,
     calls: StsCalls,
+    said: Said,
 }
 
 type Slot = watch::Sender<State>;
@@ -86,6 +90,8 @@ struct Failure {
     error: ObtainError,
     retry_at: Instant,
     attempts: u32,
+    /// The first of them.
+    since: Instant,
 }
 
 /// What to do about a state.
@@ -142,6 +148,7 @@ impl<I: Issuer> Sessions<I> {
             slots: Mutex::default(),
             ahead: Semaphore::new(AHEAD),
             calls: StsCalls::default(),
+            said: Said::default(),
         }))
     }
 
@@ -325,9 +332,13 @@ impl<I: Issuer> Sessions<I> {
         drop(permit);
         self.0.calls.ended(outcome(&result), began.elapsed());
         let mut pause = None;
+        let said = &self.0.said;
         slot.send_modify(|state| match result {
             Ok(session) => {
-                debug!(role = %key.role, session = %key.shape.name, "obtained {session:?}");
+                said.obtained(key, &session, state.failure.as_ref());
+                if state.urgent {
+                    said.waited(key, began);
+                }
                 pause = Some(until_renewal(&session, (self.0.clock)()));
                 state.session = Some(session);
                 state.failure = None;
@@ -335,14 +346,17 @@ impl<I: Issuer> Sessions<I> {
                 state.let_go = false;
             }
             Err(error) => {
-                let attempts = state.failure.as_ref().map_or(0, |failure| failure.attempts) + 1;
-                warn!(role = %key.role, session = %key.shape.name, attempts, "no session: {error}");
+                let before = state.failure.take();
+                let attempts = before.as_ref().map_or(0, |failure| failure.attempts) + 1;
                 pause = quiet_pause(&error, attempts);
-                state.failure = Some(Failure {
+                let failure = Failure {
                     retry_at: Instant::now() + remembered(&error, attempts),
                     error,
                     attempts,
-                });
+                    since: before.as_ref().map_or(began, |failure| failure.since),
+                };
+                said.failed(key, before.as_ref(), &failure);
+                state.failure = Some(failure);
             }
         });
         drop(ended);

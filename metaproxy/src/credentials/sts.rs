@@ -19,7 +19,6 @@ use aws_sdk_sts::Client;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sts::types::{Credentials, Tag};
 use thiserror::Error;
-use tracing::info;
 
 use super::http::{HttpError, NetworkEnv};
 use super::session::Issued;
@@ -91,6 +90,9 @@ pub struct Sts {
     anyone: Client,
     anyone_global: Client,
     duration: Duration,
+    region: String,
+    /// `--sts-endpoint`
+    endpoint: Option<String>,
 }
 
 /// The region that stands for the global endpoint (`sts.amazonaws.com`) in the endpoint rules of SDKs, and the one
@@ -125,7 +127,6 @@ impl Sts {
             .ok_or_else(|| StsError::NoRegion {
                 imds: settings.imds_endpoint.clone(),
             })?;
-        info!(%region, endpoint = settings.endpoint.as_deref().unwrap_or("of the region"), "STS");
         let credentials = DefaultCredentialsChain::builder()
             .configure(provider.with_region(Some(region.clone())))
             .region(region.clone())
@@ -173,7 +174,19 @@ impl Sts {
             anyone: Client::from_conf(anyone.build()),
             anyone_global: Client::from_conf(anyone_global.build()),
             duration: settings.duration,
+            region: region.to_string(),
+            endpoint: settings.endpoint.clone(),
         })
+    }
+
+    /// The region that it was told, or has found.
+    pub fn region(&self) -> &str {
+        &self.region
+    }
+
+    /// Where STS is asked, for people.
+    pub fn endpoint(&self) -> &str {
+        self.endpoint.as_deref().unwrap_or("of the region")
     }
 
     /// The ARN under which STS knows the node's own credentials. Asking takes no permission.
@@ -371,6 +384,8 @@ mod tests {
             anyone_global: client.clone(),
             client,
             duration: Duration::from_secs(3600),
+            region: String::new(),
+            endpoint: None,
         };
         let key = SessionKey {
             role: "arn:aws:iam::123456789012:role/app".parse().unwrap(),

@@ -8,7 +8,7 @@ use hyper::header::HeaderMap;
 use hyper::{Method, StatusCode, Uri};
 use tokio::sync::watch;
 use tokio::time::Instant;
-use tracing::{debug, warn};
+use tracing::warn;
 
 use super::answer::{self, Answer, TOKEN, TOKEN_TTL};
 use super::decisions::{Decided, Decisions};
@@ -301,8 +301,8 @@ impl<I: Issuer> Service<I> {
             Decided::Granted { grant, key, place } => (grant.role.name(), Ok((grant, key, place))),
             Decided::Refused { name, reason } => (name.as_str(), Err(reason)),
             Decided::NoRole(reason) => {
-                debug!("{reason}");
-                return Ok(answer::failure(StatusCode::NOT_FOUND, &reason.to_string()));
+                let sentence = self.parts.told.tell(&caller.uid, reason);
+                return Ok(answer::failure(StatusCode::NOT_FOUND, &sentence));
             }
             Decided::Wait(reason) => return Err(Lacking::Decision(reason)),
         };

@@ -3,17 +3,19 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
 
-use tracing::{debug, warn};
+use tracing::{Level, debug, info, warn};
 
 use crate::apiserver::events::{Refusal, Refusals};
 use crate::pods::PodUid;
 use crate::roles::Reason;
+use crate::sparing::Sparing;
 
 /// What was said last about each pod, so that one that asks again and again does not fill the log.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Told {
     last: Mutex<HashMap<PodUid, String>>,
     owners: Option<Refusals>,
+    lines: Sparing,
 }
 
 impl Told {
@@ -22,12 +24,19 @@ impl Told {
 
     /// With a way to tell pods' owners, if there is one.
     pub fn new(owners: Option<Refusals>) -> Self {
-        let last = Mutex::default();
-        Self { last, owners }
+        let lines = Sparing::new(|more| {
+            warn!(
+                "and {more} more pods that get no credentials; `metaproxy explain --all` tells which, and why"
+            );
+        });
+        Self {
+            last: Mutex::default(),
+            owners,
+            lines,
+        }
     }
 
-    /// Logs a reason, as a warning where it is new for this pod, tells the pod's owner of a refusal, and returns the
-    /// sentence.
+    /// Logs a reason where it is new for this pod, tells the pod's owner of a refusal, and returns the sentence.
     pub fn tell(&self, uid: &PodUid, reason: &Reason) -> String {
         let sentence = reason.to_string();
         if let (Some(owners), true) = (&self.owners, reason.is_refusal()) {
@@ -35,16 +44,65 @@ impl Told {
             // Where too many wait already, the log has it.
             let _ = owners.try_send(Refusal { uid, sentence });
         }
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.get(uid) == Some(&sentence) {
-            debug!("{sentence}");
-            return sentence;
+        match level(reason) {
+            Level::WARN if self.may_say(uid, &sentence) => warn!(%uid, "{sentence}"),
+            Level::INFO if self.may_say(uid, &sentence) => info!(%uid, "{sentence}"),
+            _ => debug!(%uid, "{sentence}"),
         }
-        warn!("{sentence}");
+        sentence
+    }
+
+    /// What was said about a pod is over, and is news when it comes again.
+    pub fn forget(&self, uid: &PodUid) {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        last.remove(uid);
+    }
+
+    /// Whether it is new for this pod, and there is room for it in the log.
+    fn may_say(&self, uid: &PodUid, sentence: &str) -> bool {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.get(uid).is_some_and(|last| last == sentence) {
+            return false;
+        }
         if last.len() >= Self::MAX {
             last.clear();
         }
-        last.insert(uid.clone(), sentence.clone());
-        sentence
+        last.insert(uid.clone(), sentence.to_owned());
+        drop(last);
+        self.lines.may_say()
+    }
+}
+
+fn level(reason: &Reason) -> Level {
+    match reason {
+        // The session's own failures are said where it is fetched, once for all who share it.
+        Reason::StsDenied { .. } | Reason::TokenDenied { .. } | Reason::StsUnavailable { .. } => Level::DEBUG,
+        Reason::NoRole { .. } | Reason::Firewall => Level::INFO,
+        _ => Level::WARN,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pod_is_told_of_once_until_it_is_forgotten() {
+        let (told, uid) = (Told::new(None), "u".parse().unwrap());
+        let sentence = told.tell(&uid, &Reason::Firewall);
+        assert!(!told.may_say(&uid, &sentence), "it was said");
+        assert!(told.may_say(&"other".parse().unwrap(), &sentence));
+        told.forget(&uid);
+        assert!(told.may_say(&uid, &sentence));
+    }
+
+    #[test]
+    fn a_pod_without_a_role_is_no_reason_to_warn_and_a_failure_of_sts_is_said_by_others() {
+        assert_eq!(level(&Reason::Firewall), Level::INFO);
+        let role = "arn:aws:iam::123456789012:role/app".parse().unwrap();
+        let message = "down".to_owned();
+        assert_eq!(level(&Reason::StsUnavailable { role, message }), Level::DEBUG);
+        let uid = "u".parse().unwrap();
+        assert_eq!(level(&Reason::PodUnknown { uid }), Level::WARN);
     }
 }

@@ -78,6 +78,11 @@ impl Guard {
         }))
     }
 
+    /// What it does on this kernel.
+    pub fn way(&self) -> Way {
+        self.programs.way()
+    }
+
     /// What it has refused and dropped, for whoever reports it.
     pub fn counters(&self) -> GuardCounters {
         self.programs.counters()

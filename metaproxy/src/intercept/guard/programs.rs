@@ -51,6 +51,17 @@ pub enum Way {
     Connect,
 }
 
+impl Way {
+    /// In a word or two.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Uplinks => "packets",
+            Self::Sockets => "packets of sockets",
+            Self::Connect => "connect",
+        }
+    }
+}
+
 impl fmt::Display for Way {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

@@ -1,0 +1,218 @@
+//! What the log says of pods' roles: how many have one when the agent starts, and from then on what changes. Refusals have
+//! lines of their own.
+
+use std::collections::HashMap;
+
+use tracing::info;
+
+use crate::pods::{Inventory, Known, PodUid};
+use crate::roles::{Decision, RoleArn, Rules};
+use crate::sparing::Sparing;
+
+/// Where more pods than these change at once, only their number is told.
+const FEW: usize = 10;
+
+/// How a pod stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// It has this role.
+    Role(RoleArn),
+    /// It asks for one, and is refused.
+    Refused,
+    /// It asks for none.
+    NoRole,
+    /// It can't be told yet.
+    Unknown,
+}
+
+/// What was said of each pod.
+#[derive(Debug)]
+pub(super) struct Verdicts {
+    last: HashMap<PodUid, Verdict>,
+    is_new: bool,
+    lines: Sparing,
+}
+
+impl Default for Verdicts {
+    fn default() -> Self {
+        Self {
+            last: HashMap::new(),
+            is_new: true,
+            lines: Sparing::new(|more| {
+                info!("and {more} more pods whose role is new; `metaproxy status` has them");
+            }),
+        }
+    }
+}
+
+impl Verdict {
+    pub fn of(decision: &Decision) -> Self {
+        match decision {
+            Decision::Granted(grant) => Self::Role(grant.role.clone()),
+            Decision::Refused { .. } => Self::Refused,
+            Decision::NoRole(_) => Self::NoRole,
+            Decision::Wait(_) => Self::Unknown,
+        }
+    }
+}
+
+impl Verdicts {
+    /// Says what has changed. The pods of which something was true that is not any more.
+    pub fn tell(
+        &mut self,
+        mut now: HashMap<PodUid, Verdict>,
+        inventory: &Inventory,
+        rules: &Rules,
+    ) -> Vec<PodUid> {
+        // What can't be told for a moment has not changed.
+        for (uid, verdict) in &mut now {
+            if let (Verdict::Unknown, Some(last)) = (&*verdict, self.last.get(uid)) {
+                *verdict = last.clone();
+            }
+        }
+        let before = std::mem::replace(&mut self.last, now);
+        let changed: Vec<(&PodUid, Option<&Verdict>)> = self
+            .last
+            .iter()
+            .map(|(uid, verdict)| (uid, verdict, before.get(uid)))
+            .filter(|(_, verdict, before)| *before != Some(verdict))
+            .map(|(uid, _, before)| (uid, before))
+            .collect();
+        let is_first = std::mem::take(&mut self.is_new);
+        if is_first || changed.len() > FEW {
+            self.sum_up(changed.len(), is_first);
+        } else {
+            for (uid, before) in &changed {
+                if let Some(sentence) = sentence(inventory, rules, uid, *before)
+                    && self.lines.may_say()
+                {
+                    info!("{sentence}");
+                }
+            }
+        }
+        let known_before = changed.iter().filter(|(_, before)| before.is_some());
+        known_before.map(|(uid, _)| (*uid).clone()).collect()
+    }
+
+    fn sum_up(&self, changed: usize, is_first: bool) {
+        let count = |wanted: fn(&Verdict) -> bool| self.last.values().filter(|one| wanted(one)).count();
+        info!(
+            pods = self.last.len(),
+            with_role = count(|one| matches!(one, Verdict::Role(_))),
+            refused = count(|one| *one == Verdict::Refused),
+            without = count(|one| *one == Verdict::NoRole),
+            unknown = count(|one| *one == Verdict::Unknown),
+            "pods of this node{}; `metaproxy explain --all` has each",
+            if is_first {
+                String::new()
+            } else {
+                format!(": {changed} are new, or have another role")
+            }
+        );
+    }
+}
+
+/// Of one pod; none where somebody else says it, or nothing is to be said.
+fn sentence(inventory: &Inventory, rules: &Rules, uid: &PodUid, before: Option<&Verdict>) -> Option<String> {
+    let Known::Pod(pod) = inventory.by_uid(uid)? else {
+        return None;
+    };
+    Some(match (rules.resolve(inventory, uid), before) {
+        (Decision::Granted(grant), Some(Verdict::Role(last))) => {
+            format!("pod {pod} has another role, no longer {last}: {}", grant.reason)
+        }
+        (Decision::Granted(grant), Some(Verdict::Refused)) => {
+            format!("pod {pod} is refused no longer: {}", grant.reason)
+        }
+        (Decision::Granted(grant), _) => format!("pod {pod} has a role: {}", grant.reason),
+        (Decision::NoRole(reason), Some(Verdict::Role(last))) => {
+            format!("pod {pod} no longer has role {last}: {reason}")
+        }
+        (Decision::NoRole(reason), Some(Verdict::Refused)) => {
+            format!("pod {pod} is refused no longer: {reason}")
+        }
+        (Decision::Refused { .. } | Decision::NoRole(_) | Decision::Wait(_), _) => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pods::Pod;
+    use crate::roles::{AnnotationKeys, NamespaceRules, SessionRules};
+    use std::sync::Arc;
+
+    fn rules() -> Rules {
+        Rules {
+            base: Some("arn:aws:iam::123456789012:role/".parse().unwrap()),
+            default_role: None,
+            keys: AnnotationKeys::default(),
+            namespaces: NamespaceRules::default(),
+            web_identity: false,
+            firewall: false,
+            enforce_host_network: false,
+            sessions: SessionRules::default(),
+        }
+    }
+
+    fn inventory(role: &str) -> Inventory {
+        let pod = serde_json::json!({
+            "metadata": {
+                "name": "web", "namespace": "apps", "uid": "u",
+                "annotations": { "iam.amazonaws.com/role": role },
+            },
+        });
+        let pod = Pod::from_api(serde_json::from_value(pod).unwrap()).unwrap();
+        Inventory::new([Arc::new(pod)], [], [])
+    }
+
+    fn said(before: Option<&str>, now: &str) -> Option<String> {
+        let uid: PodUid = "u".parse().unwrap();
+        let verdict = |role: &str| Verdict::of(&rules().resolve(&inventory(role), &uid));
+        let before = before.map(verdict);
+        sentence(&inventory(now), &rules(), &uid, before.as_ref())
+    }
+
+    #[test]
+    fn what_has_changed_is_told_with_what_was() {
+        let one = "role arn:aws:iam::123456789012:role/one";
+        let whence = "from annotation iam.amazonaws.com/role of the pod";
+        let starts = |said: Option<String>, start: &str| {
+            let said = said.unwrap();
+            assert!(said.starts_with(start), "{said}");
+        };
+        starts(
+            said(None, "one"),
+            &format!("pod apps/web has a role: {one} {whence}"),
+        );
+        starts(
+            said(Some("two"), "one"),
+            &format!(
+                "pod apps/web has another role, no longer arn:aws:iam::123456789012:role/two: {one} {whence}"
+            ),
+        );
+        starts(
+            said(Some("a b"), "one"),
+            &format!("pod apps/web is refused no longer: {one}"),
+        );
+        starts(
+            said(Some("one"), ""),
+            "pod apps/web no longer has role arn:aws:iam::123456789012:role/one: pod apps/web has no role",
+        );
+        assert_eq!(said(None, "a b"), None, "a refusal is told elsewhere");
+        assert_eq!(said(None, ""), None, "that is told when it asks");
+    }
+
+    #[test]
+    fn what_cannot_be_told_for_a_moment_has_not_changed() {
+        let uid: PodUid = "u".parse().unwrap();
+        let now = |verdict: Verdict| HashMap::from([(uid.clone(), verdict)]);
+        let role = || Verdict::Role("arn:aws:iam::123456789012:role/one".parse().unwrap());
+        let mut verdicts = Verdicts::default();
+        let mut changed = |verdict| verdicts.tell(now(verdict), &inventory("one"), &rules());
+        assert_eq!(changed(role()), []);
+        assert_eq!(changed(Verdict::Unknown), []);
+        assert_eq!(changed(role()), []);
+        assert_eq!(changed(Verdict::Refused), [uid.clone()]);
+    }
+}

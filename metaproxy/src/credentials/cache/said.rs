@@ -1,0 +1,86 @@
+//! What the log says of sessions: a failure once, whatever the number of attempts, and its end; both sparingly, as an STS
+//! that is away fails every pod of a node.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+use tracing::{debug, info, warn};
+
+use super::Failure;
+use crate::credentials::{ObtainError, Session, SessionKey};
+use crate::sparing::Sparing;
+
+/// Whoever waits for an STS call that takes longer is told to try again.
+const SLOW: Duration = Duration::from_millis(800);
+
+/// Says it.
+#[derive(Debug)]
+pub(super) struct Said {
+    failures: Sparing,
+    recoveries: Sparing,
+    slow: Sparing,
+}
+
+impl Default for Said {
+    fn default() -> Self {
+        Self {
+            failures: Sparing::new(|more| {
+                warn!("no session: and {more} more; `metaproxy status` has each with its error");
+            }),
+            recoveries: Sparing::new(|more| info!("session obtained: and {more} more")),
+            slow: Sparing::new(|more| warn!("an STS call took too long: and {more} more")),
+        }
+    }
+}
+
+impl Said {
+    /// An attempt failed, after another that may have failed in the same way.
+    pub(super) fn failed(&self, key: &SessionKey, before: Option<&Failure>, now: &Failure) {
+        let Failure { error, attempts, .. } = now;
+        // In the words of the answer, and of the event.
+        let reason = error.reason(&key.role);
+        let is_news = before.is_none_or(|before| before.error != *error);
+        if is_news && self.failures.may_say() {
+            warn!(role = %key.role, session = %key.shape.name, attempts, "no session: {reason}");
+        } else {
+            debug!(role = %key.role, session = %key.shape.name, attempts, "no session: {reason}");
+        }
+    }
+
+    /// An attempt succeeded, maybe after failures.
+    pub(super) fn obtained(&self, key: &SessionKey, session: &Session, failure: Option<&Failure>) {
+        debug!(role = %key.role, session = %key.shape.name, "obtained {session:?}");
+        let Some(failure) = failure.filter(|_| self.recoveries.may_say()) else {
+            return;
+        };
+        info!(
+            role = %key.role,
+            session = %key.shape.name,
+            failures = failure.attempts,
+            "session obtained; before that it failed for {} s ({})",
+            failure.since.elapsed().as_secs(),
+            brief(&failure.error),
+        );
+    }
+
+    /// Somebody waited for a call that began then.
+    pub(super) fn waited(&self, key: &SessionKey, began: Instant) {
+        let took = began.elapsed();
+        if took > SLOW && self.slow.may_say() {
+            warn!(
+                role = %key.role,
+                session = %key.shape.name,
+                "an STS call took {:.1} s, which is longer than a pod waits; it is told to try again",
+                took.as_secs_f64(),
+            );
+        }
+    }
+}
+
+fn brief(error: &ObtainError) -> &'static str {
+    match error {
+        ObtainError::Denied(_) => "STS denied it",
+        ObtainError::NoToken(_) => "the API server gave no token",
+        ObtainError::Unavailable(_) => "STS could not be asked",
+    }
+}
