@@ -109,15 +109,15 @@ pub(super) fn is_off_switch(flag: &Flag) -> bool {
     !flag.is_on() && flag.value.eq_ignore_ascii_case("false")
 }
 
-/// STS takes 15m to 1h where one role assumes another (role chaining), and sessions of 40m and more are sound with every SDK.
+/// STS takes 15m to 1h where one role assumes another (role chaining), and sessions of 52m and more are sound with every SDK.
 pub(super) fn session(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
-    let (least, most) = (Duration::from_secs(40 * 60), Duration::from_secs(3600));
+    let (least, most) = (Duration::from_secs(52 * 60), Duration::from_secs(3600));
     let asked = duration(flag)?;
     let why = if (least..=most).contains(&asked) {
         format!("--{}", flag.name)
     } else {
         format!(
-            "--{}={}: STS gives no more than 1h where the node's role assumes another, and below 40m botocore takes the end of a \
+            "--{}={}: STS gives no more than 1h where the node's role assumes another, and below 52m botocore takes the end of a \
              session to be later than it is",
             flag.name, flag.value
         )

@@ -172,7 +172,7 @@ fn what_cannot_be_is_brought_to_what_can_and_said() {
         From::Kube2iam,
         &["--iam-role-session-ttl", "900s", "--frobnicate=7"],
     );
-    assert!(values.contains("duration: \"40m\""), "{values}");
+    assert!(values.contains("duration: \"52m\""), "{values}");
     assert!(
         values.contains("--frobnicate=7: not known to this program"),
         "{values}"
