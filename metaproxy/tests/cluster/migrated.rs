@@ -3,20 +3,28 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::common::agent_binary;
-use crate::kit::Cluster;
+use crate::common::{agent_binary, node_keys};
+use crate::kit::{BASE, Cluster, NAMESPACE, Running, within};
 use crate::rollout::remove;
 use crate::tools::{apply, root};
 
-/// Where somebody comes from, the manifest, and a role that its base makes of a name.
-const MANIFESTS: [(&str, &str); 3] = [
-    ("kube2iam", "kube2iam-readme"),
-    ("kiam", "kiam-v3"),
-    ("kiam", "kiam-v4"),
+/// Where somebody comes from, the manifest, and what is particular to the cluster that it was for.
+const MANIFESTS: [(&str, &str, fn(&Cluster)); 4] = [
+    ("kube2iam", "kube2iam-readme", no_namespace_is_asked),
+    (
+        "kube2iam",
+        "kube2iam-chart",
+        namespaces_have_expressions_and_pods_a_default,
+    ),
+    ("kiam", "kiam-v3", part_of_a_role_is_a_match),
+    ("kiam", "kiam-v4", the_servers_role_assumes_all_others),
 ];
+
+const ROLE: &str = "iam.amazonaws.com/role";
 
 fn values(dir: &Path, from: &str, name: &str) -> std::path::PathBuf {
     let manifest = root().join(format!("metaproxy/tests/migrate/{name}.yaml"));
@@ -31,23 +39,13 @@ fn values(dir: &Path, from: &str, name: &str) -> std::path::PathBuf {
     path
 }
 
-/// Each looks on beside the agent that serves, as the guide begins; the last one then takes over.
+/// Each looks on beside the agent that serves, as the guide begins; then each takes over.
 pub fn values_install(cluster: &Cluster) {
     cluster.permit(".*");
-    let annotations = json!({ "iam.amazonaws.com/role": "migrated" });
-    let pod = cluster.pod("migrated", annotations, json!({}));
+    let pod = cluster.pod("migrated", json!({ ROLE: "migrated" }), json!({}));
     pod.until_role("migrated");
-    // This node is called otherwise than the masters and workers of those clusters.
-    let here = [
-        "--set",
-        "fullnameOverride=metaproxy-second",
-        "--set-json",
-        "nodeSelector={}",
-    ];
-    for (from, name) in MANIFESTS {
-        let values = values(cluster.dir(), from, name);
-        let values = ["--values", values.to_str().unwrap()];
-        let looking_on = cluster.template("second", &[&values[..], &here].concat());
+    for (from, name, _) in MANIFESTS {
+        let looking_on = template(cluster, from, name, &[]);
         assert!(looking_on.contains("--mode=observe"), "{looking_on}");
         apply(&looking_on);
         cluster.wait_for_agent("second");
@@ -55,16 +53,92 @@ pub fn values_install(cluster: &Cluster) {
             pod.has_credentials_of("migrated"),
             "{name}: the other one goes on serving"
         );
-        if name == "kiam-v4" {
-            let enforce = ["--set", "mode=enforce"];
-            apply(&cluster.template("second", &[&values[..], &here, &enforce].concat()));
-            cluster.wait_for_agent("second");
-            remove("metaproxy");
-            pod.until_role("migrated");
-            assert!(pod.has_credentials_of("migrated"));
-            cluster.apply_chart("metaproxy", &[]);
-            cluster.wait_for_agent("metaproxy");
-        }
         remove("second");
     }
+    drop(pod);
+    remove("metaproxy");
+    for (from, name, is_as_it_was) in MANIFESTS {
+        apply(&template(cluster, from, name, &["--set", "mode=enforce"]));
+        cluster.wait_for_agent("second");
+        eprintln!("{name} is enforced");
+        is_as_it_was(cluster);
+        remove("second");
+    }
+    cluster.apply_chart("metaproxy", &[]);
+    cluster.wait_for_agent("metaproxy");
+    cluster.permit(".*");
+}
+
+/// The chart by migrated values, beside the cluster's own installation.
+fn template(cluster: &Cluster, from: &str, name: &str, more: &[&str]) -> String {
+    let values = values(cluster.dir(), from, name);
+    // This node is called otherwise than the masters and workers of those clusters.
+    let here = [
+        "--values",
+        values.to_str().unwrap(),
+        "--set",
+        "fullnameOverride=metaproxy-second",
+        "--set-json",
+        "nodeSelector={}",
+    ];
+    cluster.template("second", &[&here, more].concat())
+}
+
+fn pod(cluster: &Cluster, name: &'static str, annotations: Value) -> Running {
+    cluster.pod(name, annotations, json!({}))
+}
+
+/// Its role is served, or refused with its name.
+fn is_served(pod: &Running, role: &str, wanted: bool) {
+    pod.until_role(role);
+    within(Duration::from_secs(5), role, || {
+        pod.has_credentials_of(role) == wanted
+    });
+}
+
+/// kube2iam without `--namespace-restrictions`: a role that the namespace's annotation does not allow.
+fn no_namespace_is_asked(cluster: &Cluster) {
+    cluster.permit("nothing");
+    let pod = pod(cluster, "unasked", json!({ ROLE: "migrated" }));
+    is_served(&pod, "migrated", true);
+}
+
+/// `--namespace-restrictions` with a key and a format of its own, from which `--default-role` is exempt.
+fn namespaces_have_expressions_and_pods_a_default(cluster: &Cluster) {
+    cluster.permit("nothing");
+    let key = "example.com/allowed-roles";
+    cluster.annotate("namespace", NAMESPACE, &format!(r#"{key}=["team-[ab]$"]"#));
+    let allowed = pod(cluster, "allowed", json!({ ROLE: "team-a" }));
+    let refused = pod(cluster, "refused-by-expression", json!({ ROLE: "team-c" }));
+    let without = pod(cluster, "by-default", json!({}));
+    is_served(&allowed, "team-a", true);
+    is_served(&refused, "team-c", false);
+    is_served(&without, "kube2iam-default", true);
+    cluster.annotate("namespace", NAMESPACE, &format!("{key}-"));
+}
+
+/// kiam before 4.0, with the base that is found out.
+fn part_of_a_role_is_a_match(cluster: &Cluster) {
+    cluster.permit("igrat");
+    let pod = pod(cluster, "matched", json!({ ROLE: "migrated-v3" }));
+    is_served(&pod, "migrated-v3", true);
+    cluster.permit("nothing");
+    is_served(&pod, "migrated-v3", false);
+}
+
+/// kiam 4 with `--assume-role-arn`, which compares the whole of a role.
+fn the_servers_role_assumes_all_others(cluster: &Cluster) {
+    cluster.permit("igrat");
+    let pod = pod(cluster, "through-the-server", json!({ ROLE: "migrated-v4" }));
+    is_served(&pod, "migrated-v4", false);
+    cluster.permit("migrated-v[0-9]");
+    is_served(&pod, "migrated-v4", true);
+    let calls = cluster.sts.calls();
+    let signed_by = |role: &str| {
+        let of_role = |call: &&xtask::lab::sts::Call| call.role == format!("{BASE}{role}");
+        let call = calls.iter().rfind(of_role).unwrap();
+        call.signed_by.clone()
+    };
+    assert_eq!(signed_by("kiam-server"), node_keys().0, "the node assumes that");
+    assert_ne!(signed_by("migrated-v4"), node_keys().0, "and that the pods'");
 }
