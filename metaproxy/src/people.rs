@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::admin::asking::{self, AskError};
 use crate::cli::{AgentArgs, Cli, DoctorArgs, ExplainArgs, MigrateArgs, Output, StatusArgs, UsageError};
 use crate::doctor::{self, Examination};
-use crate::explain::{Explanation, offline, table};
+use crate::explain::{Explanation, offline, printable, table};
 use crate::migrate::{self, Workload};
 use crate::status::Status;
 
@@ -41,13 +41,13 @@ pub fn explain(args: &ExplainArgs) -> Result<ExitCode, UsageError> {
         Ok(found) => found,
         Err(error) => return Ok(unavailable(&error)),
     };
-    let is_single = wanted.is_some();
-    match args.agent.output {
-        Output::Json if is_single => print_json(&found.first()),
-        Output::Json => print_json(&found),
-        Output::Text if args.all && args.manifests.is_none() => print(&table(&found)),
-        Output::Text => {
-            let texts: Vec<String> = found.iter().map(ToString::to_string).collect();
+    match (args.agent.output, found.as_slice()) {
+        // Whoever asks for one by name is given that one, where no other has the name too.
+        (Output::Json, [one]) if wanted.is_some() => print_json(one),
+        (Output::Json, all) => print_json(&all),
+        (Output::Text, all) if args.all && args.manifests.is_none() => print(&table(all)),
+        (Output::Text, all) => {
+            let texts: Vec<String> = all.iter().map(ToString::to_string).collect();
             print(&texts.join("\n"));
         }
     }
@@ -63,15 +63,21 @@ fn known(
     let Some(wanted) = wanted.filter(|_| found.is_empty()) else {
         return Ok(found);
     };
-    let node = asking::status(&agent.runtime_dir)
-        .ok()
-        .and_then(|status| status.node);
+    let status = asking::status(&agent.runtime_dir).ok();
+    Err(not_known(
+        wanted,
+        status.and_then(|status| status.node).as_deref(),
+    ))
+}
+
+/// Of a pod that the agent of a node does not know.
+pub(crate) fn not_known(wanted: &str, node: Option<&str>) -> String {
     let node = node.map_or_else(|| "its node".to_owned(), |node| format!("node {node}"));
     let (namespace, name) = wanted.split_once('/').unwrap_or(("default", wanted));
-    Err(format!(
+    format!(
         "no pod {wanted} is known to the agent here, which serves the pods of {node}; `kubectl -n {namespace} get pod {name} \
          -o wide` tells the pod's node, and the agent there is the one to ask"
-    ))
+    )
 }
 
 /// `metaproxy status`
@@ -223,7 +229,8 @@ fn verdict(is_bad: bool) -> ExitCode {
 }
 
 fn unavailable(error: &str) -> ExitCode {
-    eprintln!("error: {error}");
+    let lines: Vec<String> = error.lines().map(printable).collect();
+    eprintln!("error: {}", lines.join("\n"));
     ExitCode::from(EX_UNAVAILABLE)
 }
 

@@ -5,10 +5,10 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::explain::{columns, short};
+use crate::explain::{columns, printable, short};
 
 /// How an agent is doing. No field is secret. Times are RFC 3339, in UTC.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
     /// The version that runs.
@@ -122,21 +122,23 @@ impl fmt::Display for Status {
         let node = self.node.as_deref().unwrap_or("(not named)");
         writeln!(
             f,
-            "metaproxy {} on node {node}, {}: {ready}, up {} (process {})",
-            self.version,
-            self.mode,
+            "metaproxy {} on node {}, {}: {ready}, up {} (process {})",
+            printable(&self.version),
+            printable(node),
+            printable(&self.mode),
             short(self.uptime_seconds),
             self.pid
         )?;
         for part in self.parts.iter().filter(|part| part.condition != "ok") {
             let detail = part.detail.as_deref().unwrap_or_default();
-            writeln!(f, "  {} {}: {detail}", part.part, part.condition)?;
+            let text = format!("{} {}: {detail}", part.part, part.condition);
+            writeln!(f, "  {}", printable(&text))?;
         }
         if !self.listeners.is_empty() {
-            writeln!(f, "listens on  {}", self.listeners.join(", "))?;
+            writeln!(f, "listens on  {}", printable(&self.listeners.join(", ")))?;
         }
         let cgroup = self.cgroup.as_deref().unwrap_or("not there (yet)");
-        writeln!(f, "pods' cgroup {cgroup}\n")?;
+        writeln!(f, "pods' cgroup {}\n", printable(cgroup))?;
         let links = self
             .attached
             .iter()
@@ -162,5 +164,50 @@ impl fmt::Display for Status {
             .iter()
             .map(|(name, count)| [name.clone(), count.to_string()]);
         write!(f, "{}", columns(&["COUNTED SINCE THE START", ""], counters))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_others_say_is_shown_and_not_obeyed() {
+        let said = || "a\x1b[2J\nmetaproxy: ready\u{9b}".to_owned();
+        let status = Status {
+            version: said(),
+            mode: said(),
+            node: Some(said()),
+            parts: vec![PartLine {
+                part: said(),
+                condition: said(),
+                detail: Some(said()),
+            }],
+            listeners: vec![said()],
+            cgroup: Some(said()),
+            attached: vec![AttachedLine {
+                link: 1,
+                program: said(),
+                target: said(),
+            }],
+            pods: vec![PodLine {
+                pod: said(),
+                verdict: said(),
+                role: Some(said()),
+                session_ends: None,
+                seconds_left: None,
+                last_error: Some(said()),
+            }],
+            counters: [(said(), 1)].into(),
+            ..Status::default()
+        };
+        let text = status.to_string();
+        let obeyed = |c: char| c.is_control() && c != '\n';
+        assert!(!text.contains(obeyed), "{text:?}");
+        assert!(
+            !text.lines().any(|line| line.starts_with("metaproxy: ready")),
+            "{text}"
+        );
+        assert!(text.contains("a\\u{1b}[2J\\nmetaproxy: ready\\u{9b}"), "{text}");
     }
 }

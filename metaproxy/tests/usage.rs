@@ -90,6 +90,23 @@ fn manifests_are_explained_and_moved_over_from_standard_input() {
             "{command}"
         );
     }
+    let json = |more: &[&str], pods: &str| -> serde_json::Value {
+        let text = printed(&[&words[..], &base, &["--output", "json"], more].concat(), pods).0;
+        serde_json::from_str(&text).unwrap()
+    };
+    assert_eq!(json(&["web"], pods)["pod"], "apps/web", "one, as it is");
+    assert_eq!(json(&[], pods)[0]["pod"], "apps/web", "all that there are");
+    let of_the_same_name = format!(
+        "{pods}---\napiVersion: apps/v1\nkind: Deployment\nmetadata: {{ name: web }}\nspec: {{ template: {{ spec: {{}} }} }}\n"
+    );
+    let both = json(&["web"], &of_the_same_name);
+    let verdicts: Vec<_> = both
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|one| &one["verdict"])
+        .collect();
+    assert_eq!(verdicts, ["refused", "no-role"], "{both:#}");
     let broken = pods.replace("metadata: { name: web,", "metadata: x # {");
     let (_, status, said) = printed(&[&words[..], &base].concat(), &broken);
     assert!(status == Some(69) && said.contains("metadata"), "{said}");

@@ -28,7 +28,9 @@ pub(super) struct Audited<I> {
 impl<I: Issuer> Issuer for Audited<I> {
     async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
         let session = self.issuer.issue(key).await?;
-        let (inventory, rules) = (Arc::clone(&self.pods.borrow()), Arc::clone(&self.rules.borrow()));
+        // One after the other: whoever decides holds both.
+        let inventory = Arc::clone(&self.pods.borrow());
+        let rules = Arc::clone(&self.rules.borrow());
         write(&Entry::of(key, &session, &pods_of(key, &inventory, &rules)));
         Ok(session)
     }

@@ -205,7 +205,8 @@ impl Observer {
 
     /// Whether there was something to say: a pod that is not known yet may be in a moment.
     fn say(&mut self, uid: &PodUid, connections: u64) -> bool {
-        let (inventory, rules) = (Arc::clone(&self.pods.borrow()), Arc::clone(&self.rules.borrow()));
+        let inventory = Arc::clone(&self.pods.borrow());
+        let rules = Arc::clone(&self.rules.borrow());
         let change = match rules.resolve(&inventory, uid) {
             Decision::Wait(_) => return false,
             Decision::Granted(grant) => format!("it would get {}", grant.reason),

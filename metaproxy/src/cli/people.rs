@@ -38,8 +38,9 @@ pub struct AgentArgs {
 /// `metaproxy explain`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit status: 0 where nothing is wrong; 1 where a pod does not get a role that it seems to ask for; 64 on bad \
-                        usage; 69 where nobody can be asked."
+    after_help = "With --output=json: one object where a pod is asked for by name, or an array where several have that name or \
+                        none is given.\n\nExit status: 0 where nothing is wrong; 1 where a pod does not get a role that it \
+                        seems to ask for; 64 on bad usage; 69 where nobody can be asked."
 )]
 pub struct ExplainArgs {
     /// The pod, as NAMESPACE/POD

@@ -2,92 +2,116 @@
 
 use std::fmt;
 
-use super::{CredentialsLine, Explanation};
+use super::{CredentialsLine, Explanation, PolicyLine, SessionLine};
 
-/// Label and text, the text's further lines below its first.
-fn row(f: &mut fmt::Formatter<'_>, label: &str, text: &str) -> fmt::Result {
-    for (index, line) in text.lines().enumerate() {
+/// Text as a terminal shows it and obeys none of it: names, annotations and what STS says are anybody's. Control characters
+/// stand as their escapes, and so do those that turn the direction of writing, by which a text would look like another.
+pub fn printable(text: &str) -> String {
+    let is_harmful = |c: char| {
+        c.is_control()
+            || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+    };
+    let mut shown = String::with_capacity(text.len());
+    for character in text.chars() {
+        if is_harmful(character) {
+            shown.extend(character.escape_default());
+        } else {
+            shown.push(character);
+        }
+    }
+    shown
+}
+
+/// A label, and lines of text beside it.
+fn rows(
+    f: &mut fmt::Formatter<'_>,
+    label: &str,
+    lines: impl IntoIterator<Item = impl AsRef<str>>,
+) -> fmt::Result {
+    for (index, line) in lines.into_iter().enumerate() {
         let label = if index == 0 { label } else { "" };
-        writeln!(f, "{label:<12}{line}")?;
+        writeln!(f, "{label:<12}{}", printable(line.as_ref()))?;
     }
     Ok(())
 }
 
 impl fmt::Display for Explanation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match &self.uid {
-            Some(uid) => row(f, "pod", &format!("{} ({uid})", self.pod))?,
-            None => row(f, "pod", &self.pod)?,
-        }
-        row(f, "verdict", self.verdict.label())?;
-        row(f, "because", &self.because)?;
-        if let Some(role) = &self.role {
-            row(f, "role", role)?;
-        }
-        if let Some(asked) = &self.asked_by {
-            row(f, "asked by", &format!("{}: {:?}", asked.source, asked.value))?;
-        }
-        for (index, policy) in self.policies.iter().enumerate() {
-            let says = match (&policy.allowed_by, &policy.problem) {
-                (_, Some(problem)) => format!("cannot be used: {problem}"),
-                (Some(entry), None) => format!("allows it, by {entry:?}"),
-                (None, None) => format!("does not allow it: {}", policy.entries),
-            };
-            let label = if index == 0 { "namespace" } else { "" };
-            row(f, label, &format!("{} {says}", policy.annotation))?;
-        }
-        if let Some(session) = &self.session {
-            let shared = if session.shared {
-                ", shared by its pods of this node"
-            } else {
-                ""
-            };
-            let mut text = format!("{}, assumed by {}{shared}", session.name, session.assumed_by);
-            if let Some(id) = &session.external_id {
-                text.push_str(&format!("\nexternal id {id}"));
-            }
-            for (key, value) in &session.tags {
-                text.push_str(&format!("\ntag {key}={value}"));
-            }
-            row(f, "session", &text)?;
-        }
-        if let Some(credentials) = &self.credentials {
-            row(f, "credentials", &credentials.to_string())?;
-        }
-        for (index, answer) in self.answers.iter().enumerate() {
-            let label = if index == 0 { "answers" } else { "" };
-            row(
-                f,
-                label,
-                &format!("GET {}\n  {} {}", answer.path, answer.status, answer.says),
-            )?;
-        }
-        for (index, hint) in self.hints.iter().enumerate() {
-            let label = if index == 0 { "hint" } else { "" };
-            row(f, label, hint)?;
-        }
-        Ok(())
+        let uid = self.uid.as_ref().map(|uid| format!(" ({uid})"));
+        rows(f, "pod", [format!("{}{}", self.pod, uid.unwrap_or_default())])?;
+        rows(f, "verdict", [self.verdict.label()])?;
+        rows(f, "because", [&self.because])?;
+        rows(f, "role", &self.role)?;
+        let asked = self.asked_by.as_ref();
+        rows(
+            f,
+            "asked by",
+            asked.map(|asked| format!("{}: {:?}", asked.source, asked.value)),
+        )?;
+        rows(f, "namespace", self.policies.iter().map(ToString::to_string))?;
+        rows(f, "session", self.session.iter().flat_map(SessionLine::lines))?;
+        rows(
+            f,
+            "credentials",
+            self.credentials.iter().flat_map(CredentialsLine::lines),
+        )?;
+        let answers = self.answers.iter().flat_map(|answer| {
+            [
+                format!("GET {}", answer.path),
+                format!("  {} {}", answer.status, answer.says),
+            ]
+        });
+        rows(f, "answers", answers)?;
+        rows(f, "hint", &self.hints)
     }
 }
 
-impl fmt::Display for CredentialsLine {
+impl fmt::Display for PolicyLine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.state)?;
+        f.write_str(&self.annotation)?;
+        match (&self.allowed_by, &self.problem) {
+            (_, Some(problem)) => write!(f, " cannot be used: {problem}"),
+            (Some(entry), None) => write!(f, " allows it, by {entry:?}"),
+            (None, None) => write!(f, " does not allow it: {}", self.entries),
+        }
+    }
+}
+
+impl SessionLine {
+    fn lines(&self) -> Vec<String> {
+        let shared = if self.shared {
+            ", shared by its pods of this node"
+        } else {
+            ""
+        };
+        let mut lines = vec![format!("{}, assumed by {}{shared}", self.name, self.assumed_by)];
+        lines.extend(self.external_id.iter().map(|id| format!("external id {id}")));
+        lines.extend(self.tags.iter().map(|(key, value)| format!("tag {key}={value}")));
+        lines
+    }
+}
+
+impl CredentialsLine {
+    fn lines(&self) -> Vec<String> {
+        let mut first = self.state.clone();
         match (&self.expires, self.seconds_left) {
-            (Some(expires), Some(0)) => write!(f, " at {expires}")?,
-            (Some(expires), Some(left)) => write!(f, " until {expires} ({} left)", short(left))?,
+            (Some(expires), Some(0)) => first.push_str(&format!(" at {expires}")),
+            (Some(expires), Some(left)) => {
+                first.push_str(&format!(" until {expires} ({} left)", short(left)));
+            }
             _ => {}
         }
         if let Some(id) = &self.access_key_id {
-            write!(f, ", {id}")?;
+            first.push_str(&format!(", {id}"));
         }
+        let mut lines = vec![first];
         if let Some(error) = &self.last_error {
-            write!(f, "\nthe last attempt failed: {error}")?;
+            lines.push(format!("the last attempt failed: {error}"));
         }
         if let Some(retry) = self.seconds_to_retry {
-            write!(f, "\nasked again in {} at the earliest", short(retry))?;
+            lines.push(format!("asked again in {} at the earliest", short(retry)));
         }
-        Ok(())
+        lines
     }
 }
 
@@ -103,23 +127,16 @@ pub fn short(seconds: u64) -> String {
 
 /// One line for each pod.
 pub fn table(explanations: &[Explanation]) -> String {
-    let role = |one: &Explanation| one.role.clone().unwrap_or_else(|| "-".to_owned());
-    let left = |one: &Explanation| {
-        let left = one.credentials.as_ref().and_then(|line| line.seconds_left);
-        left.map_or_else(|| "-".to_owned(), short)
-    };
-    let why = |one: &Explanation| match one.verdict {
-        super::Verdict::Granted if one.hints.is_empty() => String::new(),
-        _ if one.is_bad() => one.hints.first().unwrap_or(&one.because).clone(),
-        _ => String::new(),
-    };
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let rows = explanations.iter().map(|one| {
+        let left = one.credentials.as_ref().and_then(|line| line.seconds_left);
+        let why = one.hints.first().unwrap_or(&one.because);
         [
             one.pod.clone(),
             one.verdict.label().to_owned(),
-            role(one),
-            left(one),
-            why(one),
+            or_dash(one.role.clone()),
+            or_dash(left.map(short)),
+            if one.is_bad() { why.clone() } else { String::new() },
         ]
     });
     columns(&["POD", "VERDICT", "ROLE", "LEFT", "WHY"], rows)
@@ -128,7 +145,7 @@ pub fn table(explanations: &[Explanation]) -> String {
 /// Rows below a head, each column as wide as its widest cell.
 pub fn columns<const N: usize>(head: &[&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let mut all = vec![head.map(str::to_owned)];
-    all.extend(rows);
+    all.extend(rows.map(|row| row.map(|cell| printable(&cell))));
     let mut widths = [0; N];
     for row in &all {
         for (width, cell) in widths.iter_mut().zip(row) {
@@ -143,4 +160,84 @@ pub fn columns<const N: usize>(head: &[&str; N], rows: impl Iterator<Item = [Str
         cells.collect::<Vec<_>>().join("  ").trim_end().to_owned() + "\n"
     };
     all.iter().map(line).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::explain::{AnswerLine, AskedBy, Verdict};
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::plain("naïve – 日本", "naïve – 日本")]
+    #[case::escape("\x1b[2J\x07", "\\u{1b}[2J\\u{7}")]
+    #[case::of_eight_bits("\u{9b}31m", "\\u{9b}31m")]
+    #[case::another_line("app\nverdict granted\r", "app\\nverdict granted\\r")]
+    #[case::turned_round("\u{202e}nimda\u{202c}", "\\u{202e}nimda\\u{202c}")]
+    #[case::isolated("\u{2066}a\u{2069}", "\\u{2066}a\\u{2069}")]
+    fn what_a_terminal_would_obey_stands_as_its_escape(#[case] text: &str, #[case] shown: &str) {
+        assert_eq!(printable(text), shown);
+    }
+
+    fn hostile() -> Explanation {
+        let text = || "a\x1b[2J\nverdict     granted\u{202e}".to_owned();
+        Explanation {
+            pod: text(),
+            uid: Some(text()),
+            verdict: Verdict::Refused,
+            because: text(),
+            role: Some(text()),
+            asked_by: Some(AskedBy {
+                source: text(),
+                value: text(),
+            }),
+            policies: vec![PolicyLine {
+                annotation: text(),
+                entries: text(),
+                allowed_by: None,
+                problem: Some(text()),
+            }],
+            session: Some(SessionLine {
+                name: text(),
+                assumed_by: text(),
+                external_id: Some(text()),
+                tags: [(text(), text())].into(),
+                shared: false,
+            }),
+            credentials: Some(CredentialsLine {
+                state: text(),
+                access_key_id: Some(text()),
+                obtained: None,
+                expires: Some(text()),
+                seconds_left: Some(1),
+                last_error: Some(text()),
+                seconds_to_retry: None,
+            }),
+            answers: vec![AnswerLine {
+                path: text(),
+                status: 200,
+                says: text(),
+            }],
+            suspicious: false,
+            hints: vec![text()],
+        }
+    }
+
+    #[test]
+    fn nothing_that_somebody_wrote_moves_the_cursor_or_makes_a_line_of_its_own() {
+        let one = hostile();
+        for text in [one.to_string(), table(&[one])] {
+            assert!(
+                text.lines()
+                    .all(|line| !line.trim_start().starts_with("verdict     granted")),
+                "{text}"
+            );
+            let obeyed: Vec<char> = text
+                .chars()
+                .filter(|c| (c.is_control() && *c != '\n') || *c == '\u{202e}')
+                .collect();
+            assert!(obeyed.is_empty(), "{obeyed:?} in {text}");
+            assert!(text.contains("\\u{1b}[2J"), "{text}");
+        }
+    }
 }

@@ -3,6 +3,7 @@
 
 use super::arn::{BaseArn, RoleArn, RoleError, WrittenRole};
 use super::namespace::{Asked, NamespaceRules, Stop};
+use super::naming::Naming;
 use super::policy::Candidate;
 use super::reason::{Allowance, AlsoAsked, Reason, RoleSource};
 use super::session::{SessionRules, SessionShape};
@@ -149,17 +150,12 @@ impl Rules {
     /// what the API server is waiting for.
     pub fn intercepts_host_pod(&self, pod: &Pod, account: Option<&ServiceAccount>) -> bool {
         let asks = || {
-            pod.annotation(&self.keys.role).is_some()
-                || account.is_some_and(|account| {
-                    self.asks_accounts_of(pod) && account.annotation(ROLE_KEY).is_some()
-                })
+            matches!(
+                self.naming(pod, account),
+                Naming::Pod { .. } | Naming::Account { .. }
+            )
         };
         pod.host_network && (self.enforce_host_network || (!self.firewall && asks()))
-    }
-
-    /// Whether a pod's service account is asked. A static pod has none: the API's copy of it names one that its processes never are.
-    pub fn asks_accounts_of(&self, pod: &Pod) -> bool {
-        self.web_identity && pod.static_uid.is_none()
     }
 
     /// Decides about a pod; `namespace` and `account` are `None` where they are not known (yet).
@@ -169,39 +165,26 @@ impl Rules {
         namespace: Option<&Namespace>,
         account: Option<&ServiceAccount>,
     ) -> Decision {
-        let decision = match pod.annotation(&self.keys.role) {
-            Some(written) => self.annotated(pod, namespace, written),
-            None => self.unannotated(pod, namespace, account),
-        };
-        decision.unwrap_or_else(|stopped| *stopped)
-    }
-
-    fn unannotated(
-        &self,
-        pod: &Pod,
-        namespace: Option<&Namespace>,
-        account: Option<&ServiceAccount>,
-    ) -> Resolved {
-        let mut also = AlsoAsked::Nobody;
-        if self.asks_accounts_of(pod) {
-            let name = format!("{}/{}", pod.namespace, pod.service_account);
-            let Some(account) = account else {
-                return Ok(Decision::Wait(Reason::ServiceAccountUnknown { account: name }));
-            };
-            if let Some(written) = account.annotation(ROLE_KEY) {
-                return self.by_service_account(pod, namespace, account, written);
-            }
-            also = AlsoAsked::ServiceAccount { account: name };
-        }
-        // What keeps a node alive must go on without us: hostNetwork pods have no role that nobody gave them by name.
-        match self.default_role.as_ref().filter(|_| !pod.host_network) {
-            Some(role) => self.by_default(pod, role),
-            None => Ok(Decision::NoRole(Reason::NoRole {
+        let decision = match self.naming(pod, account) {
+            Naming::Pod { written } => self.annotated(pod, namespace, written),
+            Naming::Account { account, written } => self.by_service_account(pod, namespace, account, written),
+            Naming::UnknownAccount => Ok(Decision::Wait(Reason::ServiceAccountUnknown {
+                account: account_of(pod),
+            })),
+            Naming::Default(role) => self.by_default(pod, role),
+            Naming::Nobody => Ok(Decision::NoRole(Reason::NoRole {
                 pod: pod.to_string(),
                 key: self.keys.role.clone(),
-                also,
+                also: if self.asks_accounts_of(pod) {
+                    AlsoAsked::ServiceAccount {
+                        account: account_of(pod),
+                    }
+                } else {
+                    AlsoAsked::Nobody
+                },
             })),
-        }
+        };
+        decision.unwrap_or_else(|stopped| *stopped)
     }
 
     fn annotated(&self, pod: &Pod, namespace: Option<&Namespace>, written: &str) -> Resolved {
@@ -316,6 +299,11 @@ fn granted(
         },
         role,
     })
+}
+
+/// `namespace/name`
+fn account_of(pod: &Pod) -> String {
+    format!("{}/{}", pod.namespace, pod.service_account)
 }
 
 /// A decision, or one that was reached before the end of the way.

@@ -3,6 +3,7 @@
 pub mod arn;
 mod decision;
 mod namespace;
+mod naming;
 pub mod policy;
 mod reason;
 mod session;
@@ -11,7 +12,8 @@ pub mod web_identity;
 
 pub use arn::{BaseArn, RoleArn, WrittenRole};
 pub use decision::{AnnotationKeys, Decision, Grant, Rules, Subject};
-pub use namespace::{NamespaceRules, Opinion, PolicyCache};
+pub use namespace::{NamespaceRules, Opinion, PolicyCache, PolicyKind};
+pub use naming::Naming;
 pub use reason::{Allowance, Reason, RoleSource};
 pub use session::{CommonTags, SessionRules, SessionScope, SessionShape, is_tag_value};
 pub use web_identity::{Principal, StsEndpoint, WebIdentity};

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use super::RoleArn;
 use super::decision::AnnotationKeys;
-use super::policy::{AllowedRolesStyle, Candidate, PermittedMatch, Policy, PolicyError};
+use super::policy::{AllowedRolesStyle, Candidate, Letters, PermittedMatch, Policy, PolicyError};
 use super::reason::{Allowance, Reason};
 use crate::pods::Namespace;
 
@@ -114,13 +114,18 @@ impl NamespaceRules {
         namespace: &Namespace,
     ) -> Vec<Opinion> {
         let kinds = [
-            (Kind::Permitted(self.permitted_match), &keys.permitted),
-            (Kind::AllowedRoles(self.allowed_roles_style), &keys.allowed_roles),
+            (PolicyKind::Permitted(self.permitted_match), &keys.permitted),
+            (
+                PolicyKind::AllowedRoles(self.allowed_roles_style),
+                &keys.allowed_roles,
+            ),
         ];
-        let opinion = |(kind, key): (Kind, &String)| {
+        let opinion = |(kind, key): (PolicyKind, &String)| {
             let annotation = namespace.annotations.get(key)?;
             let read = self.read.get(kind, annotation);
-            let policy = read.get_or_init(|| kind.read(annotation)).as_ref();
+            let policy = read
+                .get_or_init(|| kind.read(annotation, Letters::AsWritten))
+                .as_ref();
             Some(Opinion {
                 key: key.clone(),
                 shown: policy.map(shown).unwrap_or_default(),
@@ -162,18 +167,24 @@ fn shown(policy: &Policy) -> String {
     shown.join(", ")
 }
 
-/// How an annotation is read.
+/// What an annotation is, and how it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-enum Kind {
+pub enum PolicyKind {
+    /// kiam's `permitted`.
     Permitted(PermittedMatch),
+    /// kube2iam's `allowed-roles`.
     AllowedRoles(AllowedRolesStyle),
 }
 
-impl Kind {
-    fn read(self, annotation: &str) -> Result<Policy, PolicyError> {
+impl PolicyKind {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// Where it can't be; nothing is allowed then.
+    pub fn read(self, annotation: &str, letters: Letters) -> Result<Policy, PolicyError> {
         match self {
-            Self::Permitted(style) => Policy::permitted(annotation, style),
-            Self::AllowedRoles(style) => Policy::allowed_roles(annotation, style),
+            Self::Permitted(style) => Policy::permitted(annotation, style, letters),
+            Self::AllowedRoles(style) => Policy::allowed_roles(annotation, style, letters),
         }
     }
 }
@@ -181,7 +192,7 @@ impl Kind {
 /// Read once, however many ask at the same time.
 type Once = OnceLock<Result<Policy, PolicyError>>;
 
-type Read = HashMap<(Kind, String), Arc<Once>>;
+type Read = HashMap<(PolicyKind, String), Arc<Once>>;
 
 /// Policies by their text: reading one costs far more than asking it, and pods ask often. Clones share what was read.
 #[derive(Clone, Debug, Default)]
@@ -191,8 +202,8 @@ impl PolicyCache {
     /// More than a node has namespaces; then it begins anew.
     const MAX: usize = 256;
 
-    /// The annotation, read already or to be read by [`Kind::read`].
-    fn get(&self, kind: Kind, annotation: &str) -> Arc<Once> {
+    /// The annotation, read already or to be read by [`PolicyKind::read`].
+    fn get(&self, kind: PolicyKind, annotation: &str) -> Arc<Once> {
         let mut policies = self.lock();
         let key = (kind, annotation.to_owned());
         if policies.len() >= Self::MAX && !policies.contains_key(&key) {

@@ -35,6 +35,15 @@ pub enum PermittedMatch {
     Search,
 }
 
+/// How letters are compared.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Letters {
+    /// A capital one is another than a small one, as IAM has it.
+    AsWritten,
+    /// It is not: to find out what was meant, and never to decide.
+    InAnyCase,
+}
+
 /// Longest annotation that is read, in bytes.
 const MAX_LENGTH: usize = 32 * 1024;
 
@@ -123,7 +132,7 @@ impl Policy {
     ///
     /// # Errors
     /// Where the annotation is no regular expression; nothing is permitted then.
-    pub fn permitted(annotation: &str, style: PermittedMatch) -> Result<Self, PolicyError> {
+    pub fn permitted(annotation: &str, style: PermittedMatch, letters: Letters) -> Result<Self, PolicyError> {
         check_length(annotation)?;
         let mut policy = Self::of_entries(vec![annotation.to_owned()]);
         if annotation.trim().is_empty() {
@@ -132,11 +141,11 @@ impl Policy {
             return Ok(policy);
         }
         // By itself as well, so that the grouping can't mend (or be closed by) a pattern such as `a)|(b`.
-        let by_itself = compile(&policy.entries, MAX_COMPILED)?;
+        let by_itself = compile(&policy.entries, MAX_COMPILED, letters)?;
         let patterns = match style {
             PermittedMatch::Search => by_itself,
             // Grouped first: in `a|b` each alternative is anchored on both sides.
-            PermittedMatch::Anchored => compile(&[format!("^(?:{annotation})$")], MAX_COMPILED)?,
+            PermittedMatch::Anchored => compile(&[format!("^(?:{annotation})$")], MAX_COMPILED, letters)?,
         };
         policy.patterns.push((Against::EveryForm, patterns, vec![0]));
         Ok(policy)
@@ -147,7 +156,11 @@ impl Policy {
     ///
     /// # Errors
     /// Where the annotation is no list, or an entry no pattern; nothing is allowed then.
-    pub fn allowed_roles(annotation: &str, style: AllowedRolesStyle) -> Result<Self, PolicyError> {
+    pub fn allowed_roles(
+        annotation: &str,
+        style: AllowedRolesStyle,
+        letters: Letters,
+    ) -> Result<Self, PolicyError> {
         check_length(annotation)?;
         let entries: Vec<String> =
             serde_json::from_str(annotation).map_err(|error| PolicyError::Json(error.to_string()))?;
@@ -167,12 +180,12 @@ impl Policy {
                 AllowedRolesStyle::Glob => bare.iter().map(|entry| glob(entry)).collect(),
                 AllowedRolesStyle::Regexp => {
                     // By themselves as well, as above.
-                    compile(&bare, limit)?;
+                    compile(&bare, limit, letters)?;
                     let start = if against == Against::Name { "^" } else { "" };
                     bare.iter().map(|entry| format!("{start}(?:{entry})")).collect()
                 }
             };
-            let patterns = compile(&patterns, limit)?;
+            let patterns = compile(&patterns, limit, letters)?;
             policy.patterns.push((against, patterns, numbers));
         }
         Ok(policy)
@@ -240,13 +253,14 @@ fn check_length(annotation: &str) -> Result<(), PolicyError> {
     }
 }
 
-fn compile(patterns: &[String], limit: usize) -> Result<RegexSet, PolicyError> {
+fn compile(patterns: &[String], limit: usize, letters: Letters) -> Result<RegexSet, PolicyError> {
     for pattern in patterns {
         check_flags(pattern)?;
     }
     RegexSetBuilder::new(patterns)
         // Roles are ASCII, and `\w` and `\d` are so in Go, for which these patterns were written.
         .unicode(false)
+        .case_insensitive(letters == Letters::InAnyCase)
         .size_limit(limit)
         .build()
         .map_err(|error| match error {

@@ -20,12 +20,20 @@ fn entry_for(policy: &Policy, written: &str) -> Option<String> {
         .map(str::to_owned)
 }
 
+fn permitted(annotation: &str, style: PermittedMatch) -> Result<Policy, PolicyError> {
+    Policy::permitted(annotation, style, Letters::AsWritten)
+}
+
+fn allowed_roles(annotation: &str, style: AllowedRolesStyle) -> Result<Policy, PolicyError> {
+    Policy::allowed_roles(annotation, style, Letters::AsWritten)
+}
+
 fn permits(pattern: &str, role: &str, style: PermittedMatch) -> bool {
-    entry_for(&Policy::permitted(pattern, style).unwrap(), role).is_some()
+    entry_for(&permitted(pattern, style).unwrap(), role).is_some()
 }
 
 fn allows(annotation: &str, role: &str, style: AllowedRolesStyle) -> bool {
-    entry_for(&Policy::allowed_roles(annotation, style).unwrap(), role).is_some()
+    entry_for(&allowed_roles(annotation, style).unwrap(), role).is_some()
 }
 
 #[rstest]
@@ -109,7 +117,7 @@ fn kube2iams_regexps_stand_behind_the_base_arn_and_need_not_go_to_the_end(
 
 #[test]
 fn the_entry_that_allowed_it_is_told_as_written() {
-    let policy = Policy::allowed_roles(r#"["", "web", "/app-*", "*"]"#, AllowedRolesStyle::Glob).unwrap();
+    let policy = allowed_roles(r#"["", "web", "/app-*", "*"]"#, AllowedRolesStyle::Glob).unwrap();
     assert_eq!(entry_for(&policy, "app-x").as_deref(), Some("/app-*"));
     assert_eq!(entry_for(&policy, "zzz").as_deref(), Some("*"));
 }
@@ -121,7 +129,7 @@ fn the_entry_that_allowed_it_is_told_as_written() {
 #[case("(a)\\1")]
 #[case("[z-a]")]
 fn a_pattern_that_is_none_is_an_error_and_permits_nothing(#[case] pattern: &str) {
-    let error = Policy::permitted(pattern, PermittedMatch::Anchored)
+    let error = permitted(pattern, PermittedMatch::Anchored)
         .unwrap_err()
         .to_string();
     assert!(
@@ -129,7 +137,7 @@ fn a_pattern_that_is_none_is_an_error_and_permits_nothing(#[case] pattern: &str)
         "{error}"
     );
     let list = serde_json::to_string(&["fine", pattern]).unwrap();
-    let error = Policy::allowed_roles(&list, AllowedRolesStyle::Regexp)
+    let error = allowed_roles(&list, AllowedRolesStyle::Regexp)
         .unwrap_err()
         .to_string();
     assert!(error.contains("is not a regular expression"), "{error}");
@@ -143,13 +151,13 @@ fn no_pattern_costs_more_than_its_share() {
         "(?:(?:[ -~]?){1000}){12}!",
         "([a-z]{1,100}){400}",
     ] {
-        let error = Policy::permitted(pattern, PermittedMatch::Search).unwrap_err();
+        let error = permitted(pattern, PermittedMatch::Search).unwrap_err();
         assert_eq!(error, PolicyError::TooLarge, "{pattern}");
     }
     // Each is within the limit, all together are not.
     let many = serde_json::to_string(&vec!["[a-z]{1,99}!"; 500]).unwrap();
     assert_eq!(
-        Policy::allowed_roles(&many, AllowedRolesStyle::Regexp).unwrap_err(),
+        allowed_roles(&many, AllowedRolesStyle::Regexp).unwrap_err(),
         PolicyError::TooLarge
     );
     // Nothing of these is built.
@@ -158,17 +166,14 @@ fn no_pattern_costs_more_than_its_share() {
         "(?u:\\pL{200}){20}".to_owned(),
         "((?i-s:a(?u)b))".to_owned(),
     ] {
-        let error = Policy::permitted(&unicode, PermittedMatch::Search).unwrap_err();
+        let error = permitted(&unicode, PermittedMatch::Search).unwrap_err();
         assert!(error.to_string().contains("the flag u"), "{error}");
     }
-    assert!(Policy::permitted("\\pL", PermittedMatch::Search).is_err());
-    assert!(
-        Policy::permitted("\\(?u", PermittedMatch::Search).is_ok(),
-        "no flag"
-    );
+    assert!(permitted("\\pL", PermittedMatch::Search).is_err());
+    assert!(permitted("\\(?u", PermittedMatch::Search).is_ok(), "no flag");
     let nested = format!("{}a{}", "(".repeat(5000), ")".repeat(5000));
     assert!(matches!(
-        Policy::permitted(&nested, PermittedMatch::Search),
+        permitted(&nested, PermittedMatch::Search),
         Err(PolicyError::Pattern(_))
     ));
 }
@@ -180,14 +185,14 @@ fn what_is_within_the_limits_matches_in_time() {
     let stars = serde_json::to_string(&vec!["*a*b*c*d*e*f*g".repeat(8); 60]).unwrap();
     let longest = format!("{}/{}!", "a".repeat(505), "a".repeat(60)).replace('!', "-");
     let policies = [
-        Policy::permitted("(a+)+$|(a|aa)+!|((.*)*.*)*!", PermittedMatch::Search).unwrap(),
-        Policy::permitted("(?:(?:[ -~]?){100}){20}!", PermittedMatch::Search).unwrap(),
-        Policy::permitted(
+        permitted("(a+)+$|(a|aa)+!|((.*)*.*)*!", PermittedMatch::Search).unwrap(),
+        permitted("(?:(?:[ -~]?){100}){20}!", PermittedMatch::Search).unwrap(),
+        permitted(
             "(x+x+)+y|(.*a){20}|^(([a-z])+.)+[A-Z]([a-z])+$",
             PermittedMatch::Anchored,
         )
         .unwrap(),
-        Policy::allowed_roles(&stars, AllowedRolesStyle::Glob).unwrap(),
+        allowed_roles(&stars, AllowedRolesStyle::Glob).unwrap(),
     ];
     for policy in &policies {
         let start = std::time::Instant::now();
@@ -209,16 +214,15 @@ fn a_list_of_many_ordinary_roles_is_within_the_limits() {
     let roles: Vec<String> = (0..400)
         .map(|n| format!("arn:aws:iam::123456789012:role/team-{n}/*"))
         .collect();
-    let policy =
-        Policy::allowed_roles(&serde_json::to_string(&roles).unwrap(), AllowedRolesStyle::Glob).unwrap();
+    let policy = allowed_roles(&serde_json::to_string(&roles).unwrap(), AllowedRolesStyle::Glob).unwrap();
     assert!(entry_for(&policy, "team-399/app").is_some());
     let arns: Vec<String> = (0..250)
         .map(|n| format!("arn:aws:iam::123456789012:role/team-{n}"))
         .collect();
     let list = serde_json::to_string(&arns).unwrap();
-    let policy = Policy::allowed_roles(&list, AllowedRolesStyle::Regexp).unwrap();
+    let policy = allowed_roles(&list, AllowedRolesStyle::Regexp).unwrap();
     assert!(entry_for(&policy, "team-249").is_some());
-    let policy = Policy::permitted(&arns[..150].join("|"), PermittedMatch::Anchored).unwrap();
+    let policy = permitted(&arns[..150].join("|"), PermittedMatch::Anchored).unwrap();
     assert!(entry_for(&policy, "team-149").is_some());
     assert!(entry_for(&policy, "team-1490").is_none());
 }
@@ -227,13 +231,13 @@ fn a_list_of_many_ordinary_roles_is_within_the_limits() {
 fn an_annotation_that_is_no_list_is_an_error() {
     for annotation in ["app", "\"app\"", "[1]", "{}", "", "[\"a\",]", "[\"a\"] x"] {
         assert!(matches!(
-            Policy::allowed_roles(annotation, AllowedRolesStyle::Glob),
+            allowed_roles(annotation, AllowedRolesStyle::Glob),
             Err(PolicyError::Json(_))
         ));
     }
     let long = format!("[\"{}\"]", "a".repeat(MAX_LENGTH));
     assert_eq!(
-        Policy::allowed_roles(&long, AllowedRolesStyle::Glob).unwrap_err(),
+        allowed_roles(&long, AllowedRolesStyle::Glob).unwrap_err(),
         PolicyError::TooLong
     );
 }
@@ -241,16 +245,16 @@ fn an_annotation_that_is_no_list_is_an_error() {
 proptest! {
     #[test]
     fn a_glob_without_wildcards_matches_only_itself(entry in "[a-z0-9.+=@_-]{1,20}", role in "[a-z0-9.+=@_-]{1,20}") {
-        let pattern = compile(&[glob(&entry)], MAX_COMPILED).unwrap();
+        let pattern = compile(&[glob(&entry)], MAX_COMPILED, Letters::AsWritten).unwrap();
         prop_assert!(pattern.is_match(entry.as_bytes()));
         prop_assert_eq!(pattern.is_match(role.as_bytes()), entry == role);
     }
 
     #[test]
     fn no_annotation_makes_it_panic(annotation in "\\PC{0,60}") {
-        let _ = Policy::permitted(&annotation, PermittedMatch::Anchored);
-        let _ = Policy::allowed_roles(&annotation, AllowedRolesStyle::Regexp);
+        let _ = permitted(&annotation, PermittedMatch::Anchored);
+        let _ = allowed_roles(&annotation, AllowedRolesStyle::Regexp);
         let list = serde_json::to_string(&[annotation]).unwrap();
-        let _ = Policy::allowed_roles(&list, AllowedRolesStyle::Glob);
+        let _ = allowed_roles(&list, AllowedRolesStyle::Glob);
     }
 }

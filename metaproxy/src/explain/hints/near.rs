@@ -1,0 +1,179 @@
+//! A role that a namespace does not allow, and what would have to be otherwise for it to.
+
+use std::collections::BTreeSet;
+
+use crate::roles::policy::{AllowedRolesStyle, Candidate, Letters, PermittedMatch};
+use crate::roles::{PolicyKind, RoleArn, Rules};
+
+/// Longest annotation that is tried in other ways, in bytes: nobody mistakes a character in a longer one.
+const LONGEST: usize = 4096;
+
+/// Accounts of an annotation that are tried.
+const ACCOUNTS: usize = 8;
+
+/// A role that a policy does not allow.
+pub(super) struct Near<'a> {
+    pub rules: &'a Rules,
+    pub role: &'a RoleArn,
+    pub written: &'a str,
+}
+
+impl Near<'_> {
+    /// Whether an annotation, read like this, would allow the role.
+    fn allows(&self, kind: PolicyKind, annotation: &str, letters: Letters) -> bool {
+        let candidate = Candidate::new(self.role, self.written, self.rules.base.as_ref());
+        let policy = kind.read(annotation, letters);
+        policy.is_ok_and(|policy| policy.allows(&candidate).is_some())
+    }
+
+    /// As `permitted`, by the flags as they are.
+    fn permits(&self, pattern: &str) -> bool {
+        let kind = PolicyKind::Permitted(self.rules.namespaces.permitted_match);
+        self.allows(kind, pattern, Letters::AsWritten)
+    }
+
+    /// As `allowed-roles`.
+    fn lists(&self, annotation: &str, style: AllowedRolesStyle) -> bool {
+        self.allows(PolicyKind::AllowedRoles(style), annotation, Letters::AsWritten)
+    }
+
+    /// What was probably meant by `permitted`.
+    pub(super) fn permitted(&self, annotation: Option<&String>) -> Option<String> {
+        let annotation = annotation.filter(|annotation| annotation.len() <= LONGEST)?;
+        let keys = &self.rules.keys;
+        if serde_json::from_str::<Vec<String>>(annotation).is_ok() {
+            return Some(format!(
+                "{annotation:?} is a JSON list, as {} has it; {} is one regular expression",
+                keys.allowed_roles, keys.permitted
+            ));
+        }
+        if annotation.trim().is_empty() {
+            return Some(format!(
+                "an empty {} allows nothing; .* allows every role",
+                keys.permitted
+            ));
+        }
+        if self.permits(annotation) {
+            return None;
+        }
+        let kind = PolicyKind::Permitted(self.rules.namespaces.permitted_match);
+        self.unanchored(annotation)
+            .or_else(|| self.case_or_account(kind, &keys.permitted, annotation))
+    }
+
+    /// A glob, or a pattern that would be found in the role but is not the whole of it.
+    fn unanchored(&self, annotation: &str) -> Option<String> {
+        let key = &self.rules.keys.permitted;
+        let is_anchored = self.rules.namespaces.permitted_match == PermittedMatch::Anchored;
+        let search = PolicyKind::Permitted(PermittedMatch::Search);
+        let found = is_anchored && self.allows(search, annotation, Letters::AsWritten);
+        if let Some(pattern) = without_globs(annotation).filter(|pattern| self.permits(pattern)) {
+            let unanchored = if found { " would match unanchored, but" } else { "" };
+            let whole = if is_anchored {
+                " for the whole ARN or name"
+            } else {
+                ""
+            };
+            return Some(format!(
+                "`{annotation}` in {key}{unanchored} is a regular expression{whole}, in which `*` repeats what is before it; \
+                 did you mean `{pattern}`?"
+            ));
+        }
+        if !found {
+            return None;
+        }
+        let loose = format!("{annotation}.*");
+        let better = if self.permits(&loose) {
+            format!("`{loose}`")
+        } else {
+            format!("`.*({annotation}).*`")
+        };
+        Some(format!(
+            "`{annotation}` would match unanchored (as kiam before 4.0 did, and --permitted-match=search does), but must match \
+             the whole ARN or name; did you mean {better}?"
+        ))
+    }
+
+    /// What was probably meant by `allowed-roles`.
+    pub(super) fn allowed_roles(&self, annotation: Option<&String>) -> Option<String> {
+        let annotation = annotation.filter(|annotation| annotation.len() <= LONGEST)?;
+        let style = self.rules.namespaces.allowed_roles_style;
+        let key = &self.rules.keys.allowed_roles;
+        if serde_json::from_str::<Vec<String>>(annotation).is_err() {
+            let list = serde_json::to_string(&[annotation]).unwrap_or_default();
+            return Some(if self.lists(&list, style) {
+                format!("{key} is a JSON list, even of one entry; did you mean `{list}`?")
+            } else {
+                format!("{key} is a JSON list of strings, such as `[\"app-*\"]`")
+            });
+        }
+        if self.lists(annotation, style) {
+            return None;
+        }
+        let kind = PolicyKind::AllowedRoles(style);
+        self.other_style(annotation, style)
+            .or_else(|| self.case_or_account(kind, key, annotation))
+    }
+
+    /// Globs where regular expressions are read, or the other way round.
+    fn other_style(&self, annotation: &str, style: AllowedRolesStyle) -> Option<String> {
+        let key = &self.rules.keys.allowed_roles;
+        let (other, flag) = match style {
+            AllowedRolesStyle::Glob => (AllowedRolesStyle::Regexp, "regexp"),
+            AllowedRolesStyle::Regexp => (AllowedRolesStyle::Glob, "glob"),
+        };
+        if !self.lists(annotation, other) {
+            return None;
+        }
+        let meant = match style {
+            AllowedRolesStyle::Glob => annotation.replace(".*", "*"),
+            AllowedRolesStyle::Regexp => without_globs(annotation).unwrap_or_default(),
+        };
+        let instead = if self.lists(&meant, style) {
+            format!("; did you mean `{meant}`?")
+        } else {
+            ".".to_owned()
+        };
+        Some(format!(
+            "`{annotation}` in {key} would match with --allowed-roles-style={flag}{instead}"
+        ))
+    }
+
+    /// What is compared as it is written: case, and the account of an ARN. The annotation is tried as what it is: a list
+    /// that is read as one regular expression is a class of characters, in which nearly everything is found.
+    fn case_or_account(&self, kind: PolicyKind, key: &str, annotation: &str) -> Option<String> {
+        if self.allows(kind, annotation, Letters::InAnyCase) {
+            return Some(format!(
+                "`{annotation}` in {key} differs from the role in capital letters only: names of roles are compared with \
+                 their case"
+            ));
+        }
+        let own = self.role.account();
+        let accounts: BTreeSet<&str> = annotation
+            .split(|c: char| !c.is_ascii_digit())
+            .filter(|digits| digits.len() == 12 && *digits != own)
+            .collect();
+        let account = accounts.into_iter().take(ACCOUNTS).find(|account| {
+            let replaced = annotation.replace(account, own);
+            self.allows(kind, &replaced, Letters::AsWritten)
+        })?;
+        Some(format!(
+            "`{annotation}` in {key} allows it in account {account}, but the role is one of account {own}"
+        ))
+    }
+}
+
+/// A pattern in which each `*` of a glob stands as `.*`; `None` where there is none.
+fn without_globs(pattern: &str) -> Option<String> {
+    let mut out = String::with_capacity(pattern.len() + 8);
+    let mut before = '"';
+    for character in pattern.chars() {
+        // After these, a star is what it is in a regular expression.
+        if character == '*' && !matches!(before, '.' | ')' | ']' | '\\' | '}') {
+            out.push('.');
+        }
+        out.push(character);
+        before = character;
+    }
+    (out != pattern).then_some(out)
+}

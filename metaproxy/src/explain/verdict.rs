@@ -1,0 +1,78 @@
+//! What comes of a pod's role.
+
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use crate::credentials::View;
+use crate::roles::{Decision, Reason};
+
+/// What comes of a pod's role.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It has one.
+    Granted,
+    /// It asks for one, and may not have it.
+    Refused,
+    /// It may have it, but there are no credentials at the moment.
+    Unavailable,
+    /// It asks for none.
+    NoRole,
+    /// It can't be told (yet).
+    Waiting,
+}
+
+impl Verdict {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Granted,
+        Self::Refused,
+        Self::Unavailable,
+        Self::NoRole,
+        Self::Waiting,
+    ];
+
+    /// By what was decided, before anything is known of a session.
+    pub(super) fn of(decision: &Decision) -> Self {
+        match decision {
+            Decision::Granted(_) => Self::Granted,
+            // Nobody can tell which of them asks.
+            Decision::Refused { .. } | Decision::NoRole(Reason::Ambiguous { .. }) => Self::Refused,
+            Decision::NoRole(_) => Self::NoRole,
+            Decision::Wait(_) => Self::Waiting,
+        }
+    }
+
+    /// By what was decided, and what there is of the session.
+    pub fn with(decision: &Decision, view: Option<&View>, now: SystemTime) -> Self {
+        let lacks = |view: &&View| view.valid(now).is_none();
+        let failure = view.filter(lacks).and_then(|view| view.failure.as_ref());
+        match (decision, failure) {
+            (Decision::Granted(grant), Some((error, _))) if error.reason(&grant.role).is_refusal() => {
+                Self::Refused
+            }
+            (Decision::Granted(_), Some(_)) => Self::Unavailable,
+            _ => Self::of(decision),
+        }
+    }
+
+    /// As a label of metrics.
+    pub fn metric(self) -> &'static str {
+        match self {
+            Self::NoRole => "no_role",
+            other => other.label(),
+        }
+    }
+
+    /// In words.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Granted => "granted",
+            Self::Refused => "refused",
+            Self::Unavailable => "unavailable",
+            Self::NoRole => "no role",
+            Self::Waiting => "waiting",
+        }
+    }
+}
