@@ -251,7 +251,8 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         figures: Arc::clone(&figures),
         serving: Some(Serving {
             sessions: sessions.clone(),
-            server: Arc::clone(&server),
+            answering: Arc::clone(&server) as _,
+            told: Arc::clone(&told),
         }),
     };
     let admin = Admin::new(health.clone(), figures, Arc::new(desk));

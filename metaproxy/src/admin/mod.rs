@@ -1,5 +1,6 @@
 //! For operators and machines: `/healthz`, `/readyz`, `/metrics`, on a port and on a socket of each instance's own.
 
+mod answers;
 pub mod asking;
 mod metrics;
 mod page;
@@ -7,6 +8,7 @@ pub mod probe;
 mod server;
 mod socket;
 
+pub use answers::{Answering, Desk};
 pub use metrics::Sources;
-pub use server::{Admin, Desk, Explaining};
+pub use server::Admin;
 pub use socket::{AdminSocket, SocketError};

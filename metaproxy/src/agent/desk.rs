@@ -1,27 +1,30 @@
 //! What people are told: explanations and status, put together from what the agent knows at the moment of asking.
 
+mod lines;
+mod rehearsal;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use http_body_util::{BodyExt as _, Either};
-use hyper::StatusCode;
-use metaproxy_common::layout::{Counter, GuardCounter};
 use tokio::sync::watch;
 use tracing::info;
 
+use self::rehearsal::Rehearse;
 use super::{Mode, Settings};
-use crate::admin::{Desk, Explaining, Sources};
+use crate::admin::{Answering, Desk, Sources};
 use crate::credentials::{Issuer, SessionKey, Sessions, View, timestamp};
-use crate::explain::{AnswerLine, Explanation, Subject, Verdict};
-use crate::health::{Condition, Health};
-use crate::imds::server::Server;
-use crate::imds::{Caller, in_words};
+use crate::explain::{Explanation, Subject, Verdict, short};
+use crate::health::Health;
+use crate::imds::Told;
 use crate::intercept::caller::CurrentPods;
-use crate::intercept::inspect::{self, Target};
+use crate::intercept::inspect;
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
 use crate::roles::{Decision, Reason, RoleArn, Rules, WrittenRole};
-use crate::status::{AttachedLine, PartLine, PodLine, Status};
+use crate::status::{AttachedLine, PodLine, Status};
+
+/// What was told longer ago is not worth a hint.
+const LATELY: Duration = Duration::from_secs(15 * 60);
 
 /// What stays the same for as long as an agent runs.
 #[derive(Clone, Debug)]
@@ -49,7 +52,8 @@ pub(super) struct Answers<I> {
 /// What serves pods.
 pub(super) struct Serving<I> {
     pub sessions: Sessions<I>,
-    pub server: Arc<Server<I>>,
+    pub answering: Arc<dyn Rehearse>,
+    pub told: Arc<Told>,
 }
 
 impl Identity {
@@ -86,25 +90,34 @@ pub(super) fn tell_settings(settings: &Settings) {
 }
 
 impl<I: Issuer> Desk for Answers<I> {
-    fn explain(&self, wanted: Option<String>) -> Explaining<'_> {
-        Box::pin(async move {
-            let inventory = Arc::clone(&self.pods.borrow());
-            let mut found = Vec::new();
-            for (pod, is_alone) in pods_of(&inventory) {
-                let name = pod.to_string();
-                if wanted.as_ref().is_some_and(|wanted| *wanted != name) {
-                    continue;
-                }
-                let (mut one, decision) = self.explanation(&inventory, &pod);
-                let rules = Arc::clone(&self.rules.borrow());
+    fn explain(&self, wanted: Option<&str>) -> Vec<Explanation> {
+        let inventory = Arc::clone(&self.pods.borrow());
+        let rules = Arc::clone(&self.rules.borrow());
+        // One that is over is nobody's trouble any more, but may be asked for.
+        let is_meant = |pod: &Arc<Pod>| match wanted {
+            Some(wanted) => pod.to_string() == wanted,
+            None => !pod.finished,
+        };
+        let mut found: Vec<Explanation> = pods_of(&inventory)
+            .filter(is_meant)
+            .map(|pod| {
+                let (mut one, decision) = self.explanation(&inventory, &rules, &pod);
                 one.add_hints(&rules, &subject(&inventory, &pod), &decision);
-                if is_alone && wanted.is_some() {
-                    one.answers = self.answers(&pod).await;
-                }
-                found.push(one);
+                one.hints.extend(self.told_otherwise(&pod, &one.because));
+                one
+            })
+            .collect();
+        found.sort_by(|one, other| one.pod.cmp(&other.pod));
+        found
+    }
+
+    fn answers(&self, of: &Explanation) -> Answering<'_> {
+        let uid = of.uid.as_deref().and_then(|uid| uid.parse().ok());
+        Box::pin(async move {
+            match uid {
+                Some(uid) => self.rehearsed(&uid).await,
+                None => Vec::new(),
             }
-            found.sort_by(|one, other| one.pod.cmp(&other.pod));
-            found
         })
     }
 
@@ -112,7 +125,7 @@ impl<I: Issuer> Desk for Answers<I> {
         let inventory = Arc::clone(&self.pods.borrow());
         let rules = Arc::clone(&self.rules.borrow());
         let mut verdicts = BTreeMap::new();
-        for (pod, _) in pods_of(&inventory) {
+        for pod in pods_of(&inventory).filter(|pod| !pod.finished) {
             let decision = rules.resolve(&inventory, caller_uid(&pod));
             let verdict = Verdict::with(&decision, self.view(&decision).as_ref(), SystemTime::now());
             *verdicts.entry(verdict).or_default() += 1;
@@ -122,10 +135,12 @@ impl<I: Issuer> Desk for Answers<I> {
 
     fn status(&self) -> Status {
         let inventory = Arc::clone(&self.pods.borrow());
+        let rules = Arc::clone(&self.rules.borrow());
         let mut pods: Vec<PodLine> = pods_of(&inventory)
-            .map(|(pod, _)| self.explanation(&inventory, &pod).0)
+            .filter(|pod| !pod.finished)
+            .map(|pod| self.explanation(&inventory, &rules, &pod).0)
             .filter(|one| one.verdict != Verdict::NoRole)
-            .map(pod_line)
+            .map(lines::pod)
             .collect();
         pods.sort_by(|one, other| one.pod.cmp(&other.pod));
         let current = self.current.read().ok().and_then(|current| current.clone());
@@ -139,33 +154,32 @@ impl<I: Issuer> Desk for Answers<I> {
             started: timestamp(self.identity.started),
             uptime_seconds: uptime.as_secs(),
             ready: self.health.is_ready(),
-            parts: self.health.parts().into_iter().map(part_line).collect(),
+            parts: self.health.parts().into_iter().map(lines::part).collect(),
             listeners: self.identity.listeners.clone(),
             attached: inspect::attached()
                 .into_iter()
                 .map(|one| AttachedLine {
                     link: one.link,
                     program: one.program,
-                    target: target(one.target, cgroup.as_deref()),
+                    target: lines::target(one.target, cgroup.as_deref()),
                 })
                 .collect(),
             cgroup,
             pods,
             pods_known: inventory.len(),
-            counters: self.counters(),
+            counters: lines::counters(&*self.figures),
         }
     }
 }
 
 impl<I: Issuer> Answers<I> {
     /// Why a pod gets what it gets, without hints.
-    fn explanation(&self, inventory: &Inventory, pod: &Pod) -> (Explanation, Decision) {
-        let rules = Arc::clone(&self.rules.borrow());
+    fn explanation(&self, inventory: &Inventory, rules: &Rules, pod: &Pod) -> (Explanation, Decision) {
         let decision = rules.resolve(inventory, caller_uid(pod));
         if let Decision::NoRole(reason @ Reason::Ambiguous { .. }) = &decision {
             return (Explanation::of_ambiguous(pod, reason), decision);
         }
-        let mut one = Explanation::of(&rules, &subject(inventory, pod), &decision);
+        let mut one = Explanation::of(rules, &subject(inventory, pod), &decision);
         if let (Some(session), Some(through)) = (&mut one.session, &self.identity.through)
             && session.assumed_by == crate::explain::NODE
         {
@@ -185,62 +199,14 @@ impl<I: Issuer> Answers<I> {
         serving.sessions.view(&SessionKey::of_grant(grant))
     }
 
-    /// What the pod is answered, by asking for it in its place. Nothing secret leaves here.
-    async fn answers(&self, pod: &Pod) -> Vec<AnswerLine> {
-        const LIST: &str = "/latest/meta-data/iam/security-credentials/";
-        let Some(serving) = self.serving.as_ref().filter(|_| !pod.finished) else {
-            return Vec::new();
-        };
-        // One after the other: whoever decides holds both, in another order.
-        let inventory = Arc::clone(&self.pods.borrow());
-        let rules = Arc::clone(&self.rules.borrow());
-        if pod.host_network && !rules.intercepts_host_pod(pod, inventory.service_account(pod)) {
-            return vec![AnswerLine {
-                path: LIST.to_owned(),
-                status: 200,
-                says: "what the node's own metadata service says: a hostNetwork pod without a role is not intercepted"
-                    .to_owned(),
-            }];
-        }
-        let caller = Caller {
-            uid: caller_uid(pod).clone(),
-            address: pod
-                .ips
-                .first()
-                .copied()
-                .unwrap_or(std::net::Ipv4Addr::UNSPECIFIED.into()),
-        };
-        let list = answered(serving, &caller, LIST.to_owned()).await;
-        let role = Some(&list)
-            .filter(|list| list.status == StatusCode::OK.as_u16())
-            .map(|list| format!("{LIST}{}", list.says));
-        let mut answers = vec![list];
-        if let Some(path) = role {
-            answers.push(answered(serving, &caller, path).await);
-        }
-        answers
-    }
-
-    fn counters(&self) -> BTreeMap<String, u64> {
-        let figures = &self.figures;
-        let counts = figures.connections();
-        let mut all: BTreeMap<String, u64> = [
-            ("connections served", counts.served),
-            (
-                "connections closed, as nobody can tell whose they are",
-                counts.unidentified,
-            ),
-            ("connections closed, as their pod has too many", counts.over_limit),
-            ("guard: packets dropped", figures.guard(GuardCounter::Packets)),
-        ]
-        .map(|(name, count)| (name.to_owned(), count))
-        .into();
-        all.extend(
-            Counter::ALL
-                .iter()
-                .map(|counter| (format!("kernel: {}", counter.label()), figures.kernel(*counter))),
-        );
-        all
+    /// What the pod, or a connection that passed for its own, was told lately that is no more true, or true only there.
+    fn told_otherwise(&self, pod: &Pod, because: &str) -> Option<String> {
+        let last = self.serving.as_ref()?.told.last(caller_uid(pod));
+        let (said, ago) = last.filter(|(said, ago)| said != because && *ago < LATELY)?;
+        Some(format!(
+            "{} ago it was told otherwise: {said}",
+            short(ago.as_secs())
+        ))
     }
 }
 
@@ -257,80 +223,18 @@ fn subject<'a>(inventory: &'a Inventory, pod: &'a Pod) -> Subject<'a> {
     }
 }
 
-/// Each pod once, and whether nobody else has its UID.
-fn pods_of(inventory: &Inventory) -> impl Iterator<Item = (Arc<Pod>, bool)> {
+/// Each pod once.
+fn pods_of(inventory: &Inventory) -> impl Iterator<Item = Arc<Pod>> {
     inventory.pods().flat_map(|(uid, known)| {
-        let (pods, is_alone) = match known {
-            Known::Pod(pod) => (vec![Arc::clone(pod)], true),
-            Known::Ambiguous(pods) => (pods.clone(), false),
+        let pods = match known {
+            Known::Pod(pod) => vec![Arc::clone(pod)],
+            Known::Ambiguous(pods) => pods.clone(),
         };
         // A static pod is there by its hash too.
         let uid = uid.clone();
-        pods.into_iter()
-            .filter(move |pod| pod.uid == uid)
-            .map(move |pod| (pod, is_alone))
+        pods.into_iter().filter(move |pod| pod.uid == uid)
     })
 }
 
-async fn answered<I: Issuer>(serving: &Serving<I>, caller: &Caller, path: String) -> AnswerLine {
-    let answer = serving.server.rehearse(caller, &path).await;
-    let status = answer.status();
-    let says = match answer.into_body() {
-        Either::Left(body) => match body.collect().await {
-            Ok(body) => in_words(&body.to_bytes()),
-            Err(never) => match never {},
-        },
-        Either::Right(_) => "what the node's metadata service says".to_owned(),
-    };
-    AnswerLine {
-        path,
-        status: status.as_u16(),
-        says,
-    }
-}
-
-fn pod_line(one: Explanation) -> PodLine {
-    let credentials = one.credentials.as_ref();
-    let said = credentials.and_then(|line| line.last_error.clone());
-    PodLine {
-        last_error: said.or_else(|| (one.verdict != Verdict::Granted).then(|| one.because.clone())),
-        session_ends: credentials.and_then(|line| line.expires.clone()),
-        seconds_left: credentials.and_then(|line| line.seconds_left),
-        verdict: one.verdict.label().to_owned(),
-        pod: one.pod,
-        role: one.role,
-    }
-}
-
-fn part_line((part, condition): (crate::health::Part, Condition)) -> PartLine {
-    let (condition, detail) = match condition {
-        Condition::Fine => ("ok", None),
-        Condition::Degraded(detail) => ("degraded", Some(detail)),
-        Condition::Failing(detail) => ("failed", Some(detail)),
-    };
-    PartLine {
-        part: part.label().to_owned(),
-        condition: condition.to_owned(),
-        detail,
-    }
-}
-
-fn target(target: Target, cgroup: Option<&str>) -> String {
-    match target {
-        Target::Cgroup(0) | Target::Interface(0) => "nothing any more".to_owned(),
-        Target::Cgroup(id) => match cgroup {
-            Some(path) if inode(path) == Some(id) => path.to_owned(),
-            _ => format!("cgroup {id}"),
-        },
-        Target::Interface(index) => nix::net::if_::if_indextoname(index).map_or_else(
-            |_| format!("interface {index}"),
-            |name| format!("egress of {}", name.to_string_lossy()),
-        ),
-    }
-}
-
-/// A cgroup's id is its directory's inode.
-fn inode(path: &str) -> Option<u64> {
-    use std::os::unix::fs::MetadataExt as _;
-    std::fs::metadata(path).ok().map(|dir| dir.ino())
-}
+#[cfg(test)]
+mod situations;

@@ -47,6 +47,13 @@ pub struct Refusal {
     pub sentence: String,
 }
 
+impl Refusal {
+    /// The sentence, as far as an event holds it.
+    pub fn note(&self) -> String {
+        shortened(&self.sentence)
+    }
+}
+
 /// Takes refusals; what is too much is dropped.
 pub type Refusals = mpsc::Sender<Refusal>;
 
@@ -66,7 +73,7 @@ pub async fn tell(api: ApiServer, node: String, pods: Pods, mut refusals: mpsc::
         if !told.is_due(&refusal, Instant::now()) {
             continue;
         }
-        let event = event(&pod, &node, &refusal.sentence, Timestamp::now());
+        let event = event(&pod, &node, refusal.note(), Timestamp::now());
         let events: Api<Event> = Api::namespaced(api.client(), &pod.namespace);
         if let Err(error) = within(PATIENCE, events.create(&PostParams::default(), &event)).await {
             debug!("an event on pod {pod} could not be made: {error}");
@@ -78,7 +85,7 @@ pub async fn tell(api: ApiServer, node: String, pods: Pods, mut refusals: mpsc::
     std::future::pending().await
 }
 
-fn event(pod: &Pod, node: &str, sentence: &str, now: Timestamp) -> Event {
+fn event(pod: &Pod, node: &str, note: String, now: Timestamp) -> Event {
     // Names of events end like this everywhere; that of a pod may be as long as a name may be.
     let suffix = format!(".{:x}", now.as_nanosecond());
     let start: String = pod.name.chars().take(253 - suffix.len()).collect();
@@ -93,7 +100,7 @@ fn event(pod: &Pod, node: &str, sentence: &str, now: Timestamp) -> Event {
         type_: Some("Warning".to_owned()),
         reason: Some("RoleRefused".to_owned()),
         action: Some("AssumeRole".to_owned()),
-        note: Some(shortened(sentence)),
+        note: Some(note),
         regarding: Some(ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
@@ -209,7 +216,8 @@ mod tests {
             .unwrap(),
         )
         .unwrap();
-        let event = event(&pod, "node1", &"ä".repeat(600), Timestamp::now());
+        let note = refusal("u1", &"ä".repeat(600)).note();
+        let event = event(&pod, "node1", note, Timestamp::now());
         let name = event.metadata.name.unwrap();
         assert!(name.len() <= 253 && !name.contains("-."), "{name}");
         let note = event.note.unwrap();

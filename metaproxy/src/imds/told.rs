@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tracing::{Level, debug, info, warn};
 
@@ -13,7 +14,7 @@ use crate::sparing::Sparing;
 /// What was said last about each pod, so that one that asks again and again does not fill the log.
 #[derive(Debug)]
 pub struct Told {
-    last: Mutex<HashMap<PodUid, String>>,
+    last: Mutex<HashMap<PodUid, (String, Instant)>>,
     owners: Option<Refusals>,
     lines: Sparing,
 }
@@ -44,12 +45,20 @@ impl Told {
             // Where too many wait already, the log has it.
             let _ = owners.try_send(Refusal { uid, sentence });
         }
+        let may_say = self.is_news(uid, &sentence) && level(reason) != Level::DEBUG && self.lines.may_say();
         match level(reason) {
-            Level::WARN if self.may_say(uid, &sentence) => warn!(%uid, "{sentence}"),
-            Level::INFO if self.may_say(uid, &sentence) => info!(%uid, "{sentence}"),
+            Level::WARN if may_say => warn!(%uid, "{sentence}"),
+            Level::INFO if may_say => info!(%uid, "{sentence}"),
             _ => debug!(%uid, "{sentence}"),
         }
         sentence
+    }
+
+    /// What was said last about a pod, and how long ago.
+    pub fn last(&self, uid: &PodUid) -> Option<(String, Duration)> {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let (sentence, when) = last.get(uid)?;
+        Some((sentence.clone(), when.elapsed()))
     }
 
     /// What was said about a pod is over, and is news when it comes again.
@@ -58,18 +67,19 @@ impl Told {
         last.remove(uid);
     }
 
-    /// Whether it is new for this pod, and there is room for it in the log.
-    fn may_say(&self, uid: &PodUid, sentence: &str) -> bool {
+    /// Whether it is something else than was said last about this pod.
+    fn is_news(&self, uid: &PodUid, sentence: &str) -> bool {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.get(uid).is_some_and(|last| last == sentence) {
+        let now = Instant::now();
+        if let Some((_, when)) = last.get_mut(uid).filter(|(said, _)| said == sentence) {
+            *when = now;
             return false;
         }
         if last.len() >= Self::MAX {
             last.clear();
         }
-        last.insert(uid.clone(), sentence.to_owned());
-        drop(last);
-        self.lines.may_say()
+        last.insert(uid.clone(), (sentence.to_owned(), now));
+        true
     }
 }
 
@@ -90,10 +100,10 @@ mod tests {
     fn a_pod_is_told_of_once_until_it_is_forgotten() {
         let (told, uid) = (Told::new(None), "u".parse().unwrap());
         let sentence = told.tell(&uid, &Reason::Firewall);
-        assert!(!told.may_say(&uid, &sentence), "it was said");
-        assert!(told.may_say(&"other".parse().unwrap(), &sentence));
+        assert!(!told.is_news(&uid, &sentence), "it was said");
+        assert!(told.is_news(&"other".parse().unwrap(), &sentence));
         told.forget(&uid);
-        assert!(told.may_say(&uid, &sentence));
+        assert!(told.is_news(&uid, &sentence));
     }
 
     #[test]

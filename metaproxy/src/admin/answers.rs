@@ -1,0 +1,187 @@
+//! The answers, and who is given which.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{CONTENT_SECURITY_POLICY, CONTENT_TYPE, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::sync::Semaphore;
+use tokio::task::JoinError;
+
+use super::metrics::{self, Sources};
+use super::page;
+use crate::explain::{AnswerLine, Explanation, Verdict};
+use crate::health::Health;
+use crate::status::Status;
+
+/// What a pod is answered, once that was asked in its place.
+pub type Answering<'a> = Pin<Box<dyn Future<Output = Vec<AnswerLine>> + Send + 'a>>;
+
+/// What people ask an agent. What is no future takes its time: it looks at every pod, and tries patterns in other ways.
+pub trait Desk: Send + Sync {
+    /// Why those pods get what they get that are not over, or those with a name (`namespace/name`).
+    fn explain(&self, pod: Option<&str>) -> Vec<Explanation>;
+    /// What the pod of an explanation is answered right now.
+    fn answers(&self, of: &Explanation) -> Answering<'_>;
+    /// How the agent is doing.
+    fn status(&self) -> Status;
+    /// Pods that are not over, by what comes of their role.
+    fn verdicts(&self) -> BTreeMap<Verdict, u64>;
+}
+
+/// Who asks, as far as that makes a difference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Asker {
+    /// Over the socket, which only root reaches.
+    Root,
+    /// Over the port, on the node itself or through `kubectl port-forward`.
+    Node,
+    /// Over the port, from anywhere that it is open to: pods, for one.
+    Network,
+}
+
+impl Asker {
+    /// By the other end of a connection to the port.
+    pub fn at(peer: SocketAddr) -> Self {
+        if peer.ip().to_canonical().is_loopback() {
+            Self::Node
+        } else {
+            Self::Network
+        }
+    }
+}
+
+/// What is answered from. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct Answers {
+    health: Health,
+    sources: Arc<dyn Sources>,
+    desk: Arc<dyn Desk>,
+    turns: Arc<Semaphore>,
+}
+
+impl Answers {
+    pub fn new(health: Health, sources: Arc<dyn Sources>, desk: Arc<dyn Desk>) -> Self {
+        Self {
+            health,
+            sources,
+            desk,
+            turns: Arc::new(Semaphore::new(1)),
+        }
+    }
+
+    /// The answer to one request.
+    pub async fn answer<B>(&self, request: &Request<B>, asker: Asker) -> Response<Full<Bytes>> {
+        if !matches!(*request.method(), Method::GET | Method::HEAD) {
+            return text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
+        }
+        let path = request.uri().path();
+        match path {
+            // Whoever answers is alive; a part that has failed ends the process.
+            "/healthz" => text(StatusCode::OK, "ok\n"),
+            "/readyz" if self.health.is_ready() => text(StatusCode::OK, self.health.to_string()),
+            "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, self.health.to_string()),
+            "/metrics" => self.answer_apart(Self::metrics).await,
+            // They name every pod with its role, and what STS says of it.
+            "/" | "/status" if asker == Asker::Network => text(
+                StatusCode::FORBIDDEN,
+                "pods and their roles are shown on the node itself only: `metaproxy status` there, or `kubectl port-forward` \
+                 to the agent's pod\n",
+            ),
+            "/" => self.answer_apart(Self::page).await,
+            "/status" => self.answer_apart(|answers| json(&answers.desk.status())).await,
+            "/explain" if asker == Asker::Root => {
+                self.answer_apart(|answers| json(&answers.desk.explain(None)))
+                    .await
+            }
+            _ => match path.strip_prefix("/explain/").filter(|_| asker == Asker::Root) {
+                Some(pod) => self.explanations(pod.to_owned()).await,
+                None => text(StatusCode::NOT_FOUND, "/, /status, /healthz, /readyz, /metrics\n"),
+            },
+        }
+    }
+
+    /// Why pods with a name get what they get, and what each is answered.
+    async fn explanations(&self, pod: String) -> Response<Full<Bytes>> {
+        let found = self.apart(move |answers| answers.desk.explain(Some(&pod))).await;
+        let mut found = match found {
+            Ok(found) => found,
+            Err(error) => return failed(error),
+        };
+        for one in &mut found {
+            one.answers = self.desk.answers(one).await;
+        }
+        json(&found)
+    }
+
+    /// A whole answer, put together [apart](Self::apart).
+    async fn answer_apart(
+        &self,
+        make: impl FnOnce(&Self) -> Response<Full<Bytes>> + Send + 'static,
+    ) -> Response<Full<Bytes>> {
+        self.apart(make).await.unwrap_or_else(failed)
+    }
+
+    /// Puts something together beside the threads that answer pods, one at a time: what is being put together takes its
+    /// turn to the end, also where whoever asked has gone in the meantime.
+    async fn apart<T: Send + 'static>(
+        &self,
+        make: impl FnOnce(&Self) -> T + Send + 'static,
+    ) -> Result<T, JoinError> {
+        let turn = Arc::clone(&self.turns).acquire_owned().await;
+        let answers = self.clone();
+        tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            make(&answers)
+        })
+        .await
+    }
+
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        match metrics::text(&*self.sources, &self.health, &self.desk.verdicts()) {
+            Ok(metrics) => typed(metrics::CONTENT_TYPE, metrics),
+            Err(error) => failed(error),
+        }
+    }
+
+    fn page(&self) -> Response<Full<Bytes>> {
+        let mut response = typed("text/html; charset=utf-8", page::html(&self.desk.status()));
+        let policy = HeaderValue::from_static(page::POLICY);
+        response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
+        response
+    }
+}
+
+fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
+    match serde_json::to_vec(value) {
+        Ok(body) => typed("application/json", body),
+        Err(error) => failed(error),
+    }
+}
+
+fn typed(kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = text(StatusCode::OK, body);
+    let kind = HeaderValue::from_static(kind);
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+fn failed(error: impl std::fmt::Display) -> Response<Full<Bytes>> {
+    text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))
+}
+
+fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(body.into()));
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(CONTENT_TYPE, kind);
+    response
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,126 @@
+use super::*;
+use crate::credentials::Tally;
+use crate::imds::server::Counts;
+use metaproxy_common::layout::{Counter, GuardCounter};
+use prometheus_client::registry::Registry;
+use rstest::rstest;
+use std::sync::Mutex;
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::Duration;
+
+/// Figures of an agent that has done nothing.
+struct Nothing;
+
+impl Sources for Nothing {
+    fn connections(&self) -> Counts {
+        Counts::default()
+    }
+    fn kernel(&self, _counter: Counter) -> u64 {
+        0
+    }
+    fn guard(&self, _counter: GuardCounter) -> u64 {
+        0
+    }
+    fn pods(&self) -> usize {
+        0
+    }
+    fn sessions(&self) -> Tally {
+        Tally::default()
+    }
+    fn register(&self, _registry: &mut Registry) {}
+}
+
+/// A desk at which a status takes until it is let through.
+struct Slow {
+    begun: Sender<()>,
+    through: Mutex<Receiver<()>>,
+}
+
+impl Desk for Slow {
+    fn explain(&self, _pod: Option<&str>) -> Vec<Explanation> {
+        Vec::new()
+    }
+    fn answers(&self, _of: &Explanation) -> Answering<'_> {
+        Box::pin(std::future::ready(Vec::new()))
+    }
+    fn status(&self) -> Status {
+        self.begun.send(()).unwrap();
+        self.through.lock().unwrap().recv().unwrap();
+        Status::default()
+    }
+    fn verdicts(&self) -> BTreeMap<Verdict, u64> {
+        BTreeMap::new()
+    }
+}
+
+/// Answers; what tells that a status was begun; and what lets one through.
+fn slow() -> (Answers, Receiver<()>, Sender<()>) {
+    let ((begun, begins), (lets, through)) = (channel(), channel());
+    let through = Mutex::new(through);
+    let desk = Arc::new(Slow { begun, through });
+    let answers = Answers::new(Health::starting([]), Arc::new(Nothing), desk);
+    (answers, begins, lets)
+}
+
+async fn status_of(answers: &Answers, path: &str, asker: Asker) -> u16 {
+    let request = Request::get(path).body(()).unwrap();
+    answers.answer(&request, asker).await.status().as_u16()
+}
+
+#[rstest]
+#[case::the_page("/", 200, 200, 403)]
+#[case::the_status("/status", 200, 200, 403)]
+#[case::metrics("/metrics", 200, 200, 200)]
+#[case::health("/healthz", 200, 200, 200)]
+#[case::readiness("/readyz", 200, 200, 200)]
+#[case::explanations("/explain", 200, 404, 404)]
+#[case::an_explanation("/explain/apps/web", 200, 404, 404)]
+#[tokio::test]
+async fn who_asks_over_a_network_is_not_told_of_pods_and_only_root_is_given_their_answers(
+    #[case] path: &str,
+    #[case] root: u16,
+    #[case] node: u16,
+    #[case] network: u16,
+) {
+    let (answers, _begins, lets) = slow();
+    for _ in 0..3 {
+        lets.send(()).unwrap();
+    }
+    assert_eq!(status_of(&answers, path, Asker::Root).await, root);
+    assert_eq!(status_of(&answers, path, Asker::Node).await, node);
+    assert_eq!(status_of(&answers, path, Asker::Network).await, network);
+}
+
+#[rstest]
+#[case("127.0.0.1:40000", Asker::Node)]
+#[case("127.8.0.1:40000", Asker::Node)]
+#[case("[::1]:40000", Asker::Node)]
+#[case("[::ffff:127.0.0.1]:40000", Asker::Node)]
+#[case("10.0.0.1:40000", Asker::Network)]
+#[case("[::ffff:10.244.0.5]:40000", Asker::Network)]
+#[case("[fd00::1]:40000", Asker::Network)]
+fn the_node_is_who_comes_by_the_loopback_interface(#[case] peer: &str, #[case] asker: Asker) {
+    assert_eq!(Asker::at(peer.parse().unwrap()), asker);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_status_is_put_together_at_a_time_though_whoever_asked_hangs_up() {
+    let (answers, begins, lets) = slow();
+    let ask = || {
+        let answers = answers.clone();
+        tokio::spawn(async move { status_of(&answers, "/status", Asker::Root).await })
+    };
+    let impatient = ask();
+    begins.recv().unwrap();
+    impatient.abort();
+    assert!(impatient.await.unwrap_err().is_cancelled());
+    let patient = ask();
+    assert!(
+        begins.recv_timeout(Duration::from_millis(200)).is_err(),
+        "the first one is not done"
+    );
+    lets.send(()).unwrap();
+    begins.recv().unwrap();
+    lets.send(()).unwrap();
+    assert_eq!(patient.await.unwrap(), 200);
+}

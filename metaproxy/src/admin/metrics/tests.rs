@@ -1,0 +1,86 @@
+use super::*;
+use crate::health::Part;
+use crate::measured::{RequestKind, Requests, StsCalls, StsOutcome};
+
+struct Fixed;
+
+impl Sources for Fixed {
+    fn connections(&self) -> Counts {
+        Counts {
+            served: 7,
+            unidentified: 2,
+            over_limit: 4,
+            slowed_connections: 5,
+            slowed_requests: 6,
+        }
+    }
+    fn guard(&self, _counter: GuardCounter) -> u64 {
+        8
+    }
+    fn kernel(&self, _counter: Counter) -> u64 {
+        9
+    }
+    fn pods(&self) -> usize {
+        3
+    }
+    fn sessions(&self) -> Tally {
+        Tally {
+            valid: 10,
+            least_left: Some(Duration::from_secs(1500)),
+            ..Tally::default()
+        }
+    }
+    fn register(&self, registry: &mut Registry) {
+        let requests = Requests::default();
+        requests.answered(RequestKind::Credentials, 200, Duration::from_micros(30));
+        requests.answered(RequestKind::Other, 418, Duration::from_micros(30));
+        requests.register(registry);
+        let calls = StsCalls::default();
+        calls.ended(StsOutcome::Denied, Duration::from_millis(60));
+        calls.register(registry);
+    }
+}
+
+#[test]
+fn what_is_told_has_these_names() {
+    let health = Health::starting([Part::Pods, Part::Interception]);
+    health.set(Part::Pods, Condition::Fine);
+    let text = text(&Fixed, &health, &[(Verdict::Refused, 2)].into()).unwrap();
+    for line in [
+        concat!(
+            "metaproxy_build_info{version=\"",
+            env!("CARGO_PKG_VERSION"),
+            "\"} 1"
+        ),
+        "metaproxy_connections_total{outcome=\"served\"} 7",
+        "metaproxy_connections_total{outcome=\"unidentified\"} 2",
+        "metaproxy_connections_total{outcome=\"over_limit\"} 4",
+        "metaproxy_slowed_total{what=\"connection\"} 5",
+        "metaproxy_slowed_total{what=\"request\"} 6",
+        "metaproxy_guard_dropped_packets_total 8",
+        "metaproxy_pods 3",
+        "metaproxy_ready 0",
+        "metaproxy_part_serving{part=\"interception\"} 0",
+        "metaproxy_part_serving{part=\"pods\"} 1",
+        "metaproxy_part_ok{part=\"pods\"} 1",
+        "metaproxy_part_troubles_total{part=\"pods\"} 0",
+        "metaproxy_pod_verdicts{verdict=\"refused\"} 2",
+        "metaproxy_pod_verdicts{verdict=\"no_role\"} 0",
+        "metaproxy_sessions{state=\"valid\"} 10",
+        "metaproxy_session_least_left_seconds 1500.0",
+        "metaproxy_requests_total{kind=\"credentials\",code=\"200\"} 1",
+        "metaproxy_requests_total{kind=\"other\",code=\"other\"} 1",
+        "metaproxy_requests_total{kind=\"node\",code=\"503\"} 0",
+        "metaproxy_request_duration_seconds_bucket{le=\"0.00005\",kind=\"credentials\"} 1",
+        "metaproxy_sts_calls_total{outcome=\"denied\"} 1",
+        "metaproxy_sts_calls_total{outcome=\"issued\"} 0",
+        "metaproxy_sts_call_duration_seconds_count 1",
+        "# EOF",
+    ] {
+        assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
+    }
+    assert_eq!(
+        text.matches("metaproxy_kernel_connections_total{").count(),
+        Counter::ALL.len()
+    );
+}

@@ -1,0 +1,82 @@
+//! The lines of a status.
+
+use std::collections::BTreeMap;
+
+use metaproxy_common::layout::{Counter, GuardCounter};
+
+use crate::admin::Sources;
+use crate::explain::{Explanation, Verdict};
+use crate::health::{Condition, Part};
+use crate::intercept::inspect::Target;
+use crate::status::{PartLine, PodLine};
+
+/// A pod that has, or asks for, a role.
+pub(super) fn pod(one: Explanation) -> PodLine {
+    let credentials = one.credentials.as_ref();
+    let said = credentials.and_then(|line| line.last_error.clone());
+    PodLine {
+        last_error: said.or_else(|| (one.verdict != Verdict::Granted).then(|| one.because.clone())),
+        session_ends: credentials.and_then(|line| line.expires.clone()),
+        seconds_left: credentials.and_then(|line| line.seconds_left),
+        verdict: one.verdict.label().to_owned(),
+        pod: one.pod,
+        role: one.role,
+    }
+}
+
+/// A part of the agent.
+pub(super) fn part((part, condition): (Part, Condition)) -> PartLine {
+    let (condition, detail) = match condition {
+        Condition::Fine => ("ok", None),
+        Condition::Degraded(detail) => ("degraded", Some(detail)),
+        Condition::Failing(detail) => ("failed", Some(detail)),
+    };
+    PartLine {
+        part: part.label().to_owned(),
+        condition: condition.to_owned(),
+        detail,
+    }
+}
+
+/// Where a program is attached.
+pub(super) fn target(target: Target, cgroup: Option<&str>) -> String {
+    match target {
+        Target::Cgroup(0) | Target::Interface(0) => "nothing any more".to_owned(),
+        Target::Cgroup(id) => match cgroup {
+            Some(path) if inode(path) == Some(id) => path.to_owned(),
+            _ => format!("cgroup {id}"),
+        },
+        Target::Interface(index) => nix::net::if_::if_indextoname(index).map_or_else(
+            |_| format!("interface {index}"),
+            |name| format!("egress of {}", name.to_string_lossy()),
+        ),
+    }
+}
+
+/// A cgroup's id is its directory's inode.
+fn inode(path: &str) -> Option<u64> {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(path).ok().map(|dir| dir.ino())
+}
+
+/// What came of connections, in the agent and in the kernel.
+pub(super) fn counters(figures: &dyn Sources) -> BTreeMap<String, u64> {
+    let counts = figures.connections();
+    let mut all: BTreeMap<String, u64> = [
+        ("connections served", counts.served),
+        (
+            "connections closed, as nobody can tell whose they are",
+            counts.unidentified,
+        ),
+        ("connections closed, as their pod has too many", counts.over_limit),
+        ("guard: packets dropped", figures.guard(GuardCounter::Packets)),
+    ]
+    .map(|(name, count)| (name.to_owned(), count))
+    .into();
+    all.extend(
+        Counter::ALL
+            .iter()
+            .map(|counter| (format!("kernel: {}", counter.label()), figures.kernel(*counter))),
+    );
+    all
+}

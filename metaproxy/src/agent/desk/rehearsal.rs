@@ -1,0 +1,88 @@
+//! What a pod is answered right now, by asking for it in its place. Nothing secret leaves here.
+
+use std::net::Ipv4Addr;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, Either, Full};
+use hyper::{Response, StatusCode};
+
+use super::{Answers, caller_uid};
+use crate::credentials::Issuer;
+use crate::explain::AnswerLine;
+use crate::imds::server::Server;
+use crate::imds::{Caller, in_words};
+use crate::pods::{Known, PodUid};
+
+/// Where a pod is told its role's name.
+pub(super) const LIST: &str = "/latest/meta-data/iam/security-credentials/";
+
+/// What answers pods, and tells what it would.
+pub(in crate::agent) trait Rehearse: Send + Sync {
+    /// What a request of this caller for this path is answered.
+    fn rehearse<'a>(&'a self, caller: &'a Caller, path: String) -> Rehearsing<'a>;
+}
+
+/// An answer, once it is given.
+pub(super) type Rehearsing<'a> = Pin<Box<dyn Future<Output = AnswerLine> + Send + 'a>>;
+
+impl<I: Issuer> Rehearse for Server<I> {
+    fn rehearse<'a>(&'a self, caller: &'a Caller, path: String) -> Rehearsing<'a> {
+        Box::pin(async move {
+            let answer = self.rehearse(caller, &path).await;
+            line(path, answer).await
+        })
+    }
+}
+
+impl<I: Issuer> Answers<I> {
+    /// What the pod with this UID is answered.
+    pub(super) async fn rehearsed(&self, uid: &PodUid) -> Vec<AnswerLine> {
+        // One after the other: whoever decides holds both, in another order.
+        let inventory = Arc::clone(&self.pods.borrow());
+        let rules = Arc::clone(&self.rules.borrow());
+        // Of several with one UID nobody can tell which one asks.
+        let (Some(serving), Some(Known::Pod(pod))) = (&self.serving, inventory.by_uid(uid)) else {
+            return Vec::new();
+        };
+        if pod.finished {
+            return Vec::new();
+        }
+        if pod.host_network && !rules.intercepts_host_pod(pod, inventory.service_account(pod)) {
+            return vec![AnswerLine {
+                path: LIST.to_owned(),
+                status: 200,
+                says: "what the node's own metadata service says: a hostNetwork pod without a role is not intercepted"
+                    .to_owned(),
+            }];
+        }
+        let address = pod.ips.first().copied();
+        let caller = Caller {
+            uid: caller_uid(pod).clone(),
+            address: address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+        };
+        let list = serving.answering.rehearse(&caller, LIST.to_owned()).await;
+        let role = Some(&list)
+            .filter(|list| list.status == StatusCode::OK.as_u16())
+            .map(|list| format!("{LIST}{}", list.says));
+        let mut answers = vec![list];
+        if let Some(path) = role {
+            answers.push(serving.answering.rehearse(&caller, path).await);
+        }
+        answers
+    }
+}
+
+/// An answer in words; what the node's metadata service says is not read.
+pub(super) async fn line<B>(path: String, answer: Response<Either<Full<Bytes>, B>>) -> AnswerLine {
+    let status = answer.status().as_u16();
+    let says = match answer.into_body() {
+        Either::Left(body) => match body.collect().await {
+            Ok(body) => in_words(&body.to_bytes()),
+            Err(never) => match never {},
+        },
+        Either::Right(_) => "what the node's metadata service says".to_owned(),
+    };
+    AnswerLine { path, status, says }
+}

@@ -1,0 +1,127 @@
+//! What goes wrong for users, situation by situation: the pod's answer, its event, the log and what people are told say the
+//! same.
+
+mod list;
+mod stage;
+
+use hyper::StatusCode;
+
+use self::list::situations;
+use self::stage::{Said, said};
+use crate::apiserver::events::Refusal;
+use crate::explain::{AnswerLine, Explanation, Verdict};
+use crate::people::not_known;
+
+impl Said {
+    /// All of it, for people to read over; times of day are another each time.
+    fn shown(&self, name: &str) -> String {
+        let AnswerLine { path, status, says } = &self.answer;
+        let event = self.event.as_ref().map_or("none".to_owned(), Refusal::note);
+        let explained = match &self.explanation {
+            Some(explanation) => explanation.to_string(),
+            None => format!("error: {}\n", not_known("apps/web", Some("n"))),
+        };
+        let log = &self.log;
+        stable(&format!(
+            "## {name}\nGET {path}\n{status} {says}\nevent: {event}\n{log}{explained}\n"
+        ))
+    }
+
+    /// The pod is told why, and so is everybody else.
+    fn agree_on(&self, name: &str, sentence: &str) {
+        let said = &self.answer.says;
+        assert!(
+            said.ends_with(sentence),
+            "{name}: answered {said}, not {sentence}"
+        );
+        let logged = self.log.lines().any(|line| line.ends_with(sentence));
+        assert!(logged, "{name}: logged {}, not {sentence}", self.log);
+    }
+}
+
+/// What a pod is answered, by what people are told of it.
+fn status_of(verdict: Verdict, is_ambiguous: bool) -> StatusCode {
+    match verdict {
+        Verdict::NoRole => StatusCode::NOT_FOUND,
+        Verdict::Refused if is_ambiguous => StatusCode::NOT_FOUND,
+        Verdict::Granted | Verdict::Refused => StatusCode::OK,
+        Verdict::Unavailable | Verdict::Waiting => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+/// What a pod with credentials is answered, by what people are told of them.
+fn credentials(explanation: &Explanation) -> String {
+    let line = explanation.credentials.as_ref().unwrap();
+    let (id, until) = (line.access_key_id.as_ref(), line.expires.as_ref());
+    format!("credentials {} until {}", id.unwrap(), until.unwrap())
+}
+
+#[tokio::test(start_paused = true)]
+async fn answer_event_log_and_explanation_say_the_same() {
+    let situations = situations();
+    assert!(situations.len() >= 25);
+    let mut told = String::new();
+    for situation in &situations {
+        let (name, said) = (situation.name, said(situation).await);
+        told.push_str(&said.shown(name));
+        assert!(
+            !said.log.contains("SECRET") && !said.log.contains("TOKEN"),
+            "{}",
+            said.log
+        );
+        let Some(explanation) = &said.explanation else {
+            said.agree_on(name, "is not known yet");
+            assert_eq!((said.event, said.answer.status), (None, 503), "{name}");
+            continue;
+        };
+        if situation.address != list::OWN {
+            // Nothing is wrong with the pod: what its own connections are answered stands beside what this one was.
+            let hint = explanation.hints.last().unwrap();
+            let (_, sentence) = hint.split_once("told otherwise: ").unwrap();
+            said.agree_on(name, sentence);
+            assert_eq!(said.answer.status, 503, "{name}");
+            assert_eq!(explanation.verdict, Verdict::Granted, "{name}");
+            continue;
+        }
+        let status = status_of(explanation.verdict, situation.twice);
+        assert_eq!(said.answer.status, status.as_u16(), "{name}");
+        if situation.twice {
+            assert!(
+                explanation.answers.is_empty(),
+                "{name}: nobody can tell which of them"
+            );
+        } else {
+            assert_eq!(explanation.answers.last(), Some(&said.answer), "{name}");
+        }
+        if explanation.verdict == Verdict::Granted {
+            assert_eq!(said.answer.says, credentials(explanation), "{name}");
+            let audited = format!("role={:?}", explanation.role.as_ref().unwrap());
+            assert!(said.log.contains(&audited), "{name}: logged {}", said.log);
+        } else {
+            said.agree_on(name, &explanation.because);
+        }
+        // An event is for whoever can mend it: the owner of a pod that is refused what it asks for.
+        let is_due = explanation.verdict == Verdict::Refused && !situation.twice;
+        let sentence = said.event.map(|event| event.sentence);
+        assert_eq!(
+            sentence.as_ref(),
+            is_due.then_some(&explanation.because),
+            "{name}"
+        );
+    }
+    insta::assert_snapshot!(told);
+}
+
+fn stable(text: &str) -> String {
+    let times = [
+        (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ( \(\d+[ms] left\))?", "TIME"),
+        (r"again in \d+s", "again in a while"),
+        (r"\d+s ago", "a moment ago"),
+        (r"life=\d+", "life=SECONDS"),
+        (r"(is not authorized, ?){3,}", "is not authorized, and so on, "),
+    ];
+    times.into_iter().fold(text.to_owned(), |text, (time, instead)| {
+        let time = regex::Regex::new(time).unwrap();
+        time.replace_all(&text, instead).into_owned()
+    })
+}

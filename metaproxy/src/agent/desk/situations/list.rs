@@ -1,0 +1,213 @@
+//! The situations themselves.
+
+use serde_json::{Value, json};
+
+use crate::credentials::ObtainError;
+
+const ROLE: &str = "iam.amazonaws.com/role";
+const PERMITTED: &str = "iam.amazonaws.com/permitted";
+const ALLOWED: &str = "iam.amazonaws.com/allowed-roles";
+const OF_ACCOUNT: &str = "eks.amazonaws.com/role-arn";
+const FOREIGN: &str = "arn:aws:iam::210987654321:role/app";
+
+const SEARCH: &[&str] = &["--permitted-match", "search"];
+
+/// What STS does.
+#[derive(Clone, Debug)]
+pub enum Sts {
+    Gives,
+    GivesExpired,
+    /// Of which more than half is over: it is served, and to be renewed.
+    GivesOld,
+    Fails(ObtainError),
+}
+
+/// One pod, and what stands around it.
+pub struct Situation {
+    pub name: &'static str,
+    pub flags: &'static [&'static str],
+    pub pod: Value,
+    pub namespace: Option<Value>,
+    pub account: Option<Value>,
+    pub twice: bool,
+    /// Whether the agent has heard of the pod.
+    pub known: bool,
+    /// Where its connection comes from.
+    pub address: &'static str,
+    pub sts: Vec<Sts>,
+}
+
+/// The pod's own address.
+pub const OWN: &str = "10.244.0.5";
+
+fn situation(name: &'static str, pod: Value) -> Situation {
+    Situation {
+        name,
+        flags: &[],
+        pod,
+        namespace: Some(json!({})),
+        account: Some(json!({})),
+        twice: false,
+        known: true,
+        address: OWN,
+        sts: vec![Sts::Gives],
+    }
+}
+
+impl Situation {
+    fn with(self, flags: &'static [&'static str]) -> Self {
+        Self { flags, ..self }
+    }
+    fn namespace(self, annotations: Value) -> Self {
+        Self {
+            namespace: Some(annotations),
+            ..self
+        }
+    }
+    fn account(self, annotations: Value) -> Self {
+        Self {
+            account: Some(annotations),
+            ..self
+        }
+    }
+    fn sts(self, sts: Vec<Sts>) -> Self {
+        Self { sts, ..self }
+    }
+}
+
+pub fn situations() -> Vec<Situation> {
+    let asks = |role: &str| json!({ ROLE: role });
+    let permits = |pattern: &str| json!({ PERMITTED: pattern });
+    let lists = |list: &str| json!({ ALLOWED: list });
+    let denied =
+        "User: arn:aws:sts::123456789012:assumed-role/node/i-0 is not authorized to perform: sts:AssumeRole";
+    let with_accounts: &[&str] = &["--web-identity", "on"];
+    vec![
+        situation("granted", asks("app")).namespace(permits(".*")),
+        situation("no annotation", json!({})),
+        situation("an empty annotation", asks("")),
+        situation("a misspelt key", json!({ "iam.amazonaws.com/Role": "app" })),
+        situation("a key of namespaces on the pod", json!({ PERMITTED: ".*" })),
+        situation("no annotation, a default role", json!({})).with(&["--default-role", "fallback"]),
+        situation("a name that is none", asks("no such name!")),
+        situation("an ARN of a user", asks("arn:aws:iam::123456789012:user/app")),
+        situation("an account that is none", asks("arn:aws:iam::1234:role/app")),
+        situation(
+            "a partition that is none",
+            asks("arn:azure:iam::123456789012:role/app"),
+        ),
+        situation(
+            "a role of another partition",
+            asks("arn:aws-cn:iam::123456789012:role/app"),
+        )
+        .namespace(permits(".*"))
+        .sts(vec![Sts::Fails(ObtainError::Denied(
+            "InvalidClientTokenId".to_owned(),
+        ))]),
+        situation("a namespace without a policy", asks("app")),
+        situation(
+            "a glob where kiam has a regular expression",
+            asks("test-kiam-web"),
+        )
+        .namespace(permits("test-kiam-*")),
+        situation("a pattern that is not anchored", asks("team/app-web")).namespace(permits("app")),
+        situation("a pattern of a longer name", asks("app-web")).namespace(permits("app")),
+        situation("a malformed regular expression", asks("app")).namespace(permits("app(")),
+        situation("a JSON list in permitted", asks("app")).namespace(permits("[\"app\"]")),
+        situation("an empty permitted", asks("app")).namespace(permits(" ")),
+        situation("a list that is none", asks("app-web")).namespace(lists("app-*")),
+        situation("a regular expression among globs", asks("app-web")).namespace(lists("[\"app-.*\"]")),
+        situation("a glob among regular expressions", asks("my-app"))
+            .namespace(lists("[\"*-app\"]"))
+            .with(&["--allowed-roles-style", "regexp"]),
+        situation("capital letters", asks("App")).namespace(permits("app")),
+        situation("a role of another account", asks(FOREIGN))
+            .namespace(permits("arn:aws:iam::123456789012:role/.*")),
+        situation("the wrong namespace", asks("billing")).namespace(permits("shop-.*")),
+        situation(
+            "a malformed external id",
+            json!({ ROLE: "app", "iam.amazonaws.com/external-id": "a b" }),
+        )
+        .namespace(permits(".*")),
+        situation("a tag that STS does not take", asks("app"))
+            .namespace(permits(".*"))
+            .with(&["--session-tags", "on", "--cluster-name", "one"]),
+        situation("AccessDenied", asks("app"))
+            .namespace(permits(".*"))
+            .sts(vec![Sts::Fails(ObtainError::Denied(denied.to_owned()))]),
+        situation("STS is away", asks("app"))
+            .namespace(permits(".*"))
+            .sts(vec![Sts::Fails(ObtainError::Unavailable(
+                "connection refused".to_owned(),
+            ))]),
+        situation("a session that has expired, and STS is away", asks("app"))
+            .namespace(permits(".*"))
+            .sts(vec![
+                Sts::GivesExpired,
+                Sts::Fails(ObtainError::Unavailable("connection refused".to_owned())),
+            ]),
+        situation("a service account's role", json!({}))
+            .with(with_accounts)
+            .account(json!({ OF_ACCOUNT: FOREIGN })),
+        situation("a service account's role, and nobody asks it", json!({}))
+            .account(json!({ OF_ACCOUNT: FOREIGN })),
+        situation("a service account's role that is none", json!({}))
+            .with(with_accounts)
+            .account(json!({ OF_ACCOUNT: "arn:aws:iam::210987654321:group/app" })),
+        situation("a token that the API server refuses", json!({}))
+            .with(with_accounts)
+            .account(json!({ OF_ACCOUNT: FOREIGN }))
+            .sts(vec![Sts::Fails(ObtainError::NoToken(
+                "token of apps/default: forbidden".to_owned(),
+            ))]),
+        Situation {
+            account: None,
+            ..situation("a service account that is not known yet", json!({})).with(with_accounts)
+        },
+        Situation {
+            namespace: None,
+            ..situation("a namespace that is not known yet", asks("app"))
+        },
+        situation("the node's account is not known yet", asks("app")).with(&["--base-role-arn", ""]),
+        Situation {
+            twice: true,
+            ..situation("two pods of one UID", asks("app"))
+        },
+        Situation {
+            known: false,
+            ..situation("a pod that is not known yet", asks("app"))
+        },
+        Situation {
+            address: "10.244.0.6",
+            ..situation("a connection from another address", asks("app")).namespace(permits(".*"))
+        },
+        situation("a session that is valid, and is not renewed", asks("app"))
+            .namespace(permits(".*"))
+            .sts(vec![
+                Sts::GivesOld,
+                Sts::Fails(ObtainError::Unavailable("connection refused".to_owned())),
+            ]),
+        situation("a sentence that is too long for an event", asks("app"))
+            .namespace(permits(".*"))
+            .sts(vec![Sts::Fails(ObtainError::Denied(
+                "is not authorized, ".repeat(80).trim_end_matches(", ").to_owned(),
+            ))]),
+        situation("a list with the names of other roles", asks("app"))
+            .namespace(lists("[\"reader\"]"))
+            .with(SEARCH),
+        situation("a list in other letters", asks("App"))
+            .namespace(lists("[\"app\"]"))
+            .with(SEARCH),
+        situation("capital letters, and \\S in the pattern", asks("App")).namespace(permits("a\\S\\S")),
+        situation("a list of regular expressions in other letters", asks("App"))
+            .namespace(lists("[\"^arn:aws:iam::\\\\d+:role/app$\"]"))
+            .with(&["--allowed-roles-style", "regexp", "--permitted-match", "search"]),
+        situation("a glob that is searched for", asks("web-x-app"))
+            .namespace(permits("web*-app"))
+            .with(SEARCH),
+        situation("a pattern of another account, searched for", asks(FOREIGN))
+            .namespace(permits("123456789012:role/app"))
+            .with(SEARCH),
+        situation("firewall", asks("app")).with(&["--mode", "firewall"]),
+    ]
+}

@@ -1,0 +1,297 @@
+//! A situation played through, by everything but the kernel, the network and AWS.
+
+use std::collections::HashSet;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use hyper::header::HeaderMap;
+use hyper::{Method, Uri};
+use metaproxy_common::layout::{Counter, GuardCounter};
+use prometheus_client::registry::Registry;
+use serde_json::{Value, json};
+use tokio::sync::{mpsc, watch};
+use tracing_subscriber::fmt::MakeWriter;
+
+use super::list::{OWN, Situation, Sts};
+use crate::admin::{Desk as _, Sources};
+use crate::agent::Mode;
+use crate::agent::audit::Audited;
+use crate::agent::desk::rehearsal::{LIST, Rehearse, Rehearsing, line};
+use crate::agent::desk::{Answers, Identity, Serving};
+use crate::apiserver::events::{self, Refusal};
+use crate::cli::{Cli, Command};
+use crate::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, Sessions, Tally};
+use crate::explain::{AnswerLine, Explanation};
+use crate::health::Health;
+use crate::imds::path::Paths;
+use crate::imds::server::Counts;
+use crate::imds::token::Tokens;
+use crate::imds::upstream::Upstream;
+use crate::imds::{Caller, Parts, Passing, Service, Told, Version1};
+use crate::intercept::caller::CurrentPods;
+use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
+use crate::roles::Rules;
+
+const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
+
+/// What is said about a situation, in all places.
+pub struct Said {
+    /// To the pod, the last time that it asks.
+    pub answer: AnswerLine,
+    /// On the pod.
+    pub event: Option<Refusal>,
+    /// Without times.
+    pub log: String,
+    /// To people; nothing where the pod is not known.
+    pub explanation: Option<Explanation>,
+}
+
+/// Plays it: the pod asks, as often as STS does something new, and then people do.
+pub async fn said(situation: &Situation) -> Said {
+    let stage = Stage::set(situation);
+    let log = Log::default();
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_ansi(false)
+        .with_target(false)
+        .without_time()
+        .with_writer(log.clone())
+        .finish();
+    let guard = tracing::subscriber::set_default(subscriber);
+    let mut answer = stage.ask(LIST).await;
+    if answer.status == 200 {
+        let role = format!("{LIST}{}", answer.says);
+        for _ in &situation.sts {
+            answer = stage.ask(&role).await;
+        }
+    }
+    drop(guard);
+    let Stage { desk, mut events, .. } = stage;
+    let mut found = desk.explain(Some("apps/web"));
+    found.extend(desk.explain(Some("apps/w,b")));
+    let mut explanation = found.pop();
+    assert!(found.is_empty(), "one pod has the name");
+    if let Some(one) = &mut explanation {
+        one.answers = desk.answers(one).await;
+    }
+    if let Some(serving) = &desk.serving {
+        // Nothing of it goes on while the next one is played.
+        serving.sessions.retain(&HashSet::new());
+    }
+    Said {
+        answer,
+        event: events.try_recv().ok(),
+        log: String::from_utf8(log.0.lock().unwrap().clone()).unwrap(),
+        explanation,
+    }
+}
+
+type Audits = Audited<Mutex<Vec<Sts>>>;
+
+/// Everything that answers, and who asks.
+struct Stage {
+    desk: Answers<Audits>,
+    service: Arc<Service<Audits>>,
+    caller: Caller,
+    events: mpsc::Receiver<Refusal>,
+    _published: (
+        watch::Sender<Arc<Inventory>>,
+        watch::Sender<Arc<Rules>>,
+        watch::Sender<Version1>,
+    ),
+}
+
+impl Stage {
+    fn set(situation: &Situation) -> Self {
+        let (publish_pods, pods) = watch::channel(Arc::new(inventory(situation)));
+        let (publish_rules, rules) = watch::channel(Arc::new(rules(situation.flags)));
+        let (publish_version1, version1) = watch::channel(Version1::Allowed);
+        let (owners, events) = events::channel();
+        let told = Arc::new(Told::new(Some(owners)));
+        let sessions = Sessions::new(Audited {
+            issuer: Mutex::new(situation.sts.clone()),
+            pods: pods.clone(),
+            rules: rules.clone(),
+        });
+        let dir = tempfile::tempdir().unwrap();
+        let service = Arc::new(Service::new(Parts {
+            pods: pods.clone(),
+            rules: rules.clone(),
+            sessions: sessions.clone(),
+            tokens: Tokens::open(dir.path()).unwrap(),
+            paths: Paths::allowing(&[]).unwrap(),
+            passing: Passing::new(Upstream::new("http://127.0.0.1:9".parse().unwrap())),
+            version1,
+            told: Arc::clone(&told),
+        }));
+        let desk = Answers {
+            identity: Identity {
+                mode: Mode::Enforce,
+                node: Some("n".to_owned()),
+                listeners: Vec::new(),
+                started: SystemTime::now(),
+                through: None,
+            },
+            pods,
+            rules,
+            health: Health::starting([]),
+            current: CurrentPods::default(),
+            figures: Arc::new(Nothing),
+            serving: Some(Serving {
+                sessions,
+                answering: Arc::clone(&service) as _,
+                told,
+            }),
+        };
+        Self {
+            desk,
+            service,
+            caller: Caller {
+                uid: UID.parse().unwrap(),
+                address: situation.address.parse().unwrap(),
+            },
+            events,
+            _published: (publish_pods, publish_rules, publish_version1),
+        }
+    }
+
+    /// A request of the pod, as its connection brings it.
+    async fn ask(&self, path: &str) -> AnswerLine {
+        let (target, none): (Uri, _) = (path.parse().unwrap(), HeaderMap::new());
+        let (caller, service) = (&self.caller, &self.service);
+        let (_, answer) = service.answer(caller, &Method::GET, &target, &none).await;
+        line(path.to_owned(), answer).await
+    }
+}
+
+impl Rehearse for Service<Audits> {
+    fn rehearse<'a>(&'a self, caller: &'a Caller, path: String) -> Rehearsing<'a> {
+        Box::pin(async move {
+            let answer = self.rehearse(caller, &path).await;
+            line(path, answer).await
+        })
+    }
+}
+
+impl Issuer for Mutex<Vec<Sts>> {
+    async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
+        let mut does = self.lock().unwrap();
+        let next = if does.len() > 1 {
+            does.remove(0)
+        } else {
+            does[0].clone()
+        };
+        let now = SystemTime::now();
+        let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
+        let (obtained, expiration) = match next {
+            Sts::Gives => (now, now + minutes(60)),
+            Sts::GivesExpired => (now, now),
+            Sts::GivesOld => (now - minutes(40), now + minutes(20)),
+            Sts::Fails(error) => return Err(error),
+        };
+        let issued = Issued {
+            access_key_id: "ASIAEXAMPLE",
+            secret_access_key: "SECRET",
+            token: "TOKEN",
+            expiration,
+        };
+        Ok(Session::new(&key.role, &issued, obtained))
+    }
+}
+
+/// Figures of an agent that has done nothing.
+struct Nothing;
+
+impl Sources for Nothing {
+    fn connections(&self) -> Counts {
+        Counts::default()
+    }
+    fn kernel(&self, _counter: Counter) -> u64 {
+        0
+    }
+    fn guard(&self, _counter: GuardCounter) -> u64 {
+        0
+    }
+    fn pods(&self) -> usize {
+        0
+    }
+    fn sessions(&self) -> Tally {
+        Tally::default()
+    }
+    fn register(&self, _registry: &mut Registry) {}
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl io::Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl MakeWriter<'_> for Log {
+    type Writer = Self;
+    fn make_writer(&self) -> Self {
+        self.clone()
+    }
+}
+
+fn rules(flags: &[&str]) -> Rules {
+    let mut words = vec!["metaproxy", "run", "--kubeconfig", "/k", "--node-name", "n"];
+    if !flags.contains(&"--base-role-arn") {
+        words.extend(["--base-role-arn", "arn:aws:iam::123456789012:role/"]);
+    }
+    words.extend(
+        flags
+            .iter()
+            .filter(|word| **word != "--base-role-arn" && !word.is_empty()),
+    );
+    match Cli::from_words(words).unwrap().command {
+        Command::Run(args) => args.settings().unwrap().rules,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn inventory(situation: &Situation) -> Inventory {
+    // Of characters that a tag can't have, where that is the matter.
+    let name = if situation.name.contains("tag") {
+        "w,b"
+    } else {
+        "web"
+    };
+    let pod = |name: &str| {
+        let object = json!({
+            "metadata": { "name": name, "namespace": "apps", "uid": UID, "annotations": situation.pod },
+            "status": { "podIPs": [{ "ip": OWN }] },
+        });
+        Arc::new(Pod::from_api(serde_json::from_value(object).unwrap()).unwrap())
+    };
+    let mut pods = Vec::new();
+    if situation.known {
+        pods.push(pod(name));
+    }
+    if situation.twice {
+        pods.push(pod("other"));
+    }
+    let annotations = |value: &Value| serde_json::from_value(value.clone()).unwrap();
+    let namespace = situation.namespace.iter().map(|value| {
+        Arc::new(Namespace {
+            name: "apps".to_owned(),
+            annotations: annotations(value),
+        })
+    });
+    let account = situation.account.iter().map(|value| {
+        Arc::new(ServiceAccount {
+            namespace: "apps".to_owned(),
+            name: "default".to_owned(),
+            annotations: annotations(value),
+        })
+    });
+    Inventory::new(pods, namespace, account)
+}
