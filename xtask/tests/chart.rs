@@ -293,7 +293,7 @@ fn odd_values_come_through_as_they_are() {
     };
     let words = [
         "--set",
-        "namespacePolicy=false,adminAddress=false,sessions.tags=true,sessions.region=eusc-de-east-1",
+        "namespacePolicy=false,adminAddress=false,log.audit=false,sessions.tags=true,sessions.region=eusc-de-east-1",
         "--set-string",
         "sessions.clusterName=my: cluster,roles.default=a #b",
         "--set-string",
@@ -301,6 +301,7 @@ fn odd_values_come_through_as_they_are() {
     ];
     let text = template(&program, "1.30", &words).unwrap();
     for argument in [
+        "--audit=off",
         "--session-tags=on",
         "--cluster-name=my: cluster",
         "--default-role=a #b",
