@@ -39,6 +39,17 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
+/// The audit log, of an agent that logs for machines.
+fn audited(agent: &Agent) -> Vec<Value> {
+    let said = agent.said();
+    let lines = said
+        .lines()
+        .filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    lines
+        .filter(|line| line["target"] == "metaproxy::audit")
+        .collect()
+}
+
 /// A page of the admin port.
 fn page(node: &Node, path: &str) -> String {
     let output = node
@@ -168,20 +179,26 @@ fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
         assert!(metrics.contains(line), "{line} in\n{metrics}");
     }
 
-    let audit: Vec<Value> = agent
-        .said()
-        .lines()
-        .filter_map(|line| serde_json::from_str::<Value>(line).ok())
-        .filter(|line| line["target"] == "metaproxy::audit")
-        .collect();
+    let audit = audited(&agent);
     assert_eq!(audit.len(), 1, "{audit:?}");
+    assert_eq!(audit[0]["level"], "INFO");
     let fields = &audit[0]["fields"];
-    assert_eq!(
-        (&fields["pod"], &fields["namespace"]),
-        (&"a".into(), &"apps".into()),
-        "{fields}"
+    for (field, wanted) in [
+        ("pod", "a"),
+        ("namespace", "apps"),
+        ("service_account", "default"),
+        ("role", "arn:aws:iam::123456789012:role/role-a"),
+        ("session_name", "apps.a"),
+        ("access_key_id", id),
+        ("expires", granted["credentials"]["expires"].as_str().unwrap()),
+    ] {
+        assert_eq!(fields[field], wanted, "{field} of {fields}");
+    }
+    let said = agent.said();
+    assert!(
+        !said.contains("secret-of-role-a") && !said.contains("token-of-role-a"),
+        "{said}"
     );
-    assert_eq!(fields["access_key_id"], id);
 
     drop(agent);
     let gone = told(&node, &["status"]);
@@ -191,6 +208,58 @@ fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
         "{}",
         text(&gone.stderr)
     );
+}
+
+#[test]
+fn the_audit_log_has_a_switch_of_its_own() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let agent = |flags: &[&str]| {
+        let flags = [&["--log-format", "json"], flags].concat();
+        let agent = Agent::spawn(&node.lab, &node.spec().with(&flags)).unwrap();
+        eventually("its role", || dial(&a, &[]) == counts([("role-a", 1)]));
+        agent
+    };
+    let quiet = agent(&["--log", "error"]);
+    eventually("an audit line", || audited(&quiet).len() == 1);
+    assert_eq!(
+        quiet.said().lines().count(),
+        1,
+        "and nothing else: {}",
+        quiet.said()
+    );
+    drop(quiet);
+    let mut without = agent(&["--audit", "off", "--log", "debug"]);
+    without.wait_for("obtained Session").unwrap();
+    without.stop().unwrap();
+    assert!(audited(&without).is_empty(), "{}", without.said());
+}
+
+#[test]
+fn pods_and_their_roles_are_shown_to_the_node_alone_whatever_the_port_is_open_to() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let flags = ["--admin-address", "0.0.0.0:9808"];
+    let agent = Agent::start(&node.lab, &node.spec().with(&flags)).unwrap();
+    let host = agent.listeners().unwrap()[0].ip();
+    let of_pod = |path: &str| {
+        let mut curl = a.command("curl").unwrap();
+        let url = format!("http://{host}:9808{path}");
+        let output = curl.args(["-s", "-i", "--max-time", "5", &url]).output().unwrap();
+        text(&output.stdout)
+    };
+    for path in ["/", "/status"] {
+        let refused = of_pod(path);
+        assert!(
+            refused.starts_with("HTTP/1.1 403") && refused.contains("shown on the node itself only"),
+            "{path}: {refused}"
+        );
+        assert!(!refused.contains("role-a"), "{path}: {refused}");
+        assert!(page(&node, path).contains("role-a"), "{path} on the node");
+    }
+    for path in ["/metrics", "/healthz", "/readyz"] {
+        assert!(of_pod(path).starts_with("HTTP/1.1 200"), "{path}");
+    }
 }
 
 #[test]
@@ -238,6 +307,7 @@ fn a_browser_shows_the_page() {
     assert_eq!(dial(&pods[0], &[]), counts([("orders-reader", 1)]));
     let screenshot = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("status-page.png");
     let _ = std::fs::remove_file(&screenshot);
+    let requests = node.lab.dir().join("requests.json");
     let output = node
         .host_command("chromium")
         .env("HOME", node.lab.dir())
@@ -249,24 +319,46 @@ fn a_browser_shows_the_page() {
             "--window-size=1280,1100",
         ])
         .arg(format!("--screenshot={}", screenshot.display()))
+        .arg(format!("--log-net-log={}", requests.display()))
         .args(["--dump-dom", "http://127.0.0.1:9808/"])
         .output()
         .expect("chromium: `sudo cargo xtask setup` installs it");
     let dom = text(&output.stdout);
-    for shown in [
-        "apps/api",
-        "orders-reader",
-        "refused",
-        "mp_connect4",
-        "state good",
+    for cells in [
+        "<td>apps/api</td><td class=\"good\">granted</td><td class=\"role\"><code>arn:aws:iam::123456789012:role/orders-reader</code>",
+        "<td>apps/worker</td><td class=\"good\">granted</td>",
+        // What somebody wrote into an annotation is text in the browser's own tree too.
+        "<td>apps/malformed</td><td class=\"bad\">refused</td><td class=\"role\"><code>–</code></td><td>–</td><td>annotation \
+         iam.amazonaws.com/role of the pod of apps/malformed names the role \"no such &lt;b&gt;name&lt;/b&gt;\"",
+        "<td><code>mp_connect4</code></td>",
+        "<span class=\"state good\">ready</span>",
+        "4 of this node are known; with a role, or asking for one: 3",
     ] {
-        assert!(dom.contains(shown), "{shown} in {dom}\n{}", text(&output.stderr));
+        assert!(dom.contains(cells), "{cells} in {dom}\n{}", text(&output.stderr));
     }
-    // What somebody wrote into an annotation is text in the browser's own tree too.
-    assert!(
-        dom.contains("no such &lt;b&gt;name&lt;/b&gt;") && !dom.contains("<b>name"),
-        "{dom}"
+    assert!(!dom.contains("apps/web") && !dom.contains("<b>name"), "{dom}");
+    assert_eq!(
+        asked_for(&requests),
+        ["http://127.0.0.1:9808/"],
+        "and nothing else"
     );
     let drawn = std::fs::metadata(&screenshot).map_or(0, |file| file.len());
     assert!(drawn > 20_000, "{drawn} bytes of picture");
+}
+
+/// The URLs that a page of the node made the browser ask for, by its own log of the network. What it asks on its own account
+/// (whether there is an update, say) is in there too, and belongs to no page of the node.
+fn asked_for(log: &std::path::Path) -> Vec<String> {
+    let log: Value = serde_json::from_str(&std::fs::read_to_string(log).unwrap()).unwrap();
+    let kinds = &log["constants"]["logEventTypes"];
+    let start = &kinds["URL_REQUEST_START_JOB"];
+    assert!(start.is_u64(), "{kinds}");
+    let events = log["events"].as_array().unwrap().iter();
+    let of_the_page = events.filter(|event| {
+        let key = event["params"]["network_isolation_key"].as_str();
+        event["type"] == *start && key.is_some_and(|key| key.starts_with("http://127.0.0.1 "))
+    });
+    of_the_page
+        .map(|event| event["params"]["url"].as_str().unwrap().to_owned())
+        .collect()
 }

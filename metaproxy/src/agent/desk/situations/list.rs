@@ -198,7 +198,8 @@ pub fn situations() -> Vec<Situation> {
         situation("a list in other letters", asks("App"))
             .namespace(lists("[\"app\"]"))
             .with(SEARCH),
-        situation("capital letters, and \\S in the pattern", asks("App")).namespace(permits("a\\S\\S")),
+        situation("capital letters, and \\S in the pattern", asks("App"))
+            .namespace(permits("arn:.*:role/a\\S\\S")),
         situation("a list of regular expressions in other letters", asks("App"))
             .namespace(lists("[\"^arn:aws:iam::\\\\d+:role/app$\"]"))
             .with(&["--allowed-roles-style", "regexp", "--permitted-match", "search"]),
