@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use crate::explain::short;
+use crate::explain::{printable, short};
 use crate::status::{PodLine, Status};
 
 /// What the page may load: its own style, and nothing else.
@@ -18,8 +18,8 @@ p { margin: .15rem 0 } .soft { color: var(--soft) } .good { color: var(--good) }
 .warn { color: var(--warn) } .state { font-weight: 600 }
 .scroll { overflow-x: auto } table { border-collapse: collapse; width: 100% }
 th, td { text-align: left; vertical-align: top; padding: .3rem .9rem .3rem 0; border-bottom: 1px solid var(--line) }
-th { font-weight: 600; font-size: .85rem; color: var(--soft) } td.number { text-align: right; font-variant-numeric: tabular-nums }
-td.role { min-width: 22rem } code { font: .92em ui-monospace, monospace; overflow-wrap: anywhere }
+th { font-weight: 600; font-size: .85rem; color: var(--soft); white-space: nowrap } td.number { text-align: right; font-variant-numeric: tabular-nums }
+td.role { min-width: 28rem } .figures table { width: auto } code { font: .92em ui-monospace, monospace; overflow-wrap: anywhere }
 ";
 
 /// The whole document.
@@ -38,6 +38,16 @@ fn write(page: &mut String, status: &Status) -> std::fmt::Result {
          <meta name=\"viewport\" content=\"width=device-width, initial-scale=1\">\
          <meta http-equiv=\"refresh\" content=\"10\"><style>{STYLE}</style></head>\n<body>"
     )?;
+    state(page, status, &node)?;
+    pods(page, status)?;
+    kernel(page, status)?;
+    counters(page, status)?;
+    page.push_str("</body></html>\n");
+    Ok(())
+}
+
+/// Whether all is well, and what is not.
+fn state(page: &mut String, status: &Status, node: &str) -> std::fmt::Result {
     let (class, ready) = if status.ready {
         ("good", "ready")
     } else {
@@ -61,6 +71,10 @@ fn write(page: &mut String, status: &Status) -> std::fmt::Result {
             escaped(part.detail.as_deref().unwrap_or_default())
         )?;
     }
+    Ok(())
+}
+
+fn pods(page: &mut String, status: &Status) -> std::fmt::Result {
     write!(
         page,
         "<h2>Pods</h2><p class=\"soft\">{} of this node are known; with a role, or asking for one: {}</p>",
@@ -91,6 +105,10 @@ fn write(page: &mut String, status: &Status) -> std::fmt::Result {
         }
         page.push_str("</table></div>");
     }
+    Ok(())
+}
+
+fn kernel(page: &mut String, status: &Status) -> std::fmt::Result {
     page.push_str("<h2>In the kernel</h2>");
     let listeners = escaped(&status.listeners.join(", "));
     let cgroup = escaped(status.cgroup.as_deref().unwrap_or("not there (yet)"));
@@ -109,8 +127,12 @@ fn write(page: &mut String, status: &Status) -> std::fmt::Result {
         )?;
     }
     page.push_str("</table></div>");
+    Ok(())
+}
+
+fn counters(page: &mut String, status: &Status) -> std::fmt::Result {
     page.push_str("<h2>Counted since the start</h2>");
-    table(page, &["", ""])?;
+    page.push_str("<div class=\"scroll figures\"><table>");
     for (name, count) in &status.counters {
         write!(
             page,
@@ -118,26 +140,23 @@ fn write(page: &mut String, status: &Status) -> std::fmt::Result {
             escaped(name)
         )?;
     }
-    page.push_str("</table></div></body></html>\n");
+    page.push_str("</table></div>");
     Ok(())
 }
 
 fn table(page: &mut String, head: &[&str]) -> std::fmt::Result {
-    page.push_str("<div class=\"scroll\"><table>");
-    if head.iter().any(|name| !name.is_empty()) {
-        page.push_str("<tr>");
-        for name in head {
-            write!(page, "<th>{name}</th>")?;
-        }
-        page.push_str("</tr>");
+    page.push_str("<div class=\"scroll\"><table><tr>");
+    for name in head {
+        write!(page, "<th>{name}</th>")?;
     }
+    page.push_str("</tr>");
     Ok(())
 }
 
 /// Names and annotations are anybody's.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
-    for character in text.chars() {
+    for character in printable(text).chars() {
         match character {
             '&' => out.push_str("&amp;"),
             '<' => out.push_str("&lt;"),

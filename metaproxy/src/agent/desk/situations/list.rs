@@ -30,6 +30,8 @@ pub struct Situation {
     pub namespace: Option<Value>,
     pub account: Option<Value>,
     pub twice: bool,
+    /// Whether it shares the node's network.
+    pub on_host: bool,
     /// Whether the agent has heard of the pod.
     pub known: bool,
     /// Where its connection comes from.
@@ -48,6 +50,7 @@ fn situation(name: &'static str, pod: Value) -> Situation {
         namespace: Some(json!({})),
         account: Some(json!({})),
         twice: false,
+        on_host: false,
         known: true,
         address: OWN,
         sts: vec![Sts::Gives],
@@ -172,6 +175,15 @@ pub fn situations() -> Vec<Situation> {
         Situation {
             twice: true,
             ..situation("two pods of one UID", asks("app"))
+        },
+        Situation {
+            on_host: true,
+            ..situation("a hostNetwork pod that is kept from the node's role", json!({})).with(&[
+                "--host-network",
+                "enforce",
+                "--default-role",
+                "fallback",
+            ])
         },
         Situation {
             known: false,

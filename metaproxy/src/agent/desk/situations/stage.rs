@@ -268,6 +268,7 @@ fn inventory(situation: &Situation) -> Inventory {
     let pod = |name: &str| {
         let object = json!({
             "metadata": { "name": name, "namespace": "apps", "uid": UID, "annotations": situation.pod },
+            "spec": { "hostNetwork": situation.on_host, "containers": [] },
             "status": { "podIPs": [{ "ip": OWN }] },
         });
         Arc::new(Pod::from_api(serde_json::from_value(object).unwrap()).unwrap())
