@@ -63,7 +63,7 @@ fn everywhere(cluster: &Cluster, agent: &Agent, pod: &Pod, explained: &Value) {
     };
     if verdict == "refused" {
         eventually("the event", || !notes().is_empty());
-        assert_eq!(notes(), [because.clone()]);
+        assert_eq!(notes(), std::slice::from_ref(because));
     } else {
         assert_eq!(notes(), [] as [Value; 0], "{sentence}");
     }
