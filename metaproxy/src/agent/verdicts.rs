@@ -213,6 +213,6 @@ mod tests {
         assert_eq!(changed(role()), []);
         assert_eq!(changed(Verdict::Unknown), []);
         assert_eq!(changed(role()), []);
-        assert_eq!(changed(Verdict::Refused), [uid.clone()]);
+        assert_eq!(changed(Verdict::Refused), std::slice::from_ref(&uid));
     }
 }
