@@ -1,4 +1,4 @@
-//! The dashboard and the alerts, evaluated by a Prometheus that scrapes a real agent.
+//! The dashboard and the alerts, evaluated by a Prometheus that scrapes a real agent. `alerts.rs` lets each alert fire.
 
 #![allow(
     clippy::expect_used,
@@ -10,19 +10,15 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
+use common::deployed::{alert_rules, deploy};
 use common::sessions::ROLE;
 use common::{Node, agent_binary, counts, dial, node};
 use serde_json::Value;
 use xtask::lab::agent::Agent;
 use xtask::lab::pod::PodSpec;
-
-fn deploy(path: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path)
-}
 
 /// Expressions of the dashboard's panels, with what Grafana would put into them.
 fn panels() -> Vec<(String, String)> {
@@ -43,12 +39,9 @@ fn panels() -> Vec<(String, String)> {
 
 /// Name and expression of each alert.
 fn alerts() -> Vec<(String, String)> {
-    let text = fs::read_to_string(deploy("alerts/metaproxy.yaml")).unwrap();
-    let rules: Value = serde_yaml_ng::from_str(&text).unwrap();
-    let groups = rules["groups"].as_array().unwrap();
-    let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());
     let text = |rule: &Value, field: &str| rule[field].as_str().unwrap().to_owned();
-    rules
+    alert_rules()
+        .iter()
         .map(|rule| (text(rule, "alert"), text(rule, "expr")))
         .collect()
 }
@@ -315,73 +308,4 @@ fn json_status(node: &Node) -> Value {
         .output()
         .unwrap();
     serde_json::from_slice(&output.stdout).unwrap_or_default()
-}
-
-fn promtool(words: &[&str], file: &Path) {
-    let output = Command::new("promtool")
-        .args(words)
-        .arg(file)
-        .output()
-        .expect("promtool: `sudo cargo xtask setup` installs it");
-    assert!(output.status.success(), "{output:?}");
-}
-
-#[test]
-fn every_alert_fires_where_it_should_and_is_silent_where_it_nearly_should() {
-    if !nix::unistd::geteuid().is_root() && std::env::var_os("CI").is_none() {
-        eprintln!("skipped: needs promtool (sudo cargo xtask test)");
-        return;
-    }
-    promtool(&["check", "rules"], &deploy("alerts/metaproxy.yaml"));
-    promtool(
-        &["test", "rules"],
-        &Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/alerts.yaml"),
-    );
-}
-
-/// Needs neither root nor Prometheus: an alert without cases is one that nobody has seen.
-#[test]
-fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_silent() {
-    let cases: Value = serde_yaml_ng::from_str(include_str!("alerts.yaml")).unwrap();
-    let tests = cases["tests"].as_array().unwrap();
-    let cases: Vec<&Value> = tests
-        .iter()
-        .flat_map(|test| test["promql_expr_test"].as_array().unwrap())
-        .collect();
-    for (alert, _) in alerts() {
-        let of_it = |case: &&Value| {
-            let expression = case["expr"].as_str().unwrap();
-            expression.contains(&format!("alertname=\"{alert}\""))
-        };
-        let fires = |case: &&Value| !case["exp_samples"].as_array().unwrap().is_empty();
-        let (firing, silent): (Vec<&Value>, Vec<&Value>) =
-            cases.iter().copied().filter(of_it).partition(fires);
-        assert!(!firing.is_empty(), "no case in which {alert} fires");
-        assert!(!silent.is_empty(), "no case in which {alert} is silent");
-        // What its sentences name must be among the labels that it fires with.
-        for label in labels_of(&alert) {
-            let with = firing[0]["exp_samples"][0]["labels"].as_str().unwrap();
-            assert!(
-                with.contains(&format!("{label}=\"")),
-                "{alert} names {label}: {with}"
-            );
-        }
-    }
-}
-
-/// Labels that an alert's annotations show.
-fn labels_of(alert: &str) -> Vec<String> {
-    let text = fs::read_to_string(deploy("alerts/metaproxy.yaml")).unwrap();
-    let rules: Value = serde_yaml_ng::from_str(&text).unwrap();
-    let groups = rules["groups"].as_array().unwrap();
-    let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());
-    let annotations: String = rules
-        .filter(|rule| rule["alert"] == alert)
-        .map(|rule| rule["annotations"].to_string())
-        .collect();
-    let names = annotations.split("$labels.").skip(1);
-    let is_name = |c: &char| c.is_ascii_alphanumeric() || *c == '_';
-    names
-        .map(|rest| rest.chars().take_while(is_name).collect())
-        .collect()
 }

@@ -9,6 +9,7 @@
 pub mod clients;
 pub mod cluster;
 pub mod doctor;
+pub mod deployed;
 pub mod http;
 pub mod identity;
 pub mod sessions;
