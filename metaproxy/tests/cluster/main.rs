@@ -53,7 +53,7 @@ const SCENARIOS: [Scenario; 15] = [
     ("a new instance beside the old one", rollout::surge),
     ("the hardened form serves too", rollout::hardened),
     (
-        "values of kube2iam's and kiam's manifests",
+        "migrated values of kube2iam's and kiam's manifests",
         migrated::values_install,
     ),
     ("nothing is left after the DaemonSet", installed::removal),
@@ -66,10 +66,15 @@ fn acceptance() {
         return;
     }
     let only = std::env::var_os("METAPROXY_TEST_SCENARIO").map(|only| only.to_string_lossy().into_owned());
+    let is_wanted = |name: &str| only.as_ref().is_none_or(|only| name.contains(only.as_str()));
+    assert!(
+        SCENARIOS.iter().any(|(name, _)| is_wanted(name)),
+        "no scenario is called {only:?}"
+    );
     let cluster = Cluster::install();
     let mut failed = Vec::new();
     for (name, scenario) in SCENARIOS {
-        if only.as_ref().is_some_and(|only| !name.contains(only.as_str())) {
+        if !is_wanted(name) {
             continue;
         }
         let start = std::time::Instant::now();

@@ -13,7 +13,9 @@ use crate::rollout::remove;
 use crate::tools::{apply, root};
 
 /// Where somebody comes from, the manifest, and what is particular to the cluster that it was for.
-const MANIFESTS: [(&str, &str, fn(&Cluster)); 4] = [
+type Migrated = (&'static str, &'static str, fn(&Cluster));
+
+const MANIFESTS: [Migrated; 4] = [
     ("kube2iam", "kube2iam-readme", no_namespace_is_asked),
     (
         "kube2iam",
