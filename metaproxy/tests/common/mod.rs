@@ -8,8 +8,8 @@
 
 pub mod clients;
 pub mod cluster;
-pub mod doctor;
 pub mod deployed;
+pub mod doctor;
 pub mod http;
 pub mod identity;
 pub mod sessions;
