@@ -2,6 +2,8 @@
 
 mod answers;
 pub mod asking;
+#[cfg(test)]
+pub(crate) mod idle;
 mod metrics;
 mod page;
 pub mod probe;

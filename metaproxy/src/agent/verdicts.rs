@@ -139,21 +139,8 @@ fn sentence(inventory: &Inventory, rules: &Rules, uid: &PodUid, before: Option<&
 mod tests {
     use super::*;
     use crate::pods::Pod;
-    use crate::roles::{AnnotationKeys, NamespaceRules, SessionRules};
+    use crate::roles::unasked as rules;
     use std::sync::Arc;
-
-    fn rules() -> Rules {
-        Rules {
-            base: Some("arn:aws:iam::123456789012:role/".parse().unwrap()),
-            default_role: None,
-            keys: AnnotationKeys::default(),
-            namespaces: NamespaceRules::default(),
-            web_identity: false,
-            firewall: false,
-            enforce_host_network: false,
-            sessions: SessionRules::default(),
-        }
-    }
 
     fn inventory(role: &str) -> Inventory {
         let pod = serde_json::json!({

@@ -192,22 +192,9 @@ fn is_foreign(pod: &Pod, address: IpAddr) -> bool {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::roles::{AnnotationKeys, NamespaceRules, SessionRules};
+    use crate::roles::unasked as rules;
 
     const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
-
-    fn rules() -> Rules {
-        Rules {
-            base: Some("arn:aws:iam::123456789012:role/".parse().unwrap()),
-            default_role: None,
-            keys: AnnotationKeys::default(),
-            namespaces: NamespaceRules::default(),
-            web_identity: false,
-            firewall: false,
-            enforce_host_network: false,
-            sessions: SessionRules::default(),
-        }
-    }
 
     pub(in crate::imds) fn inventory(role: &str) -> Arc<Inventory> {
         let pod = serde_json::json!({

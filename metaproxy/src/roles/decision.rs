@@ -343,4 +343,4 @@ fn malformed(pod: &Pod, source_: RoleSource, written: &str, error: RoleError) ->
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -11,6 +11,8 @@ pub mod session_name;
 pub mod web_identity;
 
 pub use arn::{BaseArn, RoleArn, WrittenRole};
+#[cfg(test)]
+pub(crate) use decision::tests::unasked;
 pub use decision::{AnnotationKeys, Decision, Grant, Rules, Subject};
 pub use namespace::{NamespaceRules, Opinion, PolicyCache, PolicyKind};
 pub use naming::Naming;

@@ -1,34 +1,9 @@
 use super::*;
-use crate::credentials::Tally;
-use crate::imds::server::Counts;
-use metaproxy_common::layout::{Counter, GuardCounter};
-use prometheus_client::registry::Registry;
+use crate::admin::idle::Nothing;
 use rstest::rstest;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
-
-/// Figures of an agent that has done nothing.
-struct Nothing;
-
-impl Sources for Nothing {
-    fn connections(&self) -> Counts {
-        Counts::default()
-    }
-    fn kernel(&self, _counter: Counter) -> u64 {
-        0
-    }
-    fn guard(&self, _counter: GuardCounter) -> u64 {
-        0
-    }
-    fn pods(&self) -> usize {
-        0
-    }
-    fn sessions(&self) -> Tally {
-        Tally::default()
-    }
-    fn register(&self, _registry: &mut Registry) {}
-}
 
 /// A desk at which a status takes until it is let through.
 struct Slow {

@@ -29,7 +29,7 @@ fn rules() -> Rules {
 }
 
 /// As kube2iam has it by default.
-fn unasked() -> Rules {
+pub(crate) fn unasked() -> Rules {
     Rules {
         namespaces: NamespaceRules::default(),
         ..rules()

@@ -7,25 +7,23 @@ use std::time::{Duration, SystemTime};
 
 use hyper::header::HeaderMap;
 use hyper::{Method, Uri};
-use metaproxy_common::layout::{Counter, GuardCounter};
-use prometheus_client::registry::Registry;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tracing_subscriber::fmt::MakeWriter;
 
 use super::list::{OWN, Situation, Sts};
-use crate::admin::{Desk as _, Sources};
+use crate::admin::Desk as _;
+use crate::admin::idle::Nothing;
 use crate::agent::Mode;
 use crate::agent::audit::Audited;
 use crate::agent::desk::rehearsal::{LIST, Rehearse, Rehearsing, line};
 use crate::agent::desk::{Answers, Identity, Serving};
 use crate::apiserver::events::{self, Refusal};
 use crate::cli::{Cli, Command};
-use crate::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, Sessions, Tally};
+use crate::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, Sessions};
 use crate::explain::{AnswerLine, Explanation};
 use crate::health::Health;
 use crate::imds::path::Paths;
-use crate::imds::server::Counts;
 use crate::imds::token::Tokens;
 use crate::imds::upstream::Upstream;
 use crate::imds::{Caller, Parts, Passing, Service, Told, Version1};
@@ -198,28 +196,6 @@ impl Issuer for Mutex<Vec<Sts>> {
         };
         Ok(Session::new(&key.role, &issued, obtained))
     }
-}
-
-/// Figures of an agent that has done nothing.
-struct Nothing;
-
-impl Sources for Nothing {
-    fn connections(&self) -> Counts {
-        Counts::default()
-    }
-    fn kernel(&self, _counter: Counter) -> u64 {
-        0
-    }
-    fn guard(&self, _counter: GuardCounter) -> u64 {
-        0
-    }
-    fn pods(&self) -> usize {
-        0
-    }
-    fn sessions(&self) -> Tally {
-        Tally::default()
-    }
-    fn register(&self, _registry: &mut Registry) {}
 }
 
 #[derive(Clone, Default)]
