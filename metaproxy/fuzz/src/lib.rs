@@ -14,7 +14,7 @@ use metaproxy::imds::path::{Paths, Route};
 use metaproxy::intercept::cgroups::Naming;
 use metaproxy::pods::manifests::parse;
 use metaproxy::roles::WrittenRole;
-use metaproxy::roles::policy::{AllowedRolesStyle, Candidate, PermittedMatch, Policy};
+use metaproxy::roles::policy::{AllowedRolesStyle, Candidate, Letters, PermittedMatch, Policy};
 use metaproxy_common::packet::{Begins, Bytes, aim};
 use metaproxy_common::target::Targets;
 
@@ -97,10 +97,10 @@ pub fn roles(data: &[u8]) {
         .ok()
         .and_then(|role| role.resolve(Some(&base)).ok().flatten());
     let policies: Vec<Policy> = [
-        Policy::permitted(policy, PermittedMatch::Anchored).ok(),
-        Policy::permitted(policy, PermittedMatch::Search).ok(),
-        Policy::allowed_roles(policy, AllowedRolesStyle::Glob).ok(),
-        Policy::allowed_roles(policy, AllowedRolesStyle::Regexp).ok(),
+        Policy::permitted(policy, PermittedMatch::Anchored, Letters::AsWritten).ok(),
+        Policy::permitted(policy, PermittedMatch::Search, Letters::AsWritten).ok(),
+        Policy::allowed_roles(policy, AllowedRolesStyle::Glob, Letters::AsWritten).ok(),
+        Policy::allowed_roles(policy, AllowedRolesStyle::Regexp, Letters::AsWritten).ok(),
     ]
     .into_iter()
     .flatten()
