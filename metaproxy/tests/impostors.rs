@@ -161,7 +161,7 @@ fn sockets_bound_to_a_victims_address_never_get_or_give_a_wrong_identity_in_100_
         .parse()
         .unwrap();
     assert!(redirected > 101_000, "the thief did try: {kernel}");
-    println!("{kernel}\n{}\n{got:?}", agent.wait_for("refused=").unwrap());
+    println!("{kernel}\n{}\n{got:?}", agent.wait_for("served=").unwrap());
 }
 
 /// A process in a cgroup that a container has nested in its own, and named after another pod, is still itself.
@@ -298,7 +298,7 @@ sys.stdin.read()
     drop(holder.stdin.take());
     holder.wait().unwrap();
     assert!(agent.stop().unwrap().success());
-    let summary = agent.wait_for("refused=").unwrap();
+    let summary = agent.wait_for("served=").unwrap();
     assert!(
         !summary.contains("refused=0"),
         "the outsider did come through to the agent: {summary}"
