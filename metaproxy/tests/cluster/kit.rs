@@ -163,8 +163,12 @@ impl Cluster {
                 "--selector",
                 &format!("app.kubernetes.io/instance={release}"),
             ]);
-            let status = &found["items"][0]["status"];
-            status["numberReady"] == 1 && status["updatedNumberScheduled"] == 1
+            let (daemonset, status) = (&found["items"][0], &found["items"][0]["status"]);
+            // Until the controller has seen a change, it tells of the agent before it.
+            status["observedGeneration"] == daemonset["metadata"]["generation"]
+                && status["desiredNumberScheduled"] == 1
+                && status["numberReady"] == 1
+                && status["updatedNumberScheduled"] == 1
         });
     }
 
