@@ -242,3 +242,56 @@ impl<F: Future<Output = ()> + Unpin> Closing<F> {
         has_come
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::imds::Version1;
+    use crate::imds::decisions::tests::{caller, decisions};
+    use crate::imds::per_pod::Shares;
+    use crate::imds::recent::tests::service;
+    use rstest::rstest;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn limits() -> Limits {
+        Limits {
+            connections: 1,
+            connection_rate: 512,
+            request_rate: 512,
+            head: 8192,
+            head_time: 5 * SECOND,
+            idle: 60 * SECOND,
+        }
+    }
+
+    #[rstest]
+    #[case::at_once(&[Phase::Closing])]
+    #[case::after_a_while(&[Phase::Draining, Phase::Closing])]
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_connection_is_closed_with_the_phase_and_not_before(#[case] phases: &[Phase]) {
+        let (pods, rules, _) = decisions("one");
+        let (_version1, version1) = watch::channel(Version1::Allowed);
+        let (phase, watched) = watch::channel(Phase::Serving);
+        let service = service(pods.subscribe(), rules.subscribe(), version1);
+        let http = Http::new(service, watched, limits());
+        let caller = caller("aaaaaaaa-0000-0000-0000-000000000001", "10.244.0.5");
+        let place = Shares::new(limits()).take(&()).unwrap();
+        let (mut client, server) = tokio::io::duplex(4096);
+        let mut serving = pin!(http.serve(server, &caller, &place, || {}));
+        client
+            .write_all(b"GET /latest/meta-data/iam/ HTTP/1.1\r\nHost: a\r\n\r\n")
+            .await
+            .unwrap();
+        for next in phases {
+            assert!(tokio::time::timeout(SECOND, &mut serving).await.is_err(), "open");
+            phase.send_replace(*next);
+        }
+        let ended = tokio::time::timeout(SECOND, serving).await;
+        assert!(ended.is_ok_and(|ended| ended.is_ok()));
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    }
+}

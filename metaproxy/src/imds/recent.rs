@@ -64,7 +64,7 @@ impl<'a> Recent<'a> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, Sessions};
     use crate::imds::decisions::tests::{caller, decisions, inventory, role};
@@ -113,7 +113,7 @@ mod tests {
     }
 
     /// Whose access key is the role's name.
-    struct ByName;
+    pub(in crate::imds) struct ByName;
 
     impl Issuer for ByName {
         async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
@@ -126,6 +126,25 @@ mod tests {
             };
             Ok(Session::new(&key.role, &issued, now))
         }
+    }
+
+    /// With sessions at once, and no metadata service of the node.
+    pub(in crate::imds) fn service(
+        pods: Pods,
+        rules: watch::Receiver<Arc<Rules>>,
+        version1: watch::Receiver<Version1>,
+    ) -> Service<ByName> {
+        let dir = tempfile::tempdir().unwrap();
+        Service::new(Parts {
+            pods,
+            rules,
+            sessions: Sessions::new(ByName),
+            tokens: Tokens::open(dir.path()).unwrap(),
+            paths: Paths::default(),
+            passing: Passing::new(Upstream::new("http://127.0.0.1:1".parse().unwrap())),
+            version1,
+            told: Arc::new(Told::new(None)),
+        })
     }
 
     /// As connections ask: at once, and by waiting where that is not to be had.
@@ -149,17 +168,7 @@ mod tests {
     async fn an_open_connection_is_never_served_the_session_of_a_role_that_was() {
         let (pods, rules, _) = decisions("one");
         let (_version1, version1) = watch::channel(Version1::Allowed);
-        let dir = tempfile::tempdir().unwrap();
-        let service = Service::new(Parts {
-            pods: pods.subscribe(),
-            rules: rules.subscribe(),
-            sessions: Sessions::new(ByName),
-            tokens: Tokens::open(dir.path()).unwrap(),
-            paths: Paths::default(),
-            passing: Passing::new(Upstream::new("http://127.0.0.1:1".parse().unwrap())),
-            version1,
-            told: Arc::new(Told::new(None)),
-        });
+        let service = service(pods.subscribe(), rules.subscribe(), version1);
         let caller = caller(UID, "10.244.0.5");
         let mut recent = service.recent(&caller);
         for now in ["one", "other", "one"] {
