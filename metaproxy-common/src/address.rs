@@ -73,6 +73,15 @@ impl Address {
         self.words
     }
 
+    /// The address as two words of 64 bits, for hashing: the same on both ends of a connection of one machine.
+    #[inline(always)]
+    pub const fn halves(&self) -> [u64; 2] {
+        [
+            self.words[0] as u64 | ((self.words[1] as u64) << 32),
+            self.words[2] as u64 | ((self.words[3] as u64) << 32),
+        ]
+    }
+
     /// As a Rust address, IPv4 where it is mapped.
     pub fn ip(&self) -> IpAddr {
         let mut octets = [0; 16];

@@ -2,10 +2,12 @@
 //! the programs are compiled by different compilers.
 
 use crate::address::{Endpoint, Port};
+use crate::handshake::Proof;
 use crate::target::Targets;
 
-/// Most connections that may wait to be accepted at one time, over all pods of the node.
-pub const MAX_FLOWS: usize = 65_536;
+/// Most kinds of handshake failures, times cgroups, that are counted by cgroup between two looks; what goes beyond is
+/// counted in total only.
+pub const MAX_FAILURES: usize = 4_096;
 
 /// Most hostNetwork pods of one node that may be listed.
 pub const MAX_HOST_PODS: usize = 1_024;
@@ -115,30 +117,7 @@ pub struct Caller {
     pub netns_cookie: u64,
 }
 
-/// A connection as its client's kernel knows it, and as the listener sees it at accept: nothing in between
-/// translates addresses on the way from a pod to its own node.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct FlowKey {
-    /// The client's address and port.
-    pub client: Endpoint,
-    /// The listener's address and port.
-    pub listener: Endpoint,
-}
-
-/// The caller of an established connection that no listener has accepted yet.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Flow {
-    /// Who called.
-    pub caller: Caller,
-    /// Cookie of the socket that filed it; only that one's end removes it.
-    pub owner: u64,
-    /// Not 0: another socket claimed the same 4-tuple, so neither can be told from the other.
-    pub conflicted: u64,
-}
-
-/// What a redirected socket carries from `connect()` on.
+/// What the socket of a redirected client carries from `connect()` on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Stamp {
@@ -148,11 +127,94 @@ pub struct Stamp {
     pub asked: Endpoint,
     /// The listener that it got.
     pub listener: Endpoint,
-    /// Its entry in `mp_flows`, if `filed` is not 0.
-    pub flow: FlowKey,
-    /// Whether `flow` was filed for this socket.
-    pub filed: u32,
-    /// Always zero.
+    /// The client's initial sequence number; from [`ClientState::ESTABLISHED`] on.
+    pub client_isn: u32,
+    /// The listener's initial sequence number, likewise.
+    pub listener_isn: u32,
+    /// How far its connection is.
+    pub state: ClientState,
+    /// Not 0: a failure to write the option was counted for this connection.
+    pub is_failure_counted: u32,
+}
+
+/// How far the connection of a stamped socket is. An integer with names and no enum: it stands in a map.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ClientState(pub u32);
+
+impl ClientState {
+    /// `connect()` was called; or the socket was connected elsewhere since, and the stamp means nothing.
+    pub const NONE: Self = Self(0);
+    /// The SYN goes to the listener.
+    pub const CONNECTING: Self = Self(1);
+    /// The handshake is complete for the client, whose packets carry the option.
+    pub const ESTABLISHED: Self = Self(2);
+    /// The listener has acknowledged data, so it has verified the option before.
+    pub const DELIVERED: Self = Self(3);
+}
+
+/// What a listener's socket carries, and each connection that is accepted from it.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Arrival {
+    /// The cgroup id that its option proves, or only claims.
+    pub cgroup_id: u64,
+    /// What came of verifying it.
+    pub state: ArrivalState,
+    /// Not 0: the listener had `BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG` before we set it, so its connections keep it.
+    pub keeps_flag: u32,
+}
+
+impl Arrival {
+    /// What a listener is marked with.
+    pub const LISTENER: Self = Self {
+        cgroup_id: 0,
+        state: ArrivalState::UNSEEN,
+        keeps_flag: 0,
+    };
+}
+
+/// What came of verifying an accepted connection's option. An integer with names and no enum: it stands in a map.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ArrivalState(pub u32);
+
+impl ArrivalState {
+    /// A listener that the program has not seen (yet).
+    pub const UNSEEN: Self = Self(0);
+    /// The packet that completed the handshake had no option of ours.
+    pub const NO_OPTION: Self = Self(1);
+    /// It had one that proves nothing.
+    pub const BAD_TAG: Self = Self(2);
+    /// It had one that proves the caller.
+    pub const PROVEN: Self = Self(3);
+    /// It had one that proves a caller whose address was changed on the way.
+    pub const PROVEN_BEHIND_NAT: Self = Self(4);
+    /// A listener that the program has seen; or a connection from it that it has not.
+    pub const LISTENING: Self = Self(5);
+
+    /// The state that a proof leads to.
+    #[inline(always)]
+    pub const fn of(proof: Proof) -> Self {
+        if proof.0 == Proof::CALLER.0 {
+            Self::PROVEN
+        } else if proof.0 == Proof::CALLER_BEHIND_NAT.0 {
+            Self::PROVEN_BEHIND_NAT
+        } else {
+            Self::BAD_TAG
+        }
+    }
+}
+
+/// A failure of a handshake that the client's programs have seen, by the cgroup of its caller.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct FailureKey {
+    /// Cgroup id of the caller.
+    pub cgroup_id: u64,
+    /// Index of the kind in [`HandshakeFailure::ALL`].
+    pub kind: u32,
+    /// Always zero: map keys are compared byte by byte.
     pub pad: u32,
 }
 
@@ -167,7 +229,7 @@ macro_rules! counters {
             /// All of them, by index.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
-            /// A name for people and metrics.
+            /// Its name in metrics and logs.
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$name => $label),+ }
             }
@@ -186,16 +248,32 @@ counters! {
     Refused = "refused",
     /// Connections to a metadata address left alone, as they come from the node's own network namespace.
     NodeLeftAlone = "node_left_alone",
-    /// Connections filed under their 4-tuple.
-    Filed = "filed",
-    /// Second claims of a 4-tuple.
-    Conflicts = "conflicts",
-    /// Connections that could not be filed, as the map was full or memory short. They are refused at accept.
-    Unfiled = "unfiled",
-    /// Filed connections whose socket closed before they were accepted.
-    Abandoned = "abandoned",
+    /// Connections whose option proved their caller.
+    Proven = "proven",
+    /// Connections whose option proved a caller whose address was changed on the way.
+    ProvenBehindNat = "proven_behind_nat",
+    /// Connections to a listener that carried no option.
+    NoOption = "no_option",
+    /// Connections to a listener whose option proved nothing.
+    BadTag = "bad_tag",
+    /// Connections whose caller's option could not be written, or that another program answered; see
+    /// [`HandshakeFailure`].
+    Failures = "handshake_failures",
     /// Connections to a metadata address that were only noted, as nothing is redirected.
     Observed = "observed",
+}
+
+counters! {
+    /// Why a redirected connection did not reach the agent with its caller's option, as the client's programs see it.
+    HandshakeFailure:
+    /// The caller's cgroup id has more than 40 bits; the connection was refused.
+    IdTooLarge = "id_too_large",
+    /// The packet had no room for the option beside those of the kernel and of other programs.
+    NoRoom = "no_room",
+    /// The kernel, or another program, kept ours from writing the option.
+    NotWritten = "not_written",
+    /// Another program than the listener has answered.
+    AnsweredElsewhere = "answered_elsewhere",
 }
 
 /// How many counters there are.
@@ -213,7 +291,8 @@ pub const GUARD_COUNTERS: usize = GuardCounter::ALL.len();
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Caller, Config, Destination, Endpoint, Flow, FlowKey, GuardConfig};
+    use super::{Arrival, Config, Destination, Endpoint, FailureKey, GuardConfig};
+    use crate::siphash::Key;
 
     // SAFETY: all are `repr(C)`, `Copy`, hold only integers and have no padding (asserted in this module's tests).
     unsafe impl aya::Pod for Config {}
@@ -224,17 +303,18 @@ mod pod {
     // SAFETY: as above.
     unsafe impl aya::Pod for Endpoint {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Caller {}
+    unsafe impl aya::Pod for Arrival {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for Flow {}
+    unsafe impl aya::Pod for FailureKey {}
     // SAFETY: as above.
-    unsafe impl aya::Pod for FlowKey {}
+    unsafe impl aya::Pod for Key {}
 }
 
 #[cfg(test)]
 mod tests {
     extern crate std;
     use super::*;
+    use crate::siphash::Key;
     use crate::target::{MAX_TARGETS, Target};
     use core::mem::size_of;
 
@@ -242,10 +322,11 @@ mod tests {
     fn layouts_have_no_padding_and_keep_their_size() {
         assert_eq!(size_of::<Endpoint>(), 20);
         assert_eq!(size_of::<Target>(), 40);
-        assert_eq!(size_of::<FlowKey>(), 40);
         assert_eq!(size_of::<Caller>(), 16);
-        assert_eq!(size_of::<Flow>(), 16 + 8 + 8);
-        assert_eq!(size_of::<Stamp>(), 16 + 20 + 20 + 40 + 4 + 4);
+        assert_eq!(size_of::<Stamp>(), 16 + 20 + 20 + 4 * 4);
+        assert_eq!(size_of::<Arrival>(), 8 + 4 + 4);
+        assert_eq!(size_of::<FailureKey>(), 8 + 4 + 4);
+        assert_eq!(size_of::<Key>(), 16);
         assert_eq!(size_of::<Targets>(), MAX_TARGETS * 40 + 4 + 4);
         assert_eq!(size_of::<Config>(), 8 + size_of::<Targets>() + 4 + 4 + 40);
         assert_eq!(size_of::<GuardConfig>(), 8 + size_of::<Targets>() + 2 + 6);
@@ -255,6 +336,9 @@ mod tests {
     fn counters_index_themselves() {
         for (index, counter) in Counter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index);
+        }
+        for (index, kind) in HandshakeFailure::ALL.iter().enumerate() {
+            assert_eq!(*kind as usize, index);
         }
         for (index, counter) in GuardCounter::ALL.iter().enumerate() {
             assert_eq!(*counter as usize, index);

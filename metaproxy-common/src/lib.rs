@@ -1,14 +1,19 @@
-//! What the agent and its eBPF programs share: the layout of the maps, their names, and the pure decision
-//! about a `connect()`. Compiled for the kernel and for the host alike, so the decision is tested on the host.
+//! What the agent and its eBPF programs share: the layout of the maps, their names, the pure decision about a
+//! `connect()`, and the option that carries the caller. Compiled for the kernel and for the host alike, so that both
+//! are tested on the host.
 #![no_std]
 
 pub mod address;
+pub mod handshake;
 pub mod layout;
 pub mod names;
 pub mod packet;
+pub mod siphash;
 pub mod target;
 pub mod verdict;
 
 /// What processes of one node must agree on to stand beside each other: the intercepted addresses and their sentinels,
-/// and the form of session tokens. Whoever changes any of it counts this up.
-pub const CONTRACT: u32 = 1;
+/// how a caller is known, and the form of session tokens. A change of any of it counts this up.
+///
+/// 1: callers were filed under their 4-tuple. 2: callers travel in the handshake.
+pub const CONTRACT: u32 = 2;

@@ -8,8 +8,10 @@ pub const PREFIX: &str = "mp_";
 pub const CONNECT4: &str = "mp_connect4";
 /// `connect()` of an IPv6 socket, IPv4-mapped addresses included.
 pub const CONNECT6: &str = "mp_connect6";
-/// Connection events: files the caller under the 4-tuple.
+/// Connection events of pods' sockets: writes the caller's option.
 pub const SOCK_OPS: &str = "mp_sock_ops";
+/// Connection events of the agent's sockets: verifies the caller's option.
+pub const LISTENER_OPS: &str = "mp_listener_ops";
 /// `getpeername()` of an IPv4 socket.
 pub const GETPEERNAME4: &str = "mp_getpeername4";
 /// `getpeername()` of an IPv6 socket.
@@ -23,8 +25,12 @@ pub const DESTINATIONS: &str = "mp_dests";
 pub const HOST_PODS: &str = "mp_host_pods";
 /// [`Stamp`](crate::layout::Stamp) of a socket that was redirected.
 pub const STAMPS: &str = "mp_stamps";
-/// [`Flow`](crate::layout::Flow) of a connection on its way to a listener.
-pub const FLOWS: &str = "mp_flows";
+/// [`Arrival`](crate::layout::Arrival) of a listener, and of each connection accepted from it.
+pub const ARRIVALS: &str = "mp_arrivals";
+/// The [`Key`](crate::siphash::Key) of the tags, one element. Userspace can write it and not read it.
+pub const KEY: &str = "mp_key";
+/// Handshake failures: [`FailureKey`](crate::layout::FailureKey) → connections.
+pub const FAILURES: &str = "mp_failures";
 /// Per-CPU [`Counter`](crate::layout::Counter)s.
 pub const COUNTERS: &str = "mp_counters";
 
@@ -67,9 +73,26 @@ pub const GUARD_PROGRAMS: [&str; 7] = [
 pub const GUARD_MAPS: [&str; 3] = [GUARD, GUARD_MARK, GUARD_COUNT];
 
 /// Every program of the redirection, in no particular order.
-pub const PROGRAMS: [&str; 5] = [CONNECT4, CONNECT6, SOCK_OPS, GETPEERNAME4, GETPEERNAME6];
+pub const PROGRAMS: [&str; 6] = [
+    CONNECT4,
+    CONNECT6,
+    SOCK_OPS,
+    LISTENER_OPS,
+    GETPEERNAME4,
+    GETPEERNAME6,
+];
 /// Every map of the plain build (aya-log adds one).
-pub const MAPS: [&str; 7] = [CONFIG, DESTINATIONS, HOST_PODS, STAMPS, FLOWS, COUNTERS, OBSERVED];
+pub const MAPS: [&str; 9] = [
+    CONFIG,
+    DESTINATIONS,
+    HOST_PODS,
+    STAMPS,
+    ARRIVALS,
+    KEY,
+    FAILURES,
+    COUNTERS,
+    OBSERVED,
+];
 
 #[cfg(test)]
 mod tests {

@@ -7,10 +7,11 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::SockAddrContext;
 use metaproxy_common::address::Endpoint;
-use metaproxy_common::layout::{Caller, Config, Counter, Destination, FlowKey, Stamp};
+use metaproxy_common::handshake::MAX_CGROUP_ID;
+use metaproxy_common::layout::{Caller, ClientState, Config, Counter, Destination, HandshakeFailure, Stamp};
 use metaproxy_common::verdict::{Action, Family, Kind, Surroundings, classify, decide};
 
-use crate::maps::{CONFIG, DESTINATIONS, HOST_PODS, OBSERVED, STAMPS, count};
+use crate::maps::{CONFIG, DESTINATIONS, HOST_PODS, OBSERVED, STAMPS, count, count_failure};
 use crate::sockaddr;
 
 /// Deepest cgroup level at which a listed pod is looked for.
@@ -117,32 +118,30 @@ fn destination(config: &Config, netns_cookie: u64) -> Destination {
     config.destination
 }
 
-/// Notes on the socket who called and where it goes; false where the kernel has no memory for it.
+/// Notes on the socket who called and where it goes; false if the caller can't be carried to the listener.
 #[inline(always)]
 fn stamp(ctx: &SockAddrContext, caller: Caller, asked: Endpoint, listener: Endpoint) -> bool {
+    if caller.cgroup_id > MAX_CGROUP_ID {
+        count_failure(caller.cgroup_id, HandshakeFailure::IdTooLarge);
+        return false;
+    }
     // SAFETY: the storage belongs to the context's socket, which lives as long as the context.
     let slot = unsafe { STAMPS.get_or_insert_ptr_mut(ctx, None) };
     if slot.is_null() {
         return false;
     }
-    // SAFETY: just checked.
-    let slot = unsafe { &mut *slot };
-    if slot.filed != 0 {
-        // Connected a second time while its first flow is still filed, which the kernel does not allow; the first
-        // must be taken back when the socket closes, so this attempt claims nothing.
-        return false;
+    // SAFETY: just checked. The kernel calls this for unconnected sockets only, so no earlier connection needs the stamp.
+    unsafe {
+        *slot = Stamp {
+            caller,
+            asked,
+            listener,
+            client_isn: 0,
+            listener_isn: 0,
+            state: ClientState::NONE,
+            is_failure_counted: 0,
+        };
     }
-    *slot = Stamp {
-        caller,
-        asked,
-        listener,
-        flow: FlowKey {
-            client: Endpoint::NONE,
-            listener: Endpoint::NONE,
-        },
-        filed: 0,
-        pad: 0,
-    };
     true
 }
 

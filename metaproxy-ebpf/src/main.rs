@@ -5,9 +5,11 @@
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]
+mod caller;
+#[cfg(target_arch = "bpf")]
 mod connect;
 #[cfg(target_arch = "bpf")]
-mod flows;
+mod listener;
 #[cfg(target_arch = "bpf")]
 mod maps;
 #[cfg(target_arch = "bpf")]
@@ -16,6 +18,8 @@ mod peername;
 mod programs;
 #[cfg(target_arch = "bpf")]
 mod sockaddr;
+#[cfg(target_arch = "bpf")]
+mod sockops;
 
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

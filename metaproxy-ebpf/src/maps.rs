@@ -1,12 +1,18 @@
 //! The maps. Their names are those of `metaproxy_common::names`.
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use core::ptr;
+
+use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
+use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_F_WRONLY, BPF_NOEXIST};
 use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SkStorage};
+use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::btf_map;
+use aya_ebpf::programs::SockOpsContext;
 use metaproxy_common::layout::{
-    COUNTERS, Config, Counter, Destination, Flow, FlowKey, MAX_DESTINATIONS, MAX_FLOWS, MAX_HOST_PODS,
-    MAX_OBSERVED, Stamp,
+    Arrival, COUNTERS, Config, Counter, Destination, FailureKey, HandshakeFailure, MAX_DESTINATIONS,
+    MAX_FAILURES, MAX_HOST_PODS, MAX_OBSERVED, Stamp,
 };
+use metaproxy_common::siphash::Key;
 
 const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 
@@ -24,9 +30,17 @@ pub static HOST_PODS: HashMap<u64, u8, MAX_HOST_PODS, NO_PREALLOC> = HashMap::ne
 #[btf_map(name = "mp_stamps")]
 pub static STAMPS: SkStorage<Stamp> = SkStorage::new();
 
-/// A plain hash on purpose: an LRU would let a flood of one pod's connections push out another's identity.
-#[btf_map(name = "mp_flows")]
-pub static FLOWS: HashMap<FlowKey, Flow, MAX_FLOWS, NO_PREALLOC> = HashMap::new();
+/// Userspace may write it and not read it: a descriptor that another process takes from the kernel's list is worth
+/// nothing for forging tags.
+#[btf_map(name = "mp_key")]
+pub static KEY: Array<Key, 1, { BPF_F_WRONLY as usize }> = Array::new();
+
+/// On listeners, and copied by the kernel to each connection that is accepted from one.
+#[btf_map(name = "mp_arrivals")]
+pub static ARRIVALS: ClonedSkStorage<Arrival> = ClonedSkStorage::new();
+
+#[btf_map(name = "mp_failures")]
+static FAILURES: HashMap<FailureKey, u64, MAX_FAILURES, NO_PREALLOC> = HashMap::new();
 
 /// By cgroup id: connections that were only observed.
 #[btf_map(name = "mp_observed")]
@@ -42,4 +56,87 @@ pub fn count(counter: Counter) {
         // store by another on the same CPU may lose one count, which is all that is at stake.
         unsafe { *value += 1 };
     }
+}
+
+/// Counts a failure, in total and for the caller's cgroup. Two at once may count as one.
+#[inline(always)]
+pub fn count_failure(cgroup_id: u64, kind: HandshakeFailure) {
+    count(Counter::Failures);
+    let key = FailureKey {
+        cgroup_id,
+        kind: kind as u32,
+        pad: 0,
+    };
+    if let Some(failures) = FAILURES.get_ptr_mut(key) {
+        // SAFETY: non-null, and map values outlive the program run.
+        unsafe { *failures += 1 };
+    } else {
+        // A full map costs the name of the pod in the count, which the agent then reports in total.
+        let _ = FAILURES.insert(key, 1_u64, u64::from(BPF_NOEXIST));
+    }
+}
+
+/// A socket storage map whose elements the kernel copies from a listener to the connections accepted from it
+/// (`BPF_F_CLONE`). aya's `SkStorage` has fixed flags; the fields are those that its macro makes.
+#[repr(C)]
+pub struct ClonedSkStorage<T> {
+    r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; (BPF_F_NO_PREALLOC | BPF_F_CLONE) as usize],
+}
+
+// SAFETY: the pointers only carry types to the loader and are never dereferenced.
+unsafe impl<T> Sync for ClonedSkStorage<T> {}
+
+impl<T> ClonedSkStorage<T> {
+    const fn new() -> Self {
+        Self {
+            r#type: ptr::null(),
+            key: ptr::null(),
+            value: ptr::null(),
+            max_entries: ptr::null(),
+            map_flags: ptr::null(),
+        }
+    }
+}
+
+/// The element of the context's socket in a socket storage map, if it has one.
+///
+/// # Safety
+/// `map` must be a socket storage map with elements of type `T`.
+#[inline(always)]
+unsafe fn of_socket<'a, M, T>(map: &M, ctx: &'a SockOpsContext) -> Option<&'a mut T> {
+    // SAFETY: the kernel hands a valid context to the program.
+    let sk = unsafe { (*ctx.ops).__bindgen_anon_2.sk };
+    if sk.is_null() {
+        return None;
+    }
+    // SAFETY: the context's own socket, checked above; the element lives as long as the socket, and the socket as long
+    // as the context.
+    unsafe {
+        bpf_sk_storage_get(
+            ptr::from_ref(map).cast_mut().cast(),
+            sk.cast(),
+            ptr::null_mut(),
+            0,
+        )
+        .cast::<T>()
+        .as_mut()
+    }
+}
+
+/// The stamp of the context's socket.
+#[inline(always)]
+pub fn stamp(ctx: &SockOpsContext) -> Option<&mut Stamp> {
+    // SAFETY: it is a map of stamps.
+    unsafe { of_socket(&STAMPS, ctx) }
+}
+
+/// The arrival of the context's socket.
+#[inline(always)]
+pub fn arrival(ctx: &SockOpsContext) -> Option<&mut Arrival> {
+    // SAFETY: it is a map of arrivals.
+    unsafe { of_socket(&ARRIVALS, ctx) }
 }

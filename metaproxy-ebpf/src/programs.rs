@@ -5,7 +5,7 @@ use aya_ebpf::macros::{cgroup_sock_addr, sock_ops};
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
 use metaproxy_common::verdict::Family;
 
-use crate::{connect, flows, peername};
+use crate::{caller, connect, listener, peername};
 
 const ALLOW: i32 = 1;
 
@@ -23,7 +23,13 @@ pub fn mp_connect6(ctx: SockAddrContext) -> i32 {
 
 #[sock_ops]
 pub fn mp_sock_ops(ctx: SockOpsContext) -> u32 {
-    flows::on_event(&ctx);
+    caller::on_event(&ctx);
+    ALLOW as u32
+}
+
+#[sock_ops]
+pub fn mp_listener_ops(ctx: SockOpsContext) -> u32 {
+    listener::on_event(&ctx);
     ALLOW as u32
 }
 

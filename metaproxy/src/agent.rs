@@ -22,7 +22,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use clap::ValueEnum;
-use metaproxy_common::layout::{Config, Counter};
+use metaproxy_common::layout::{Config, Counter, Destination};
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
@@ -46,15 +46,16 @@ use crate::imds::server::Server;
 use crate::imds::token::Tokens;
 use crate::imds::upstream::{Endpoint, Upstream};
 use crate::imds::{Limits, Parts, Passing, Phase, Service, Told, Version1};
-use crate::intercept::attachment::{Attachment, State};
+use crate::intercept::attachment::{Attachment, ListenerLink, State};
 use crate::intercept::caller::{Callers, CurrentPods};
-use crate::intercept::cgroups::Locator;
+use crate::intercept::cgroups::{Locator, OwnCgroup};
 use crate::intercept::guard::{self, Choice, Guard, GuardCounters, GuardState};
 use crate::intercept::kernel;
 use crate::intercept::listener::{Listeners, PortChoice, node_addresses};
 use crate::intercept::object::ProgramsError;
 use crate::intercept::port::Avoid;
 use crate::intercept::programs::{Maps, Programs};
+use crate::intercept::refusals::{Refusals, follow_failures};
 use crate::neighbours::{Presence, ServedMark, make_runtime_dir};
 use crate::roles::Rules;
 use crate::signals::stop_signal;
@@ -183,20 +184,36 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     } else {
         settings.listen_addresses.clone()
     };
-    let listeners = Listeners::open(&addresses, &choice)?;
+    let (programs, mut maps) = load(&Config::imds(node_netns, Destination::NONE))?;
+    let own = OwnCgroup::find(locator.roots())?;
+    let listener_link = ListenerLink::attach(&programs, own)?;
+    let listeners = Listeners::open(&addresses, &choice, &mut maps.arrivals)?;
+    maps.configure(&Config::imds(node_netns, listeners.destination()))?;
     let shown: Vec<String> = listeners.addresses().iter().map(ToString::to_string).collect();
     let identity = Identity::of(&settings, shown.clone());
 
     let guard = Guard::load(settings.guard, node_netns, guards_locator).await?;
     tell_surroundings(&settings, cluster.as_ref(), Some(&sts), guard.as_ref());
-    let (programs, maps) = load(&Config::imds(node_netns, listeners.destination()))?;
     let current = CurrentPods::default();
     let counters = Arc::new(maps.counters);
-    let callers = Callers::new(maps.flows, Arc::clone(&current));
+    let callers = Callers::new(maps.arrivals, Arc::clone(&current), pods.clone());
+    let refusals = Refusals::new(pods.clone());
+    tasks.spawn(follow_failures(
+        maps.failures,
+        Arc::clone(&current),
+        refusals.clone(),
+    ));
     let rules = Arc::new(settings.rules);
     let (wanted, host_pods) =
         watch::channel(consequences(&pods.borrow(), &rules, &BTreeSet::new()).host_pods);
-    let mut attachment = Attachment::new(programs, locator, current, maps.host_pods, host_pods);
+    let mut attachment = Attachment::new(
+        programs,
+        locator,
+        Some(listener_link),
+        current,
+        maps.host_pods,
+        host_pods,
+    );
 
     let told = Arc::new(Told::new(
         cluster
@@ -222,12 +239,19 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         version1,
         told: Arc::clone(&told),
     });
-    let server = Arc::new(Server::new(callers, service, phases, settings.limits, addresses));
+    let server = Arc::new(Server::new(
+        callers,
+        refusals,
+        service,
+        phases,
+        settings.limits,
+        addresses,
+    ));
 
     // Accepting before anything is redirected: no connection finds a listener that nobody serves.
     let mut accepting: JoinSet<()> = listeners
         .into_sockets()
-        .map(|(listener, address)| Arc::clone(&server).accept(listener, address))
+        .map(|(listener, _)| Arc::clone(&server).accept(listener))
         .collect();
     let state = attachment.start()?;
     let guarding = guard

@@ -107,7 +107,6 @@ pub fn head(data: &[u8]) {
         let place = shares.take(&()).unwrap();
         let caller = Caller {
             uid: UID.parse().unwrap(),
-            address: "10.0.0.1".parse().unwrap(),
         };
         let asking = async {
             let _ = client.write_all(data).await;

@@ -58,7 +58,14 @@ pub(super) async fn run(
     let rules = Arc::new(settings.rules);
     let (wanted, host_pods) =
         watch::channel(consequences(&pods.borrow(), &rules, &BTreeSet::new()).host_pods);
-    let mut attachment = Attachment::new(programs, locator, Arc::clone(&current), maps.host_pods, host_pods);
+    let mut attachment = Attachment::new(
+        programs,
+        locator,
+        None,
+        Arc::clone(&current),
+        maps.host_pods,
+        host_pods,
+    );
     let state = attachment.start()?;
 
     let (publish_rules, rules) = watch::channel(rules);

@@ -2,7 +2,6 @@
 //! than finding what was decided.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use tokio::sync::watch;
@@ -10,7 +9,7 @@ use tokio::time::Instant;
 
 use super::Caller;
 use crate::credentials::{SessionKey, SessionPlace};
-use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
+use crate::pods::{Inventory, PodUid, Pods};
 use crate::roles::{Decision, Grant, Reason, Rules};
 
 /// What is decided about one pod: a [`Decision`], with what follows from it.
@@ -51,14 +50,7 @@ pub struct Decisions {
 struct Table {
     inventory: Arc<Inventory>,
     rules: Arc<Rules>,
-    decided: RwLock<HashMap<PodUid, Remembered>>,
-}
-
-#[derive(Clone, Debug)]
-struct Remembered {
-    decided: Arc<Decided>,
-    /// The only pod with this UID, where there is one.
-    pod: Option<Arc<Pod>>,
+    decided: RwLock<HashMap<PodUid, Arc<Decided>>>,
 }
 
 impl Decided {
@@ -99,15 +91,7 @@ impl Decisions {
 
     /// What is decided about the caller at this moment.
     pub fn of(&self, caller: &Caller) -> Arc<Decided> {
-        let found = self.table().find(&caller.uid);
-        match found.pod {
-            // Its known addresses may be those of a moment ago.
-            Some(pod) if is_foreign(&pod, caller.address) => {
-                let pod = pod.to_string();
-                Arc::new(Decided::Wait(Reason::ForeignAddress { pod }))
-            }
-            _ => found.decided,
-        }
+        self.table().find(&caller.uid)
     }
 
     /// What is decided about the caller once it can be told; what there is to wait for where it still can't at the deadline.
@@ -164,34 +148,26 @@ impl Table {
         })
     }
 
-    fn find(&self, uid: &PodUid) -> Remembered {
+    fn find(&self, uid: &PodUid) -> Arc<Decided> {
         let known = self.decided.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = known.get(uid) {
-            return found.clone();
+            return Arc::clone(found);
         }
         drop(known);
         let decided = Arc::new(self.rules.resolve(&self.inventory, uid).into());
-        let pod = match self.inventory.by_uid(uid) {
-            Some(Known::Pod(pod)) => Some(Arc::clone(pod)),
-            Some(Known::Ambiguous(_)) => None,
-            // There is no end to pods that are not known; and to decide about them is nothing much.
-            None => return Remembered { decided, pod: None },
-        };
-        let found = Remembered { decided, pod };
-        let mut known = self.decided.write().unwrap_or_else(PoisonError::into_inner);
-        known.insert(uid.clone(), found.clone());
-        found
+        // There is no end to pods that are not known, and deciding about them costs little.
+        if self.inventory.by_uid(uid).is_some() {
+            let mut known = self.decided.write().unwrap_or_else(PoisonError::into_inner);
+            known.insert(uid.clone(), Arc::clone(&decided));
+        }
+        decided
     }
-}
-
-/// Where a pod's addresses are known, nobody else's connection passes for it. hostNetwork pods have the node's.
-fn is_foreign(pod: &Pod, address: IpAddr) -> bool {
-    !pod.host_network && !pod.ips.is_empty() && !pod.ips.contains(&address)
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::pods::Pod;
     use crate::roles::unasked as rules;
 
     const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
@@ -208,10 +184,9 @@ pub(super) mod tests {
         Arc::new(Inventory::new([Arc::new(pod)], [], []))
     }
 
-    pub(in crate::imds) fn caller(uid: &str, address: &str) -> Caller {
+    pub(in crate::imds) fn caller(uid: &str) -> Caller {
         Caller {
             uid: uid.parse().unwrap(),
-            address: address.parse().unwrap(),
         }
     }
 
@@ -234,7 +209,7 @@ pub(super) mod tests {
     #[test]
     fn what_is_remembered_is_void_with_the_next_change_of_pods_or_rules() {
         let (pods, rules, decisions) = decisions("one");
-        let caller = caller(UID, "10.244.0.5");
+        let caller = caller(UID);
         let one = decisions.of(&caller);
         assert_eq!(role(&one), Some("one"));
         assert!(Arc::ptr_eq(&one, &decisions.of(&caller)), "worked out once");
@@ -249,22 +224,11 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn another_address_is_never_given_what_was_decided_for_the_pods_own() {
-        let (_pods, _rules, decisions) = decisions("one");
-        assert_eq!(role(&decisions.of(&caller(UID, "10.244.0.5"))), Some("one"));
-        let foreign = decisions.of(&caller(UID, "10.244.0.6"));
-        assert!(matches!(*foreign, Decided::Wait(Reason::ForeignAddress { .. })));
-    }
-
-    #[test]
     fn pods_that_are_not_known_take_no_memory() {
         let (_pods, _rules, decisions) = decisions("one");
         for number in 0..100 {
             let uid = format!("bbbbbbbb-0000-0000-0000-{number:012}");
-            assert!(matches!(
-                *decisions.of(&caller(&uid, "10.244.0.9")),
-                Decided::Wait(_)
-            ));
+            assert!(matches!(*decisions.of(&caller(&uid)), Decided::Wait(_)));
         }
         assert!(decisions.table().decided.read().unwrap().is_empty());
     }

@@ -276,7 +276,7 @@ mod tests {
         let (phase, watched) = watch::channel(Phase::Serving);
         let service = service(pods.subscribe(), rules.subscribe(), version1);
         let http = Http::new(service, watched, limits());
-        let caller = caller("aaaaaaaa-0000-0000-0000-000000000001", "10.244.0.5");
+        let caller = caller("aaaaaaaa-0000-0000-0000-000000000001");
         let place = Shares::new(limits()).take(&()).unwrap();
         let (mut client, server) = tokio::io::duplex(4096);
         let mut serving = pin!(http.serve(server, &caller, &place, || {}));

@@ -83,7 +83,7 @@ pub(super) mod tests {
     fn a_change_counts_with_the_next_request_of_an_open_connection() {
         let (pods, rules, decisions) = decisions("one");
         let (_version1, version1) = watch::channel(Version1::Allowed);
-        let caller = caller(UID, "10.244.0.5");
+        let caller = caller(UID);
         let mut recent = Recent::new(&caller, pods.subscribe(), rules.subscribe(), version1);
         let first: *const Decided = recent.decided(&decisions).0;
         assert!(
@@ -105,7 +105,7 @@ pub(super) mod tests {
     fn whether_tokens_are_required_counts_too() {
         let (pods, rules, _) = decisions("one");
         let (publish, version1) = watch::channel(Version1::Unknown);
-        let caller = caller(UID, "10.244.0.5");
+        let caller = caller(UID);
         let mut recent = Recent::new(&caller, pods.subscribe(), rules.subscribe(), version1);
         assert_eq!(recent.version1(), Version1::Unknown);
         publish.send_replace(Version1::Denied);
@@ -169,7 +169,7 @@ pub(super) mod tests {
         let (pods, rules, _) = decisions("one");
         let (_version1, version1) = watch::channel(Version1::Allowed);
         let service = service(pods.subscribe(), rules.subscribe(), version1);
-        let caller = caller(UID, "10.244.0.5");
+        let caller = caller(UID);
         let mut recent = service.recent(&caller);
         for now in ["one", "other", "one"] {
             pods.send_replace(inventory(now));

@@ -16,12 +16,14 @@ use super::per_pod::{Limits, Place, Shares};
 use super::{Caller, Service};
 use crate::credentials::Issuer;
 use crate::intercept::caller::Callers;
+use crate::intercept::refusals::Refusals;
 use crate::measured::Requests;
 use crate::pods::PodUid;
 
 /// What all connections share.
 pub struct Server<I> {
     callers: Callers,
+    refusals: Refusals,
     http: Http<I>,
     phase: watch::Receiver<Phase>,
     counters: Counters,
@@ -75,6 +77,7 @@ impl<I: Issuer> Server<I> {
     /// A server without listeners yet; they will be at these addresses.
     pub fn new(
         callers: Callers,
+        refusals: Refusals,
         service: Service<I>,
         phase: watch::Receiver<Phase>,
         limits: Limits,
@@ -82,6 +85,7 @@ impl<I: Issuer> Server<I> {
     ) -> Self {
         Self {
             callers,
+            refusals,
             http: Http::new(service, phase.clone(), limits),
             phase,
             counters: Counters::default(),
@@ -122,8 +126,13 @@ impl<I: Issuer> Server<I> {
         }
     }
 
+    /// Connections that were refused, by kind and pod.
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
     /// Accepts until the phase is [`Phase::Closing`], and then what is still waiting to be accepted.
-    pub async fn accept(self: Arc<Self>, listener: TcpListener, address: SocketAddr) {
+    pub async fn accept(self: Arc<Self>, listener: TcpListener) {
         let mut phase = self.phase.clone();
         loop {
             let accepted = tokio::select! {
@@ -140,10 +149,8 @@ impl<I: Issuer> Server<I> {
                         self.by_address.take(&peer.ip())
                     };
                     if is_own || place.is_some() {
-                        self.open
-                            .spawn(Arc::clone(&self).connection(stream, peer, address, place));
+                        self.open.spawn(Arc::clone(&self).connection(stream, peer, place));
                     } else {
-                        self.callers.forget(&stream, peer, address);
                         self.over_limit(&peer.ip());
                     }
                 }
@@ -174,28 +181,16 @@ impl<I: Issuer> Server<I> {
         }
     }
 
-    async fn connection(
-        self: Arc<Self>,
-        stream: TcpStream,
-        peer: SocketAddr,
-        address: SocketAddr,
-        of_address: Option<Place>,
-    ) {
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, of_address: Option<Place>) {
         if let Some(place) = &of_address {
             self.slow(place).await;
         }
-        let caller = match self.callers.identify(&stream, peer, address) {
-            Ok(uid) => Caller {
-                uid,
-                address: peer.ip().to_canonical(),
-            },
+        let caller = match self.callers.identify(&stream, peer.ip()) {
+            Ok(uid) => Caller { uid },
             Err(reason) => {
                 count(&self.counters.unidentified);
-                if reason.is_our_fault() && due(&self.complained) {
-                    warn!(%peer, "refused: {reason}");
-                } else {
-                    debug!(%peer, "refused: {reason}");
-                }
+                debug!(%peer, "refused: {reason}");
+                self.refusals.note(reason.kind(), reason.pod(), 1);
                 return;
             }
         };

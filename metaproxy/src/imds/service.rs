@@ -1,6 +1,5 @@
 //! One request of one pod, answered.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
@@ -32,8 +31,6 @@ const FORWARDED: &str = "x-forwarded-for";
 pub struct Caller {
     /// The pod.
     pub uid: PodUid,
-    /// The address that it came from.
-    pub address: IpAddr,
 }
 
 /// Whether requests without a session token (IMDSv1) are answered.

@@ -12,7 +12,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use super::caller::CurrentPods;
-use super::cgroups::{CgroupError, Locator, NotAPod, PodsCgroup};
+use super::cgroups::{CgroupError, Locator, NotAPod, OwnCgroup, PodsCgroup};
 use super::object::ProgramsError;
 use super::programs::{Links, Programs};
 use crate::pods::PodUid;
@@ -26,6 +26,7 @@ pub(super) const LOOK: Duration = Duration::from_millis(200);
 pub struct Attachment {
     programs: Programs,
     locator: Locator,
+    listener: Option<ListenerLink>,
     pods: CurrentPods,
     host_pods: HashMap<MapData, u64, u8>,
     wanted: watch::Receiver<BTreeSet<PodUid>>,
@@ -33,6 +34,24 @@ pub struct Attachment {
     links: Option<Links>,
     complained: Option<String>,
     mended: Mended,
+}
+
+/// What verifies callers, attached to the agent's own cgroup for as long as it runs.
+#[derive(Debug)]
+pub struct ListenerLink {
+    cgroup: OwnCgroup,
+    links: Links,
+}
+
+impl ListenerLink {
+    /// Attaches it: before there are listeners, as it must see them listen.
+    ///
+    /// # Errors
+    /// What the kernel has against it.
+    pub fn attach(programs: &Programs, cgroup: OwnCgroup) -> Result<Self, ProgramsError> {
+        let links = programs.attach_listener(cgroup.dir())?;
+        Ok(Self { cgroup, links })
+    }
 }
 
 /// Whether pods are intercepted at the moment.
@@ -80,10 +99,11 @@ impl Mended {
 }
 
 impl Attachment {
-    /// Nothing is attached before [`Self::start`]. `wanted` are the hostNetwork pods to intercept.
+    /// Nothing is attached to the pods' cgroup before [`Self::start`]. There is no listener if pods are only observed. `wanted` are the hostNetwork pods to intercept.
     pub fn new(
         programs: Programs,
         locator: Locator,
+        listener: Option<ListenerLink>,
         pods: CurrentPods,
         host_pods: HashMap<MapData, u64, u8>,
         wanted: watch::Receiver<BTreeSet<PodUid>>,
@@ -92,6 +112,7 @@ impl Attachment {
         Self {
             programs,
             locator,
+            listener,
             pods,
             host_pods,
             wanted,
@@ -134,8 +155,8 @@ impl Attachment {
         Ok(())
     }
 
-    /// Runs until `stop` fires, then detaches what redirects and hands itself back; what files identities stays
-    /// attached until it is dropped.
+    /// Runs until `stop` fires, then detaches what redirects and hands itself back; what carries and verifies callers
+    /// stays attached until it is dropped.
     pub async fn keep(mut self, state: watch::Sender<State>, mut stop: oneshot::Receiver<()>) -> Self {
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -170,10 +191,14 @@ impl Attachment {
     }
 
     fn try_look(&mut self) -> Result<(), AttachError> {
+        let mut mended = match &mut self.listener {
+            Some(ListenerLink { cgroup, links }) => self.programs.mend(links, cgroup.dir())?,
+            None => Vec::new(),
+        };
         let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(links) = &mut self.links {
             if let Some(pods) = pods.filter(|pods| pods.is_current()) {
-                let mended = self.programs.mend(links, pods.dir())?;
+                mended.extend(self.programs.mend(links, pods.dir())?);
                 if !mended.is_empty() {
                     self.mended.note(&mended);
                 }

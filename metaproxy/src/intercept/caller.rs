@@ -1,126 +1,181 @@
 //! Who stands at the other end of an accepted connection.
 
-use std::net::SocketAddr;
-use std::os::fd::AsFd;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::net::IpAddr;
+use std::os::fd::AsRawFd;
+use std::sync::{Arc, PoisonError, RwLock};
 
-use aya::maps::{HashMap, MapData, MapError};
-use metaproxy_common::address::Endpoint;
-use metaproxy_common::layout::{Caller, Flow, FlowKey};
+use aya::maps::{MapData, MapError, SkStorage};
+use metaproxy_common::layout::{Arrival, ArrivalState};
 use thiserror::Error;
 
 use super::cgroups::{NotAPod, PodsCgroup};
-use super::kernel;
-use crate::pods::PodUid;
+use super::refusals::RefusalKind;
+use crate::pods::{Inventory, Known, PodUid, Pods};
 
 /// Why a connection's caller is not known. Such a connection is closed without an answer.
 #[derive(Debug, Error)]
 pub enum Unidentified {
-    /// It was not made by a pod of this node, or its entry was taken before.
+    /// The packet that completed the handshake carried no option of ours.
     #[error(
-        "no pod filed this connection; it was dialled from outside the pods' cgroup, or its 4-tuple was used again"
+        "the connection carries no caller: it was not made from the pods' cgroup, or its packets lost the option on the way"
     )]
-    NoFlow,
-    /// Two sockets claimed one 4-tuple.
+    NoOption,
+    /// The option proves nothing.
     #[error(
-        "two sockets claimed this connection's addresses and ports, so neither can be told from the other"
+        "the caller that the connection carries is not proven: its option was made for another connection, or by another agent"
     )]
-    Conflicted,
+    BadTag,
+    /// The caller is proven, and its address was changed on the way, to one that is not known to be the pod's.
+    #[error(
+        "the address {address} of the connection is not known to be one of pod {pod}: it was changed on the way by NAT outside the pod"
+    )]
+    ForeignAddress {
+        /// The pod that has made the connection.
+        pod: PodUid,
+        /// The address that the listener sees.
+        address: IpAddr,
+    },
+    /// The program that verifies callers has not seen the connection.
+    #[error(
+        "the program that verifies callers has not seen the connection: it is not attached to the agent's cgroup (any more)"
+    )]
+    Unverified,
     /// The pods' cgroup is not there.
     #[error("the pods' cgroup does not exist at the moment")]
     NoPods,
     /// The caller is not a pod.
     #[error("the caller is no pod: {0}")]
     NotAPod(#[from] NotAPod),
-    /// The client is gone, and with it what made the 4-tuple its own.
-    #[error("the client closed the connection before it was accepted")]
-    Closed,
     /// The map could not be read.
     #[error("cannot look up the caller: {0}")]
     Map(#[from] MapError),
 }
 
 impl Unidentified {
-    /// Whether it is the node or the agent that fails here, and not the client.
-    pub fn is_our_fault(&self) -> bool {
-        matches!(self, Self::Map(_) | Self::NotAPod(NotAPod::Unreadable { .. }))
+    /// The kind by which it is counted.
+    pub fn kind(&self) -> RefusalKind {
+        match self {
+            Self::NoOption => RefusalKind::NoOption,
+            Self::BadTag => RefusalKind::BadTag,
+            Self::ForeignAddress { .. } => RefusalKind::ForeignAddress,
+            Self::NotAPod(NotAPod::Gone(_) | NotAPod::Elsewhere(_)) => RefusalKind::NotAPod,
+            Self::NotAPod(NotAPod::Unreadable { .. }) | Self::Unverified | Self::NoPods | Self::Map(_) => {
+                RefusalKind::Internal
+            }
+        }
+    }
+
+    /// The pod, if it is known.
+    pub fn pod(&self) -> Option<&PodUid> {
+        match self {
+            Self::ForeignAddress { pod, .. } => Some(pod),
+            _ => None,
+        }
     }
 }
 
 /// Shared between the task that keeps the programs attached and those that identify.
 pub type CurrentPods = Arc<RwLock<Option<Arc<PodsCgroup>>>>;
 
-/// Looks up callers. Cheap to share.
+/// The pods' cgroup at this moment.
+pub fn current(pods: &CurrentPods) -> Option<Arc<PodsCgroup>> {
+    pods.read().unwrap_or_else(PoisonError::into_inner).clone()
+}
+
+/// Reads who has made accepted connections.
 #[derive(Debug)]
 pub struct Callers {
-    flows: Mutex<HashMap<MapData, FlowKey, Flow>>,
-    pods: CurrentPods,
+    arrivals: SkStorage<MapData, Arrival>,
+    cgroup: CurrentPods,
+    pods: Pods,
 }
 
 impl Callers {
-    /// From the map that the programs fill, and the pods' cgroup as it stands.
-    pub fn new(flows: HashMap<MapData, FlowKey, Flow>, pods: CurrentPods) -> Self {
+    /// From the map that the program fills, the pods' cgroup as it stands, and what is known of pods.
+    pub fn new(arrivals: SkStorage<MapData, Arrival>, cgroup: CurrentPods, pods: Pods) -> Self {
         Self {
-            flows: Mutex::new(flows),
+            arrivals,
+            cgroup,
             pods,
         }
     }
 
-    /// The pod that made this connection. The entry is taken: a second connection from the same address and port
-    /// must file its own.
-    pub fn identify(
-        &self,
-        socket: &impl AsFd,
-        peer: SocketAddr,
-        listener: SocketAddr,
-    ) -> Result<PodUid, Unidentified> {
-        let key = FlowKey {
-            client: Endpoint::from_socket(peer),
-            listener: Endpoint::from_socket(listener),
-        };
-        // A client that is gone may have left its 4-tuple to another, which has filed itself in the meantime: then that
-        // entry is not this connection's, and must not be taken. As long as the client is connected, no other socket's
-        // connection with these addresses can have been accepted.
-        let is_connected = || kernel::is_connected(socket.as_fd()).unwrap_or(false);
-        if !is_connected() {
-            return Err(Unidentified::Closed);
-        }
-        let caller = self.take(&key)?;
-        if !is_connected() {
-            return Err(Unidentified::Closed);
-        }
-        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let pods = pods.ok_or(Unidentified::NoPods)?;
-        Ok(pods.pod_of(caller.cgroup_id)?)
-    }
-
-    /// Takes the entry of a connection that is refused whoever made it: it must not stand in the way of others.
-    pub fn forget(&self, socket: &impl AsFd, peer: SocketAddr, listener: SocketAddr) {
-        let key = FlowKey {
-            client: Endpoint::from_socket(peer),
-            listener: Endpoint::from_socket(listener),
-        };
-        if kernel::is_connected(socket.as_fd()).unwrap_or(false) {
-            let _ = self.take(&key);
-        }
-    }
-
-    /// Looking up and deleting are two calls (one call for both is Linux 5.14). Should another socket file itself in
-    /// between, its entry is lost and it is refused: never taken for somebody else.
-    fn take(&self, key: &FlowKey) -> Result<Caller, Unidentified> {
-        let mut flows = self.flows.lock().unwrap_or_else(PoisonError::into_inner);
-        let flow = match flows.get(key, 0) {
-            Ok(flow) => flow,
-            Err(MapError::KeyNotFound) => return Err(Unidentified::NoFlow),
+    /// Tells the pod that has made this connection; `peer` is the client's address as the listener sees it.
+    ///
+    /// # Errors
+    /// Why it can't be told; the connection must be closed without an answer.
+    pub fn identify(&self, socket: &impl AsRawFd, peer: IpAddr) -> Result<PodUid, Unidentified> {
+        let arrival = match self.arrivals.get(socket, 0) {
+            Ok(arrival) => arrival,
+            Err(MapError::KeyNotFound) => return Err(Unidentified::Unverified),
             Err(error) => return Err(error.into()),
         };
-        if flow.conflicted != 0 {
-            // Stays until its owner closes, so that whoever comes with the same 4-tuple is refused as well.
-            return Err(Unidentified::Conflicted);
+        match arrival.state {
+            ArrivalState::PROVEN => self.pod_of(arrival.cgroup_id),
+            ArrivalState::PROVEN_BEHIND_NAT => {
+                let pod = self.pod_of(arrival.cgroup_id)?;
+                let address = peer.to_canonical();
+                if is_address_of(&self.pods.borrow(), &pod, address) {
+                    Ok(pod)
+                } else {
+                    Err(Unidentified::ForeignAddress { pod, address })
+                }
+            }
+            ArrivalState::NO_OPTION => Err(Unidentified::NoOption),
+            ArrivalState::BAD_TAG => Err(Unidentified::BadTag),
+            _ => Err(Unidentified::Unverified),
         }
-        match flows.remove(key) {
-            Ok(()) | Err(MapError::KeyNotFound) => Ok(flow.caller),
-            Err(error) => Err(error.into()),
-        }
+    }
+
+    fn pod_of(&self, cgroup_id: u64) -> Result<PodUid, Unidentified> {
+        let pods = current(&self.cgroup).ok_or(Unidentified::NoPods)?;
+        Ok(pods.pod_of(cgroup_id)?)
+    }
+}
+
+/// Whether an address is known to be a pod's own. NAT inside the pod leads to such an address, and no other pod's packets
+/// have it; for a hostNetwork pod it is the node's, which other pods' packets may be given, so it proves nothing.
+fn is_address_of(inventory: &Inventory, pod: &PodUid, address: IpAddr) -> bool {
+    match inventory.by_uid(pod) {
+        Some(Known::Pod(pod)) => !pod.host_network && pod.ips.contains(&address),
+        Some(Known::Ambiguous(_)) | None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pods::Pod;
+
+    const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
+
+    fn inventory(host_network: bool, ips: &[&str]) -> Inventory {
+        let ips: Vec<_> = ips.iter().map(|ip| serde_json::json!({ "ip": ip })).collect();
+        let pod = serde_json::json!({
+            "metadata": { "name": "web", "namespace": "apps", "uid": UID },
+            "spec": { "hostNetwork": host_network },
+            "status": { "podIPs": ips },
+        });
+        let pod = Pod::from_api(serde_json::from_value(pod).unwrap()).unwrap();
+        Inventory::new([Arc::new(pod)], [], [])
+    }
+
+    #[rstest::rstest]
+    #[case::its_own(inventory(false, &["10.244.0.5", "fd00::5"]), "10.244.0.5", true)]
+    #[case::its_own_ipv6(inventory(false, &["10.244.0.5", "fd00::5"]), "fd00::5", true)]
+    #[case::another(inventory(false, &["10.244.0.5"]), "10.244.0.6", false)]
+    #[case::none_known(inventory(false, &[]), "10.244.0.5", false)]
+    #[case::the_nodes(inventory(true, &["10.0.0.1"]), "10.0.0.1", false)]
+    #[case::an_unknown_pod(Inventory::default(), "10.244.0.5", false)]
+    fn behind_nat_a_pod_is_believed_at_its_known_addresses_only(
+        #[case] inventory: Inventory,
+        #[case] address: &str,
+        #[case] is_believed: bool,
+    ) {
+        let uid: PodUid = UID.parse().unwrap();
+        assert_eq!(
+            is_address_of(&inventory, &uid, address.parse().unwrap()),
+            is_believed
+        );
     }
 }

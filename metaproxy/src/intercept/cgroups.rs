@@ -2,6 +2,7 @@
 //! belongs to.
 
 mod naming;
+mod own;
 mod pods;
 
 use std::collections::BTreeSet;
@@ -14,6 +15,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use thiserror::Error;
 
 pub use self::naming::Naming;
+pub use self::own::OwnCgroup;
 pub use self::pods::{NotAPod, PodsCgroup};
 
 /// Why the cgroup tree can't be used.
@@ -47,6 +49,12 @@ pub enum CgroupError {
     /// More than one candidate.
     #[error("more than one pods' cgroup was found ({}); say which with --cgroup", list(.0))]
     Ambiguous(Vec<PathBuf>),
+    /// This process's own cgroup is not in the mounts that are looked in.
+    #[error(
+        "cannot find this process's own cgroup below {}: give the agent's container the host's cgroup v2 tree (hostPath \
+         /sys/fs/cgroup), or name its mount with --cgroup-root", list(.0)
+    )]
+    OwnNotFound(Vec<PathBuf>),
     /// The system said no.
     #[error("cannot read {path}: {source}")]
     Io {

@@ -2,14 +2,17 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::fd::AsFd as _;
 
+use aya::maps::{MapData, MapError, SkStorage};
 use metaproxy_common::address::Endpoint;
-use metaproxy_common::layout::Destination;
+use metaproxy_common::layout::{Arrival, ArrivalState, Destination};
 use nix::ifaddrs::getifaddrs;
 use nix::net::if_::InterfaceFlags;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket};
 
+use super::kernel;
 use super::port::{self, Avoid};
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn` (4096 by default).
@@ -47,6 +50,20 @@ pub enum ListenError {
     /// No port at all.
     #[error("no free port was found on {0}")]
     NoPort(IpAddr),
+    /// The listener can't be marked.
+    #[error("cannot mark the listener {address} for the program that verifies callers: {source}")]
+    Unmarked {
+        /// Where.
+        address: SocketAddr,
+        /// Why not.
+        source: MapError,
+    },
+    /// The program that verifies callers does not see the listener.
+    #[error(
+        "the program that verifies callers does not see the listener {0}: another sock_ops program at the agent's own cgroup, or \
+         above, undoes what it sets. `metaproxy doctor` names the programs there"
+    )]
+    Unseen(SocketAddr),
     /// The system said no.
     #[error("cannot listen on {address}: {source}")]
     Io {
@@ -64,11 +81,41 @@ pub struct Listeners {
     addresses: Vec<SocketAddr>,
 }
 
+/// Marks listeners for the program that verifies callers.
+pub trait Mark {
+    /// Marks a socket that does not listen yet.
+    ///
+    /// # Errors
+    /// What the kernel has against it.
+    fn mark(&mut self, socket: &TcpSocket) -> Result<(), MapError>;
+
+    /// Whether the program has seen it listen.
+    ///
+    /// # Errors
+    /// What the kernel has against the question.
+    fn is_seen(&self, listener: &TcpListener) -> Result<bool, MapError>;
+}
+
+impl Mark for SkStorage<MapData, Arrival> {
+    fn mark(&mut self, socket: &TcpSocket) -> Result<(), MapError> {
+        self.insert(socket, Arrival::LISTENER, 0)
+    }
+
+    fn is_seen(&self, listener: &TcpListener) -> Result<bool, MapError> {
+        Ok(self.get(listener, 0)?.state == ArrivalState::LISTENING)
+    }
+}
+
 impl Listeners {
-    /// Listens on every address, on one port. Must be called within a tokio runtime.
-    pub fn open(addresses: &[IpAddr], choice: &PortChoice) -> Result<Self, ListenError> {
+    /// Listens on every address, on one port. Must be called within a tokio runtime, after the program that verifies
+    /// callers was attached to this process's cgroup.
+    pub fn open(
+        addresses: &[IpAddr],
+        choice: &PortChoice,
+        marks: &mut impl Mark,
+    ) -> Result<Self, ListenError> {
         match choice {
-            PortChoice::Fixed(port) => Self::on_port(addresses, *port).map_err(|error| match error {
+            PortChoice::Fixed(port) => Self::on_port(addresses, *port, marks).map_err(|error| match error {
                 ListenError::Io { address, source } if source.kind() == io::ErrorKind::AddrInUse => {
                     ListenError::Taken {
                         address,
@@ -79,7 +126,7 @@ impl Listeners {
             }),
             PortChoice::Free(avoid) => {
                 for port in avoid.candidates(port::random_start()) {
-                    match Self::on_port(addresses, port) {
+                    match Self::on_port(addresses, port, marks) {
                         Err(ListenError::Io { source, .. }) if source.kind() == io::ErrorKind::AddrInUse => {}
                         result => return result,
                     }
@@ -91,16 +138,12 @@ impl Listeners {
         }
     }
 
-    fn on_port(addresses: &[IpAddr], port: u16) -> Result<Self, ListenError> {
+    fn on_port(addresses: &[IpAddr], port: u16, marks: &mut impl Mark) -> Result<Self, ListenError> {
         let mut sockets = Vec::with_capacity(addresses.len());
         let mut bound = Vec::with_capacity(addresses.len());
         for ip in addresses {
             let address = SocketAddr::new(*ip, port);
-            let socket = listen(address).map_err(|source| match source.kind() {
-                io::ErrorKind::AddrNotAvailable => ListenError::NotOurs(*ip),
-                _ => ListenError::Io { address, source },
-            })?;
-            sockets.push(socket);
+            sockets.push(listen(address, marks)?);
             bound.push(address);
         }
         if sockets.is_empty() {
@@ -135,7 +178,24 @@ impl Listeners {
     }
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr, marks: &mut impl Mark) -> Result<TcpListener, ListenError> {
+    let failed = |source: io::Error| match source.kind() {
+        io::ErrorKind::AddrNotAvailable => ListenError::NotOurs(address.ip()),
+        _ => ListenError::Io { address, source },
+    };
+    let unmarked = |source| ListenError::Unmarked { address, source };
+    let socket = bound(address).map_err(failed)?;
+    marks.mark(&socket).map_err(unmarked)?;
+    let listener = socket.listen(BACKLOG).map_err(failed)?;
+    kernel::refuse_fast_open(listener.as_fd()).map_err(failed)?;
+    if marks.is_seen(&listener).map_err(unmarked)? {
+        Ok(listener)
+    } else {
+        Err(ListenError::Unseen(address))
+    }
+}
+
+fn bound(address: SocketAddr) -> io::Result<TcpSocket> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
@@ -145,7 +205,7 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     // which another process could take a share of the pods' connections.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
-    socket.listen(BACKLOG)
+    Ok(socket)
 }
 
 /// The node's addresses at which pods reach it: for each family the source address of the default route, else the
@@ -196,6 +256,19 @@ fn is_reachable(ip: &IpAddr) -> bool {
 mod tests {
     use super::*;
 
+    /// Where no program is attached.
+    struct NoProgram;
+
+    impl Mark for NoProgram {
+        fn mark(&mut self, _socket: &TcpSocket) -> Result<(), MapError> {
+            Ok(())
+        }
+
+        fn is_seen(&self, _listener: &TcpListener) -> Result<bool, MapError> {
+            Ok(true)
+        }
+    }
+
     fn loopback() -> [IpAddr; 1] {
         [IpAddr::from([127, 0, 0, 1])]
     }
@@ -204,7 +277,7 @@ mod tests {
     async fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder() {
         let other = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = other.local_addr().unwrap().port();
-        let error = Listeners::open(&loopback(), &PortChoice::Fixed(port))
+        let error = Listeners::open(&loopback(), &PortChoice::Fixed(port), &mut NoProgram)
             .unwrap_err()
             .to_string();
         assert!(error.contains(&format!("--listen-port {port}")), "{error}");
@@ -217,17 +290,22 @@ mod tests {
     #[tokio::test]
     async fn port_0_takes_the_next_one_where_one_is_taken() {
         let avoid = Avoid::of_this_node([]);
-        let first = Listeners::open(&loopback(), &PortChoice::Free(avoid.clone())).unwrap();
+        let first = Listeners::open(&loopback(), &PortChoice::Free(avoid.clone()), &mut NoProgram).unwrap();
         let taken = first.addresses()[0].port();
         let next = avoid.candidates(0).skip_while(|port| *port != taken).nth(1);
         assert!(next.is_some());
-        let second = Listeners::open(&loopback(), &PortChoice::Free(avoid)).unwrap();
+        let second = Listeners::open(&loopback(), &PortChoice::Free(avoid), &mut NoProgram).unwrap();
         assert_ne!(second.addresses()[0].port(), taken);
     }
 
     #[tokio::test]
     async fn an_address_of_another_machine_is_an_error_that_names_it() {
-        let error = Listeners::open(&[IpAddr::from([192, 0, 2, 1])], &PortChoice::Fixed(20_000)).unwrap_err();
+        let error = Listeners::open(
+            &[IpAddr::from([192, 0, 2, 1])],
+            &PortChoice::Fixed(20_000),
+            &mut NoProgram,
+        )
+        .unwrap_err();
         assert!(
             error
                 .to_string()

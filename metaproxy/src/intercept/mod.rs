@@ -17,3 +17,4 @@ pub mod listener;
 pub mod object;
 pub mod port;
 pub mod programs;
+pub mod refusals;

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
+use metaproxy_common::names;
 use thiserror::Error;
 
 use super::link::{Hook, Link};
@@ -35,14 +36,19 @@ pub enum ProgramsError {
     /// A program or map is not in the object, or has another type.
     #[error("the eBPF object does not fit this binary ({0}): run `cargo xtask build-ebpf` and build again")]
     Unfit(String),
-    /// Somebody else's program stands in the way.
+    /// The system has no random numbers.
+    #[error("cannot make a key for the callers' tags: the system's random number generator failed")]
+    NoRandomness,
+    /// Another program stands in the way.
     #[error(
-        "cannot attach {name} to the pods' cgroup: another program that allows no second one is attached there or \
+        "cannot attach {name} to {what}: another program that allows no second one is attached there or \
          above (EPERM). `bpftool cgroup tree` shows which; it was attached without BPF_F_ALLOW_MULTI"
     )]
     Occupied {
         /// Which of ours.
         name: &'static str,
+        /// To which cgroup.
+        what: &'static str,
     },
     /// The kernel did not attach.
     #[error("cannot attach {name} to {what}: {source}")]
@@ -123,12 +129,17 @@ impl Object {
     }
 
     fn attach(&self, name: &'static str, hook: Hook, cgroup: &File) -> Result<Link, ProgramsError> {
+        let what = if name == names::LISTENER_OPS {
+            "the agent's own cgroup"
+        } else {
+            "the pods' cgroup"
+        };
         Link::to_cgroup(self.loaded(name)?, hook, cgroup.as_fd()).map_err(|source| {
             match source.raw_os_error() {
-                Some(libc::EPERM) => ProgramsError::Occupied { name },
+                Some(libc::EPERM) => ProgramsError::Occupied { name, what },
                 _ => ProgramsError::Attach {
                     name,
-                    what: "the pods' cgroup".to_owned(),
+                    what: what.to_owned(),
                     source,
                 },
             }

@@ -3,9 +3,11 @@
 use std::fs::File;
 
 use aya::include_bytes_aligned;
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
-use metaproxy_common::layout::{Config, Counter, Flow, FlowKey};
+use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage};
+use metaproxy_common::layout::{Arrival, Config, Counter, FailureKey};
 use metaproxy_common::names;
+use metaproxy_common::siphash::Key;
+use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::link::Hook;
 use super::object::{CgroupLinks, Object, ProgramsError};
@@ -25,7 +27,10 @@ const PROGRAMS: [(&str, Hook); 5] = [
 /// How many of them identify.
 const IDENTIFYING: usize = 3;
 
-/// The five programs, loaded.
+/// What verifies callers, at the agent's own cgroup.
+const LISTENER: [(&str, Hook); 1] = [(names::LISTENER_OPS, Hook::SockOps)];
+
+/// The programs, loaded.
 #[derive(Debug)]
 pub struct Programs {
     object: Object,
@@ -35,14 +40,30 @@ pub struct Programs {
 
 /// The maps that userspace reads and writes.
 pub struct Maps {
-    /// Callers of connections on their way.
-    pub flows: HashMap<MapData, FlowKey, Flow>,
+    /// What the programs go by.
+    pub config: Array<MapData, Config>,
+    /// Marks of listeners, and callers of accepted connections.
+    pub arrivals: SkStorage<MapData, Arrival>,
+    /// Handshake failures by the caller's cgroup.
+    pub failures: HashMap<MapData, FailureKey, u64>,
     /// Listed hostNetwork pods.
     pub host_pods: HashMap<MapData, u64, u8>,
     /// Who connected, where that is only noted: cgroup id → how often.
     pub observed: HashMap<MapData, u64, u64>,
     /// What the programs count.
     pub counters: Counters,
+}
+
+impl Maps {
+    /// Replaces what the programs go by.
+    ///
+    /// # Errors
+    /// What the kernel has against it.
+    pub fn configure(&mut self, config: &Config) -> Result<(), ProgramsError> {
+        self.config
+            .set(0, config, 0)
+            .map_err(|error| ProgramsError::Unfit(error.to_string()))
+    }
 }
 
 /// What the programs count.
@@ -67,12 +88,15 @@ impl Programs {
     /// What the kernel has against it.
     pub fn load(config: &Config) -> Result<(Self, Maps), ProgramsError> {
         let mut object = Object::new(OBJECT)?;
+        let unfit = |error: MapError| ProgramsError::Unfit(error.to_string());
         let mut configs: Array<_, Config> = object.map(names::CONFIG)?;
-        configs
-            .set(0, config, 0)
-            .map_err(|error| ProgramsError::Unfit(error.to_string()))?;
+        configs.set(0, config, 0).map_err(unfit)?;
+        let mut keys: Array<_, Key> = object.map(names::KEY)?;
+        keys.set(0, new_key()?, 0).map_err(unfit)?;
         let maps = Maps {
-            flows: object.map(names::FLOWS)?,
+            config: configs,
+            arrivals: object.map(names::ARRIVALS)?,
+            failures: object.map(names::FAILURES)?,
             host_pods: object.map(names::HOST_PODS)?,
             observed: object.map(names::OBSERVED)?,
             counters: Counters(object.map(names::COUNTERS)?),
@@ -82,7 +106,8 @@ impl Programs {
         } else {
             &PROGRAMS[IDENTIFYING..]
         };
-        for (name, _) in wanted {
+        let listener: &[_] = if config.observe == 0 { &LISTENER } else { &[] };
+        for (name, _) in wanted.iter().chain(listener) {
             object.load(name)?;
         }
         Ok((Self { object, wanted }, maps))
@@ -96,7 +121,15 @@ impl Programs {
         self.object.attach_all(self.wanted, cgroup).map(Links)
     }
 
-    /// Attaches again what somebody else has detached; the names of those programs.
+    /// Attaches what verifies callers to the cgroup of the listeners, which is that of this process.
+    ///
+    /// # Errors
+    /// What the kernel has against it.
+    pub fn attach_listener(&self, cgroup: &File) -> Result<Links, ProgramsError> {
+        self.object.attach_all(&LISTENER, cgroup).map(Links)
+    }
+
+    /// Attaches again what another program has detached; the names of those programs.
     ///
     /// # Errors
     /// As [`Self::attach`].
@@ -122,12 +155,21 @@ impl Programs {
     }
 }
 
+/// Makes the key of this agent's tags: no other process and no later start has it.
+fn new_key() -> Result<Key, ProgramsError> {
+    let mut bytes = [0; 16];
+    SystemRandom::new()
+        .fill(&mut bytes)
+        .map_err(|_| ProgramsError::NoRandomness)?;
+    Ok(Key::from_bytes(bytes))
+}
+
 /// Attached programs; dropping detaches what redirects before what identifies.
 #[derive(Debug)]
 pub struct Links(CgroupLinks);
 
 impl Links {
-    /// Detaches what redirects. Identities of connections that were redirected before are still filed.
+    /// Detaches what redirects. Connections that were redirected before still carry their callers.
     pub fn stop_redirecting(&mut self) {
         self.0
             .retain(|hook| !matches!(hook, Hook::Connect4 | Hook::Connect6));

@@ -95,7 +95,6 @@ impl Reason {
             | Self::ServiceAccountUnknown { .. }
             | Self::BaseUnknown { .. }
             | Self::Ambiguous { .. }
-            | Self::ForeignAddress { .. }
             | Self::StsUnavailable { .. } => false,
         }
     }
@@ -188,12 +187,6 @@ pub enum Reason {
         uid: PodUid,
         /// `namespace/name` of each.
         pods: Vec<String>,
-    },
-    /// The connection came from an address that is not the pod's.
-    #[error("the connection of pod {pod} came from an address that is not (yet) known as the pod's")]
-    ForeignAddress {
-        /// `namespace/name`
-        pod: String,
     },
     /// The role is no role.
     #[error("{source_} of {pod} names the role {value:?}, which cannot be used: {error}")]

@@ -2,10 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
-use aya::maps::{HashMap, Map, MapData};
 use aya::programs::{loaded_links, loaded_programs};
-use metaproxy_common::layout::{Flow, FlowKey};
 use metaproxy_common::names;
 
 /// Programs, links and maps whose names are ours, as `kind id name`. What can't be listed is listed as an error, so that
@@ -74,31 +71,6 @@ pub fn left_over_beside(expected: &[&str]) -> Vec<String> {
         let left: Vec<String> = all.iter().filter(|line| !is_expected(line)).cloned().collect();
         if left.is_empty() || Instant::now() > deadline {
             return left;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-}
-
-/// How many connections are filed, over all agents that run.
-pub fn filed_flows() -> Result<usize> {
-    let mut count = 0;
-    for map in aya::maps::loaded_maps().filter_map(Result::ok) {
-        if map.name_as_str() == Some(names::FLOWS) {
-            let data = MapData::from_id(map.id()).context("the map of flows")?;
-            let flows: HashMap<MapData, FlowKey, Flow> = Map::HashMap(data).try_into()?;
-            count += flows.keys().filter(Result::is_ok).count();
-        }
-    }
-    Ok(count)
-}
-
-/// Waits (5 s) until no connection is filed any more; how many still are.
-pub fn flows_left() -> Result<usize> {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    loop {
-        let count = filed_flows()?;
-        if count == 0 || Instant::now() > deadline {
-            return Ok(count);
         }
         std::thread::sleep(Duration::from_millis(20));
     }

@@ -1,6 +1,5 @@
 //! What a pod is answered right now, by asking for it in its place. Nothing secret leaves here.
 
-use std::net::Ipv4Addr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -57,10 +56,8 @@ impl<I: Issuer> Answers<I> {
                     .to_owned(),
             }];
         }
-        let address = pod.ips.first().copied();
         let caller = Caller {
             uid: caller_uid(pod).clone(),
-            address: address.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
         };
         let list = serving.answering.rehearse(&caller, LIST.to_owned()).await;
         let role = Some(&list)

@@ -34,13 +34,8 @@ pub struct Situation {
     pub on_host: bool,
     /// Whether the agent has heard of the pod.
     pub known: bool,
-    /// Where its connection comes from.
-    pub address: &'static str,
     pub sts: Vec<Sts>,
 }
-
-/// The pod's own address.
-pub const OWN: &str = "10.244.0.5";
 
 fn situation(name: &'static str, pod: Value) -> Situation {
     Situation {
@@ -52,7 +47,6 @@ fn situation(name: &'static str, pod: Value) -> Situation {
         twice: false,
         on_host: false,
         known: true,
-        address: OWN,
         sts: vec![Sts::Gives],
     }
 }
@@ -188,10 +182,6 @@ pub fn situations() -> Vec<Situation> {
         Situation {
             known: false,
             ..situation("a pod that is not known yet", asks("app"))
-        },
-        Situation {
-            address: "10.244.0.6",
-            ..situation("a connection from another address", asks("app")).namespace(permits(".*"))
         },
         situation("a session that is valid, and is not renewed", asks("app"))
             .namespace(permits(".*"))

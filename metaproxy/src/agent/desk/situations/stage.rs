@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 use tracing_subscriber::fmt::MakeWriter;
 
-use super::list::{OWN, Situation, Sts};
+use super::list::{Situation, Sts};
 use crate::admin::Desk as _;
 use crate::admin::idle::Nothing;
 use crate::agent::Mode;
@@ -147,7 +147,6 @@ impl Stage {
             service,
             caller: Caller {
                 uid: UID.parse().unwrap(),
-                address: situation.address.parse().unwrap(),
             },
             events,
             _published: (publish_pods, publish_rules, publish_version1),
@@ -245,7 +244,7 @@ fn inventory(situation: &Situation) -> Inventory {
         let object = json!({
             "metadata": { "name": name, "namespace": "apps", "uid": UID, "annotations": situation.pod },
             "spec": { "hostNetwork": situation.on_host, "containers": [] },
-            "status": { "podIPs": [{ "ip": OWN }] },
+            "status": { "podIPs": [{ "ip": "10.244.0.5" }] },
         });
         Arc::new(Pod::from_api(serde_json::from_value(object).unwrap()).unwrap())
     };

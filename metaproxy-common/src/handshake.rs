@@ -1,0 +1,263 @@
+//! Who calls, in the TCP options of a connection's own packets.
+//!
+//! The kernel of the node writes the caller's cgroup id into the packets of a connection to a listener, from the
+//! handshake's ACK until the listener has acknowledged data, with tags that only the agent's programs can make: over
+//! both initial sequence numbers, the listener's address and, in the first tag, the client's. The listener's programs
+//! verify them and note the caller on the accepted socket. Nothing is kept anywhere else, so there is nothing that
+//! could be filled, and a recorded option is worth nothing on another connection.
+//!
+//! ```text
+//!  0        1        2        4                 9                 16                23
+//!  +--------+--------+--------+-----------------+-----------------+-----------------+
+//!  | 253    | 23     | "MP"   | cgroup id       | tag             | tag, any client |
+//!  +--------+--------+--------+-----------------+-----------------+-----------------+
+//! ```
+//!
+//! The listener's SYN-ACK carries an option of its own, by which the client's programs count connections that another
+//! program has answered:
+//!
+//! ```text
+//!  0        1        2        4        8        12
+//!  +--------+--------+--------+--------+--------+
+//!  | 253    | 12     | "MP"   | tag    | tag, any client
+//!  +--------+--------+--------+--------+--------+
+//! ```
+//!
+//! Integers are in little-endian order. Option kind 253 is for experiments, and two bytes tell them apart (RFC 3692,
+//! RFC 6994); 254 is in use for fast open. The option is not on the SYN: a full SYN queue is answered with cookies,
+//! and then the kernel has no SYN to read it from.
+
+use crate::address::Endpoint;
+use crate::siphash::{Key, siphash};
+
+/// The option kind: the first one for experiments (RFC 3692).
+pub const OPTION_KIND: u8 = 253;
+
+/// Tells ours from other experiments (RFC 6994).
+pub const EXPERIMENT_ID: [u8; 2] = *b"MP";
+
+/// Length of the caller's option in bytes. The kernel pads it to 24, of the 28 that are left beside timestamps.
+pub const CALLER_OPTION_LEN: usize = 23;
+
+/// Length of the listener's option in bytes, of the 20 that are left in a SYN-ACK.
+pub const LISTENER_OPTION_LEN: usize = 12;
+
+/// The largest cgroup id that the option has room for: 40 bits. A cgroup id is a 32-bit number below a generation that
+/// counts how often these were used up (`kernfs_new_node`, fs/kernfs/dir.c).
+pub const MAX_CGROUP_ID: u64 = (1 << 40) - 1;
+
+/// Bits of a caller's tag.
+const TAG_MASK: u64 = (1 << 56) - 1;
+
+/// A window is the time since boot in units of 2^32 ns (4.3 s), modulo 2^24.
+const WINDOW_SHIFT: u32 = 32;
+const WINDOW_MASK: u64 = (1 << 24) - 1;
+
+/// The window in which an option is made or verified, from nanoseconds since boot (`bpf_ktime_get_ns`).
+#[inline(always)]
+pub const fn window(now_ns: u64) -> u64 {
+    (now_ns >> WINDOW_SHIFT) & WINDOW_MASK
+}
+
+/// What the two ends of a connection have in common, and what tags cover.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Connection {
+    /// The client's address and port, as this end sees them.
+    pub client: Endpoint,
+    /// The listener's address and port.
+    pub listener: Endpoint,
+    /// The client's initial sequence number.
+    pub client_isn: u32,
+    /// The listener's initial sequence number.
+    pub listener_isn: u32,
+}
+
+/// What a tag is made for. No tag passes for one of another purpose.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+enum Purpose {
+    /// The caller, seen at its own address.
+    Caller = 1,
+    /// The caller, seen at whatever address: NAT inside its pod may have changed it.
+    CallerAnyClient = 2,
+    /// The listener, answering the client at its own address.
+    Listener = 3,
+    /// The listener, answering whatever client.
+    ListenerAnyClient = 4,
+}
+
+/// The message of a tag: seven words, of which the first holds the cgroup id and the window.
+#[inline(always)]
+fn message(connection: &Connection, subject: u64, window: u64, purpose: Purpose) -> [u64; 7] {
+    let (client, client_port) = match purpose {
+        Purpose::Caller | Purpose::Listener => {
+            (connection.client.address.halves(), connection.client.port.get())
+        }
+        Purpose::CallerAnyClient | Purpose::ListenerAnyClient => ([0; 2], 0),
+    };
+    let listener = connection.listener.address.halves();
+    [
+        subject | (window << 40),
+        connection.client_isn as u64 | ((connection.listener_isn as u64) << 32),
+        client[0],
+        client[1],
+        listener[0],
+        listener[1],
+        client_port as u64 | ((connection.listener.port.get() as u64) << 16) | ((purpose as u64) << 32),
+    ]
+}
+
+/// In the kernel a subprogram: the verifier looks at it once for each call, and it is large.
+#[cfg_attr(target_arch = "bpf", inline(never))]
+fn hash(key: &Key, message: &[u64; 7]) -> u64 {
+    siphash(key, message)
+}
+
+/// A caller's option as it stands in a packet.
+pub type CallerOption = [u8; CALLER_OPTION_LEN];
+
+/// A listener's option as it stands in a packet.
+pub type ListenerOption = [u8; LISTENER_OPTION_LEN];
+
+/// What `bpf_load_hdr_opt` is given to search for: kind, length of what is searched by, experiment.
+pub const SEARCH: [u8; 4] = [OPTION_KIND, 4, EXPERIMENT_ID[0], EXPERIMENT_ID[1]];
+
+/// Makes the option of a caller. Only for ids up to [`MAX_CGROUP_ID`].
+#[inline(always)]
+pub fn caller_option(key: &Key, connection: &Connection, cgroup_id: u64, window: u64) -> CallerOption {
+    let tag = hash(key, &message(connection, cgroup_id, window, Purpose::Caller));
+    let any_client = hash(
+        key,
+        &message(connection, cgroup_id, window, Purpose::CallerAnyClient),
+    );
+    let (id, tag, any) = (
+        cgroup_id.to_le_bytes(),
+        tag.to_le_bytes(),
+        any_client.to_le_bytes(),
+    );
+    [
+        OPTION_KIND,
+        CALLER_OPTION_LEN as u8,
+        EXPERIMENT_ID[0],
+        EXPERIMENT_ID[1],
+        id[0],
+        id[1],
+        id[2],
+        id[3],
+        id[4],
+        tag[0],
+        tag[1],
+        tag[2],
+        tag[3],
+        tag[4],
+        tag[5],
+        tag[6],
+        any[0],
+        any[1],
+        any[2],
+        any[3],
+        any[4],
+        any[5],
+        any[6],
+    ]
+}
+
+/// What a verified option proves. An integer with names and no enum: it stands in a map.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Proof(pub u32);
+
+impl Proof {
+    /// Nothing: the tags are wrong, or of another connection, or too old.
+    pub const NONE: Self = Self(0);
+    /// The caller has made this connection, and no address was changed on the way.
+    pub const CALLER: Self = Self(1);
+    /// The caller has made a connection with these sequence numbers to this listener, and the client's address or port
+    /// was changed on the way. By whom is not told: the address must be one of the pod's own.
+    pub const CALLER_BEHIND_NAT: Self = Self(2);
+}
+
+/// The cgroup id in a caller's option, proven or not.
+#[inline(always)]
+pub fn claimed_cgroup(option: &CallerOption) -> u64 {
+    u64::from_le_bytes([option[4], option[5], option[6], option[7], option[8], 0, 0, 0])
+}
+
+#[inline(always)]
+fn seven(option: &CallerOption, at: usize) -> u64 {
+    u64::from_le_bytes([
+        option[at],
+        option[at + 1],
+        option[at + 2],
+        option[at + 3],
+        option[at + 4],
+        option[at + 5],
+        option[at + 6],
+        0,
+    ])
+}
+
+/// Verifies a caller's option in this window or the one before it.
+#[inline(always)]
+pub fn verify_caller(key: &Key, connection: &Connection, option: &CallerOption, window: u64) -> Proof {
+    if option[0] != OPTION_KIND
+        || option[1] != CALLER_OPTION_LEN as u8
+        || option[2] != EXPERIMENT_ID[0]
+        || option[3] != EXPERIMENT_ID[1]
+    {
+        return Proof::NONE;
+    }
+    let (cgroup_id, tag, any_client) = (claimed_cgroup(option), seven(option, 9), seven(option, 16));
+    let before = window.wrapping_sub(1) & WINDOW_MASK;
+    let is_tag =
+        |window, purpose, tag| hash(key, &message(connection, cgroup_id, window, purpose)) & TAG_MASK == tag;
+    if is_tag(window, Purpose::Caller, tag) || is_tag(before, Purpose::Caller, tag) {
+        return Proof::CALLER;
+    }
+    if is_tag(window, Purpose::CallerAnyClient, any_client)
+        || is_tag(before, Purpose::CallerAnyClient, any_client)
+    {
+        return Proof::CALLER_BEHIND_NAT;
+    }
+    Proof::NONE
+}
+
+/// Makes the option of a listener's SYN-ACK. It covers no time: the client's initial sequence number is fresh.
+#[inline(always)]
+pub fn listener_option(key: &Key, connection: &Connection) -> ListenerOption {
+    let tag = (hash(key, &message(connection, 0, 0, Purpose::Listener)) as u32).to_le_bytes();
+    let any = (hash(key, &message(connection, 0, 0, Purpose::ListenerAnyClient)) as u32).to_le_bytes();
+    [
+        OPTION_KIND,
+        LISTENER_OPTION_LEN as u8,
+        EXPERIMENT_ID[0],
+        EXPERIMENT_ID[1],
+        tag[0],
+        tag[1],
+        tag[2],
+        tag[3],
+        any[0],
+        any[1],
+        any[2],
+        any[3],
+    ]
+}
+
+/// Whether the listener itself has answered this connection, at the client's address or through NAT.
+#[inline(always)]
+pub fn is_answered_by_listener(key: &Key, connection: &Connection, option: &ListenerOption) -> bool {
+    if option[0] != OPTION_KIND
+        || option[1] != LISTENER_OPTION_LEN as u8
+        || option[2] != EXPERIMENT_ID[0]
+        || option[3] != EXPERIMENT_ID[1]
+    {
+        return false;
+    }
+    let at = |at: usize| u32::from_le_bytes([option[at], option[at + 1], option[at + 2], option[at + 3]]);
+    let is_tag = |purpose, tag: u32| hash(key, &message(connection, 0, 0, purpose)) as u32 == tag;
+    is_tag(Purpose::Listener, at(4)) || is_tag(Purpose::ListenerAnyClient, at(8))
+}
+
+#[cfg(test)]
+mod tests;

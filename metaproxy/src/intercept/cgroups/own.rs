@@ -1,0 +1,98 @@
+//! The cgroup of this process, where what verifies callers is attached: the programs that run for a socket are those of
+//! the cgroup in which it was made.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use super::{CgroupError, io_error, subdirectories};
+
+/// How deep below a mount the process's cgroup is looked for.
+const MAX_DEPTH: u8 = 12;
+
+/// The cgroup of this process, held open.
+#[derive(Debug)]
+pub struct OwnCgroup {
+    path: PathBuf,
+    dir: File,
+}
+
+impl OwnCgroup {
+    /// Finds it below one of the cgroup2 mounts.
+    ///
+    /// A container usually has a cgroup namespace of its own, in which `/proc/self/cgroup` shows a path below its own
+    /// cgroup; then it is looked for by the process in it.
+    ///
+    /// # Errors
+    /// [`CgroupError::OwnNotFound`], or those of opening it.
+    pub fn find(mounts: &[PathBuf]) -> Result<Self, CgroupError> {
+        let shown = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+        let shown = cgroup2_path(&shown);
+        let told = mounts
+            .iter()
+            .filter_map(|mount| Some(mount.join(shown?.trim_start_matches('/'))))
+            .find(|path| holds_this_process(path));
+        let path = told
+            .or_else(|| mounts.iter().find_map(|mount| search(mount, MAX_DEPTH)))
+            .ok_or_else(|| CgroupError::OwnNotFound(mounts.to_vec()))?;
+        let dir = File::open(&path).map_err(io_error(&path))?;
+        Ok(Self { path, dir })
+    }
+
+    /// Absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The open directory, to attach to.
+    pub fn dir(&self) -> &File {
+        &self.dir
+    }
+}
+
+/// The path in the cgroup v2 hierarchy, as `/proc/PID/cgroup` shows it (cgroups(7)).
+fn cgroup2_path(cgroups: &str) -> Option<&str> {
+    cgroups.lines().find_map(|line| line.strip_prefix("0::"))
+}
+
+/// `cgroup.procs` shows processes of other PID namespaces as 0, so a match can only be this process.
+fn holds_this_process(cgroup: &Path) -> bool {
+    let own = std::process::id().to_string();
+    fs::read_to_string(cgroup.join("cgroup.procs"))
+        .is_ok_and(|processes| processes.lines().any(|pid| pid == own))
+}
+
+fn search(dir: &Path, depth: u8) -> Option<PathBuf> {
+    if holds_this_process(dir) {
+        return Some(dir.to_owned());
+    }
+    let depth = depth.checked_sub(1)?;
+    subdirectories(dir).iter().find_map(|child| search(child, depth))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_path_in_the_hybrid_hierarchy_is_that_of_version_2() {
+        let hybrid = "5:cpu:/a\n1:name=systemd:/b\n0::/kubepods/pod1/c\n";
+        assert_eq!(cgroup2_path(hybrid), Some("/kubepods/pod1/c"));
+        assert_eq!(cgroup2_path("5:cpu:/a\n"), None);
+    }
+
+    #[test]
+    fn a_process_is_found_wherever_its_cgroup_is_below_the_mount() {
+        let mount = tempfile::tempdir().unwrap();
+        let own = mount.path().join("kubepods/burstable/pod1/container");
+        fs::create_dir_all(&own).unwrap();
+        fs::create_dir_all(mount.path().join("system")).unwrap();
+        fs::write(mount.path().join("system/cgroup.procs"), "0\n1\n").unwrap();
+        assert!(matches!(
+            OwnCgroup::find(&[mount.path().to_owned()]),
+            Err(CgroupError::OwnNotFound(_))
+        ));
+        fs::write(own.join("cgroup.procs"), format!("0\n{}\n", std::process::id())).unwrap();
+        let found = OwnCgroup::find(&[mount.path().to_owned()]).unwrap();
+        assert_eq!(found.path(), own);
+    }
+}
