@@ -7,6 +7,7 @@ mod kernel;
 mod leftovers;
 mod node;
 mod processes;
+mod refused;
 mod sts;
 mod users;
 
@@ -174,6 +175,7 @@ impl fmt::Display for Report {
 /// Looks at everything. Nothing is changed; what is attached to try it is gone again at once.
 pub async fn examine(examination: &Examination) -> Report {
     let mut findings = kernel::examine(examination);
+    findings.extend(refused::examine(&examination.runtime_dir));
     findings.extend(processes::sandboxes());
     findings.extend(node::ports(examination));
     findings.push(node::proxy());

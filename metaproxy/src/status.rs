@@ -39,8 +39,41 @@ pub struct Status {
     pub pods: Vec<PodLine>,
     /// All pods that are known.
     pub pods_known: usize,
+    /// Connections that were refused, or did not reach the agent, by kind and pod.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub refused: Vec<RefusedLine>,
     /// What came of connections, in the agent and in the kernel.
     pub counters: BTreeMap<String, u64>,
+}
+
+/// Refused connections of one kind and one pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedLine {
+    /// `namespace/name`, if a pod is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<String>,
+    /// The kind, as metrics have it.
+    pub kind: String,
+    /// How many, since the start.
+    pub connections: u64,
+    /// What it means, and what to do.
+    pub explanation: String,
+}
+
+impl RefusedLine {
+    /// The columns of a table: pod, kind, connections, explanation.
+    pub fn cells(&self) -> [String; 4] {
+        [
+            self.pod.clone().unwrap_or_else(|| "(no pod known)".to_owned()),
+            self.kind.clone(),
+            self.connections.to_string(),
+            self.explanation.clone(),
+        ]
+    }
+
+    /// What stands above them.
+    pub const HEAD: [&'static str; 4] = ["REFUSED", "KIND", "CONNECTIONS", "MEANING"];
 }
 
 /// A part of the agent.
@@ -159,6 +192,10 @@ impl fmt::Display for Status {
             )?;
         }
         writeln!(f)?;
+        if !self.refused.is_empty() {
+            let refused = self.refused.iter().map(RefusedLine::cells);
+            writeln!(f, "{}", columns(&RefusedLine::HEAD, refused))?;
+        }
         let counters = self
             .counters
             .iter()
@@ -197,6 +234,12 @@ mod tests {
                 session_ends: None,
                 seconds_left: None,
                 last_error: Some(said()),
+            }],
+            refused: vec![RefusedLine {
+                pod: Some(said()),
+                kind: said(),
+                connections: 1,
+                explanation: said(),
             }],
             counters: [(said(), 1)].into(),
             ..Status::default()

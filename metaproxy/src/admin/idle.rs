@@ -17,6 +17,10 @@ impl Sources for Nothing {
     fn kernel(&self, _counter: Counter) -> u64 {
         0
     }
+    fn refusals(&self) -> Vec<crate::intercept::refusals::RefusalCount> {
+        Vec::new()
+    }
+
     fn guard(&self, _counter: GuardCounter) -> u64 {
         0
     }

@@ -1,4 +1,5 @@
-//! `/metrics`, in the OpenMetrics text format. Labels are few and fixed.
+//! `/metrics`, in the OpenMetrics text format. Labels are few and fixed, but for connections that were refused, which name
+//! their pod.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -15,6 +16,7 @@ use crate::credentials::Tally;
 use crate::explain::Verdict;
 use crate::health::{Condition, Health};
 use crate::imds::server::Counts;
+use crate::intercept::refusals::RefusalCount;
 
 /// What scrapers take it for.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -23,6 +25,8 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 pub trait Sources: Send + Sync {
     /// What came of connections so far.
     fn connections(&self) -> Counts;
+    /// Connections that were refused, or did not reach the agent.
+    fn refusals(&self) -> Vec<RefusalCount>;
     /// A counter of the programs in the kernel.
     fn kernel(&self, counter: Counter) -> u64;
     /// A counter of the agent's guard.
@@ -55,6 +59,7 @@ pub fn text(
 #[derive(Debug)]
 struct Snapshot {
     connections: [(&'static str, u64); 3],
+    refusals: Vec<RefusalCount>,
     slowed: [(&'static str, u64); 2],
     dropped_packets: u64,
     kernel: Vec<(&'static str, u64)>,
@@ -99,6 +104,7 @@ impl Snapshot {
                 ("unidentified", counts.unidentified),
                 ("over_limit", counts.over_limit),
             ],
+            refusals: sources.refusals(),
             slowed: [
                 ("connection", counts.slowed_connections),
                 ("request", counts.slowed_requests),
@@ -130,6 +136,21 @@ impl Collector for Snapshot {
         )?;
         for (outcome, count) in self.connections {
             ConstCounter::new(count).encode(family.encode_family(&[("outcome", outcome)])?)?;
+        }
+        let mut family = encoder.encode_descriptor(
+            "refused_connections",
+            "Connections that were refused, or did not reach the agent, by kind and, if it is known, by pod",
+            None,
+            counter,
+        )?;
+        for refusal in &self.refusals {
+            let (namespace, pod) = &refusal.pod;
+            let labels = [
+                ("kind", refusal.kind.label()),
+                ("namespace", namespace),
+                ("pod", pod),
+            ];
+            ConstCounter::new(refusal.count).encode(family.encode_family(&labels)?)?;
         }
         let mut family = encoder.encode_descriptor(
             "slowed",

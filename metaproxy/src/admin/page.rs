@@ -40,6 +40,7 @@ fn write(page: &mut String, status: &Status) -> std::fmt::Result {
     )?;
     state(page, status, &node)?;
     pods(page, status)?;
+    refused(page, status)?;
     kernel(page, status)?;
     counters(page, status)?;
     page.push_str("</body></html>\n");
@@ -108,6 +109,23 @@ fn pods(page: &mut String, status: &Status) -> std::fmt::Result {
     Ok(())
 }
 
+fn refused(page: &mut String, status: &Status) -> std::fmt::Result {
+    if status.refused.is_empty() {
+        return Ok(());
+    }
+    page.push_str("<h2>Connections that were not served</h2>");
+    table(page, &["Pod", "Kind", "Connections", "Meaning"])?;
+    for line in &status.refused {
+        let [pod, kind, connections, explanation] = line.cells().map(|cell| escaped(&cell));
+        write!(
+            page,
+            "<tr><td>{pod}</td><td>{kind}</td><td class=\"number\">{connections}</td><td>{explanation}</td></tr>"
+        )?;
+    }
+    page.push_str("</table></div>");
+    Ok(())
+}
+
 fn kernel(page: &mut String, status: &Status) -> std::fmt::Result {
     page.push_str("<h2>In the kernel</h2>");
     let listeners = escaped(&status.listeners.join(", "));
@@ -172,7 +190,7 @@ fn escaped(text: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::status::{AttachedLine, PartLine};
+    use crate::status::{AttachedLine, PartLine, RefusedLine};
 
     fn status() -> Status {
         Status {
@@ -204,6 +222,12 @@ mod tests {
                 last_error: Some("<img src=x>".to_owned()),
             }],
             pods_known: 3,
+            refused: vec![RefusedLine {
+                pod: Some("apps/<i>".to_owned()),
+                kind: "no_room".to_owned(),
+                connections: 4,
+                explanation: "<a>".to_owned(),
+            }],
             counters: [("kernel: redirected".to_owned(), 9)].into(),
         }
     }
@@ -214,6 +238,8 @@ mod tests {
         for raw in [
             "<script",
             "<b>",
+            "<i>",
+            "<a>",
             "<img",
             "src=",
             "http://",
@@ -230,6 +256,8 @@ mod tests {
             "mp_connect4",
             "apps/&lt;b&gt;",
             ">9<",
+            "apps/&lt;i&gt;",
+            "&lt;a&gt;",
         ] {
             assert!(page.contains(shown), "{shown} in {page}");
         }

@@ -167,6 +167,13 @@ impl<I: Issuer> Desk for Answers<I> {
             cgroup,
             pods,
             pods_known: inventory.len(),
+            refused: self
+                .figures
+                .refusals()
+                .into_iter()
+                .filter(|one| one.count > 0)
+                .map(lines::refused)
+                .collect(),
             counters: lines::counters(&*self.figures),
         }
     }

@@ -18,6 +18,7 @@ use crate::imds::server::{Counts, Server};
 use crate::intercept::attachment::State;
 use crate::intercept::guard::{Guard, GuardCounters, GuardState};
 use crate::intercept::programs::Counters;
+use crate::intercept::refusals::RefusalCount;
 use crate::neighbours::ServedMark;
 use crate::pods::Pods;
 use crate::roles::BaseArn;
@@ -136,6 +137,10 @@ impl<I: Issuer> admin::Sources for Figures<I> {
         self.server.counts()
     }
 
+    fn refusals(&self) -> Vec<RefusalCount> {
+        self.server.refusals().counts()
+    }
+
     fn guard(&self, counter: GuardCounter) -> u64 {
         self.guard.as_ref().map_or(0, |guard| guard.total(counter))
     }
@@ -167,6 +172,10 @@ pub(super) struct Observed {
 impl admin::Sources for Observed {
     fn connections(&self) -> Counts {
         Counts::default()
+    }
+
+    fn refusals(&self) -> Vec<RefusalCount> {
+        Vec::new()
     }
 
     fn guard(&self, _counter: GuardCounter) -> u64 {

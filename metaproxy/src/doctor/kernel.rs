@@ -3,11 +3,12 @@
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
+use metaproxy_common::handshake::MAX_CGROUP_ID;
 use metaproxy_common::layout::{Config, Destination};
 
 use super::{Examination, Finding, users};
 use crate::admin::asking;
-use crate::intercept::cgroups::{CgroupError, Locator, PodsCgroup};
+use crate::intercept::cgroups::{CgroupError, Locator, OwnCgroup, PodsCgroup};
 use crate::intercept::guard::Choice;
 use crate::intercept::guard::programs::GuardPrograms;
 use crate::intercept::kernel;
@@ -33,6 +34,8 @@ pub(super) fn examine(examination: &Examination) -> Vec<Finding> {
     let Some(place) = &pods else {
         return findings;
     };
+    findings.push(cgroup_ids(place));
+    findings.extend(own_cgroup(&place.root));
     findings.extend(users::examine(&place.dir, &place.root));
     if missing.is_empty() {
         findings.extend(hooks(place, &examination.runtime_dir));
@@ -140,6 +143,38 @@ fn pods_cgroup(examination: &Examination) -> (Finding, Option<Place>) {
     }
 }
 
+/// A pod's cgroup is made later than the one above it, and ids grow.
+fn cgroup_ids(place: &Place) -> Finding {
+    use std::os::unix::fs::MetadataExt as _;
+    const CHECK: &str = "cgroup ids";
+    let id = fs::metadata(&place.dir).map_or(0, |dir| dir.ino());
+    if id > MAX_CGROUP_ID {
+        return Finding::problem(
+            CHECK,
+            format!(
+                "the cgroup {} has the id {id}, and callers are carried in 40 bits",
+                place.dir.display()
+            ),
+            "boot the node again: the kernel has made more than a million million cgroups and files of cgroups since it started",
+        );
+    }
+    Finding::ok(CHECK, "they fit into the 40 bits in which a caller is carried")
+}
+
+/// Where the agent verifies callers, if this command runs in its container: nothing is attached there that keeps it out.
+fn own_cgroup(root: &Path) -> Option<Finding> {
+    const CHECK: &str = "own cgroup";
+    match OwnCgroup::find(&[root.to_owned()]) {
+        Ok(own) if own.path() == root => None,
+        Ok(own) => users::keeping_out(own.path(), root),
+        Err(error) => Some(Finding::warning(
+            CHECK,
+            error.to_string(),
+            "the agent attaches what verifies callers there; without it it does not start",
+        )),
+    }
+}
+
 fn advice(error: &CgroupError) -> &'static str {
     match error {
         CgroupError::NoCgroup2 => {
@@ -203,7 +238,8 @@ fn hooks(place: &Place, runtime_dir: &Path) -> Vec<Finding> {
     };
     let attached = Programs::load(&Config::observing(netns)).and_then(|_| {
         let (programs, _) = Programs::load(&Config::imds(netns, Destination::NONE))?;
-        programs.attach(&dir).map(drop)
+        programs.attach(&dir)?;
+        programs.attach_listener(&dir).map(drop)
     });
     let redirect = match attached {
         Ok(()) => Finding::ok("hooks", "what redirects and identifies loads and attaches"),

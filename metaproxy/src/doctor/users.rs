@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::Finding;
 use crate::intercept::foreign::{self, Foreign, Program};
+use crate::intercept::link::Hook;
 
 const CHECK: &str = "hooks' users";
 
@@ -17,6 +18,14 @@ pub(super) fn examine(pods: &Path, root: &Path) -> Vec<Finding> {
             "root may ask",
         )]
     })
+}
+
+/// A program that keeps ours from being attached to a cgroup.
+pub(super) fn keeping_out(cgroup: &Path, root: &Path) -> Option<Finding> {
+    let all = foreign::up_to(cgroup, root).ok()?;
+    all.iter()
+        .find(|one| !one.program.is_ours() && one.hook == Hook::SockOps && one.blocks(cgroup))
+        .map(blocks)
 }
 
 fn found(pods: &Path, root: &Path) -> io::Result<Vec<Finding>> {

@@ -150,7 +150,12 @@ impl Refusals {
     pub fn new(pods: Pods) -> Self {
         Self {
             pods,
-            counts: Arc::default(),
+            // Each kind is there from the start, so that its rate can be told from its first connection on.
+            counts: Arc::new(Mutex::new(
+                RefusalKind::ALL
+                    .map(|kind| ((kind, None), Entry::default()))
+                    .into(),
+            )),
             lines: Sparing::new(|more| {
                 warn!("and {more} more pods had connections that were not served; the metrics have each");
             }),

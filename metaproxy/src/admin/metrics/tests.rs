@@ -1,5 +1,6 @@
 use super::*;
 use crate::health::Part;
+use crate::intercept::refusals::RefusalKind;
 use crate::measured::{RequestKind, Requests, StsCalls, StsOutcome};
 
 struct Fixed;
@@ -13,6 +14,17 @@ impl Sources for Fixed {
             slowed_connections: 5,
             slowed_requests: 6,
         }
+    }
+    fn refusals(&self) -> Vec<RefusalCount> {
+        let refusal = |kind, namespace: &str, pod: &str, count| RefusalCount {
+            kind,
+            pod: (namespace.to_owned(), pod.to_owned()),
+            count,
+        };
+        vec![
+            refusal(RefusalKind::NoOption, "", "", 2),
+            refusal(RefusalKind::AnsweredElsewhere, "apps", "web", 11),
+        ]
     }
     fn guard(&self, _counter: GuardCounter) -> u64 {
         8
@@ -55,6 +67,8 @@ fn what_is_told_has_these_names() {
         "metaproxy_connections_total{outcome=\"served\"} 7",
         "metaproxy_connections_total{outcome=\"unidentified\"} 2",
         "metaproxy_connections_total{outcome=\"over_limit\"} 4",
+        "metaproxy_refused_connections_total{kind=\"no_option\",namespace=\"\",pod=\"\"} 2",
+        "metaproxy_refused_connections_total{kind=\"answered_elsewhere\",namespace=\"apps\",pod=\"web\"} 11",
         "metaproxy_slowed_total{what=\"connection\"} 5",
         "metaproxy_slowed_total{what=\"request\"} 6",
         "metaproxy_guard_dropped_packets_total 8",

@@ -8,7 +8,8 @@ use crate::admin::Sources;
 use crate::explain::{Explanation, Verdict};
 use crate::health::{Condition, Part};
 use crate::intercept::inspect::Target;
-use crate::status::{PartLine, PodLine};
+use crate::intercept::refusals::RefusalCount;
+use crate::status::{PartLine, PodLine, RefusedLine};
 
 /// A pod that has, or asks for, a role.
 pub(super) fn pod(one: Explanation) -> PodLine {
@@ -59,13 +60,24 @@ fn inode(path: &str) -> Option<u64> {
     std::fs::metadata(path).ok().map(|dir| dir.ino())
 }
 
+/// Refused connections of one kind and one pod.
+pub(super) fn refused(one: RefusalCount) -> RefusedLine {
+    let (namespace, pod) = one.pod;
+    RefusedLine {
+        pod: (!pod.is_empty()).then(|| format!("{namespace}/{pod}")),
+        kind: one.kind.label().to_owned(),
+        connections: one.count,
+        explanation: one.kind.explanation().to_owned(),
+    }
+}
+
 /// What came of connections, in the agent and in the kernel.
 pub(super) fn counters(figures: &dyn Sources) -> BTreeMap<String, u64> {
     let counts = figures.connections();
     let mut all: BTreeMap<String, u64> = [
         ("connections served", counts.served),
         (
-            "connections closed, as nobody can tell whose they are",
+            "connections closed, as their caller is not known",
             counts.unidentified,
         ),
         ("connections closed, as their pod has too many", counts.over_limit),

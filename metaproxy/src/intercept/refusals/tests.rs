@@ -29,8 +29,10 @@ fn refusals_are_counted_by_kind_and_by_the_name_of_the_pod() {
         pod: (pod.0.to_owned(), pod.1.to_owned()),
         count,
     };
+    let mut counted = refusals.counts();
+    counted.retain(|one| one.count > 0);
     assert_eq!(
-        refusals.counts(),
+        counted,
         [
             count(RefusalKind::NoOption, ("", ""), 1),
             count(RefusalKind::NoRoom, ("", ""), 1),
@@ -46,10 +48,11 @@ fn pods_that_are_gone_take_no_memory() {
     for number in 0..500 {
         refusals.note(RefusalKind::NoRoom, Some(&uid(number)), 1);
     }
-    assert_eq!(refusals.counts().len(), 500);
+    let none = RefusalKind::ALL.len();
+    assert_eq!(refusals.counts().len(), none + 500);
     pods.send_replace(inventory(1));
     refusals.note(RefusalKind::NoRoom, Some(&uid(0)), 1);
-    assert_eq!(refusals.counts().len(), 1);
+    assert_eq!(refusals.counts().len(), none + 1);
 }
 
 #[test]
