@@ -8,6 +8,7 @@ mod common;
 use std::path::Path;
 
 use aya::util::KernelVersion;
+use common::identity::{REFUSED, assert_only};
 use common::{
     IMDS, IMDS6, MAPPED, NOTHING, Node, UNREACHABLE, agent_binary, client_binary, counts, dial, eventually,
     node, outcomes, start_dial,
@@ -15,7 +16,7 @@ use common::{
 use nix::sys::signal::Signal;
 use xtask::lab::agent::{Agent, AgentSpec};
 use xtask::lab::bpf;
-use xtask::lab::pod::PodSpec;
+use xtask::lab::pod::{Pod, PodSpec};
 use xtask::lab::recorder::Recorder;
 
 /// Without tcx, packets are dropped at the pods' sockets where that is asked for.
@@ -66,6 +67,115 @@ fn no_identity_is_lost_or_mixed_up() {
     let (of_a, of_b) = (start_dial(&a, &words), start_dial(&b, &words));
     assert_eq!(outcomes(of_a), counts([("role-a", 500)]));
     assert_eq!(outcomes(of_b), counts([("role-b", 500)]));
+}
+
+/// `tcp_syncookies` 2 answers every SYN with a cookie, so that the kernel keeps nothing of it; without timestamps there is
+/// more room in the header, and a cookie holds less.
+#[test]
+fn callers_are_known_whatever_the_nodes_tcp_keeps_of_a_handshake() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let _agent = Agent::start(&node.lab, &spec(&node)).unwrap();
+    let ways = ["0", "1", "2"]
+        .into_iter()
+        .flat_map(|cookies| ["0", "1"].map(|timestamps| (cookies, timestamps)));
+    for (cookies, timestamps) in ways {
+        let set = |name: &str, value| {
+            node.lab
+                .node()
+                .sysctl(&format!("net/ipv4/{name}"), value)
+                .unwrap()
+        };
+        set("tcp_syncookies", cookies);
+        set("tcp_timestamps", timestamps);
+        for to in [IMDS, MAPPED, IMDS6] {
+            let got = dial(&a, &["--to", to, "--count", "20"]);
+            assert_eq!(
+                got,
+                counts([("role-a", 20)]),
+                "{to}, syncookies {cookies}, timestamps {timestamps}"
+            );
+        }
+    }
+}
+
+/// Fast open without a cookie at both ends: the SYN carries data, which the listener does not take, as the caller comes
+/// behind it.
+#[test]
+fn fast_open_that_is_forced_on_everywhere_loses_no_caller() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    // TFO_CLIENT_ENABLE, TFO_SERVER_ENABLE, TFO_CLIENT_NO_COOKIE, TFO_SERVER_COOKIE_NOT_REQD, TFO_SERVER_WO_SOCKOPT1
+    // (include/net/tcp.h), before there is a listener.
+    for netns in [node.lab.node(), a.netns().unwrap()] {
+        netns.sysctl("net/ipv4/tcp_fastopen", "1543").unwrap();
+    }
+    let _agent = Agent::start(&node.lab, &spec(&node)).unwrap();
+    for to in [IMDS, MAPPED, IMDS6] {
+        let got = dial(&a, &["--to", to, "--mode", "fastopen", "--count", "20"]);
+        assert_eq!(got, counts([("role-a", 20)]), "{to}");
+    }
+}
+
+/// The listener drops the ACK that carries the caller while its accept queue is full; the packets behind it carry it too.
+#[test]
+fn callers_outlast_a_full_accept_queue() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    node.lab.node().sysctl("net/core/somaxconn", "4").unwrap();
+    let agent = Agent::start(&node.lab, &spec(&node)).unwrap();
+    agent.signal(Signal::SIGSTOP).unwrap();
+    let words = ["--count", "16", "--threads", "16", "--timeout", "20000"];
+    let asking = start_dial(&a, &words);
+    std::thread::sleep(std::time::Duration::from_millis(500));
+    agent.signal(Signal::SIGCONT).unwrap();
+    assert_eq!(outcomes(asking), counts([("role-a", 16)]));
+}
+
+#[test]
+fn two_pods_with_one_address_and_a_pod_with_one_that_nothing_lists_are_known_as_themselves() {
+    let Some(node) = node() else { return };
+    let first = node.lab.pod(PodSpec::with_role("first", "role-first")).unwrap();
+    let same = PodSpec {
+        same_address_as: Some(first.number()),
+        ..PodSpec::with_role("second", "role-second")
+    };
+    let second = node.lab.pod(same).unwrap();
+    let _agent = Agent::start(&node.lab, &spec(&node)).unwrap();
+    let route = |to: &str, pod: &Pod| {
+        let words = format!("route replace {to} dev pod{}", pod.number());
+        let mut command = node.host_command("ip");
+        assert!(command.args(words.split(' ')).status().unwrap().success());
+    };
+    let own = format!("{}/32", first.ip());
+    for _ in 0..5 {
+        for (pod, role) in [(&first, "role-first"), (&second, "role-second")] {
+            route(&own, pod);
+            assert_eq!(dial(pod, &[]), counts([(role, 1)]));
+        }
+    }
+    first
+        .netns()
+        .unwrap()
+        .add_address("lo", "10.244.99.99/32")
+        .unwrap();
+    route("10.244.99.99/32", &first);
+    assert_eq!(
+        dial(&first, &["--source", "10.244.99.99:0"]),
+        counts([("role-first", 1)])
+    );
+}
+
+#[test]
+fn a_process_that_is_no_pods_gets_no_answer_from_the_listener() {
+    let Some(node) = node() else { return };
+    let agent = Agent::start(&node.lab, &spec(&node)).unwrap();
+    let listeners = agent.listeners().unwrap();
+    assert_eq!(listeners.len(), 2, "IPv4 and IPv6");
+    for listener in listeners {
+        let got = node.host_dial(&["--to", &listener.to_string(), "--timeout", "1000"]);
+        assert_only(&got, &REFUSED, "a process of the node");
+    }
 }
 
 #[test]
