@@ -3,11 +3,15 @@
 
 use crate::address::{Endpoint, Port};
 use crate::handshake::Proof;
+use crate::rate::RateLimit;
 use crate::target::Targets;
 
 /// Most kinds of handshake failures, times cgroups, that are counted by cgroup between two looks; what goes beyond is
 /// counted in total only.
 pub const MAX_FAILURES: usize = 4_096;
+
+/// Most network namespaces whose rate of connections is kept. Those that connected longest ago go first, and start anew.
+pub const MAX_RATES: usize = 4_096;
 
 /// Most hostNetwork pods of one node that may be listed.
 pub const MAX_HOST_PODS: usize = 1_024;
@@ -57,17 +61,20 @@ pub struct Config {
     pub observe: u32,
     /// For every other network namespace.
     pub destination: Destination,
+    /// How fast one network namespace may connect to the listener.
+    pub rate: RateLimit,
 }
 
 impl Config {
     /// Intercepts both addresses of the metadata service.
-    pub const fn imds(node_netns: u64, destination: Destination) -> Self {
+    pub const fn imds(node_netns: u64, destination: Destination, rate: RateLimit) -> Self {
         Self {
             node_netns,
             targets: Targets::IMDS,
             override_count: 0,
             observe: 0,
             destination,
+            rate,
         }
     }
 
@@ -75,7 +82,7 @@ impl Config {
     pub const fn observing(node_netns: u64) -> Self {
         Self {
             observe: 1,
-            ..Self::imds(node_netns, Destination::NONE)
+            ..Self::imds(node_netns, Destination::NONE, RateLimit::NONE)
         }
     }
 }
@@ -272,6 +279,8 @@ counters! {
     NoRoom = "no_room",
     /// The kernel, or another program, kept ours from writing the option.
     NotWritten = "not_written",
+    /// The pod connects faster than it may; the connection was refused.
+    TooFast = "too_fast",
     /// Another program than the listener has answered.
     AnsweredElsewhere = "answered_elsewhere",
 }
@@ -328,7 +337,7 @@ mod tests {
         assert_eq!(size_of::<FailureKey>(), 8 + 4 + 4);
         assert_eq!(size_of::<Key>(), 16);
         assert_eq!(size_of::<Targets>(), MAX_TARGETS * 40 + 4 + 4);
-        assert_eq!(size_of::<Config>(), 8 + size_of::<Targets>() + 4 + 4 + 40);
+        assert_eq!(size_of::<Config>(), 8 + size_of::<Targets>() + 4 + 4 + 40 + 16);
         assert_eq!(size_of::<GuardConfig>(), 8 + size_of::<Targets>() + 2 + 6);
     }
 

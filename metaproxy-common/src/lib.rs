@@ -8,6 +8,7 @@ pub mod handshake;
 pub mod layout;
 pub mod names;
 pub mod packet;
+pub mod rate;
 pub mod siphash;
 pub mod target;
 pub mod verdict;

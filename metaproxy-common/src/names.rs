@@ -31,6 +31,8 @@ pub const ARRIVALS: &str = "mp_arrivals";
 pub const KEY: &str = "mp_key";
 /// Handshake failures: [`FailureKey`](crate::layout::FailureKey) → connections.
 pub const FAILURES: &str = "mp_failures";
+/// When the next connection of a network namespace is due at the sustained rate: cookie → nanoseconds since boot.
+pub const RATES: &str = "mp_rates";
 /// Per-CPU [`Counter`](crate::layout::Counter)s.
 pub const COUNTERS: &str = "mp_counters";
 
@@ -82,7 +84,7 @@ pub const PROGRAMS: [&str; 6] = [
     GETPEERNAME6,
 ];
 /// Every map of the plain build (aya-log adds one).
-pub const MAPS: [&str; 9] = [
+pub const MAPS: [&str; 10] = [
     CONFIG,
     DESTINATIONS,
     HOST_PODS,
@@ -90,6 +92,7 @@ pub const MAPS: [&str; 9] = [
     ARRIVALS,
     KEY,
     FAILURES,
+    RATES,
     COUNTERS,
     OBSERVED,
 ];

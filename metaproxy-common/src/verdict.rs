@@ -6,6 +6,7 @@
 
 use crate::address::Endpoint;
 use crate::layout::{Config, Destination};
+use crate::target::Target;
 
 /// Address family of the connecting socket. An IPv4 socket can be given only an IPv4 address; an IPv6 socket any
 /// (IPv4 in mapped form).
@@ -26,7 +27,7 @@ pub struct Class {
     pub kind: Kind,
     /// What was asked for: a guard may have put the sentinel in the metadata address's place.
     pub asked: Endpoint,
-    /// For [`Kind::Metadata`]: where a connection goes that must reach neither the metadata service nor a listener.
+    /// Where a connection goes that must reach neither the metadata service nor a listener.
     pub sentinel: Endpoint,
 }
 
@@ -88,10 +89,16 @@ pub fn classify(config: &Config, to: &Endpoint) -> Class {
     } else {
         Kind::Other
     };
+    // A listener has no sentinel of its own; those of the metadata service fail for a socket of either family.
+    let sentinel = if to.address.is_v4() {
+        Target::IMDS_V4.sentinel
+    } else {
+        Target::IMDS_V6.sentinel
+    };
     Class {
         kind,
         asked: *to,
-        sentinel: Endpoint::NONE,
+        sentinel,
     }
 }
 

@@ -3,7 +3,7 @@
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{
-    bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_netns_cookie,
+    bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_ktime_get_ns,
 };
 use aya_ebpf::programs::SockAddrContext;
 use metaproxy_common::address::Endpoint;
@@ -11,7 +11,7 @@ use metaproxy_common::handshake::MAX_CGROUP_ID;
 use metaproxy_common::layout::{Caller, ClientState, Config, Counter, Destination, HandshakeFailure, Stamp};
 use metaproxy_common::verdict::{Action, Family, Kind, Surroundings, classify, decide};
 
-use crate::maps::{CONFIG, DESTINATIONS, HOST_PODS, OBSERVED, STAMPS, count, count_failure};
+use crate::maps::{CONFIG, DESTINATIONS, HOST_PODS, OBSERVED, RATES, STAMPS, count, count_failure};
 use crate::sockaddr;
 
 /// Deepest cgroup level at which a listed pod is looked for.
@@ -38,6 +38,12 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
             observe(&caller);
         }
         return;
+    }
+    if class.kind == Kind::Listener || around.listed || !around.in_node_netns {
+        if !is_within_rate(config, &caller, around) {
+            refuse(ctx, family, &class.sentinel);
+            return;
+        }
     }
     let verdict = decide(&class, family, around, &destination(config, caller.netns_cookie));
     match verdict.action {
@@ -71,6 +77,33 @@ fn observe(caller: &Caller) {
         // Where the map is full it is noted when it was read the next time.
         let _ = OBSERVED.insert(caller.cgroup_id, 1_u64, 0);
     }
+}
+
+/// Whether the caller's network namespace may make one more connection to the listener now. Two at once may count as one.
+#[inline(always)]
+fn is_within_rate(config: &Config, caller: &Caller, around: Surroundings) -> bool {
+    if config.rate.interval_ns == 0 {
+        return true;
+    }
+    let key = if around.in_node_netns {
+        caller.cgroup_id
+    } else {
+        caller.netns_cookie
+    };
+    // SAFETY: takes no pointer.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let Some(due) = RATES.get_ptr_mut(key) else {
+        let _ = RATES.insert(key, now, 0);
+        return true;
+    };
+    // SAFETY: non-null, and map values outlive the program run.
+    let paced = unsafe { config.rate.pace(*due, now) };
+    // SAFETY: as above.
+    unsafe { *due = paced.due_ns };
+    if !paced.is_allowed {
+        count_failure(caller.cgroup_id, HandshakeFailure::TooFast);
+    }
+    paced.is_allowed
 }
 
 #[inline(always)]

@@ -4,13 +4,13 @@ use core::ptr;
 
 use aya_ebpf::bindings::bpf_map_type::BPF_MAP_TYPE_SK_STORAGE;
 use aya_ebpf::bindings::{BPF_F_CLONE, BPF_F_NO_PREALLOC, BPF_F_WRONLY, BPF_NOEXIST};
-use aya_ebpf::btf_maps::{Array, HashMap, PerCpuArray, SkStorage};
+use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockOpsContext;
 use metaproxy_common::layout::{
     Arrival, COUNTERS, Config, Counter, Destination, FailureKey, HandshakeFailure, MAX_DESTINATIONS,
-    MAX_FAILURES, MAX_HOST_PODS, MAX_OBSERVED, Stamp,
+    MAX_FAILURES, MAX_HOST_PODS, MAX_OBSERVED, MAX_RATES, Stamp,
 };
 use metaproxy_common::siphash::Key;
 
@@ -38,6 +38,10 @@ pub static KEY: Array<Key, 1, { BPF_F_WRONLY as usize }> = Array::new();
 /// On listeners, and copied by the kernel to each connection that is accepted from one.
 #[btf_map(name = "mp_arrivals")]
 pub static ARRIVALS: ClonedSkStorage<Arrival> = ClonedSkStorage::new();
+
+/// By netns cookie, or by cgroup id in the node's own namespace.
+#[btf_map(name = "mp_rates")]
+pub static RATES: LruHashMap<u64, u64, MAX_RATES> = LruHashMap::new();
 
 #[btf_map(name = "mp_failures")]
 static FAILURES: HashMap<FailureKey, u64, MAX_FAILURES, NO_PREALLOC> = HashMap::new();

@@ -20,6 +20,7 @@ use metaproxy::pods::{Inventory, Namespace, Pod, PodUid};
 use metaproxy::roles::{AnnotationKeys, Decision, NamespaceRules, Rules, SessionRules};
 use metaproxy_common::address::Endpoint;
 use metaproxy_common::layout::{Config, Destination};
+use metaproxy_common::rate::RateLimit;
 use metaproxy_common::verdict::{Family, Surroundings, classify, decide};
 
 /// Counts allocations beside the time.
@@ -46,7 +47,7 @@ fn verdict(bencher: Bencher<'_, '_>, to: &str) {
         v4: endpoint("10.0.0.1:18181"),
         v6: endpoint("[fd00::1]:18181"),
     };
-    let (config, to) = (Config::imds(1, destination), endpoint(to));
+    let (config, to) = (Config::imds(1, destination, RateLimit::NONE), endpoint(to));
     let around = Surroundings {
         in_node_netns: false,
         listed: false,

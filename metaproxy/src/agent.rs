@@ -184,11 +184,12 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     } else {
         settings.listen_addresses.clone()
     };
-    let (programs, mut maps) = load(&Config::imds(node_netns, Destination::NONE))?;
+    let rate = settings.limits.kernel_connection_rate();
+    let (programs, mut maps) = load(&Config::imds(node_netns, Destination::NONE, rate))?;
     let own = OwnCgroup::find(locator.roots())?;
     let listener_link = ListenerLink::attach(&programs, own)?;
     let listeners = Listeners::open(&addresses, &choice, &mut maps.arrivals)?;
-    maps.configure(&Config::imds(node_netns, listeners.destination()))?;
+    maps.configure(&Config::imds(node_netns, listeners.destination(), rate))?;
     let shown: Vec<String> = listeners.addresses().iter().map(ToString::to_string).collect();
     let identity = Identity::of(&settings, shown.clone());
 

@@ -230,9 +230,9 @@ print("held", flush=True)
 time.sleep(60)
 "#;
 
-/// The map of flows is the node's: whoever is refused must not fill it by not closing.
+/// The accept queue is the node's: connections that are refused must take no room there by not being closed.
 #[test]
-fn connections_over_the_limit_leave_no_entry_though_they_are_never_closed() {
+fn connections_over_the_limit_that_are_never_closed_keep_no_neighbour_waiting() {
     use std::io::BufRead as _;
     let Some((_node, bad, neighbour, _agent)) = scene() else {
         return;

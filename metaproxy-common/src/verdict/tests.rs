@@ -1,6 +1,7 @@
 extern crate std;
 use super::*;
 use crate::address::{Address, Port};
+use crate::rate::RateLimit;
 use crate::target::Target;
 use core::net::SocketAddr;
 use proptest::prelude::*;
@@ -53,7 +54,7 @@ fn refuse(to: Endpoint) -> Verdict {
 }
 
 fn verdict(destination: Destination, family: Family, around: Surroundings, to: &str) -> Verdict {
-    let config = Config::imds(1, destination);
+    let config = Config::imds(1, destination, RateLimit::NONE);
     decide(&classify(&config, &at(to)), family, around, &destination)
 }
 
@@ -77,7 +78,7 @@ fn a_pod_is_redirected_from_every_form_of_the_metadata_address() {
 
 #[test]
 fn what_was_asked_for_is_told_behind_a_guard_too() {
-    let config = Config::imds(1, both());
+    let config = Config::imds(1, both(), RateLimit::NONE);
     for (to, asked) in [
         ("169.254.169.254:80", "169.254.169.254:80"),
         ("255.255.255.255:80", "169.254.169.254:80"),
@@ -176,7 +177,7 @@ proptest! {
             v4: if has4 { both().v4 } else { Endpoint::NONE },
             v6: if has6 { both().v6 } else { Endpoint::NONE },
         };
-        let config = Config::imds(1, destination);
+        let config = Config::imds(1, destination, RateLimit::NONE);
         let family = if v6_socket || !to.address.is_v4() { Family::V6 } else { Family::V4 };
         let around = Surroundings { in_node_netns, listed };
         let verdict = decide(&classify(&config, &to), family, around, &destination);

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use metaproxy_common::handshake::MAX_CGROUP_ID;
 use metaproxy_common::layout::{Config, Destination};
+use metaproxy_common::rate::RateLimit;
 
 use super::{Examination, Finding, users};
 use crate::admin::asking;
@@ -237,7 +238,7 @@ fn hooks(place: &Place, runtime_dir: &Path) -> Vec<Finding> {
         }
     };
     let attached = Programs::load(&Config::observing(netns)).and_then(|_| {
-        let (programs, _) = Programs::load(&Config::imds(netns, Destination::NONE))?;
+        let (programs, _) = Programs::load(&Config::imds(netns, Destination::NONE, RateLimit::NONE))?;
         programs.attach(&dir)?;
         programs.attach_listener(&dir).map(drop)
     });

@@ -7,6 +7,8 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use metaproxy_common::rate::RateLimit;
+
 /// What one pod may take. All of it has defaults that no ordinary client comes near.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
@@ -22,6 +24,18 @@ pub struct Limits {
     pub head_time: Duration,
     /// For a connection to say nothing between requests.
     pub idle: Duration,
+}
+
+/// Connections that a pod may make at once before its rate in the kernel counts: half of the accept queue that all pods
+/// share.
+const KERNEL_BURST: u32 = 2048;
+
+impl Limits {
+    /// The rate above which a pod's connections are refused in the kernel: twice the one above which they are slowed, so
+    /// that a pod is slowed first.
+    pub fn kernel_connection_rate(&self) -> RateLimit {
+        RateLimit::new(self.connection_rate.saturating_mul(2), KERNEL_BURST)
+    }
 }
 
 /// Whoever has not been heard of for so long starts anew.

@@ -36,6 +36,8 @@ pub enum RefusalKind {
     NoRoom,
     /// The kernel, or another program, kept ours from writing the option.
     NotWritten,
+    /// The pod connects faster than it may.
+    TooFast,
     /// Another program than the listener has answered.
     AnsweredElsewhere,
     /// The agent or the node could not tell the caller.
@@ -44,7 +46,7 @@ pub enum RefusalKind {
 
 impl RefusalKind {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NoOption,
         Self::BadTag,
         Self::ForeignAddress,
@@ -52,6 +54,7 @@ impl RefusalKind {
         Self::IdTooLarge,
         Self::NoRoom,
         Self::NotWritten,
+        Self::TooFast,
         Self::AnsweredElsewhere,
         Self::Internal,
     ];
@@ -66,6 +69,7 @@ impl RefusalKind {
             Self::IdTooLarge => HandshakeFailure::IdTooLarge.label(),
             Self::NoRoom => HandshakeFailure::NoRoom.label(),
             Self::NotWritten => HandshakeFailure::NotWritten.label(),
+            Self::TooFast => HandshakeFailure::TooFast.label(),
             Self::AnsweredElsewhere => HandshakeFailure::AnsweredElsewhere.label(),
             Self::Internal => "internal",
         }
@@ -98,6 +102,10 @@ impl RefusalKind {
                 "the kernel did not let the program write the caller's option: another sock_ops program at the pods' cgroup \
                  uses the same option or clears its flags. `metaproxy doctor` names the programs there"
             }
+            Self::TooFast => {
+                "the pod connects to the metadata service more than twice as fast as --max-connection-rate-per-pod allows; what comes \
+                 faster is refused in the kernel, so that other pods do not wait behind it"
+            }
             Self::AnsweredElsewhere => {
                 "another program than the agent answered the connection: a hostPort, an externalIP or a NAT rule of this node \
                  claims the listener's port"
@@ -111,6 +119,7 @@ impl RefusalKind {
             HandshakeFailure::IdTooLarge => Self::IdTooLarge,
             HandshakeFailure::NoRoom => Self::NoRoom,
             HandshakeFailure::NotWritten => Self::NotWritten,
+            HandshakeFailure::TooFast => Self::TooFast,
             HandshakeFailure::AnsweredElsewhere => Self::AnsweredElsewhere,
         }
     }

@@ -1,0 +1,107 @@
+//! How many connections to the listener a network namespace may make: a pure decision, made in the kernel.
+//!
+//! All pods share the listener's accept queue, and what waits in it delays everything behind it. So what one pod makes
+//! faster than any client does is refused where it is made, before it takes a place there.
+
+/// A limit on events in time: the generic cell rate algorithm (ITU-T I.371), with times in nanoseconds.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RateLimit {
+    /// Time between two events at the sustained rate; 0 for no limit.
+    pub interval_ns: u64,
+    /// How much earlier than at the sustained rate an event may come: the burst, times the interval.
+    pub tolerance_ns: u64,
+}
+
+/// What a limit says of one event. A plain struct, as the verifier refuses an enum's unset payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Paced {
+    /// Whether it is within the limit.
+    pub is_allowed: bool,
+    /// When the next event is due at the sustained rate: what is kept for the next one.
+    pub due_ns: u64,
+}
+
+impl RateLimit {
+    /// No limit.
+    pub const NONE: Self = Self {
+        interval_ns: 0,
+        tolerance_ns: 0,
+    };
+
+    /// Allows `per_second` events a second, and `burst` at once.
+    pub const fn new(per_second: u32, burst: u32) -> Self {
+        let per_second = if per_second == 0 { 1 } else { per_second as u64 };
+        let interval_ns = 1_000_000_000 / per_second;
+        Self {
+            interval_ns,
+            tolerance_ns: interval_ns * burst as u64,
+        }
+    }
+
+    /// Decides about an event at `now_ns`, after one that left `due_ns` (0 for the first).
+    #[inline(always)]
+    pub const fn pace(&self, due_ns: u64, now_ns: u64) -> Paced {
+        let due = if due_ns > now_ns { due_ns } else { now_ns };
+        let is_allowed = due - now_ns <= self.tolerance_ns;
+        Paced {
+            is_allowed,
+            due_ns: if is_allowed { due + self.interval_ns } else { due },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    extern crate std;
+    use super::*;
+    use proptest::prelude::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    #[test]
+    fn a_burst_passes_and_then_one_at_a_time() {
+        let limit = RateLimit::new(10, 3);
+        let mut due = 0;
+        let mut ask = |now| {
+            let paced = limit.pace(due, now);
+            due = paced.due_ns;
+            paced.is_allowed
+        };
+        let at_once: std::vec::Vec<bool> = (0..6).map(|_| ask(SECOND)).collect();
+        assert_eq!(at_once, [true, true, true, true, false, false]);
+        assert!(!ask(SECOND + SECOND / 20), "half of an interval later");
+        assert!(ask(SECOND + SECOND / 10), "an interval later");
+        assert!(!ask(SECOND + SECOND / 10));
+        assert!(ask(10 * SECOND), "and anew after a pause");
+    }
+
+    proptest! {
+        #[test]
+        fn no_more_than_the_rate_and_the_burst_pass(
+            per_second in 1..10_000_u32, burst in 0..1_000_u32, steps in prop::collection::vec(0..2_000_000_u64, 1..500),
+        ) {
+            let limit = RateLimit::new(per_second, burst);
+            let (mut now, mut due, mut passed) = (SECOND, 0, 0_u64);
+            for step in steps {
+                now += step;
+                let paced = limit.pace(due, now);
+                due = paced.due_ns;
+                passed += u64::from(paced.is_allowed);
+            }
+            let most = (now - SECOND) / limit.interval_ns + u64::from(burst) + 1;
+            prop_assert!(passed <= most, "{passed} of {most}");
+        }
+
+        #[test]
+        fn what_comes_at_the_sustained_rate_always_passes(per_second in 1..10_000_u32, count in 1..500_u32) {
+            let limit = RateLimit::new(per_second, 0);
+            let mut due = 0;
+            for event in 0..u64::from(count) {
+                let paced = limit.pace(due, SECOND + event * limit.interval_ns);
+                prop_assert!(paced.is_allowed);
+                due = paced.due_ns;
+            }
+        }
+    }
+}
