@@ -219,28 +219,34 @@ fn permutations(items: &[usize]) -> Vec<Vec<usize>> {
     all
 }
 
-#[test]
-fn another_contract_on_the_node_is_a_start_up_error() {
+/// 1 is the contract of agents that filed callers under their 4-tuple; the other is one of the future.
+#[rstest::rstest]
+#[case(1, "0.1.0")]
+#[case(99, "7.0.0")]
+fn a_process_of_another_contract_is_named_and_takes_its_place_once_it_is_gone(
+    #[case] contract: u32,
+    #[case] version: &str,
+) {
     let Some(node) = node() else { return };
     let dir = node.lab.runtime_dir();
     std::fs::create_dir_all(&dir).unwrap();
     let path = dir.join("instance-other.json");
-    let other = r#"{"contract": 99, "version": "7.0.0", "what": "agent", "pid": 4711}"#;
+    let other =
+        format!(r#"{{"contract": {contract}, "version": "{version}", "what": "agent", "pid": 4711}}"#);
     std::fs::write(&path, other).unwrap();
     let held = std::fs::File::open(&path).unwrap();
     held.lock().unwrap();
     let mut agent = Agent::spawn(&node.lab, &node.spec()).unwrap();
     assert_eq!(agent.wait().unwrap().code(), Some(1));
-    assert!(
-        agent
-            .said()
-            .contains("metaproxy 7.0.0 (agent, pid 4711) runs on this node"),
-        "{}",
-        agent.said()
+    let named = format!(
+        "metaproxy {version} (agent, pid 4711) runs on this node with interception contract {contract}"
     );
+    assert!(agent.said().contains(&named), "{}", agent.said());
     let mut guard = node.guard(&[]);
     assert_eq!(guard.wait().unwrap().code(), Some(1));
     assert_eq!(bpf::ours(), NOTHING);
     drop(held);
+    let pod = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let _agent = node.agent();
+    assert_eq!(dial(&pod, &[]), counts([("role-a", 1)]));
 }

@@ -202,6 +202,7 @@ fn a_pod_that_misbehaves_does_not_starve_its_neighbour_and_memory_stays_bounded(
     let metrics = String::from_utf8(metrics.stdout).unwrap();
     for counter in [
         "metaproxy_connections_total{outcome=\"over_limit\"}",
+        "metaproxy_refused_connections_total{kind=\"too_fast\",namespace=\"apps\",pod=\"bad\"}",
         "metaproxy_slowed_total{what=\"connection\"}",
         "metaproxy_slowed_total{what=\"request\"}",
     ] {
