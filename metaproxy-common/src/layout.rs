@@ -10,6 +10,9 @@ use crate::target::Targets;
 /// counted in total only.
 pub const MAX_FAILURES: usize = 4_096;
 
+/// Most listeners of one agent, at the same time.
+pub const MAX_LISTENERS: usize = 64;
+
 /// Most network namespaces whose rate of connections is kept. Those that connected longest ago go first, and start anew.
 pub const MAX_RATES: usize = 4_096;
 

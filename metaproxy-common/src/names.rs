@@ -27,6 +27,8 @@ pub const HOST_PODS: &str = "mp_host_pods";
 pub const STAMPS: &str = "mp_stamps";
 /// [`Arrival`](crate::layout::Arrival) of a listener, and of each connection accepted from it.
 pub const ARRIVALS: &str = "mp_arrivals";
+/// Addresses of the agent's listeners; the value says nothing.
+pub const LISTENERS: &str = "mp_listeners";
 /// The [`Key`](crate::siphash::Key) of the tags, one element. Userspace can write it and not read it.
 pub const KEY: &str = "mp_key";
 /// Handshake failures: [`FailureKey`](crate::layout::FailureKey) → connections.
@@ -84,12 +86,13 @@ pub const PROGRAMS: [&str; 6] = [
     GETPEERNAME6,
 ];
 /// Every map of the plain build (aya-log adds one).
-pub const MAPS: [&str; 10] = [
+pub const MAPS: [&str; 11] = [
     CONFIG,
     DESTINATIONS,
     HOST_PODS,
     STAMPS,
     ARRIVALS,
+    LISTENERS,
     KEY,
     FAILURES,
     RATES,

@@ -15,7 +15,7 @@ use metaproxy_common::handshake::{
 };
 use metaproxy_common::layout::{ArrivalState, Counter};
 
-use crate::maps::{KEY, arrival, count};
+use crate::maps::{KEY, LISTENERS, arrival, count};
 use crate::sockops::{self, Loaded};
 
 #[inline(always)]
@@ -24,12 +24,11 @@ pub fn on_event(ctx: &SockOpsContext) {
     if op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB {
         on_established(ctx);
     } else if op == BPF_SOCK_OPS_HDR_OPT_LEN_CB {
-        // Only listeners of ours ask for options here, and only their requests for connections have no socket.
-        if !sockops::has_socket(ctx) {
+        if is_request(ctx) {
             let _ = sockops::reserve(ctx, LISTENER_OPTION_LEN);
         }
     } else if op == BPF_SOCK_OPS_WRITE_HDR_OPT_CB {
-        if !sockops::has_socket(ctx) {
+        if is_request(ctx) {
             on_answer(ctx);
         }
     } else if op == BPF_SOCK_OPS_TCP_LISTEN_CB {
@@ -44,6 +43,12 @@ fn on_listen(ctx: &SockOpsContext) {
     if sockops::write_options(ctx) {
         listener.state = ArrivalState::LISTENING;
     }
+}
+
+/// Whether the event is about a request for a connection to a listener of this agent. Such a request has no socket yet.
+#[inline(always)]
+fn is_request(ctx: &SockOpsContext) -> bool {
+    !sockops::has_socket(ctx) && LISTENERS.get_ptr(sockops::local(ctx)).is_some()
 }
 
 /// A SYN-ACK is about to leave; both sequence numbers are in its header already (`tcp_make_synack`,

@@ -8,9 +8,10 @@ use aya_ebpf::btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, SkStorage};
 use aya_ebpf::helpers::generated::bpf_sk_storage_get;
 use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockOpsContext;
+use metaproxy_common::address::Endpoint;
 use metaproxy_common::layout::{
     Arrival, COUNTERS, Config, Counter, Destination, FailureKey, HandshakeFailure, MAX_DESTINATIONS,
-    MAX_FAILURES, MAX_HOST_PODS, MAX_OBSERVED, MAX_RATES, Stamp,
+    MAX_FAILURES, MAX_HOST_PODS, MAX_LISTENERS, MAX_OBSERVED, MAX_RATES, Stamp,
 };
 use metaproxy_common::siphash::Key;
 
@@ -42,6 +43,11 @@ pub static ARRIVALS: ClonedSkStorage<Arrival> = ClonedSkStorage::new();
 /// By netns cookie, or by cgroup id in the node's own namespace.
 #[btf_map(name = "mp_rates")]
 pub static RATES: LruHashMap<u64, u64, MAX_RATES> = LruHashMap::new();
+
+/// By these a request for a connection, which has no socket, is known as one to a listener of this agent: another agent's
+/// may be in the same cgroup.
+#[btf_map(name = "mp_listeners")]
+pub static LISTENERS: HashMap<Endpoint, u8, MAX_LISTENERS, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "mp_failures")]
 static FAILURES: HashMap<FailureKey, u64, MAX_FAILURES, NO_PREALLOC> = HashMap::new();

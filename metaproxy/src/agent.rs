@@ -188,7 +188,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     let (programs, mut maps) = load(&Config::imds(node_netns, Destination::NONE, rate))?;
     let own = OwnCgroup::find(locator.roots())?;
     let listener_link = ListenerLink::attach(&programs, own)?;
-    let listeners = Listeners::open(&addresses, &choice, &mut maps.arrivals)?;
+    let listeners = Listeners::open(&addresses, &choice, &mut maps.marks)?;
     maps.configure(&Config::imds(node_netns, listeners.destination(), rate))?;
     let shown: Vec<String> = listeners.addresses().iter().map(ToString::to_string).collect();
     let identity = Identity::of(&settings, shown.clone());

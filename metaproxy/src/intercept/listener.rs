@@ -4,7 +4,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
 
-use aya::maps::{MapData, MapError, SkStorage};
+use aya::maps::{HashMap, MapData, MapError, SkStorage};
 use metaproxy_common::address::Endpoint;
 use metaproxy_common::layout::{Arrival, ArrivalState, Destination};
 use nix::ifaddrs::getifaddrs;
@@ -81,28 +81,51 @@ pub struct Listeners {
     addresses: Vec<SocketAddr>,
 }
 
-/// Marks listeners for the program that verifies callers.
+/// Makes listeners known to the program that verifies callers.
 pub trait Mark {
-    /// Marks a socket that does not listen yet.
+    /// Marks a socket that is bound to an address, and does not listen yet.
     ///
     /// # Errors
     /// What the kernel has against it.
-    fn mark(&mut self, socket: &TcpSocket) -> Result<(), MapError>;
+    fn mark(&mut self, socket: &TcpSocket, address: SocketAddr) -> Result<(), MapError>;
 
     /// Whether the program has seen it listen.
     ///
     /// # Errors
     /// What the kernel has against the question.
     fn is_seen(&self, listener: &TcpListener) -> Result<bool, MapError>;
+
+    /// Forgets the address of a listener that is closed, or never came to be.
+    fn forget(&mut self, address: SocketAddr);
 }
 
-impl Mark for SkStorage<MapData, Arrival> {
-    fn mark(&mut self, socket: &TcpSocket) -> Result<(), MapError> {
-        self.insert(socket, Arrival::LISTENER, 0)
+/// The maps by which the program knows the agent's listeners.
+#[derive(Debug)]
+pub struct ListenerMarks {
+    arrivals: SkStorage<MapData, Arrival>,
+    addresses: HashMap<MapData, Endpoint, u8>,
+}
+
+impl ListenerMarks {
+    /// Marks in these maps.
+    pub fn new(arrivals: SkStorage<MapData, Arrival>, addresses: HashMap<MapData, Endpoint, u8>) -> Self {
+        Self { arrivals, addresses }
+    }
+}
+
+impl Mark for ListenerMarks {
+    fn mark(&mut self, socket: &TcpSocket, address: SocketAddr) -> Result<(), MapError> {
+        self.addresses.insert(Endpoint::from_socket(address), 0, 0)?;
+        self.arrivals.insert(socket, Arrival::LISTENER, 0)
     }
 
     fn is_seen(&self, listener: &TcpListener) -> Result<bool, MapError> {
-        Ok(self.get(listener, 0)?.state == ArrivalState::LISTENING)
+        Ok(self.arrivals.get(listener, 0)?.state == ArrivalState::LISTENING)
+    }
+
+    fn forget(&mut self, address: SocketAddr) {
+        // An address that is not there needs no forgetting.
+        let _ = self.addresses.remove(&Endpoint::from_socket(address));
     }
 }
 
@@ -143,7 +166,12 @@ impl Listeners {
         let mut bound = Vec::with_capacity(addresses.len());
         for ip in addresses {
             let address = SocketAddr::new(*ip, port);
-            sockets.push(listen(address, marks)?);
+            let socket = listen(address, marks).inspect_err(|_| {
+                for address in bound.iter().chain([&address]) {
+                    marks.forget(*address);
+                }
+            })?;
+            sockets.push(socket);
             bound.push(address);
         }
         if sockets.is_empty() {
@@ -185,7 +213,7 @@ fn listen(address: SocketAddr, marks: &mut impl Mark) -> Result<TcpListener, Lis
     };
     let unmarked = |source| ListenError::Unmarked { address, source };
     let socket = bound(address).map_err(failed)?;
-    marks.mark(&socket).map_err(unmarked)?;
+    marks.mark(&socket, address).map_err(unmarked)?;
     let listener = socket.listen(BACKLOG).map_err(failed)?;
     kernel::refuse_fast_open(listener.as_fd()).map_err(failed)?;
     if marks.is_seen(&listener).map_err(unmarked)? {
@@ -260,13 +288,15 @@ mod tests {
     struct NoProgram;
 
     impl Mark for NoProgram {
-        fn mark(&mut self, _socket: &TcpSocket) -> Result<(), MapError> {
+        fn mark(&mut self, _socket: &TcpSocket, _address: SocketAddr) -> Result<(), MapError> {
             Ok(())
         }
 
         fn is_seen(&self, _listener: &TcpListener) -> Result<bool, MapError> {
             Ok(true)
         }
+
+        fn forget(&mut self, _address: SocketAddr) {}
     }
 
     fn loopback() -> [IpAddr; 1] {

@@ -1,8 +1,10 @@
 //! An eBPF object in the kernel: its maps and programs.
 
+use std::fmt;
 use std::fs::File;
 use std::os::fd::{AsFd as _, BorrowedFd};
 
+use aya::maps::{Map, MapData, MapError};
 use aya::programs::{Program, ProgramError};
 use aya::{Ebpf, EbpfError, EbpfLoader};
 use metaproxy_common::names;
@@ -88,7 +90,7 @@ impl Object {
     /// Where there is none of that name and type.
     pub fn map<M>(&mut self, name: &'static str) -> Result<M, ProgramsError>
     where
-        M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+        M: TryFrom<Map, Error = MapError>,
     {
         let map = self
             .ebpf
@@ -96,6 +98,31 @@ impl Object {
             .ok_or_else(|| ProgramsError::Unfit(format!("no map {name}")))?;
         map.try_into()
             .map_err(|error| ProgramsError::Unfit(format!("{name}: {error}")))
+    }
+
+    /// A second handle of one of its maps, for another part of userspace.
+    ///
+    /// # Errors
+    /// As [`Self::map`]; and if there is no room for one more descriptor.
+    pub fn map_again<M>(&self, name: &'static str) -> Result<M, ProgramsError>
+    where
+        M: TryFrom<Map, Error = MapError>,
+    {
+        let unfit = |error: &dyn fmt::Display| ProgramsError::Unfit(format!("{name}: {error}"));
+        let map = self
+            .ebpf
+            .map(name)
+            .ok_or_else(|| ProgramsError::Unfit(format!("no map {name}")))?;
+        let Map::SkStorage(data) = map else {
+            return Err(ProgramsError::Unfit(format!("{name} is of another type")));
+        };
+        let fd = data
+            .fd()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(|error| unfit(&error))?;
+        let data = MapData::from_fd(fd).map_err(|error| unfit(&error))?;
+        Map::SkStorage(data).try_into().map_err(|error| unfit(&error))
     }
 
     /// Loads one of its programs.

@@ -10,6 +10,7 @@ use metaproxy_common::siphash::Key;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::link::Hook;
+use super::listener::ListenerMarks;
 use super::object::{CgroupLinks, Object, ProgramsError};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/metaproxy.o"));
@@ -42,8 +43,10 @@ pub struct Programs {
 pub struct Maps {
     /// What the programs go by.
     pub config: Array<MapData, Config>,
-    /// Marks of listeners, and callers of accepted connections.
+    /// Callers of accepted connections.
     pub arrivals: SkStorage<MapData, Arrival>,
+    /// By which listeners are known.
+    pub marks: ListenerMarks,
     /// Handshake failures by the caller's cgroup.
     pub failures: HashMap<MapData, FailureKey, u64>,
     /// Listed hostNetwork pods.
@@ -95,6 +98,7 @@ impl Programs {
         keys.set(0, new_key()?, 0).map_err(unfit)?;
         let maps = Maps {
             config: configs,
+            marks: ListenerMarks::new(object.map_again(names::ARRIVALS)?, object.map(names::LISTENERS)?),
             arrivals: object.map(names::ARRIVALS)?,
             failures: object.map(names::FAILURES)?,
             host_pods: object.map(names::HOST_PODS)?,
