@@ -83,7 +83,7 @@ fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder_and_nothing_was_
         said.contains("--listen-port 18181: 10.200.0.1:18181 is already taken by") && said.contains(&holder),
         "{said}"
     );
-    assert_eq!(bpf::ours(), NOTHING);
+    assert_eq!(bpf::left_over(), NOTHING);
     drop(taken);
     let agent = Agent::start(&node.lab, &node.spec().with(&["--listen-port", "18181"])).unwrap();
     assert!(
