@@ -17,7 +17,7 @@ use metaproxy::credentials::{
 };
 use metaproxy::imds::path::Paths;
 use metaproxy::pods::{Inventory, Namespace, Pod, PodUid};
-use metaproxy::roles::{AnnotationKeys, Decision, NamespaceRules, Rules, SessionRules};
+use metaproxy::roles::{AnnotationKeys, Decision, NamespaceRules, OwnRoles, Rules, SessionRules};
 use metaproxy_common::address::Endpoint;
 use metaproxy_common::layout::{Config, Destination};
 use metaproxy_common::rate::RateLimit;
@@ -82,6 +82,7 @@ fn rules() -> Rules {
         firewall: false,
         enforce_host_network: false,
         sessions: SessionRules::default(),
+        own: OwnRoles::default(),
     }
 }
 

@@ -11,6 +11,7 @@ mod desk;
 mod discovery;
 mod error;
 mod observe;
+mod own_roles;
 mod report;
 mod verdicts;
 
@@ -290,6 +291,11 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     }
     tasks.spawn(follow(pods, rules, sessions, wanted, told));
     if settings.mode == Mode::Enforce {
+        tasks.spawn(own_roles::discover(
+            upstream.clone(),
+            Some(sts.clone()),
+            publish_rules.clone(),
+        ));
         tasks.spawn(discovery::base_arn(upstream.clone(), sts, publish_rules));
     }
     tasks.spawn(discovery::version1(upstream, publish_version1));

@@ -125,6 +125,7 @@ mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
     use crate::credentials::Issued;
+    use crate::roles::OwnRoles;
     use std::time::Duration;
 
     fn rules(flags: &[&str]) -> Rules {
@@ -141,7 +142,10 @@ mod tests {
             "arn:aws:iam::123456789012:role/",
         ];
         match Cli::from_words(words.iter().chain(flags)).unwrap().command {
-            Command::Run(args) => args.settings().unwrap().rules,
+            Command::Run(args) => Rules {
+                own: OwnRoles::default(),
+                ..args.settings().unwrap().rules
+            },
             other => panic!("{other:?}"),
         }
     }

@@ -36,8 +36,11 @@ pub(super) async fn follow<I: Issuer>(
         for new in ahead.difference(&before) {
             sessions.prefetch(new);
         }
-        for uid in log.tell(verdicts, &inventory, &rules_now) {
-            told.forget(&uid);
+        // Until then every role waits, which is no news of any pod.
+        if rules_now.own.is_settled() {
+            for uid in log.tell(verdicts, &inventory, &rules_now) {
+                told.forget(&uid);
+            }
         }
         for (uid, reason) in &refused {
             told.tell(uid, reason);
@@ -113,6 +116,7 @@ pub(super) fn consequences(inventory: &Inventory, rules: &Rules, listed: &BTreeS
 mod tests {
     use super::*;
     use crate::pods::ServiceAccount;
+    use crate::roles::OwnRoles;
     use serde_json::{Value, json};
 
     fn pod(uid: &str, spec: Value, phase: &str) -> Arc<Pod> {
@@ -138,7 +142,10 @@ mod tests {
         let more = ["--web-identity", "on", "--namespace-policy", "off"];
         let cli = crate::cli::Cli::from_words(words.iter().chain(&more)).unwrap();
         match cli.command {
-            crate::cli::Command::Run(args) => args.settings().unwrap().rules,
+            crate::cli::Command::Run(args) => Rules {
+                own: OwnRoles::default(),
+                ..args.settings().unwrap().rules
+            },
             other => panic!("{other:?}"),
         }
     }

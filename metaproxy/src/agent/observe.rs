@@ -15,7 +15,7 @@ use super::cluster::PodsHere;
 use super::consequences::consequences;
 use super::desk::{Answers, Identity};
 use super::report::{self, report};
-use super::{Settings, StartError, discovery};
+use super::{Settings, StartError, discovery, own_roles};
 use crate::admin::{Admin, AdminSocket, Sources};
 use crate::credentials::Principals;
 use crate::credentials::http::NetworkEnv;
@@ -91,15 +91,17 @@ pub(super) async fn run(
     if let Some(cluster) = &cluster {
         cluster.attend(&mut tasks, &rules.borrow(), &health);
     }
-    if rules.borrow().base.is_none() {
+    let upstream = Upstream::new(settings.imds);
+    let sts = if rules.borrow().base.is_none() {
         // Names of roles are shown as what they would be.
         let sts = Sts::connect(&settings.sts, &NetworkEnv::read()).await?;
-        tasks.spawn(discovery::base_arn(
-            Upstream::new(settings.imds),
-            sts,
-            publish_rules.clone(),
-        ));
-    }
+        let names = discovery::base_arn(upstream.clone(), sts.clone(), publish_rules.clone());
+        tasks.spawn(names);
+        Some(sts)
+    } else {
+        None
+    };
+    tasks.spawn(own_roles::discover(upstream, sts, publish_rules.clone()));
     tasks.spawn(list_host_pods(pods.clone(), rules.clone(), wanted));
     let observer = Observer {
         observed: maps.observed,

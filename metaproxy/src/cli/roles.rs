@@ -6,8 +6,8 @@ use super::usage::{UsageError, bad_role, key, role};
 use super::{HostNetwork, NamespacePolicy, Switch};
 use crate::roles::policy::{AllowedRolesStyle, PermittedMatch};
 use crate::roles::{
-    AnnotationKeys, BaseArn, CommonTags, NamespaceRules, PolicyCache, Rules, SessionRules, SessionScope,
-    WrittenRole, is_tag_value,
+    AnnotationKeys, BaseArn, CommonTags, NamespaceRules, OwnRoles, PolicyCache, Rules, SessionRules,
+    SessionScope, WrittenRole, is_tag_value,
 };
 
 /// Which role a pod has, and how its session is made.
@@ -205,6 +205,7 @@ impl RoleArgs {
                 tags: self.tags()?,
                 node,
             },
+            own: OwnRoles::default(),
         })
     }
 

@@ -15,7 +15,7 @@ use crate::imds::upstream::{BadEndpoint, Endpoint};
 use crate::imds::{Limits, Version1};
 use crate::intercept::guard::Choice;
 use crate::roles::arn::RoleError;
-use crate::roles::{RoleArn, SessionRules};
+use crate::roles::{OwnRoles, RoleArn, RoleId, Rules, SessionRules};
 
 /// Flags that parse one by one, but not together or not as what they stand for.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -117,8 +117,13 @@ impl RunArgs {
         let node_name = self.node_name.clone().or_else(node_name_of_environment);
         let pods = self.pods(node_name.as_deref())?;
         let rules = self.roles.rules(node_name.clone(), self.mode == Mode::Firewall)?;
+        let sts = self.sts(&rules.sessions)?;
+        let own = OwnRoles {
+            intermediate: sts.through.as_ref().map(RoleId::from),
+            ..OwnRoles::unknown()
+        };
         Ok(Settings {
-            sts: self.sts(&rules.sessions)?,
+            sts,
             pods,
             mode: self.mode,
             guard: self.guard()?,
@@ -126,7 +131,7 @@ impl RunArgs {
             cgroup_root: self.place.cgroup_root.clone(),
             listen_addresses: self.listen_addresses()?,
             listen_port: self.listen_port,
-            rules,
+            rules: Rules { own, ..rules },
             imds: self.imds()?,
             paths: Paths::allowing(&self.allow_path).map_err(UsageError::AllowPath)?,
             version1: match self.imds_v1 {

@@ -2,6 +2,8 @@
 //! metadata service. Our own calls to that service are never intercepted: this process is in the node's network
 //! namespace.
 
+mod identity;
+
 use std::error::Error;
 use std::time::{Duration, SystemTime};
 
@@ -19,6 +21,8 @@ use aws_sdk_sts::Client;
 use aws_sdk_sts::error::{ProvideErrorMetadata, SdkError};
 use aws_sdk_sts::types::{Credentials, Tag};
 use thiserror::Error;
+
+pub use self::identity::IdentityError;
 
 use super::http::{HttpError, NetworkEnv};
 use super::session::Issued;
@@ -187,14 +191,6 @@ impl Sts {
     /// Where STS is asked, for people.
     pub fn endpoint(&self) -> &str {
         self.endpoint.as_deref().unwrap_or("of the region")
-    }
-
-    /// The ARN under which STS knows the node's own credentials. Asking takes no permission.
-    pub async fn node_arn(&self) -> Result<String, ObtainError> {
-        let answer = self.node.get_caller_identity().send().await;
-        let identity = answer.map_err(|error| classify(&error))?;
-        let arn = identity.arn.filter(|arn| !arn.is_empty());
-        arn.ok_or_else(|| ObtainError::Unavailable("STS answered without an ARN".to_owned()))
     }
 
     /// `AssumeRole`, as the node.

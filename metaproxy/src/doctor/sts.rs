@@ -6,9 +6,10 @@ use super::{Examination, Finding};
 use crate::admin::asking;
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::Sts;
-use crate::credentials::{Issuer as _, Principals, SessionKey};
+use crate::credentials::{Issuer as _, ObtainError, Principals, SessionKey};
 use crate::explain::CredentialsLine;
-use crate::roles::{Principal, RoleArn, SessionShape};
+use crate::imds::upstream::Upstream;
+use crate::roles::{BaseArn, Principal, RoleArn, RoleId, SessionShape};
 
 /// STS, as the node, and a role as a trial; and who the node is to it.
 pub(super) async fn examine(examination: &Examination) -> (Option<String>, Vec<Finding>) {
@@ -20,7 +21,7 @@ pub(super) async fn examine(examination: &Examination) -> (Option<String>, Vec<F
             return (None, vec![Finding::problem(CHECK, error.to_string(), advice)]);
         }
     };
-    let identity = sts.node_arn().await;
+    let identity = sts.node_arn().await.map_err(|error| error.to_string());
     let mut findings = vec![match &identity {
         Ok(arn) => Finding::ok(CHECK, format!("reached; it calls this node {arn}")),
         Err(error) => Finding::problem(
@@ -29,10 +30,58 @@ pub(super) async fn examine(examination: &Examination) -> (Option<String>, Vec<F
             "the node must reach STS of its region (a VPC endpoint, or a proxy by HTTPS_PROXY), with credentials of its own",
         ),
     }];
+    if let Ok(arn) = &identity {
+        findings.extend(trusts_itself(&sts, examination, arn).await);
+    }
     if let Some(role) = &examination.role {
         findings.push(tried(sts, examination, role).await);
     }
     (identity.ok(), findings)
+}
+
+/// Tries whether the node's own role may assume itself. Then IAM does not stand against a pod that asks for it, and only
+/// the agent's own refusal does. No finding if the node's credentials are no role's, or STS does not answer.
+async fn trusts_itself(sts: &Sts, examination: &Examination, arn: &str) -> Option<Finding> {
+    const CHECK: &str = "own role";
+    RoleId::of_session(arn)?;
+    let profile = Upstream::new(examination.imds.clone()).instance_profile().await;
+    let profile = profile.ok().flatten();
+    let mut refused = None;
+    for role in own_role_arns(arn, profile.as_deref()) {
+        match sts.try_assume(&role, &examination.sts.own_name).await {
+            Ok(()) => {
+                return Some(Finding::warning(
+                    CHECK,
+                    format!("the node's own role may assume itself ({role})"),
+                    "pods are refused it by the agent alone: remove the role itself, and the root of its account where its policy \
+                     allows sts:AssumeRole of every role, from the principals of its trust policy",
+                ));
+            }
+            Err(ObtainError::Denied(_)) => refused = Some(role),
+            Err(ObtainError::NoToken(_) | ObtainError::Unavailable(_)) => {}
+        }
+    }
+    refused.map(|role| {
+        Finding::ok(
+            CHECK,
+            format!("IAM does not let the node's own role assume itself ({role})"),
+        )
+    })
+}
+
+/// The ARNs that the role of a session may have. The session's has no path, and to ask IAM for that takes a permission; the
+/// instance profile is mostly made with the path of its role.
+fn own_role_arns(session: &str, profile: Option<&str>) -> Vec<RoleArn> {
+    let Some((base, name)) = BaseArn::of_account(session).zip(session.split('/').nth(1)) else {
+        return Vec::new();
+    };
+    let path = profile
+        .and_then(|arn| arn.split_once(":instance-profile/")?.1.rsplit_once('/'))
+        .map(|(path, _)| format!("{path}/{name}"));
+    let resources = std::iter::once(name.to_owned()).chain(path);
+    resources
+        .filter_map(|resource| format!("{}{resource}", base.prefix()).parse().ok())
+        .collect()
 }
 
 /// What is in the way of assuming a role.
@@ -125,6 +174,25 @@ mod tests {
             last_error: last_error.map(str::to_owned),
             seconds_to_retry: None,
         }
+    }
+
+    #[test]
+    fn the_nodes_own_role_is_tried_by_each_arn_that_it_may_have() {
+        let session = "arn:aws:sts::123456789012:assumed-role/node/i-0abc";
+        let arns = |profile: Option<&str>| -> Vec<String> {
+            let arns = own_role_arns(session, profile);
+            arns.iter().map(ToString::to_string).collect()
+        };
+        let plain = "arn:aws:iam::123456789012:role/node";
+        assert_eq!(arns(None), [plain]);
+        assert_eq!(
+            arns(Some("arn:aws:iam::123456789012:instance-profile/nodes")),
+            [plain]
+        );
+        assert_eq!(
+            arns(Some("arn:aws:iam::123456789012:instance-profile/a/b/nodes")),
+            [plain, "arn:aws:iam::123456789012:role/a/b/node"]
+        );
     }
 
     #[test]

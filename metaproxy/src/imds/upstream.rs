@@ -23,6 +23,7 @@ use tokio::sync::watch;
 use self::node_token::{REMEMBERED, TokenState};
 use super::answer::TOKEN;
 use super::path::NodePath;
+use crate::roles::{BaseArn, RoleId};
 
 /// For one request that no pod waits for.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -161,6 +162,33 @@ impl Upstream {
         let arn = info.get("InstanceProfileArn").and_then(serde_json::Value::as_str);
         arn.map(|arn| Some(arn.to_owned()))
             .ok_or(UpstreamError::Unusable("iam/info has no InstanceProfileArn"))
+    }
+
+    /// Returns the role of the instance profile; `None` if the node has none. The account is that of the profile, which
+    /// takes only roles of its own account; the name is what `iam/security-credentials/` lists.
+    pub async fn instance_role(&self) -> Result<Option<RoleId>, UpstreamError> {
+        let asked = "iam/security-credentials/";
+        let Some(profile) = self.instance_profile().await? else {
+            return Ok(None);
+        };
+        let account = BaseArn::of_account(&profile);
+        let account = account.ok_or(UpstreamError::Unusable("iam/info has an ARN of no account"))?;
+        let answer = self.with_token(&Method::GET, "/latest/meta-data/iam/security-credentials/");
+        let response = tokio::time::timeout(PATIENCE, answer)
+            .await
+            .map_err(|_| UpstreamError::Slow)??;
+        match response.status() {
+            StatusCode::OK => {}
+            StatusCode::NOT_FOUND => return Ok(None),
+            status => return Err(UpstreamError::Status { asked, status }),
+        }
+        let body = read(response).await?;
+        let name = String::from_utf8_lossy(&body);
+        let name = name.lines().next().unwrap_or_default().trim();
+        let role = RoleId::new(account.account(), name);
+        role.map(Some).ok_or(UpstreamError::Unusable(
+            "iam/security-credentials/ lists no role's name",
+        ))
     }
 
     /// Whether it refuses requests without a session token. Asks it one such question.

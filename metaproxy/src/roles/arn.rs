@@ -128,7 +128,7 @@ fn check_partition(partition: &str) -> Result<(), RoleError> {
     if fits { Ok(()) } else { Err(RoleError::Partition) }
 }
 
-fn check_account(account: &str) -> Result<(), RoleError> {
+pub(super) fn check_account(account: &str) -> Result<(), RoleError> {
     let fits = account.len() == 12 && account.bytes().all(|byte| byte.is_ascii_digit());
     if fits { Ok(()) } else { Err(RoleError::Account) }
 }
@@ -180,6 +180,11 @@ impl BaseArn {
     /// `aws`, `aws-cn`, …
     pub fn partition(&self) -> &str {
         &self.partition
+    }
+
+    /// 12 digits.
+    pub fn account(&self) -> &str {
+        &self.account
     }
 
     /// What stands before a name.

@@ -4,6 +4,7 @@
 use super::arn::{BaseArn, RoleArn, RoleError, WrittenRole};
 use super::namespace::{Asked, NamespaceRules, Stop};
 use super::naming::Naming;
+use super::own::{OwnRoles, Owner};
 use super::policy::Candidate;
 use super::reason::{Allowance, AlsoAsked, Reason, RoleSource};
 use super::session::{SessionRules, SessionShape};
@@ -59,6 +60,8 @@ pub struct Rules {
     pub enforce_host_network: bool,
     /// How sessions are made.
     pub sessions: SessionRules,
+    /// The roles that no pod gets.
+    pub own: OwnRoles,
 }
 
 /// What a pod gets.
@@ -192,6 +195,7 @@ impl Rules {
             key: self.keys.role.clone(),
         };
         let role = self.arn(pod, &source_, written, written.parse())?;
+        self.not_own(&role, &source_)?;
         // As kube2iam has it: what a pod gets without asking needs no leave.
         let default_role = self.default_role.as_ref().filter(|_| !pod.host_network);
         let default_role = default_role.and_then(|role| role.resolve(self.base.as_ref()).ok()?);
@@ -241,8 +245,10 @@ impl Rules {
             account: account.to_string(),
         };
         let role = self.arn(pod, &source_, written, written.parse())?;
+        self.not_own(&role, &source_)?;
         let allowance = self.allowance(pod, namespace, &role, written, true)?;
         let identity = WebIdentity::of(pod, account).map_err(|reason| refuse(&role, reason))?;
+        self.known_not_own(&role, false)?;
         let session = self.sessions.web_identity_shape(pod, &self.keys, identity);
         Ok(granted(pod, role, source_, allowance, session))
     }
@@ -250,6 +256,7 @@ impl Rules {
     fn by_default(&self, pod: &Pod, written: &WrittenRole) -> Resolved {
         let source_ = RoleSource::Default;
         let role = self.arn(pod, &source_, written.name(), Ok(written.clone()))?;
+        self.not_own(&role, &source_)?;
         self.grant(pod, role, source_, Allowance::Exempt)
     }
 
@@ -275,7 +282,41 @@ impl Rules {
             .sessions
             .shape(pod, &self.keys)
             .map_err(|reason| refuse(&role, reason))?;
+        self.known_not_own(&role, true)?;
         Ok(granted(pod, role, source_, allowance, session))
+    }
+
+    /// Refuses the roles that are the node's own, before anything else is asked about them.
+    fn not_own(&self, role: &RoleArn, source_: &RoleSource) -> Result<(), Box<Decision>> {
+        let (role_arn, source_) = (role.clone(), source_.clone());
+        match self.own.owner(role) {
+            None => Ok(()),
+            Some(Owner::Node) => Err(refuse(
+                role,
+                Reason::NodeRole {
+                    role: role_arn,
+                    source_,
+                },
+            )),
+            Some(Owner::Intermediate) => Err(refuse(
+                role,
+                Reason::IntermediateRole {
+                    role: role_arn,
+                    source_,
+                },
+            )),
+        }
+    }
+
+    /// Holds a role that would be granted for as long as it may still turn out to be the node's own.
+    fn known_not_own(&self, role: &RoleArn, as_node: bool) -> Result<(), Box<Decision>> {
+        match self.own.unknown_for(as_node) {
+            None => Ok(()),
+            Some(unknown) => Err(Box::new(Decision::Wait(Reason::NodeRoleUnknown {
+                role: role.clone(),
+                problem: unknown.problem().map(str::to_owned),
+            }))),
+        }
     }
 }
 

@@ -85,6 +85,8 @@ impl Reason {
             | Self::NotPermitted { .. }
             | Self::MalformedPolicy { .. }
             | Self::MalformedTag { .. }
+            | Self::NodeRole { .. }
+            | Self::IntermediateRole { .. }
             | Self::StsDenied { .. }
             | Self::TokenDenied { .. } => true,
             Self::Granted { .. }
@@ -94,6 +96,7 @@ impl Reason {
             | Self::NamespaceUnknown { .. }
             | Self::ServiceAccountUnknown { .. }
             | Self::BaseUnknown { .. }
+            | Self::NodeRoleUnknown { .. }
             | Self::Ambiguous { .. }
             | Self::StsUnavailable { .. } => false,
         }
@@ -179,6 +182,39 @@ pub enum Reason {
     BaseUnknown {
         /// As written, shortened.
         role: String,
+    },
+    /// The node's own role.
+    #[error(
+        "role {role} from {source_} is refused: it is the node's own role, which no pod gets, whatever its trust policy \
+         allows; name a role that is made for the pod"
+    )]
+    NodeRole {
+        /// Which.
+        role: RoleArn,
+        /// Whence.
+        source_: RoleSource,
+    },
+    /// The role that the agent assumes first.
+    #[error(
+        "role {role} from {source_} is refused: it is the role of --assume-role-arn, which may assume the roles of all \
+         pods, so no pod gets it; name a role that is made for the pod"
+    )]
+    IntermediateRole {
+        /// Which.
+        role: RoleArn,
+        /// Whence.
+        source_: RoleSource,
+    },
+    /// A role, before it is known which one is the node's own.
+    #[error(
+        "whether role {role} is the node's own, which no pod gets, is not known yet{}",
+        problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default()
+    )]
+    NodeRoleUnknown {
+        /// Which.
+        role: RoleArn,
+        /// Why the node's own role is not known.
+        problem: Option<String>,
     },
     /// Several pods have its UID.
     #[error("pods {} share the UID {uid}, so none of them gets credentials", pods.join(" and "))]

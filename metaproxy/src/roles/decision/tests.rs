@@ -1,3 +1,4 @@
+mod own;
 mod policies;
 mod sessions;
 mod strange;
@@ -25,6 +26,7 @@ fn rules() -> Rules {
         web_identity: false,
         firewall: false,
         enforce_host_network: false,
+        own: OwnRoles::default(),
     }
 }
 

@@ -34,6 +34,8 @@ pub struct Situation {
     pub on_host: bool,
     /// Whether the agent has heard of the pod.
     pub known: bool,
+    /// Whether the agent has found out which role is the node's own.
+    pub own_is_known: bool,
     pub sts: Vec<Sts>,
 }
 
@@ -47,6 +49,7 @@ fn situation(name: &'static str, pod: Value) -> Situation {
         twice: false,
         on_host: false,
         known: true,
+        own_is_known: true,
         sts: vec![Sts::Gives],
     }
 }
@@ -166,6 +169,18 @@ pub fn situations() -> Vec<Situation> {
             ..situation("a namespace that is not known yet", asks("app"))
         },
         situation("the node's account is not known yet", asks("app")).with(&["--base-role-arn", ""]),
+        situation("the node's own role", asks("Node")).namespace(permits(".*")),
+        situation("the role that the agent assumes first", asks("team/server"))
+            .namespace(permits(".*"))
+            .with(&["--assume-role-arn", "arn:aws:iam::123456789012:role/team/server"]),
+        situation("a default role that is the node's own", json!({})).with(&["--default-role", "node"]),
+        situation("a service account's role that is the node's own", json!({}))
+            .with(with_accounts)
+            .account(json!({ OF_ACCOUNT: "arn:aws:iam::123456789012:role/node" })),
+        Situation {
+            own_is_known: false,
+            ..situation("the node's own role is not known yet", asks("app")).namespace(permits(".*"))
+        },
         Situation {
             twice: true,
             ..situation("two pods of one UID", asks("app"))

@@ -29,7 +29,7 @@ use crate::imds::upstream::Upstream;
 use crate::imds::{Caller, Parts, Passing, Service, Told, Version1};
 use crate::intercept::caller::CurrentPods;
 use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
-use crate::roles::Rules;
+use crate::roles::{OwnRole, OwnRoles, RoleId, Rules};
 
 const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
 
@@ -103,7 +103,7 @@ struct Stage {
 impl Stage {
     fn set(situation: &Situation) -> Self {
         let (publish_pods, pods) = watch::channel(Arc::new(inventory(situation)));
-        let (publish_rules, rules) = watch::channel(Arc::new(rules(situation.flags)));
+        let (publish_rules, rules) = watch::channel(Arc::new(rules(situation)));
         let (publish_version1, version1) = watch::channel(Version1::Allowed);
         let (owners, events) = events::channel();
         let told = Arc::new(Told::new(Some(owners)));
@@ -217,7 +217,25 @@ impl MakeWriter<'_> for Log {
     }
 }
 
-fn rules(flags: &[&str]) -> Rules {
+/// The rules of an agent that knows the node's own role, unless that is the matter.
+fn rules(situation: &Situation) -> Rules {
+    let node = OwnRole::Is(RoleId::new("123456789012", "node").unwrap());
+    let rules = flagged(situation.flags);
+    let own = OwnRoles {
+        instance: if situation.own_is_known {
+            node.clone()
+        } else {
+            OwnRole::Unknown(Some(
+                "the node's metadata service does not answer in time".to_owned(),
+            ))
+        },
+        agent: node,
+        ..rules.own
+    };
+    Rules { own, ..rules }
+}
+
+fn flagged(flags: &[&str]) -> Rules {
     let mut words = vec!["metaproxy", "run", "--kubeconfig", "/k", "--node-name", "n"];
     if !flags.contains(&"--base-role-arn") {
         words.extend(["--base-role-arn", "arn:aws:iam::123456789012:role/"]);

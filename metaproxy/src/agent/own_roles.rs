@@ -1,0 +1,187 @@
+//! Finds out which roles are the node's own, so that no pod gets one. Two sources say it: the node's metadata service
+//! (the role of the instance profile) and STS (whose credentials the agent has, which may come from elsewhere). Roles of
+//! pods wait until both have answered, or are known to have no answer.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tracing::{info, warn};
+
+use crate::credentials::sts::{IdentityError, Sts};
+use crate::imds::upstream::Upstream;
+use crate::roles::{OwnRole, OwnRoles, RoleId, Rules};
+
+type Publish = watch::Sender<Arc<Rules>>;
+
+/// Waiting time after a first failure; it doubles with each further one.
+const MIN_BACKOFF: Duration = Duration::from_millis(500);
+
+/// Longest waiting time after a failure while roles of pods wait for the answer.
+const MAX_BACKOFF: Duration = Duration::from_secs(5);
+
+/// After this many failures in a row the metadata service is taken to have no answer: it is switched off (403), or the
+/// machine is none of EC2's. An agent with other credentials must serve there too.
+const MAX_FAILURES: u32 = 4;
+
+/// How often the role of the instance profile is looked up again: profiles can be replaced while an instance runs.
+const INSTANCE_INTERVAL: Duration = Duration::from_secs(60);
+
+/// How often STS is asked again: CloudTrail has a record of each call.
+const AGENT_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Publishes the node's own roles, and follows them; never ends. Without `sts` no role is assumed, so the agent's
+/// credentials don't matter.
+pub(super) async fn discover(upstream: Upstream, sts: Option<Sts>, rules: Publish) {
+    let agent = async {
+        match sts {
+            Some(sts) => follow_agent(sts, &rules).await,
+            None => publish(&rules, |own| own.agent = OwnRole::None),
+        }
+    };
+    tokio::join!(follow_instance(upstream, &rules), agent);
+}
+
+async fn follow_instance(upstream: Upstream, rules: &Publish) {
+    let (mut backoff, mut failures) = (MIN_BACKOFF, 0);
+    loop {
+        let found = upstream.instance_role().await;
+        let is_answer = found.is_ok();
+        failures = if is_answer { 0 } else { failures + 1 };
+        let before = rules.borrow().own.instance.clone();
+        let now = match found {
+            Ok(role) => role.map_or(OwnRole::None, OwnRole::Is),
+            Err(error) => after_failure(&before, error.to_string(), failures),
+        };
+        if now != before {
+            log(&now, "the instance profile");
+            publish(rules, |own| own.instance = now);
+        }
+        wait(is_answer, INSTANCE_INTERVAL, &mut backoff).await;
+    }
+}
+
+/// What is known of the instance's role after a failure. What an answer has said stays in force.
+fn after_failure(before: &OwnRole, problem: String, failures: u32) -> OwnRole {
+    match before {
+        OwnRole::Unknown(_) if failures >= MAX_FAILURES => OwnRole::Undeterminable,
+        // The first problem is shown until it is over: the next one's words differ in request ids.
+        OwnRole::Unknown(None) => OwnRole::Unknown(Some(problem)),
+        before => before.clone(),
+    }
+}
+
+async fn follow_agent(sts: Sts, rules: &Publish) {
+    let mut backoff = MIN_BACKOFF;
+    loop {
+        let found = sts.node_arn().await;
+        let is_answer = found.is_ok();
+        let before = rules.borrow().own.agent.clone();
+        let now = after_asking(&before, found);
+        if now != before {
+            log(&now, "the agent's credentials");
+            publish(rules, |own| own.agent = now);
+        }
+        wait(is_answer, AGENT_INTERVAL, &mut backoff).await;
+    }
+}
+
+/// What is known of the role of the agent's credentials after STS was asked. What is settled stays in force when STS fails
+/// later, and the first of several problems is the one that is shown.
+fn after_asking(before: &OwnRole, found: Result<String, IdentityError>) -> OwnRole {
+    match (found, before) {
+        (Ok(arn), _) => RoleId::of_session(&arn).map_or(OwnRole::None, OwnRole::Is),
+        (Err(_), OwnRole::Is(_) | OwnRole::None | OwnRole::Undeterminable)
+        | (Err(IdentityError::Unavailable(_)), OwnRole::Unknown(Some(_)))
+        | (Err(IdentityError::NoCredentials(_)), OwnRole::NoCredentials(_)) => before.clone(),
+        (Err(IdentityError::Refused(_)), _) => OwnRole::Undeterminable,
+        (Err(error @ IdentityError::NoCredentials(_)), _) => OwnRole::NoCredentials(error.to_string()),
+        (Err(error @ IdentityError::Unavailable(_)), _) => OwnRole::Unknown(Some(error.to_string())),
+    }
+}
+
+fn publish(rules: &Publish, change: impl FnOnce(&mut OwnRoles)) {
+    rules.send_modify(|rules| change(&mut Arc::make_mut(rules).own));
+}
+
+fn log(now: &OwnRole, whose: &str) {
+    match now {
+        OwnRole::Is(role) => info!("the role of {whose} is {role}: no pod gets it"),
+        OwnRole::None => info!("{whose} has no role that would have to be kept from pods"),
+        OwnRole::Undeterminable => warn!(
+            "the role of {whose} cannot be found out, so only IAM keeps it from pods; it is tried again"
+        ),
+        OwnRole::Unknown(_) | OwnRole::NoCredentials(_) => warn!(
+            "the role of {whose} is not known yet, and no pod gets a role before it is: {}",
+            now.problem().unwrap_or("it is asked for")
+        ),
+    }
+}
+
+async fn wait(is_answer: bool, interval: Duration, backoff: &mut Duration) {
+    if is_answer {
+        *backoff = MIN_BACKOFF;
+        tokio::time::sleep(interval).await;
+    } else {
+        tokio::time::sleep(*backoff).await;
+        *backoff = backoff.saturating_mul(2).min(MAX_BACKOFF);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    fn is(name: &str) -> OwnRole {
+        OwnRole::Is(RoleId::new("123456789012", name).unwrap())
+    }
+
+    fn unknown(problem: &str) -> OwnRole {
+        OwnRole::Unknown(Some(problem.to_owned()))
+    }
+
+    #[rstest]
+    #[case::the_first_failure_is_shown(OwnRole::Unknown(None), 1, unknown("new"))]
+    #[case::and_stays(unknown("old"), 2, unknown("old"))]
+    #[case::after_some_there_is_no_answer(unknown("old"), MAX_FAILURES, OwnRole::Undeterminable)]
+    #[case::a_role_stays_known(is("node"), MAX_FAILURES, is("node"))]
+    #[case::so_does_its_absence(OwnRole::None, MAX_FAILURES, OwnRole::None)]
+    fn failures_of_the_metadata_service(
+        #[case] before: OwnRole,
+        #[case] failures: u32,
+        #[case] want: OwnRole,
+    ) {
+        assert_eq!(after_failure(&before, "new".to_owned(), failures), want);
+    }
+
+    #[rstest]
+    #[case::a_roles_session("arn:aws:sts::123456789012:assumed-role/node/i-0", is("node"))]
+    #[case::a_user("arn:aws:iam::123456789012:user/ops", OwnRole::None)]
+    fn an_answer_of_sts_settles_it(#[case] arn: &str, #[case] want: OwnRole) {
+        for before in [OwnRole::Unknown(None), is("other"), OwnRole::Undeterminable] {
+            assert_eq!(after_asking(&before, Ok(arn.to_owned())), want);
+        }
+    }
+
+    #[test]
+    fn what_is_settled_outlives_failures_of_sts() {
+        let failures = || {
+            [
+                IdentityError::NoCredentials("x".to_owned()),
+                IdentityError::Refused("x".to_owned()),
+                IdentityError::Unavailable("x".to_owned()),
+            ]
+        };
+        for before in [is("node"), OwnRole::None, OwnRole::Undeterminable] {
+            for failure in failures() {
+                assert_eq!(after_asking(&before, Err(failure)), before);
+            }
+        }
+        let [without, refused, away] =
+            failures().map(|failure| after_asking(&OwnRole::Unknown(None), Err(failure)));
+        assert!(matches!(without, OwnRole::NoCredentials(_)));
+        assert_eq!(refused, OwnRole::Undeterminable);
+        assert!(matches!(away, OwnRole::Unknown(Some(_))));
+    }
+}

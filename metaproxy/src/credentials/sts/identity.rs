@@ -1,0 +1,92 @@
+//! Who the node is to STS.
+
+use std::error::Error;
+use std::time::Duration;
+
+use aws_credential_types::provider::error::CredentialsError;
+use aws_sdk_sts::error::{ProvideErrorMetadata as _, SdkError};
+use aws_sdk_sts::operation::get_caller_identity::GetCallerIdentityError;
+use thiserror::Error;
+
+use super::{Sts, chain, classify, seconds};
+use crate::credentials::ObtainError;
+use crate::roles::RoleArn;
+use crate::roles::session_name::SessionName;
+
+/// The shortest session that `AssumeRole` makes (`DurationSeconds`).
+const MIN_DURATION: Duration = Duration::from_secs(900);
+
+/// Errors by which an STS, or what stands before it, refuses to say who the caller is: the policy of a VPC endpoint, or a
+/// service that knows no such call. Asking again changes nothing.
+const REFUSALS: [&str; 4] = [
+    "AccessDenied",
+    "AccessDeniedException",
+    "InvalidAction",
+    "UnknownOperationException",
+];
+
+/// Why STS does not say who the node is.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum IdentityError {
+    /// The SDK's chain of providers has no credentials at the moment.
+    #[error("the agent has no AWS credentials: {0}")]
+    NoCredentials(String),
+    /// STS refuses to say.
+    #[error("STS does not say whose the agent's credentials are: {0}")]
+    Refused(String),
+    /// STS cannot be reached, is busy, or answered something else.
+    #[error("STS cannot be asked whose the agent's credentials are: {0}")]
+    Unavailable(String),
+}
+
+impl Sts {
+    /// Asks under which ARN STS knows the node's own credentials (`GetCallerIdentity`). It takes no permission of IAM.
+    pub async fn node_arn(&self) -> Result<String, IdentityError> {
+        let identity = self
+            .node
+            .get_caller_identity()
+            .send()
+            .await
+            .map_err(|error| explain(&error))?;
+        let arn = identity.arn.filter(|arn| !arn.is_empty());
+        arn.ok_or_else(|| IdentityError::Unavailable("it answered without an ARN".to_owned()))
+    }
+
+    /// Tries whether the node's own credentials may assume a role, for the shortest time; the session is dropped.
+    pub async fn try_assume(&self, role: &RoleArn, name: &SessionName) -> Result<(), ObtainError> {
+        let answer = self
+            .node
+            .assume_role()
+            .role_arn(role.as_str())
+            .role_session_name(name.as_str())
+            .duration_seconds(seconds(MIN_DURATION))
+            .send()
+            .await;
+        answer.map(drop).map_err(|error| classify(&error))
+    }
+}
+
+fn explain(error: &SdkError<GetCallerIdentityError>) -> IdentityError {
+    if has_no_credentials(error) {
+        return IdentityError::NoCredentials(chain(error));
+    }
+    let service = error.as_service_error();
+    match service.and_then(|error| error.code()) {
+        Some(code) if REFUSALS.contains(&code) => {
+            let message = service.and_then(|error| error.message()).unwrap_or_default();
+            IdentityError::Refused(format!("{code}: {message}"))
+        }
+        _ => IdentityError::Unavailable(chain(error)),
+    }
+}
+
+fn has_no_credentials(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(CredentialsError::CredentialsNotLoaded(_)) = error.downcast_ref() {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
+}
