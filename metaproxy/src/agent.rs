@@ -35,6 +35,7 @@ use self::cluster::PodsHere;
 use self::consequences::{consequences, follow};
 use self::desk::{Answers, Identity, Serving};
 pub use self::error::StartError;
+use self::own_roles::NotOwn;
 use self::report::{Figures, report, report_guard, tell, tell_guards, tell_surroundings};
 use crate::admin::{Admin, AdminSocket, Sources};
 use crate::credentials::http::NetworkEnv;
@@ -225,7 +226,10 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     let api = cluster.as_ref().map(|cluster| cluster.api.clone());
     let (publish_rules, rules) = watch::channel(rules);
     let sessions = Sessions::new(Audited {
-        issuer: Principals::new(sts.clone(), api),
+        issuer: NotOwn {
+            issuer: Principals::new(sts.clone(), api),
+            rules: rules.clone(),
+        },
         pods: pods.clone(),
         rules: rules.clone(),
     });

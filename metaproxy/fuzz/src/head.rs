@@ -9,7 +9,7 @@ use metaproxy::imds::token::Tokens;
 use metaproxy::imds::upstream::Upstream;
 use metaproxy::imds::{Caller, Http, Limits, Parts, Passing, Phase, Service, Shares, Told, Version1};
 use metaproxy::pods::{Inventory, Pod};
-use metaproxy::roles::{AnnotationKeys, NamespaceRules, Rules, SessionRules};
+use metaproxy::roles::{AnnotationKeys, NamespaceRules, OwnRoles, Rules, SessionRules};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -74,6 +74,7 @@ static SCENE: LazyLock<Scene> = LazyLock::new(|| {
         web_identity: false,
         firewall: false,
         enforce_host_network: false,
+        own: OwnRoles::default(),
     }));
     let (_, version1) = watch::channel(Version1::Allowed);
     let dir = tempfile::tempdir().unwrap();

@@ -37,7 +37,7 @@ pub(super) async fn follow<I: Issuer>(
             sessions.prefetch(new);
         }
         // Until then every role waits, which is no news of any pod.
-        if rules_now.own.is_settled() {
+        if !rules_now.own.holds_decisions() {
             for uid in log.tell(verdicts, &inventory, &rules_now) {
                 told.forget(&uid);
             }

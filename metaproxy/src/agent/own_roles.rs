@@ -1,6 +1,6 @@
 //! Finds out which roles are the node's own, so that no pod gets one. Two sources say it: the node's metadata service
-//! (the role of the instance profile) and STS (whose credentials the agent has, which may come from elsewhere). Roles of
-//! pods wait until both have answered, or are known to have no answer.
+//! (the role of the instance profile) and STS (whose credentials the agent has, which may come from elsewhere). No session
+//! is made before both have answered, or are known to have no answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,8 +9,9 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::credentials::sts::{IdentityError, Sts};
+use crate::credentials::{Issuer, ObtainError, Session, SessionKey};
 use crate::imds::upstream::Upstream;
-use crate::roles::{OwnRole, OwnRoles, RoleId, Rules};
+use crate::roles::{OwnRole, OwnRoles, Principal, RoleId, Rules};
 
 type Publish = watch::Sender<Arc<Rules>>;
 
@@ -29,6 +30,41 @@ const INSTANCE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// How often STS is asked again: CloudTrail has a record of each call.
 const AGENT_INTERVAL: Duration = Duration::from_secs(3600);
+
+/// Makes no session of a role that is the node's own, or may be: what stands between a decision and STS.
+#[derive(Debug)]
+pub(super) struct NotOwn<I> {
+    pub issuer: I,
+    pub rules: watch::Receiver<Arc<Rules>>,
+}
+
+impl<I: Issuer> Issuer for NotOwn<I> {
+    async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
+        let mut rules = self.rules.clone();
+        let is_asked = |rules: &Arc<Rules>| rules.own.agent != OwnRole::Unknown(None);
+        let rules = match rules.wait_for(is_asked).await {
+            Ok(rules) => Arc::clone(&rules),
+            Err(_) => return Err(ObtainError::Unavailable("the agent ends".to_owned())),
+        };
+        may_be_had(&rules.own, key)?;
+        self.issuer.issue(key).await
+    }
+}
+
+fn may_be_had(own: &OwnRoles, key: &SessionKey) -> Result<(), ObtainError> {
+    if own.owner(&key.role).is_some() {
+        return Err(ObtainError::Denied(
+            "it is one of the node's own roles, which no pod gets".to_owned(),
+        ));
+    }
+    let Some(unknown) = own.unknown_for(key.shape.principal == Principal::Node) else {
+        return Ok(());
+    };
+    Err(ObtainError::Unavailable(format!(
+        "whether it is one of the node's own roles, which no pod gets, is not known yet: {}",
+        unknown.problem().unwrap_or("they are being looked up")
+    )))
+}
 
 /// Publishes the node's own roles, and follows them; never ends. Without `sts` no role is assumed, so the agent's
 /// credentials don't matter.
@@ -112,7 +148,7 @@ fn log(now: &OwnRole, whose: &str) {
             "the role of {whose} cannot be found out, so only IAM keeps it from pods; it is tried again"
         ),
         OwnRole::Unknown(_) | OwnRole::NoCredentials(_) => warn!(
-            "the role of {whose} is not known yet, and no pod gets a role before it is: {}",
+            "the role of {whose} is not known yet, and no session is made before it is: {}",
             now.problem().unwrap_or("it is asked for")
         ),
     }
@@ -131,6 +167,8 @@ async fn wait(is_answer: bool, interval: Duration, backoff: &mut Duration) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::roles::session_name::SessionName;
+    use crate::roles::{SessionShape, StsEndpoint, WebIdentity};
     use rstest::rstest;
 
     fn is(name: &str) -> OwnRole {
@@ -162,6 +200,51 @@ mod tests {
         for before in [OwnRole::Unknown(None), is("other"), OwnRole::Undeterminable] {
             assert_eq!(after_asking(&before, Ok(arn.to_owned())), want);
         }
+    }
+
+    fn key(role: &str, principal: Principal) -> SessionKey {
+        SessionKey {
+            role: role.parse().unwrap(),
+            shape: SessionShape {
+                name: SessionName::cleaned("web"),
+                external_id: None,
+                tags: Vec::new(),
+                pod: None,
+                principal,
+            },
+        }
+    }
+
+    fn web_identity() -> Principal {
+        Principal::ServiceAccount(Box::new(WebIdentity {
+            namespace: "apps".to_owned(),
+            service_account: "web".to_owned(),
+            pod: "web".to_owned(),
+            uid: "u".parse().unwrap(),
+            audience: "sts.amazonaws.com".to_owned(),
+            endpoint: StsEndpoint::Regional,
+        }))
+    }
+
+    #[rstest]
+    #[case::nothing_is_known(OwnRole::Unknown(None), [false, false])]
+    #[case::sts_is_away(unknown("away"), [false, false])]
+    #[case::a_token_takes_no_credentials(OwnRole::NoCredentials("none".to_owned()), [false, true])]
+    #[case::static_keys(OwnRole::None, [true, true])]
+    #[case::an_sts_that_does_not_say(OwnRole::Undeterminable, [true, true])]
+    #[case::another_role(is("agent"), [true, true])]
+    #[case::this_role(is("APP"), [false, false])]
+    fn a_session_is_made_only_once_its_role_is_known_not_to_be_the_agents(
+        #[case] agent: OwnRole,
+        #[case] want: [bool; 2],
+    ) {
+        let own = OwnRoles {
+            agent,
+            ..OwnRoles::default()
+        };
+        let role = "arn:aws:iam::123456789012:role/app";
+        let may = [Principal::Node, web_identity()].map(|who| may_be_had(&own, &key(role, who)).is_ok());
+        assert_eq!(may, want);
     }
 
     #[test]

@@ -248,7 +248,7 @@ impl Rules {
         self.not_own(&role, &source_)?;
         let allowance = self.allowance(pod, namespace, &role, written, true)?;
         let identity = WebIdentity::of(pod, account).map_err(|reason| refuse(&role, reason))?;
-        self.known_not_own(&role, false)?;
+        self.known_not_own(&role)?;
         let session = self.sessions.web_identity_shape(pod, &self.keys, identity);
         Ok(granted(pod, role, source_, allowance, session))
     }
@@ -282,7 +282,7 @@ impl Rules {
             .sessions
             .shape(pod, &self.keys)
             .map_err(|reason| refuse(&role, reason))?;
-        self.known_not_own(&role, true)?;
+        self.known_not_own(&role)?;
         Ok(granted(pod, role, source_, allowance, session))
     }
 
@@ -308,15 +308,16 @@ impl Rules {
         }
     }
 
-    /// Holds a role that would be granted for as long as it may still turn out to be the node's own.
-    fn known_not_own(&self, role: &RoleArn, as_node: bool) -> Result<(), Box<Decision>> {
-        match self.own.unknown_for(as_node) {
-            None => Ok(()),
-            Some(unknown) => Err(Box::new(Decision::Wait(Reason::NodeRoleUnknown {
-                role: role.clone(),
-                problem: unknown.problem().map(str::to_owned),
-            }))),
+    /// Holds a role that would be granted for as long as it may still turn out to be that of the instance profile. That of
+    /// the agent's credentials is waited for when a session is to be made, since STS, which says it, may be away.
+    fn known_not_own(&self, role: &RoleArn) -> Result<(), Box<Decision>> {
+        if !self.own.holds_decisions() {
+            return Ok(());
         }
+        Err(Box::new(Decision::Wait(Reason::NodeRoleUnknown {
+            role: role.clone(),
+            problem: self.own.instance.problem().map(str::to_owned),
+        })))
     }
 }
 

@@ -112,20 +112,19 @@ impl OwnRoles {
         intermediate.map(|_| Owner::Intermediate)
     }
 
-    /// Returns what is still unknown, and so may turn out to be any role. `as_node`: the session is made with the agent's
-    /// own credentials, and not with a token of the pod. An agent without credentials can't give a pod the node's role by
-    /// a token, but could as soon as it has credentials.
+    /// Whether no role is decided about yet, as it may be that of the instance profile.
+    pub fn holds_decisions(&self) -> bool {
+        matches!(self.instance, OwnRole::Unknown(_))
+    }
+
+    /// Returns the role that is still unknown, and so may be the one of which a session is to be made. `as_node`: the
+    /// session is made with the agent's credentials, and not with a token of the pod, which needs none.
     pub fn unknown_for(&self, as_node: bool) -> Option<&OwnRole> {
         [&self.instance, &self.agent].into_iter().find(|own| match own {
             OwnRole::Unknown(_) => true,
             OwnRole::NoCredentials(_) => as_node,
             OwnRole::Undeterminable | OwnRole::None | OwnRole::Is(_) => false,
         })
-    }
-
-    /// Whether every role can be told from the node's own.
-    pub fn is_settled(&self) -> bool {
-        self.unknown_for(true).is_none()
     }
 }
 
@@ -180,17 +179,22 @@ mod tests {
     }
 
     #[test]
-    fn a_role_stays_open_until_both_sources_have_said_theirs() {
+    fn no_session_is_made_before_both_sources_have_said_theirs() {
         let mut own = OwnRoles::unknown();
+        assert!(own.holds_decisions());
         assert!(own.unknown_for(true).is_some() && own.unknown_for(false).is_some());
         own.instance = OwnRole::Is(node());
-        assert!(!own.is_settled(), "the agent may have other credentials");
+        assert!(!own.holds_decisions());
+        assert!(
+            own.unknown_for(true).is_some() && own.unknown_for(false).is_some(),
+            "the agent may have other credentials"
+        );
         own.agent = OwnRole::NoCredentials("none".to_owned());
         assert!(own.unknown_for(true).is_some(), "they may come in a moment");
         assert!(own.unknown_for(false).is_none(), "a pod's token needs none");
         for settled in [OwnRole::None, OwnRole::Undeterminable, OwnRole::Is(node())] {
             own.agent = settled;
-            assert!(own.is_settled());
+            assert!(own.unknown_for(true).is_none() && own.unknown_for(false).is_none());
         }
     }
 }

@@ -12,7 +12,7 @@ use hyper::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::{Request, StatusCode};
 
 use super::AWS_IP;
-use super::imds::{Answer, Handler, Server, text};
+use super::imds::{Answer, Handler, NODE_ROLE, Server, text};
 use super::netns::Netns;
 
 /// Where it listens.
@@ -44,6 +44,12 @@ pub struct Behaviour {
     pub takes: Duration,
     /// A status and an error code instead of credentials.
     pub fails: Option<(u16, &'static str)>,
+    /// The node's own role may assume itself, which AWS asks the role's trust policy to say.
+    pub trusts_itself: bool,
+    /// The caller's ARN; a session of the node's role if there is none.
+    pub caller: Option<&'static str>,
+    /// A status and an error code instead of the caller's ARN.
+    pub knows_no_caller: Option<(u16, &'static str)>,
     /// Roles whose name begins like this are denied.
     pub denies: Option<&'static str>,
     /// What is left of a session; an hour where it is not said.
@@ -120,14 +126,7 @@ impl Handler for State {
         let action = field("Action").unwrap_or_default();
         match Some(action.as_str()) {
             Some("AssumeRole" | "AssumeRoleWithWebIdentity") => {}
-            Some("GetCallerIdentity") => {
-                return xml(
-                    200,
-                    "<GetCallerIdentityResponse><GetCallerIdentityResult>\
-                     <Arn>arn:aws:sts::123456789012:assumed-role/node/i-0abc</Arn>\
-                     </GetCallerIdentityResult></GetCallerIdentityResponse>",
-                );
-            }
+            Some("GetCallerIdentity") => return self.caller(),
             _ => return failed(400, "InvalidAction"),
         }
         let (Some(role), Some(session)) = (field("RoleArn"), field("RoleSessionName")) else {
@@ -156,7 +155,8 @@ impl Handler for State {
             .clone();
         tokio::time::sleep(behaviour.takes).await;
         let name = role.rsplit('/').next().unwrap_or_default();
-        if behaviour.denies.is_some_and(|start| name.starts_with(start)) {
+        let is_own = name == NODE_ROLE && !behaviour.trusts_itself;
+        if is_own || behaviour.denies.is_some_and(|start| name.starts_with(start)) {
             return failed(403, "AccessDenied");
         }
         if let Some((status, code)) = behaviour.fails {
@@ -179,6 +179,25 @@ impl Handler for State {
 <Credentials><AccessKeyId>ASIA{number:04}{name}</AccessKeyId><SecretAccessKey>secret-of-{name}</SecretAccessKey>
 <SessionToken>{token}</SessionToken><Expiration>{expiration}</Expiration></Credentials>
 </{action}Result><ResponseMetadata><RequestId>r{number}</RequestId></ResponseMetadata></{action}Response>"#
+            ),
+        )
+    }
+}
+
+impl State {
+    fn caller(&self) -> Answer {
+        let behaviour = self.behaviour.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((status, code)) = behaviour.knows_no_caller {
+            return failed(status, code);
+        }
+        let arn = behaviour
+            .caller
+            .unwrap_or("arn:aws:sts::123456789012:assumed-role/node/i-0abc");
+        xml(
+            200,
+            &format!(
+                "<GetCallerIdentityResponse><GetCallerIdentityResult><Arn>{arn}</Arn></GetCallerIdentityResult>\
+                 </GetCallerIdentityResponse>"
             ),
         )
     }

@@ -110,14 +110,12 @@ fn the_nodes_role_is_refused_before_the_namespace_is_asked() {
 
 #[rstest]
 #[case::nothing_is_known(unknown(), unknown(), "held")]
-#[case::only_the_instances(node("Node"), unknown(), "held")]
 #[case::only_the_agents(unknown(), node("agent"), "held")]
-#[case::no_credentials_yet(OwnRole::None, OwnRole::NoCredentials(String::new()), "held")]
+#[case::only_the_instances(node("Node"), unknown(), "granted")]
 #[case::both(node("Node"), node("agent"), "granted")]
 #[case::static_keys_without_an_instance_profile(OwnRole::None, OwnRole::None, "granted")]
 #[case::static_keys_without_a_metadata_service(OwnRole::Undeterminable, OwnRole::None, "granted")]
-#[case::an_sts_that_does_not_say(node("Node"), OwnRole::Undeterminable, "granted")]
-fn a_role_is_held_until_it_is_known_not_to_be_the_nodes(
+fn a_role_is_held_until_it_is_known_not_to_be_the_instances(
     #[case] instance: OwnRole,
     #[case] agent: OwnRole,
     #[case] want: &str,
@@ -136,24 +134,4 @@ fn a_refusal_does_not_wait_for_the_other_source() {
     }
     let server = own(unknown(), unknown()).resolve_pod(&pod(&[("role", "server")]), None, None);
     assert_eq!(kind(&server), "intermediate");
-}
-
-/// A node without a role and without credentials serves the roles of service accounts.
-#[test]
-fn web_identity_needs_no_credentials_of_the_node() {
-    let account = ServiceAccount {
-        namespace: "apps".to_owned(),
-        name: "default".to_owned(),
-        annotations: [(ROLE_KEY.to_owned(), "app".to_owned())].into(),
-    };
-    let decide = |instance, agent| {
-        let rules = Rules {
-            web_identity: true,
-            ..own(instance, agent)
-        };
-        kind(&rules.resolve_pod(&pod(&[]), None, Some(&account)))
-    };
-    let without = || OwnRole::NoCredentials("no provider has any".to_owned());
-    assert_eq!(decide(OwnRole::None, without()), "granted");
-    assert_eq!(decide(unknown(), without()), "held");
 }
