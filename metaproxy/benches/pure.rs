@@ -16,7 +16,7 @@ use metaproxy::credentials::{
     Issued, Issuer, ObtainError, RecentSession, Session, SessionKey, SessionPlace, Sessions,
 };
 use metaproxy::imds::path::Paths;
-use metaproxy::pods::{Inventory, Namespace, Pod, PodUid};
+use metaproxy::pods::{Inventory, Mirror, Namespace, Pod, PodUid};
 use metaproxy::roles::{AnnotationKeys, Decision, NamespaceRules, OwnRoles, Rules, SessionRules};
 use metaproxy_common::address::Endpoint;
 use metaproxy_common::layout::{Config, Destination};
@@ -89,7 +89,7 @@ fn rules() -> Rules {
 fn inventory() -> Inventory {
     let pod = Pod {
         uid: UID.parse().unwrap(),
-        static_uid: None,
+        mirror: Mirror::No,
         namespace: "apps".to_owned(),
         name: "web".to_owned(),
         service_account: "default".to_owned(),

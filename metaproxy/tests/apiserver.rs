@@ -13,6 +13,7 @@ use common::{counts, eventually, outcomes, start_dial};
 use serde_json::{Value, json};
 use xtask::lab::agent::Agent;
 use xtask::lab::apiserver::Behaviour;
+use xtask::lab::pod::Pod;
 
 #[test]
 fn pods_come_and_change_and_go_and_only_those_of_this_node_are_asked_for() {
@@ -46,6 +47,48 @@ fn pods_come_and_change_and_go_and_only_those_of_this_node_are_asked_for() {
             .any(|request| request.contains("namespaces") || request.contains("serviceaccounts")),
         "nobody asks them (--namespace-policy=off): {requests:?}"
     );
+}
+
+/// The annotations of a mirror pod may be written by anyone who may create pods; its status may not.
+#[test]
+fn a_forged_mirror_pod_neither_denies_a_static_pod_its_role_nor_gives_it_another() {
+    const HASH: &str = "0123456789abcdef0123456789abcdef";
+    let Some(cluster) = cluster() else { return };
+    let beside = cluster.pod("beside");
+    let cgroup = cluster.node.lab.kubepods().join(format!("pod{HASH}/c0ffee"));
+    std::fs::create_dir_all(&cgroup).unwrap();
+    let of_hash = Pod::of_cluster("static", HASH, cgroup, beside.netns().unwrap()).unwrap();
+    let mirror = |name: &str, role: &str, status: Value| {
+        let object = json!({
+            "metadata": {
+                "name": name, "namespace": "apps", "uid": name,
+                "annotations": {
+                    "kubernetes.io/config.hash": HASH, "kubernetes.io/config.mirror": HASH, ROLE: role,
+                },
+                "ownerReferences": [
+                    { "apiVersion": "v1", "kind": "Node", "name": NODE, "uid": "n", "controller": true },
+                ],
+            },
+            "spec": { "nodeName": NODE, "containers": [] },
+            "status": status,
+        });
+        cluster.api.put("pods", object);
+    };
+    let _agent = cluster.agent(&[]);
+    mirror("forged", "role-of-thief", json!({ "phase": "Pending" }));
+    assert!(has(&of_hash, "status 503"), "no kubelet vouches for it");
+    mirror(
+        "static",
+        "role-a",
+        json!({ "phase": "Running", "startTime": "2026-01-01T00:00:00Z" }),
+    );
+    eventually("its own role", || has(&of_hash, "role-a"));
+    // A later change is seen through the same watch, so what was put before it has been seen.
+    mirror("forged", "another-of-thief", json!({ "phase": "Pending" }));
+    let last = cluster.with_role("last", "role-b");
+    eventually("the change", || has(&last, "role-b"));
+    assert!(has(&of_hash, "role-a"));
+    assert!(document_is_good(&of_hash, "role-a"));
 }
 
 #[test]

@@ -173,6 +173,40 @@ mod tests {
         );
     }
 
+    /// A static pod of the host's network is found by its hash, and what a forged mirror pod asks for is not its.
+    #[test]
+    fn a_static_pod_is_intercepted_by_what_its_own_mirror_pod_asks_for() {
+        const HASH: &str = "0123456789abcdef0123456789abcdef";
+        const ARN: &str = "arn:aws:iam::123456789012:role/app";
+        let mirror = |name: &str, role: Option<&str>, is_genuine: bool| {
+            let object = json!({
+                "metadata": {
+                    "name": name, "namespace": "apps", "uid": name,
+                    "annotations": {
+                        "kubernetes.io/config.hash": HASH, "kubernetes.io/config.mirror": HASH,
+                        "iam.amazonaws.com/role": role.unwrap_or_default(),
+                    },
+                    "ownerReferences": [{ "apiVersion": "v1", "kind": "Node", "name": "n1", "controller": true }],
+                },
+                "spec": { "nodeName": "n1", "hostNetwork": true, "containers": [] },
+                "status": { "startTime": is_genuine.then_some("2026-01-01T00:00:00Z") },
+            });
+            Arc::new(Pod::from_api(serde_json::from_value(object).unwrap()).unwrap())
+        };
+        let listed = |pods: Vec<Arc<Pod>>| {
+            let uid: PodUid = HASH.parse().unwrap();
+            let found = consequences(&Inventory::new(pods, [], []), &rules(), &BTreeSet::new());
+            (found.host_pods.contains(&uid), found.keys.len())
+        };
+        let forged = || mirror("forged", Some(ARN), false);
+        let without = || mirror("static", None, true);
+        let with = || mirror("static", Some(ARN), true);
+        assert_eq!(listed(vec![without(), forged()]), (false, 0));
+        assert_eq!(listed(vec![forged(), with()]), (true, 1));
+        assert_eq!(listed(vec![with(), mirror("forged", None, false)]), (true, 1));
+        assert_eq!(listed(vec![forged()]), (false, 0));
+    }
+
     #[test]
     fn a_finished_pod_keeps_its_session_but_none_is_fetched_ahead() {
         let spec = json!({ "serviceAccountName": "web", "containers": [] });

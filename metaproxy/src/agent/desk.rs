@@ -219,7 +219,7 @@ impl<I: Issuer> Answers<I> {
 
 /// The UID that its processes are known by: the kubelet makes a static pod's cgroup by its hash.
 fn caller_uid(pod: &Pod) -> &PodUid {
-    pod.static_uid.as_ref().unwrap_or(&pod.uid)
+    pod.cgroup_uid()
 }
 
 fn subject<'a>(inventory: &'a Inventory, pod: &'a Pod) -> Subject<'a> {

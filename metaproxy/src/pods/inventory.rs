@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Namespace, Pod, PodUid, ServiceAccount};
+use super::{Mirror, Namespace, Pod, PodUid, ServiceAccount};
 
 fn insert(index: &mut HashMap<PodUid, Known>, uid: &PodUid, pod: &Arc<Pod>) {
     let known = match index.remove(uid) {
@@ -35,8 +35,8 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Indexes what a source has. Pods are found by their UID and, static ones, by their hash; a hash is an annotation
-    /// and never stands against a UID.
+    /// Indexes what a source has. Pods are found by their UID and, static ones, by their hash, if the kubelet vouches for
+    /// it; a hash is an annotation and never stands against a UID. The order of the pods does not matter.
     pub fn new(
         pods: impl IntoIterator<Item = Arc<Pod>>,
         namespaces: impl IntoIterator<Item = Arc<Namespace>>,
@@ -44,13 +44,18 @@ impl Inventory {
     ) -> Self {
         let (mut index, mut by_hash) = (HashMap::new(), HashMap::new());
         for pod in pods {
-            if let Some(hash) = &pod.static_uid {
+            if let Mirror::Confirmed(hash) = &pod.mirror {
                 insert(&mut by_hash, hash, &pod);
             }
             insert(&mut index, &pod.uid, &pod);
         }
         for (hash, known) in by_hash {
             index.entry(hash).or_insert(known);
+        }
+        for known in index.values_mut() {
+            if let Known::Ambiguous(pods) = known {
+                pods.sort_by_key(|pod| (pod.to_string(), pod.uid.clone()));
+            }
         }
         Self {
             pods: index,
@@ -105,5 +110,78 @@ impl Inventory {
             Known::Pod(pod) => pod.host_ports.clone(),
             Known::Ambiguous(_) => Vec::new(),
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    const HASH: &str = "0123456789abcdef0123456789abcdef";
+
+    /// A pod that says by its annotations that it is the mirror pod of the hash.
+    fn claimant(name: &str, owned_by: Option<&str>, started: bool) -> Arc<Pod> {
+        let owner = |node| json!([{ "apiVersion": "v1", "kind": "Node", "name": node, "controller": true }]);
+        let object = json!({
+            "metadata": {
+                "name": name, "namespace": "apps", "uid": name,
+                "annotations": { "kubernetes.io/config.hash": HASH, "kubernetes.io/config.mirror": HASH },
+                "ownerReferences": owned_by.map(owner),
+            },
+            "spec": { "nodeName": "n1", "hostNetwork": true, "containers": [] },
+            "status": { "startTime": started.then_some("2026-01-01T00:00:00Z") },
+        });
+        Arc::new(Pod::from_api(serde_json::from_value(object).unwrap()).unwrap())
+    }
+
+    fn of_hash(pods: Vec<Arc<Pod>>) -> Vec<String> {
+        let inventory = Inventory::new(pods, [], []);
+        match inventory.by_uid(&HASH.parse().unwrap()) {
+            None => Vec::new(),
+            Some(Known::Pod(pod)) => vec![pod.name.clone()],
+            Some(Known::Ambiguous(pods)) => pods.iter().map(|pod| pod.name.clone()).collect(),
+        }
+    }
+
+    /// What a user who may create pods can make of a claim: no status, and any owner.
+    fn forged() -> impl Strategy<Value = Vec<Arc<Pod>>> {
+        let owner = prop_oneof![Just(None), Just(Some("n1")), Just(Some("n2"))];
+        prop::collection::vec(owner, 0..6).prop_map(|owners| {
+            let name = |number| format!("forged-{number}");
+            let numbered = owners.into_iter().enumerate();
+            numbered
+                .map(|(number, owner)| claimant(&name(number), owner, false))
+                .collect()
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn forged_claims_neither_deny_nor_take_over_a_hash_in_whatever_order_they_come(
+            pods in forged().prop_flat_map(|mut pods| {
+                pods.push(claimant("genuine", Some("n1"), true));
+                Just(pods).prop_shuffle()
+            })
+        ) {
+            prop_assert_eq!(of_hash(pods), ["genuine"]);
+        }
+
+        #[test]
+        fn forged_claims_alone_are_no_pod(pods in forged()) {
+            prop_assert_eq!(of_hash(pods), Vec::<String>::new());
+        }
+
+        #[test]
+        fn several_that_a_kubelet_confirms_are_ambiguous_in_whatever_order_they_come(
+            pods in Just(vec![
+                claimant("a", Some("n1"), true),
+                claimant("b", Some("n1"), true),
+                claimant("forged", Some("n1"), false),
+            ]).prop_shuffle()
+        ) {
+            prop_assert_eq!(of_hash(pods), ["a", "b"]);
+        }
     }
 }

@@ -6,6 +6,7 @@ pub mod annotations;
 mod inventory;
 pub mod kubernetes;
 pub mod manifests;
+mod mirror;
 mod objects;
 mod uid;
 mod wire;
@@ -14,6 +15,7 @@ use std::future::Future;
 use std::sync::Arc;
 
 pub use inventory::{Inventory, Known};
+pub use mirror::Mirror;
 pub use objects::{Annotations, Namespace, Pod, Problem, ServiceAccount};
 use tokio::sync::watch;
 pub use uid::{InvalidUid, PodUid};

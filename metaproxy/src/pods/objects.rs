@@ -8,8 +8,8 @@ use kube::core::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::PodUid;
 use super::wire::PodObject;
+use super::{Mirror, PodUid};
 
 /// Annotations of an object.
 pub type Annotations = BTreeMap<String, String>;
@@ -22,20 +22,13 @@ fn written<'a>(annotations: &'a Annotations, key: &str) -> Option<&'a str> {
         .filter(|value| !value.is_empty())
 }
 
-/// The kubelet's hash of a static pod's manifest (32 hexadecimal digits), after which it names the pod's cgroup. The
-/// mirror pod in the API has another UID.
-const CONFIG_HASH: &str = "kubernetes.io/config.hash";
-
-/// What makes a pod a mirror pod; ordinary ones have no use for a hash.
-const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
-
 /// A pod.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Pod {
     /// `metadata.uid`
     pub uid: PodUid,
-    /// The UID in the path of a static pod's cgroup.
-    pub static_uid: Option<PodUid>,
+    /// Whether it is the API's copy of a static pod.
+    pub mirror: Mirror,
     /// `metadata.namespace`, `default` where there is none.
     pub namespace: String,
     /// `metadata.name`
@@ -92,6 +85,8 @@ impl Pod {
     /// Without a name or a usable UID.
     pub fn from_api(pod: PodObject) -> Result<Self, Problem> {
         let (namespace, name) = named("pod", &pod.metadata)?;
+        let (spec, status) = (pod.spec.unwrap_or_default(), pod.status.unwrap_or_default());
+        let mirror = Mirror::of(&pod.metadata, &spec, &status);
         let Some(uid) = pod.metadata.uid.filter(|uid| !uid.is_empty()) else {
             return Err(Problem::NoUid { namespace, name });
         };
@@ -106,8 +101,6 @@ impl Pod {
             }
         };
         let annotations = pod.metadata.annotations.unwrap_or_default();
-        let spec = pod.spec.unwrap_or_default();
-        let status = pod.status.unwrap_or_default();
         let finished = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let ips = status.pod_ips.unwrap_or_default();
         let containers = [spec.containers, spec.init_containers];
@@ -119,7 +112,7 @@ impl Pod {
             .filter_map(|port| u16::try_from(port.host_port?).ok())
             .collect();
         Ok(Self {
-            static_uid: static_uid(&annotations),
+            mirror,
             uid,
             namespace,
             name,
@@ -133,20 +126,18 @@ impl Pod {
         })
     }
 
+    /// Returns the UID in the path of the pod's cgroup: for a static pod its hash, else `metadata.uid`.
+    pub fn cgroup_uid(&self) -> &PodUid {
+        match &self.mirror {
+            Mirror::Confirmed(hash) => hash,
+            Mirror::No | Mirror::Claimed => &self.uid,
+        }
+    }
+
     /// An annotation's value; blank counts as none.
     pub fn annotation(&self, key: &str) -> Option<&str> {
         written(&self.annotations, key)
     }
-}
-
-/// Anybody may annotate a pod, so what is not exactly a hash, on a mirror pod, is nobody's UID.
-fn static_uid(annotations: &Annotations) -> Option<PodUid> {
-    let is_hash = |hash: &&String| hash.len() == 32 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
-    let hash = annotations.get(CONFIG_HASH).filter(is_hash)?;
-    annotations
-        .contains_key(CONFIG_MIRROR)
-        .then(|| hash.parse().ok())
-        .flatten()
 }
 
 impl fmt::Display for Pod {

@@ -5,6 +5,7 @@ use std::borrow::Cow;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 use kube::Resource;
 use kube::core::ObjectMeta;
 use serde::{Deserialize, Deserializer};
@@ -63,6 +64,8 @@ pub struct PodStatus {
     /// Of both families.
     #[serde(rename = "podIPs")]
     pub pod_ips: Option<Vec<PodIp>>,
+    /// When a kubelet acknowledged the pod; as text, since only its presence counts.
+    pub start_time: Option<String>,
 }
 
 /// `PodIP`
@@ -84,6 +87,26 @@ pub struct OnlyMetadata {
 
 /// What is used of `metadata`; one that is null is as good as none.
 fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
+    /// One that lacks what every owner has is read as one that is none of a mirror pod.
+    #[derive(Default, Deserialize)]
+    #[serde(default, rename_all = "camelCase")]
+    struct Owner {
+        api_version: String,
+        kind: String,
+        name: String,
+        controller: Option<bool>,
+    }
+    impl From<Owner> for OwnerReference {
+        fn from(owner: Owner) -> Self {
+            Self {
+                api_version: owner.api_version,
+                kind: owner.kind,
+                name: owner.name,
+                controller: owner.controller,
+                ..Self::default()
+            }
+        }
+    }
     #[derive(Default, Deserialize)]
     #[serde(default, rename_all = "camelCase")]
     struct Used {
@@ -93,6 +116,7 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         /// For the watch to go on from.
         resource_version: Option<String>,
         annotations: Option<std::collections::BTreeMap<String, String>>,
+        owner_references: Option<Vec<Owner>>,
     }
     let used = Option::<Used>::deserialize(deserializer)?.unwrap_or_default();
     Ok(ObjectMeta {
@@ -101,6 +125,9 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         uid: used.uid,
         resource_version: used.resource_version,
         annotations: used.annotations,
+        owner_references: used
+            .owner_references
+            .map(|owners| owners.into_iter().map(Into::into).collect()),
         ..ObjectMeta::default()
     })
 }

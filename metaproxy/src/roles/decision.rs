@@ -10,7 +10,7 @@ use super::reason::{Allowance, AlsoAsked, Reason, RoleSource};
 use super::session::{SessionRules, SessionShape};
 use super::web_identity::{self, ROLE_KEY, WebIdentity};
 use crate::pods::kubernetes::Kept;
-use crate::pods::{Inventory, Known, Namespace, Pod, PodUid, ServiceAccount};
+use crate::pods::{Inventory, Known, Mirror, Namespace, Pod, PodUid, ServiceAccount};
 
 /// The annotations that are read.
 #[derive(Clone, Debug)]
@@ -140,6 +140,9 @@ impl Rules {
                 uid: uid.clone(),
                 pods: pods.iter().map(ToString::to_string).collect(),
             }),
+            Some(Known::Pod(pod)) if pod.mirror == Mirror::Claimed => {
+                Decision::Wait(Reason::MirrorUnconfirmed { pod: pod.to_string() })
+            }
             Some(Known::Pod(pod)) => self.resolve_pod(
                 pod,
                 inventory.namespace(&pod.namespace),
@@ -158,7 +161,9 @@ impl Rules {
                 Naming::Pod { .. } | Naming::Account { .. }
             )
         };
-        pod.host_network && (self.enforce_host_network || (!self.firewall && asks()))
+        // No process runs as a mirror pod: those of its static pod are known by the hash, once it is confirmed.
+        let has_processes = pod.mirror != Mirror::Claimed;
+        has_processes && pod.host_network && (self.enforce_host_network || (!self.firewall && asks()))
     }
 
     /// Decides about a pod; `namespace` and `account` are `None` where they are not known (yet).

@@ -4,7 +4,7 @@
 use super::reason::RoleSource;
 use super::web_identity::ROLE_KEY;
 use super::{Rules, WrittenRole};
-use crate::pods::{Pod, ServiceAccount};
+use crate::pods::{Mirror, Pod, ServiceAccount};
 
 /// Who names a pod's role: the first that does.
 #[derive(Clone, Copy, Debug)]
@@ -73,6 +73,6 @@ impl Rules {
 
     /// Whether a pod's service account is asked. A static pod has none: the API's copy of it names one that its processes never are.
     pub fn asks_accounts_of(&self, pod: &Pod) -> bool {
-        self.web_identity && pod.static_uid.is_none()
+        self.web_identity && pod.mirror == Mirror::No
     }
 }

@@ -93,6 +93,7 @@ impl Reason {
             | Self::NoRole { .. }
             | Self::Firewall
             | Self::PodUnknown { .. }
+            | Self::MirrorUnconfirmed { .. }
             | Self::NamespaceUnknown { .. }
             | Self::ServiceAccountUnknown { .. }
             | Self::BaseUnknown { .. }
@@ -159,6 +160,15 @@ pub enum Reason {
     PodUnknown {
         /// Of the caller's cgroup.
         uid: PodUid,
+    },
+    /// It says that it is the mirror pod of a static pod.
+    #[error(
+        "pod {pod} says by its annotations that it is the mirror pod of a static pod, and no kubelet has confirmed that (yet): \
+         a kubelet makes its node the owner, and writes a status"
+    )]
+    MirrorUnconfirmed {
+        /// `namespace/name`
+        pod: String,
     },
     /// Its namespace is not in the inventory.
     #[error(

@@ -70,12 +70,15 @@ fn name_without(class: &str) -> &'static str {
 /// cluster's kubelet runs none, so the mirror belongs to a node that is there by name only, and the cgroup is made here.
 fn static_pods(cluster: &Cluster, pods_netns: &Netns) {
     const NODE: &str = "metaproxy-test-static";
+    let node = || kubectl(&["get", "node", NODE, "--output", "jsonpath={.metadata.uid}"]);
     let mirror = |name: &str, hash: &str, annotations: serde_json::Value, host_network: bool| {
         let mut object = json!({
             "apiVersion": "v1", "kind": "Pod",
             "metadata": { "name": name, "namespace": NAMESPACE, "annotations": {
                 "kubernetes.io/config.mirror": hash, "kubernetes.io/config.hash": hash, "kubernetes.io/config.source": "file",
-            }},
+            }, "ownerReferences": [
+                { "apiVersion": "v1", "kind": "Node", "name": NODE, "uid": node().trim(), "controller": true },
+            ]},
             "spec": { "nodeName": NODE, "hostNetwork": host_network, "tolerations": [{ "operator": "Exists" }],
                 "containers": [{ "name": "main", "image": "none" }] },
         });
@@ -83,6 +86,10 @@ fn static_pods(cluster: &Cluster, pods_netns: &Netns) {
             object["metadata"]["annotations"][key] = value.clone();
         }
         apply(&object.to_string());
+        // As the kubelet does, which vouches for the pod by that.
+        let patch = json!({ "status": { "startTime": "2026-01-01T00:00:00Z" } }).to_string();
+        let status = ["--subresource", "status", "--type", "merge", "--patch", &patch];
+        kubectl(&[&["patch", "pod", name, "--namespace", NAMESPACE][..], &status].concat());
     };
     let hashes = [
         "0123456789abcdef0123456789abcdef",

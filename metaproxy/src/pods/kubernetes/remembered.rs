@@ -17,7 +17,7 @@ use super::{Kept, Stores};
 use crate::pods::{Namespace, Pod, ServiceAccount};
 
 /// Form of the file; another one is not read.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// Changes that come together are written together.
 const DELAY: Duration = Duration::from_millis(500);

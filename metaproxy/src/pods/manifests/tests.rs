@@ -1,5 +1,5 @@
 use super::*;
-use crate::pods::{Pod, PodUid};
+use crate::pods::{Mirror, Pod, PodUid};
 use proptest::prelude::*;
 use rstest::rstest;
 
@@ -63,9 +63,10 @@ fn a_list_as_kubectl_prints_it_is_read_in_yaml_and_json() {
 #[test]
 fn what_is_used_of_a_pod_is_read() {
     let text = format!(
-        "kind: Pod\nmetadata:\n  name: a\n  uid: {A}\n  annotations: {{kubernetes.io/config.hash: {HASH}, kubernetes.io/config.mirror: {HASH}}}\nspec:\n  \
+        "kind: Pod\nmetadata:\n  name: a\n  uid: {A}\n  annotations: {{kubernetes.io/config.hash: {HASH}, kubernetes.io/config.mirror: {HASH}}}\n  \
+         ownerReferences: [{{apiVersion: v1, kind: Node, name: n1, uid: n, controller: true}}]\nspec:\n  \
          hostNetwork: true\n  nodeName: n1\n  serviceAccountName: sa\n  containers:\n  - name: c\n    ports: \
-         [{{containerPort: 80, hostPort: 8080}}]\nstatus:\n  podIPs: [{{ip: 10.0.0.1}}, {{ip: 'fd00::1'}}]\n"
+         [{{containerPort: 80, hostPort: 8080}}]\nstatus:\n  startTime: '2026-01-01T00:00:00Z'\n  podIPs: [{{ip: 10.0.0.1}}, {{ip: 'fd00::1'}}]\n"
     );
     let objects = parse::yaml(&text).unwrap();
     let pod = &objects.pods[0];
@@ -73,7 +74,7 @@ fn what_is_used_of_a_pod_is_read() {
         (pod.namespace.as_str(), pod.service_account.as_str()),
         ("default", "sa")
     );
-    assert_eq!(pod.static_uid, Some(uid(HASH)));
+    assert_eq!(pod.mirror, Mirror::Confirmed(uid(HASH)));
     assert!(pod.host_network);
     assert_eq!(pod.host_ports, [8080]);
     assert_eq!(pod.ips.len(), 2);
@@ -194,12 +195,14 @@ fn two_pods_with_one_uid_are_neither_and_the_others_are_served() {
 fn a_hash_takes_nobodys_place() {
     let annotated = |name: &str, own: &str, hash: &str, mirror: bool| {
         let mirror = if mirror {
-            "kubernetes.io/config.mirror: x, "
+            format!("kubernetes.io/config.mirror: {hash}, ")
         } else {
-            ""
+            String::new()
         };
         format!(
-            "kind: Pod\nmetadata: {{name: {name}, uid: {own}, annotations: {{{mirror}kubernetes.io/config.hash: {hash}}}}}\n"
+            "kind: Pod\nmetadata:\n  name: {name}\n  uid: {own}\n  annotations: {{{mirror}kubernetes.io/config.hash: \
+             {hash}}}\n  ownerReferences: [{{apiVersion: v1, kind: Node, name: n1, controller: true}}]\nspec: {{nodeName: \
+             n1}}\nstatus: {{startTime: '2026-01-01T00:00:00Z'}}\n"
         )
     };
     let inventory = |text: &str| {

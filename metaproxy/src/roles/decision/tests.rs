@@ -5,7 +5,7 @@ mod strange;
 mod web_identities;
 
 use super::*;
-use crate::pods::Annotations;
+use crate::pods::{Annotations, Mirror};
 use crate::roles::policy::{AllowedRolesStyle, PermittedMatch};
 use crate::roles::{CommonTags, SessionScope};
 use rstest::rstest;
@@ -52,7 +52,7 @@ fn annotations(pairs: &[(&str, &str)]) -> Annotations {
 fn pod(pairs: &[(&str, &str)]) -> Pod {
     Pod {
         uid: UID.parse().unwrap(),
-        static_uid: None,
+        mirror: Mirror::No,
         namespace: "apps".to_owned(),
         name: "web".to_owned(),
         service_account: "default".to_owned(),

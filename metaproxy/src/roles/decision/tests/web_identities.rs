@@ -1,6 +1,7 @@
 //! Roles of service accounts.
 
 use super::*;
+use crate::pods::Mirror;
 use crate::pods::ServiceAccount;
 use crate::roles::web_identity::{AUDIENCE_KEY, REGIONAL_KEY};
 use crate::roles::{CommonTags, Principal, SessionScope, StsEndpoint};
@@ -154,7 +155,7 @@ fn a_service_account_that_is_not_known_yet_is_waited_for_and_without_the_flag_ne
 fn a_static_pod_is_nobodys_service_account() {
     let annotated = account(&[(ROLE_KEY, ARN)]);
     let mirror = Pod {
-        static_uid: Some("0123456789abcdef0123456789abcdef".parse().unwrap()),
+        mirror: Mirror::Confirmed("0123456789abcdef0123456789abcdef".parse().unwrap()),
         host_network: true,
         ..pod(&[])
     };
