@@ -194,6 +194,7 @@ fn values_that_make_no_sense_are_refused_and_named() {
         ("adminAddress=9808", "adminAddress"),
         ("adminAddress=0.0.0.0:99999", "adminAddress"),
         ("startupTaint=a b", "startupTaint"),
+        ("startupTaintPolicy=perhaps", "startupTaintPolicy"),
         ("maxUnavailable=0", "maxUnavailable"),
         ("terminationGracePeriodSeconds=1", "terminationGracePeriodSeconds"),
         ("runtimeDir=run", "runtimeDir"),
@@ -265,6 +266,31 @@ fn updates_surge_where_the_cluster_can_and_no_port_is_fixed() {
         .unwrap();
         assert_eq!(text.contains("maxSurge: 1"), surges, "{version}{flags}");
         assert_eq!(text.contains("maxUnavailable: 0"), surges, "{version}{flags}");
+    }
+}
+
+/// A policy is about a service account, and the API is there from 1.30.
+#[test]
+fn patches_of_nodes_are_limited_where_the_cluster_can() {
+    let Some(program) = tool("kubernetes/helm") else {
+        return;
+    };
+    for (version, flags, is_limited) in [
+        ("v1.30.0", "startupTaint=a/b", true),
+        ("v1.33.2-eks-abc1234", "startupTaint=a/b", true),
+        ("v1.29.9", "startupTaint=a/b", false),
+        ("v1.30.0", "startupTaint=", false),
+        ("v1.30.0", "startupTaint=a/b,startupTaintPolicy=false", false),
+        ("v1.30.0", "startupTaint=a/b,kubeconfig=/k", false),
+    ] {
+        let flags = format!("namespacePolicy=off,{flags}");
+        let text = template(&program, version, &["--set", &flags]).unwrap();
+        assert_eq!(text.contains("metaproxy-taint"), is_limited, "{version} {flags}");
+        assert_eq!(
+            text.contains("taint.key == 'a/b'"),
+            is_limited,
+            "{version} {flags}"
+        );
     }
 }
 

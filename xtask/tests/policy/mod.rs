@@ -12,19 +12,23 @@ use serde_json::{Value as Json, json};
 
 use super::root;
 
-/// The policy as it stands in the golden file.
+mod taint;
+
+/// A policy as it stands in the golden file.
 struct Policy {
     condition: String,
     validations: Vec<String>,
 }
 
-fn policy() -> Policy {
+fn policy(name: &str) -> Policy {
     let text = fs::read_to_string(root().join("deploy/helm/tests/golden/web-identity.yaml")).unwrap();
     let documents =
         serde_yaml_ng::Deserializer::from_str(&text).map(|document| Json::deserialize(document).unwrap());
     let policy = documents
         .into_iter()
-        .find(|document| document["kind"] == "ValidatingAdmissionPolicy")
+        .find(|document| {
+            document["kind"] == "ValidatingAdmissionPolicy" && document["metadata"]["name"] == name
+        })
         .unwrap();
     let expression = |object: &Json| object["expression"].as_str().unwrap().to_owned();
     assert_eq!(policy["spec"]["failurePolicy"], "Fail");
@@ -58,10 +62,15 @@ fn value(json: &Json) -> Value {
 }
 
 fn holds(expression: &str, object: &Json, request: &Json) -> bool {
+    holds_of_change(expression, &Json::Null, object, request)
+}
+
+fn holds_of_change(expression: &str, old: &Json, object: &Json, request: &Json) -> bool {
     let env = Arc::new(Env::stdlib());
     let program = env.compile(expression).unwrap();
     let mut context = Context::with_env(env);
     context.add_variable_from_value("object", value(object));
+    context.add_variable_from_value("oldObject", value(old));
     context.add_variable_from_value("request", value(request));
     matches!(program.execute(&context), Ok(Value::Bool(true)))
 }
@@ -87,7 +96,7 @@ fn with(pointer: &str, field: Json) -> Json {
 
 #[test]
 fn it_is_about_the_agents_own_account_and_no_other() {
-    let policy = policy();
+    let policy = policy("metaproxy-tokens");
     let asked = |user: &str| holds(&policy.condition, &sound(), &request(user));
     assert!(asked("system:serviceaccount:kube-system:metaproxy"));
     for other in [
@@ -102,7 +111,7 @@ fn it_is_about_the_agents_own_account_and_no_other() {
 
 #[test]
 fn what_the_agent_asks_for_passes_and_nothing_else() {
-    let policy = policy();
+    let policy = policy("metaproxy-tokens");
     let passes = |object: &Json| {
         let request = request("system:serviceaccount:kube-system:metaproxy");
         policy

@@ -118,6 +118,16 @@ true
 {{- end -}}
 {{- end -}}
 
+{{/*
+Whether an admission policy limits what the agent patches of nodes. A policy is about the chart's service account; with a
+kubeconfig the agent is another user.
+*/}}
+{{- define "metaproxy.limitsPatches" -}}
+{{- if and .Values.startupTaint .Values.startupTaintPolicy (not .Values.kubeconfig) (semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version) -}}
+true
+{{- end -}}
+{{- end -}}
+
 {{/* YAML reads `on` and `off` without quotes as true and false. */}}
 {{- define "metaproxy.word" -}}
 {{- if kindIs "bool" . }}{{ ternary "on" "off" . }}{{ else }}{{ . }}{{ end -}}
