@@ -40,6 +40,12 @@ impl RequestKind {
         (Self::Node, "node"),
         (Self::Other, "other"),
     ];
+
+    /// Returns its name, as metrics and logs have it.
+    pub fn label(self) -> &'static str {
+        // `ALL` is in the order of the variants, and has each of them.
+        Self::ALL.get(self as usize).map_or("other", |(_, label)| label)
+    }
 }
 
 /// HTTP statuses that are told apart.

@@ -13,6 +13,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 
+use super::host::is_for_host;
 use super::metrics::{self, Sources};
 use super::page;
 use crate::explain::{AnswerLine, Explanation, Verdict};
@@ -30,6 +31,8 @@ pub trait Desk: Send + Sync {
     fn answers(&self, of: &Explanation) -> Answering<'_>;
     /// How the agent is doing.
     fn status(&self) -> Status;
+    /// The name of the node, if the agent has been given one.
+    fn node_name(&self) -> Option<&str>;
     /// Pods that are not over, by what comes of their role.
     fn verdicts(&self) -> BTreeMap<Verdict, u64>;
 }
@@ -92,6 +95,12 @@ impl Answers {
                 StatusCode::FORBIDDEN,
                 "pods and their roles are shown on the node itself only: `metaproxy status` there, or `kubectl port-forward` \
                  to the agent's pod\n",
+            ),
+            // A page that the reader's browser has open could ask in the reader's place (DNS rebinding): its Host is a name.
+            "/" | "/status" if asker == Asker::Node && !is_for_host(request, self.desk.node_name()) => text(
+                StatusCode::MISDIRECTED_REQUEST,
+                "pods and their roles are shown under an IP address, localhost or the node's name (--node-name) only: open \
+                 http://127.0.0.1 with the port that this came by\n",
             ),
             "/" => self.answer_apart(Self::page).await,
             "/status" => self.answer_apart(|answers| json(&answers.desk.status())).await,

@@ -2,6 +2,7 @@
 
 mod answers;
 pub mod asking;
+mod host;
 #[cfg(test)]
 pub(crate) mod idle;
 mod metrics;

@@ -121,6 +121,10 @@ impl<I: Issuer> Desk for Answers<I> {
         })
     }
 
+    fn node_name(&self) -> Option<&str> {
+        self.identity.node.as_deref()
+    }
+
     fn verdicts(&self) -> BTreeMap<Verdict, u64> {
         let inventory = Arc::clone(&self.pods.borrow());
         let rules = Arc::clone(&self.rules.borrow());

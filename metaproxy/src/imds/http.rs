@@ -23,6 +23,7 @@ use super::answer::{self, Answer};
 use super::patience::{Patient, Stage};
 use super::per_pod::{Limits, Place};
 use super::recent::Recent;
+use super::shown::{ShownPath, shown_method};
 use super::{Caller, Service};
 use crate::credentials::Issuer;
 use crate::measured::{RequestKind, Requests};
@@ -200,7 +201,13 @@ impl<I: Issuer> Http<I> {
         }
         self.measured
             .answered(kind, answer.status().as_u16(), began.elapsed());
-        debug!(pod = %caller.uid, %method, path = uri.path(), status = answer.status().as_u16());
+        debug!(
+            pod = %caller.uid,
+            kind = kind.label(),
+            method = shown_method(method),
+            path = %ShownPath(uri.path()),
+            status = answer.status().as_u16(),
+        );
         answer
     }
 }

@@ -13,6 +13,7 @@ mod per_pod;
 mod recent;
 pub mod server;
 mod service;
+mod shown;
 pub mod token;
 mod told;
 pub mod upstream;

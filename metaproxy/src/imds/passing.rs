@@ -13,6 +13,7 @@ use tracing::debug;
 use super::answer::{self, Answer};
 use super::passage::MAX_BODY;
 use super::path::NodePath;
+use super::shown::ShownPath;
 use super::upstream::{Upstream, UpstreamError};
 use crate::pods::PodUid;
 
@@ -67,7 +68,7 @@ impl Passing {
             Ok(Err(error)) => error,
             Err(_) => UpstreamError::Slow,
         };
-        debug!(path = path.as_str(), "not passed through: {error}");
+        debug!(path = %ShownPath(path.as_str()), "not passed through: {error}");
         answer::failure(
             StatusCode::SERVICE_UNAVAILABLE,
             &format!("At the moment, {error}."),

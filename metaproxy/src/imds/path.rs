@@ -327,7 +327,7 @@ fn decoded(path: &str) -> Option<String> {
 }
 
 /// `latest`, `1.0`, or a date.
-fn is_version(segment: &str) -> bool {
+pub(super) fn is_version(segment: &str) -> bool {
     let is_date = || {
         segment.len() == 10
             && segment.bytes().enumerate().all(|(index, byte)| match index {

@@ -23,6 +23,9 @@ impl Desk for Slow {
         self.through.lock().unwrap().recv().unwrap();
         Status::default()
     }
+    fn node_name(&self) -> Option<&str> {
+        Some("n1.example.com")
+    }
     fn verdicts(&self) -> BTreeMap<Verdict, u64> {
         BTreeMap::new()
     }
@@ -38,8 +41,43 @@ fn slow() -> (Answers, Receiver<()>, Sender<()>) {
 }
 
 async fn status_of(answers: &Answers, path: &str, asker: Asker) -> u16 {
-    let request = Request::get(path).body(()).unwrap();
+    let request = Request::get(path)
+        .header("host", "127.0.0.1:9808")
+        .body(())
+        .unwrap();
     answers.answer(&request, asker).await.status().as_u16()
+}
+
+/// A page of another site may have its name resolve to 127.0.0.1, and ask through a reader's port-forward.
+#[rstest]
+#[case::an_address("127.0.0.1:9808", 200)]
+#[case::localhost("localhost:8000", 200)]
+#[case::the_nodes_name("n1.example.com", 200)]
+#[case::another_name("rebound.example.com:9808", 421)]
+#[tokio::test]
+async fn pods_are_shown_under_names_that_no_other_site_has(#[case] host: &str, #[case] want: u16) {
+    for path in ["/", "/status"] {
+        let (answers, _begins, lets) = slow();
+        lets.send(()).unwrap();
+        let ask = |path: &str, asker| {
+            let request = Request::get(path).header("host", host).body(()).unwrap();
+            let answers = answers.clone();
+            async move { answers.answer(&request, asker).await.status().as_u16() }
+        };
+        assert_eq!(ask(path, Asker::Node).await, want, "{path}");
+        for path in ["/healthz", "/metrics"] {
+            assert_eq!(ask(path, Asker::Node).await, 200, "{path}");
+        }
+        assert_eq!(ask("/status", Asker::Network).await, 403);
+    }
+}
+
+#[tokio::test]
+async fn the_socket_takes_any_host() {
+    let (answers, _begins, lets) = slow();
+    lets.send(()).unwrap();
+    let request = Request::get("/status").header("host", "agent").body(()).unwrap();
+    assert_eq!(answers.answer(&request, Asker::Root).await.status(), 200);
 }
 
 #[rstest]

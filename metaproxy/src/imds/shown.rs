@@ -1,0 +1,157 @@
+//! Requests as logs show them. A path is text of the client: a mistaken client may put a session token or a credential
+//! there, so only words of the metadata service's own paths are shown.
+
+use std::fmt;
+
+use hyper::Method;
+
+use super::path::is_version;
+
+/// Longest path that is shown, in segments. The longest one of EC2's has eight (a network interface's).
+const MAX_SEGMENTS: usize = 10;
+
+/// Segments of paths of EC2's metadata service ("Instance metadata categories", EC2 user guide) that say nothing about a
+/// client. Names of roles and tags, addresses and ids are not among them.
+const WORDS: [&str; 51] = [
+    "ami-id",
+    "api",
+    "autoscaling",
+    "availability-zone",
+    "availability-zone-id",
+    "block-device-mapping",
+    "document",
+    "domain",
+    "dynamic",
+    "ec2",
+    "events",
+    "hostname",
+    "iam",
+    "identity-credentials",
+    "info",
+    "instance",
+    "instance-action",
+    "instance-id",
+    "instance-identity",
+    "instance-life-cycle",
+    "instance-type",
+    "interfaces",
+    "ipv6",
+    "local-hostname",
+    "local-ipv4",
+    "mac",
+    "macs",
+    "maintenance",
+    "managed-ssh-keys",
+    "meta-data",
+    "network",
+    "openssh-key",
+    "outpost-arn",
+    "partition",
+    "pkcs7",
+    "placement",
+    "public-hostname",
+    "public-ipv4",
+    "public-keys",
+    "region",
+    "rsa2048",
+    "security-credentials",
+    "security-credentials-extended",
+    "services",
+    "signature",
+    "spot",
+    "tags",
+    "target-lifecycle-state",
+    "termination-time",
+    "token",
+    "user-data",
+];
+
+/// Shows the path of a request, without its query: `…` stands for what is no word of the metadata service.
+pub struct ShownPath<'a>(pub &'a str);
+
+impl fmt::Display for ShownPath<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let path = self.0.split(['?', '#']).next().unwrap_or_default();
+        for (index, segment) in path.split('/').enumerate() {
+            if index > 0 {
+                f.write_str("/")?;
+            }
+            // The first one is what stands before the first slash.
+            if index > MAX_SEGMENTS {
+                return f.write_str("…");
+            }
+            let is_known = segment.is_empty() || WORDS.contains(&segment) || is_version(segment);
+            f.write_str(if is_known { segment } else { "…" })?;
+        }
+        Ok(())
+    }
+}
+
+/// Shows a method: those of HTTP, and `…` for one that the client made up.
+pub fn shown_method(method: &Method) -> &str {
+    match *method {
+        Method::GET
+        | Method::HEAD
+        | Method::PUT
+        | Method::POST
+        | Method::DELETE
+        | Method::OPTIONS
+        | Method::PATCH
+        | Method::TRACE
+        | Method::CONNECT => method.as_str(),
+        _ => "…",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case("/latest/api/token", "/latest/api/token")]
+    #[case(
+        "/latest/meta-data/iam/security-credentials/",
+        "/latest/meta-data/iam/security-credentials/"
+    )]
+    #[case(
+        "/latest/meta-data/iam/security-credentials/app",
+        "/latest/meta-data/iam/security-credentials/…"
+    )]
+    #[case(
+        "/2021-07-15/dynamic/instance-identity/document",
+        "/2021-07-15/dynamic/instance-identity/document"
+    )]
+    #[case("/latest/api/token/AQAEAKiG==", "/latest/api/token/…")]
+    #[case("/AQAEAKiG==", "/…")]
+    #[case("/latest/meta-data/?token=AQAEAKiG==", "/latest/meta-data/")]
+    #[case("/latest/%6deta-data/", "/latest/…/")]
+    #[case("*", "…")]
+    #[case("", "")]
+    #[case("/a/b/c/d/e/f/g/h/i/j/k/l/m", "/…/…/…/…/…/…/…/…/…/…/…")]
+    fn only_words_of_the_metadata_service_are_shown(#[case] path: &str, #[case] want: &str) {
+        assert_eq!(ShownPath(path).to_string(), want);
+    }
+
+    #[test]
+    fn a_method_that_is_none_is_not_shown() {
+        assert_eq!(shown_method(&Method::PUT), "PUT");
+        assert_eq!(shown_method(&Method::from_bytes(b"AQAEAKiG").unwrap()), "…");
+    }
+
+    proptest! {
+        #[test]
+        fn no_text_of_a_client_is_shown(
+            token in "[A-Za-z0-9+/=_-]{20,60}",
+            before in "(/(latest|meta-data|iam|api|token)){0,4}",
+            after in "(/[a-z]{0,8}){0,3}",
+        ) {
+            let token = token.replace('/', "_");
+            for path in [format!("{before}/{token}{after}"), format!("{before}{after}?{token}")] {
+                let shown = ShownPath(&path).to_string();
+                prop_assert!(WORDS.contains(&token.as_str()) || !shown.contains(&token), "{}", shown);
+            }
+        }
+    }
+}
