@@ -4,6 +4,7 @@
 
 mod common;
 
+use common::http::{exchange, get, request};
 use common::sessions::{ROLE, start};
 use common::{counts, dial, eventually, node};
 use serde_json::Value;
@@ -26,6 +27,45 @@ fn pods(number: usize, role: impl Fn(usize) -> String) -> String {
 
 fn count(said: &str, wanted: &str) -> usize {
     said.lines().filter(|line| line.contains(wanted)).count()
+}
+
+/// A client that is mistaken, or makes fun of us, puts a secret anywhere in its request.
+#[test]
+fn no_text_of_a_request_is_in_the_log_at_any_level() {
+    const SECRET: &str = "AQAEAKiGv0Xk0000SECRET";
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let agent = start(&node, &["--log", "trace", "--allow-path", "tags/.*"]);
+    let targets = [
+        format!("/{SECRET}"),
+        format!("/latest/api/token/{SECRET}"),
+        format!("/latest/meta-data/iam/security-credentials/{SECRET}"),
+        format!("/latest/meta-data/placement/{SECRET}"),
+        format!("/latest/meta-data/tags/{SECRET}"),
+        format!("/latest/meta-data/instance-id?token={SECRET}"),
+        format!("/latest/%6deta-data/{SECRET}"),
+        format!("http://{SECRET}/latest/"),
+    ];
+    let requests: Vec<[String; 1]> = targets
+        .iter()
+        .map(|target| ("GET", target.as_str()))
+        .chain([(SECRET, "/latest/meta-data/instance-id")])
+        .map(|(method, target)| [request(method, target, &format!("x-{SECRET}: {SECRET}\r\n"))])
+        .collect();
+    let answers = exchange(&a, &requests, 1.5);
+    assert_eq!(answers.len(), 9);
+    assert!(
+        answers.iter().all(|answer| answer.starts_with("HTTP/1.1 ")),
+        "{answers:?}"
+    );
+    get(&a, "/latest/dynamic/instance-identity/document");
+    agent
+        .wait_for("path=/latest/dynamic/instance-identity/document")
+        .unwrap();
+    let said = agent.said();
+    assert!(count(&said, "path=/latest/api/token/…") == 1, "{said}");
+    let secret = SECRET.to_ascii_lowercase();
+    assert!(!said.to_ascii_lowercase().contains(&secret), "{said}");
 }
 
 #[test]

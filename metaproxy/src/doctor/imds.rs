@@ -53,7 +53,7 @@ fn absent(check: &'static str, says: String, identity: Option<&str>) -> Finding 
     }
 }
 
-/// What the instance's own options (README, Security) could do beside the programs.
+/// What the instance's own options (SECURITY.md) could do beside the programs.
 fn reached(
     check: &'static str,
     endpoint: &Endpoint,
