@@ -4,7 +4,7 @@
 use super::arn::{BaseArn, RoleArn, RoleError, WrittenRole};
 use super::namespace::{Asked, NamespaceRules, Stop};
 use super::naming::Naming;
-use super::own::{OwnRoles, Owner};
+use super::own::OwnRoles;
 use super::policy::Candidate;
 use super::reason::{Allowance, AlsoAsked, Reason, RoleSource};
 use super::session::{SessionRules, SessionShape};
@@ -200,7 +200,6 @@ impl Rules {
             key: self.keys.role.clone(),
         };
         let role = self.arn(pod, &source_, written, written.parse())?;
-        self.not_own(&role, &source_)?;
         // As kube2iam has it: what a pod gets without asking needs no leave.
         let default_role = self.default_role.as_ref().filter(|_| !pod.host_network);
         let default_role = default_role.and_then(|role| role.resolve(self.base.as_ref()).ok()?);
@@ -250,22 +249,19 @@ impl Rules {
             account: account.to_string(),
         };
         let role = self.arn(pod, &source_, written, written.parse())?;
-        self.not_own(&role, &source_)?;
         let allowance = self.allowance(pod, namespace, &role, written, true)?;
         let identity = WebIdentity::of(pod, account).map_err(|reason| refuse(&role, reason))?;
-        self.known_not_own(&role)?;
         let session = self.sessions.web_identity_shape(pod, &self.keys, identity);
-        Ok(granted(pod, role, source_, allowance, session))
+        Ok(self.granted(pod, role, source_, allowance, session))
     }
 
     fn by_default(&self, pod: &Pod, written: &WrittenRole) -> Resolved {
         let source_ = RoleSource::Default;
         let role = self.arn(pod, &source_, written.name(), Ok(written.clone()))?;
-        self.not_own(&role, &source_)?;
         self.grant(pod, role, source_, Allowance::Exempt)
     }
 
-    /// The ARN of what is written.
+    /// The ARN of what is written. One of the node's own roles is refused before anything else is asked about it.
     fn arn(
         &self,
         pod: &Pod,
@@ -274,7 +270,10 @@ impl Rules {
         parsed: Result<WrittenRole, RoleError>,
     ) -> Result<RoleArn, Box<Decision>> {
         match parsed.and_then(|role| role.resolve(self.base.as_ref())) {
-            Ok(Some(arn)) => Ok(arn),
+            Ok(Some(arn)) => match self.own.refusal(&arn, source_) {
+                Some(reason) => Err(refuse(&arn, reason)),
+                None => Ok(arn),
+            },
             Ok(None) => Err(Box::new(Decision::Wait(Reason::BaseUnknown {
                 role: shortened(written),
             }))),
@@ -287,65 +286,35 @@ impl Rules {
             .sessions
             .shape(pod, &self.keys)
             .map_err(|reason| refuse(&role, reason))?;
-        self.known_not_own(&role)?;
-        Ok(granted(pod, role, source_, allowance, session))
+        Ok(self.granted(pod, role, source_, allowance, session))
     }
 
-    /// Refuses the roles that are the node's own, before anything else is asked about them.
-    fn not_own(&self, role: &RoleArn, source_: &RoleSource) -> Result<(), Box<Decision>> {
-        let (role_arn, source_) = (role.clone(), source_.clone());
-        match self.own.owner(role) {
-            None => Ok(()),
-            Some(Owner::Node) => Err(refuse(
-                role,
-                Reason::NodeRole {
-                    role: role_arn,
-                    source_,
-                },
-            )),
-            Some(Owner::Intermediate) => Err(refuse(
-                role,
-                Reason::IntermediateRole {
-                    role: role_arn,
-                    source_,
-                },
-            )),
+    /// Grants a role, once it is known not to be the node's own.
+    fn granted(
+        &self,
+        pod: &Pod,
+        role: RoleArn,
+        source_: RoleSource,
+        allowance: Allowance,
+        session: SessionShape,
+    ) -> Decision {
+        if let Some(reason) = self.own.to_wait_for(&role) {
+            return Decision::Wait(reason);
         }
+        Decision::Granted(Grant {
+            subject: Subject {
+                uid: pod.uid.clone(),
+                pod: pod.to_string(),
+            },
+            session,
+            reason: Reason::Granted {
+                role: role.clone(),
+                source_,
+                allowance: Box::new(allowance),
+            },
+            role,
+        })
     }
-
-    /// Holds a role that would be granted for as long as it may still turn out to be that of the instance profile. That of
-    /// the agent's credentials is waited for when a session is to be made, since STS, which says it, may be away.
-    fn known_not_own(&self, role: &RoleArn) -> Result<(), Box<Decision>> {
-        if !self.own.holds_decisions() {
-            return Ok(());
-        }
-        Err(Box::new(Decision::Wait(Reason::NodeRoleUnknown {
-            role: role.clone(),
-            problem: self.own.instance.problem().map(str::to_owned),
-        })))
-    }
-}
-
-fn granted(
-    pod: &Pod,
-    role: RoleArn,
-    source_: RoleSource,
-    allowance: Allowance,
-    session: SessionShape,
-) -> Decision {
-    Decision::Granted(Grant {
-        subject: Subject {
-            uid: pod.uid.clone(),
-            pod: pod.to_string(),
-        },
-        session,
-        reason: Reason::Granted {
-            role: role.clone(),
-            source_,
-            allowance: Box::new(allowance),
-        },
-        role,
-    })
 }
 
 /// `namespace/name`

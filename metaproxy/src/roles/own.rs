@@ -4,6 +4,7 @@ use std::fmt;
 
 use super::RoleArn;
 use super::arn::{check_account, is_name};
+use super::reason::{Reason, RoleSource};
 
 /// What IAM knows a role by: the account and the name. A name is unique within its account whatever the role's path, and
 /// upper and lower case do not make two of it (IAM user guide, "IAM and AWS STS quotas": names are not distinguished by
@@ -115,6 +116,25 @@ impl OwnRoles {
     /// Whether no role is decided about yet, as it may be that of the instance profile.
     pub fn holds_decisions(&self) -> bool {
         matches!(self.instance, OwnRole::Unknown(_))
+    }
+
+    /// Returns why a role is refused, if it is one of these.
+    pub(super) fn refusal(&self, role: &RoleArn, source_: &RoleSource) -> Option<Reason> {
+        let owner = self.owner(role)?;
+        let (role, source_) = (role.clone(), source_.clone());
+        Some(match owner {
+            Owner::Node => Reason::NodeRole { role, source_ },
+            Owner::Intermediate => Reason::IntermediateRole { role, source_ },
+        })
+    }
+
+    /// Returns why a role cannot be granted yet: it may still turn out to be that of the instance profile. That of the
+    /// agent's credentials is waited for when a session is to be made, since STS, which says it, may be away.
+    pub(super) fn to_wait_for(&self, role: &RoleArn) -> Option<Reason> {
+        self.holds_decisions().then(|| Reason::NodeRoleUnknown {
+            role: role.clone(),
+            problem: self.instance.problem().map(str::to_owned),
+        })
     }
 
     /// Returns the role that is still unknown, and so may be the one of which a session is to be made. `as_node`: the
