@@ -161,16 +161,18 @@ fn session(bencher: Bencher<'_, '_>, (pods, later): (usize, bool)) {
         for number in 0..pods {
             key.shape.pod = Some(format!("aaaaaaaa-0000-0000-0000-{number:012}").parse().unwrap());
             let deadline = tokio::time::Instant::now() + Duration::from_secs(1);
-            sessions.get(&key, deadline).await.unwrap();
+            let pod = key.shape.pod.clone().unwrap();
+            sessions.get(&pod, &key, deadline).await.unwrap();
         }
         let place = SessionPlace::default();
+        let pod: PodUid = UID.parse().unwrap();
         let mut recent = RecentSession::default();
         bencher.bench_local(|| {
             if !later {
                 recent = RecentSession::default();
             }
             sessions
-                .ready(black_box(&key), &place, &mut recent)
+                .ready(&pod, black_box(&key), &place, &mut recent)
                 .unwrap()
                 .document()
         });

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::lines::{AnswerLine, AskedBy, CredentialsLine, PolicyLine, SessionLine};
 pub use self::render::{columns, printable, short, table};
 pub use self::verdict::Verdict;
-use crate::credentials::{View, timestamp};
+use crate::credentials::{View, paced, timestamp};
 use crate::pods::{Namespace, Pod, ServiceAccount};
 use crate::roles::policy::Candidate;
 use crate::roles::{Decision, Reason, RoleArn, RoleSource, Rules, WrittenRole};
@@ -155,10 +155,15 @@ impl Explanation {
             self.because = reason.to_string();
             self.hints.extend(hints::of_sts(&reason, role));
         }
+        let is_paced = view.is_some_and(|view| view.paced.is_some());
+        if is_paced {
+            self.because = paced(grant).to_string();
+        }
         let session = view.and_then(|view| view.session.as_ref());
         let state = match session {
             Some(_) if valid.is_some() => "valid",
             Some(_) => "expired",
+            None if is_paced => "waiting for the pod's turn",
             None if view.is_some_and(|view| view.fetching) => "being fetched",
             None => "none",
         };

@@ -24,6 +24,7 @@ pub mod people;
 pub mod pods;
 pub mod roles;
 pub mod signals;
+mod pace;
 mod sparing;
 pub mod status;
 pub mod watched;

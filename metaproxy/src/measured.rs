@@ -197,6 +197,67 @@ impl StsCalls {
     }
 }
 
+/// What came of something that is paced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TurnOutcome {
+    /// Its turn was there at once.
+    Prompt,
+    /// It waited for its turn.
+    Slowed,
+    /// It was not done: its turn did not come in time, or it was not wanted any more by then.
+    GivenUp,
+}
+
+impl TurnOutcome {
+    const ALL: [(Self, &'static str); 3] = [
+        (Self::Prompt, "prompt"),
+        (Self::Slowed, "slowed"),
+        (Self::GivenUp, "given_up"),
+    ];
+}
+
+/// Counts what is paced, by what came of it. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Turns(Family<Labels<1>, Counter>);
+
+impl Default for Turns {
+    fn default() -> Self {
+        let total: Family<Labels<1>, Counter> = Family::default();
+        for (_, outcome) in TurnOutcome::ALL {
+            let _ = total.get_or_create_owned(&[("turn", outcome)]);
+        }
+        Self(total)
+    }
+}
+
+impl Turns {
+    /// Counts one.
+    pub fn ended(&self, outcome: TurnOutcome) {
+        if let Some((_, outcome)) = TurnOutcome::ALL.get(outcome as usize) {
+            self.0.get_or_create(&[("turn", *outcome)]).inc();
+        }
+    }
+
+    /// The number of those that came to this.
+    #[cfg(test)]
+    pub fn count(&self, outcome: TurnOutcome) -> u64 {
+        let label = TurnOutcome::ALL.get(outcome as usize).map_or("", |(_, label)| label);
+        self.0.get_or_create(&[("turn", label)]).get()
+    }
+
+    /// Adds them to a registry as new sessions.
+    pub fn register_sessions(&self, registry: &mut Registry) {
+        let about = "New sessions of pods, by their pod's turn: given up are those that no pod had any more by then";
+        registry.register("new_sessions", about, self.0.clone());
+    }
+
+    /// Adds them to a registry as requests for the node's metadata.
+    pub fn register_node_requests(&self, registry: &mut Registry) {
+        let about = "Requests for the node's metadata, by their turn: given up are those that were answered 503 before it";
+        registry.register("node_requests", about, self.0.clone());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -207,6 +268,9 @@ mod tests {
             assert_eq!(*kind as usize, index);
         }
         for (index, (outcome, _)) in StsOutcome::ALL.iter().enumerate() {
+            assert_eq!(*outcome as usize, index);
+        }
+        for (index, (outcome, _)) in TurnOutcome::ALL.iter().enumerate() {
             assert_eq!(*outcome as usize, index);
         }
     }

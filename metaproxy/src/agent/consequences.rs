@@ -33,8 +33,8 @@ pub(super) async fn follow<I: Issuer>(
             verdicts,
         } = consequences(&inventory, &rules_now, &listed);
         sessions.retain(&keys);
-        for new in ahead.difference(&before) {
-            sessions.prefetch(new);
+        for (pod, key) in ahead.difference(&before) {
+            sessions.prefetch(pod, key);
         }
         // Until then every role waits, which is no news of any pod.
         if !rules_now.own.holds_decisions() {
@@ -63,8 +63,8 @@ pub(super) async fn follow<I: Issuer>(
 pub(super) struct Consequences {
     /// The sessions that their roles ask for.
     keys: HashSet<SessionKey>,
-    /// Those of pods that still run.
-    ahead: HashSet<SessionKey>,
+    /// Those of pods that still run, with each pod that asks for one.
+    ahead: HashSet<(PodUid, SessionKey)>,
     /// The hostNetwork pods to intercept.
     pub host_pods: BTreeSet<PodUid>,
     /// The pods whose role is refused.
@@ -101,7 +101,7 @@ pub(super) fn consequences(inventory: &Inventory, rules: &Rules, listed: &BTreeS
             Decision::Granted(grant) => {
                 let key = SessionKey::of_grant(&grant);
                 if runs {
-                    found.ahead.insert(key.clone());
+                    found.ahead.insert((grant.subject.uid.clone(), key.clone()));
                 }
                 found.keys.insert(key);
             }

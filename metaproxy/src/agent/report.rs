@@ -160,6 +160,7 @@ impl<I: Issuer> admin::Sources for Figures<I> {
     fn register(&self, registry: &mut Registry) {
         self.server.measured().register(registry);
         self.sessions.calls().register(registry);
+        self.sessions.turns().register_sessions(registry);
     }
 }
 

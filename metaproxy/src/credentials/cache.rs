@@ -3,6 +3,7 @@
 //! A session is renewed ahead, by timer, for as long as somebody asks for it; one that nobody asked for since it was
 //! obtained is let go. What is valid is served whatever STS does; what has expired never is.
 
+pub mod pacing;
 mod said;
 mod times;
 pub mod view;
@@ -17,10 +18,12 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tracing::debug;
 
+use self::pacing::{Pacing, Turn};
 use self::said::Said;
 use self::times::{outcome, quiet_pause, remembered, until_renewal};
-use super::{ObtainError, Session, SessionKey};
-use crate::measured::StsCalls;
+use super::{ObtainError, Session, SessionError, SessionKey};
+use crate::measured::{StsCalls, TurnOutcome, Turns};
+use crate::pods::PodUid;
 
 /// Nothing with less left is served where more can be had in time. botocore moves the end away of what has less than 17 to 25
 /// minutes left: its window of 15 (`ec2_credential_refresh_window`, as its provider sets it) and 2 to 10 more at random
@@ -45,6 +48,7 @@ struct Shared<I> {
     clock: fn() -> SystemTime,
     slots: Mutex<HashMap<SessionKey, Arc<Slot>>>,
     ahead: Semaphore,
+    pacing: Pacing,
     calls: StsCalls,
     said: Said,
 }
@@ -83,6 +87,10 @@ struct State {
     let_go: bool,
     /// Counts fetches: what was planned after one is void after the next.
     fetches: u64,
+    /// Whether STS may be asked.
+    turn: Turn,
+    /// No pod has this session any more: STS is not asked for it, whatever waits.
+    forgotten: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -98,7 +106,7 @@ struct Failure {
 #[derive(Debug)]
 enum Step {
     Serve(Session),
-    Fail(ObtainError),
+    Fail(SessionError),
     Wait,
 }
 
@@ -147,46 +155,65 @@ impl<I: Issuer> Sessions<I> {
             clock,
             slots: Mutex::default(),
             ahead: Semaphore::new(AHEAD),
+            pacing: Pacing::default(),
             calls: StsCalls::default(),
             said: Said::default(),
         }))
     }
 
     /// The session for a key, where there is one that is served without waiting: `None` says nothing yet. Where it is
-    /// kept is written into `place`, and not looked for the next time; `recent` is the connection's, for this key alone.
+    /// kept is written into `place`, and not looked for the next time; `recent` is the connection's, for this key alone. A
+    /// new session is charged to `pod`.
     pub fn ready<'a>(
         &self,
+        pod: &PodUid,
         key: &SessionKey,
         place: &SessionPlace,
         recent: &'a mut RecentSession,
     ) -> Option<&'a Session> {
         if !recent.is_good((self.0.clock)()) {
-            recent.0 = self.look(key, place);
+            recent.0 = self.look(pod, key, place);
         }
         recent.0.as_ref().map(|(_, session)| session)
     }
 
-    fn look(&self, key: &SessionKey, place: &SessionPlace) -> Option<(watch::Receiver<State>, Session)> {
+    fn look(
+        &self,
+        pod: &PodUid,
+        key: &SessionKey,
+        place: &SessionPlace,
+    ) -> Option<(watch::Receiver<State>, Session)> {
         let known = place.0.get().and_then(Weak::upgrade);
-        let slot = known.unwrap_or_else(|| {
+        let slot = known
+            .filter(|slot| !slot.borrow().forgotten)
+            .unwrap_or_else(|| {
             let slot = self.slot(key);
             let _ = place.0.set(Arc::downgrade(&slot));
             slot
         });
         // Before the look, so that no change after it is missed.
         let changes = slot.subscribe();
-        match self.step(key, &slot, Look::Patient) {
+        match self.step(pod, key, &slot, Look::Patient) {
             Step::Serve(session) => Some((changes, session)),
             Step::Fail(_) | Step::Wait => None,
         }
     }
 
-    /// The session for a key, by `deadline` at the latest. A fetch that takes longer goes on behind it.
-    pub async fn get(&self, key: &SessionKey, deadline: Instant) -> Result<Session, ObtainError> {
+    /// The session for a key, by `deadline` at the latest. A fetch that takes longer goes on behind it. A new session is
+    /// charged to `pod`.
+    ///
+    /// # Errors
+    /// Why there is none, or none yet.
+    pub async fn get(
+        &self,
+        pod: &PodUid,
+        key: &SessionKey,
+        deadline: Instant,
+    ) -> Result<Session, SessionError> {
         let slot = self.slot(key);
         let mut look = Look::Patient;
         loop {
-            match self.step(key, &slot, look) {
+            match self.step(pod, key, &slot, look) {
                 Step::Serve(session) => return Ok(session),
                 Step::Fail(error) => return Err(error),
                 Step::Wait => {
@@ -200,10 +227,10 @@ impl<I: Issuer> Sessions<I> {
         }
     }
 
-    /// Fetches the session if there is none, without waiting for it.
-    pub fn prefetch(&self, key: &SessionKey) {
+    /// Fetches the session if there is none, without waiting for it. A new session is charged to `pod`.
+    pub fn prefetch(&self, pod: &PodUid, key: &SessionKey) {
         let slot = self.slot(key);
-        let _ = self.step(key, &slot, Look::Ahead);
+        let _ = self.step(pod, key, &slot, Look::Ahead);
     }
 
     /// What is measured of STS calls.
@@ -211,9 +238,20 @@ impl<I: Issuer> Sessions<I> {
         &self.0.calls
     }
 
-    /// Forgets every session but these, and renews no other.
+    /// What is measured of new sessions.
+    pub fn turns(&self) -> &Turns {
+        &self.0.pacing.turns
+    }
+
+    /// Forgets every session but these: no other is renewed, nor fetched if it was to be.
     pub fn retain(&self, keys: &HashSet<SessionKey>) {
-        self.lock().retain(|key, _| keys.contains(key));
+        self.lock().retain(|key, slot| {
+            let is_kept = keys.contains(key);
+            if !is_kept {
+                slot.send_modify(|state| state.forgotten = true);
+            }
+            is_kept
+        });
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SessionKey, Arc<Slot>>> {
@@ -231,7 +269,7 @@ impl<I: Issuer> Sessions<I> {
     }
 
     /// Looks at the state, and starts a fetch where one is due and none is under way.
-    fn step(&self, key: &SessionKey, slot: &Arc<Slot>, look: Look) -> Step {
+    fn step(&self, pod: &PodUid, key: &SessionKey, slot: &Arc<Slot>, look: Look) -> Step {
         let mut step = Step::Wait;
         let mut start = false;
         slot.send_if_modified(|state| {
@@ -247,21 +285,22 @@ impl<I: Issuer> Sessions<I> {
                 .failure
                 .as_ref()
                 .filter(|failure| failure.retry_at > Instant::now());
-            start = !fresh && !state.fetching && failing.is_none();
+            let is_due = !fresh && !state.fetching && failing.is_none();
+            start = is_due && !state.forgotten;
             let may_wait = look == Look::Patient && (start || state.fetching);
             step = match (valid, failing) {
                 (Some(session), _) if enough || !may_wait => Step::Serve(session.clone()),
-                (None, Some(failure)) if !state.fetching => Step::Fail(failure.error.clone()),
-                (None, _) if !may_wait => Step::Fail(ObtainError::Unavailable(
-                    "STS has not answered yet; try again shortly".to_owned(),
-                )),
+                (None, Some(failure)) if !state.fetching => Step::Fail(failure.error.clone().into()),
+                (None, _) if is_due && !start => Step::Fail(SessionError::Forgotten),
+                (None, _) if !may_wait => Step::Fail(late(&state.turn)),
                 _ => Step::Wait,
             };
+            let is_another = (start || state.fetching) && state.turn.ask(pod);
             state.fetching |= start;
             state.wanted = true;
             let hurry = matches!(step, Step::Wait) && !state.urgent;
             state.urgent |= hurry;
-            hurry && !start
+            (hurry || is_another) && !start
         });
         if start {
             let (sessions, key, slot) = (self.clone(), key.clone(), Arc::clone(slot));
@@ -300,7 +339,7 @@ impl<I: Issuer> Sessions<I> {
     fn due(&self, slot: &Slot, fetches: u64) -> Due {
         let mut due = Due::Nothing;
         slot.send_if_modified(|state| {
-            if state.fetches != fetches || state.fetching {
+            if state.fetches != fetches || state.fetching || state.forgotten {
                 return false;
             }
             state.fetching = state.wanted;
@@ -321,11 +360,18 @@ impl<I: Issuer> Sessions<I> {
     async fn fetch(&self, key: &SessionKey, slot: &Slot) -> Option<Duration> {
         let ended = Ended(slot);
         let mut changes = slot.subscribe();
+        if !self.turn(key, slot, &mut changes).await {
+            return None;
+        }
         let permit = tokio::select! {
             biased;
             permit = self.0.ahead.acquire() => permit.ok(),
-            _ = changes.wait_for(|state| state.urgent) => None,
+            _ = changes.wait_for(|state| state.urgent || state.forgotten) => None,
         };
+        if slot.borrow().forgotten {
+            self.0.pacing.turns.ended(TurnOutcome::GivenUp);
+            return None;
+        }
         // On the heap for as long as it takes: what waits for the next renewal, for each session, is small then.
         let began = Instant::now();
         let result = Box::pin(self.0.issuer.issue(key)).await;
@@ -362,6 +408,15 @@ impl<I: Issuer> Sessions<I> {
         drop(ended);
         pause
     }
+}
+
+/// Why there is no session at the deadline, while one is fetched or about to be.
+fn late(turn: &Turn) -> SessionError {
+    if turn.until().is_some() {
+        return SessionError::Paced;
+    }
+    let message = "STS has not answered yet; try again shortly".to_owned();
+    ObtainError::Unavailable(message).into()
 }
 
 /// However a fetch ends, it is under way no longer: the next request starts another.

@@ -9,5 +9,5 @@ mod web_identity;
 
 pub use cache::view::{Tally, View};
 pub use cache::{Issuer, RecentSession, SessionPlace, Sessions};
-pub use session::{Issued, ObtainError, Session, SessionKey, timestamp};
+pub use session::{Issued, ObtainError, Session, SessionError, SessionKey, paced, timestamp};
 pub use web_identity::Principals;

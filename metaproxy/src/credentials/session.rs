@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use thiserror::Error;
 
+use super::cache::pacing::{MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
 use crate::roles::{Grant, Reason, RoleArn, SessionShape};
 
 /// Everything that shapes a session: two pods share one only where all of it is the same.
@@ -185,6 +186,30 @@ impl ObtainError {
                 message: message.clone(),
             },
         }
+    }
+}
+
+/// Why a request gets no session.
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
+pub enum SessionError {
+    /// None was issued.
+    #[error(transparent)]
+    Obtain(#[from] ObtainError),
+    /// The pod has asked for more new sessions than it may have, and STS is not asked before its turn.
+    #[error("new sessions of the pod are paced")]
+    Paced,
+    /// No pod has this session any more, so STS is not asked for it.
+    #[error("the session is no pod's any more")]
+    Forgotten,
+}
+
+/// Says why a granted role has no session while new sessions of its pod are paced.
+pub fn paced(grant: &Grant) -> Reason {
+    Reason::SessionsPaced {
+        role: grant.role.clone(),
+        pod: grant.subject.pod.clone(),
+        at_once: MAX_SESSIONS_AT_ONCE,
+        interval: NEW_SESSION_INTERVAL,
     }
 }
 

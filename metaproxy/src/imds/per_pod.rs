@@ -3,11 +3,13 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use metaproxy_common::rate::RateLimit;
+
+use crate::pace::Pace;
 
 /// What one pod may take. All of it has defaults that no ordinary client comes near.
 #[derive(Clone, Copy, Debug)]
@@ -109,8 +111,8 @@ impl<K: Eq + Hash + Clone> Shares<K> {
         }
         let share = Arc::new(Share {
             open: AtomicUsize::new(0),
-            connections: Pace::new(self.limits.connection_rate),
-            requests: Pace::new(self.limits.request_rate),
+            connections: Pace::per_second(self.limits.connection_rate),
+            requests: Pace::per_second(self.limits.request_rate),
             last: Mutex::new(now),
         });
         table.shares.insert(key.clone(), Arc::clone(&share));
@@ -146,46 +148,6 @@ impl Drop for Place {
     }
 }
 
-/// So many in a second, a tenth of them at once; each that comes is given its turn (the generic cell rate algorithm,
-/// ITU-T I.371).
-#[derive(Debug)]
-struct Pace {
-    /// Nanoseconds, as all times here.
-    each: u64,
-    at_once: u64,
-    began: Instant,
-    /// When the turns that were given out are over, since then.
-    taken: AtomicU64,
-}
-
-impl Pace {
-    fn new(per_second: u32) -> Self {
-        let each = 1_000_000_000 / u64::from(per_second.max(1));
-        Self {
-            each,
-            at_once: each * u64::from((per_second / 10).max(1)),
-            began: Instant::now(),
-            taken: AtomicU64::new(0),
-        }
-    }
-
-    /// How long it is until the turn of the one that comes now. No longer than all that wait take together, and few can.
-    fn turn(&self, now: Instant) -> Option<Duration> {
-        let now = now.saturating_duration_since(self.began).as_nanos();
-        // In 584 years.
-        let now = u64::try_from(now).unwrap_or(u64::MAX);
-        let end = |taken: u64| taken.max(now).saturating_add(self.each);
-        let given = self
-            .taken
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| Some(end(taken)));
-        let wait = end(given.unwrap_or_else(|taken| taken)) - now;
-        match wait.saturating_sub(self.at_once) {
-            0 => None,
-            wait => Some(Duration::from_nanos(wait)),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -210,19 +172,6 @@ mod tests {
         assert!(shares.take(&"b").is_some(), "another has its own");
         drop(first);
         assert!(shares.take(&"a").is_some());
-    }
-
-    #[test]
-    fn what_comes_too_fast_waits_its_turn() {
-        let (pace, now) = (Pace::new(50), Instant::now());
-        let waits: Vec<_> = (0..15).map(|_| pace.turn(now)).collect();
-        let (at_once, later) = waits.split_at(5);
-        assert!(at_once.iter().all(Option::is_none), "a tenth of 50: {waits:?}");
-        for (turn, wait) in later.iter().enumerate() {
-            // Fifty in a second are one in 20 ms.
-            assert_eq!(*wait, Some(Duration::from_millis(20 * (turn as u64 + 1))));
-        }
-        assert_eq!(pace.turn(now + Duration::from_secs(1)), None, "it is over");
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::path::{Paths, Route};
 use super::recent::Recent;
 use super::token::{MAX_TTL, Tokens};
 use super::told::Told;
-use crate::credentials::{Issuer, ObtainError, RecentSession, Session, SessionKey, Sessions};
+use crate::credentials::{Issuer, ObtainError, RecentSession, Session, SessionError, SessionKey, Sessions, paced};
 use crate::measured::RequestKind;
 use crate::pods::{PodUid, Pods};
 use crate::roles::{Grant, Reason, Rules};
@@ -315,7 +315,12 @@ impl<I: Issuer> Service<I> {
                 &format!("This pod's role is {name}."),
             )),
             (Route::Info, Ok((grant, ..))) => Ok(answer::info(&grant.role, SystemTime::now())),
-            (_, Ok((grant, key, place))) => match self.parts.sessions.ready(key, place, recent) {
+            (_, Ok((grant, key, place))) => match self.parts.sessions.ready(
+                &grant.subject.uid,
+                key,
+                place,
+                recent,
+            ) {
                 Some(session) => Ok(answer::credentials(session, extended)),
                 None => Err(Lacking::Session { grant, key, extended }),
             },
@@ -343,10 +348,12 @@ impl<I: Issuer> Service<I> {
                     return answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence);
                 }
                 Err(Lacking::Session { grant, key, extended }) => {
-                    let obtained = Box::pin(self.parts.sessions.get(key, deadline)).await;
+                    let pod = &grant.subject.uid;
+                    let obtained = Box::pin(self.parts.sessions.get(pod, key, deadline)).await;
                     // It may have taken a while, and another role, or none, may be the pod's by now.
                     let now = self.decisions.of(caller);
-                    if Arc::ptr_eq(&now, &decided) || now.key() == Some(key) {
+                    let is_forgotten = matches!(obtained, Err(SessionError::Forgotten));
+                    if !is_forgotten && (Arc::ptr_eq(&now, &decided) || now.key() == Some(key)) {
                         return self.credentials(grant, obtained, extended);
                     }
                 }
@@ -354,18 +361,21 @@ impl<I: Issuer> Service<I> {
         }
     }
 
-    fn credentials(&self, grant: &Grant, obtained: Result<Session, ObtainError>, extended: bool) -> Answer {
+    fn credentials(&self, grant: &Grant, obtained: Result<Session, SessionError>, extended: bool) -> Answer {
         let error = match obtained {
             Ok(session) => return answer::credentials(&session, extended),
             Err(error) => error,
         };
-        let sentence = self
-            .parts
-            .told
-            .tell(&grant.subject.uid, &error.reason(&grant.role));
+        let reason = match &error {
+            SessionError::Obtain(error) => error.reason(&grant.role),
+            SessionError::Paced | SessionError::Forgotten => paced(grant),
+        };
+        let sentence = self.parts.told.tell(&grant.subject.uid, &reason);
         match error {
-            ObtainError::Denied(_) | ObtainError::NoToken(_) => refused(&sentence),
-            ObtainError::Unavailable(_) => answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence),
+            SessionError::Obtain(ObtainError::Denied(_) | ObtainError::NoToken(_)) => refused(&sentence),
+            SessionError::Obtain(ObtainError::Unavailable(_))
+            | SessionError::Paced
+            | SessionError::Forgotten => answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence),
         }
     }
 }

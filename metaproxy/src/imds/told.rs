@@ -86,7 +86,10 @@ impl Told {
 fn level(reason: &Reason) -> Level {
     match reason {
         // The session's own failures are said where it is fetched, once for all who share it.
-        Reason::StsDenied { .. } | Reason::TokenDenied { .. } | Reason::StsUnavailable { .. } => Level::DEBUG,
+        Reason::StsDenied { .. }
+        | Reason::TokenDenied { .. }
+        | Reason::StsUnavailable { .. }
+        | Reason::SessionsPaced { .. } => Level::DEBUG,
         Reason::NoRole { .. } | Reason::Firewall => Level::INFO,
         _ => Level::WARN,
     }

@@ -2,6 +2,7 @@
 //! events all show a [`Reason`].
 
 use std::fmt;
+use std::time::Duration;
 
 use thiserror::Error;
 
@@ -99,7 +100,8 @@ impl Reason {
             | Self::BaseUnknown { .. }
             | Self::NodeRoleUnknown { .. }
             | Self::Ambiguous { .. }
-            | Self::StsUnavailable { .. } => false,
+            | Self::StsUnavailable { .. }
+            | Self::SessionsPaced { .. } => false,
         }
     }
 }
@@ -330,5 +332,22 @@ pub enum Reason {
         role: RoleArn,
         /// What failed.
         message: String,
+    },
+    /// The pod has had too many new sessions for another one now.
+    #[error(
+        "no credentials for role {role} at the moment: new sessions of pod {pod} are paced, because what shapes its session \
+         (role, external id, session name, service account) changed again and again; a pod gets {at_once} at once and then \
+         one in {} s, so leave its annotations as they are and try again",
+        interval.as_secs()
+    )]
+    SessionsPaced {
+        /// Which.
+        role: RoleArn,
+        /// `namespace/name`
+        pod: String,
+        /// New sessions that a pod gets at once.
+        at_once: u32,
+        /// From one to the next after those.
+        interval: Duration,
     },
 }

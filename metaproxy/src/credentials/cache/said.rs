@@ -19,6 +19,7 @@ pub(super) struct Said {
     failures: Sparing,
     recoveries: Sparing,
     slow: Sparing,
+    paced: Sparing,
 }
 
 impl Default for Said {
@@ -29,6 +30,7 @@ impl Default for Said {
             }),
             recoveries: Sparing::new(|more| info!("session obtained: and {more} more")),
             slow: Sparing::new(|more| warn!("an STS call took too long: and {more} more")),
+            paced: Sparing::new(|more| warn!("a new session waits for its pod's turn: and {more} more")),
         }
     }
 }
@@ -61,6 +63,18 @@ impl Said {
             failure.since.elapsed().as_secs(),
             brief(&failure.error),
         );
+    }
+
+    /// A new session has to wait this long before STS is asked for it.
+    pub(super) fn paced(&self, key: &SessionKey, wait: Duration) {
+        if self.paced.may_say() {
+            warn!(
+                role = %key.role,
+                session = %key.shape.name,
+                "a new session waits {:.1} s for its pod's turn: what shapes the pod's session changes too often",
+                wait.as_secs_f64(),
+            );
+        }
     }
 
     /// Somebody waited for a call that began then.

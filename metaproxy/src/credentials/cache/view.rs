@@ -16,6 +16,8 @@ pub struct View {
     pub failure: Option<(ObtainError, Duration)>,
     /// Whether an attempt is under way.
     pub fetching: bool,
+    /// How long it is until STS may be asked for a new session, if that is waited for.
+    pub paced: Option<Duration>,
     /// Whether it is left to end, as nobody asked for it.
     pub let_go: bool,
 }
@@ -48,6 +50,10 @@ impl View {
                 (failure.error.clone(), pause)
             }),
             fetching: state.fetching,
+            paced: state
+                .turn
+                .until()
+                .map(|until| until.saturating_duration_since(Instant::now())),
             let_go: state.let_go,
         }
     }
