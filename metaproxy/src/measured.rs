@@ -241,13 +241,16 @@ impl Turns {
     /// The number of those that came to this.
     #[cfg(test)]
     pub fn count(&self, outcome: TurnOutcome) -> u64 {
-        let label = TurnOutcome::ALL.get(outcome as usize).map_or("", |(_, label)| label);
+        let label = TurnOutcome::ALL
+            .get(outcome as usize)
+            .map_or("", |(_, label)| label);
         self.0.get_or_create(&[("turn", label)]).get()
     }
 
     /// Adds them to a registry as new sessions.
     pub fn register_sessions(&self, registry: &mut Registry) {
-        let about = "New sessions of pods, by their pod's turn: given up are those that no pod had any more by then";
+        let about =
+            "New sessions of pods, by their pod's turn: given up are those that no pod had any more by then";
         registry.register("new_sessions", about, self.0.clone());
     }
 

@@ -159,6 +159,7 @@ impl<I: Issuer> admin::Sources for Figures<I> {
 
     fn register(&self, registry: &mut Registry) {
         self.server.measured().register(registry);
+        self.server.node_requests().register_node_requests(registry);
         self.sessions.calls().register(registry);
         self.sessions.turns().register_sessions(registry);
     }

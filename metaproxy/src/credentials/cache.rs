@@ -3,7 +3,7 @@
 //! A session is renewed ahead, by timer, for as long as somebody asks for it; one that nobody asked for since it was
 //! obtained is let go. What is valid is served whatever STS does; what has expired never is.
 
-pub mod pacing;
+mod pacing;
 mod said;
 mod times;
 pub mod view;
@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 use tracing::debug;
 
+pub use self::pacing::{MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
 use self::pacing::{Pacing, Turn};
 use self::said::Said;
 use self::times::{outcome, quiet_pause, remembered, until_renewal};
@@ -184,9 +185,7 @@ impl<I: Issuer> Sessions<I> {
         place: &SessionPlace,
     ) -> Option<(watch::Receiver<State>, Session)> {
         let known = place.0.get().and_then(Weak::upgrade);
-        let slot = known
-            .filter(|slot| !slot.borrow().forgotten)
-            .unwrap_or_else(|| {
+        let slot = known.filter(|slot| !slot.borrow().forgotten).unwrap_or_else(|| {
             let slot = self.slot(key);
             let _ = place.0.set(Arc::downgrade(&slot));
             slot

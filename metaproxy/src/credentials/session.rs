@@ -8,7 +8,7 @@ use bytes::Bytes;
 use serde::Serialize;
 use thiserror::Error;
 
-use super::cache::pacing::{MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
+use super::cache::{MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
 use crate::roles::{Grant, Reason, RoleArn, SessionShape};
 
 /// Everything that shapes a session: two pods share one only where all of it is the same.

@@ -53,7 +53,9 @@ impl Verdict {
                 Self::Refused
             }
             (Decision::Granted(_), Some(_)) => Self::Unavailable,
-            (Decision::Granted(_), None) if view.is_some_and(|view| view.paced.is_some()) => Self::Unavailable,
+            (Decision::Granted(_), None) if view.is_some_and(|view| view.paced.is_some()) => {
+                Self::Unavailable
+            }
             _ => Self::of(decision),
         }
     }

@@ -1,25 +1,41 @@
 //! The way of pods to the node's metadata service. It is narrow: the service limits what the whole node may ask, and one
 //! pod must not take that from the others.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+mod queue;
+mod share;
+
+use std::sync::Arc;
+use std::time::Duration;
 
 use hyper::header::CONTENT_LENGTH;
 use hyper::{Method, StatusCode};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::debug;
 
+use self::queue::Queue;
+use self::share::Shares;
 use super::answer::{self, Answer};
 use super::passage::MAX_BODY;
 use super::path::NodePath;
 use super::shown::ShownPath;
 use super::upstream::{Upstream, UpstreamError};
+use crate::measured::{TurnOutcome, Turns};
 use crate::pods::PodUid;
 
-/// Requests at a time, of all pods and of each; more wait.
-const AT_A_TIME: usize = 32;
-const OF_EACH_POD: usize = 4;
+/// Requests under way at a time, of all pods of the node; more wait.
+pub(super) const MAX_UNDER_WAY: usize = 32;
+
+/// From one request of the node to the next: 100 requests a second.
+///
+/// EC2 drops packets beyond 1,024 a second for each network interface to all link-local services together: metadata, DNS,
+/// time (EC2 user guide, "Instance metadata and user data: query throttling", `linklocal_allowance_exceeded`). On a kept
+/// connection a request sends two packets, itself and an acknowledgement: a fifth of that. If the service closes each
+/// connection, it sends five (with SYN, ACK and FIN): a half. The rest is left to DNS.
+const NODE_INTERVAL: Duration = Duration::from_millis(10);
+
+/// Requests of the node at once, for pods that start together: with the 100 of the same second at most 750 packets.
+const NODE_BURST: u32 = 50;
 
 /// A place on the way, of the pod's and of all.
 pub type Place = [OwnedSemaphorePermit; 2];
@@ -28,9 +44,39 @@ pub type Place = [OwnedSemaphorePermit; 2];
 #[derive(Debug)]
 pub struct Passing {
     upstream: Upstream,
-    all: Arc<Semaphore>,
-    /// For as long as a pod has a request on the way.
-    pods: Mutex<HashMap<PodUid, Weak<Semaphore>>>,
+    shares: Shares,
+    queue: Arc<Queue>,
+    turns: Turns,
+}
+
+/// Whose limit a request has waited for in vain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Late {
+    Pod,
+    Node,
+}
+
+impl Late {
+    fn sentence(self) -> String {
+        match self {
+            Self::Pod => format!(
+                "At the moment, this pod has more requests for the node's metadata than it may: {} at a time, {} a second; \
+                 ask less often.",
+                share::MAX_UNDER_WAY,
+                per_second(share::INTERVAL),
+            ),
+            Self::Node => format!(
+                "At the moment, the pods of this node have more requests for the node's metadata than it is asked: {} at a \
+                 time, {} a second; try again shortly.",
+                MAX_UNDER_WAY,
+                per_second(NODE_INTERVAL),
+            ),
+        }
+    }
+}
+
+fn per_second(interval: Duration) -> u128 {
+    Duration::from_secs(1).as_nanos() / interval.as_nanos().max(1)
 }
 
 impl Passing {
@@ -38,19 +84,22 @@ impl Passing {
     pub fn new(upstream: Upstream) -> Self {
         Self {
             upstream,
-            all: Arc::new(Semaphore::new(AT_A_TIME)),
-            pods: Mutex::default(),
+            shares: Shares::default(),
+            queue: Arc::new(Queue::new(MAX_UNDER_WAY, NODE_INTERVAL, NODE_BURST)),
+            turns: Turns::default(),
         }
+    }
+
+    /// Counts requests by their turn.
+    pub fn turns(&self) -> &Turns {
+        &self.turns
     }
 
     /// Metadata of the node, as the node has it; or why not, by the deadline.
     pub async fn pass(&self, uid: &PodUid, method: &Method, path: &NodePath, deadline: Instant) -> Answer {
-        let place = tokio::time::timeout_at(deadline, self.place(uid)).await;
-        let Ok(Some(place)) = place else {
-            return answer::failure(
-                StatusCode::SERVICE_UNAVAILABLE,
-                "At the moment, too many requests for the node's metadata are under way.",
-            );
+        let place = match self.place(uid, deadline).await {
+            Ok(place) => place,
+            Err(late) => return answer::failure(StatusCode::SERVICE_UNAVAILABLE, &late.sentence()),
         };
         let passed = tokio::time::timeout_at(deadline, self.upstream.get(method, path));
         let error = match passed.await {
@@ -75,21 +124,29 @@ impl Passing {
         )
     }
 
-    /// Neither semaphore is ever closed, so there is always one in the end.
-    async fn place(&self, uid: &PodUid) -> Option<Place> {
-        let of_pod = self.of_pod(uid).acquire_owned().await.ok()?;
-        let of_all = Arc::clone(&self.all).acquire_owned().await.ok()?;
-        Some([of_pod, of_all])
-    }
-
-    fn of_pod(&self, uid: &PodUid) -> Arc<Semaphore> {
-        let mut pods = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(semaphore) = pods.get(uid).and_then(Weak::upgrade) {
-            return semaphore;
-        }
-        pods.retain(|_, semaphore| semaphore.strong_count() > 0);
-        let semaphore = Arc::new(Semaphore::new(OF_EACH_POD));
-        pods.insert(uid.clone(), Arc::downgrade(&semaphore));
-        semaphore
+    /// Waits for the request's turn: first among the pod's own, then among those of all pods.
+    ///
+    /// # Errors
+    /// The limit that it waits for at the deadline.
+    async fn place(&self, uid: &PodUid, deadline: Instant) -> Result<Place, Late> {
+        let mut late = Late::Pod;
+        let mut has_waited = false;
+        let turn = async {
+            let of_pod = self.shares.turn(uid, &mut has_waited).await?;
+            late = Late::Node;
+            let of_all = self.queue.turn(uid, &mut has_waited).await?;
+            Some([of_pod, of_all])
+        };
+        let place = tokio::time::timeout_at(deadline, turn).await;
+        let outcome = match &place {
+            Ok(Some(_)) if !has_waited => TurnOutcome::Prompt,
+            Ok(Some(_)) => TurnOutcome::Slowed,
+            _ => TurnOutcome::GivenUp,
+        };
+        self.turns.ended(outcome);
+        place.ok().flatten().ok_or(late)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -17,7 +17,7 @@ use super::{Caller, Service};
 use crate::credentials::Issuer;
 use crate::intercept::caller::Callers;
 use crate::intercept::refusals::Refusals;
-use crate::measured::Requests;
+use crate::measured::{Requests, Turns};
 use crate::pods::PodUid;
 
 /// What all connections share.
@@ -107,6 +107,11 @@ impl<I: Issuer> Server<I> {
     /// What is measured of requests.
     pub fn measured(&self) -> &Requests {
         self.http.measured()
+    }
+
+    /// What is measured of requests for the node's metadata.
+    pub fn node_requests(&self) -> &Turns {
+        self.http.service().passing().turns()
     }
 
     /// As [`Service::rehearse`].

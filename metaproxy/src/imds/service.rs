@@ -16,7 +16,9 @@ use super::path::{Paths, Route};
 use super::recent::Recent;
 use super::token::{MAX_TTL, Tokens};
 use super::told::Told;
-use crate::credentials::{Issuer, ObtainError, RecentSession, Session, SessionError, SessionKey, Sessions, paced};
+use crate::credentials::{
+    Issuer, ObtainError, RecentSession, Session, SessionError, SessionKey, Sessions, paced,
+};
 use crate::measured::RequestKind;
 use crate::pods::{PodUid, Pods};
 use crate::roles::{Grant, Reason, Rules};
@@ -143,6 +145,11 @@ impl<I: Issuer> Service<I> {
             Err(unentitled) => unentitled.answer(),
         };
         (kind, answer)
+    }
+
+    /// The way to the node's metadata service.
+    pub fn passing(&self) -> &Passing {
+        &self.parts.passing
     }
 
     /// What a caller's connection keeps of its requests.
@@ -315,15 +322,12 @@ impl<I: Issuer> Service<I> {
                 &format!("This pod's role is {name}."),
             )),
             (Route::Info, Ok((grant, ..))) => Ok(answer::info(&grant.role, SystemTime::now())),
-            (_, Ok((grant, key, place))) => match self.parts.sessions.ready(
-                &grant.subject.uid,
-                key,
-                place,
-                recent,
-            ) {
-                Some(session) => Ok(answer::credentials(session, extended)),
-                None => Err(Lacking::Session { grant, key, extended }),
-            },
+            (_, Ok((grant, key, place))) => {
+                match self.parts.sessions.ready(&grant.subject.uid, key, place, recent) {
+                    Some(session) => Ok(answer::credentials(session, extended)),
+                    None => Err(Lacking::Session { grant, key, extended }),
+                }
+            }
             (_, Err(reason)) => Ok(refused(&self.parts.told.tell(&caller.uid, reason))),
         }
     }

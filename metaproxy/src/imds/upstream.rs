@@ -22,6 +22,7 @@ use tokio::sync::watch;
 
 use self::node_token::{REMEMBERED, TokenState};
 use super::answer::TOKEN;
+use super::passing::MAX_UNDER_WAY;
 use super::path::NodePath;
 use crate::roles::{BaseArn, RoleId};
 
@@ -31,8 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(3);
 /// Longest answer that is read by ourselves.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// Idle connections that are kept.
-const KEPT: usize = 8;
+/// Idle connections that are kept: as many as requests may be under way, since a new connection costs more packets than a
+/// request.
+const KEPT: usize = MAX_UNDER_WAY;
 
 /// Why the node's metadata service gave nothing.
 #[derive(Debug, Error)]

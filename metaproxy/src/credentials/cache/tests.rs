@@ -1,4 +1,5 @@
 mod failures;
+mod pacing;
 mod recent;
 mod renewal;
 
@@ -129,6 +130,11 @@ fn key(name: &str) -> SessionKey {
     }
 }
 
+/// The pod whose session that is.
+fn pod(name: &str) -> PodUid {
+    format!("uid-of-{name}").parse().unwrap()
+}
+
 fn soon() -> Instant {
     Instant::now() + Duration::from_millis(850)
 }
@@ -141,10 +147,11 @@ type Cache = Sessions<Arc<Script>>;
 
 /// What is left of the session that is served.
 async fn left(sessions: &Cache) -> Result<Duration, ObtainError> {
-    sessions
-        .get(&key("a"), soon())
-        .await
-        .map(|session| session.left(clock()))
+    match sessions.get(&pod("a"), &key("a"), soon()).await {
+        Ok(session) => Ok(session.left(clock())),
+        Err(SessionError::Obtain(error)) => Err(error),
+        Err(other) => panic!("{other:?}"),
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -153,7 +160,7 @@ async fn five_hundred_that_wait_cost_one_call() {
     let waiting: Vec<_> = (0..500)
         .map(|_| {
             let sessions = sessions.clone();
-            tokio::spawn(async move { sessions.get(&key("a"), soon()).await.is_ok() })
+            tokio::spawn(async move { sessions.get(&pod("a"), &key("a"), soon()).await.is_ok() })
         })
         .collect();
     for each in waiting {
@@ -167,7 +174,7 @@ async fn a_waiter_that_goes_away_does_not_stop_the_fetch() {
     let (script, sessions) = sts(100, [hour()]);
     let waiter = tokio::spawn({
         let sessions = sessions.clone();
-        async move { sessions.get(&key("a"), soon()).await }
+        async move { sessions.get(&pod("a"), &key("a"), soon()).await }
     });
     tokio::task::yield_now().await;
     waiter.abort();
@@ -179,12 +186,12 @@ async fn a_waiter_that_goes_away_does_not_stop_the_fetch() {
 async fn an_agent_that_starts_does_not_ask_for_everything_at_once_and_whoever_waits_goes_first() {
     let (script, sessions) = sts(100, [hour()]);
     for number in 0..250 {
-        sessions.prefetch(&key(&number.to_string()));
+        sessions.prefetch(&pod(&number.to_string()), &key(&number.to_string()));
     }
     pass(Duration::from_millis(10)).await;
     assert_eq!(script.count(), AHEAD);
     let start = Instant::now();
-    assert!(sessions.get(&key("249"), soon()).await.is_ok());
+    assert!(sessions.get(&pod("249"), &key("249"), soon()).await.is_ok());
     assert_eq!(start.elapsed(), Duration::from_millis(100), "one call's time");
     pass(Duration::from_secs(2)).await;
     assert_eq!(script.count(), 250);
@@ -215,7 +222,8 @@ async fn sessions_that_differ_in_anything_are_not_shared() {
         },
     ];
     for (number, key) in keys.iter().enumerate() {
-        let session = sessions.get(key, soon()).await.unwrap();
+        let pod = pod(&number.to_string());
+        let session = sessions.get(&pod, key, soon()).await.unwrap();
         let document = String::from_utf8(session.document().to_vec()).unwrap();
         assert!(
             document.contains(&format!("\"ASIA{}\"", number + 1)),

@@ -37,6 +37,8 @@ pub struct Situation {
     /// Whether the agent has found out which role is the node's own.
     pub own_is_known: bool,
     pub sts: Vec<Sts>,
+    /// Whether what shapes its session changed so often that it has no turn for another one.
+    pub is_paced: bool,
 }
 
 fn situation(name: &'static str, pod: Value) -> Situation {
@@ -51,6 +53,7 @@ fn situation(name: &'static str, pod: Value) -> Situation {
         known: true,
         own_is_known: true,
         sts: vec![Sts::Gives],
+        is_paced: false,
     }
 }
 
@@ -197,6 +200,10 @@ pub fn situations() -> Vec<Situation> {
         Situation {
             known: false,
             ..situation("a pod that is not known yet", asks("app"))
+        },
+        Situation {
+            is_paced: true,
+            ..situation("annotations that change again and again", asks("app")).namespace(permits(".*"))
         },
         situation("a session that is valid, and is not renewed", asks("app"))
             .namespace(permits(".*"))

@@ -20,7 +20,7 @@ use crate::agent::desk::rehearsal::{LIST, Rehearse, Rehearsing, line};
 use crate::agent::desk::{Answers, Identity, Serving};
 use crate::apiserver::events::{self, Refusal};
 use crate::cli::{Cli, Command};
-use crate::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, Sessions};
+use crate::credentials::{Issued, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey, Sessions};
 use crate::explain::{AnswerLine, Explanation};
 use crate::health::Health;
 use crate::imds::path::Paths;
@@ -29,7 +29,7 @@ use crate::imds::upstream::Upstream;
 use crate::imds::{Caller, Parts, Passing, Service, Told, Version1};
 use crate::intercept::caller::CurrentPods;
 use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
-use crate::roles::{OwnRole, OwnRoles, RoleId, Rules};
+use crate::roles::{Decision, OwnRole, OwnRoles, RoleId, Rules};
 
 const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
 
@@ -57,6 +57,9 @@ pub async fn said(situation: &Situation) -> Said {
         .with_writer(log.clone())
         .finish();
     let guard = tracing::subscriber::set_default(subscriber);
+    if situation.is_paced {
+        stage.use_up_turns().await;
+    }
     let mut answer = stage.ask(LIST).await;
     if answer.status == 200 {
         let role = format!("{LIST}{}", answer.says);
@@ -151,6 +154,21 @@ impl Stage {
             events,
             _published: (publish_pods, publish_rules, publish_version1),
         }
+    }
+
+    /// As many sessions as the pod may have at once, each of another shape.
+    async fn use_up_turns(&self) {
+        let (pods, rules) = (self.desk.pods.borrow().clone(), self.desk.rules.borrow().clone());
+        let Decision::Granted(grant) = rules.resolve(&pods, &self.caller.uid) else {
+            panic!("not granted");
+        };
+        for number in 0..MAX_SESSIONS_AT_ONCE {
+            let mut key = SessionKey::of_grant(&grant);
+            key.shape.external_id = Some(format!("id-{number}"));
+            let sessions = &self.desk.serving.as_ref().unwrap().sessions;
+            sessions.prefetch(&self.caller.uid, &key);
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
     }
 
     /// A request of the pod, as its connection brings it.

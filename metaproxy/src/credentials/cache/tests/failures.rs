@@ -9,7 +9,7 @@ async fn a_slow_sts_is_given_up_on_in_time_and_its_answer_kept() {
     assert!(matches!(left(&sessions).await, Err(ObtainError::Unavailable(_))));
     assert_eq!(start.elapsed(), Duration::from_millis(850));
     pass(Duration::from_secs(5)).await;
-    assert!(sessions.get(&key("a"), Instant::now()).await.is_ok());
+    assert!(sessions.get(&pod("a"), &key("a"), Instant::now()).await.is_ok());
     assert_eq!(script.count(), 1);
 }
 
@@ -24,7 +24,7 @@ async fn a_denied_role_is_asked_for_once_in_30_seconds_and_only_when_somebody_as
     pass(Duration::from_secs(2)).await;
     let _ = left(&sessions).await;
     assert_eq!(script.count(), 2);
-    let _ = sessions.get(&key("b"), soon()).await;
+    let _ = sessions.get(&pod("b"), &key("b"), soon()).await;
     assert_eq!(script.count(), 3, "another session is not affected");
     pass(minutes(600)).await;
     assert_eq!(script.count(), 3);
@@ -61,7 +61,7 @@ async fn transient_failures_are_backed_off_and_forgotten() {
 #[tokio::test(start_paused = true)]
 async fn after_an_outage_a_session_is_there_before_anybody_asks_again() {
     let (script, sessions) = sts(10, [Does::Fails(down())]);
-    sessions.prefetch(&key("a"));
+    sessions.prefetch(&pod("a"), &key("a"));
     pass(minutes(60)).await;
     let calls = script.count();
     assert!(
@@ -71,7 +71,7 @@ async fn after_an_outage_a_session_is_there_before_anybody_asks_again() {
     script.then(hour());
     pass(minutes(11)).await;
     assert_eq!(script.count(), calls + 1);
-    assert!(sessions.get(&key("a"), Instant::now()).await.is_ok());
+    assert!(sessions.get(&pod("a"), &key("a"), Instant::now()).await.is_ok());
 }
 
 #[tokio::test(start_paused = true)]
@@ -142,7 +142,7 @@ async fn an_outage_of_sts_is_a_few_lines_whatever_the_number_of_pods_and_attempt
     let (log, _guard) = Log::start();
     let (script, sessions) = sts(10, [Does::Fails(down())]);
     for number in 0..100 {
-        sessions.prefetch(&key(&number.to_string()));
+        sessions.prefetch(&pod(&number.to_string()), &key(&number.to_string()));
     }
     pass(minutes(20)).await;
     assert!(script.count() > 500, "each tries again and again");

@@ -2,7 +2,7 @@ use super::*;
 
 /// Which session a connection is served, by the number of the call that gave it.
 fn served(sessions: &Cache, place: &SessionPlace, recent: &mut RecentSession) -> Option<String> {
-    let session = sessions.ready(&key("a"), place, recent)?;
+    let session = sessions.ready(&pod("a"), &key("a"), place, recent)?;
     Some(session.access_key_id().to_owned())
 }
 

@@ -7,7 +7,7 @@ use rstest::rstest;
 #[tokio::test(start_paused = true)]
 async fn a_session_in_use_is_renewed_at_about_half_life_and_never_waited_for() {
     let (script, sessions) = sts(200, [hour()]);
-    sessions.prefetch(&key("a"));
+    sessions.prefetch(&pod("a"), &key("a"));
     pass(Duration::from_secs(1)).await;
     for _ in 0..24 * 60 {
         let start = Instant::now();
@@ -36,7 +36,7 @@ async fn a_session_in_use_is_renewed_at_about_half_life_and_never_waited_for() {
 #[tokio::test(start_paused = true)]
 async fn an_sdk_that_comes_back_shortly_before_the_end_finds_enough(#[case] before: u64) {
     let (_, sessions) = sts(200, [hour()]);
-    sessions.prefetch(&key("a"));
+    sessions.prefetch(&pod("a"), &key("a"));
     pass(Duration::from_secs(1)).await;
     for _ in 0..50 {
         let start = Instant::now();
@@ -72,7 +72,7 @@ async fn at_any_age_and_for_any_duration_there_is_enough_left(#[case] life: u64)
 #[tokio::test(start_paused = true)]
 async fn a_session_that_nobody_asked_for_since_it_was_obtained_is_let_go() {
     let (script, sessions) = sts(100, [hour()]);
-    sessions.prefetch(&key("a"));
+    sessions.prefetch(&pod("a"), &key("a"));
     pass(minutes(10)).await;
     assert!(left(&sessions).await.is_ok(), "asked for once");
     pass(minutes(600)).await;
@@ -90,7 +90,7 @@ async fn a_session_that_nobody_asked_for_since_it_was_obtained_is_let_go() {
 #[tokio::test(start_paused = true)]
 async fn a_session_that_was_let_go_is_counted_as_idle_and_its_end_is_no_concern() {
     let (_script, sessions) = sts(100, [hour()]);
-    sessions.prefetch(&key("a"));
+    sessions.prefetch(&pod("a"), &key("a"));
     pass(minutes(10)).await;
     let renewed = sessions.tally();
     assert_eq!((renewed.valid, renewed.idle), (1, 0));
@@ -108,7 +108,7 @@ async fn a_session_that_was_let_go_is_counted_as_idle_and_its_end_is_no_concern(
 #[tokio::test(start_paused = true)]
 async fn a_session_that_was_let_go_is_served_while_it_has_enough_left_and_renewed_behind(#[case] at: u64) {
     let (script, sessions) = sts(5_000, [hour()]);
-    sessions.prefetch(&key("a"));
+    sessions.prefetch(&pod("a"), &key("a"));
     pass(Duration::from_secs(at)).await;
     assert_eq!(script.count(), 1, "let go");
     let start = Instant::now();
@@ -129,13 +129,13 @@ async fn a_session_that_was_let_go_is_served_while_it_has_enough_left_and_renewe
 #[tokio::test(start_paused = true)]
 async fn with_little_left_a_new_session_is_waited_for_and_the_old_one_served_where_it_does_not_come() {
     let (script, sessions) = sts(100, [hour()]);
-    sessions.prefetch(&key("a"));
+    sessions.prefetch(&pod("a"), &key("a"));
     pass(minutes(50)).await;
     assert!(left(&sessions).await.unwrap() > minutes(59), "the new one");
     assert_eq!(script.count(), 2);
 
     let (script, sessions) = sts(100, [hour(), Does::Fails(down())]);
-    sessions.prefetch(&key("a"));
+    sessions.prefetch(&pod("a"), &key("a"));
     pass(minutes(50)).await;
     let got = left(&sessions).await.unwrap();
     assert!(
@@ -159,15 +159,15 @@ async fn with_little_left_a_new_session_is_waited_for_and_the_old_one_served_whe
 #[tokio::test(start_paused = true)]
 async fn a_pod_that_is_gone_leaves_no_session_and_no_renewal() {
     let (script, sessions) = sts(100, [hour()]);
-    sessions.prefetch(&key("a"));
-    sessions.prefetch(&key("a"));
+    sessions.prefetch(&pod("a"), &key("a"));
+    sessions.prefetch(&pod("a"), &key("a"));
     pass(Duration::from_millis(200)).await;
-    assert!(sessions.get(&key("a"), Instant::now()).await.is_ok());
+    assert!(sessions.get(&pod("a"), &key("a"), Instant::now()).await.is_ok());
     assert_eq!(script.count(), 1);
     sessions.retain(&HashSet::from([key("a")]));
-    assert!(sessions.get(&key("a"), Instant::now()).await.is_ok());
+    assert!(sessions.get(&pod("a"), &key("a"), Instant::now()).await.is_ok());
     sessions.retain(&HashSet::new());
     pass(minutes(600)).await;
     assert_eq!(script.count(), 1);
-    assert!(sessions.get(&key("a"), Instant::now()).await.is_err());
+    assert!(sessions.get(&pod("a"), &key("a"), Instant::now()).await.is_err());
 }

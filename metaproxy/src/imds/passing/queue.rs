@@ -1,0 +1,168 @@
+//! Whose request the node's metadata service is asked next. The pod that was served longest ago goes first: a pod that asks
+//! now and then is not behind those that ask all the time, however many these are, and those take turns.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
+use tokio::time::Instant;
+
+use crate::pace::Pace;
+use crate::pods::PodUid;
+
+/// A pod that was served before that is as one that never was.
+const SERVED_MEMORY: Duration = Duration::from_secs(10);
+
+/// Requests of all pods, and the pace at which they go.
+#[derive(Debug)]
+pub(super) struct Queue {
+    places: Arc<Semaphore>,
+    pace: Pace,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    /// Requests that wait, in order. No pod is there without one.
+    waiting: HashMap<PodUid, VecDeque<Waiting>>,
+    /// When pods were last served.
+    served: HashMap<PodUid, Instant>,
+    /// Counts requests that had to wait.
+    arrivals: u64,
+    /// Whether a task gives out turns to those that wait.
+    is_dispatching: bool,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    arrival: u64,
+    turn: oneshot::Sender<OwnedSemaphorePermit>,
+}
+
+impl Queue {
+    /// `places` requests under way at a time, `burst` begun at once, and one begun for each interval after those.
+    pub fn new(places: usize, interval: Duration, burst: u32) -> Self {
+        Self {
+            places: Arc::new(Semaphore::new(places)),
+            pace: Pace::new(interval, burst, Instant::now().into_std()),
+            inner: Mutex::default(),
+        }
+    }
+
+    /// Waits for the turn of a pod's request; notes whether it had to. `None` never comes in practice: no turn is withheld
+    /// for good.
+    pub async fn turn(self: &Arc<Self>, uid: &PodUid, has_waited: &mut bool) -> Option<OwnedSemaphorePermit> {
+        let turn = {
+            let mut inner = self.lock();
+            inner.prune();
+            if inner.waiting.is_empty()
+                && let Some(place) = self.place_at_once()
+            {
+                inner.note_served(uid);
+                return Some(place);
+            }
+            let (turn, given) = oneshot::channel();
+            inner.arrivals += 1;
+            let arrival = inner.arrivals;
+            let requests = inner.waiting.entry(uid.clone()).or_default();
+            requests.push_back(Waiting { arrival, turn });
+            if !std::mem::replace(&mut inner.is_dispatching, true) {
+                tokio::spawn(Arc::clone(self).dispatch());
+            }
+            given
+        };
+        *has_waited = true;
+        turn.await.ok()
+    }
+
+    /// The number of pods that are known.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        let inner = self.lock();
+        inner.waiting.len() + inner.served.len()
+    }
+
+    fn place_at_once(&self) -> Option<OwnedSemaphorePermit> {
+        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+        self.pace.take(Instant::now().into_std()).ok()?;
+        Some(place)
+    }
+
+    /// Gives out turns until no request waits.
+    async fn dispatch(self: Arc<Self>) {
+        while !self.is_done() {
+            let Ok(mut place) = Arc::clone(&self.places).acquire_owned().await else {
+                return;
+            };
+            while let Err(wait) = self.pace.take(Instant::now().into_std()) {
+                tokio::time::sleep(wait).await;
+            }
+            // Who is next is seen at the last moment: a request that came just now may go before all others.
+            let mut inner = self.lock();
+            while let Some((uid, next)) = inner.next() {
+                match next.turn.send(place) {
+                    Ok(()) => {
+                        inner.note_served(&uid);
+                        break;
+                    }
+                    // It is not waited for any more.
+                    Err(back) => place = back,
+                }
+            }
+        }
+    }
+
+    /// Whether nothing waits; then no task dispatches any more.
+    fn is_done(&self) -> bool {
+        let mut inner = self.lock();
+        inner.prune();
+        let is_done = inner.waiting.is_empty();
+        inner.is_dispatching = !is_done;
+        is_done
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    /// Takes the request that is next: the first of the pod that was served longest ago, of the one that waits longest
+    /// among pods that were not served lately.
+    fn next(&mut self) -> Option<(PodUid, Waiting)> {
+        let rank = |uid: &PodUid, requests: &VecDeque<Waiting>| {
+            (
+                self.served.get(uid).copied(),
+                requests.front().map(|first| first.arrival),
+            )
+        };
+        let first = self
+            .waiting
+            .iter()
+            .min_by_key(|(uid, requests)| rank(uid, requests));
+        let uid = first.map(|(uid, _)| uid.clone())?;
+        let requests = self.waiting.get_mut(&uid)?;
+        let next = requests.pop_front()?;
+        if requests.is_empty() {
+            self.waiting.remove(&uid);
+        }
+        Some((uid, next))
+    }
+
+    /// Drops requests that are not waited for any more.
+    fn prune(&mut self) {
+        self.waiting.retain(|_, requests| {
+            requests.retain(|request| !request.turn.is_closed());
+            !requests.is_empty()
+        });
+    }
+
+    fn note_served(&mut self, uid: &PodUid) {
+        let now = Instant::now();
+        if self.served.insert(uid.clone(), now).is_none() {
+            self.served
+                .retain(|_, served| now.duration_since(*served) < SERVED_MEMORY);
+        }
+    }
+}

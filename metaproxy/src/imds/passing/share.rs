@@ -1,0 +1,81 @@
+//! What one pod may ask of the node's metadata service. More has to wait, so that a pod that floods waits for itself and
+//! not others for it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::time::Instant;
+
+use crate::pace::Pace;
+use crate::pods::PodUid;
+
+/// Requests of a pod under way at a time.
+pub(super) const MAX_UNDER_WAY: usize = 4;
+
+/// From one request of a pod to the next: 20 a second, a fifth of the node's.
+pub(super) const INTERVAL: Duration = Duration::from_millis(50);
+
+/// Requests of a pod at once: an agent that reads the whole tree when it starts asks for a few dozen paths.
+const BURST: u32 = 40;
+
+/// The share of each pod that asked lately.
+#[derive(Debug, Default)]
+pub(super) struct Shares(Mutex<HashMap<PodUid, Arc<Share>>>);
+
+#[derive(Debug)]
+struct Share {
+    places: Arc<Semaphore>,
+    pace: Pace,
+}
+
+impl Shares {
+    /// Waits for a place and for the turn of a pod's request; notes whether it had to. `None` never comes in practice:
+    /// the semaphore is not closed.
+    pub async fn turn(&self, uid: &PodUid, has_waited: &mut bool) -> Option<OwnedSemaphorePermit> {
+        let share = self.share(uid);
+        let place = match Arc::clone(&share.places).try_acquire_owned() {
+            Ok(place) => place,
+            Err(_) => {
+                *has_waited = true;
+                Arc::clone(&share.places).acquire_owned().await.ok()?
+            }
+        };
+        // The turn is taken when it is there: a request that is given up before takes none from those that come later.
+        while let Err(wait) = share.pace.take(Instant::now().into_std()) {
+            *has_waited = true;
+            tokio::time::sleep(wait).await;
+        }
+        Some(place)
+    }
+
+    /// The number of pods that are known.
+    #[cfg(test)]
+    pub fn len(&self) -> usize {
+        self.0.lock().map_or(0, |shares| shares.len())
+    }
+
+    fn share(&self, uid: &PodUid) -> Arc<Share> {
+        let mut shares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(share) = shares.get(uid) {
+            return Arc::clone(share);
+        }
+        let now = Instant::now().into_std();
+        // Those that are as good as new make room, so no more are kept than asked within two seconds.
+        shares.retain(|_, share| Arc::strong_count(share) > 1 || !share.is_unused(now));
+        let share = Arc::new(Share {
+            places: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
+            pace: Pace::new(INTERVAL, BURST, now),
+        });
+        shares.insert(uid.clone(), Arc::clone(&share));
+        share
+    }
+}
+
+impl Share {
+    /// Tells whether nothing is under way, and all turns are there.
+    fn is_unused(&self, now: std::time::Instant) -> bool {
+        self.places.available_permits() == MAX_UNDER_WAY && self.pace.is_idle(now)
+    }
+}

@@ -1,0 +1,154 @@
+use super::*;
+use std::collections::HashMap;
+use std::sync::Mutex;
+
+/// As in the service.
+const DEADLINE: Duration = Duration::from_millis(800);
+
+fn passing() -> Arc<Passing> {
+    Arc::new(Passing::new(Upstream::new("http://127.0.0.1:1".parse().unwrap())))
+}
+
+fn pod(number: usize) -> PodUid {
+    format!("uid-{number}").parse().unwrap()
+}
+
+async fn place(passing: &Passing, number: usize) -> Result<Place, Late> {
+    passing.place(&pod(number), Instant::now() + DEADLINE).await
+}
+
+async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
+}
+
+/// What was passed, by pod: when.
+type Passed = Arc<Mutex<HashMap<usize, Vec<Instant>>>>;
+
+/// Pods that ask on `connections` connections each, again as soon as they are answered, which takes that long.
+fn flood(passing: &Arc<Passing>, pods: usize, connections: usize, takes: Duration) -> Passed {
+    let passed = Passed::default();
+    for number in (0..pods).flat_map(|pod| std::iter::repeat_n(pod, connections)) {
+        let (passing, passed) = (Arc::clone(passing), Arc::clone(&passed));
+        tokio::spawn(async move {
+            loop {
+                if let Ok(_place) = place(&passing, number).await {
+                    let now = Instant::now();
+                    passed.lock().unwrap().entry(number).or_default().push(now);
+                    pass(takes).await;
+                }
+            }
+        });
+    }
+    passed
+}
+
+/// The most that began within one second.
+fn most_in_a_second(passed: &Passed) -> usize {
+    let mut all: Vec<Instant> = passed.lock().unwrap().values().flatten().copied().collect();
+    all.sort_unstable();
+    let until = |start: Instant| all.partition_point(|at| at.duration_since(start) < Duration::from_secs(1));
+    (0..all.len())
+        .map(|first| until(all[first]) - first)
+        .max()
+        .unwrap_or(0)
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_pod_that_floods_gets_its_share_and_no_more() {
+    let passing = passing();
+    let passed = flood(&passing, 1, 200, Duration::from_millis(1));
+    pass(Duration::from_secs(10)).await;
+    let count = passed.lock().unwrap()[&0].len();
+    assert!(
+        (230..=241).contains(&count),
+        "40 at once and 20 a second: {count}"
+    );
+    assert!(most_in_a_second(&passed) <= 60);
+}
+
+#[tokio::test(start_paused = true)]
+async fn all_pods_together_get_what_the_node_may_ask_and_take_turns() {
+    let passing = passing();
+    let passed = flood(&passing, 50, 10, Duration::from_millis(1));
+    pass(Duration::from_secs(20)).await;
+    let counts: Vec<usize> = passed.lock().unwrap().values().map(Vec::len).collect();
+    let sum: usize = counts.iter().sum();
+    assert!((2000..=2051).contains(&sum), "50 at once and 100 a second: {sum}");
+    assert!(most_in_a_second(&passed) <= 150, "750 packets");
+    let (least, most) = (counts.iter().min().unwrap(), counts.iter().max().unwrap());
+    assert!(counts.len() == 50 && most - least <= 5, "{counts:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn however_many_pods_flood_one_that_asks_less_often_than_their_turn_comes_is_next() {
+    for (pods, takes, pause) in [(40, 1, 500), (240, 1, 3000), (240, 400, 5000)] {
+        let passing = passing();
+        let passed = flood(&passing, pods, 8, Duration::from_millis(takes));
+        pass(Duration::from_secs(5)).await;
+        for _ in 0..10 {
+            let start = Instant::now();
+            assert!(place(&passing, 1000).await.is_ok());
+            // An interval or two; if all places are taken, until one of 32 becomes free.
+            let limit = Duration::from_millis(60);
+            assert!(start.elapsed() <= limit, "{pods}, {takes}: {:?}", start.elapsed());
+            pass(Duration::from_millis(pause)).await;
+        }
+        assert_eq!(
+            passed.lock().unwrap().len(),
+            pods,
+            "the others get their turns too"
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_few_requests_do_not_wait_at_all() {
+    let passing = passing();
+    for number in 0..NODE_BURST as usize {
+        let start = Instant::now();
+        assert!(place(&passing, number).await.is_ok());
+        assert_eq!(start.elapsed(), Duration::ZERO);
+    }
+    let count = |outcome| passing.turns().count(outcome);
+    assert_eq!(count(TurnOutcome::Prompt), u64::from(NODE_BURST));
+    assert!(place(&passing, 0).await.is_ok());
+    assert_eq!((count(TurnOutcome::Slowed), count(TurnOutcome::GivenUp)), (1, 0));
+}
+
+#[tokio::test(start_paused = true)]
+async fn whose_limit_it_is_that_a_request_waited_for_in_vain_is_said_in_time() {
+    let passing = passing();
+    // One pod has all its places taken.
+    let mut held = Vec::new();
+    for _ in 0..share::MAX_UNDER_WAY {
+        held.push(place(&passing, 0).await.unwrap());
+    }
+    let start = Instant::now();
+    assert_eq!(place(&passing, 0).await.unwrap_err(), Late::Pod);
+    assert_eq!(start.elapsed(), DEADLINE);
+    // All places of the node are taken.
+    for number in 1..MAX_UNDER_WAY / share::MAX_UNDER_WAY {
+        for _ in 0..share::MAX_UNDER_WAY {
+            held.push(place(&passing, number).await.unwrap());
+        }
+    }
+    let start = Instant::now();
+    assert_eq!(place(&passing, 100).await.unwrap_err(), Late::Node);
+    assert_eq!(start.elapsed(), DEADLINE);
+    assert_eq!(passing.turns().count(TurnOutcome::GivenUp), 2);
+    // What is given up takes nothing from those who come later.
+    drop(held);
+    assert!(place(&passing, 0).await.is_ok() && place(&passing, 100).await.is_ok());
+    assert!(Late::Pod.sentence().contains("4 at a time, 20 a second"));
+    assert!(Late::Node.sentence().contains("32 at a time, 100 a second"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pods_that_are_gone_take_no_memory() {
+    let passing = passing();
+    for number in 0..1000 {
+        assert!(place(&passing, number).await.is_ok());
+        pass(Duration::from_millis(50)).await;
+    }
+    assert!(passing.shares.len() < 50 && passing.queue.len() <= 250);
+}
