@@ -7,7 +7,7 @@ mod common;
 use std::time::{Duration, Instant};
 
 use common::http::{LIST, TTL, ask, exchange, get, raw, request, timed_exchange, token, with_token};
-use common::{Node, eventually, node, start_dial};
+use common::{Node, eventually, node, outcomes, start_dial};
 use rstest::rstest;
 use xtask::lab::agent::Agent;
 use xtask::lab::imds::Behaviour;
@@ -249,6 +249,53 @@ fn one_pod_cannot_take_the_way_to_the_nodes_service_from_others() {
     }
     greedy.kill().unwrap();
     greedy.wait().unwrap();
+}
+
+/// What pods ask for, beyond what the node's service takes: of one pod, and of several at once.
+#[rstest]
+#[case::one_pod(1, 40, 20)]
+#[case::eight_pods(8, 50, 100)]
+fn a_flood_of_requests_reaches_the_nodes_service_at_a_pace_and_another_pod_is_answered_at_once(
+    #[case] pods: usize,
+    #[case] at_once: usize,
+    #[case] in_a_second: usize,
+) {
+    const NAMES: [&str; 8] = ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"];
+    const TIME: Duration = Duration::from_secs(5);
+    let Some((node, a, _agent)) = served(Behaviour::default(), &[]) else {
+        return;
+    };
+    assert_eq!(get(&a, ID).status, 200);
+    let floods: Vec<_> = NAMES[..pods]
+        .iter()
+        .map(|name| {
+            let pod = node.lab.pod(PodSpec::without_role(name)).unwrap();
+            let words = ["--path", ID, "--seconds", "5", "--threads", "50", "--keep", "100"];
+            (start_dial(&pod, &words), pod)
+        })
+        .collect();
+    let (before, start) = (passed(&node).len(), Instant::now());
+    let mut asked = 0;
+    while start.elapsed() < TIME - Duration::from_millis(500) {
+        for path in [ID, "/latest/meta-data/placement/region"] {
+            let (answer, took) = timed_exchange(&a, &[[request("GET", path, "")]], 3.0).remove(0);
+            assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+            assert!(took < 0.5, "{took} s");
+            asked += 1;
+        }
+        std::thread::sleep(Duration::from_millis(100));
+        let limit = at_once + in_a_second * (start.elapsed().as_secs() as usize + 1) + asked;
+        let count = passed(&node).len() - before;
+        assert!(count <= limit, "{count} in {:?}", start.elapsed());
+    }
+    let count = passed(&node).len() - before;
+    assert!(count >= in_a_second * 3, "it is a pace, and no end: {count}");
+    assert!(asked >= 20, "{asked}");
+    for (flood, _pod) in floods {
+        let got = outcomes(flood);
+        let refused = got.get("status 503").copied().unwrap_or_default();
+        assert!(refused > 0, "what waits longer than SDKs do is refused: {got:?}");
+    }
 }
 
 #[test]
