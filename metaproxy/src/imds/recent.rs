@@ -66,7 +66,9 @@ impl<'a> Recent<'a> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, Sessions};
+    use crate::credentials::{
+        Issued, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey, Sessions,
+    };
     use crate::imds::decisions::tests::{caller, decisions, inventory, role};
     use crate::imds::path::Paths;
     use crate::imds::token::Tokens;
@@ -75,6 +77,7 @@ pub(super) mod tests {
     use http_body_util::BodyExt as _;
     use hyper::header::HeaderMap;
     use hyper::{Method, StatusCode};
+    use std::collections::HashSet;
     use std::time::{Duration, SystemTime};
 
     const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
@@ -134,11 +137,20 @@ pub(super) mod tests {
         rules: watch::Receiver<Arc<Rules>>,
         version1: watch::Receiver<Version1>,
     ) -> Service<ByName> {
+        service_with(Sessions::new(ByName), pods, rules, version1)
+    }
+
+    fn service_with(
+        sessions: Sessions<ByName>,
+        pods: Pods,
+        rules: watch::Receiver<Arc<Rules>>,
+        version1: watch::Receiver<Version1>,
+    ) -> Service<ByName> {
         let dir = tempfile::tempdir().unwrap();
         Service::new(Parts {
             pods,
             rules,
-            sessions: Sessions::new(ByName),
+            sessions,
             tokens: Tokens::open(dir.path()).unwrap(),
             paths: Paths::default(),
             passing: Passing::new(Upstream::new("http://127.0.0.1:1".parse().unwrap())),
@@ -162,6 +174,35 @@ pub(super) mod tests {
         let status = answer.status();
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_request_that_waits_for_a_turn_while_the_role_changes_is_answered_for_the_role_that_is() {
+        let (pods, rules, _) = decisions("one");
+        let (_version1, version1) = watch::channel(Version1::Allowed);
+        let sessions = Sessions::new(ByName);
+        let service = service_with(sessions.clone(), pods.subscribe(), rules.subscribe(), version1);
+        let caller = caller(UID, "10.244.0.5");
+        let mut recent = service.recent(&caller);
+        for number in 0..MAX_SESSIONS_AT_ONCE {
+            let role = format!("role-{number}");
+            pods.send_replace(inventory(&role));
+            assert_eq!(asked(&service, &mut recent, &role).await.0, StatusCode::OK);
+        }
+        pods.send_replace(inventory("next"));
+        let change = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            pods.send_replace(inventory("last"));
+            sessions.retain(&HashSet::new());
+        };
+        let ((status, _), ()) = tokio::join!(asked(&service, &mut recent, "next"), change);
+        assert_eq!(status, StatusCode::NOT_FOUND, "that is not its role any more");
+        let (status, document) = asked(&service, &mut recent, "last").await;
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+        assert!(
+            document.contains("new sessions of pod apps/web are paced"),
+            "{document}"
+        );
     }
 
     #[tokio::test]

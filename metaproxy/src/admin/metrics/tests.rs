@@ -1,7 +1,7 @@
 use super::*;
 use crate::health::Part;
 use crate::intercept::refusals::RefusalKind;
-use crate::measured::{RequestKind, Requests, StsCalls, StsOutcome};
+use crate::measured::{RequestKind, Requests, StsCalls, StsOutcome, TurnOutcome, Turns};
 
 struct Fixed;
 
@@ -50,6 +50,10 @@ impl Sources for Fixed {
         let calls = StsCalls::default();
         calls.ended(StsOutcome::Denied, Duration::from_millis(60));
         calls.register(registry);
+        let turns = Turns::default();
+        turns.ended(TurnOutcome::GivenUp);
+        turns.register_sessions(registry);
+        Turns::default().register_node_requests(registry);
     }
 }
 
@@ -89,6 +93,9 @@ fn what_is_told_has_these_names() {
         "metaproxy_sts_calls_total{outcome=\"denied\"} 1",
         "metaproxy_sts_calls_total{outcome=\"issued\"} 0",
         "metaproxy_sts_call_duration_seconds_count 1",
+        "metaproxy_new_sessions_total{turn=\"given_up\"} 1",
+        "metaproxy_new_sessions_total{turn=\"slowed\"} 0",
+        "metaproxy_node_requests_total{turn=\"prompt\"} 0",
         "# EOF",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} in\n{text}");
