@@ -182,7 +182,7 @@ pub(super) mod tests {
         let (_version1, version1) = watch::channel(Version1::Allowed);
         let sessions = Sessions::new(ByName);
         let service = service_with(sessions.clone(), pods.subscribe(), rules.subscribe(), version1);
-        let caller = caller(UID, "10.244.0.5");
+        let caller = caller(UID);
         let mut recent = service.recent(&caller);
         for number in 0..MAX_SESSIONS_AT_ONCE {
             let role = format!("role-{number}");
