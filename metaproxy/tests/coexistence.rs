@@ -4,13 +4,14 @@
 
 mod common;
 
+use common::identity::{REFUSED, assert_only};
 use common::{
     IMDS, IMDS6, MAPPED, NOTHING, Node, UNREACHABLE, agent_binary, client_binary, counts, dial, eventually,
     node,
 };
 use nix::sys::signal::Signal;
 use xtask::lab::agent::Agent;
-use xtask::lab::foreign::{Attach, Foreign, attach_to_egress, detach_links_of};
+use xtask::lab::foreign::{Attach, Does, Foreign, attach_sock_ops, attach_to_egress, detach_links_of};
 use xtask::lab::pod::PodSpec;
 use xtask::lab::recorder::Recorder;
 use xtask::lab::{bpf, leftovers};
@@ -249,4 +250,43 @@ fn a_process_of_another_contract_is_named_and_takes_its_place_once_it_is_gone(
     let pod = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let _agent = node.agent();
     assert_eq!(dial(&pod, &[]), counts([("role-a", 1)]));
+}
+
+/// Programs of the pod's own cgroup run before ours, those above the pods' cgroup behind it.
+#[rstest::rstest]
+#[case::a_small_option_before_ours(Does::TakeRoom(4), true, None)]
+#[case::a_small_option_behind_ours(Does::TakeRoom(4), false, None)]
+#[case::an_option_that_leaves_no_room(Does::TakeRoom(16), true, Some("no_room"))]
+#[case::a_large_option_behind_ours(Does::TakeRoom(16), false, None)]
+#[case::flags_cleared_before_ours(Does::ClearFlags, true, None)]
+#[case::flags_cleared_behind_ours(Does::ClearFlags, false, Some("no_option"))]
+fn beside_another_program_of_connections_a_pod_is_served_as_itself_or_refused_by_name(
+    #[case] does: Does,
+    #[case] is_before: bool,
+    #[case] refused: Option<&str>,
+) {
+    let Some(node) = node() else { return };
+    let pod = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let agent = node.agent();
+    assert_eq!(dial(&pod, &[]), counts([("role-a", 1)]), "without it");
+    let cgroup = if is_before {
+        pod.cgroup().to_owned()
+    } else {
+        node.lab.cgroup()
+    };
+    let other = attach_sock_ops(&cgroup, does).unwrap();
+    let got = dial(&pod, &["--count", "20", "--timeout", "1000"]);
+    match refused {
+        None => assert_eq!(got, counts([("role-a", 20)])),
+        Some(kind) => {
+            assert_only(&got, &REFUSED, "beside it");
+            let line = agent.wait_for(&format!("kind=\"{kind}\"")).unwrap();
+            // Only the client's programs can tell the pod of a connection that carries no caller.
+            assert_eq!(line.contains("pod apps/a"), kind == "no_room", "{line}");
+        }
+    }
+    drop(other);
+    common::eventually("the program is gone", || {
+        dial(&pod, &[]) == counts([("role-a", 1)])
+    });
 }

@@ -1,5 +1,7 @@
 //! Other people's programs in the kernel, and what they do to ours.
 
+mod sock_ops;
+
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -8,6 +10,7 @@ use std::path::Path;
 use anyhow::{Context as _, Result};
 use aya::programs::{loaded_links, loaded_programs};
 
+pub use self::sock_ops::{Does, attach_sock_ops};
 use super::netns::Netns;
 
 // include/uapi/linux/bpf.h
@@ -90,10 +93,13 @@ struct Load {
 /// A program that does nothing but return a number.
 fn program(kind: u32, attach_type: u32, returns: u32) -> Result<OwnedFd> {
     // r0 = returns; exit
-    let code: [u64; 2] = [u64::from(returns) << 32 | 0xb7, 0x95];
+    load(kind, attach_type, &[u64::from(returns) << 32 | 0xb7, 0x95])
+}
+
+fn load(kind: u32, attach_type: u32, code: &[u64]) -> Result<OwnedFd> {
     let mut load = Load {
         kind,
-        instructions: 2,
+        instructions: u32::try_from(code.len())?,
         code: code.as_ptr().expose_provenance() as u64,
         license: c"GPL".as_ptr().expose_provenance() as u64,
         attach_type,

@@ -1,0 +1,86 @@
+//! sock_ops programs of other projects: what they do to the options and flags of a connection.
+
+use std::fs::File;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::path::Path;
+
+use anyhow::{Context as _, Result};
+
+use super::{BPF_LINK_CREATE, bpf, load};
+
+const BPF_PROG_TYPE_SOCK_OPS: u32 = 13;
+const BPF_CGROUP_SOCK_OPS: u32 = 3;
+
+// enum of include/uapi/linux/bpf.h: operations, flags and helpers.
+const ACTIVE_ESTABLISHED: i32 = 4;
+const HDR_OPT_LEN: i32 = 14;
+const WRITE_HDR_OPT_CB_FLAG: i32 = 1 << 6;
+const CB_FLAGS_SET: i32 = 59;
+const RESERVE_HDR_OPT: i32 = 144;
+
+/// What the program does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Does {
+    /// Sets the callback flags of an established connection to none, whatever others have set.
+    ClearFlags,
+    /// Takes this many bytes of each packet's options, at most 40.
+    TakeRoom(u8),
+}
+
+/// One instruction (Documentation/bpf/standardization/instruction-set.rst).
+fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
+    u64::from(code)
+        | u64::from(to) << 8
+        | u64::from(from) << 12
+        | u64::from(offset as u16) << 16
+        | u64::from(value as u32) << 32
+}
+
+fn code(does: Does) -> Vec<u64> {
+    let copy = |to, from| instruction(0xbf, to, from, 0, 0);
+    let set = |to, value| instruction(0xb7, to, 0, 0, value);
+    let read_op = instruction(0x61, 7, 6, 0, 0);
+    let skip_unless = |op, instructions| instruction(0x55, 7, 0, instructions, op);
+    let call = |helper| instruction(0x85, 0, 0, 0, helper);
+    let flags = match does {
+        Does::ClearFlags => 0,
+        Does::TakeRoom(_) => WRITE_HDR_OPT_CB_FLAG,
+    };
+    let mut code = vec![
+        copy(6, 1),
+        read_op,
+        skip_unless(ACTIVE_ESTABLISHED, 3),
+        copy(1, 6),
+        set(2, flags),
+        call(CB_FLAGS_SET),
+    ];
+    if let Does::TakeRoom(bytes) = does {
+        code.extend([
+            skip_unless(HDR_OPT_LEN, 4),
+            copy(1, 6),
+            set(2, i32::from(bytes)),
+            set(3, 0),
+            call(RESERVE_HDR_OPT),
+        ]);
+    }
+    code.extend([set(0, 1), instruction(0x95, 0, 0, 0, 0)]);
+    code
+}
+
+/// Attaches one to a cgroup; dropping the link detaches it.
+///
+/// # Errors
+/// What the kernel has against it.
+pub fn attach_sock_ops(cgroup: &Path, does: Does) -> Result<OwnedFd> {
+    let program = load(BPF_PROG_TYPE_SOCK_OPS, BPF_CGROUP_SOCK_OPS, &code(does))?;
+    let cgroup = File::open(cgroup)?;
+    let mut attach = [
+        program.as_raw_fd() as u32,
+        cgroup.as_raw_fd() as u32,
+        BPF_CGROUP_SOCK_OPS,
+        0,
+    ];
+    let link = bpf(BPF_LINK_CREATE, &mut attach).context("attaching a foreign program")?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(link) })
+}
