@@ -178,7 +178,7 @@ fn syn(from: IpAddr, to: SocketAddr) -> Vec<u8> {
     segment
 }
 
-fn ipv4(from: Ipv4Addr, to: Ipv4Addr, fragment: u16, options: &[u8], payload: &[u8]) -> Vec<u8> {
+pub(crate) fn ipv4(from: Ipv4Addr, to: Ipv4Addr, fragment: u16, options: &[u8], payload: &[u8]) -> Vec<u8> {
     let words = 5 + options.len() / 4;
     let mut packet = vec![0x40 | words as u8, 0];
     packet.extend(((words * 4 + payload.len()) as u16).to_be_bytes());
@@ -205,7 +205,7 @@ fn ipv6(from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
 }
 
 /// RFC 1071.
-fn checksum(bytes: &[u8]) -> u16 {
+pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes
         .chunks(2)
         .map(|pair| u32::from(u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)])));

@@ -14,7 +14,7 @@ mod vm;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{craft, dial, redirect};
+use xtask::{attack, craft, dial, redirect};
 
 /// metaproxy's development commands.
 #[derive(Debug, Parser)]
@@ -68,6 +68,9 @@ enum Command {
     /// For use inside a pod of the lab: connect and count the answers
     #[command(hide = true)]
     Dial(dial::Dial),
+    /// For use inside a pod of the lab: attack the identification of callers
+    #[command(hide = true)]
+    Attack(attack::Attack),
     /// For use inside a pod of the lab: send packets made by hand
     #[command(hide = true)]
     Craft(craft::Craft),
@@ -101,6 +104,7 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::bench(&options),
         Command::Inside(inside) => bench::inside(&inside),
         Command::Lint => checks::lint(),
+        Command::Attack(attack) => attack::run(&attack),
         Command::Craft(craft) => craft::run(&craft),
         Command::Dial(dial) => dial::run(&dial),
         Command::RedirectProxy(proxy) => redirect::run(&proxy),

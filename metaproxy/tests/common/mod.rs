@@ -6,6 +6,7 @@
     reason = "a test panics where it fails"
 )]
 
+pub mod attackers;
 pub mod clients;
 pub mod cluster;
 pub mod deployed;

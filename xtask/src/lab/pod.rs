@@ -28,6 +28,8 @@ pub struct PodSpec {
     pub ipv6_only: bool,
     /// Another pod's address instead of one of its own.
     pub same_address_as: Option<u32>,
+    /// `status.podIPs` of the manifest, if they are not its own addresses.
+    pub reported_ips: Option<Vec<IpAddr>>,
     /// Whether there is a manifest.
     pub known: bool,
 }
@@ -51,6 +53,7 @@ impl PodSpec {
             host_network: false,
             ipv6_only: false,
             same_address_as: None,
+            reported_ips: None,
             known: true,
         }
     }
@@ -151,6 +154,7 @@ impl Pod {
         if !self.spec.ipv6_only {
             ips.insert(0, IpAddr::V4(v4));
         }
+        let ips = self.spec.reported_ips.as_ref().unwrap_or(&ips);
         let manifest = serde_json::json!({
             "apiVersion": "v1",
             "kind": "Pod",

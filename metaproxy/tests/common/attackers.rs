@@ -1,0 +1,176 @@
+//! Programs that attack from within a pod, watched so that a test knows that they do.
+
+use std::collections::BTreeMap;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use nix::sys::signal::{Signal, kill};
+use xtask::lab::agent::Agent;
+use xtask::lab::pod::Pod;
+
+use super::{Node, Outcomes, agent_binary, client_binary, counts, eventually, outcomes, start_dial};
+
+type Counters = BTreeMap<String, u64>;
+
+/// `cargo xtask attack`, which prints its counters; ended when dropped.
+pub struct Attacker {
+    child: Child,
+    counters: Arc<Mutex<Counters>>,
+}
+
+impl Attacker {
+    /// Starts an attack in a pod.
+    pub fn start(pod: &Pod, words: &[&str]) -> Self {
+        Self::spawn(pod.command(client_binary()).unwrap(), words)
+    }
+
+    /// Starts an attack where the command is.
+    pub fn spawn(mut command: Command, words: &[&str]) -> Self {
+        let mut child = command
+            .arg("attack")
+            .args(words)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        let counters = Arc::new(Mutex::new(Counters::new()));
+        std::thread::spawn({
+            let counters = Arc::clone(&counters);
+            move || {
+                for line in lines.map_while(Result::ok) {
+                    let latest = serde_json::from_str(&line).unwrap();
+                    *counters.lock().unwrap_or_else(PoisonError::into_inner) = latest;
+                }
+            }
+        });
+        Self { child, counters }
+    }
+
+    /// A counter's value of at most 50 ms ago.
+    pub fn count(&self, counter: &str) -> u64 {
+        let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.get(counter).copied().unwrap_or_default()
+    }
+
+    /// Waits until a counter has come to a value.
+    pub fn wait_for(&mut self, counter: &str, value: u64) {
+        let what = format!("{counter} of the attack at {value}");
+        super::eventually_within(std::time::Duration::from_secs(20), &what, || {
+            self.assert_runs();
+            self.count(counter) >= value
+        });
+    }
+
+    /// Looks at others while the attack goes on, which a counter must show.
+    pub fn during<T>(&mut self, counter: &str, look: impl FnOnce() -> T) -> T {
+        let before = self.count(counter);
+        let seen = look();
+        eventually("the attack goes on", || {
+            self.assert_runs();
+            self.count(counter) > before
+        });
+        seen
+    }
+
+    fn assert_runs(&mut self) {
+        let ended = self.child.try_wait().unwrap();
+        let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(ended.is_none(), "the attack ended: {ended:?} at {counters:?}");
+    }
+
+    /// Ends it as a container's end does; its counters.
+    pub fn end(mut self) -> Counters {
+        self.assert_runs();
+        // What it has counted within the last interval.
+        std::thread::sleep(std::time::Duration::from_millis(60));
+        let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
+        kill(pid, Signal::SIGKILL).unwrap();
+        self.child.wait().unwrap();
+        let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        counters.clone()
+    }
+}
+
+impl Drop for Attacker {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Requests of victims in all: `METAPROXY_TEST_REQUESTS`, or a number that a test has time for.
+pub fn requests(default: usize) -> usize {
+    std::env::var_os("METAPROXY_TEST_REQUESTS")
+        .map_or(default, |count| count.to_string_lossy().parse().unwrap())
+}
+
+/// Without limits of rate, so that a refusal is one of identification.
+pub fn unlimited_agent(node: &Node) -> Agent {
+    let flags = [
+        "--max-connection-rate-per-pod",
+        "1000000",
+        "--max-request-rate-per-pod",
+        "1000000",
+        "--max-connections-per-pod",
+        "4096",
+    ];
+    Agent::start(&node.lab, &node.spec().with(&flags)).unwrap()
+}
+
+/// Asks from every pod at once, each from ports of its own choice; all must be served as themselves.
+pub fn assert_all_served(victims: &[(&Pod, &str)], requests: usize, context: &str) {
+    let each = requests.div_ceil(victims.len());
+    let asking: Vec<_> = victims
+        .iter()
+        .map(|(pod, _)| (start_dial(pod, &words_of(pod, each).each()), each))
+        .collect();
+    for ((child, each), (_, role)) in asking.into_iter().zip(victims) {
+        assert_eq!(outcomes(child), counts([(role, each)]), "{context}");
+    }
+}
+
+struct Words(Vec<String>);
+
+impl Words {
+    fn each(&self) -> Vec<&str> {
+        self.0.iter().map(String::as_str).collect()
+    }
+}
+
+/// From ports in turn, each reset at its end: no port waits for its second use.
+fn words_of(pod: &Pod, count: usize) -> Words {
+    let source = format!("{}:40000", pod.ip());
+    let count = count.to_string();
+    let words = [
+        "--source",
+        &source,
+        "--sweep",
+        "--count",
+        &count,
+        "--threads",
+        "4",
+    ];
+    Words(words.map(str::to_owned).to_vec())
+}
+
+/// Nothing of an attack outlasts it: victims are served at once, and the agent is ready.
+pub fn assert_nothing_is_left(node: &Node, agent: &mut Agent, victims: &[(&Pod, &str)]) {
+    assert_all_served(victims, 50 * victims.len(), "after the attack");
+    for (pod, role) in victims {
+        let got: Outcomes = super::dial(pod, &["--count", "20"]);
+        assert_eq!(got, counts([(role, 20)]), "from ports that the kernel chooses");
+    }
+    assert!(agent.is_running());
+    assert_ready(node);
+}
+
+/// The agent says that it is ready.
+pub fn assert_ready(node: &Node) {
+    let output = Command::new(agent_binary())
+        .args(["probe", "ready", "--runtime-dir"])
+        .arg(node.lab.runtime_dir())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "not ready: {output:?}");
+}

@@ -1,0 +1,204 @@
+//! Connections whose every packet is made by hand: with an option that was recorded of another's connection, or one
+//! that was made up.
+
+use std::collections::HashMap;
+use std::net::SocketAddrV4;
+use std::os::fd::OwnedFd;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result};
+
+use super::progress::Progress;
+use super::relay::count_answer;
+use super::wire::{ACK, FIN, PSH, RST, Receiver, SYN, Segment, Sender, silence};
+use super::{HandMade, Replay};
+
+const REQUEST: &[u8] = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: x\r\n\r\n";
+
+/// Ports to connect from.
+const PORTS: std::ops::Range<u16> = 47_000..47_400;
+
+/// Connections at one time.
+const CONCURRENT: usize = 32;
+
+/// How long a connection may wait for the listener.
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// What is used on a connection.
+#[derive(Clone, Debug)]
+struct Recorded {
+    client_isn: u32,
+    option: Vec<u8>,
+}
+
+/// Answers a client, records the option that it sends, and uses it.
+pub fn replay(options: &Replay, progress: &Progress, end: Instant) -> Result<()> {
+    let front = Receiver::at(&options.device).context("a packet socket")?;
+    let _front_port = silence(options.front).context("cannot take the front's port")?;
+    let mut hand = Hand::new(options.listener, options.own)?;
+    progress.add("ready", 1);
+    while Instant::now() < end {
+        let Some(recorded) = record(options, &front, end)? else {
+            break;
+        };
+        progress.add("options", 1);
+        for _ in 0..options.tries {
+            hand.begin(&recorded)?;
+            while hand.open.len() >= CONCURRENT {
+                hand.step(progress)?;
+            }
+        }
+        while !hand.open.is_empty() {
+            hand.step(progress)?;
+        }
+    }
+    Ok(())
+}
+
+/// Plays the listener for one connection.
+fn record(options: &Replay, front: &Receiver, end: Instant) -> Result<Option<Recorded>> {
+    let mut buffer = [0; 4096];
+    let mut initial = HashMap::new();
+    while Instant::now() < end {
+        let Some((link, packet)) = front.next(&mut buffer)? else {
+            continue;
+        };
+        if packet.destination != options.front {
+            continue;
+        }
+        if packet.flags & (SYN | ACK) == SYN {
+            initial.insert(packet.source, packet.sequence);
+            let mut answer = Segment::new(options.front, packet.source, SYN | ACK);
+            answer.sequence = 0x0bad_cafe;
+            answer.acknowledged = packet.next_sequence();
+            front.answer(&link, &answer)?;
+        } else if let (Some((at, length)), Some(client_isn)) =
+            (packet.our_option(), initial.get(&packet.source))
+        {
+            return Ok(Some(Recorded {
+                client_isn: *client_isn,
+                option: packet.options[at..at + length].to_vec(),
+            }));
+        }
+    }
+    Ok(None)
+}
+
+/// Handshakes with an option that was made up, or none.
+pub fn hand_made(options: &HandMade, progress: &Progress, end: Instant) -> Result<()> {
+    let digits = options.option.as_bytes().chunks(2);
+    let option = digits
+        .map(|pair| u8::from_str_radix(&String::from_utf8_lossy(pair), 16))
+        .collect::<Result<_, _>>()
+        .context("--option")?;
+    let recorded = Recorded {
+        client_isn: 0x1234_5678,
+        option,
+    };
+    let mut hand = Hand::new(options.listener, options.own)?;
+    progress.add("ready", 1);
+    while Instant::now() < end {
+        hand.begin(&recorded)?;
+        while hand.open.len() >= CONCURRENT {
+            hand.step(progress)?;
+        }
+    }
+    Ok(())
+}
+
+struct Open {
+    begun: Instant,
+    recorded: Recorded,
+}
+
+/// Connections without a socket.
+struct Hand {
+    listener: SocketAddrV4,
+    own: std::net::Ipv4Addr,
+    sender: Sender,
+    receiver: Receiver,
+    open: HashMap<u16, Open>,
+    next: std::iter::Cycle<std::ops::Range<u16>>,
+    _silenced: Vec<OwnedFd>,
+}
+
+impl Hand {
+    fn new(listener: SocketAddrV4, own: std::net::Ipv4Addr) -> Result<Self> {
+        let silenced: std::io::Result<Vec<OwnedFd>> =
+            PORTS.map(|port| silence(SocketAddrV4::new(own, port))).collect();
+        Ok(Self {
+            listener,
+            own,
+            sender: Sender::new(None)?,
+            receiver: Receiver::local().context("a raw socket")?,
+            open: HashMap::new(),
+            next: PORTS.cycle(),
+            _silenced: silenced.context("cannot take the ports")?,
+        })
+    }
+
+    fn segment(&self, port: u16, flags: u8) -> Segment {
+        Segment::new(SocketAddrV4::new(self.own, port), self.listener, flags)
+    }
+
+    fn begin(&mut self, recorded: &Recorded) -> Result<()> {
+        let Some(port) = self.next.find(|port| !self.open.contains_key(port)) else {
+            return Ok(());
+        };
+        let mut syn = self.segment(port, SYN);
+        syn.sequence = recorded.client_isn;
+        self.sender.send(&syn)?;
+        let open = Open {
+            begun: Instant::now(),
+            recorded: recorded.clone(),
+        };
+        self.open.insert(port, open);
+        Ok(())
+    }
+
+    /// Handles what comes next.
+    fn step(&mut self, progress: &Progress) -> Result<()> {
+        let mut buffer = [0; 4096];
+        if let Some((_, packet)) = self.receiver.next(&mut buffer)?
+            && packet.source == self.listener
+        {
+            self.handle(&packet, progress)?;
+        }
+        let before = self.open.len();
+        self.open.retain(|_, open| open.begun.elapsed() < ANSWER_TIMEOUT);
+        progress.add("unanswered", (before - self.open.len()) as u64);
+        Ok(())
+    }
+
+    fn handle(&mut self, packet: &Segment, progress: &Progress) -> Result<()> {
+        let port = packet.destination.port();
+        let Some(open) = self.open.get(&port) else {
+            return Ok(());
+        };
+        if packet.flags & (SYN | ACK) == SYN | ACK {
+            progress.add("handshakes", 1);
+            let mut request = self.segment(port, ACK | PSH);
+            request.sequence = open.recorded.client_isn.wrapping_add(1);
+            request.acknowledged = packet.next_sequence();
+            request.options = open.recorded.option.clone();
+            let mut ack = request.clone();
+            ack.flags = ACK;
+            request.payload = REQUEST.to_vec();
+            self.sender.send(&ack)?;
+            self.sender.send(&request)?;
+            return Ok(());
+        }
+        count_answer(packet, "HTTP/1.1 200", progress);
+        let is_over = packet.flags & (FIN | RST) != 0 || !packet.payload.is_empty();
+        if is_over {
+            if packet.payload.is_empty() {
+                progress.add("closed", 1);
+            }
+            let mut reset = self.segment(port, RST);
+            reset.sequence = packet.acknowledged;
+            self.sender.send(&reset)?;
+            self.open.remove(&port);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,340 @@
+//! TCP segments over IPv4, and the sockets to send and receive them by hand.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::time::Duration;
+
+use nix::sys::socket::{SockaddrLike as _, SockaddrStorage, setsockopt, sockopt};
+
+use crate::craft::{checksum, ipv4};
+
+/// Control bits of a TCP header (RFC 9293, 3.1).
+pub const FIN: u8 = 0x01;
+pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
+pub const PSH: u8 = 0x08;
+pub const ACK: u8 = 0x10;
+
+/// The kind and experiment of metaproxy's option, as a packet has them.
+const OURS: (u8, [u8; 2]) = (253, *b"MP");
+
+/// One segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Segment {
+    pub source: SocketAddrV4,
+    pub destination: SocketAddrV4,
+    pub sequence: u32,
+    pub acknowledged: u32,
+    pub flags: u8,
+    pub window: u16,
+    pub options: Vec<u8>,
+    pub payload: Vec<u8>,
+}
+
+impl Segment {
+    /// One without options or payload.
+    pub fn new(source: SocketAddrV4, destination: SocketAddrV4, flags: u8) -> Self {
+        Self {
+            source,
+            destination,
+            sequence: 0,
+            acknowledged: 0,
+            flags,
+            window: 64_240,
+            options: Vec::new(),
+            payload: Vec::new(),
+        }
+    }
+
+    /// Reads an IPv4 packet; `None` if it is none of TCP.
+    pub fn parse(packet: &[u8]) -> Option<Self> {
+        let (word, total) = (*packet.first()?, number(packet, 2)?);
+        let begins = usize::from(word & 15) * 4;
+        if word >> 4 != 4 || *packet.get(9)? != 6 {
+            return None;
+        }
+        let tcp = packet.get(begins..usize::from(total))?;
+        let header = usize::from(*tcp.get(12)? >> 4) * 4;
+        let address = |at: usize, port: usize| {
+            let bytes: [u8; 4] = packet.get(at..at + 4)?.try_into().ok()?;
+            Some(SocketAddrV4::new(Ipv4Addr::from(bytes), number(tcp, port)?))
+        };
+        let long = |at: usize| Some(u32::from_be_bytes(tcp.get(at..at + 4)?.try_into().ok()?));
+        Some(Self {
+            source: address(12, 0)?,
+            destination: address(16, 2)?,
+            sequence: long(4)?,
+            acknowledged: long(8)?,
+            flags: *tcp.get(13)?,
+            window: number(tcp, 14)?,
+            options: tcp.get(20..header)?.to_vec(),
+            payload: tcp.get(header..)?.to_vec(),
+        })
+    }
+
+    /// The packet. Options are padded by their end mark.
+    pub fn packet(&self) -> Vec<u8> {
+        let mut options = self.options.clone();
+        options.resize(options.len().next_multiple_of(4), 0);
+        let words = 5 + options.len() / 4;
+        let mut tcp = Vec::new();
+        tcp.extend(self.source.port().to_be_bytes());
+        tcp.extend(self.destination.port().to_be_bytes());
+        tcp.extend(self.sequence.to_be_bytes());
+        tcp.extend(self.acknowledged.to_be_bytes());
+        tcp.extend([(words as u8) << 4, self.flags]);
+        tcp.extend(self.window.to_be_bytes());
+        tcp.extend([0; 4]);
+        tcp.extend(&options);
+        tcp.extend(&self.payload);
+        let mut pseudo = Vec::new();
+        pseudo.extend(self.source.ip().octets());
+        pseudo.extend(self.destination.ip().octets());
+        pseudo.extend([0, 6]);
+        pseudo.extend((tcp.len() as u16).to_be_bytes());
+        pseudo.extend(&tcp);
+        let sum = checksum(&pseudo);
+        tcp[16..18].copy_from_slice(&sum.to_be_bytes());
+        ipv4(*self.source.ip(), *self.destination.ip(), 0, &[], &tcp)
+    }
+
+    /// Where metaproxy's option lies among the options, and its length.
+    pub fn our_option(&self) -> Option<(usize, usize)> {
+        let mut at = 0;
+        while let Some(kind) = self.options.get(at) {
+            match kind {
+                0 => return None,
+                1 => at += 1,
+                kind => {
+                    let length = usize::from(*self.options.get(at + 1)?);
+                    let experiment = self.options.get(at + 2..at + 4);
+                    if *kind == OURS.0 && experiment == Some(&OURS.1[..]) {
+                        return (at + length <= self.options.len()).then_some((at, length));
+                    }
+                    at += length.max(2);
+                }
+            }
+        }
+        None
+    }
+
+    /// What the sequence number of the next segment is.
+    pub fn next_sequence(&self) -> u32 {
+        let marks = u32::from(self.flags & SYN != 0) + u32::from(self.flags & FIN != 0);
+        self.sequence
+            .wrapping_add(self.payload.len() as u32)
+            .wrapping_add(marks)
+    }
+}
+
+fn number(bytes: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from_be_bytes(bytes.get(at..at + 2)?.try_into().ok()?))
+}
+
+fn check(result: i32) -> io::Result<i32> {
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result)
+    }
+}
+
+fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointer.
+    let fd = check(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) })?;
+    // SAFETY: the kernel just made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A stream socket.
+pub fn stream(address: &SocketAddr) -> io::Result<OwnedFd> {
+    let domain = if address.is_ipv4() {
+        libc::AF_INET
+    } else {
+        libc::AF_INET6
+    };
+    socket(domain, libc::SOCK_STREAM, 0)
+}
+
+/// `bind()` or `connect()`.
+pub fn with_address(
+    call: unsafe extern "C" fn(i32, *const libc::sockaddr, libc::socklen_t) -> i32,
+    socket: &OwnedFd,
+    address: SocketAddr,
+) -> io::Result<()> {
+    let storage = SockaddrStorage::from(address);
+    // SAFETY: the address lives through the call and is as long as said.
+    check(unsafe { call(socket.as_raw_fd(), storage.as_ptr(), storage.len()) }).map(|_| ())
+}
+
+/// Sends packets with headers of their own (raw(7)).
+#[derive(Debug)]
+pub struct Sender(OwnedFd);
+
+impl Sender {
+    /// Through the interface that the route names, or this one.
+    pub fn new(device: Option<&str>) -> io::Result<Self> {
+        let socket = socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
+        if let Some(device) = device {
+            setsockopt(&socket, sockopt::BindToDevice, &device.into())?;
+        }
+        Ok(Self(socket))
+    }
+
+    /// Sends one.
+    pub fn send(&self, segment: &Segment) -> io::Result<()> {
+        self.send_packet(&segment.packet(), *segment.destination.ip())
+    }
+
+    /// Sends one that is made already.
+    pub fn send_packet(&self, packet: &[u8], to: Ipv4Addr) -> io::Result<()> {
+        let storage = SockaddrStorage::from(SocketAddrV4::new(to, 0));
+        // SAFETY: both live through the call and are as long as said.
+        let sent = unsafe {
+            libc::sendto(
+                self.0.as_raw_fd(),
+                packet.as_ptr().cast(),
+                packet.len(),
+                0,
+                storage.as_ptr(),
+                storage.len(),
+            )
+        };
+        check(sent as i32).map(|_| ())
+    }
+}
+
+/// Receives packets.
+#[derive(Debug)]
+pub struct Receiver {
+    socket: OwnedFd,
+    /// Length of what precedes the IP header.
+    link: usize,
+}
+
+impl Receiver {
+    /// Every TCP packet that is for this network namespace.
+    pub fn local() -> io::Result<Self> {
+        let socket = socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP)?;
+        Self::with_buffer(socket, 0)
+    }
+
+    /// Every IPv4 packet that comes in at an interface, whether or not it is for this network namespace.
+    pub fn at(device: &str) -> io::Result<Self> {
+        let protocol = (libc::ETH_P_IP as u16).to_be();
+        // Nothing before it is bound: packets of other interfaces would wait in it.
+        let socket = socket(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
+        let on: i32 = 1;
+        // SAFETY: an int, as said.
+        check(unsafe {
+            libc::setsockopt(
+                socket.as_raw_fd(),
+                libc::SOL_PACKET,
+                libc::PACKET_IGNORE_OUTGOING,
+                (&raw const on).cast(),
+                4,
+            )
+        })?;
+        let address = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: protocol,
+            sll_ifindex: nix::net::if_::if_nametoindex(device)? as i32,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        // SAFETY: the address lives through the call and is as long as said.
+        check(unsafe {
+            libc::bind(
+                socket.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_ll>() as u32,
+            )
+        })?;
+        Self::with_buffer(socket, 14)
+    }
+
+    fn with_buffer(socket: OwnedFd, link: usize) -> io::Result<Self> {
+        setsockopt(&socket, sockopt::RcvBuf, &(8 << 20))?;
+        let wait = nix::sys::time::TimeVal::new(0, 20_000);
+        setsockopt(&socket, sockopt::ReceiveTimeout, &wait)?;
+        Ok(Self { socket, link })
+    }
+
+    /// Gets out of the way of another wait.
+    pub fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
+        let wait = nix::sys::time::TimeVal::new(0, timeout.as_micros() as i64);
+        Ok(setsockopt(&self.socket, sockopt::ReceiveTimeout, &wait)?)
+    }
+
+    /// The next one of TCP with what precedes its IP header, or `None` after 20 ms.
+    pub fn next(&self, buffer: &mut [u8; 4096]) -> io::Result<Option<(Vec<u8>, Segment)>> {
+        // SAFETY: the buffer is as long as said.
+        let length = unsafe {
+            libc::recv(
+                self.socket.as_raw_fd(),
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                0,
+            )
+        };
+        match check(length as i32) {
+            Ok(length) => {
+                let frame = &buffer[..(length as usize).min(buffer.len())];
+                let Some((link, packet)) = frame.split_at_checked(self.link) else {
+                    return Ok(None);
+                };
+                Ok(Segment::parse(packet).map(|segment| (link.to_vec(), segment)))
+            }
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(None),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Sends an answer to a frame out of the interface that this was made for.
+    pub fn answer(&self, link: &[u8], segment: &Segment) -> io::Result<()> {
+        let frame = [&link[6..12], &link[..6], &link[12..14], &segment.packet()].concat();
+        // SAFETY: the frame is as long as said.
+        let sent = unsafe { libc::send(self.socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        check(sent as i32).map(|_| ())
+    }
+}
+
+/// Drops every packet for this socket, without any capability.
+pub fn drop_all(socket: &OwnedFd) -> io::Result<()> {
+    // BPF_RET | BPF_K: no byte is let through.
+    let mut code = [libc::sock_filter {
+        code: 0x06,
+        jt: 0,
+        jf: 0,
+        k: 0,
+    }];
+    let program = libc::sock_fprog {
+        len: 1,
+        filter: code.as_mut_ptr(),
+    };
+    // SAFETY: the program lives through the call and is as long as said.
+    check(unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            (&raw const program).cast(),
+            size_of::<libc::sock_fprog>() as u32,
+        )
+    })
+    .map(|_| ())
+}
+
+/// Takes a port, so that the kernel does not answer in its place: neither with a handshake nor with a reset.
+pub fn silence(address: SocketAddrV4) -> io::Result<OwnedFd> {
+    let socket = stream(&address.into())?;
+    drop_all(&socket)?;
+    with_address(libc::bind, &socket, address.into())?;
+    // SAFETY: takes no pointer.
+    check(unsafe { libc::listen(socket.as_raw_fd(), 1) })?;
+    Ok(socket)
+}
