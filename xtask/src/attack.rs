@@ -31,7 +31,7 @@ pub struct Attack {
     #[arg(long, value_enum, default_value = "root")]
     privileges: Privileges,
     /// End after this many seconds
-    #[arg(long, default_value_t = 60)]
+    #[arg(long, default_value_t = 120)]
     seconds: u64,
     #[command(subcommand)]
     kind: Kind,

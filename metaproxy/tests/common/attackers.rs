@@ -11,6 +11,13 @@ use xtask::lab::pod::Pod;
 
 use super::{Node, Outcomes, agent_binary, client_binary, counts, eventually, outcomes, start_dial};
 
+/// What a connection comes to that the agent closes without an answer.
+pub const CLOSED: [&str; 3] = [
+    "no answer",
+    "error ECONNRESET: Connection reset by peer",
+    "error EPIPE: Broken pipe",
+];
+
 type Counters = BTreeMap<String, u64>;
 
 /// `cargo xtask attack`, which prints its counters; ended when dropped.
@@ -56,7 +63,7 @@ impl Attacker {
     /// Waits until a counter has come to a value.
     pub fn wait_for(&mut self, counter: &str, value: u64) {
         let what = format!("{counter} of the attack at {value}");
-        super::eventually_within(std::time::Duration::from_secs(20), &what, || {
+        super::eventually_within(std::time::Duration::from_secs(30), &what, || {
             self.assert_runs();
             self.count(counter) >= value
         });

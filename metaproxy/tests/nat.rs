@@ -1,0 +1,418 @@
+//! Addresses that change on the way, or say nothing: NAT inside a pod, pods that share an address, and programs that
+//! receive another pod's packets.
+
+#![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
+
+mod common;
+
+use std::net::{IpAddr, SocketAddr};
+use std::process::{Command, Stdio};
+
+use common::attackers::{Attacker, CLOSED, assert_ready, requests, unlimited_agent};
+use common::identity::{REFUSED, assert_only, twins, v4_listener};
+use common::{Node, Outcomes, client_binary, counts, dial, node, outcomes, start_dial};
+use rstest::rstest;
+use xtask::lab::netns::{Netns, ip};
+use xtask::lab::pod::{Pod, PodSpec, command_in};
+
+/// The nested namespace's address, as docker gives it.
+const NESTED_IP: &str = "172.17.0.2";
+
+/// A network within a pod, as docker-in-docker makes it: a namespace behind a bridge's address, and a nested cgroup.
+struct Nested<'a> {
+    pod: &'a Pod,
+    netns: Netns,
+    cgroup: std::path::PathBuf,
+}
+
+impl<'a> Nested<'a> {
+    /// Makes it. Nothing is forwarded or translated yet.
+    fn of(node: &Node, pod: &'a Pod) -> Self {
+        let netns = Netns::new(&format!("{}-nested", node.lab.name())).unwrap();
+        let (outer, inner) = (pod.netns().unwrap(), netns.name());
+        ip(&[
+            "-n",
+            outer.name(),
+            "link",
+            "add",
+            "docker0",
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            inner,
+        ])
+        .unwrap();
+        outer.add_address("docker0", "172.17.0.1/16").unwrap();
+        netns.add_address("eth0", &format!("{NESTED_IP}/16")).unwrap();
+        for (name, device) in [(outer.name(), "docker0"), (inner, "eth0")] {
+            ip(&["-n", name, "link", "set", device, "up"]).unwrap();
+        }
+        ip(&["-n", inner, "route", "add", "default", "via", "172.17.0.1"]).unwrap();
+        let cgroup = pod.cgroup().join("docker/0123456789ab");
+        std::fs::create_dir_all(&cgroup).unwrap();
+        Self { pod, netns, cgroup }
+    }
+
+    /// Lets packets out as this rule translates them.
+    fn masquerade(&self, how: &str) {
+        self.pod
+            .netns()
+            .unwrap()
+            .sysctl("net/ipv4/ip_forward", "1")
+            .unwrap();
+        let rules = format!(
+            "table ip nat {{ chain post {{ type nat hook postrouting priority srcnat; ip saddr 172.17.0.0/16 {how}; }} }}"
+        );
+        nft(self.pod.command("nft").unwrap(), &rules);
+    }
+
+    fn dial(&self, words: &[&str]) -> Outcomes {
+        let mut command = command_in(&client_binary(), Some(&self.cgroup), self.netns.file()).unwrap();
+        let child = command.arg("dial").args(words).stdout(Stdio::piped()).spawn();
+        outcomes(child.unwrap())
+    }
+}
+
+fn nft(mut command: Command, rules: &str) {
+    let output = command.arg(rules).output().unwrap();
+    assert!(output.status.success(), "{rules}: {output:?}");
+}
+
+/// A pod whose manifest names these addresses.
+fn reported(pod: &'static str, ips: &[&str]) -> PodSpec {
+    let ips: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
+    PodSpec {
+        reported_ips: Some(ips),
+        ..PodSpec::with_role(pod, &format!("role-{pod}"))
+    }
+}
+
+#[rstest]
+#[case::masquerade("masquerade")]
+#[case::masquerade_with_random_ports("masquerade fully-random")]
+#[case::snat("snat to 10.244.1.2")]
+fn a_process_behind_nat_inside_its_pod_is_served_as_its_pod(#[case] how: &str) {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let nested = Nested::of(&node, &a);
+    nested.masquerade(how);
+    let _agent = unlimited_agent(&node);
+    assert_eq!(
+        nested.dial(&["--count", "1000", "--threads", "4", "--pause", "1"]),
+        counts([("role-a", 1000)])
+    );
+    for mode in ["nonblocking", "fastopen", "uring", "mptcp"] {
+        assert_eq!(nested.dial(&["--mode", mode]), counts([("role-a", 1)]), "{mode}");
+    }
+    assert_eq!(
+        dial(&a, &["--count", "100"]),
+        counts([("role-a", 100)]),
+        "the pod itself"
+    );
+}
+
+/// With the client's address changed, only the addresses of its pod say who may have changed it.
+#[rstest]
+#[case::podips_unknown(&[])]
+#[case::podips_without_the_peer(&["10.244.9.9", "fd00:244::9"])]
+fn a_process_behind_nat_is_refused_if_its_pods_addresses_do_not_hold_the_peer(#[case] ips: &[&str]) {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(reported("a", ips)).unwrap();
+    let nested = Nested::of(&node, &a);
+    nested.masquerade("masquerade");
+    let _agent = unlimited_agent(&node);
+    let got = nested.dial(&["--count", "100", "--timeout", "2000"]);
+    assert_only(&got, &CLOSED, "closed without an answer");
+    assert_eq!(
+        dial(&a, &["--count", "100"]),
+        counts([("role-a", 100)]),
+        "the pod itself, without NAT"
+    );
+}
+
+/// As on a node whose network plugin gives pods an address for what leaves the cluster, or with a second interface that
+/// has the default route.
+#[rstest]
+#[case::podips_of_another_address(&["fd00:244:0:1::2"])]
+#[case::podips_unknown(&[])]
+fn a_pod_whose_source_address_is_not_in_podips_is_served_as_itself(#[case] ips: &[&str]) {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(reported("a", ips)).unwrap();
+    let netns = a.netns().unwrap();
+    netns.add_address("lo", "10.244.99.99/32").unwrap();
+    let back = ["route", "add", "10.244.99.99/32", "via", "10.244.1.2"];
+    assert!(node.host_command("ip").args(back).status().unwrap().success());
+    let _agent = unlimited_agent(&node);
+    for source in ["10.244.99.99:0", "10.244.1.2:0"] {
+        assert_eq!(
+            dial(&a, &["--source", source, "--count", "500", "--threads", "4"]),
+            counts([("role-a", 500)]),
+            "{source}"
+        );
+    }
+}
+
+/// Answers go to one of two pods with an address by the port that it dials from, so that both ask at the same time.
+#[rstest]
+#[case::podips_known(true)]
+#[case::podips_unknown(false)]
+fn two_pods_with_the_same_address_are_each_served_as_themselves_at_the_same_time(#[case] known: bool) {
+    let Some(node) = node() else { return };
+    let (victim, twin) = if known {
+        twins(&node)
+    } else {
+        let victim = node.lab.pod(reported("victim", &[])).unwrap();
+        let spec = PodSpec {
+            same_address_as: Some(victim.number()),
+            ..reported("twin", &[])
+        };
+        let twin = node.lab.pod(spec).unwrap();
+        (victim, twin)
+    };
+    let rules = [
+        format!(
+            "rule add ipproto tcp dport 40000-49999 to {} lookup 77",
+            victim.ip()
+        ),
+        format!("route add {}/32 dev pod{} table 77", victim.ip(), twin.number()),
+    ];
+    for rule in rules {
+        let status = node.host_command("ip").args(rule.split(' ')).status().unwrap();
+        assert!(status.success(), "{rule}");
+    }
+    let _agent = unlimited_agent(&node);
+    let source = |port: u16| format!("{}:{port}", victim.ip());
+    let ask = |pod: &Pod, port: u16, count: &str| {
+        let source = source(port);
+        let words = ["--source", &source, "--sweep", "--count", count, "--threads", "2"];
+        start_dial(pod, &words)
+    };
+    // The twin's ports are 40,000 to 49,999: a sweep must not leave them.
+    let (rounds, each) = (requests(5_000).div_ceil(10_000), requests(5_000).min(10_000));
+    for _ in 0..rounds {
+        let count = each.to_string();
+        let (of_victim, of_twin) = (ask(&victim, 20_000, &count), ask(&twin, 40_000, &count));
+        assert_eq!(outcomes(of_victim), counts([("role-victim", each)]));
+        assert_eq!(outcomes(of_twin), counts([("role-twin", each)]));
+    }
+}
+
+/// A victim whose packets to the listener reach the attacker instead, by a rule of the node as the portmap plugin makes
+/// it for `hostPort`. The attacker's own connections reach the listener.
+struct Intercepted {
+    node: Node,
+    attacker: Pod,
+    victim: Pod,
+    _agent: xtask::lab::agent::Agent,
+    listener: String,
+    front: String,
+}
+
+impl Intercepted {
+    fn new(known: bool) -> Option<Self> {
+        let node = node()?;
+        let attacker = node
+            .lab
+            .pod(PodSpec::with_role("attacker", "role-attacker"))
+            .unwrap();
+        let spec = PodSpec {
+            reported_ips: (!known).then(Vec::new),
+            ..PodSpec::with_role("victim", "role-victim")
+        };
+        let victim = node.lab.pod(spec).unwrap();
+        let agent = unlimited_agent(&node);
+        assert_eq!(dial(&victim, &["--count", "20"]), counts([("role-victim", 20)]));
+        let listener = v4_listener(&agent);
+        let front = format!("{}:8080", attacker.ip());
+        let at: SocketAddr = listener.parse().unwrap();
+        let rules = format!(
+            "table ip portmap {{ chain pre {{ type nat hook prerouting priority dstnat; iifname pod{} ip daddr {} tcp \
+             dport {} dnat to {front}; }} }}",
+            victim.number(),
+            at.ip(),
+            at.port(),
+        );
+        nft(node.host_command("nft"), &rules);
+        Some(Self {
+            node,
+            attacker,
+            victim,
+            _agent: agent,
+            listener,
+            front,
+        })
+    }
+
+    /// Words that every attack from here has.
+    fn attack(&self, kind: &[&str], more: &[&str]) -> Attacker {
+        let own = self.attacker.ip().to_string();
+        let words = [
+            &["--privileges", "default"],
+            kind,
+            &[
+                "--device",
+                "eth0",
+                "--front",
+                &self.front,
+                "--listener",
+                &self.listener,
+                "--own",
+                &own,
+            ],
+            more,
+        ];
+        let mut attacker = Attacker::start(&self.attacker, &words.concat());
+        attacker.wait_for("ready", 1);
+        attacker
+    }
+
+    /// Once the rule is gone, the victim is served as before.
+    fn assert_victim_recovers(&self) {
+        nft(self.node.host_command("nft"), "delete table ip portmap");
+        assert_eq!(
+            dial(&self.victim, &["--count", "20"]),
+            counts([("role-victim", 20)])
+        );
+        assert_ready(&self.node);
+    }
+}
+
+/// Both ends see each other's sequence numbers, so the option fits them, and only the client's address is another.
+#[rstest]
+#[case::podips_known(true)]
+#[case::podips_unknown(false)]
+fn a_relay_of_packets_is_never_answered_as_the_victim(#[case] known: bool) {
+    let Some(scene) = Intercepted::new(known) else {
+        return;
+    };
+    let mut relay = scene.attack(&["relay"], &[]);
+    let count = requests(200).min(5_000);
+    let words = [
+        "--count",
+        &count.to_string(),
+        "--threads",
+        "8",
+        "--timeout",
+        "1500",
+    ];
+    let got = dial(&scene.victim, &words);
+    assert_only(&got, &REFUSED, "the victim behind the relay");
+    relay.wait_for("options", count as u64);
+    relay.wait_for("handshakes", count as u64);
+    let counters = relay.end();
+    println!("the relay: {counters:?}");
+    assert_eq!(counters.get("answers"), None, "{counters:?}");
+    scene.assert_victim_recovers();
+}
+
+/// The same by the kernel: the attacker's namespace forwards and translates.
+#[rstest]
+#[case::podips_known(true)]
+#[case::podips_unknown(false)]
+fn a_relay_by_nat_rules_in_the_attackers_namespace_is_never_answered_as_the_victim(#[case] known: bool) {
+    let Some(scene) = Intercepted::new(known) else {
+        return;
+    };
+    let netns = scene.attacker.netns().unwrap();
+    netns.sysctl("net/ipv4/ip_forward", "1").unwrap();
+    let rules = format!(
+        "table ip relay {{ chain pre {{ type nat hook prerouting priority dstnat; tcp dport 8080 counter dnat to {}; }} \
+         chain post {{ type nat hook postrouting priority srcnat; oifname eth0 masquerade; }} }}",
+        scene.listener
+    );
+    nft(scene.attacker.command("nft").unwrap(), &rules);
+    let words = ["--count", "200", "--threads", "8", "--timeout", "1500"];
+    let got = dial(&scene.victim, &words);
+    assert_only(&got, &CLOSED, "reached the listener, which closed");
+    scene.assert_victim_recovers();
+}
+
+/// What was recorded of a victim's handshake, on connections with the same initial sequence number of the client: 20,000
+/// of them with `METAPROXY_TEST_REQUESTS`.
+#[test]
+fn a_recorded_option_is_never_answered_as_the_victim_from_another_address() {
+    let Some(scene) = Intercepted::new(true) else {
+        return;
+    };
+    let tries = requests(2_000).min(20_000) as u64;
+    let mut replay = scene.attack(&["replay"], &["--tries", "500"]);
+    let words = ["--seconds", "600", "--threads", "2", "--timeout", "300"];
+    let mut asking = start_dial(&scene.victim, &words);
+    replay.wait_for("handshakes", tries);
+    asking.kill().unwrap();
+    asking.wait().unwrap();
+    let counters = replay.end();
+    println!("the replay: {counters:?}");
+    assert!(
+        counters
+            .get("options")
+            .is_some_and(|options| *options >= tries / 500),
+        "{counters:?}"
+    );
+    assert!(
+        counters.get("closed").is_some_and(|closed| *closed > tries / 2),
+        "{counters:?}"
+    );
+    assert_eq!(counters.get("answers"), None, "{counters:?}");
+    scene.assert_victim_recovers();
+}
+
+/// A process in a nested namespace whose packets the pod itself passes on, altered: served as the pod, or refused, and
+/// never as the pod whose cgroup they claim.
+#[rstest]
+#[case::unaltered("as-is", true, false)]
+#[case::without_the_option("removed", false, true)]
+#[case::claiming_the_victims_cgroup("forged", false, true)]
+#[case::claiming_the_victims_cgroup_in_another_option_before("forged-before", false, false)]
+#[case::another_option_of_this_kind_before("short-before", false, false)]
+#[case::another_option_of_this_kind_behind("short-behind", false, false)]
+#[case::the_option_again_cut_off("cut-behind", false, false)]
+#[case::foreign_options_before("foreign-before", true, false)]
+#[case::the_end_of_the_options_before("end-before", false, true)]
+#[case::an_option_that_is_too_long_before("too-long-before", false, true)]
+#[case::an_option_without_length_before("empty-before", false, true)]
+fn options_that_were_altered_on_the_way_are_right_or_refused(
+    #[case] how: &str,
+    #[case] is_served: bool,
+    #[case] is_refused: bool,
+) {
+    use std::os::unix::fs::MetadataExt as _;
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
+    let nested = Nested::of(&node, &a);
+    let agent = unlimited_agent(&node);
+    let (listener, own) = (v4_listener(&agent), a.ip().to_string());
+    let claim = std::fs::metadata(victim.cgroup()).unwrap().ino().to_string();
+    let words = [
+        "relay",
+        "--device",
+        "docker0",
+        "--front",
+        &listener,
+        "--listener",
+        &listener,
+        "--own",
+        &own,
+        "--options",
+        how,
+        "--claim",
+        &claim,
+    ];
+    let mut relay = Attacker::start(&a, &words);
+    relay.wait_for("ready", 1);
+    let got = nested.dial(&["--count", "100", "--threads", "4", "--timeout", "2000"]);
+    println!("{how}: {got:?}");
+    relay.wait_for("options", 100);
+    relay.end();
+    if is_served {
+        assert_eq!(got, counts([("role-a", 100)]));
+    } else {
+        let allowed: &[&str] = if is_refused { &[] } else { &["role-a"] };
+        assert_only(&got, &[&REFUSED[..], allowed].concat(), "right or refused");
+    }
+    assert_eq!(dial(&victim, &["--count", "20"]), counts([("role-victim", 20)]));
+}
