@@ -46,7 +46,7 @@ enum Kind {
     AnswerRaw(Raw),
     /// Pass the packets of a client on to the listener, from an address of one's own and with the same sequence numbers
     Relay(Relay),
-    /// Answer a client in the listener's place, and use the option that it sends on connections of one's own
+    /// Take part in a client's handshake, and use the option that it sends on connections of one's own
     Replay(Replay),
     /// Complete handshakes with the listener by a raw socket, without a socket of the kernel, and ask
     HandMade(HandMade),
@@ -129,6 +129,9 @@ struct Replay {
     /// The address to connect from
     #[arg(long)]
     own: Ipv4Addr,
+    /// Answer the client instead of the listener
+    #[arg(long)]
+    alone: bool,
     /// Connections for each option that was recorded
     #[arg(long, default_value_t = 500)]
     tries: u64,

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use xtask::lab::agent::Agent;
@@ -17,6 +18,9 @@ pub const CLOSED: [&str; 3] = [
     "error ECONNRESET: Connection reset by peer",
     "error EPIPE: Broken pipe",
 ];
+
+/// How long an attack may take to come to a counter's value.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Counters = BTreeMap<String, u64>;
 
@@ -62,11 +66,17 @@ impl Attacker {
 
     /// Waits until a counter has come to a value.
     pub fn wait_for(&mut self, counter: &str, value: u64) {
-        let what = format!("{counter} of the attack at {value}");
-        super::eventually_within(std::time::Duration::from_secs(30), &what, || {
+        let start = Instant::now();
+        while self.count(counter) < value {
             self.assert_runs();
-            self.count(counter) >= value
-        });
+            let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
+            assert!(
+                start.elapsed() < START_TIMEOUT,
+                "the attack did not come to {counter} {value}: {counters:?}"
+            );
+            drop(counters);
+            std::thread::sleep(Duration::from_millis(20));
+        }
     }
 
     /// Looks at others while the attack goes on, which a counter must show.
@@ -90,7 +100,7 @@ impl Attacker {
     pub fn end(mut self) -> Counters {
         self.assert_runs();
         // What it has counted within the last interval.
-        std::thread::sleep(std::time::Duration::from_millis(60));
+        std::thread::sleep(Duration::from_millis(60));
         let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
         kill(pid, Signal::SIGKILL).unwrap();
         self.child.wait().unwrap();

@@ -76,7 +76,7 @@ fn connect_and_accept(
 ) -> Result<()> {
     let mut pace = Pace::new(share.rate);
     let mut held: VecDeque<(TcpStream, TcpStream)> = VecDeque::new();
-    let mut number = first;
+    let mut number = 0;
     while Instant::now() < end {
         pace.wait();
         if held.len() >= share.hold
@@ -87,14 +87,17 @@ fn connect_and_accept(
         let socket = stream(&options.listener)?;
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
         if let Some(mut source) = options.source {
-            source.set_port(source.port() + (number % usize::from(options.ports)) as u16);
+            // Every port is of one process.
+            let own = usize::from(options.ports) / share.count;
+            let port = first + share.count * (number % own);
+            source.set_port(source.port() + port as u16);
             with_address(libc::bind, &socket, source).with_context(|| format!("bind {source}"))?;
         }
         with_address(libc::connect, &socket, options.listener).context("connect to oneself")?;
         // This one, or one of another process, which takes this one in turn.
         let (server, _) = listener.accept().context("accept from oneself")?;
         held.push_back((TcpStream::from(socket), server));
-        number += share.count;
+        number += 1;
         established.fetch_add(1, Ordering::Relaxed);
     }
     Ok(())

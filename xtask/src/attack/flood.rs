@@ -37,11 +37,10 @@ pub fn syn(options: &SynFlood, progress: &Progress, end: Instant) -> Result<()> 
             break;
         }
         pace.wait();
-        match sender.send_packet(packet, *options.listener.ip()) {
-            Ok(()) => sent += 1,
-            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
-            Err(error) => return Err(error).context("cannot send"),
-        }
+        sender
+            .send_packet(packet, *options.listener.ip())
+            .context("cannot send")?;
+        sent += 1;
         if sent == REPORT {
             progress.add("sent", sent);
             sent = 0;

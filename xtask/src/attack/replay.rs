@@ -2,7 +2,7 @@
 //! that was made up.
 
 use std::collections::HashMap;
-use std::net::SocketAddrV4;
+use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
@@ -28,19 +28,23 @@ const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
 #[derive(Clone, Debug)]
 struct Recorded {
     client_isn: u32,
+    listener_isn: u32,
     option: Vec<u8>,
 }
 
-/// Answers a client, records the option that it sends, and uses it.
+/// Takes part in a client's handshake, records the option that it sends, and uses it.
 pub fn replay(options: &Replay, progress: &Progress, end: Instant) -> Result<()> {
     let front = Receiver::at(&options.device).context("a packet socket")?;
     let _front_port = silence(options.front).context("cannot take the front's port")?;
     let mut hand = Hand::new(options.listener, options.own)?;
     progress.add("ready", 1);
     while Instant::now() < end {
-        let Some(recorded) = record(options, &front, end)? else {
-            break;
+        let recorded = if options.alone {
+            answer_alone(options.front, &front, progress, end)?
+        } else {
+            record(options.front, &front, &hand, end)?
         };
+        let Some(recorded) = recorded else { break };
         progress.add("options", 1);
         for _ in 0..options.tries {
             hand.begin(&recorded)?;
@@ -55,30 +59,84 @@ pub fn replay(options: &Replay, progress: &Progress, end: Instant) -> Result<()>
     Ok(())
 }
 
-/// Plays the listener for one connection.
-fn record(options: &Replay, front: &Receiver, end: Instant) -> Result<Option<Recorded>> {
+/// Plays the listener.
+fn answer_alone(
+    own: SocketAddrV4,
+    front: &Receiver,
+    progress: &Progress,
+    end: Instant,
+) -> Result<Option<Recorded>> {
     let mut buffer = [0; 4096];
-    let mut initial = HashMap::new();
     while Instant::now() < end {
         let Some((link, packet)) = front.next(&mut buffer)? else {
             continue;
         };
-        if packet.destination != options.front {
+        if packet.destination != own {
             continue;
         }
         if packet.flags & (SYN | ACK) == SYN {
-            initial.insert(packet.source, packet.sequence);
-            let mut answer = Segment::new(options.front, packet.source, SYN | ACK);
+            progress.add("syns", 1);
+            let mut answer = Segment::new(own, packet.source, SYN | ACK);
             answer.sequence = 0x0bad_cafe;
             answer.acknowledged = packet.next_sequence();
+            // The listener's own option, but for the tags.
+            answer.options = vec![253, 12, b'M', b'P', 0, 0, 0, 0, 0, 0, 0, 0];
             front.answer(&link, &answer)?;
-        } else if let (Some((at, length)), Some(client_isn)) =
-            (packet.our_option(), initial.get(&packet.source))
-        {
+        } else if !packet.payload.is_empty() {
+            progress.add("requests", 1);
+        }
+        if let Some((at, length)) = packet.our_option() {
             return Ok(Some(Recorded {
-                client_isn: *client_isn,
+                client_isn: packet.sequence.wrapping_sub(1),
+                listener_isn: packet.acknowledged.wrapping_sub(1),
                 option: packet.options[at..at + length].to_vec(),
             }));
+        }
+    }
+    Ok(None)
+}
+
+/// Passes a client's SYN on and shows it the listener's answer, so that the client takes it for the listener's.
+fn record(own: SocketAddrV4, front: &Receiver, hand: &Hand, end: Instant) -> Result<Option<Recorded>> {
+    let mut buffer = [0; 4096];
+    let passed_on = SocketAddrV4::new(hand.own, PORTS.end - 1);
+    // What waits since the last time is of connections that are long gone.
+    while front.next(&mut buffer)?.is_some() {}
+    while Instant::now() < end {
+        let Some((link, mut packet)) = front.next(&mut buffer)? else {
+            continue;
+        };
+        if packet.destination != own {
+            continue;
+        }
+        if let Some((at, length)) = packet.our_option() {
+            return Ok(Some(Recorded {
+                client_isn: packet.sequence.wrapping_sub(1),
+                listener_isn: packet.acknowledged.wrapping_sub(1),
+                option: packet.options[at..at + length].to_vec(),
+            }));
+        }
+        if packet.flags & (SYN | ACK) != SYN {
+            continue;
+        }
+        let client = packet.source;
+        packet.source = passed_on;
+        packet.destination = hand.listener;
+        hand.sender.send(&packet)?;
+        let sent = Instant::now();
+        while sent.elapsed() < ANSWER_TIMEOUT {
+            let Some((_, mut answer)) = hand.receiver.next(&mut buffer)? else {
+                continue;
+            };
+            if answer.destination == passed_on && answer.flags & (SYN | ACK) == SYN | ACK {
+                let mut reset = Segment::new(passed_on, hand.listener, RST);
+                reset.sequence = packet.next_sequence();
+                hand.sender.send(&reset)?;
+                answer.source = own;
+                answer.destination = client;
+                front.answer(&link, &answer)?;
+                break;
+            }
         }
     }
     Ok(None)
@@ -93,6 +151,7 @@ pub fn hand_made(options: &HandMade, progress: &Progress, end: Instant) -> Resul
         .context("--option")?;
     let recorded = Recorded {
         client_isn: 0x1234_5678,
+        listener_isn: 0,
         option,
     };
     let mut hand = Hand::new(options.listener, options.own)?;
@@ -114,7 +173,7 @@ struct Open {
 /// Connections without a socket.
 struct Hand {
     listener: SocketAddrV4,
-    own: std::net::Ipv4Addr,
+    own: Ipv4Addr,
     sender: Sender,
     receiver: Receiver,
     open: HashMap<u16, Open>,
@@ -123,7 +182,7 @@ struct Hand {
 }
 
 impl Hand {
-    fn new(listener: SocketAddrV4, own: std::net::Ipv4Addr) -> Result<Self> {
+    fn new(listener: SocketAddrV4, own: Ipv4Addr) -> Result<Self> {
         let silenced: std::io::Result<Vec<OwnedFd>> =
             PORTS.map(|port| silence(SocketAddrV4::new(own, port))).collect();
         Ok(Self {
@@ -142,7 +201,10 @@ impl Hand {
     }
 
     fn begin(&mut self, recorded: &Recorded) -> Result<()> {
-        let Some(port) = self.next.find(|port| !self.open.contains_key(port)) else {
+        let Some(port) = self
+            .next
+            .find(|port| !self.open.contains_key(port) && *port != PORTS.end - 1)
+        else {
             return Ok(());
         };
         let mut syn = self.segment(port, SYN);
@@ -177,6 +239,9 @@ impl Hand {
         };
         if packet.flags & (SYN | ACK) == SYN | ACK {
             progress.add("handshakes", 1);
+            if packet.sequence == open.recorded.listener_isn {
+                progress.add("same_isn", 1);
+            }
             let mut request = self.segment(port, ACK | PSH);
             request.sequence = open.recorded.client_isn.wrapping_add(1);
             request.acknowledged = packet.next_sequence();

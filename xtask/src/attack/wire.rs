@@ -140,6 +140,14 @@ fn check(result: i32) -> io::Result<i32> {
     }
 }
 
+/// A packet that a full queue took is lost like any other.
+fn unless_lost(sent: io::Result<i32>) -> io::Result<()> {
+    match sent {
+        Err(error) if error.raw_os_error() != Some(libc::ENOBUFS) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     // SAFETY: takes no pointer.
     let fd = check(unsafe { libc::socket(domain, kind | libc::SOCK_CLOEXEC, protocol) })?;
@@ -201,7 +209,7 @@ impl Sender {
                 storage.len(),
             )
         };
-        check(sent as i32).map(|_| ())
+        unless_lost(check(sent as i32))
     }
 }
 
@@ -299,12 +307,33 @@ impl Receiver {
         let frame = [&link[6..12], &link[..6], &link[12..14], &segment.packet()].concat();
         // SAFETY: the frame is as long as said.
         let sent = unsafe { libc::send(self.socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
-        check(sent as i32).map(|_| ())
+        unless_lost(check(sent as i32))
     }
 }
 
-/// Drops every packet for this socket, without any capability.
+/// Drops every packet for this socket, without any capability: by a filter, and on kernels that want CAP_NET_ADMIN for
+/// one, by demanding a time to live that only a neighbour's packet has which asked for it.
 pub fn drop_all(socket: &OwnedFd) -> io::Result<()> {
+    match attach_filter(socket) {
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
+            let most: i32 = 255;
+            // SAFETY: an int, as said.
+            check(unsafe {
+                libc::setsockopt(
+                    socket.as_raw_fd(),
+                    libc::IPPROTO_IP,
+                    libc::IP_MINTTL,
+                    (&raw const most).cast(),
+                    4,
+                )
+            })
+            .map(|_| ())
+        }
+        other => other,
+    }
+}
+
+fn attach_filter(socket: &OwnedFd) -> io::Result<()> {
     // BPF_RET | BPF_K: no byte is let through.
     let mut code = [libc::sock_filter {
         code: 0x06,
