@@ -6,9 +6,9 @@ mod common;
 
 use std::time::Duration;
 
-use common::attackers::{Attacker, assert_ready};
-use common::identity::v4_listener;
-use common::{Node, counts, dial, node, outcomes, start_dial};
+use common::attackers::{Attacker, assert_ready, unlimited_agent};
+use common::identity::{REFUSED, assert_only, v4_listener};
+use common::{Node, counts, dial, eventually_within, node, outcomes, start_dial};
 use nix::sys::signal::Signal;
 use rstest::rstest;
 use xtask::lab::agent::Agent;
@@ -16,6 +16,9 @@ use xtask::lab::pod::{Pod, PodSpec};
 
 /// A neighbour's connections of one look.
 const CONNECTIONS: usize = 150;
+
+/// Until a SYN queue that was full takes SYNs again: without room the kernel sends a SYN-ACK but a few times.
+const RECOVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
 struct Scene {
     node: Node,
@@ -25,14 +28,18 @@ struct Scene {
 }
 
 impl Scene {
-    fn new() -> Option<Self> {
+    fn new(flood: Flood) -> Option<Self> {
         let node = node()?;
         let bad = node.lab.pod(PodSpec::with_role("bad", "role-bad")).unwrap();
         let neighbour = node
             .lab
             .pod(PodSpec::with_role("neighbour", "role-neighbour"))
             .unwrap();
-        let agent = node.agent();
+        // Where a pod's own rate does not hold a flood back.
+        let agent = match flood {
+            Flood::HalfOpenUnlimited | Flood::ConnectsUnlimited => unlimited_agent(&node),
+            _ => node.agent(),
+        };
         Some(Self {
             node,
             bad,
@@ -97,8 +104,10 @@ impl Scene {
                 ];
                 words.to_vec()
             }
-            Flood::HalfOpen => [&none[..], &["half-open", "--hold", "8000"]].concat(),
-            Flood::Connects => [&none[..], &["connect"]].concat(),
+            Flood::HalfOpen | Flood::HalfOpenUnlimited => {
+                [&none[..], &["half-open", "--hold", "8000"]].concat()
+            }
+            Flood::Connects | Flood::ConnectsUnlimited => [&none[..], &["connect"]].concat(),
             Flood::Held => [&none[..], &["hold", "--hold", "5000"]].concat(),
         };
         let mut attacker = Attacker::start(&self.bad, &words);
@@ -130,8 +139,12 @@ enum Flood {
     SpoofedSyns,
     /// By connect() with a filter that drops the listener's answer; no capability is needed.
     HalfOpen,
+    /// The same, and the agent takes a pod's connections at every rate.
+    HalfOpenUnlimited,
     /// Connected and reset as fast as possible.
     Connects,
+    /// The same, and the agent takes a pod's connections at every rate.
+    ConnectsUnlimited,
     /// Connected and held, and made anew when closed.
     Held,
 }
@@ -139,17 +152,17 @@ enum Flood {
 impl Flood {
     fn counter(self) -> &'static str {
         match self {
-            Self::SpoofedSyns | Self::HalfOpen => "sent",
-            Self::Connects | Self::Held => "tried",
+            Self::SpoofedSyns | Self::HalfOpenUnlimited => "sent",
+            _ => "tried",
         }
     }
 
-    /// Where its counter is before the neighbour is looked at: a SYN queue of 4,096 is full.
+    /// Where its counter is before the neighbour is looked at. A SYN queue of 4,096 is full after that many SYNs.
     fn first_look(self) -> u64 {
         match self {
             Self::SpoofedSyns => 10_000,
-            Self::HalfOpen => 6_000,
-            Self::Connects | Self::Held => 500,
+            Self::HalfOpenUnlimited => 6_000,
+            _ => 1_000,
         }
     }
 }
@@ -157,10 +170,18 @@ impl Flood {
 /// `tcp_syncookies` 1 is Linux's default, with 2 every handshake is answered by a cookie.
 #[rstest]
 fn a_neighbours_new_connections_are_all_served_beside_a_flood(
-    #[values(Flood::SpoofedSyns, Flood::HalfOpen, Flood::Connects, Flood::Held)] flood: Flood,
+    #[values(
+        Flood::SpoofedSyns,
+        Flood::HalfOpen,
+        Flood::HalfOpenUnlimited,
+        Flood::Connects,
+        Flood::ConnectsUnlimited,
+        Flood::Held
+    )]
+    flood: Flood,
     #[values("1", "2")] syncookies: &str,
 ) {
-    let Some(scene) = Scene::new() else { return };
+    let Some(scene) = Scene::new(flood) else { return };
     for timestamps in ["1", "0"] {
         scene.set(syncookies, timestamps);
         let (quiet, failed) = scene.look();
@@ -183,7 +204,9 @@ fn a_neighbours_new_connections_are_all_served_beside_a_flood(
 fn connections_that_are_made_while_the_accept_queue_is_full_are_served_as_themselves(
     #[values("0", "1", "2")] syncookies: &str,
 ) {
-    let Some(scene) = Scene::new() else { return };
+    let Some(scene) = Scene::new(Flood::Held) else {
+        return;
+    };
     scene.set(syncookies, "1");
     for _ in 0..2 {
         scene.agent.signal(Signal::SIGSTOP).unwrap();
@@ -207,5 +230,38 @@ fn connections_that_are_made_while_the_accept_queue_is_full_are_served_as_themse
         dial(&scene.neighbour, &["--count", "50"]),
         counts([("role-neighbour", 50)])
     );
+    assert_ready(&scene.node);
+}
+
+/// Without cookies a full SYN queue loses what comes, a neighbour's SYNs too. Nothing of that outlasts the flood, and what
+/// a pod's `connect()` may do is held back by the pod's rate.
+#[rstest]
+#[case::by_raw_sockets(Flood::SpoofedSyns, false)]
+#[case::by_connect(Flood::HalfOpen, true)]
+fn without_syncookies_a_neighbour_is_served_after_a_flood_at_the_latest(
+    #[case] flood: Flood,
+    #[case] is_served: bool,
+) {
+    let Some(scene) = Scene::new(flood) else { return };
+    scene.set("0", "1");
+    let mut attacker = scene.flood(flood);
+    let words = ["--count", "60", "--threads", "30", "--timeout", "1000"];
+    let got = attacker.during(flood.counter(), || dial(&scene.neighbour, &words));
+    println!("{flood:?}: {got:?}; {:?}", attacker.end());
+    if is_served {
+        assert_eq!(got, counts([("role-neighbour", 60)]));
+    } else {
+        assert_only(
+            &got,
+            &[&REFUSED[..], &["role-neighbour"]].concat(),
+            "the neighbour",
+        );
+    }
+    let all = counts([("role-neighbour", 20)]);
+    let words = ["--count", "20", "--threads", "20", "--timeout", "1000"];
+    // As long as the kernel keeps what was half open when it is short of room.
+    eventually_within(RECOVERY_TIMEOUT, "a neighbour is served after the flood", || {
+        dial(&scene.neighbour, &words) == all
+    });
     assert_ready(&scene.node);
 }

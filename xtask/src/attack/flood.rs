@@ -60,11 +60,14 @@ pub fn half_open(options: &Connects, progress: &Progress, end: Instant) -> Resul
         }
         let socket = stream(&options.to)?;
         drop_all(&socket)?;
+        progress.add("tried", 1);
         match start(&socket, options.to) {
             Ok(()) => {
                 held.push_back(socket);
                 progress.add("sent", 1);
             }
+            // As a connection is refused that comes too fast.
+            Err(error) if error.raw_os_error() == Some(libc::ENETUNREACH) => {}
             // No port is left until the oldest are closed.
             Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
                 held.drain(..held.len() / 2);
