@@ -286,7 +286,7 @@ fn beside_another_program_of_connections_a_pod_is_served_as_itself_or_refused_by
         }
     }
     drop(other);
-    common::eventually("the program is gone", || {
+    eventually("the program is gone", || {
         dial(&pod, &[]) == counts([("role-a", 1)])
     });
 }

@@ -287,7 +287,11 @@ fn remove_remains() -> Result<()> {
     }
     for netns in remains(Path::new("/run/netns")) {
         if let Some(name) = netns.file_name().and_then(|name| name.to_str()) {
-            ip(&["netns", "delete", name])?;
+            let deleted = ip(&["netns", "delete", name]);
+            // The lab that made it may have been about to delete it.
+            if Path::new("/run/netns").join(name).exists() {
+                deleted?;
+            }
         }
     }
     for dir in remains(&std::env::temp_dir()) {
