@@ -203,6 +203,14 @@ pub(super) mod tests {
             document.contains("new sessions of pod apps/web are paced"),
             "{document}"
         );
+        // The cache may lag behind the pods, and forget what is a pod's again: the request goes on waiting for it.
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        let forget = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            sessions.retain(&HashSet::new());
+        };
+        let ((status, _), ()) = tokio::join!(asked(&service, &mut recent, "last"), forget);
+        assert_eq!(status, StatusCode::OK);
     }
 
     #[tokio::test]

@@ -178,6 +178,19 @@ async fn a_paced_pod_does_not_hold_up_another_one_that_shares_its_session() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_session_that_a_paced_pod_asks_for_is_fetched_ahead_for_another_one_that_appears() {
+    let (script, sessions) = sts(10, [hour()]);
+    for number in 0..=AT_ONCE {
+        sessions.prefetch(&pod("tenant"), &key_of_role("shared", &number.to_string()));
+    }
+    pass(Duration::from_millis(100)).await;
+    assert_eq!(script.count(), AT_ONCE);
+    sessions.prefetch(&pod("other"), &key_of_role("shared", &AT_ONCE.to_string()));
+    pass(Duration::from_millis(1)).await;
+    assert_eq!(script.count(), AT_ONCE + 1);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_paced_pods_neighbours_are_served_meanwhile_and_its_own_session_is_renewed() {
     let (script, sessions) = sts(10, [hour()]);
     assert!(sessions.get(&pod("other"), &key("other"), soon()).await.is_ok());
