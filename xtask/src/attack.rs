@@ -10,6 +10,7 @@ mod processes;
 mod progress;
 mod relay;
 mod replay;
+mod sockets;
 mod wire;
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -31,7 +32,7 @@ pub struct Attack {
     #[arg(long, value_enum, default_value = "root")]
     privileges: Privileges,
     /// End after this many seconds
-    #[arg(long, default_value_t = 120)]
+    #[arg(long, default_value_t = 600)]
     seconds: u64,
     #[command(subcommand)]
     kind: Kind,

@@ -13,6 +13,7 @@ pub mod deployed;
 pub mod doctor;
 pub mod http;
 pub mod identity;
+pub mod nested;
 pub mod sessions;
 
 use std::collections::BTreeMap;

@@ -11,7 +11,8 @@ use nix::sys::socket::{setsockopt, sockopt};
 
 use super::processes::Processes;
 use super::progress::{Pace, Progress};
-use super::wire::{ACK, Receiver, SYN, Segment, Sender, stream, with_address};
+use super::sockets::{Receiver, Sender, stream, with_address};
+use super::wire::{ACK, SYN, Segment};
 use super::{InNamespace, Raw, privileges};
 use crate::lab::netns::ip;
 

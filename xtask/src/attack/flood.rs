@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result};
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::progress::{Pace, Progress};
-use super::wire::{SYN, Segment, Sender, drop_all, stream, with_address};
+use super::sockets::{Sender, drop_all, stream, with_address};
+use super::wire::{SYN, Segment};
 use super::{Connects, SynFlood};
 
 /// How many counted events are reported at once.

@@ -10,10 +10,14 @@ use clap::ValueEnum;
 
 use super::Relay;
 use super::progress::Progress;
-use super::wire::{ACK, Receiver, SYN, Segment, Sender, silence};
+use super::sockets::{Receiver, Sender, silence};
+use super::wire::{ACK, SYN, Segment};
 
 /// Ports to pass connections on from. Each is taken, so that the kernel does not reset what it knows nothing of.
 const PORTS: std::ops::Range<u16> = 47_000..47_500;
+
+/// How long one side may wait while the other has something.
+const POLL_TIMEOUT: Duration = Duration::from_micros(200);
 
 /// What a relay does to the options of the client's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -48,6 +52,28 @@ struct Flow {
     link: Vec<u8>,
 }
 
+/// Connections that are passed on, by the client's address and by the port that stands for it.
+struct Flows {
+    ports: HashMap<SocketAddrV4, u16>,
+    flows: HashMap<u16, Flow>,
+    next: std::iter::Cycle<std::ops::Range<u16>>,
+}
+
+impl Flows {
+    /// The port that stands for a client.
+    fn port_of(&mut self, client: SocketAddrV4, link: Vec<u8>) -> Option<u16> {
+        if let Some(port) = self.ports.get(&client) {
+            return Some(*port);
+        }
+        let port = self.next.next()?;
+        if let Some(old) = self.flows.insert(port, Flow { client, link }) {
+            self.ports.remove(&old.client);
+        }
+        self.ports.insert(client, port);
+        Some(port)
+    }
+}
+
 /// Relays until its time is up.
 pub fn run(options: &Relay, progress: &Progress, end: Instant) -> Result<()> {
     let front = Receiver::at(&options.device).context("a packet socket")?;
@@ -62,52 +88,53 @@ pub fn run(options: &Relay, progress: &Progress, end: Instant) -> Result<()> {
     }
     // One thread serves both sides: neither may wait for long.
     for side in [&front, &back] {
-        side.set_timeout(Duration::from_micros(200))?;
+        side.set_timeout(POLL_TIMEOUT)?;
     }
     progress.add("ready", 1);
-    let mut ports: HashMap<SocketAddrV4, u16> = HashMap::new();
-    let mut flows: HashMap<u16, Flow> = HashMap::new();
+    let mut flows = Flows {
+        ports: HashMap::new(),
+        flows: HashMap::new(),
+        next: PORTS.cycle(),
+    };
     let mut buffer = [0; 4096];
-    let mut next = PORTS.cycle();
     while Instant::now() < end {
-        if let Some((link, mut packet)) = front.next(&mut buffer)?
+        if let Some((link, packet)) = front.next(&mut buffer)?
             && packet.destination == options.front
+            && let Some(port) = flows.port_of(packet.source, link)
         {
-            let client = packet.source;
-            if packet.flags & (SYN | ACK) == SYN {
-                progress.add("syns", 1);
-            }
-            let is_new = packet.flags & (SYN | ACK) == SYN && !ports.contains_key(&client);
-            if is_new && let Some(port) = next.next() {
-                if let Some(old) = flows.insert(port, Flow { client, link }) {
-                    ports.remove(&old.client);
-                }
-                ports.insert(client, port);
-            }
-            if let Some(port) = ports.get(&client) {
-                if packet.our_option().is_some() {
-                    progress.add("options", 1);
-                }
-                packet.source = SocketAddrV4::new(options.own, *port);
-                packet.destination = options.listener;
-                alter(&mut packet, options);
-                sender.send(&packet)?;
-            }
+            sender.send(&to_listener(packet, port, options, progress))?;
         }
-        if let Some((_, mut packet)) = back.next(&mut buffer)?
+        if let Some((_, packet)) = back.next(&mut buffer)?
             && packet.source == options.listener
-            && let Some(flow) = flows.get(&packet.destination.port())
+            && let Some(flow) = flows.flows.get(&packet.destination.port())
         {
-            if packet.flags & (SYN | ACK) == SYN | ACK {
-                progress.add("handshakes", 1);
-            }
-            count_answer(&packet, &options.watch_for, progress);
-            packet.source = options.front;
-            packet.destination = flow.client;
-            front.answer(&flow.link, &packet)?;
+            front.answer(&flow.link, &to_client(packet, flow.client, options, progress))?;
         }
     }
     Ok(())
+}
+
+fn to_listener(mut packet: Segment, port: u16, options: &Relay, progress: &Progress) -> Segment {
+    if packet.flags & (SYN | ACK) == SYN {
+        progress.add("syns", 1);
+    }
+    if packet.our_option().is_some() {
+        progress.add("options", 1);
+    }
+    packet.source = SocketAddrV4::new(options.own, port);
+    packet.destination = options.listener;
+    alter(&mut packet, options);
+    packet
+}
+
+fn to_client(mut packet: Segment, client: SocketAddrV4, options: &Relay, progress: &Progress) -> Segment {
+    if packet.flags & (SYN | ACK) == SYN | ACK {
+        progress.add("handshakes", 1);
+    }
+    count_answer(&packet, &options.watch_for, progress);
+    packet.source = options.front;
+    packet.destination = client;
+    packet
 }
 
 /// Counts an answer of the listener, and whether it has a text in it.

@@ -10,7 +10,8 @@ use anyhow::{Context as _, Result};
 
 use super::progress::Progress;
 use super::relay::count_answer;
-use super::wire::{ACK, FIN, PSH, RST, Receiver, SYN, Segment, Sender, silence};
+use super::sockets::{Receiver, Sender, silence};
+use super::wire::{ACK, FIN, PSH, RST, SYN, Segment};
 use super::{HandMade, Replay};
 
 const REQUEST: &[u8] = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: x\r\n\r\n";
