@@ -10,6 +10,7 @@ mod consequences;
 mod desk;
 mod discovery;
 mod error;
+mod listening;
 mod observe;
 mod own_roles;
 mod report;
@@ -25,7 +26,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use metaproxy_common::layout::{Config, Counter, Destination};
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tracing::{info, warn};
 
 pub use self::audit::AUDIT;
@@ -35,6 +36,7 @@ use self::cluster::PodsHere;
 use self::consequences::{consequences, follow};
 use self::desk::{Answers, Identity, Serving};
 pub use self::error::StartError;
+use self::listening::{Listening, Setup};
 use self::own_roles::NotOwn;
 use self::report::{Figures, report, report_guard, tell, tell_guards, tell_surroundings};
 use crate::admin::{Admin, AdminSocket, Sources};
@@ -53,9 +55,8 @@ use crate::intercept::caller::{Callers, CurrentPods};
 use crate::intercept::cgroups::{Locator, OwnCgroup};
 use crate::intercept::guard::{self, Choice, Guard, GuardCounters, GuardState};
 use crate::intercept::kernel;
-use crate::intercept::listener::{Listeners, PortChoice, node_addresses};
+use crate::intercept::listener::node_addresses;
 use crate::intercept::object::ProgramsError;
-use crate::intercept::port::Avoid;
 use crate::intercept::programs::{Maps, Programs};
 use crate::intercept::refusals::{Refusals, follow_failures};
 use crate::neighbours::{Presence, ServedMark, make_runtime_dir};
@@ -177,29 +178,24 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     let sts = Sts::connect(&settings.sts, &NetworkEnv::read()).await?;
     let upstream = Upstream::new(settings.imds.clone());
 
-    let choice = match settings.listen_port {
-        0 => PortChoice::Free(Avoid::of_this_node(pods.borrow().host_ports())),
-        port => PortChoice::Fixed(port),
-    };
     let addresses = if settings.listen_addresses.is_empty() {
         node_addresses()
     } else {
         settings.listen_addresses.clone()
     };
     let rate = settings.limits.kernel_connection_rate();
-    let (programs, mut maps) = load(&Config::imds(node_netns, Destination::NONE, rate))?;
+    let (programs, maps) = load(&Config::imds(node_netns, Destination::NONE, rate))?;
     let own = OwnCgroup::find(locator.roots())?;
+    let own_id = own.id()?;
     let listener_link = ListenerLink::attach(&programs, own)?;
-    let listeners = Listeners::open(&addresses, &choice, &mut maps.marks)?;
-    maps.configure(&Config::imds(node_netns, listeners.destination(), rate))?;
-    let shown: Vec<String> = listeners.addresses().iter().map(ToString::to_string).collect();
-    let identity = Identity::of(&settings, shown.clone());
+    let (shown, listen) = watch::channel(Vec::new());
+    let identity = Identity::of(&settings, listen.clone());
 
     let guard = Guard::load(settings.guard, node_netns, guards_locator).await?;
     tell_surroundings(&settings, cluster.as_ref(), Some(&sts), guard.as_ref());
     let current = CurrentPods::default();
     let counters = Arc::new(maps.counters);
-    let callers = Callers::new(maps.arrivals, Arc::clone(&current), pods.clone());
+    let callers = Callers::new(maps.arrivals, own_id, Arc::clone(&current), pods.clone());
     let refusals = Refusals::new(pods.clone());
     tasks.spawn(follow_failures(
         maps.failures,
@@ -248,17 +244,25 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     let server = Arc::new(Server::new(
         callers,
         refusals,
+        Arc::default(),
         service,
         phases,
         settings.limits,
-        addresses,
+        addresses.clone(),
     ));
 
-    // Accepting before anything is redirected: no connection finds a listener that nobody serves.
-    let mut accepting: JoinSet<()> = listeners
-        .into_sockets()
-        .map(|(listener, _)| Arc::clone(&server).accept(listener))
-        .collect();
+    // Accepting before anything is redirected: no connection finds a listener from which none is accepted.
+    let listening = Listening::start(Setup {
+        server: Arc::clone(&server),
+        marks: maps.marks,
+        config: maps.config,
+        addresses,
+        port: settings.listen_port,
+        pods: pods.clone(),
+        health: health.clone(),
+        shown,
+    })
+    .await?;
     let state = attachment.start()?;
     let guarding = guard
         .map(|guard| keep_guard(guard, &mut tasks, &health))
@@ -285,7 +289,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
             told: Arc::clone(&told),
         }),
     };
-    let admin = Admin::new(health.clone(), figures, Arc::new(desk));
+    let admin = Admin::new(health.clone(), Arc::clone(&figures), Arc::new(desk));
     tasks.spawn(admin.clone().serve_socket(socket_listener));
     if let Some(address) = settings.admin {
         tasks.spawn(admin.serve(address));
@@ -304,10 +308,12 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     }
     tasks.spawn(discovery::version1(upstream, publish_version1));
     let mut keeping = tokio::spawn(attachment.keep(states.clone(), stopped));
+    let (stop_listening, stopped) = oneshot::channel();
+    let mut listening = tokio::spawn(listening.keep(stopped));
     states.send_replace(state);
     changes.mark_changed();
     tasks.spawn(report(changes, health.clone()));
-    tasks.spawn(tell(health.clone(), shown.join(",")));
+    tasks.spawn(tell(health.clone(), listen));
     tasks.spawn(tell_guards(health.clone(), mark));
 
     // None of the tasks ends by itself. One that does has failed, and an agent of which a part is missing must not go
@@ -316,7 +322,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         () = stop => {}
         _ = &mut keeping => return Err(StartError::TaskEnded("the one that keeps the programs attached")),
         _ = tasks.join_next() => return Err(StartError::TaskEnded("one of those beside interception")),
-        _ = accepting.join_next() => return Err(StartError::TaskEnded("one that accepts connections")),
+        ended = &mut listening => return Err(kept(ended).err().unwrap_or(LISTENING_ENDED)),
     }
     health.set(
         Part::Interception,
@@ -325,14 +331,16 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     info!("stopping: new connections are no longer redirected; open ones are served to their end");
     let _ = stop_keeping.send(());
     let attachment = keeping.await;
-    drain(phase, accepting, &server).await;
+    let _ = stop_listening.send(());
+    let listening = kept(listening.await)?;
+    drain(phase, listening, &server).await;
     drop(attachment);
     // The guard is the last to go: until here, what was not redirected any more was refused.
     drop((guarding, tasks, presence));
     drop(socket);
     let counted: Vec<String> = Counter::ALL
         .iter()
-        .map(|counter| format!("{}={}", counter.label(), counters.total(*counter)))
+        .map(|counter| format!("{}={}", counter.label(), figures.kernel(*counter)))
         .collect();
     info!("stopped; in the kernel: {}", counted.join(" "));
     Ok(())
@@ -370,12 +378,18 @@ fn keep_guard(mut guard: Guard, tasks: &mut JoinSet<()>, health: &Health) -> Res
     })
 }
 
-async fn drain<I: Issuer>(phase: watch::Sender<Phase>, mut accepting: JoinSet<()>, server: &Server<I>) {
+const LISTENING_ENDED: StartError = StartError::TaskEnded("the one that keeps the listeners");
+
+fn kept<I>(ended: Result<Result<Listening<I>, StartError>, JoinError>) -> Result<Listening<I>, StartError> {
+    ended.unwrap_or(Err(LISTENING_ENDED))
+}
+
+async fn drain<I: Issuer>(phase: watch::Sender<Phase>, mut listening: Listening<I>, server: &Server<I>) {
     phase.send_replace(Phase::Draining);
     tokio::time::sleep(GRACE).await;
     let _ = tokio::time::timeout(DRAIN, server.all_closed()).await;
     phase.send_replace(Phase::Closing);
-    while accepting.join_next().await.is_some() {}
+    listening.ended().await;
     if tokio::time::timeout(LAST, server.all_closed()).await.is_err() {
         info!("some connections did not end in time and are cut off");
     }

@@ -11,6 +11,8 @@ use tokio::sync::watch;
 pub enum Part {
     /// The programs in the kernel.
     Interception,
+    /// Where pods' connections are accepted.
+    Listener,
     /// What keeps pods from the metadata service beside them.
     Guard,
     /// The pods of this node.
@@ -32,6 +34,7 @@ impl Part {
     pub fn label(self) -> &'static str {
         match self {
             Self::Interception => "interception",
+            Self::Listener => "listener",
             Self::Guard => "guard",
             Self::Pods => "pods",
             Self::Namespaces => "namespaces",

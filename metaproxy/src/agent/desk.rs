@@ -31,7 +31,7 @@ const LATELY: Duration = Duration::from_secs(15 * 60);
 pub(super) struct Identity {
     pub mode: Mode,
     pub node: Option<String>,
-    pub listeners: Vec<String>,
+    pub listeners: watch::Receiver<Vec<String>>,
     pub started: SystemTime,
     /// `--assume-role-arn`
     pub through: Option<String>,
@@ -57,8 +57,8 @@ pub(super) struct Serving<I> {
 }
 
 impl Identity {
-    /// Of an agent with these settings, which starts now.
-    pub fn of(settings: &Settings, listeners: Vec<String>) -> Self {
+    /// Of an agent with these settings, which starts now and listens there.
+    pub fn of(settings: &Settings, listeners: watch::Receiver<Vec<String>>) -> Self {
         Self {
             mode: settings.mode,
             node: settings.rules.sessions.node.clone(),
@@ -159,7 +159,7 @@ impl<I: Issuer> Desk for Answers<I> {
             uptime_seconds: uptime.as_secs(),
             ready: self.health.is_ready(),
             parts: self.health.parts().into_iter().map(lines::part).collect(),
-            listeners: self.identity.listeners.clone(),
+            listeners: self.identity.listeners.borrow().clone(),
             attached: inspect::attached()
                 .into_iter()
                 .map(|one| AttachedLine {

@@ -54,7 +54,7 @@ pub(super) async fn run(
     report::tell_surroundings(&settings, cluster.as_ref(), None, None);
     let (programs, maps) = Programs::load(&Config::observing(node_netns))?;
     let current = CurrentPods::default();
-    let identity = Identity::of(&settings, Vec::new());
+    let identity = Identity::of(&settings, watch::channel(Vec::new()).1);
     let rules = Arc::new(settings.rules);
     let (wanted, host_pods) =
         watch::channel(consequences(&pods.borrow(), &rules, &BTreeSet::new()).host_pods);

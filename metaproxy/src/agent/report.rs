@@ -54,9 +54,10 @@ pub(super) fn tell_surroundings(
 }
 
 /// Says `ready` whenever pods begin to be served, and why they are not any more.
-pub(super) async fn tell(health: Health, listen: String) {
+pub(super) async fn tell(health: Health, listeners: watch::Receiver<Vec<String>>) {
     loop {
         health.ready().await;
+        let listen = listeners.borrow().join(",");
         info!(%listen, "ready");
         health.not_ready().await;
         let failing: Vec<String> = health
@@ -146,7 +147,8 @@ impl<I: Issuer> admin::Sources for Figures<I> {
     }
 
     fn kernel(&self, counter: Counter) -> u64 {
-        self.counters.total(counter)
+        let checks = self.server.checks().counted(counter);
+        self.counters.total(counter).saturating_sub(checks)
     }
 
     fn pods(&self) -> usize {

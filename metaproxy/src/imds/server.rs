@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
@@ -15,8 +16,9 @@ use super::http::{Http, Phase, reached};
 use super::per_pod::{Limits, Place, Shares};
 use super::{Caller, Service};
 use crate::credentials::Issuer;
-use crate::intercept::caller::Callers;
+use crate::intercept::caller::{Callers, Unidentified};
 use crate::intercept::refusals::Refusals;
+use crate::intercept::self_check::SelfChecks;
 use crate::measured::{Requests, Turns};
 use crate::pods::PodUid;
 
@@ -24,6 +26,7 @@ use crate::pods::PodUid;
 pub struct Server<I> {
     callers: Callers,
     refusals: Refusals,
+    checks: Arc<SelfChecks>,
     http: Http<I>,
     phase: watch::Receiver<Phase>,
     counters: Counters,
@@ -78,6 +81,7 @@ impl<I: Issuer> Server<I> {
     pub fn new(
         callers: Callers,
         refusals: Refusals,
+        checks: Arc<SelfChecks>,
         service: Service<I>,
         phase: watch::Receiver<Phase>,
         limits: Limits,
@@ -86,6 +90,7 @@ impl<I: Issuer> Server<I> {
         Self {
             callers,
             refusals,
+            checks,
             http: Http::new(service, phase.clone(), limits),
             phase,
             counters: Counters::default(),
@@ -136,14 +141,21 @@ impl<I: Issuer> Server<I> {
         &self.refusals
     }
 
-    /// Accepts until the phase is [`Phase::Closing`], and then what is still waiting to be accepted.
-    pub async fn accept(self: Arc<Self>, listener: TcpListener) {
+    /// The agent's checks of its own listeners.
+    pub fn checks(&self) -> &Arc<SelfChecks> {
+        &self.checks
+    }
+
+    /// Accepts until the phase is [`Phase::Closing`] or the listener is `closed`, and then what is still waiting to be
+    /// accepted.
+    pub async fn accept(self: Arc<Self>, listener: TcpListener, closed: CancellationToken) {
         let mut phase = self.phase.clone();
         loop {
             let accepted = tokio::select! {
                 biased;
                 accepted = listener.accept() => accepted,
                 () = reached(&mut phase, Phase::Closing) => return,
+                () = closed.cancelled() => return,
             };
             match accepted {
                 Ok((stream, peer)) => {
@@ -186,18 +198,27 @@ impl<I: Issuer> Server<I> {
         }
     }
 
+    /// Counts and reports a connection without a caller, unless it is a check of the agent's own.
+    async fn refuse(&self, mut stream: TcpStream, peer: SocketAddr, reason: Unidentified) {
+        let is_own = self.own_addresses.contains(&peer.ip().to_canonical());
+        let refused = if is_own {
+            self.checks.take(&mut stream, reason).await
+        } else {
+            Some(reason)
+        };
+        let Some(reason) = refused else { return };
+        count(&self.counters.unidentified);
+        debug!(%peer, "refused: {reason}");
+        self.refusals.note(reason.kind(), reason.pod(), 1);
+    }
+
     async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, of_address: Option<Place>) {
         if let Some(place) = &of_address {
             self.slow(place).await;
         }
         let caller = match self.callers.identify(&stream, peer.ip()) {
             Ok(uid) => Caller { uid },
-            Err(reason) => {
-                count(&self.counters.unidentified);
-                debug!(%peer, "refused: {reason}");
-                self.refusals.note(reason.kind(), reason.pod(), 1);
-                return;
-            }
+            Err(reason) => return self.refuse(stream, peer, reason).await,
         };
         let Some(place) = self.by_pod.take(&caller.uid) else {
             self.over_limit(&caller.uid);

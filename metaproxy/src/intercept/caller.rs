@@ -40,6 +40,9 @@ pub enum Unidentified {
         "the program that verifies callers has not seen the connection: it is not attached to the agent's cgroup (any more)"
     )]
     Unverified,
+    /// The connection is this process's own.
+    #[error("the caller is this agent")]
+    OwnAgent,
     /// The pods' cgroup is not there.
     #[error("the pods' cgroup does not exist at the moment")]
     NoPods,
@@ -58,7 +61,7 @@ impl Unidentified {
             Self::NoOption => RefusalKind::NoOption,
             Self::BadTag => RefusalKind::BadTag,
             Self::ForeignAddress { .. } => RefusalKind::ForeignAddress,
-            Self::NotAPod(NotAPod::Gone(_) | NotAPod::Elsewhere(_)) => RefusalKind::NotAPod,
+            Self::NotAPod(NotAPod::Gone(_) | NotAPod::Elsewhere(_)) | Self::OwnAgent => RefusalKind::NotAPod,
             Self::NotAPod(NotAPod::Unreadable { .. }) | Self::Unverified | Self::NoPods | Self::Map(_) => {
                 RefusalKind::Internal
             }
@@ -86,15 +89,23 @@ pub fn current(pods: &CurrentPods) -> Option<Arc<PodsCgroup>> {
 #[derive(Debug)]
 pub struct Callers {
     arrivals: SkStorage<MapData, Arrival>,
+    own_cgroup: u64,
     cgroup: CurrentPods,
     pods: Pods,
 }
 
 impl Callers {
-    /// From the map that the program fills, the pods' cgroup as it stands, and what is known of pods.
-    pub fn new(arrivals: SkStorage<MapData, Arrival>, cgroup: CurrentPods, pods: Pods) -> Self {
+    /// From the map that the program fills, the id of this process's cgroup, the pods' cgroup as it stands, and what is
+    /// known of pods.
+    pub fn new(
+        arrivals: SkStorage<MapData, Arrival>,
+        own_cgroup: u64,
+        cgroup: CurrentPods,
+        pods: Pods,
+    ) -> Self {
         Self {
             arrivals,
+            own_cgroup,
             cgroup,
             pods,
         }
@@ -110,6 +121,13 @@ impl Callers {
             Err(MapError::KeyNotFound) => return Err(Unidentified::Unverified),
             Err(error) => return Err(error.into()),
         };
+        let is_proven = matches!(
+            arrival.state,
+            ArrivalState::PROVEN | ArrivalState::PROVEN_BEHIND_NAT
+        );
+        if is_proven && arrival.cgroup_id == self.own_cgroup {
+            return Err(Unidentified::OwnAgent);
+        }
         match arrival.state {
             ArrivalState::PROVEN => self.pod_of(arrival.cgroup_id),
             ArrivalState::PROVEN_BEHIND_NAT => {

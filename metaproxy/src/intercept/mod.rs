@@ -2,12 +2,14 @@
 //!
 //! [`cgroups`] finds the pods' cgroup and reads pod UIDs out of paths, [`listener`] opens the listeners,
 //! [`programs`] loads and attaches what redirects to them, [`attachment`] keeps it attached, and [`caller`] tells
-//! who stands at the other end of an accepted connection. [`guard`] is what keeps pods from the metadata service where
+//! who stands at the other end of an accepted connection. [`claim`] and [`self_check`] tell whether connections reach the
+//! listeners. [`guard`] is what keeps pods from the metadata service where
 //! nothing redirects them.
 
 pub mod attachment;
 pub mod caller;
 pub mod cgroups;
+pub mod claim;
 pub mod foreign;
 pub mod guard;
 pub mod inspect;
@@ -18,3 +20,4 @@ pub mod object;
 pub mod port;
 pub mod programs;
 pub mod refusals;
+pub mod self_check;

@@ -18,6 +18,9 @@ const PREFERRED: RangeInclusive<u16> = 10_240..=65_535;
 /// Then everywhere that needs no privilege.
 const UNPRIVILEGED: RangeInclusive<u16> = 1_024..=65_535;
 
+/// `TCP_LISTEN` in /proc/net/tcp (include/net/tcp_states.h).
+const LISTEN: &str = "0A";
+
 /// Ports that must be left to others.
 #[derive(Clone, Debug, Default)]
 pub struct Avoid {
@@ -99,19 +102,52 @@ pub fn listener(port: u16, address: Option<IpAddr>) -> Option<String> {
     (!inodes.is_empty()).then(|| process.unwrap_or_else(unseen))
 }
 
+/// Whether a connection of `client` has arrived at this namespace's sockets, or waits behind others that have arrived at
+/// the listener and are not accepted yet.
+///
+/// Reads all TCP sockets of the namespace.
+pub fn is_arriving(listener: SocketAddr, client: SocketAddr) -> bool {
+    let table = if listener.is_ipv4() {
+        "/proc/self/net/tcp"
+    } else {
+        "/proc/self/net/tcp6"
+    };
+    shows_arriving(&fs::read_to_string(table).unwrap_or_default(), listener, client)
+}
+
+/// The receive queue of a socket that listens is the number of connections that wait to be accepted (proc_net_tcp,
+/// `get_tcp4_sock`, net/ipv4/tcp_ipv4.c).
+fn shows_arriving(table: &str, listener: SocketAddr, client: SocketAddr) -> bool {
+    table.lines().skip(1).any(|line| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        let &[_, local, remote, state, queues, ..] = fields.as_slice() else {
+            return false;
+        };
+        let waiting = queues.split_once(':').map_or("", |(_, receive)| receive);
+        hex_socket(local) == Some(listener)
+            && (hex_socket(remote) == Some(client)
+                || (state == LISTEN && u32::from_str_radix(waiting, 16).is_ok_and(|waiting| waiting > 0)))
+    })
+}
+
+fn hex_socket(text: &str) -> Option<SocketAddr> {
+    let (address, port) = text.split_once(':')?;
+    Some(SocketAddr::new(
+        hex_address(address)?,
+        u16::from_str_radix(port, 16).ok()?,
+    ))
+}
+
 /// Inodes of sockets that listen on a port of an address, of every address, or of whichever (proc_net_tcp).
 fn listening_inodes(table: &str, wanted: u16, of: Option<IpAddr>) -> Vec<u64> {
-    const LISTEN: &str = "0A";
     table
         .lines()
         .skip(1)
         .filter_map(|line| {
             let fields: Vec<&str> = line.split_whitespace().collect();
-            let (address, port) = fields.get(1)?.split_once(':')?;
-            let port = u16::from_str_radix(port, 16).ok()?;
-            let address = hex_address(address)?;
-            let overlaps = address.is_unspecified() || of.is_none_or(|of| of == address);
-            if port == wanted && overlaps && *fields.get(3)? == LISTEN {
+            let local = hex_socket(fields.get(1)?)?;
+            let overlaps = local.ip().is_unspecified() || of.is_none_or(|of| of == local.ip());
+            if local.port() == wanted && overlaps && *fields.get(3)? == LISTEN {
                 fields.get(9)?.parse().ok()
             } else {
                 None

@@ -4,7 +4,8 @@ use std::fs::File;
 
 use aya::include_bytes_aligned;
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage};
-use metaproxy_common::layout::{Arrival, Config, Counter, FailureKey};
+use metaproxy_common::address::{Endpoint, Port};
+use metaproxy_common::layout::{Arrival, Config, Counter, Destination, FailureKey};
 use metaproxy_common::names;
 use metaproxy_common::siphash::Key;
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -42,7 +43,7 @@ pub struct Programs {
 /// The maps that userspace reads and writes.
 pub struct Maps {
     /// What the programs go by.
-    pub config: Array<MapData, Config>,
+    pub config: LiveConfig,
     /// Callers of accepted connections.
     pub arrivals: SkStorage<MapData, Arrival>,
     /// By which listeners are known.
@@ -57,14 +58,51 @@ pub struct Maps {
     pub counters: Counters,
 }
 
-impl Maps {
-    /// Replaces what the programs go by.
+/// The configuration of loaded programs.
+pub struct LiveConfig {
+    map: Array<MapData, Config>,
+    config: Config,
+}
+
+impl LiveConfig {
+    fn new(mut map: Array<MapData, Config>, config: &Config) -> Result<Self, MapError> {
+        map.set(0, config, 0)?;
+        Ok(Self { map, config: *config })
+    }
+
+    /// Sends pods' connections to these listeners from now on.
+    ///
+    /// The kernel copies the value word by word, in order, while programs read it (`bpf_long_memcpy`,
+    /// include/linux/bpf.h). An agent's addresses stay the same and stand before their ports, so a program may see one
+    /// listener of two before the other, and never an address with another one's port.
     ///
     /// # Errors
     /// What the kernel has against it.
-    pub fn configure(&mut self, config: &Config) -> Result<(), ProgramsError> {
-        self.config
-            .set(0, config, 0)
+    pub fn send_to(&mut self, destination: Destination) -> Result<(), ProgramsError> {
+        self.set(destination)
+    }
+
+    /// Refuses pods' connections from now on: ports are taken away and addresses stay, for the reason told at
+    /// [`Self::send_to`].
+    ///
+    /// # Errors
+    /// What the kernel has against it.
+    pub fn refuse(&mut self) -> Result<(), ProgramsError> {
+        let Destination { v4, v6 } = self.config.destination;
+        let closed = |listener: Endpoint| Endpoint::new(listener.address, Port::new(0));
+        self.set(Destination {
+            v4: closed(v4),
+            v6: closed(v6),
+        })
+    }
+
+    fn set(&mut self, destination: Destination) -> Result<(), ProgramsError> {
+        if self.config.destination == destination {
+            return Ok(());
+        }
+        self.config.destination = destination;
+        self.map
+            .set(0, self.config, 0)
             .map_err(|error| ProgramsError::Unfit(error.to_string()))
     }
 }
@@ -92,12 +130,10 @@ impl Programs {
     pub fn load(config: &Config) -> Result<(Self, Maps), ProgramsError> {
         let mut object = Object::new(OBJECT)?;
         let unfit = |error: MapError| ProgramsError::Unfit(error.to_string());
-        let mut configs: Array<_, Config> = object.map(names::CONFIG)?;
-        configs.set(0, config, 0).map_err(unfit)?;
         let mut keys: Array<_, Key> = object.map(names::KEY)?;
         keys.set(0, new_key()?, 0).map_err(unfit)?;
         let maps = Maps {
-            config: configs,
+            config: LiveConfig::new(object.map(names::CONFIG)?, config).map_err(unfit)?,
             marks: ListenerMarks::new(object.map_again(names::ARRIVALS)?, object.map(names::LISTENERS)?),
             arrivals: object.map(names::ARRIVALS)?,
             failures: object.map(names::FAILURES)?,

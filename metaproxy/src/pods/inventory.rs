@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::{Mirror, Namespace, Pod, PodUid, ServiceAccount};
+use super::{HostPort, Mirror, Namespace, Pod, PodUid, ServiceAccount};
 
 fn insert(index: &mut HashMap<PodUid, Known>, uid: &PodUid, pod: &Arc<Pod>) {
     let known = match index.remove(uid) {
@@ -104,12 +104,18 @@ impl Inventory {
             .map(AsRef::as_ref)
     }
 
-    /// Ports of this node that its pods ask for.
-    pub fn host_ports(&self) -> impl Iterator<Item = u16> {
-        self.pods.values().flat_map(|known| match known {
-            Known::Pod(pod) => pod.host_ports.clone(),
-            Known::Ambiguous(_) => Vec::new(),
-        })
+    /// Ports of this node that pods ask for which have not finished, with each of these pods. Pods that share a UID
+    /// count too.
+    pub fn host_ports(&self) -> impl Iterator<Item = (&Pod, HostPort)> {
+        let claimants = self.pods.iter().flat_map(|(uid, known)| {
+            let pods = match known {
+                Known::Pod(pod) => std::slice::from_ref(pod),
+                Known::Ambiguous(pods) => pods.as_slice(),
+            };
+            // A static pod is there by its hash too.
+            pods.iter().filter(move |pod| pod.uid == *uid && !pod.finished)
+        });
+        claimants.flat_map(|pod| pod.host_ports.iter().map(move |port| (pod.as_ref(), *port)))
     }
 }
 

@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 pub use inventory::{Inventory, Known};
 pub use mirror::Mirror;
-pub use objects::{Annotations, Namespace, Pod, Problem, ServiceAccount};
+pub use objects::{Annotations, HostPort, Namespace, Pod, Problem, ServiceAccount};
 use tokio::sync::watch;
 pub use uid::{InvalidUid, PodUid};
 

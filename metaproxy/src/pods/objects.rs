@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use kube::core::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::wire::PodObject;
+use super::wire::{ContainerPort, PodObject};
 use super::{Mirror, PodUid};
 
 /// Annotations of an object.
@@ -41,12 +41,47 @@ pub struct Pod {
     pub host_network: bool,
     /// `status.podIPs`, as far as they are known.
     pub ips: Vec<IpAddr>,
-    /// Ports of the node that its containers ask for.
-    pub host_ports: Vec<u16>,
+    /// TCP ports of the node that its containers ask for.
+    pub host_ports: Vec<HostPort>,
     /// `spec.nodeName`
     pub node: Option<String>,
     /// Its containers have all ended, and none is started again.
     pub finished: bool,
+}
+
+/// A TCP port of the node that a container asks for: connections to it are sent to the pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostPort {
+    /// `hostPort`, 1 to 65535
+    pub port: u16,
+    /// `hostIP`; `None` for every address of the node, an unspecified one for every address of its family.
+    pub ip: Option<IpAddr>,
+}
+
+impl HostPort {
+    /// Reads a container's port; `None` if it asks for no TCP port of the node.
+    fn from_api(port: &ContainerPort) -> Option<Self> {
+        let is_tcp = !matches!(port.protocol.as_deref(), Some("UDP" | "SCTP"));
+        let number = u16::try_from(port.host_port?)
+            .ok()
+            .filter(|number| *number != 0)?;
+        is_tcp.then_some(Self {
+            port: number,
+            // What can't be read may be meant for every address.
+            ip: port.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
+        })
+    }
+
+    /// Whether it covers an address of the node.
+    pub fn covers(&self, address: SocketAddr) -> bool {
+        let node = address.ip().to_canonical();
+        let is_covered = match self.ip.map(|ip| ip.to_canonical()) {
+            None => true,
+            Some(ip) if ip.is_unspecified() => ip.is_ipv4() == node.is_ipv4(),
+            Some(ip) => ip == node,
+        };
+        is_covered && self.port == address.port()
+    }
 }
 
 /// Why an object can't be used. Others are not affected.
@@ -109,7 +144,7 @@ impl Pod {
             .flatten()
             .flatten()
             .flat_map(|container| container.ports.unwrap_or_default())
-            .filter_map(|port| u16::try_from(port.host_port?).ok())
+            .filter_map(|port| HostPort::from_api(&port))
             .collect();
         Ok(Self {
             mirror,

@@ -53,6 +53,11 @@ pub struct Container {
 pub struct ContainerPort {
     /// 1 to 65535
     pub host_port: Option<i32>,
+    /// The node's address that it is for; none or an unspecified one for all.
+    #[serde(rename = "hostIP")]
+    pub host_ip: Option<String>,
+    /// `TCP`, which none means too, `UDP` or `SCTP`
+    pub protocol: Option<String>,
 }
 
 /// `PodStatus`

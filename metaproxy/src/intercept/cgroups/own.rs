@@ -2,6 +2,7 @@
 //! the cgroup in which it was made.
 
 use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::{CgroupError, io_error, subdirectories};
@@ -41,6 +42,17 @@ impl OwnCgroup {
     /// Absolute path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Its id, which is the inode of its directory (`cgroup_id`, include/linux/cgroup.h).
+    ///
+    /// # Errors
+    /// Those of reading it.
+    pub fn id(&self) -> Result<u64, CgroupError> {
+        self.dir
+            .metadata()
+            .map(|metadata| metadata.ino())
+            .map_err(io_error(&self.path))
     }
 
     /// The open directory, to attach to.

@@ -1,5 +1,5 @@
 use super::*;
-use crate::pods::{Mirror, Pod, PodUid};
+use crate::pods::{HostPort, Mirror, Pod, PodUid};
 use proptest::prelude::*;
 use rstest::rstest;
 
@@ -76,7 +76,8 @@ fn what_is_used_of_a_pod_is_read() {
     );
     assert_eq!(pod.mirror, Mirror::Confirmed(uid(HASH)));
     assert!(pod.host_network);
-    assert_eq!(pod.host_ports, [8080]);
+    let host_port = HostPort { port: 8080, ip: None };
+    assert_eq!(pod.host_ports, [host_port]);
     assert_eq!(pod.ips.len(), 2);
     let inventory = Inventory::new(objects.pods.clone(), [], []);
     assert!(

@@ -130,7 +130,7 @@ impl Stage {
             identity: Identity {
                 mode: Mode::Enforce,
                 node: Some("n".to_owned()),
-                listeners: Vec::new(),
+                listeners: watch::channel(Vec::new()).1,
                 started: SystemTime::now(),
                 through: None,
             },

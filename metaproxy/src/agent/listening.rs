@@ -1,0 +1,287 @@
+//! The listeners of a running agent: opened, checked, moved to another port when theirs is claimed, and closed.
+
+mod action;
+
+use std::collections::BTreeSet;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use metaproxy_common::layout::Destination;
+use tokio::sync::{oneshot, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Interval, MissedTickBehavior};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tracing::warn;
+
+use self::action::{Action, action, condition};
+use super::StartError;
+use crate::credentials::Issuer;
+use crate::health::{Condition, Health, Part};
+use crate::imds::server::Server;
+use crate::intercept::claim::{Claim, claim};
+use crate::intercept::listener::{ListenError, ListenerMarks, Listeners, Mark as _, PortChoice};
+use crate::intercept::port::Avoid;
+use crate::intercept::programs::LiveConfig;
+use crate::intercept::self_check::{CHECK_INTERVAL, CHECK_TIMEOUT, CONFIRM_TIMEOUT, Fault};
+use crate::pods::Pods;
+
+/// How long the old listeners accept connections after a move. A connection that was redirected before it may have lost
+/// its SYN, which is sent again after 1 s (RFC 6298).
+const MOVE_GRACE: Duration = Duration::from_secs(2);
+
+/// How many ports a move tries, before it is given up until the next check.
+const MAX_MOVE_ATTEMPTS: usize = 5;
+
+/// How long after a failed check it is confirmed. A detached program is attached again within this time.
+const CONFIRM_DELAY: Duration = Duration::from_millis(500);
+
+/// What listeners are opened with.
+pub(super) struct Setup<I> {
+    pub server: Arc<Server<I>>,
+    pub marks: ListenerMarks,
+    pub config: LiveConfig,
+    pub addresses: Vec<IpAddr>,
+    /// `--listen-port`: 0 for a free one, which may change.
+    pub port: u16,
+    pub pods: Pods,
+    pub health: Health,
+    /// Receives the listeners' addresses.
+    pub shown: watch::Sender<Vec<String>>,
+}
+
+/// The listeners, and the tasks that accept from them.
+pub(super) struct Listening<I> {
+    setup: Setup<I>,
+    accepting: JoinSet<()>,
+    /// Old listeners, each to be closed when its task ends.
+    old: JoinSet<Open>,
+    open: Open,
+    /// The claim that was seen last.
+    claimed: Option<Claim>,
+    /// Ports at which connections did not arrive.
+    spoilt: BTreeSet<u16>,
+    checks: Interval,
+}
+
+/// Listeners on one port. Dropping it closes them.
+struct Open {
+    addresses: Vec<SocketAddr>,
+    destination: Destination,
+    _close: DropGuard,
+}
+
+impl Open {
+    fn port(&self) -> u16 {
+        self.addresses.first().map_or(0, SocketAddr::port)
+    }
+}
+
+impl<I: Issuer> Listening<I> {
+    /// Opens the listeners, accepts from them, checks that connections arrive, and sends pods' connections there.
+    ///
+    /// # Errors
+    /// [`StartError::Listen`] if there is none, [`StartError::Programs`] if the programs can't be told.
+    pub async fn start(mut setup: Setup<I>) -> Result<Self, StartError> {
+        let mut accepting = JoinSet::new();
+        let open = open(&mut setup, &BTreeSet::new(), &mut accepting)?;
+        let mut checks =
+            tokio::time::interval_at(tokio::time::Instant::now() + CHECK_INTERVAL, CHECK_INTERVAL);
+        checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut listening = Self {
+            setup,
+            accepting,
+            old: JoinSet::new(),
+            open,
+            claimed: None,
+            spoilt: BTreeSet::new(),
+            checks,
+        };
+        listening.show();
+        let fault = listening.check(&listening.open.addresses, CHECK_TIMEOUT).await;
+        listening.act(fault).await?;
+        Ok(listening)
+    }
+
+    /// Watches the listeners until `stop` fires, and hands itself back.
+    ///
+    /// # Errors
+    /// [`StartError::TaskEnded`] if a task that accepts has failed, [`StartError::Programs`] if the programs can't be
+    /// told.
+    pub async fn keep(mut self, mut stop: oneshot::Receiver<()>) -> Result<Self, StartError> {
+        loop {
+            tokio::select! {
+                _ = &mut stop => return Ok(self),
+                turn = self.turn() => turn?,
+            }
+        }
+    }
+
+    /// Waits until every task that accepts has ended.
+    pub async fn ended(&mut self) {
+        while self.accepting.join_next().await.is_some() {}
+    }
+
+    async fn turn(&mut self) -> Result<(), StartError> {
+        let is_due = tokio::select! {
+            // A source of pods that is gone ends the agent elsewhere.
+            Ok(()) = self.setup.pods.changed() => self.claim() != self.claimed,
+            _ = self.checks.tick() => true,
+            Some(Ok(old)) = self.old.join_next() => {
+                self.close(old);
+                false
+            }
+            Some(ended) = self.accepting.join_next() => {
+                // That of an old listener ends after a move.
+                ended.map_err(|_| StartError::TaskEnded("one that accepts connections"))?;
+                false
+            }
+        };
+        if !is_due {
+            return Ok(());
+        }
+        // A port that may change is left before connections go elsewhere.
+        let fault = if self.setup.port == 0 && self.claim().is_some() {
+            None
+        } else {
+            self.check_and_confirm().await
+        };
+        self.act(fault).await
+    }
+
+    fn claim(&self) -> Option<Claim> {
+        claim(&self.setup.pods.borrow(), &self.open.addresses)
+    }
+
+    /// Acts on what claims the port and on what the last check has found.
+    async fn act(&mut self, fault: Option<Fault>) -> Result<(), StartError> {
+        self.claimed = self.claim();
+        match action(self.claimed.as_ref(), fault.as_ref(), self.setup.port) {
+            Action::Serve(condition) => {
+                self.setup.config.send_to(self.open.destination)?;
+                self.report(condition);
+            }
+            Action::Refuse(why) => {
+                self.setup.config.refuse()?;
+                self.report(Condition::Failing(why));
+            }
+            Action::Move { why, is_taken } => {
+                self.report(Condition::Failing(format!(
+                    "{why}; the listener moves to another port"
+                )));
+                if is_taken {
+                    self.setup.config.refuse()?;
+                    self.spoilt.insert(self.open.port());
+                }
+                let condition = self.move_away(&why).await?;
+                self.report(condition);
+            }
+        }
+        Ok(())
+    }
+
+    fn report(&self, condition: Condition) {
+        self.setup.health.set(Part::Listener, condition);
+    }
+
+    /// Opens listeners on another port at which connections arrive, and closes the old ones after [`MOVE_GRACE`].
+    async fn move_away(&mut self, why: &str) -> Result<Condition, StartError> {
+        let mut failed = String::new();
+        for _ in 0..MAX_MOVE_ATTEMPTS {
+            let new = match open(&mut self.setup, &self.spoilt, &mut self.accepting) {
+                Ok(new) => new,
+                Err(error) => {
+                    // The rules that have spoilt ports may be gone.
+                    self.spoilt.clear();
+                    failed = error.to_string();
+                    break;
+                }
+            };
+            match self.check(&new.addresses, CHECK_TIMEOUT).await {
+                Some(fault @ Fault::Elsewhere { .. }) => {
+                    self.spoilt.insert(new.port());
+                    self.close(new);
+                    failed = fault.to_string();
+                }
+                fault => {
+                    self.switch(new, why)?;
+                    return Ok(condition(fault.as_ref()));
+                }
+            }
+        }
+        let sentence = format!("{why}; and the listener cannot move to another port: {failed}");
+        Ok(Condition::Failing(sentence))
+    }
+
+    fn switch(&mut self, new: Open, why: &str) -> Result<(), StartError> {
+        self.setup.config.send_to(new.destination)?;
+        let old = std::mem::replace(&mut self.open, new);
+        let from = old.port();
+        self.old.spawn(async move {
+            tokio::time::sleep(MOVE_GRACE).await;
+            old
+        });
+        self.claimed = None;
+        self.show();
+        let listen = self.setup.shown.borrow().join(",");
+        warn!(from, %listen, "the listener has moved to another port: {why}");
+        Ok(())
+    }
+
+    fn close(&mut self, listeners: Open) {
+        for address in &listeners.addresses {
+            self.setup.marks.forget(*address);
+        }
+    }
+
+    fn show(&self) {
+        let shown = self.open.addresses.iter().map(ToString::to_string).collect();
+        self.setup.shown.send_replace(shown);
+    }
+
+    /// Checks the listeners, and once more if that fails: a busy agent does not fail twice.
+    async fn check_and_confirm(&self) -> Option<Fault> {
+        match self.check(&self.open.addresses, CHECK_TIMEOUT).await {
+            Some(Fault::Elsewhere { .. } | Fault::Unverified { .. }) => {
+                tokio::time::sleep(CONFIRM_DELAY).await;
+                self.check(&self.open.addresses, CONFIRM_TIMEOUT).await
+            }
+            other => other,
+        }
+    }
+
+    /// Checks listeners, all at once; the worst fault of all.
+    async fn check(&self, listeners: &[SocketAddr], timeout: Duration) -> Option<Fault> {
+        let checks = self.setup.server.checks();
+        let each = listeners.iter().map(|listener| checks.check(*listener, timeout));
+        join_all(each).await.into_iter().filter_map(Result::err).min()
+    }
+}
+
+/// Opens listeners on the port that is wanted, or on a free one that is not spoilt, and accepts from them.
+fn open<I: Issuer>(
+    setup: &mut Setup<I>,
+    spoilt: &BTreeSet<u16>,
+    accepting: &mut JoinSet<()>,
+) -> Result<Open, ListenError> {
+    let choice = match setup.port {
+        0 => {
+            let pods = setup.pods.borrow();
+            let host_ports = pods.host_ports().map(|(_, port)| port.port);
+            PortChoice::Free(Avoid::of_this_node(host_ports.chain(spoilt.iter().copied())))
+        }
+        port => PortChoice::Fixed(port),
+    };
+    let listeners = Listeners::open(&setup.addresses, &choice, &mut setup.marks)?;
+    let close = CancellationToken::new();
+    let (addresses, destination) = (listeners.addresses().to_vec(), listeners.destination());
+    for (listener, _) in listeners.into_sockets() {
+        accepting.spawn(Arc::clone(&setup.server).accept(listener, close.clone()));
+    }
+    Ok(Open {
+        addresses,
+        destination,
+        _close: close.drop_guard(),
+    })
+}

@@ -1,0 +1,263 @@
+//! Checks that connections to the agent's own listeners arrive at them.
+//!
+//! A socket that listens does not show whether connections reach it: the node's NAT rules change a connection's
+//! destination before the kernel looks for a socket (`NF_INET_PRE_ROUTING`, `NF_INET_LOCAL_OUT`). So the agent connects
+//! to itself, by the rules that portmap and kube-proxy write for the node's own processes as well, and sends a number
+//! that only it knows. The connection counts if the accepting side reads that number, at one of the agent's own
+//! addresses, and the program that verifies callers has seen it.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use metaproxy_common::layout::Counter;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use thiserror::Error;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::oneshot;
+
+use super::caller::Unidentified;
+use super::port;
+
+/// How often each listener is checked.
+pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How long the connection of a check may take to arrive.
+pub const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How long that of the second check may take, which confirms a failed one: longer than it takes until the kernel sends
+/// a lost SYN again (1 s, RFC 6298).
+pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the accepting side waits for the number.
+const READ_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Most checks that are remembered. One that has failed may still arrive later, and is no refused connection then.
+const MAX_PENDING: usize = 64;
+
+/// What a check sends.
+type Nonce = [u8; 16];
+
+/// Why a check failed; the worst first.
+#[derive(Clone, Debug, Error, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Fault {
+    /// The connection went elsewhere.
+    #[error(
+        "connections to the listener {listener} do not arrive at the agent ({how}): a NAT rule of this node (of a Service \
+         with externalIPs, or of a hostPort) claims that address and port"
+    )]
+    Elsewhere {
+        /// Which listener.
+        listener: SocketAddr,
+        /// What was seen instead.
+        how: String,
+    },
+    /// It arrived, and its caller could not have been verified.
+    #[error("callers of the listener {listener} cannot be verified: {why}")]
+    Unverified {
+        /// Which listener.
+        listener: SocketAddr,
+        /// What the accepting side said.
+        why: String,
+    },
+    /// It could not be tried.
+    #[error("cannot check whether connections to the listener {listener} arrive: {why}")]
+    Untried {
+        /// Which listener.
+        listener: SocketAddr,
+        /// Why not.
+        why: String,
+    },
+}
+
+/// Checks on their way, known to both sides.
+#[derive(Debug, Default)]
+pub struct SelfChecks {
+    pending: Mutex<VecDeque<(Nonce, oneshot::Sender<Unidentified>)>>,
+    bare: AtomicU64,
+    stamped: AtomicU64,
+}
+
+impl SelfChecks {
+    /// Connects to a listener of this process and waits until the connection has arrived there.
+    ///
+    /// # Errors
+    /// Why it did not.
+    pub async fn check(&self, listener: SocketAddr, timeout: Duration) -> Result<(), Fault> {
+        let untried = |why: String| Fault::Untried { listener, why };
+        let (nonce, arrival) = self.expect().map_err(untried)?;
+        let (socket, client) = bound(listener.ip()).map_err(|error| untried(error.to_string()))?;
+        let connection = async {
+            let mut stream = socket.connect(listener).await?;
+            stream.write_all(&nonce).await?;
+            // The sender stays until it has sent, or many more checks have failed.
+            Ok::<_, io::Error>(arrival.await.ok())
+        };
+        let how = match tokio::time::timeout(timeout, connection).await {
+            Ok(Ok(Some(seen))) => return is_verified(listener, &seen),
+            Ok(Err(error)) => error.to_string(),
+            Ok(Ok(None)) | Err(_) => format!("none within {} ms", timeout.as_millis()),
+        };
+        // A busy agent accepts late; that is not another program's doing.
+        match tokio::task::spawn_blocking(move || port::is_arriving(listener, client)).await {
+            Ok(true) => Ok(()),
+            _ => Err(Fault::Elsewhere { listener, how }),
+        }
+    }
+
+    /// Takes over an accepted connection without a caller if it is a check. Otherwise hands back why it has no caller.
+    pub async fn take(&self, stream: &mut TcpStream, reason: Unidentified) -> Option<Unidentified> {
+        let mut nonce = Nonce::default();
+        let read = tokio::time::timeout(READ_TIMEOUT, stream.read_exact(&mut nonce)).await;
+        if !matches!(read, Ok(Ok(_))) {
+            return Some(reason);
+        }
+        let found = {
+            let mut pending = self.pending();
+            let at = pending.iter().position(|(expected, _)| *expected == nonce);
+            at.and_then(|at| pending.remove(at))
+        };
+        let Some((_, sender)) = found else {
+            return Some(reason);
+        };
+        match reason {
+            Unidentified::NoOption => self.bare.fetch_add(1, Ordering::Relaxed),
+            _ => self.stamped.fetch_add(1, Ordering::Relaxed),
+        };
+        // The check may have failed before this.
+        let _ = sender.send(reason);
+        None
+    }
+
+    /// How many checks the programs have counted so.
+    pub fn counted(&self, counter: Counter) -> u64 {
+        match counter {
+            Counter::NoOption => self.bare.load(Ordering::Relaxed),
+            // The agent runs below the pods' cgroup.
+            Counter::Stamped | Counter::Proven => self.stamped.load(Ordering::Relaxed),
+            _ => 0,
+        }
+    }
+
+    fn expect(&self) -> Result<(Nonce, oneshot::Receiver<Unidentified>), String> {
+        let mut nonce = Nonce::default();
+        SystemRandom::new()
+            .fill(&mut nonce)
+            .map_err(|_| "the system's random number generator failed".to_owned())?;
+        let (sender, arrival) = oneshot::channel();
+        let mut pending = self.pending();
+        if pending.len() == MAX_PENDING {
+            pending.pop_front();
+        }
+        pending.push_back((nonce, sender));
+        Ok((nonce, arrival))
+    }
+
+    fn pending(&self) -> MutexGuard<'_, VecDeque<(Nonce, oneshot::Sender<Unidentified>)>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A socket of the listener's own address, and where it is bound.
+fn bound(ip: IpAddr) -> io::Result<(TcpSocket, SocketAddr)> {
+    let socket = if ip.is_ipv4() {
+        TcpSocket::new_v4()?
+    } else {
+        TcpSocket::new_v6()?
+    };
+    socket.bind(SocketAddr::new(ip, 0))?;
+    let client = socket.local_addr()?;
+    Ok((socket, client))
+}
+
+/// A check carries no option, or that of the agent's own cgroup if it is below the pods': either shows that the program
+/// has looked at it.
+fn is_verified(listener: SocketAddr, seen: &Unidentified) -> Result<(), Fault> {
+    match seen {
+        Unidentified::NoOption | Unidentified::OwnAgent => Ok(()),
+        other => Err(Fault::Unverified {
+            listener,
+            why: other.to_string(),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+    use std::sync::Arc;
+    use tokio::net::TcpListener;
+
+    async fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        (listener, address)
+    }
+
+    #[rstest]
+    #[case::outside_the_pods(Unidentified::NoOption, true)]
+    #[case::in_a_pod(Unidentified::OwnAgent, true)]
+    #[case::not_verified(Unidentified::Unverified, false)]
+    #[case::a_forged_option(Unidentified::BadTag, false)]
+    #[tokio::test]
+    async fn a_check_that_arrives_succeeds_if_the_program_has_looked_at_it(
+        #[case] reason: Unidentified,
+        #[case] is_fine: bool,
+    ) {
+        let (listener, address) = listener().await;
+        let checks = Arc::new(SelfChecks::default());
+        let accepting = Arc::clone(&checks);
+        let said = reason.to_string();
+        let accepted = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            accepting.take(&mut stream, reason).await.is_none()
+        });
+        let checked = checks.check(address, CONFIRM_TIMEOUT).await;
+        assert!(accepted.await.unwrap());
+        match checked {
+            Ok(()) => assert!(is_fine),
+            Err(fault) => assert!(!is_fine && fault.to_string().contains(&said), "{fault}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_check_that_is_refused_fails_and_says_so() {
+        let (other, address) = listener().await;
+        drop(other);
+        let refused = SelfChecks::default()
+            .check(address, CHECK_TIMEOUT)
+            .await
+            .unwrap_err();
+        assert!(matches!(refused, Fault::Elsewhere { .. }));
+        assert!(refused.to_string().contains("Connection refused"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_sends_something_else_is_no_check() {
+        let (listener, address) = listener().await;
+        let checks = SelfChecks::default();
+        let (_, _expected) = checks.expect().unwrap();
+        let mut client = TcpStream::connect(address).await.unwrap();
+        client.write_all(b"GET /latest/meta-data/").await.unwrap();
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let reason = checks.take(&mut stream, Unidentified::NoOption).await;
+        assert!(matches!(reason, Some(Unidentified::NoOption)));
+        assert_eq!(checks.counted(Counter::NoOption), 0);
+    }
+
+    #[tokio::test]
+    async fn a_check_that_arrives_late_is_no_refused_connection() {
+        let (listener, address) = listener().await;
+        let checks = SelfChecks::default();
+        // It waits in the accept queue.
+        assert_eq!(checks.check(address, Duration::from_millis(20)).await, Ok(()));
+        let (mut stream, _) = listener.accept().await.unwrap();
+        assert!(checks.take(&mut stream, Unidentified::NoOption).await.is_none());
+        assert_eq!(checks.counted(Counter::NoOption), 1);
+    }
+}
