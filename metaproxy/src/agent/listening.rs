@@ -141,8 +141,9 @@ impl<I: Issuer> Listening<I> {
         if !is_due {
             return Ok(());
         }
-        // A port that may change is left before connections go elsewhere.
-        let fault = if self.setup.port == 0 && self.claim().is_some() {
+        let claim = self.claim();
+        let fault = if self.setup.port == 0 && claim.is_some() && claim != self.claimed {
+            // Left at once, before connections go elsewhere.
             None
         } else {
             self.check_and_confirm().await
