@@ -1,8 +1,7 @@
 //! `cargo xtask vm-test`: interception, identity, guard and cleanup on Debian's kernels, each booted in QEMU (without
 //! hardware virtualisation, so that it runs wherever this runs).
 //!
-//! The guest is an initramfs with the test program of `metaproxy/tests/kernels.rs`, the binaries that it calls, and
-//! `ip`; nothing is emulated but the machine.
+//! The guest is an initramfs with the test programs of [`TESTS`], the binaries that they call, and `ip`; nothing is emulated but the machine.
 
 mod debian;
 mod guest;
@@ -25,6 +24,9 @@ use crate::{ebpf, setup};
 
 /// A guest that has not come to an end by then has failed.
 const TIMEOUT: Duration = Duration::from_secs(600);
+
+/// Tests of `metaproxy/tests` that need nothing but the binaries and `ip`.
+const TESTS: [&str; 2] = ["kernels", "outsiders"];
 
 /// What the guest says last, with the exit status of the tests.
 const EXIT: &str = "VM-TEST-EXIT";
@@ -96,9 +98,9 @@ pub fn test(options: &VmTest) -> Result<()> {
     } else {
         options.kernel.clone()
     };
-    let program = build_tests()?;
+    let programs = build_tests()?;
     let qemu = debian::qemu()?;
-    let base = initramfs::base(&program)?;
+    let base = initramfs::base(&programs)?;
     let mut outcomes = Vec::new();
     for series in series {
         let (suite, from_security) = series.suite();
@@ -142,24 +144,32 @@ fn json(outcomes: &[Outcome]) -> serde_json::Value {
     outcomes.iter().map(one).collect()
 }
 
-/// The test program, and beside it the binaries that it calls.
-fn build_tests() -> Result<PathBuf> {
+/// The test programs, and beside them the binaries that they call.
+fn build_tests() -> Result<Vec<PathBuf>> {
     step("building");
     run(cargo().args(["build", "--workspace", "--bins"]))?;
     let output = cargo()
-        .args(["test", "--no-run", "--quiet", "--workspace", "--test", "kernels"])
+        .args(["test", "--no-run", "--quiet", "--workspace"])
+        .args(TESTS.iter().flat_map(|name| ["--test", name]))
         .args(["--message-format", "json"])
         .stderr(Stdio::inherit())
         .output()
         .context("cannot run cargo")?;
     ensure!(output.status.success(), "the tests do not build");
     let text = String::from_utf8_lossy(&output.stdout);
-    let mut executables = text.lines().filter_map(|line| {
+    let executables = text.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_ours = message["target"]["name"] == "kernels";
+        let is_ours = TESTS.iter().any(|name| message["target"]["name"] == *name);
         is_ours.then(|| message["executable"].as_str().map(PathBuf::from))?
     });
-    executables.next_back().context("cargo built no test program")
+    let programs: Vec<PathBuf> = executables.collect();
+    ensure!(
+        programs.len() == TESTS.len(),
+        "cargo built {} test programs of {}",
+        programs.len(),
+        TESTS.len()
+    );
+    Ok(programs)
 }
 
 fn boot(qemu: &Qemu, kernel: &Kernel, base: &Path, filter: Option<&str>) -> Result<Outcome> {

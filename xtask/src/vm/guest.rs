@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result};
@@ -12,14 +12,14 @@ use nix::sys::reboot::{RebootMode, reboot};
 use xtask::lab::netns::ip;
 
 use super::EXIT;
-use super::initramfs::{MODULES, PROGRAM};
+use super::initramfs::{MODULES, PROGRAMS};
 
 /// The initial network namespace, as the lab calls it.
 const NODE: &str = "node";
 
 /// Whether this process is the first of such a guest.
 pub fn is_guest() -> bool {
-    std::process::id() == 1 && Path::new(PROGRAM).exists()
+    std::process::id() == 1 && Path::new(PROGRAMS).exists()
 }
 
 /// Sets the guest up, runs the tests, and ends it.
@@ -68,9 +68,21 @@ fn load_module(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Runs the test program with the words that the kernel did not know; its exit status.
+/// Runs the test programs with the words that the kernel did not know; the exit status of the first that fails.
 fn tests() -> Result<i32> {
-    let status = Command::new(PROGRAM)
+    let mut programs: Vec<PathBuf> = std::fs::read_dir(PROGRAMS)?
+        .map(|entry| entry.map(|entry| entry.path()))
+        .collect::<Result<_, _>>()?;
+    programs.sort();
+    let statuses: Vec<i32> = programs
+        .iter()
+        .map(|program| test(program))
+        .collect::<Result<_>>()?;
+    Ok(statuses.into_iter().find(|status| *status != 0).unwrap_or(0))
+}
+
+fn test(program: &Path) -> Result<i32> {
+    let status = Command::new(program)
         .args(["--test-threads", "1", "--include-ignored"])
         .args(std::env::args_os().skip(1))
         .env_clear()
@@ -78,6 +90,6 @@ fn tests() -> Result<i32> {
         .env("CI", "true")
         .env("METAPROXY_LAB_NODE", NODE)
         .status()
-        .context("running the tests")?;
+        .with_context(|| format!("running {}", program.display()))?;
     Ok(status.code().unwrap_or(98))
 }
