@@ -94,8 +94,8 @@ fn claims_that_alternate_on_one_4_tuple_while_connections_wait_never_mix() {
     }
 }
 
-/// `IP_TRANSPARENT` lets a pod with CAP_NET_RAW claim any address. The listener's answers go to the victim, so no such
-/// claim is ever filed.
+/// `IP_TRANSPARENT` lets a pod with CAP_NET_RAW use any address. The listener's answers go to the victim, so no such
+/// connection comes to be.
 #[test]
 fn sockets_bound_to_a_victims_address_never_get_or_give_a_wrong_identity_in_100_000_requests() {
     let Some(node) = node() else { return };
@@ -228,10 +228,10 @@ fn an_ipv6_socket_bound_to_a_victims_address_gets_nothing() {
     );
 }
 
-/// The pod still holds its socket, but the agent has answered and closed: whoever comes with the same address and port
-/// from outside the pods' cgroup must not find the pod's entry.
+/// The pod still holds its socket, but the agent has answered and closed: a process outside the pods' cgroup that comes with
+/// the same address and port must not be taken for the pod.
 #[test]
-fn an_identity_is_used_up_by_the_connection_that_it_was_filed_for() {
+fn an_identity_is_that_of_one_connection_and_not_of_its_address_and_port() {
     use std::io::BufRead as _;
     const HOLD: &str = r#"
 import socket, sys
