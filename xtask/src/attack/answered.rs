@@ -94,7 +94,11 @@ fn connect_and_accept(
             source.set_port(source.port() + port as u16);
             with_address(libc::bind, &socket, source).with_context(|| format!("bind {source}"))?;
         }
-        with_address(libc::connect, &socket, options.listener).context("connect to oneself")?;
+        match with_address(libc::connect, &socket, options.listener) {
+            // As a connection is refused that comes too fast.
+            Err(error) if error.raw_os_error() == Some(libc::ENETUNREACH) => continue,
+            result => result.context("connect to oneself")?,
+        }
         // This one, or one of another process, which takes this one in turn.
         let (server, _) = listener.accept().context("accept from oneself")?;
         held.push_back((TcpStream::from(socket), server));
@@ -146,7 +150,11 @@ fn connect_from_loopback(listener: SocketAddrV4, number: usize) -> Result<OwnedF
     stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
     let socket = OwnedFd::from(stream);
     match with_address(libc::connect, &socket, listener.into()) {
-        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error).context("connect"),
+        // Not answered in time; or refused, as it came too fast.
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::ENETUNREACH)) => {
+            Ok(socket)
+        }
+        Err(error) => Err(error).context("connect"),
         _ => Ok(socket),
     }
 }
