@@ -179,6 +179,7 @@ pub async fn examine(examination: &Examination) -> Report {
     findings.extend(processes::sandboxes());
     findings.extend(node::ports(examination));
     findings.push(node::proxy());
+    findings.extend(node::syncookies());
     let (identity, sts) = sts::examine(examination).await;
     findings.extend(imds::examine(&examination.imds, identity.as_deref()).await);
     findings.extend(sts);

@@ -83,6 +83,23 @@ pub(super) fn proxy() -> Finding {
     )
 }
 
+/// Warns if a flood of connections of one pod can keep those of all others from the listener.
+pub(super) fn syncookies() -> Option<Finding> {
+    let setting = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_syncookies").ok()?;
+    syncookies_finding(&setting)
+}
+
+fn syncookies_finding(setting: &str) -> Option<Finding> {
+    (setting.trim() == "0").then(|| {
+        Finding::warning(
+            "syncookies",
+            "net.ipv4.tcp_syncookies is 0: a pod that opens connections and leaves them half open keeps other pods from the \
+             listener for as long as it does so",
+            "set it to 1, the kernel's default: `sysctl -w net.ipv4.tcp_syncookies=1`, and in /etc/sysctl.d",
+        )
+    })
+}
+
 /// By a host, a suffix of names, a network (`169.254.0.0/16`) or `*`, as curl and the SDKs read it.
 fn is_exempt(rules: &str, address: Ipv4Addr) -> bool {
     rules.split(',').map(str::trim).any(|rule| {
@@ -100,6 +117,13 @@ fn is_exempt(rules: &str, address: Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_node_without_syncookies_is_warned_of() {
+        assert!(syncookies_finding("0\n").is_some());
+        assert!(syncookies_finding("1\n").is_none());
+        assert!(syncookies_finding("2\n").is_none());
+    }
 
     #[test]
     fn a_proxys_exceptions_are_hosts_networks_and_all() {

@@ -36,7 +36,9 @@ impl Limits {
     /// The rate above which a pod's connections are refused in the kernel: twice the one above which they are slowed, so
     /// that a pod is slowed first.
     pub fn kernel_connection_rate(&self) -> RateLimit {
-        RateLimit::new(self.connection_rate.saturating_mul(2), KERNEL_BURST)
+        let rate = self.connection_rate.saturating_mul(2);
+        // At high rates the burst alone would be less than the time for which a connection may be preempted.
+        RateLimit::new(rate, KERNEL_BURST.max(rate / 10))
     }
 }
 
