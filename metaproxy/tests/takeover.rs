@@ -7,6 +7,7 @@ mod common;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use common::doctor::examined;
 use common::http::LIST;
 use common::identity::{REFUSED, assert_only};
 use common::{
@@ -285,6 +286,11 @@ fn at_a_fixed_port_pods_are_refused_while_a_rule_claims_it_and_served_again_when
         report.contains("pod apps/attacker declares hostPort 18181") && report.contains("--listen-port 0"),
         "{report}"
     );
+    examined(&node, &[]).has(
+        "ports: problem: --listen-port 18181: pod apps/attacker",
+        "Host ports",
+    );
+    // The checks that follow keep it so.
     std::thread::sleep(Duration::from_secs(6));
     assert_eq!(dial(&victim, &["--count", "20"]), counts([(UNREACHABLE, 20)]));
 

@@ -35,7 +35,7 @@ const MOVE_GRACE: Duration = Duration::from_secs(2);
 const MAX_MOVE_ATTEMPTS: usize = 5;
 
 /// How long after a failed check it is confirmed. A detached program is attached again within this time.
-const CONFIRM_DELAY: Duration = Duration::from_millis(500);
+const CONFIRM_DELAY: Duration = Duration::from_millis(300);
 
 /// What listeners are opened with.
 pub(super) struct Setup<I> {
@@ -128,6 +128,8 @@ impl<I: Issuer> Listening<I> {
             // A source of pods that is gone ends the agent elsewhere.
             Ok(()) = self.setup.pods.changed() => self.claim() != self.claimed,
             _ = self.checks.tick() => true,
+            // At most once in the interval in which the kernel's counts are read.
+            () = self.setup.server.refusals().answered_elsewhere() => true,
             Some(Ok(old)) = self.old.join_next() => {
                 self.close(old);
                 false

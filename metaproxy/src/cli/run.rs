@@ -47,7 +47,8 @@ pub struct RunArgs {
     )]
     pub(super) listen_address: Vec<IpAddr>,
 
-    /// Port of the listener; 0 takes a free one outside the ephemeral and NodePort ranges
+    /// Port of the listener; 0 takes a free one outside the ephemeral and NodePort ranges, and another one if a hostPort or
+    /// a Service with externalIPs claims it
     #[arg(
         long,
         env = "METAPROXY_LISTEN_PORT",

@@ -5,21 +5,30 @@ use std::net::{Ipv4Addr, TcpListener};
 use super::{Examination, Finding};
 use crate::admin::asking;
 use crate::credentials::http::NetworkEnv;
+use crate::health::Part;
 use crate::intercept::port;
+use crate::status::PartLine;
 
 /// Ports that the agent is told to take.
 pub(super) fn ports(examination: &Examination) -> Vec<Finding> {
     const CHECK: &str = "ports";
     // One that runs already has them.
     if let Ok(status) = asking::status(&examination.runtime_dir) {
-        let admin = status
-            .parts
-            .iter()
-            .find(|part| part.part == "admin" && part.condition != "ok");
-        return vec![match admin.and_then(|part| part.detail.clone()) {
-            Some(detail) => Finding::warning(CHECK, detail, "give another --admin-address, or off"),
-            None => Finding::ok(CHECK, "an agent is running, and has its ports"),
-        }];
+        let trouble = |wanted: &str| {
+            let bad = |part: &&PartLine| part.part == wanted && part.condition != "ok";
+            status.parts.iter().find(bad)?.detail.clone()
+        };
+        let listener = trouble(Part::Listener.label()).map(|detail| {
+            let advice = "see \"Host ports and external IPs\" in deploy/README.md";
+            Finding::problem(CHECK, detail, advice)
+        });
+        let admin = trouble(Part::Admin.label())
+            .map(|detail| Finding::warning(CHECK, detail, "give another --admin-address, or off"));
+        let found: Vec<Finding> = listener.into_iter().chain(admin).collect();
+        if found.is_empty() {
+            return vec![Finding::ok(CHECK, "an agent is running, and has its ports")];
+        }
+        return found;
     }
     let admin = examination.admin.map(|address| ("--admin-address", address));
     let listen = examination.listen;

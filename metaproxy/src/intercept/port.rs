@@ -251,6 +251,22 @@ mod tests {
     }
 
     #[rstest::rstest]
+    #[case::half_open("0A00000A:1FF5 0A00000A:C001 03 00000000:00000000", true)]
+    #[case::not_accepted_yet("0A00000A:1FF5 0A00000A:C001 01 00000000:00000010", true)]
+    #[case::behind_others("0A00000A:1FF5 00000000:0000 0A 00000000:00000007", true)]
+    #[case::an_empty_queue("0A00000A:1FF5 00000000:0000 0A 00000000:00000000", false)]
+    #[case::its_own_end("0A00000A:C001 0A00000A:1FF5 01 00000000:00000000", false)]
+    #[case::another_client("0A00000A:1FF5 0A00000A:C002 01 00000000:00000010", false)]
+    #[case::another_listener("0A00000A:1FF6 0A00000A:C001 01 00000000:00000010", false)]
+    #[case::another_listeners_queue("0A00000A:1FF6 00000000:0000 0A 00000000:00000007", false)]
+    fn a_connection_that_has_arrived_and_was_not_accepted_is_seen(#[case] row: &str, #[case] is_seen: bool) {
+        let table =
+            format!("  sl  local_address rem_address st tx_queue rx_queue\n   0: {row} 00:0 0 0 0 777 1\n");
+        let at = |port| SocketAddr::from(([10, 0, 0, 10], port));
+        assert_eq!(shows_arriving(&table, at(8181), at(0xC001)), is_seen);
+    }
+
+    #[rstest::rstest]
     #[case("0A", 8181, None, true)]
     #[case("0A", 8181, Some([10, 0, 0, 1]), true)]
     #[case("0A", 8181, Some([10, 0, 0, 2]), false)]

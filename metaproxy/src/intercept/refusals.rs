@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap as BpfMap, MapData};
 use metaproxy_common::layout::{FailureKey, HandshakeFailure};
+use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use super::caller::{CurrentPods, current};
@@ -141,6 +142,7 @@ pub struct RefusalCount {
 pub struct Refusals {
     pods: Pods,
     counts: Arc<Mutex<BTreeMap<CountKey, Entry>>>,
+    answered_elsewhere: Arc<Notify>,
     lines: Sparing,
 }
 
@@ -165,6 +167,7 @@ impl Refusals {
                     .map(|kind| ((kind, None), Entry::default()))
                     .into(),
             )),
+            answered_elsewhere: Arc::default(),
             lines: Sparing::new(|more| {
                 warn!("and {more} more pods had connections that were not served; the metrics have each");
             }),
@@ -173,6 +176,9 @@ impl Refusals {
 
     /// Counts refused connections, and reports them unless that was done a short time ago.
     pub fn note(&self, kind: RefusalKind, pod: Option<&PodUid>, count: u64) {
+        if kind == RefusalKind::AnsweredElsewhere {
+            self.answered_elsewhere.notify_one();
+        }
         let inventory = self.pods.borrow();
         let name = pod.and_then(|uid| match inventory.by_uid(uid) {
             Some(Known::Pod(pod)) => Some((pod.namespace.clone(), pod.name.clone())),
@@ -195,6 +201,12 @@ impl Refusals {
                 report(kind, &namespace, &pod, new);
             }
         }
+    }
+
+    /// Waits until another program than the listener has answered a connection. NAT in the pod itself may have led it
+    /// there, so this proves nothing about the node.
+    pub async fn answered_elsewhere(&self) {
+        self.answered_elsewhere.notified().await;
     }
 
     /// All counts, by kind and pod.

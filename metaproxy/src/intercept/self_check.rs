@@ -31,7 +31,7 @@ pub const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// How long that of the second check may take, which confirms a failed one: longer than it takes until the kernel sends
 /// a lost SYN again (1 s, RFC 6298).
-pub const CONFIRM_TIMEOUT: Duration = Duration::from_secs(2);
+pub const CONFIRM_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// How long the accepting side waits for the number.
 const READ_TIMEOUT: Duration = Duration::from_millis(500);
