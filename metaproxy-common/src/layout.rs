@@ -13,7 +13,8 @@ pub const MAX_FAILURES: usize = 4_096;
 /// Most listeners of one agent, at the same time.
 pub const MAX_LISTENERS: usize = 64;
 
-/// Most network namespaces whose rate of connections is kept. Those that connected longest ago go first, and start anew.
+/// Most pods whose rate of connections is kept, containers where the pod is of the Guaranteed class: more than a node has.
+/// Those that connected longest ago go first, and start anew.
 pub const MAX_RATES: usize = 4_096;
 
 /// Most hostNetwork pods of one node that may be listed.
@@ -64,7 +65,7 @@ pub struct Config {
     pub observe: u32,
     /// For every other network namespace.
     pub destination: Destination,
-    /// How fast one network namespace may connect to the listener.
+    /// How fast one pod may connect to the listener.
     pub rate: RateLimit,
 }
 
@@ -153,7 +154,7 @@ pub struct Stamp {
 pub struct ClientState(pub u32);
 
 impl ClientState {
-    /// `connect()` was called; or the socket was connected elsewhere since, and the stamp means nothing.
+    /// The socket was connected elsewhere since, or what answered is not the listener: the stamp means nothing.
     pub const NONE: Self = Self(0);
     /// The SYN goes to the listener.
     pub const CONNECTING: Self = Self(1);
@@ -161,6 +162,8 @@ impl ClientState {
     pub const ESTABLISHED: Self = Self(2);
     /// The listener has acknowledged data, so it has verified the option before.
     pub const DELIVERED: Self = Self(3);
+    /// `connect()` was called, and nothing has been sent yet.
+    pub const CALLED: Self = Self(4);
 }
 
 /// What a listener's socket carries, and each connection that is accepted from it.
@@ -284,7 +287,7 @@ counters! {
     NotWritten = "not_written",
     /// The pod connects faster than it may; the connection was refused.
     TooFast = "too_fast",
-    /// Another program than the listener has answered.
+    /// Another program than the listener has answered, or the connection was sent elsewhere before it left.
     AnsweredElsewhere = "answered_elsewhere",
 }
 

@@ -23,17 +23,19 @@ pub const CONFIG: &str = "mp_config";
 pub const DESTINATIONS: &str = "mp_dests";
 /// Cgroup ids of hostNetwork pods that are to be intercepted.
 pub const HOST_PODS: &str = "mp_host_pods";
+/// Cgroup id of the pods' cgroup, one element; 0 where it is not known.
+pub const PODS: &str = "mp_pods";
 /// [`Stamp`](crate::layout::Stamp) of a socket that was redirected.
 pub const STAMPS: &str = "mp_stamps";
 /// [`Arrival`](crate::layout::Arrival) of a listener, and of each connection accepted from it.
 pub const ARRIVALS: &str = "mp_arrivals";
 /// Addresses of the agent's listeners; the value says nothing.
 pub const LISTENERS: &str = "mp_listeners";
-/// The [`Key`](crate::siphash::Key) of the tags, one element. Userspace can write it and not read it.
+/// The [`Key`](crate::siphash::Key) of the tags, one element. The agent's own descriptor can't read it.
 pub const KEY: &str = "mp_key";
 /// Handshake failures: [`FailureKey`](crate::layout::FailureKey) → connections.
 pub const FAILURES: &str = "mp_failures";
-/// When the next connection of a network namespace is due at the sustained rate: cookie → nanoseconds since boot.
+/// When the next connection of a pod is due at the sustained rate: cgroup id → nanoseconds since boot.
 pub const RATES: &str = "mp_rates";
 /// Per-CPU [`Counter`](crate::layout::Counter)s.
 pub const COUNTERS: &str = "mp_counters";
@@ -86,10 +88,11 @@ pub const PROGRAMS: [&str; 6] = [
     GETPEERNAME6,
 ];
 /// Every map of the plain build (aya-log adds one).
-pub const MAPS: [&str; 11] = [
+pub const MAPS: [&str; 12] = [
     CONFIG,
     DESTINATIONS,
     HOST_PODS,
+    PODS,
     STAMPS,
     ARRIVALS,
     LISTENERS,

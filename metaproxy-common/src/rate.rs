@@ -1,4 +1,4 @@
-//! How many connections to the listener a network namespace may make: a pure decision, made in the kernel.
+//! How many connections to the listener a pod may make: a pure decision, made in the kernel.
 //!
 //! All pods share the listener's accept queue, and what waits in it delays everything behind it. So what one pod makes
 //! faster than any client does is refused where it is made, before it takes a place there.

@@ -33,15 +33,19 @@ pub fn on_event(ctx: &SockOpsContext) {
     }
 }
 
-/// The SYN is about to leave. A socket that was stamped and then connects elsewhere must not show the option there.
+/// The SYN is about to leave. A socket that was stamped and then connects elsewhere must not show the option there; nor one
+/// that a program behind ours has sent elsewhere, as socket load balancers do for host ports and external addresses.
 #[inline(always)]
 fn on_connect(ctx: &SockOpsContext) {
     let Some(stamp) = stamp(ctx) else { return };
-    stamp.state = if sockops::remote(ctx).same(&stamp.listener) {
-        ClientState::CONNECTING
-    } else {
-        ClientState::NONE
-    };
+    if sockops::remote(ctx).same(&stamp.listener) {
+        stamp.state = ClientState::CONNECTING;
+        return;
+    }
+    if stamp.state == ClientState::CALLED {
+        count_failure(stamp.caller.cgroup_id, HandshakeFailure::AnsweredElsewhere);
+    }
+    stamp.state = ClientState::NONE;
 }
 
 /// The SYN-ACK has arrived, and the ACK is about to leave (`tcp_rcv_synsent_state_process`, net/ipv4/tcp_input.c).

@@ -11,7 +11,7 @@ use metaproxy_common::handshake::MAX_CGROUP_ID;
 use metaproxy_common::layout::{Caller, ClientState, Config, Counter, Destination, HandshakeFailure, Stamp};
 use metaproxy_common::verdict::{Action, Family, Kind, Surroundings, classify, decide};
 
-use crate::maps::{CONFIG, DESTINATIONS, HOST_PODS, OBSERVED, RATES, STAMPS, count, count_failure};
+use crate::maps::{CONFIG, DESTINATIONS, HOST_PODS, OBSERVED, PODS, RATES, STAMPS, count, count_failure};
 use crate::sockaddr;
 
 /// Deepest cgroup level at which a listed pod is looked for.
@@ -40,7 +40,7 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
         return;
     }
     if class.kind == Kind::Listener || around.listed || !around.in_node_netns {
-        if !is_within_rate(config, &caller, around) {
+        if !is_within_rate(config, &caller) {
             refuse(ctx, family, &class.sentinel);
             return;
         }
@@ -79,17 +79,13 @@ fn observe(caller: &Caller) {
     }
 }
 
-/// Whether the caller's network namespace may make one more connection to the listener now. Two at once may count as one.
+/// Whether the caller's pod may make one more connection to the listener now. Two at once may count as one.
 #[inline(always)]
-fn is_within_rate(config: &Config, caller: &Caller, around: Surroundings) -> bool {
+fn is_within_rate(config: &Config, caller: &Caller) -> bool {
     if config.rate.interval_ns == 0 {
         return true;
     }
-    let key = if around.in_node_netns {
-        caller.cgroup_id
-    } else {
-        caller.netns_cookie
-    };
+    let key = rated_cgroup(caller);
     // SAFETY: takes no pointer.
     let now = unsafe { bpf_ktime_get_ns() };
     let Some(due) = RATES.get_ptr_mut(key) else {
@@ -104,6 +100,31 @@ fn is_within_rate(config: &Config, caller: &Caller, around: Surroundings) -> boo
         count_failure(caller.cgroup_id, HandshakeFailure::TooFast);
     }
     paced.is_allowed
+}
+
+/// The cgroup whose rate the caller counts for: two levels below the pods' cgroup, that is its pod's below a QoS class, and
+/// its container's where the pod has none (Guaranteed). Whatever namespaces and cgroups the pod makes for itself lie within.
+#[inline(always)]
+fn rated_cgroup(caller: &Caller) -> u64 {
+    let pods = match PODS.get(0) {
+        Some(id) if *id != 0 => *id,
+        _ => return caller.cgroup_id,
+    };
+    let mut level = 1;
+    while level <= MAX_LEVEL {
+        // SAFETY: takes no pointer.
+        let id = unsafe { bpf_get_current_ancestor_cgroup_id(level) };
+        if id == 0 {
+            break;
+        }
+        if id == pods {
+            // SAFETY: as above.
+            let below = unsafe { bpf_get_current_ancestor_cgroup_id(level + 2) };
+            return if below == 0 { caller.cgroup_id } else { below };
+        }
+        level += 1;
+    }
+    caller.cgroup_id
 }
 
 #[inline(always)]
@@ -171,7 +192,7 @@ fn stamp(ctx: &SockAddrContext, caller: Caller, asked: Endpoint, listener: Endpo
             listener,
             client_isn: 0,
             listener_isn: 0,
-            state: ClientState::NONE,
+            state: ClientState::CALLED,
             is_failure_counted: 0,
         };
     }

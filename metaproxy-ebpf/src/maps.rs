@@ -28,11 +28,15 @@ pub static DESTINATIONS: HashMap<u64, Destination, MAX_DESTINATIONS, NO_PREALLOC
 #[btf_map(name = "mp_host_pods")]
 pub static HOST_PODS: HashMap<u64, u8, MAX_HOST_PODS, NO_PREALLOC> = HashMap::new();
 
+/// Its only element is the id of the pods' cgroup, or 0.
+#[btf_map(name = "mp_pods")]
+pub static PODS: Array<u64, 1> = Array::new();
+
 #[btf_map(name = "mp_stamps")]
 pub static STAMPS: SkStorage<Stamp> = SkStorage::new();
 
-/// Userspace may write it and not read it: a descriptor that another process takes from the kernel's list is worth
-/// nothing for forging tags.
+/// The agent's own descriptor may write it and not read it, so one that leaks is worth nothing for forging tags. The flag
+/// holds for that descriptor alone: root on the node can open the map by its id, and read it (`bpftool map dump`).
 #[btf_map(name = "mp_key")]
 pub static KEY: Array<Key, 1, { BPF_F_WRONLY as usize }> = Array::new();
 
@@ -40,7 +44,8 @@ pub static KEY: Array<Key, 1, { BPF_F_WRONLY as usize }> = Array::new();
 #[btf_map(name = "mp_arrivals")]
 pub static ARRIVALS: ClonedSkStorage<Arrival> = ClonedSkStorage::new();
 
-/// By netns cookie, or by cgroup id in the node's own namespace.
+/// By the cgroup id of a pod, or of a container. Pods can make neither, unlike network namespaces, so no pod has several
+/// entries, or removes those of others.
 #[btf_map(name = "mp_rates")]
 pub static RATES: LruHashMap<u64, u64, MAX_RATES> = LruHashMap::new();
 

@@ -210,6 +210,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         locator,
         Some(listener_link),
         current,
+        maps.pods,
         maps.host_pods,
         host_pods,
     );

@@ -155,6 +155,18 @@ fn scene() -> Option<(Node, Pod, Pod, Agent)> {
     Some((node, bad, neighbour, agent))
 }
 
+/// A counter, by its name and labels.
+fn metric(node: &Node, counter: &str) -> Option<u64> {
+    let metrics = node
+        .host_command("curl")
+        .args(["-s", "http://10.200.0.1:9808/metrics"])
+        .output()
+        .unwrap();
+    let metrics = String::from_utf8(metrics.stdout).unwrap();
+    let value = metrics.lines().find_map(|line| line.strip_prefix(counter))?;
+    Some(value.trim().parse().unwrap())
+}
+
 #[test]
 fn a_pod_that_misbehaves_does_not_starve_its_neighbour_and_memory_stays_bounded() {
     let Some((node, bad, neighbour, agent)) = scene() else {
@@ -194,20 +206,13 @@ fn a_pod_that_misbehaves_does_not_starve_its_neighbour_and_memory_stays_bounded(
         );
         assert!(most < before + 64 * 1024, "{what}: {before} to {most} KiB");
     }
-    let metrics = node
-        .host_command("curl")
-        .args(["-s", "http://10.200.0.1:9808/metrics"])
-        .output()
-        .unwrap();
-    let metrics = String::from_utf8(metrics.stdout).unwrap();
     for counter in [
         "metaproxy_connections_total{outcome=\"over_limit\"}",
         "metaproxy_refused_connections_total{kind=\"too_fast\",namespace=\"apps\",pod=\"bad\"}",
         "metaproxy_slowed_total{what=\"connection\"}",
         "metaproxy_slowed_total{what=\"request\"}",
     ] {
-        let line = metrics.lines().find(|line| line.starts_with(counter)).unwrap();
-        assert!(!line.ends_with(" 0"), "{line}");
+        assert!(metric(&node, counter).unwrap() > 0, "{counter}");
     }
     std::thread::sleep(Duration::from_secs(1));
     assert!(
@@ -245,6 +250,57 @@ fn connections_over_the_limit_that_are_never_closed_keep_no_neighbour_waiting() 
         .read_line(&mut line)
         .unwrap();
     assert_eq!(line, "held\n");
+    assert_eq!(dial(&neighbour, &[]), common::counts([("role-neighbour", 1)]));
+}
+
+/// 12,000 connections, 40 from each of 300 network namespaces of the pod's own, which need no capability outside of a user
+/// namespace.
+const FROM_MANY_NAMESPACES: &str = r#"
+import ctypes, os, socket
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+libc = ctypes.CDLL(None, use_errno=True)
+def unshare(flags):
+    if libc.unshare(flags): raise OSError(ctypes.get_errno(), "unshare")
+unshare(CLONE_NEWUSER)
+for _ in range(300):
+    unshare(CLONE_NEWNET)
+    for _ in range(40):
+        with socket.socket() as s:
+            try: s.connect(("169.254.169.254", 80))
+            except OSError: pass
+"#;
+
+/// What a pod makes for itself gives it no second share.
+#[test]
+fn a_pod_has_one_rate_however_many_network_namespaces_it_makes() {
+    let Some(node) = node() else { return };
+    let bad = node.lab.pod(PodSpec::with_role("bad", "role-bad")).unwrap();
+    let neighbour = node
+        .lab
+        .pod(PodSpec::with_role("neighbour", "role-neighbour"))
+        .unwrap();
+    let flags = [
+        "--admin-address",
+        "10.200.0.1:9808",
+        "--max-connection-rate-per-pod",
+        "512",
+    ];
+    let _agent = Agent::start(&node.lab, &node.spec().with(&flags)).unwrap();
+    let mut command = bad.command("python3").unwrap();
+    let start = std::time::Instant::now();
+    assert!(
+        command
+            .args(["-c", FROM_MANY_NAMESPACES])
+            .status()
+            .unwrap()
+            .success()
+    );
+    // A burst of 2,048, and twice the rate.
+    let most = 2_048 + 2 * 512 * (start.elapsed().as_secs() + 1);
+    let counter = "metaproxy_refused_connections_total{kind=\"too_fast\",namespace=\"apps\",pod=\"bad\"}";
+    common::eventually("the others are counted", || {
+        metric(&node, counter).unwrap_or_default() >= 12_000_u64.saturating_sub(most)
+    });
     assert_eq!(dial(&neighbour, &[]), common::counts([("role-neighbour", 1)]));
 }
 

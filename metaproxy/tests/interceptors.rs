@@ -9,8 +9,9 @@ use std::net::SocketAddr;
 use common::attackers::{Attacker, CLOSED, assert_ready, requests, unlimited_agent};
 use common::identity::{REFUSED, assert_only, v4_listener};
 use common::nested::{Nested, nft};
-use common::{Node, counts, dial, node, start_dial};
+use common::{Node, counts, dial, eventually, node, start_dial};
 use rstest::rstest;
+use xtask::lab::foreign::Foreign;
 use xtask::lab::pod::{Pod, PodSpec};
 
 /// A victim whose packets to the listener reach the attacker instead, by a rule of the node as the portmap plugin makes
@@ -181,6 +182,44 @@ fn a_program_that_answers_in_the_listeners_place_is_not_shown_the_option() {
     println!("in the listener's place: {counters:?}");
     assert_eq!(counters.get("options"), None, "{counters:?}");
     scene.assert_victim_recovers();
+}
+
+/// A program behind ours sends connections elsewhere at `connect()`, as socket load balancers do (Cilium) for host ports
+/// and external addresses of Services.
+#[test]
+fn a_connection_that_a_socket_load_balancer_sends_elsewhere_shows_no_option_and_is_reported_by_name() {
+    let Some(node) = node() else { return };
+    let attacker = node
+        .lab
+        .pod(PodSpec::with_role("attacker", "role-attacker"))
+        .unwrap();
+    let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
+    let agent = node.agent();
+    assert_eq!(dial(&victim, &[]), counts([("role-victim", 1)]));
+    let (own, front) = (attacker.ip().to_string(), format!("{}:8080", attacker.ip()));
+    let listener = v4_listener(&agent);
+    let words = ["--privileges", "default", "replay", "--alone", "--device", "eth0"];
+    let places = ["--front", &front, "--listener", &listener, "--own", &own];
+    let mut replay = Attacker::start(&attacker, &[&words[..], &places].concat());
+    replay.wait_for("ready", 1);
+    let translates = Foreign::translate(
+        &node.lab.cgroup(),
+        listener.parse().unwrap(),
+        front.parse().unwrap(),
+    )
+    .unwrap();
+    let words = ["--count", "100", "--threads", "10", "--timeout", "300"];
+    assert_only(&dial(&victim, &words), &REFUSED, "the victim");
+    replay.wait_for("requests", 100);
+    let counters = replay.end();
+    println!("behind the load balancer: {counters:?}");
+    assert_eq!(counters.get("options"), None, "{counters:?}");
+    let line = agent.wait_for("kind=\"answered_elsewhere\"").unwrap();
+    assert!(line.contains("pod apps/victim"), "{line}");
+    drop(translates);
+    eventually("the program is gone", || {
+        dial(&victim, &[]) == counts([("role-victim", 1)])
+    });
 }
 
 /// A process in a nested namespace whose packets the pod itself passes on, altered: served as the pod, or refused, and

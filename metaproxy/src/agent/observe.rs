@@ -63,6 +63,7 @@ pub(super) async fn run(
         locator,
         None,
         Arc::clone(&current),
+        maps.pods,
         maps.host_pods,
         host_pods,
     );

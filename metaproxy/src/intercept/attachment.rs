@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 use super::caller::CurrentPods;
 use super::cgroups::{CgroupError, Locator, NotAPod, OwnCgroup, PodsCgroup};
 use super::object::ProgramsError;
-use super::programs::{Links, Programs};
+use super::programs::{Links, PodsId, Programs};
 use crate::pods::PodUid;
 
 /// How often the pods' cgroup is looked at: one `stat` each time, one for each listed hostNetwork pod, and one small file
@@ -28,6 +28,7 @@ pub struct Attachment {
     locator: Locator,
     listener: Option<ListenerLink>,
     pods: CurrentPods,
+    pods_id: PodsId,
     host_pods: HashMap<MapData, u64, u8>,
     wanted: watch::Receiver<BTreeSet<PodUid>>,
     listed: BTreeSet<u64>,
@@ -105,6 +106,7 @@ impl Attachment {
         locator: Locator,
         listener: Option<ListenerLink>,
         pods: CurrentPods,
+        pods_id: PodsId,
         host_pods: HashMap<MapData, u64, u8>,
         wanted: watch::Receiver<BTreeSet<PodUid>>,
     ) -> Self {
@@ -114,6 +116,7 @@ impl Attachment {
             locator,
             listener,
             pods,
+            pods_id,
             host_pods,
             wanted,
             listed,
@@ -143,10 +146,11 @@ impl Attachment {
         }
     }
 
-    /// In this order: whose pods they are is known before the first connection can be redirected, and hostNetwork pods
-    /// are listed before the programs ask for it.
+    /// In this order: whose pods they are is known before the first connection can be redirected, and the pods' cgroup and
+    /// hostNetwork pods are in the kernel's maps before the programs ask for them.
     fn attach(&mut self, pods: PodsCgroup) -> Result<(), AttachError> {
         pods.check_lookup()?;
+        self.pods_id.set(pods.id())?;
         let pods = Arc::new(pods);
         *self.pods.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pods));
         self.list();

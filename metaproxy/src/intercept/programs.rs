@@ -1,5 +1,6 @@
 //! The programs that redirect and identify: loaded, attached, and kept attached.
 
+use std::fmt;
 use std::fs::File;
 
 use aya::include_bytes_aligned;
@@ -52,6 +53,8 @@ pub struct Maps {
     pub failures: HashMap<MapData, FailureKey, u64>,
     /// Listed hostNetwork pods.
     pub host_pods: HashMap<MapData, u64, u8>,
+    /// The id of the pods' cgroup.
+    pub pods: PodsId,
     /// Who connected, where that is only noted: cgroup id → how often.
     pub observed: HashMap<MapData, u64, u64>,
     /// What the programs count.
@@ -107,6 +110,27 @@ impl LiveConfig {
     }
 }
 
+/// The id of the pods' cgroup, as the programs have it.
+pub struct PodsId(Array<MapData, u64>);
+
+impl fmt::Debug for PodsId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PodsId").finish_non_exhaustive()
+    }
+}
+
+impl PodsId {
+    /// Replaces it.
+    ///
+    /// # Errors
+    /// What the kernel has against it.
+    pub fn set(&mut self, id: u64) -> Result<(), ProgramsError> {
+        self.0
+            .set(0, id, 0)
+            .map_err(|error| ProgramsError::Unfit(error.to_string()))
+    }
+}
+
 /// What the programs count.
 pub struct Counters(PerCpuArray<MapData, u64>);
 
@@ -138,6 +162,7 @@ impl Programs {
             arrivals: object.map(names::ARRIVALS)?,
             failures: object.map(names::FAILURES)?,
             host_pods: object.map(names::HOST_PODS)?,
+            pods: PodsId(object.map(names::PODS)?),
             observed: object.map(names::OBSERVED)?,
             counters: Counters(object.map(names::COUNTERS)?),
         };

@@ -109,7 +109,7 @@ impl RefusalKind {
             }
             Self::AnsweredElsewhere => {
                 "another program than the agent answered the connection: a hostPort, an externalIP or a NAT rule of this node \
-                 claims the listener's port"
+                 claims the listener's port, or a socket load balancer (Cilium) that translates it"
             }
             Self::Internal => "the agent could not look up the caller",
         }

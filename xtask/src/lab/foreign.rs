@@ -4,6 +4,7 @@ mod sock_ops;
 
 use std::fs::File;
 use std::io;
+use std::net::SocketAddrV4;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
@@ -38,7 +39,7 @@ pub enum Attach {
     First = 2 | 1 << 6,
 }
 
-/// A program of somebody else at connect4 of a cgroup, that allows everything; dropping detaches it.
+/// A program of somebody else at connect4 of a cgroup; dropping detaches it.
 #[derive(Debug)]
 pub struct Foreign {
     program: OwnedFd,
@@ -88,6 +89,15 @@ struct Load {
     name: [u8; 16],
     interface: u32,
     attach_type: u32,
+}
+
+/// One instruction (Documentation/bpf/standardization/instruction-set.rst).
+fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
+    u64::from(code)
+        | u64::from(to) << 8
+        | u64::from(from) << 12
+        | u64::from(offset as u16) << 16
+        | u64::from(value as u32) << 32
 }
 
 /// A program that does nothing but return a number.
@@ -146,10 +156,56 @@ fn attach_to_egress_with(netns: &Netns, interface: &str, flags: u32) -> Result<O
     Ok(unsafe { OwnedFd::from_raw_fd(link) })
 }
 
+/// Code of a program at connect4 that sends connections for one address to another, as a socket load balancer does for a
+/// Service's external address or a pod's host port.
+fn translation(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u64> {
+    // Offsets in struct bpf_sock_addr.
+    const USER_IP4: i16 = 4;
+    const USER_PORT: i16 = 24;
+    let ip = |address: &SocketAddrV4| i32::from_ne_bytes(address.ip().octets());
+    let port = |address: &SocketAddrV4| i32::from(address.port().to_be());
+    let read = |to, offset| instruction(0x61, to, 1, offset, 0);
+    let skip_unless = |register, value, instructions| instruction(0x56, register, 0, instructions, value);
+    let write = |offset, value| {
+        [
+            instruction(0xb4, 2, 0, 0, value),
+            instruction(0x63, 1, 2, offset, 0),
+        ]
+    };
+    let [ip1, ip2] = write(USER_IP4, ip(&to));
+    let [port1, port2] = write(USER_PORT, port(&to));
+    vec![
+        read(2, USER_IP4),
+        read(3, USER_PORT),
+        skip_unless(2, ip(&from), 5),
+        skip_unless(3, port(&from), 4),
+        ip1,
+        ip2,
+        port1,
+        port2,
+        // r0 = 1; exit
+        instruction(0xb7, 0, 0, 0, 1),
+        instruction(0x95, 0, 0, 0, 0),
+    ]
+}
+
 impl Foreign {
-    /// Attaches one.
+    /// Attaches one that allows everything.
     pub fn attach(cgroup: &Path, how: Attach) -> Result<Self> {
-        let program = program(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, CONNECT4, 1)?;
+        Self::attach_program(program(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, CONNECT4, 1)?, cgroup, how)
+    }
+
+    /// Attaches one that sends connections for one address to another.
+    ///
+    /// # Errors
+    /// What the kernel has against it.
+    pub fn translate(cgroup: &Path, from: SocketAddrV4, to: SocketAddrV4) -> Result<Self> {
+        let code = translation(from, to);
+        let program = load(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, CONNECT4, &code)?;
+        Self::attach_program(program, cgroup, Attach::Multi)
+    }
+
+    fn attach_program(program: OwnedFd, cgroup: &Path, how: Attach) -> Result<Self> {
         let cgroup = File::open(cgroup)?;
         let mut attach = [
             cgroup.as_raw_fd() as u32,

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-use super::{BPF_LINK_CREATE, bpf, load};
+use super::{BPF_LINK_CREATE, bpf, instruction, load};
 
 const BPF_PROG_TYPE_SOCK_OPS: u32 = 13;
 const BPF_CGROUP_SOCK_OPS: u32 = 3;
@@ -25,15 +25,6 @@ pub enum Does {
     ClearFlags,
     /// Takes this many bytes of each packet's options, at most 40.
     TakeRoom(u8),
-}
-
-/// One instruction (Documentation/bpf/standardization/instruction-set.rst).
-fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
-    u64::from(code)
-        | u64::from(to) << 8
-        | u64::from(from) << 12
-        | u64::from(offset as u16) << 16
-        | u64::from(value as u32) << 32
 }
 
 fn code(does: Does) -> Vec<u64> {
