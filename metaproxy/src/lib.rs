@@ -20,6 +20,7 @@ pub mod intercept;
 pub mod measured;
 pub mod migrate;
 pub mod neighbours;
+pub mod node_ports;
 mod pace;
 pub mod people;
 pub mod pods;

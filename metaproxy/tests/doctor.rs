@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use common::doctor::{Report, doctor_by, examined, must_see_the_nodes_processes, report};
-use common::{Node, agent_binary, eventually, node};
+use common::{ADMIN, Node, agent_binary, eventually, node};
 use xtask::lab::agent::Agent;
 use xtask::lab::apiserver::{Behaviour, FakeApiServer};
 use xtask::lab::foreign::{Attach, Foreign, attach_first_to_egress, attach_to_egress};
@@ -195,10 +195,25 @@ fn ports_that_are_taken_are_named_with_their_holder() {
         let begins = "ports: problem: --listen-port 0.0.0.0:18181: Address already in use";
         examined(&node, &["--listen-port", "18181"]).has_only(begins, &holder, 2);
     }
-    let _admin = listener(&node, "127.0.0.1:9808");
-    let begins = "ports: problem: --admin-address 127.0.0.1:9808: Address already in use";
-    examined(&node, &[]).has_only(begins, &holder, 2);
-    examined(&node, &["--admin-address", "off"]).is_clean();
+    let _admin = listener(&node, ADMIN);
+    let begins = format!("ports: problem: --admin-address {ADMIN}: Address already in use");
+    examined(&node, &["--admin-address", ADMIN]).has_only(&begins, &holder, 2);
+    let without = "ports: ok: the agent is told to take none";
+    examined(&node, &[]).is_clean().has(without, "");
+}
+
+#[test]
+fn a_port_that_other_software_is_known_to_want_is_named_with_it_agent_or_not() {
+    let Some(node) = node() else { return };
+    let flags = ["--admin-address", "127.0.0.1:9808"];
+    let begins =
+        "ports: warning: --admin-address takes port 9808, which is also that of the CSI livenessprobe";
+    examined(&node, &flags).has_only(begins, "such as 16925, or off", 1);
+    let _agent = Agent::start(&node.lab, &node.spec().with(&flags)).unwrap();
+    examined(&node, &flags).has_only(begins, "such as 16925, or off", 1);
+    let begins = "ports: warning: --listen-port takes port 8181, which is also that of kube2iam";
+    let fixed = ["--listen-port", "8181"];
+    examined(&node, &fixed).has_only(begins, "leave --listen-port away", 1);
 }
 
 #[test]
@@ -381,7 +396,7 @@ fn an_agent_that_runs_is_asked_what_it_knows() {
     let agent: Agent = node.agent();
     examined(&node, &[])
         .is_clean()
-        .has("ports: ok: an agent is running, and has its ports", "")
+        .has("ports: ok: the agent is told to take none", "")
         .has("API server: ok: the agent that runs has what it needs of it", "")
         .has("pods' roles: ok: ", "");
     drop(agent);

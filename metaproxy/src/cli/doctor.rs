@@ -44,7 +44,7 @@ pub struct DoctorArgs {
         long,
         env = "METAPROXY_ADMIN_ADDRESS",
         value_name = "ADDRESS",
-        default_value = "127.0.0.1:9808"
+        default_value = "off"
     )]
     admin_address: AdminAddress,
 

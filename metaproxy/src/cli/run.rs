@@ -188,12 +188,13 @@ pub struct RunArgs {
     )]
     pub(super) mode: Mode,
 
-    /// Where /healthz, /readyz and /metrics are answered: address and port, or off
+    /// Where /metrics, /healthz and /readyz are answered, such as 127.0.0.1:16925; off takes no port, as probes and commands use a
+    /// socket in the runtime directory
     #[arg(
         long,
         env = "METAPROXY_ADMIN_ADDRESS",
         value_name = "ADDRESS",
-        default_value = "127.0.0.1:9808",
+        default_value = "off",
         help_heading = "Operation"
     )]
     pub(super) admin_address: AdminAddress,

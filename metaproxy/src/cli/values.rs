@@ -58,7 +58,7 @@ impl FromStr for AdminAddress {
         }
         let address = text
             .parse()
-            .map_err(|_| "it is an address such as 127.0.0.1:9808, or off".to_owned());
+            .map_err(|_| "it is an address such as 127.0.0.1:16925, or off".to_owned());
         address.map(|address| Self(Some(address)))
     }
 }
