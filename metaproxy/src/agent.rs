@@ -39,7 +39,7 @@ pub use self::error::StartError;
 use self::listening::{Listening, Setup};
 use self::own_roles::NotOwn;
 use self::report::{Figures, report, report_guard, tell, tell_guards, tell_surroundings};
-use crate::admin::{Admin, AdminSocket, Sources};
+use crate::admin::{Admin, AdminSocket, Owner, Sources};
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::{Sts, StsSettings};
 use crate::credentials::{Issuer, Principals, Sessions};
@@ -53,7 +53,7 @@ use crate::imds::{Limits, Parts, Passing, Phase, Service, Told, Version1};
 use crate::intercept::attachment::{Attachment, ListenerLink, State};
 use crate::intercept::caller::{Callers, CurrentPods};
 use crate::intercept::cgroups::{Locator, OwnCgroup};
-use crate::intercept::guard::{self, Choice, Guard, GuardCounters, GuardState};
+use crate::intercept::guard::{self, Choice, Guard, GuardCounters};
 use crate::intercept::kernel;
 use crate::intercept::listener::node_addresses;
 use crate::intercept::object::ProgramsError;
@@ -164,7 +164,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     }
     let (locator, guards_locator) = (locator()?, locator()?);
     let tokens = Tokens::open(&settings.runtime_dir)?;
-    let (socket, socket_listener) = AdminSocket::open(&settings.runtime_dir)?;
+    let (socket, socket_listener) = AdminSocket::open(&settings.runtime_dir, Owner::Agent)?;
     let mut tasks = JoinSet::new();
     let source = PodsHere::open(&settings.pods, &settings.rules, &settings.runtime_dir).await?;
     let (health, cluster) = (source.health(), source.cluster());
@@ -369,7 +369,7 @@ fn keep_guard(mut guard: Guard, tasks: &mut JoinSet<()>, health: &Health) -> Res
     guard.close()?;
     let counters = guard.counters();
     let (close, closed) = watch::channel(true);
-    let (states, changes) = watch::channel(GuardState::Waiting);
+    let (states, changes) = watch::channel(guard.state(true));
     tasks.spawn(report_guard(changes, health.clone()));
     tasks.spawn(guard::tell(counters.clone()));
     tasks.spawn(guard.keep(closed, states));

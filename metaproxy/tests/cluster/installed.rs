@@ -12,6 +12,7 @@ use crate::common::dial;
 use crate::kit::{
     Cluster, MadeByHand, NAMESPACE, Running, apply, kubectl, node_asks, process, try_kubectl, within,
 };
+use crate::tools::agent_process;
 
 const ROLE: &str = "iam.amazonaws.com/role";
 
@@ -117,7 +118,7 @@ fn static_pods(cluster: &Cluster, pods_netns: &Netns) {
         r#"{"spec":{"template":{"spec":{"nodeSelector":{"metaproxy-test":"nowhere"}}}}}"#,
     ]);
     within(Duration::from_secs(30), "an agent that is gone", || {
-        process("metaproxy").is_none()
+        agent_process().is_none()
     });
     let kubeconfig = std::env::var_os("KUBECONFIG").unwrap();
     let flags = ["--node-name", NODE, "--cgroup", kubepods.to_str().unwrap()];
