@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod agent;
 pub mod apiserver;
+pub mod causes;
 pub mod cli;
 pub mod credentials;
 pub mod doctor;
@@ -28,4 +29,5 @@ pub mod roles;
 pub mod signals;
 mod sparing;
 pub mod status;
+pub mod terminal;
 pub mod watched;

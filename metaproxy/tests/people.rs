@@ -142,6 +142,12 @@ fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
     assert!(status["counters"]["connections served"].as_u64().unwrap() >= 1);
     let shown = told(&node, &["status"]);
     assert_eq!(code(&shown), Some(0));
+    let counted = text(&shown.stdout);
+    let (_, counted) = counted.split_once("COUNTED SINCE THE START").unwrap();
+    assert!(
+        counted.contains("connections served") && !counted.lines().any(|line| line.ends_with("  0")),
+        "what has not happened is not told: {counted}"
+    );
     assert!(
         text(&shown.stdout).contains("enforce: ready, up "),
         "{}",

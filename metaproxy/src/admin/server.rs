@@ -21,6 +21,7 @@ use tracing::{debug, info, warn};
 use super::answers::{self, Answers, Asker, Desk};
 use super::metrics::Sources;
 use crate::health::{Condition, Health, Part};
+use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
 
 /// Between two attempts at a port that is taken.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -78,8 +79,14 @@ impl Admin {
                     }
                 }
                 Err(error) => {
-                    let text =
-                        format!("--admin-address {address}: {error}; --admin-address=off goes without");
+                    let wanted = node_ports::wanted_by(address.port());
+                    let wanted = wanted
+                        .map(|who| format!(" (the port of {who})"))
+                        .unwrap_or_default();
+                    let text = format!(
+                        "--admin-address {address}: {error}{wanted}; give another port, such as {SUGGESTED_ADMIN_PORT}, or off: probes \
+                         and commands need none"
+                    );
                     if !std::mem::replace(&mut complained, true) {
                         warn!("{text}");
                     }
