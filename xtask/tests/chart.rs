@@ -347,6 +347,63 @@ fn the_guard_has_pods_of_its_own_that_always_surge_unless_it_is_told_otherwise()
     assert!(text.contains(name), "{text}");
 }
 
+/// What helm tells after an installation.
+#[test]
+fn the_notes_promise_what_the_guards_placement_keeps() {
+    let Some(program) = tool("kubernetes/helm") else {
+        return;
+    };
+    let notes = |flags: &str| {
+        let values = format!("namespacePolicy=off{flags}");
+        let words = [
+            "install",
+            "metaproxy",
+            CHART,
+            "--dry-run=client",
+            "--set",
+            &values,
+        ];
+        let output = helm(&program, &words);
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (_, notes) = text.split_once("\nNOTES:\n").unwrap();
+        notes.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let fixed = ",interception.listenPort=18181";
+    for (flags, promise) in [
+        (String::new(), "by the guard, in pods of its own, once an agent"),
+        (
+            fixed.to_owned(),
+            "by the guard, in pods of its own, once an agent",
+        ),
+        (
+            ",guard.placement=sidecar".to_owned(),
+            "but not while the agent's pod itself is away, as when it is deleted or its sandbox killed",
+        ),
+        (
+            format!("{fixed},guard.placement=sidecar"),
+            "but not while the agent's pod itself is away, as when it is replaced, deleted or",
+        ),
+        (
+            ",guard.placement=none".to_owned(),
+            "reach the node's metadata service, as without metaproxy",
+        ),
+    ] {
+        let told = notes(&flags);
+        assert!(told.contains(promise), "{flags}: {told}");
+        assert!(
+            told.contains("`helm uninstall` ends both. From then on pods reach the node's"),
+            "{told}"
+        );
+        let rollout = "rollout status daemonset/metaproxy-guard";
+        assert_eq!(
+            told.contains(rollout),
+            promise.contains("pods of its own"),
+            "{told}"
+        );
+    }
+}
+
 /// Each alone.
 #[test]
 fn one_value_switches_metrics_on_and_another_has_them_scraped() {
@@ -379,6 +436,25 @@ fn one_value_switches_metrics_on_and_another_has_them_scraped() {
             );
         }
     }
+}
+
+/// A node that is registered with another taint than the agent removes gets no pods for ever.
+#[test]
+fn examples_register_nodes_with_the_taint_that_their_values_remove() {
+    let read = |path: &str| -> serde_json::Value {
+        let text = fs::read_to_string(root().join("deploy/examples").join(path)).unwrap();
+        serde_yaml_ng::from_str(&text).unwrap()
+    };
+    let of_values = |path: &str| read(path)["startupTaint"].as_str().unwrap().to_owned();
+    let karpenter = read("nodes/karpenter.yaml");
+    let template = &karpenter["spec"]["template"]["spec"];
+    assert_eq!(template["startupTaints"][0]["key"], of_values("karpenter.yaml"));
+    assert!(template["taints"].is_null(), "no pod would fit");
+    let kops = read("nodes/kops.yaml");
+    let taint = kops["spec"]["taints"][0].as_str().unwrap();
+    let key = of_values("kops.yaml");
+    assert_eq!(taint, format!("{key}=true:NoSchedule"));
+    assert!(key.starts_with("startup-taint.cluster-autoscaler.kubernetes.io/"));
 }
 
 /// Their pods would stay Pending, as there is no kernel for them.

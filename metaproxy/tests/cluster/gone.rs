@@ -91,7 +91,7 @@ pub fn deleted(cluster: &Cluster) {
         cluster.apply_chart("metaproxy", &fixed);
         cluster.wait_for_agent("metaproxy");
     });
-    let upgraded = [&fixed[..], &["--set", "podAnnotations.upgrade=again"]].concat();
+    let upgraded = [&fixed[..], &["--set", "sessions.duration=55m"]].concat();
     nothing_of_the_node_while(cluster, &pod, "an upgrade with a fixed port", || {
         cluster.apply_chart("metaproxy", &upgraded);
         cluster.wait_for_agent("metaproxy");

@@ -1,6 +1,7 @@
 //! What the installation does by itself.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -245,6 +246,21 @@ pub fn removal(cluster: &Cluster) {
         bpf::ours().is_empty()
     });
     eprintln!("gone after {:.1} s", start.elapsed().as_secs_f64());
+    // As deploy/README.md tells under "Removing it".
+    assert_eq!(
+        pod.role(),
+        node_asks()[0],
+        "the node's role is reached as without metaproxy"
+    );
+    let kubelet = process("kubelet").unwrap();
+    let runtime_dir = PathBuf::from(format!("/proc/{kubelet}/root/run/metaproxy"));
+    let left = std::fs::read_dir(&runtime_dir).unwrap().flatten();
+    let mut left: Vec<String> = left
+        .map(|file| file.file_name().to_string_lossy().into_owned())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["pods.json", "served-since-boot", "token.key"]);
+    std::fs::remove_dir_all(&runtime_dir).unwrap();
     drop(pod);
     let before = without_pods(cluster.network_before());
     let now = || without_pods(&leftovers::snapshot(&Netns::of_this_process().unwrap()).unwrap());
