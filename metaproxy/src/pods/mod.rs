@@ -8,6 +8,7 @@ pub mod kubernetes;
 pub mod manifests;
 mod mirror;
 mod objects;
+pub(crate) mod templates;
 mod uid;
 mod wire;
 
