@@ -86,7 +86,7 @@ fn run<E: std::error::Error + Send + Sync + 'static>(
     match run_to_the_end(process) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{error:#}");
+            tracing::error!("{}", people::with_causes(error.as_ref()));
             ExitCode::FAILURE
         }
     }

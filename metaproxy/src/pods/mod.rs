@@ -3,6 +3,7 @@
 //! A [`Source`] publishes an [`Inventory`] whenever something changes; everything else only reads the latest one.
 
 pub mod annotations;
+mod credential_variables;
 mod inventory;
 pub mod kubernetes;
 pub mod manifests;
@@ -15,6 +16,7 @@ mod wire;
 use std::future::Future;
 use std::sync::Arc;
 
+pub use credential_variables::CredentialVariable;
 pub use inventory::{Inventory, Known};
 pub use mirror::Mirror;
 pub use objects::{Annotations, HostPort, Namespace, Pod, Problem, ServiceAccount};
