@@ -13,8 +13,9 @@ pub mod siphash;
 pub mod target;
 pub mod verdict;
 
-/// What processes of one node must agree on to stand beside each other: the intercepted addresses and their sentinels,
-/// how a caller is known, and the form of session tokens. A change of any of it counts this up.
+/// What processes of one node must agree on to stand beside each other: the intercepted addresses and their sentinels, and
+/// how a caller is known. A change of any of it counts this up. The form of session tokens is not among it: a token that
+/// another process can't read is refused, and the client asks for another.
 ///
 /// 1: callers were filed under their 4-tuple. 2: callers travel in the handshake.
 pub const CONTRACT: u32 = 2;

@@ -8,7 +8,7 @@ mod common;
 use std::path::PathBuf;
 
 use common::clients::{MOTO, Server, fixtures, in_pod, json_of, script, venv};
-use common::{agent_binary, counts, dial, eventually, lab};
+use common::{agent_binary, counts, dial, eventually, lab, node};
 use rstest::rstest;
 use serde_json::{Value, json};
 use xtask::lab::Lab;
@@ -138,6 +138,20 @@ fn each_pod_gets_its_own_role_and_no_other(#[case] inside: bool) {
             "a secret was logged: {said}"
         );
     }
+}
+
+/// It takes session tokens of at most 64 characters (aws-c-auth), and gives up where one is longer.
+#[test]
+fn the_common_runtime_of_aws_gets_its_pods_role() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let none = node.lab.pod(PodSpec::without_role("none")).unwrap();
+    let _agent = Agent::start(&node.lab, &node.spec().with(&["--imds-v1", "deny"])).unwrap();
+    let crt = |pod: &Pod| -> String { json_of(in_pod(pod, &node.lab, "python3").arg(script("crt.py"))) };
+    let key = crt(&a);
+    assert!(key.starts_with("ASIA"), "{key}");
+    let without = crt(&none);
+    assert!(without.starts_with("AWS_"), "an error of it: {without}");
 }
 
 /// STS behind TLS and a proxy (`clients/tls_sts.py`), whose certificates are in the file.

@@ -39,10 +39,12 @@ const BPF_LINKER: &str = "0.13.0";
 const CARGO_DENY: &str = "0.20.2";
 
 /// Real clients and a real STS for the tests.
-const PYTHON_PACKAGES: [&str; 4] = [
+const PYTHON_PACKAGES: [&str; 5] = [
     "moto[server,iam,s3,sts]==5.2.5",
     "boto3==1.44.5",
     "awscli==1.46.3",
+    // The AWS Common Runtime, whose client of the metadata service is none of boto3's.
+    "awscrt==0.38.1",
     // Checks manifests against the schemas of many versions of Kubernetes.
     "kubernetes-validate==1.37.0",
 ];

@@ -2,6 +2,16 @@
 //!
 //! A token carries its own expiry and a MAC over it and the pod's UID, so nothing is kept for each, and another
 //! instance with the same key takes it too. The key stands in the runtime directory.
+//!
+//! A token has 56 characters, as those of EC2. Clients rely on that: the AWS Common Runtime's (aws-c-auth,
+//! `aws_imds_client.c`) gives up if it gets more than 64. 56 characters of base64 are 42 bytes, and of those the MAC takes
+//! 32: HMAC-SHA-256 is not truncated, and a guess is right once in 2^256. What gave way is the random part (4 bytes), on
+//! which nothing rests: it only tells tokens of the same second apart. If room is ever needed, a MAC truncated to 16
+//! bytes (RFC 2104, section 5) would do too: the key is not known to pods, each guess costs a request, and one that was
+//! right would give no more than what the pod itself may have, as the caller is known by its connection.
+//!
+//! A token of another form, of an earlier version for one, is refused as one that expired is: 401, at which clients ask
+//! for another.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Read, Write as _};
@@ -24,10 +34,12 @@ pub const MAX_TTL: u64 = 21_600;
 const KEY_FILE: &str = "token.key";
 const KEY_LENGTH: usize = 32;
 
-/// Layout: version, expiry (seconds since 1970, big-endian), random, MAC over all of that and the UID.
-const VERSION: u8 = 1;
-const NONCE: usize = 8;
-const BODY: usize = 1 + 8 + NONCE;
+/// Layout: version, expiry (seconds since 1970, big-endian), random, MAC over all of that and the UID. Version 1 was
+/// longer.
+const VERSION: u8 = 2;
+const EXPIRY: usize = 5;
+const NONCE: usize = 4;
+const BODY: usize = 1 + EXPIRY + NONCE;
 const MAC: usize = 32;
 
 /// Why tokens can't be issued.
@@ -114,7 +126,8 @@ impl Tokens {
     pub fn issue(&self, uid: &PodUid, ttl: u64, now: SystemTime) -> Result<String, TokenKeyError> {
         let mut token = Vec::with_capacity(BODY + MAC);
         token.push(VERSION);
-        token.extend((seconds(now) + ttl).to_be_bytes());
+        let [.., a, b, c, d, e] = (seconds(now) + ttl).to_be_bytes();
+        token.extend([a, b, c, d, e]);
         let mut nonce = [0; NONCE];
         self.random.fill(&mut nonce).map_err(|_| TokenKeyError::Random)?;
         token.extend(nonce);
@@ -127,7 +140,10 @@ impl Tokens {
         let token = URL_SAFE_NO_PAD.decode(token).ok()?;
         let (body, mac) = token.split_at_checked(BODY)?;
         hmac::verify(&self.key, &signed(body, uid), mac).ok()?;
-        let expiry = u64::from_be_bytes(body.get(1..9)?.try_into().ok()?);
+        let [VERSION, a, b, c, d, e, ..] = *body else {
+            return None;
+        };
+        let expiry = u64::from_be_bytes([0, 0, 0, a, b, c, d, e]);
         expiry
             .checked_sub(seconds(now))
             .filter(|left| *left > 0)
@@ -210,6 +226,40 @@ mod tests {
     }
 
     #[test]
+    fn a_token_has_as_many_characters_as_ec2s_and_no_two_are_the_same() {
+        let (_dir, tokens) = tokens();
+        let now = [at(0), at(1_795_000_000), at((1 << 40) - MAX_TTL - 1)];
+        for (now, ttl) in now.into_iter().flat_map(|now| [(now, 1), (now, MAX_TTL)]) {
+            let issue = || tokens.issue(&uid("a"), ttl, now).unwrap();
+            let (one, other) = (issue(), issue());
+            assert_eq!((one.len(), other.len()), (56, 56));
+            assert!(
+                one.bytes()
+                    .all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+            );
+            assert_ne!(one, other);
+            assert_eq!(
+                tokens.check(&uid("a"), one.as_bytes(), now),
+                Some(Duration::from_secs(ttl))
+            );
+        }
+    }
+
+    /// As version 1 made them: 8 bytes of expiry, 8 random ones.
+    #[test]
+    fn a_token_of_another_form_is_refused_whoever_signed_it() {
+        let (_dir, tokens) = tokens();
+        let body = [&[1][..], &9000_u64.to_be_bytes(), &[7; 8]].concat();
+        let [.., a, b, c, d, e] = 9000_u64.to_be_bytes();
+        let other_version = [VERSION + 1, a, b, c, d, e, 7, 7, 7, 7].to_vec();
+        for body in [body, other_version] {
+            let mac = hmac::sign(&tokens.key, &signed(&body, &uid("a")));
+            let token = URL_SAFE_NO_PAD.encode([&body, mac.as_ref()].concat());
+            assert_eq!(tokens.check(&uid("a"), token.as_bytes(), at(1000)), None);
+        }
+    }
+
+    #[test]
     fn tokens_outlive_the_process_and_the_key_is_private() {
         let (dir, first) = tokens();
         let token = first.issue(&uid("a"), 60, at(1000)).unwrap();
@@ -235,15 +285,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_other_bytes_pass(text in "\\PC{0,100}", flip in 0..76usize) {
+        fn no_other_bytes_pass(text in "\\PC{0,100}", flip in 0..56usize) {
             let (_dir, tokens) = tokens();
             prop_assert_eq!(tokens.check(&uid("a"), text.as_bytes(), at(0)), None);
             let mut token = tokens.issue(&uid("a"), 60, at(1000)).unwrap().into_bytes();
-            if let Some(byte) = token.get_mut(flip) {
-                // The last character carries bits that do not count; base64 refuses those set.
-                *byte = if *byte == b'A' { b'B' } else { b'A' };
-                prop_assert_eq!(tokens.check(&uid("a"), &token, at(1000)), None);
-            }
+            token[flip] = if token[flip] == b'A' { b'B' } else { b'A' };
+            prop_assert_eq!(tokens.check(&uid("a"), &token, at(1000)), None);
+            token.truncate(flip);
+            prop_assert_eq!(tokens.check(&uid("a"), &token, at(1000)), None);
         }
     }
 }

@@ -1,0 +1,15 @@
+"""What an application on the AWS Common Runtime does (Mountpoint for S3, s3torchconnector): its own metadata client."""
+
+import json
+
+from awscrt.auth import AwsCredentialsProvider
+from awscrt.exceptions import AwsCrtError
+from awscrt.io import ClientBootstrap, DefaultHostResolver, EventLoopGroup
+
+group = EventLoopGroup(1)
+provider = AwsCredentialsProvider.new_default_chain(ClientBootstrap(group, DefaultHostResolver(group)))
+try:
+    result = provider.get_credentials().result(20).access_key_id
+except AwsCrtError as error:
+    result = error.name
+print(json.dumps(result))
