@@ -26,11 +26,10 @@ const NEVER: [&str; 8] = [
     "signature",
 ];
 
-/// Paths that have little in common.
-const SAMPLES: [&str; 4] = [
+/// Paths of the node's metadata that have nothing else in common.
+const SAMPLES: [&str; 3] = [
     "/latest/meta-data/ami-id",
-    "/2021-07-15/meta-data/zz/9",
-    "/latest/dynamic/zz",
+    "/latest/meta-data/zz/9",
     "/latest/meta-data/network/interfaces/macs/02:00:00:00:00:01/mac",
 ];
 
@@ -39,22 +38,46 @@ const SAMPLES: [&str; 4] = [
 /// # Errors
 /// What is wrong with it.
 pub fn allowed(pattern: &str) -> Result<Vec<(String, Allowed)>, String> {
-    let pattern = crate::roles::go_regexp(pattern);
+    let pattern = plain_slashes(&crate::roles::go_regexp(pattern));
     let ast = Parser::new()
         .parse(&pattern)
         .map_err(|error| error.kind().to_string())?;
-    let parts: Vec<String> = match &ast {
-        Ast::Alternation(alternation) => alternation
-            .asts
-            .iter()
-            .map(|part| pattern[part.span().start.offset..part.span().end.offset].to_owned())
-            .collect(),
-        _ => vec![pattern.to_string()],
+    // Flags in one alternative count in those after it too.
+    let parts = if pattern.contains("(?") {
+        vec![&ast]
+    } else {
+        alternatives(&ast)
     };
     parts
         .into_iter()
+        .map(|part| pattern[part.span().start.offset..part.span().end.offset].to_owned())
         .map(|part| Ok((part.clone(), one(&part)?)))
         .collect()
+}
+
+/// What a pattern matches one of, groups around the whole of it left out.
+fn alternatives(ast: &Ast) -> Vec<&Ast> {
+    match ast {
+        Ast::Alternation(alternation) => alternation.asts.iter().flat_map(alternatives).collect(),
+        Ast::Group(group) if group.flags().is_none_or(|flags| flags.items.is_empty()) => {
+            alternatives(&group.ast)
+        }
+        other => vec![other],
+    }
+}
+
+/// A slash needs no backslash, but often has one.
+fn plain_slashes(pattern: &str) -> String {
+    let mut out = String::with_capacity(pattern.len());
+    let mut letters = pattern.chars();
+    while let Some(letter) = letters.next() {
+        let after = if letter == '\\' { letters.next() } else { None };
+        if after != Some('/') {
+            out.push(letter);
+        }
+        out.extend(after);
+    }
+    out
 }
 
 fn one(part: &str) -> Result<Allowed, String> {
@@ -112,7 +135,13 @@ mod tests {
     }
 
     #[rstest]
-    #[case::anywhere("/latest/meta-data", pattern(".*/latest/meta-data.*"))]
+    #[case::anywhere("/meta-data/tags", pattern(".*/meta-data/tags.*"))]
+    #[case::backslashes(
+        "^\\/latest\\/meta-data\\/(spot|mac)$",
+        pattern("/latest/meta-data/(spot|mac)")
+    )]
+    #[case::all_metadata("/latest/meta-data", Allowed::Everything(".*/latest/meta-data.*".to_owned()))]
+    #[case::a_word("meta-data", Allowed::Everything(".*meta-data.*".to_owned()))]
     #[case::from_the_beginning("^/latest/dynamic", pattern("/latest/dynamic.*"))]
     #[case::an_optional_slash("^/?[^/]+/meta-data/ami-id$", pattern("/[^/]+/meta-data/ami-id"))]
     #[case::to_the_end("instance-id$", pattern(".*instance-id"))]
@@ -120,7 +149,15 @@ mod tests {
     #[case::a_dollar("cost\\$", pattern(".*cost\\$.*"))]
     #[case::quoted("\\Qtags/instance/a.b\\E", pattern(".*tags/instance/a\\.b.*"))]
     #[case::everything(".*", Allowed::Everything(".*".to_owned()))]
-    #[case::nearly_everything("latest|2021", Allowed::Pattern(".*latest.*".to_owned()))]
+    #[case::nearly_everything("latest|2021", Allowed::Everything(".*latest.*".to_owned()))]
+    #[case::the_end_of_one(
+        "^/latest/meta-data/mac|instance-identity/document$",
+        pattern("/latest/meta-data/mac.*")
+    )]
+    #[case::grouped(
+        "(/latest/meta-data/placement/availability-zone|x)",
+        pattern(".*/latest/meta-data/placement/availability-zone.*")
+    )]
     #[case::a_slash("/", Allowed::Everything(".*/.*".to_owned()))]
     fn a_pattern_matches_here_what_it_matched_in_kiam(#[case] of_kiam: &str, #[case] here: Allowed) {
         assert_eq!(allowed(of_kiam).unwrap().remove(0).1, here);
@@ -130,7 +167,7 @@ mod tests {
     #[case::nothing("^$")]
     #[case::never("/latest/user-data")]
     #[case::another_beginning("^meta-data/tags")]
-    #[case::a_beginning_inside("(^meta-data|x)")]
+    #[case::a_beginning_inside("x(^meta-data|y)")]
     fn what_matched_nothing_or_is_never_passed_opens_nothing(#[case] of_kiam: &str) {
         assert!(matches!(
             allowed(of_kiam).unwrap()[..],
@@ -140,7 +177,7 @@ mod tests {
 
     #[test]
     fn alternatives_are_taken_one_by_one() {
-        let found = allowed("user-data|/latest/meta-data/(mac|ami-id)").unwrap();
+        let found = allowed("(user-data|/latest/meta-data/(mac|ami-id))").unwrap();
         assert!(matches!(found[0].1, Allowed::Nothing(_)));
         assert_eq!(found[1].1, pattern(".*/latest/meta-data/(mac|ami-id).*"));
         assert!(allowed("(").is_err());

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::manifest::Workload;
 use super::values::Values;
 use super::variables::{Variable, Variables};
-use super::words::{MASK, shown};
+use super::words::{MASK, placeholder, shown};
 
 /// Variables of the agent that mean the same for metaproxy.
 const KEPT: [&str; 8] = [
@@ -113,6 +113,10 @@ const POD: &[(&str, Field)] = &[
             "the chart has no value for it. If it gave STS another address, sessions.stsEndpoint names that, or the node's \
              /etc/hosts does",
         ),
+    ),
+    (
+        "nodeName",
+        Left("the chart's pods run on every node that nodeSelector takes"),
     ),
     (
         "serviceAccount",
@@ -265,7 +269,7 @@ fn variable(entry: &Value, workload: &Workload, values: &mut Values) {
     };
     let variables: &Variables = &workload.variables;
     let known = match variables.get(name) {
-        Some(Variable::Known(value)) => Some(value.as_str()),
+        Some(Variable::Known(value)) if placeholder(value).is_none() => Some(value.as_str()),
         _ => None,
     };
     let what = format!("env {name}");
@@ -299,6 +303,9 @@ fn keep(entry: &Value, name: &str, known: Option<&str>, values: &mut Values) {
             "its value holds a password, which is not copied; extraEnv can take it from a Secret",
         ),
         Some(value) => values.add_env(json!({ "name": name, "value": value }), what),
+        None if entry["valueFrom"].is_null() => {
+            values.left(what, "its value is a placeholder; extraEnv takes it")
+        }
         None => values.add_env(
             json!({ "name": name, "valueFrom": entry["valueFrom"] }),
             format!("{what}; the namespace of metaproxy must have what it refers to"),

@@ -67,6 +67,7 @@ mod tests {
     #[case("quay.io:443/uswitch/kiam:v3.6@sha256:0123", Some(Version(3, 6)))]
     #[case("quay.io/uswitch/kiam:v4.0-beta1", Some(Version(4, 0)))]
     #[case("quay.io/uswitch/kiam:v2.2-rc1", Some(Version(2, 2)))]
+    #[case("docker.io/bitnami/kiam:4.2.0-debian-11-r10", Some(Version(4, 2)))]
     #[case("kiam:4", Some(Version(4, 0)))]
     #[case("jtblin/kube2iam:latest", None)]
     #[case("jtblin/kube2iam", None)]

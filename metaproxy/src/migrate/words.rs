@@ -134,13 +134,26 @@ pub fn parse(words: &[String], variables: &Variables, grammar: Grammar) -> Resul
             }
         };
         let flag = Flag {
-            missing: variables.missing(&value),
+            missing: variables.missing(&value).or_else(|| placeholder(&value)),
             name: name.to_owned(),
             value: value.trim_matches(['"', '\'']).to_owned(),
         };
         flags.push(flag.check(grammar)?);
     }
     Ok(flags)
+}
+
+/// What another tool should have replaced.
+pub fn placeholder(value: &str) -> Option<String> {
+    let (open, close) = [("${", "}"), ("{{", "}}")]
+        .into_iter()
+        .find(|(open, _)| value.contains(open))?;
+    let found = &value[value.find(open)?..];
+    let end = found.find(close).map_or(found.len(), |end| end + close.len());
+    Some(format!(
+        "{} is a placeholder that no tool has filled in (Terraform, Helm, envsubst)",
+        &found[..end]
+    ))
 }
 
 #[cfg(test)]

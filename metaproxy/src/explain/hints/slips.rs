@@ -67,6 +67,7 @@ fn placeholder(written: &str) -> Option<&str> {
         .or_else(|| between("${", "}"))
         .or_else(|| between("$(", ")"))
         .or_else(|| between("<", ">"))
+        .or_else(|| between("{", "}"))
         .or_else(|| {
             ["ACCOUNT_ID", "ACCOUNT", "REGION"]
                 .into_iter()
@@ -158,6 +159,10 @@ mod tests {
     #[case::by_hand(
         "arn:aws:iam::ACCOUNT_ID:role/app",
         "\"ACCOUNT_ID\" in the role looks like a placeholder"
+    )]
+    #[case::braces(
+        "{assumed role name}",
+        "\"{assumed role name}\" in the role looks like a placeholder"
     )]
     #[case::invisible("app\u{200b}", "the character U+200B")]
     fn a_slip_is_named_with_what_was_meant(#[case] written: &str, #[case] hint: &str) {

@@ -144,6 +144,29 @@ fn a_flag_whose_value_is_not_in_the_manifest_is_refused_by_name(#[case] variable
     );
 }
 
+/// As in Terraform's and Helm's files before they are rendered.
+#[rstest]
+#[case(
+    "--base-role-arn=${var.base_role_arn}",
+    "${var.base_role_arn} is a placeholder"
+)]
+#[case("--default-role={{ .Values.role }}", "{{ .Values.role }} is a placeholder")]
+fn a_placeholder_is_no_value(#[case] flag: &str, #[case] why: &str) {
+    let container = json!({ "args": ["--host-interface=${host_interface}", flag] });
+    let error = migrated(From::Kube2iam, &manifest(KUBE2IAM, container, json!({}))).unwrap_err();
+    assert!(error.to_string().contains(why), "{error}");
+    let region = json!({ "args": ["--host-interface=${x}"], "env": [{ "name": "AWS_REGION", "value": "${aws_region}" }] });
+    let values = kube2iam(region, json!({ "nodeName": "new" }));
+    assert!(
+        sentences(&values).contains("env AWS_REGION: its value is not in the manifest"),
+        "{values}"
+    );
+    assert!(
+        sentences(&values).contains("nodeName: the chart's pods run on every node"),
+        "{values}"
+    );
+}
+
 #[rstest]
 #[case::before_a_rule("v2.1", "required", None, "kiam 2.1 had no rule for namespaces")]
 #[case::before_4("v2.2", "required", Some("search"), "a pattern that is a part of every ARN")]
@@ -199,6 +222,15 @@ fn globs_that_were_none_in_an_old_kube2iam_are_said(#[case] tag: &str, #[case] i
 
 #[rstest]
 #[case::unanchored("/latest/meta-data", json!([".*/latest/meta-data.*"]), "so that it matches here what it matched there")]
+// aws-node-termination-handler's documents have this one.
+#[case::of_a_handler(
+    r"^\/latest\/meta-data\/(spot\/instance-action|instance-(id|type)|public-(hostname|ipv4))|\/latest\/dynamic\/instance-identity\/document$",
+    json!([
+        "/latest/meta-data/(spot/instance-action|instance-(id|type)|public-(hostname|ipv4)).*",
+        ".*/latest/dynamic/instance-identity/document"
+    ]),
+    "so that it matches here what it matched there"
+)]
 #[case::everything(".*", json!([".*"]), "`.*` opens everything else of the node's metadata")]
 #[case::never(
     "/latest/user-data",
