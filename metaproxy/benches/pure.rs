@@ -94,6 +94,8 @@ fn inventory() -> Inventory {
         name: "web".to_owned(),
         service_account: "default".to_owned(),
         annotations: [("iam.amazonaws.com/role".to_owned(), "app".to_owned())].into(),
+        labels: Default::default(),
+        other_credentials: Default::default(),
         host_network: false,
         ips: Vec::new(),
         host_ports: Vec::new(),

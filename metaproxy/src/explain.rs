@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::lines::{AnswerLine, AskedBy, CredentialsLine, PolicyLine, SessionLine};
 pub use self::render::{columns, printable, short, table};
 pub use self::verdict::Verdict;
-use crate::credentials::{View, paced, timestamp};
+use crate::credentials::{View, timestamp};
 use crate::pods::{Namespace, Pod, ServiceAccount};
 use crate::roles::policy::Candidate;
 use crate::roles::{Decision, Reason, RoleArn, RoleSource, Rules, WrittenRole};
@@ -80,7 +80,7 @@ impl Explanation {
         match self.verdict {
             Verdict::Granted => false,
             Verdict::NoRole => self.suspicious,
-            Verdict::Refused | Verdict::Unavailable | Verdict::Waiting => true,
+            Verdict::Refused | Verdict::Unavailable | Verdict::Waiting | Verdict::Unknown => true,
         }
     }
 
@@ -150,15 +150,11 @@ impl Explanation {
         let valid = view.and_then(|view| view.valid(now));
         let failure = view.and_then(|view| view.failure.as_ref());
         self.verdict = Verdict::with(decision, view, now);
-        if let (Some((error, _)), None) = (failure, valid) {
-            let reason = error.reason(role);
+        if let Some(reason) = view.and_then(|view| view.lacking(grant, now)) {
             self.because = reason.to_string();
             self.hints.extend(hints::of_sts(&reason, role));
         }
         let is_paced = view.is_some_and(|view| view.paced.is_some());
-        if is_paced {
-            self.because = paced(grant).to_string();
-        }
         let session = view.and_then(|view| view.session.as_ref());
         let state = match session {
             Some(_) if valid.is_some() => "valid",

@@ -1,10 +1,16 @@
 //! `metaproxy migrate`: what kube2iam and kiam were told, as values of our chart; with a line on everything that has no
 //! counterpart, and why.
 
+mod command;
+mod elsewhere;
 mod kiam;
 mod kube2iam;
 mod manifest;
+mod routes;
+mod template;
 mod values;
+mod variables;
+mod versions;
 mod words;
 
 use thiserror::Error;
@@ -34,25 +40,41 @@ pub enum MigrateError {
         problem: String,
     },
     /// A manifest of something else.
-    #[error(
-        "{path}: nothing of {of} in it: no DaemonSet or Deployment has a container whose image or command is called so. Its \
-         flags can be given after -- instead"
-    )]
+    #[error("{path}: nothing of {of} in it: {why}")]
     NotThere {
         /// Which file.
         path: String,
         /// `kube2iam` or `kiam`
         of: &'static str,
+        /// What it is, and what to give instead.
+        why: String,
     },
-    /// A value that can't be read.
-    #[error("{flag}={value}: {problem}")]
+    /// A command line that can't be read.
+    #[error("{path}: {why}")]
+    Unreadable {
+        /// Which file.
+        path: String,
+        /// Why.
+        why: String,
+    },
+    /// A value that can't be used.
+    #[error("{flag}: {problem}")]
     Value {
-        /// Which flag.
+        /// The flag, as it was given.
         flag: String,
-        /// As given.
-        value: String,
         /// What is wrong.
         problem: String,
+    },
+    /// A value that is not known.
+    #[error(
+        "{flag}: {missing}, so the flag's value is not known; write the value in its place, or give the flags after -- \
+         (`metaproxy migrate … -- --flag=value …`)"
+    )]
+    Missing {
+        /// The flag, as it was given.
+        flag: String,
+        /// What is missing.
+        missing: String,
     },
 }
 
@@ -82,14 +104,17 @@ pub fn values_for(from: From, workloads: &[Workload]) -> Result<String, MigrateE
     let mut values = Values::new(from.name(), workloads);
     let mut flags: Vec<Flag> = Vec::new();
     for workload in workloads {
-        flags.extend(words::parse(&workload.words, grammar));
+        flags.extend(words::parse(&workload.words, &workload.variables, grammar)?);
     }
     match from {
-        From::Kube2iam => kube2iam::migrate(&flags, &mut values)?,
+        From::Kube2iam => kube2iam::migrate(&flags, workloads, &mut values)?,
         From::Kiam => kiam::migrate(&flags, workloads, &mut values)?,
     }
     for workload in workloads {
-        values.placement(workload);
+        template::map(workload, &mut values);
+    }
+    for (what, how) in versions::FOR_EVERY_POD {
+        values.change(what, how.replace("{of}", from.name()));
     }
     Ok(values.to_string())
 }
@@ -101,16 +126,25 @@ pub fn values_for(from: From, workloads: &[Workload]) -> Result<String, MigrateE
 pub fn workloads(from: From, path: &str, text: &str) -> Result<Vec<Workload>, MigrateError> {
     let objects = crate::pods::manifests::parse::objects(text).map_err(|broken| MigrateError::Manifest {
         path: path.to_owned(),
-        problem: broken.to_string(),
+        problem: match elsewhere::template(text) {
+            Some(hint) => format!("{broken}; {hint}"),
+            None => broken.to_string(),
+        },
     })?;
-    let found: Vec<Workload> = objects
-        .iter()
-        .filter_map(|(_, object)| Workload::of(object, from.name()))
-        .collect();
+    let mut found = Vec::new();
+    for (_, object) in &objects {
+        let workload = Workload::of(object, from.name()).map_err(|why| MigrateError::Unreadable {
+            path: path.to_owned(),
+            why,
+        })?;
+        found.extend(workload);
+    }
     if found.is_empty() {
+        let objects: Vec<&serde_json::Value> = objects.iter().map(|(_, object)| object).collect();
         return Err(MigrateError::NotThere {
             path: path.to_owned(),
             of: from.name(),
+            why: elsewhere::hint(from, &objects),
         });
     }
     Ok(found)

@@ -11,6 +11,7 @@ use serde::Serialize;
 use crate::admin::asking::{self, AskError};
 use crate::cli::{AgentArgs, Cli, DoctorArgs, ExplainArgs, MigrateArgs, Output, StatusArgs, UsageError};
 use crate::doctor::{self, Examination};
+use crate::explain::offline::{Explained, Skipped};
 use crate::explain::{Explanation, offline, printable, table};
 use crate::migrate::{self, Workload};
 use crate::status::Status;
@@ -27,7 +28,7 @@ pub const EX_BAD: u8 = 1;
 /// # Errors
 /// Flags that make no sense.
 pub fn explain(args: &ExplainArgs) -> Result<ExitCode, UsageError> {
-    let wanted = args.pod();
+    let wanted = args.pod()?;
     let found = match &args.manifests {
         Some(path) => {
             let rules = args.roles.rules(None, false)?;
@@ -36,23 +37,34 @@ pub fn explain(args: &ExplainArgs) -> Result<ExitCode, UsageError> {
         }
         None => asking::explain(&args.agent.runtime_dir, wanted.as_deref())
             .map_err(|error| error.to_string())
-            .and_then(|found| known(&args.agent, wanted.as_deref(), found)),
+            .and_then(|found| known(&args.agent, wanted.as_deref(), found))
+            .map(|explanations| Explained {
+                explanations,
+                ..Explained::default()
+            }),
     };
-    let found = match found {
+    let Explained {
+        explanations,
+        skipped,
+    } = match found {
         Ok(found) => found,
         Err(error) => return Ok(unavailable(&error)),
     };
-    match (args.agent.output, found.as_slice()) {
+    for one in &skipped {
+        eprintln!("{}: {one}", if one.is_bad() { "error" } else { "note" });
+    }
+    match (args.agent.output, explanations.as_slice()) {
         // Whoever asks for one by name is given that one, where no other has the name too.
         (Output::Json, [one]) if wanted.is_some() => print_json(one),
         (Output::Json, all) => print_json(&all),
-        (Output::Text, all) if args.all && args.manifests.is_none() => print(&fitted(&table(all))),
+        (Output::Text, all) if args.all => print(&fitted(&table(all))),
         (Output::Text, all) => {
             let texts: Vec<String> = all.iter().map(ToString::to_string).collect();
             print(&fitted(&texts.join("\n")));
         }
     }
-    Ok(verdict(found.iter().any(Explanation::is_bad)))
+    let is_bad = explanations.iter().any(Explanation::is_bad) || skipped.iter().any(Skipped::is_bad);
+    Ok(verdict(is_bad))
 }
 
 /// What the agent knows, where that is anything.

@@ -4,10 +4,12 @@
 
 mod common;
 
+use std::time::Duration;
+
 use common::cluster::{Cluster, NODE, cluster};
-use common::eventually;
 use common::http::{LIST, get};
 use common::sessions::ROLE;
+use common::{eventually, eventually_within};
 use metaproxy::imds::in_words;
 use serde_json::{Value, json};
 use xtask::lab::agent::Agent;
@@ -54,18 +56,28 @@ fn answered(pod: &Pod) -> (u16, String) {
 fn everywhere(cluster: &Cluster, agent: &Agent, pod: &Pod, explained: &Value) {
     let (verdict, because) = (explained["verdict"].as_str().unwrap(), &explained["because"]);
     let sentence = because.as_str().unwrap();
-    let notes = || -> Vec<Value> {
+    let notes = || -> Vec<(Value, Value)> {
         let events = cluster.api.posted("/events");
         let own = events
             .into_iter()
             .filter(|event| event["regarding"]["uid"] == pod.uid());
-        own.map(|event| event["note"].clone()).collect()
+        own.map(|event| (event["reason"].clone(), event["note"].clone()))
+            .collect()
     };
-    if verdict == "refused" {
-        eventually("the event", || !notes().is_empty());
-        assert_eq!(notes(), std::slice::from_ref(because));
+    let reason = match verdict {
+        "refused" => Some("RoleRefused"),
+        "unavailable" | "waiting" => Some("CredentialsUnavailable"),
+        _ => None,
+    };
+    if let Some(reason) = reason {
+        eventually_within(Duration::from_secs(20), "the event", || {
+            // A pod that goes on being answered 503 has an event.
+            assert_eq!(answered(pod).0 == 503, verdict != "refused", "{sentence}");
+            !notes().is_empty()
+        });
+        assert_eq!(notes(), [(json!(reason), because.clone())]);
     } else {
-        assert_eq!(notes(), [] as [Value; 0], "{sentence}");
+        assert_eq!(notes(), [], "{sentence}");
     }
     let logged = agent.said();
     assert!(
@@ -163,6 +175,17 @@ fn a_pods_answer_its_event_the_log_and_explain_agree() {
     let away = asks("apps", "away", "away");
     let wanted = ("unavailable", 503, "at the moment: ");
     agree(&cluster, &agent, &away, "apps/away", wanted);
+    // The table, and what the agent counts, are of what the pod is answered too.
+    let verdicts = |list: &Value| -> Vec<Value> {
+        let of_away = list
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|one| one["pod"] == "apps/away");
+        of_away.map(|one| one["verdict"].clone()).collect()
+    };
+    assert_eq!(verdicts(&told(&cluster, &["explain", "--all"])), ["unavailable"]);
+    assert_eq!(verdicts(&told(&cluster, &["status"])["pods"]), ["unavailable"]);
 }
 
 #[test]

@@ -4,6 +4,8 @@
 
 use std::process::Command;
 
+use rstest::rstest;
+
 /// What it says to `run` with these variables, and its exit status.
 fn run(environment: &[(&str, &str)]) -> (String, Option<i32>) {
     let output = Command::new(env!("CARGO_BIN_EXE_metaproxy"))
@@ -110,8 +112,6 @@ fn manifests_are_explained_and_moved_over_from_standard_input() {
     let broken = pods.replace("metadata: { name: web,", "metadata: x # {");
     let (_, status, said) = printed(&[&words[..], &base].concat(), &broken);
     assert!(status == Some(69) && said.contains("metadata"), "{said}");
-    let (_, status, said) = printed(&["explain"], "");
-    assert_eq!(status, Some(64), "{said}");
 
     let (text, status, _) = printed(
         &["migrate", "kube2iam", "--", "--default-role=d", "--iptables"],
@@ -125,4 +125,105 @@ fn manifests_are_explained_and_moved_over_from_standard_input() {
     let (_, status, said) = printed(&["migrate", "kiam"], "kind: DaemonSet\n");
     assert_eq!(status, Some(69));
     assert!(said.contains("nothing of kiam in it"), "{said}");
+}
+
+const BASE: [&str; 2] = ["--base-role-arn", "arn:aws:iam::123456789012:role/"];
+
+/// As in the chart's container, where the agent's variables are set.
+#[rstest]
+#[case::nothing(&["explain"], "--all shows all of them")]
+#[case::three_parts(&["explain", "a/b/c"], "\"a/b/c\": a pod is named as NAMESPACE/POD")]
+#[case::no_namespace(&["explain", "/web"], "\"/web\": a pod is named as NAMESPACE/POD")]
+#[case::no_name(&["explain", "apps/"], "\"apps/\": a pod is named as NAMESPACE/POD")]
+fn a_pod_that_is_not_named_soundly_is_bad_usage_that_says_how(#[case] words: &[&str], #[case] hint: &str) {
+    let output = Command::new(env!("CARGO_BIN_EXE_metaproxy"))
+        .args(words)
+        .env_clear()
+        .env("METAPROXY_RUNTIME_DIR", "/nosuch")
+        .env("METAPROXY_BASE_ROLE_ARN", BASE[1])
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(64), "{said}");
+    assert!(said.contains(hint), "{said}");
+}
+
+#[test]
+fn all_manifests_are_a_table_if_that_is_asked_for() {
+    let pods = "kind: Pod\nmetadata: { name: web, annotations: { iam.amazonaws.com/role: web } }\nspec: { containers: [] }\n";
+    let words = [
+        "explain",
+        "--manifests",
+        "-",
+        "--all",
+        "--namespace-policy",
+        "off",
+    ];
+    let (text, status, _) = printed(&[&words[..], &BASE].concat(), pods);
+    assert_eq!(status, Some(0), "{text}");
+    let mut lines = text.lines();
+    assert!(
+        lines.next().unwrap().starts_with("POD          VERDICT  ROLE"),
+        "{text}"
+    );
+    assert!(
+        lines
+            .next()
+            .unwrap()
+            .starts_with("default/web  granted  arn:aws:iam::123456789012:role/web"),
+        "{text}"
+    );
+    assert_eq!(lines.next(), None);
+}
+
+#[test]
+fn what_is_skipped_is_named_beside_the_explanations_and_never_turns_the_check_green() {
+    let pod = "kind: Pod\nmetadata: { name: web }\nspec: { containers: [] }\n";
+    let explained = |more: &str| {
+        let words = ["explain", "--manifests", "-", "--output", "json"];
+        printed(&[&words[..], &BASE].concat(), &format!("{pod}---\n{more}"))
+    };
+    let (text, status, said) = explained("kind: Widget\nmetadata: { name: w }\n");
+    assert_eq!(status, Some(0), "{text}");
+    assert!(said.contains("note: -:5: Widget w was skipped"), "{said}");
+    let (text, status, said) =
+        explained("kind: Widget\nspec: { podAnnotations: { iam.amazonaws.com/role: app } }\n");
+    assert_eq!(status, Some(1), "{text}");
+    assert!(
+        said.contains("error: -:5: Widget has iam.amazonaws.com/role"),
+        "{said}"
+    );
+    let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(
+        parsed[0]["pod"], "default/web",
+        "standard output is left to programs"
+    );
+}
+
+#[rstest]
+#[case(&["explain", "--manifests", "/nosuch"])]
+#[case(&["run", "--manifests", "/nosuch"])]
+#[case(&["migrate", "kube2iam", "/nosuch"])]
+fn a_file_that_is_not_there_is_named_with_its_cause_once(#[case] words: &[&str]) {
+    let (_, status, said) = printed(
+        &[words, if words[0] == "migrate" { &[] } else { &BASE }].concat(),
+        "",
+    );
+    assert_ne!(status, Some(0));
+    assert!(said.contains("/nosuch"), "{said}");
+    assert_eq!(said.matches("No such file or directory").count(), 1, "{said}");
+}
+
+#[test]
+fn a_manifest_that_cannot_be_moved_over_is_refused_with_what_to_do() {
+    let wrapped = "kind: DaemonSet\nspec: { template: { spec: { containers: [{ image: kube2iam, args: [sh, -c, 'sleep 1; kube2iam'] }] } } }\n";
+    let (text, status, said) = printed(&["migrate", "kube2iam"], wrapped);
+    assert_eq!((status, text.as_str()), (Some(69), ""), "{said}");
+    assert!(
+        said.contains("-: the flags of DaemonSet") && said.contains("give them after --"),
+        "{said}"
+    );
+    let (_, status, said) = printed(&["migrate", "kube2iam"], "extraArgs: { default-role: d }\n");
+    assert_eq!(status, Some(69));
+    assert!(said.contains("helm template RELEASE CHART"), "{said}");
 }

@@ -19,6 +19,7 @@ use crate::health::Health;
 use crate::imds::Told;
 use crate::intercept::caller::CurrentPods;
 use crate::intercept::inspect;
+use crate::intercept::refusals::RefusalCount;
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
 use crate::roles::{Decision, Reason, RoleArn, Rules, WrittenRole};
 use crate::status::{AttachedLine, PodLine, Status};
@@ -104,6 +105,7 @@ impl<I: Issuer> Desk for Answers<I> {
                 let (mut one, decision) = self.explanation(&inventory, &rules, &pod);
                 one.add_hints(&rules, &subject(&inventory, &pod), &decision);
                 one.hints.extend(self.told_otherwise(&pod, &one.because));
+                one.hints.extend(self.not_served(&pod));
                 one
             })
             .collect();
@@ -208,6 +210,20 @@ impl<I: Issuer> Answers<I> {
             return None;
         };
         serving.sessions.view(&SessionKey::of_grant(grant))
+    }
+
+    /// Connections of the pod that never reached an answer, whatever its role is.
+    fn not_served(&self, pod: &Pod) -> impl Iterator<Item = String> {
+        let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
+        let of_pod = move |one: &RefusalCount| one.count > 0 && one.pod == (namespace.clone(), name.clone());
+        self.figures.refusals().into_iter().filter(of_pod).map(|one| {
+            format!(
+                "{} of its connections were not served since the agent's start ({}): {}",
+                one.count,
+                one.kind.label(),
+                one.kind.explanation()
+            )
+        })
     }
 
     /// What the pod, or a connection that passed for its own, was told lately that is no more true, or true only there.

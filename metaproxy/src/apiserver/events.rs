@@ -1,4 +1,5 @@
-//! Kubernetes events on pods that are refused a role, so that their owners see why (`kubectl describe pod`).
+//! Kubernetes events on pods that are refused a role, or go without its credentials, so that their owners see why
+//! (`kubectl describe pod`).
 //!
 //! A pod can ask for what it may not have as often as it likes: the same sentence about a pod is told once an hour, a
 //! pod has a few events, and the node an event every now and then. What is too much is in the log all the same.
@@ -42,11 +43,31 @@ const LONGEST: usize = 1024;
 /// Longest name of a reporter (the same).
 const LONGEST_INSTANCE: usize = 128;
 
+/// What an event is about (`reason`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EventReason {
+    /// The pod may not have the role that it asks for.
+    RoleRefused,
+    /// The pod goes on being answered 503.
+    CredentialsUnavailable,
+}
+
+impl EventReason {
+    fn name(self) -> &'static str {
+        match self {
+            Self::RoleRefused => "RoleRefused",
+            Self::CredentialsUnavailable => "CredentialsUnavailable",
+        }
+    }
+}
+
 /// Something to tell a pod's owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Refusal {
     /// The pod.
     pub uid: PodUid,
+    /// What it is about.
+    pub reason: EventReason,
     /// The sentence.
     pub sentence: String,
 }
@@ -77,7 +98,7 @@ pub async fn tell(api: ApiServer, node: String, pods: Pods, mut refusals: mpsc::
         if !told.is_due(&refusal, Instant::now()) {
             continue;
         }
-        let event = event(&pod, &node, refusal.note(), Timestamp::now());
+        let event = event(&pod, &node, &refusal, Timestamp::now());
         let events: Api<Event> = Api::namespaced(api.client(), &pod.namespace);
         let params = PostParams::default();
         let made = async {
@@ -96,7 +117,7 @@ pub async fn tell(api: ApiServer, node: String, pods: Pods, mut refusals: mpsc::
     std::future::pending().await
 }
 
-fn event(pod: &Pod, node: &str, note: String, now: Timestamp) -> Event {
+fn event(pod: &Pod, node: &str, refusal: &Refusal, now: Timestamp) -> Event {
     // Names of events end like this everywhere; that of a pod may be as long as a name may be.
     let suffix = format!(".{:016x}", identity(&pod.uid, &note));
     let start: String = pod.name.chars().take(253 - suffix.len()).collect();
@@ -109,9 +130,9 @@ fn event(pod: &Pod, node: &str, note: String, now: Timestamp) -> Event {
         },
         event_time: Some(MicroTime(now)),
         type_: Some("Warning".to_owned()),
-        reason: Some("RoleRefused".to_owned()),
+        reason: Some(refusal.reason.name().to_owned()),
         action: Some("AssumeRole".to_owned()),
-        note: Some(note),
+        note: Some(refusal.note()),
         regarding: Some(ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
@@ -200,6 +221,7 @@ mod tests {
     fn refusal(uid: &str, sentence: &str) -> Refusal {
         Refusal {
             uid: uid.parse().unwrap(),
+            reason: EventReason::RoleRefused,
             sentence: sentence.to_owned(),
         }
     }
@@ -235,8 +257,8 @@ mod tests {
             .unwrap(),
         )
         .unwrap();
-        let note = refusal("u1", &"ä".repeat(600)).note();
-        let event = event(&pod, "node1", note, Timestamp::now());
+        let refusal = refusal("u1", &"ä".repeat(600));
+        let event = event(&pod, "node1", &refusal, Timestamp::now());
         let name = event.metadata.name.unwrap();
         assert!(name.len() <= 253 && !name.contains("-."), "{name}");
         let note = event.note.unwrap();

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 
 use super::roles::RoleArgs;
-use super::values;
+use super::{UsageError, values};
 use crate::migrate;
 
 /// `--output`
@@ -40,14 +40,14 @@ pub struct AgentArgs {
 #[command(
     after_help = "With --output=json: one object where a pod is asked for by name, or an array where several have that name or \
                         none is given.\n\nExit status: 0 where nothing is wrong; 1 where a pod does not get a role that it \
-                        seems to ask for; 64 on bad usage; 69 where nobody can be asked."
+                        seems to ask for, or cannot be explained although it asks for one; 64 on bad usage; 69 where nobody can be asked."
 )]
 pub struct ExplainArgs {
     /// The pod, as NAMESPACE/POD
-    #[arg(value_name = "NAMESPACE/POD", required_unless_present_any = ["all", "manifests"])]
+    #[arg(value_name = "NAMESPACE/POD")]
     pub pod: Option<String>,
 
-    /// A table of all pods of this node
+    /// A table of all pods: of this node, or of the manifests
     #[arg(long, conflicts_with = "pod")]
     pub all: bool,
 
@@ -70,14 +70,27 @@ pub struct ExplainArgs {
 }
 
 impl ExplainArgs {
-    /// The pod's name in full.
-    pub fn pod(&self) -> Option<String> {
-        let pod = self.pod.as_ref()?;
-        Some(if pod.contains('/') {
-            pod.clone()
-        } else {
-            format!("{}/{pod}", self.namespace)
-        })
+    /// The pod's name in full; `None` for all pods.
+    ///
+    /// # Errors
+    /// Where no pod is named and all are not asked for, or a name is none.
+    pub fn pod(&self) -> Result<Option<String>, UsageError> {
+        let Some(pod) = &self.pod else {
+            let is_enough = self.all || self.manifests.is_some();
+            return if is_enough {
+                Ok(None)
+            } else {
+                Err(UsageError::WhichPod)
+            };
+        };
+        let (namespace, name) = pod.split_once('/').unwrap_or((&self.namespace, pod));
+        if [namespace, name]
+            .iter()
+            .any(|part| part.is_empty() || part.contains('/'))
+        {
+            return Err(UsageError::PodName(pod.clone()));
+        }
+        Ok(Some(format!("{namespace}/{name}")))
     }
 }
 

@@ -20,6 +20,15 @@ use crate::roles::{OwnRoles, RoleArn, RoleId, Rules, SessionRules};
 /// Flags that parse one by one, but not together or not as what they stand for.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum UsageError {
+    /// No pod to explain.
+    #[error(
+        "explain: of which pod? NAMESPACE/POD names one of this node, --all shows all of them, and --manifests PATH explains \
+         manifests without an agent"
+    )]
+    WhichPod,
+    /// A name that no pod has.
+    #[error("{0:?}: a pod is named as NAMESPACE/POD, or as POD with --namespace")]
+    PodName(String),
     /// No pods.
     #[error(
         "no source of pods: this process does not run in a pod of a cluster, and there is no $KUBECONFIG; give \

@@ -80,8 +80,8 @@ struct State {
     session: Option<Session>,
     failure: Option<Failure>,
     fetching: bool,
-    /// Somebody waits for the fetch, so it does not wait for others.
-    urgent: bool,
+    /// Since when a request waits for the fetch, which then does not wait for others.
+    urgent: Option<Instant>,
     /// Somebody asked for it since it was obtained, or it was prefetched and is not obtained yet.
     wanted: bool,
     /// It is not renewed by timer: the next request does it.
@@ -291,14 +291,16 @@ impl<I: Issuer> Sessions<I> {
                 (Some(session), _) if enough || !may_wait => Step::Serve(session.clone()),
                 (None, Some(failure)) if !state.fetching => Step::Fail(failure.error.clone().into()),
                 (None, _) if is_due && !start => Step::Fail(SessionError::Forgotten),
-                (None, _) if !may_wait => Step::Fail(late(&state.turn)),
+                (None, _) if !may_wait => Step::Fail(late(state)),
                 _ => Step::Wait,
             };
             let is_another = (start || state.fetching) && state.turn.ask(pod);
             state.fetching |= start;
             state.wanted = true;
-            let hurry = matches!(step, Step::Wait) && !state.urgent;
-            state.urgent |= hurry;
+            let hurry = matches!(step, Step::Wait) && state.urgent.is_none();
+            if hurry {
+                state.urgent = Some(Instant::now());
+            }
             (hurry || is_another) && !start
         });
         if start {
@@ -365,7 +367,7 @@ impl<I: Issuer> Sessions<I> {
         let permit = tokio::select! {
             biased;
             permit = self.0.ahead.acquire() => permit.ok(),
-            _ = changes.wait_for(|state| state.urgent || state.forgotten) => None,
+            _ = changes.wait_for(|state| state.urgent.is_some() || state.forgotten) => None,
         };
         if slot.borrow().forgotten {
             self.0.pacing.turns.ended(TurnOutcome::GivenUp);
@@ -381,7 +383,7 @@ impl<I: Issuer> Sessions<I> {
         slot.send_modify(|state| match result {
             Ok(session) => {
                 said.obtained(key, &session, state.failure.as_ref());
-                if state.urgent {
+                if state.urgent.is_some() {
                     said.waited(key, began);
                 }
                 pause = Some(until_renewal(&session, (self.0.clock)()));
@@ -410,12 +412,19 @@ impl<I: Issuer> Sessions<I> {
 }
 
 /// Why there is no session at the deadline, while one is fetched or about to be.
-fn late(turn: &Turn) -> SessionError {
-    if turn.until().is_some() {
+fn late(state: &State) -> SessionError {
+    if state.turn.until().is_some() {
         return SessionError::Paced;
     }
-    let message = "STS has not answered yet; try again shortly".to_owned();
-    ObtainError::Unavailable(message).into()
+    unanswered(state.failure.as_ref().map(|failure| &failure.error)).into()
+}
+
+/// Why a request is not served while STS has not answered: what failed before, if that goes on.
+fn unanswered(failure: Option<&ObtainError>) -> ObtainError {
+    match failure {
+        Some(error @ ObtainError::Unavailable(_)) => error.clone(),
+        _ => ObtainError::Unavailable("STS has not answered yet; try again shortly".to_owned()),
+    }
 }
 
 /// However a fetch ends, it is under way no longer: the next request starts another.
@@ -425,7 +434,7 @@ impl Drop for Ended<'_> {
     fn drop(&mut self) {
         self.0.send_modify(|state| {
             state.fetching = false;
-            state.urgent = false;
+            state.urgent = None;
             state.fetches += 1;
         });
     }

@@ -2,11 +2,12 @@
 //! another way, a key that is nearly one that is read, an annotation on the wrong object.
 
 mod near;
+mod slips;
 
 use self::near::Near;
 use super::Subject;
-use crate::pods::Annotations;
 use crate::pods::annotations::meant;
+use crate::pods::{Annotations, CredentialVariable, Pod};
 use crate::roles::web_identity;
 use crate::roles::{AnnotationKeys, Reason, RoleArn, Rules};
 
@@ -45,7 +46,15 @@ pub(super) fn of(
                 .to_owned(),
         ),
         Reason::NoRole { .. } => hints.extend(of_nobody(rules, subject)),
+        Reason::MalformedRole { .. } => {
+            let named = rules.naming(subject.pod, subject.account).named(rules);
+            hints.extend(named.and_then(|(_, written)| slips::of_role(written)));
+        }
         _ => {}
+    }
+    hints.extend(asked.and_then(|(written, _)| slips::of_path(written)));
+    if !matches!(reason, Reason::NoRole { .. } | Reason::Firewall) {
+        hints.extend(other_credentials(subject.pod));
     }
     if let (Some(base), Some((_, role))) = (&rules.base, asked)
         && base.partition() != role.partition()
@@ -81,6 +90,19 @@ fn of_nobody(rules: &Rules, subject: &Subject<'_>) -> Vec<String> {
         ));
     }
     hints
+}
+
+/// What an SDK in the pod finds before it comes to the metadata service.
+fn other_credentials(pod: &Pod) -> Option<String> {
+    let named = |one: &CredentialVariable| format!("{} ({})", one.name(), one.set_by());
+    let names: Vec<String> = pod.other_credentials.iter().map(named).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "the pod's containers have {}: an SDK takes its credentials from there, and never falls back to the metadata service, \
+             so it does not use this role. Take away what sets that, and make the pod again",
+            names.join(" and ")
+        )
+    })
 }
 
 /// What to look at where STS refuses.
@@ -121,6 +143,13 @@ fn misplaced(rules: &Rules, subject: &Subject<'_>) -> Vec<String> {
         ),
     ];
     let mut hints = Vec::new();
+    for key in subject.pod.labels.keys() {
+        if of_pods.contains(&key.as_str()) || meant(key, of_pods).is_some() {
+            hints.push(format!(
+                "{key} is a label of the pod, which is not read: it must be an annotation"
+            ));
+        }
+    }
     for (object, _, annotations, read) in places {
         for key in annotations.keys().filter(|key| !read.contains(&key.as_str())) {
             let home = places.iter().find(|place| place.3.contains(&key.as_str()));

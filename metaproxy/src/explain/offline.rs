@@ -1,4 +1,7 @@
-//! Explanations from manifests alone: no agent, no cluster. Templates of workloads count as the pods that they make.
+//! Explanations from manifests alone: no agent, no cluster. Templates of workloads count as the pods that they make, whatever
+//! the kind is called.
+
+mod skipped;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -8,11 +11,13 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use super::{Explanation, Subject};
+pub use self::skipped::Skipped;
+use super::{Explanation, Subject, Verdict};
 use crate::people::text_of;
 use crate::pods::manifests::parse::objects;
+use crate::pods::templates::templates;
 use crate::pods::{Namespace, Pod, ServiceAccount};
-use crate::roles::Rules;
+use crate::roles::{Reason, Rules};
 
 /// Why manifests can't be explained.
 #[derive(Debug, Error)]
@@ -34,8 +39,16 @@ pub enum OfflineError {
         line_and_problem: String,
     },
     /// Nothing to explain.
-    #[error("--manifests {0}: no pod in it, and nothing that makes one")]
-    NoPods(PathBuf),
+    #[error(
+        "--manifests {path}: no pod in it, and nothing that makes one{}",
+        lines(skipped)
+    )]
+    NoPods {
+        /// Which file or directory.
+        path: PathBuf,
+        /// What is in it.
+        skipped: Vec<Skipped>,
+    },
     /// Another pod was asked for.
     #[error("--manifests: no pod {wanted}; there {}", are(.found))]
     NotThere {
@@ -46,6 +59,10 @@ pub enum OfflineError {
     },
 }
 
+fn lines(skipped: &[Skipped]) -> String {
+    skipped.iter().map(|one| format!("\n{one}")).collect()
+}
+
 fn are(found: &[String]) -> String {
     match found {
         [one] => format!("is {one}"),
@@ -53,7 +70,16 @@ fn are(found: &[String]) -> String {
     }
 }
 
-/// What makes pods by a template at `spec.template`.
+/// What is found in manifests.
+#[derive(Debug, Default)]
+pub struct Explained {
+    /// Of each pod and pod template.
+    pub explanations: Vec<Explanation>,
+    /// Objects that were left out and may make pods.
+    pub skipped: Vec<Skipped>,
+}
+
+/// Kinds with a template at `spec.template`, even if it has no containers (yet).
 const WORKLOADS: [&str; 6] = [
     "Deployment",
     "StatefulSet",
@@ -70,6 +96,7 @@ struct Found {
     pods: Vec<(Pod, Vec<String>)>,
     namespaces: BTreeMap<String, Namespace>,
     accounts: BTreeMap<(String, String), ServiceAccount>,
+    skipped: Vec<Skipped>,
 }
 
 /// Explains each pod of manifests, or one.
@@ -81,7 +108,7 @@ pub fn explain(
     path: &Path,
     namespace: &str,
     wanted: Option<&str>,
-) -> Result<Vec<Explanation>, OfflineError> {
+) -> Result<Explained, OfflineError> {
     let mut found = Found::default();
     for file in files(path)? {
         let broken = |problem: String| OfflineError::Broken {
@@ -93,13 +120,20 @@ pub fn explain(
             source,
         })?;
         for (line, object) in objects(&text).map_err(|error| broken(error.to_string()))? {
-            found
-                .add(rules, object, namespace)
+            let is_used = found
+                .add(rules, &object, namespace)
                 .map_err(|problem| broken(format!("{line}: {problem}")))?;
+            if !is_used {
+                let place = format!("{}:{line}", file.display());
+                found.skipped.extend(Skipped::of(place, &object, &rules.keys));
+            }
         }
     }
     if found.pods.is_empty() {
-        return Err(OfflineError::NoPods(path.to_owned()));
+        return Err(OfflineError::NoPods {
+            path: path.to_owned(),
+            skipped: found.skipped,
+        });
     }
     let mut explanations: Vec<Explanation> = found
         .pods
@@ -116,7 +150,10 @@ pub fn explain(
             });
         }
     }
-    Ok(explanations)
+    Ok(Explained {
+        explanations,
+        skipped: found.skipped,
+    })
 }
 
 impl Found {
@@ -138,46 +175,70 @@ impl Found {
         let mut explanation = Explanation::of(rules, &subject, &decision);
         explanation.add_hints(rules, &subject, &decision);
         explanation.uid = None;
+        if explanation.verdict == Verdict::Waiting {
+            explanation.verdict = Verdict::Unknown;
+            explanation.because = missing(decision.reason());
+        }
         explanation.suspicious |= !notes.is_empty();
         explanation.hints.extend_from_slice(notes);
         explanation
     }
 
-    fn add(&mut self, rules: &Rules, object: Value, namespace: &str) -> Result<(), String> {
-        let kind = object["kind"].as_str().unwrap_or_default().to_owned();
-        let version = object["apiVersion"].as_str().unwrap_or("v1").to_owned();
+    /// Takes an object; whether it is of a kind that says something about pods.
+    fn add(&mut self, rules: &Rules, object: &Value, namespace: &str) -> Result<bool, String> {
+        let kind = object["kind"].as_str().unwrap_or_default();
+        let version = object["apiVersion"].as_str().unwrap_or("v1");
         let metadata = with_namespace(&object["metadata"], namespace)?;
-        match kind.as_str() {
-            "Pod" if version == "v1" => self.add_pod(metadata, object["spec"].clone(), Vec::new()),
+        match kind {
+            "Pod" if version == "v1" => self.add_pod(metadata, object["spec"].clone(), Vec::new())?,
             "Namespace" if version == "v1" => {
                 let of = Namespace::from_api(parsed(metadata)?).map_err(|problem| problem.to_string())?;
                 self.namespaces.insert(of.name.clone(), of);
-                Ok(())
             }
             "ServiceAccount" if version == "v1" => {
                 let of =
                     ServiceAccount::from_api(parsed(metadata)?).map_err(|problem| problem.to_string())?;
                 self.accounts.insert((of.namespace.clone(), of.name.clone()), of);
-                Ok(())
             }
-            "CronJob" => self.add_template(
-                rules,
-                metadata,
-                &object["spec"]["jobTemplate"]["spec"]["template"],
-            ),
+            "CronJob" => {
+                let template = &object["spec"]["jobTemplate"]["spec"]["template"];
+                self.add_template(rules, &metadata, &template["metadata"], &template["spec"])?;
+            }
             workload if WORKLOADS.contains(&workload) => {
-                self.add_template(rules, metadata, &object["spec"]["template"])
+                let template = &object["spec"]["template"];
+                self.add_template(rules, &metadata, &template["metadata"], &template["spec"])?;
             }
-            _ => Ok(()),
+            _ => return self.add_templates(rules, &metadata, object),
         }
+        Ok(true)
     }
 
-    fn add_template(&mut self, rules: &Rules, metadata: Value, template: &Value) -> Result<(), String> {
+    /// Of a kind that is not known: whatever looks like a pod template.
+    fn add_templates(&mut self, rules: &Rules, metadata: &Value, object: &Value) -> Result<bool, String> {
+        let found = templates(object);
+        for (number, template) in found.iter().enumerate() {
+            let mut metadata = metadata.clone();
+            if found.len() > 1 {
+                let name = metadata["name"].as_str().unwrap_or("pod");
+                metadata["name"] = json!(format!("{name}-{}", number + 1));
+            }
+            self.add_template(rules, &metadata, template.metadata, template.spec)?;
+        }
+        Ok(!found.is_empty())
+    }
+
+    fn add_template(
+        &mut self,
+        rules: &Rules,
+        metadata: &Value,
+        of_template: &Value,
+        spec: &Value,
+    ) -> Result<(), String> {
         let keys = &rules.keys;
         let own = |key: &String| !metadata["annotations"][key].is_null();
         let notes = [&keys.role, &keys.external_id, &keys.session_name]
             .into_iter()
-            .filter(|key| own(key) && template["metadata"]["annotations"][*key].is_null())
+            .filter(|key| own(key) && of_template["annotations"][*key].is_null())
             .map(|key| {
                 format!(
                     "annotation {key} stands on the workload, where nobody reads it: it belongs to its pod template \
@@ -188,9 +249,10 @@ impl Found {
         let of_pod = json!({
             "name": metadata["name"],
             "namespace": metadata["namespace"],
-            "annotations": template["metadata"]["annotations"],
+            "annotations": of_template["annotations"],
+            "labels": of_template["labels"],
         });
-        self.add_pod(of_pod, template["spec"].clone(), notes)
+        self.add_pod(of_pod, spec.clone(), notes)
     }
 
     fn add_pod(&mut self, mut metadata: Value, spec: Value, notes: Vec<String>) -> Result<(), String> {
@@ -203,6 +265,23 @@ impl Found {
         let pod = Pod::from_api(pod).map_err(|problem| problem.to_string())?;
         self.pods.push((pod, notes));
         Ok(())
+    }
+}
+
+/// Why manifests don't tell what an agent would wait for.
+fn missing(reason: &Reason) -> String {
+    match reason {
+        Reason::NamespaceUnknown { namespace } => format!(
+            "namespace {namespace} is in none of the manifests, and --namespace-policy=required asks it which roles its pods may have"
+        ),
+        Reason::ServiceAccountUnknown { account } => format!(
+            "service account {account} is in none of the manifests, and --web-identity=on asks it for its pods' role"
+        ),
+        Reason::BaseUnknown { role } => format!(
+            "role {role:?} is a name, and no --base-role-arn tells the account in which it is looked for; an agent finds out its \
+             node's"
+        ),
+        other => other.to_string(),
     }
 }
 

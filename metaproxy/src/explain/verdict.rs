@@ -19,12 +19,14 @@ pub enum Verdict {
     Unavailable,
     /// It asks for none.
     NoRole,
-    /// It can't be told (yet).
+    /// It can't be told yet; the agent waits for what is missing.
     Waiting,
+    /// It can't be told from the manifests that are explained; nothing is waited for.
+    Unknown,
 }
 
 impl Verdict {
-    /// All of them.
+    /// Those of pods that an agent knows.
     pub const ALL: [Self; 5] = [
         Self::Granted,
         Self::Refused,
@@ -46,17 +48,13 @@ impl Verdict {
 
     /// By what was decided, and what there is of the session.
     pub fn with(decision: &Decision, view: Option<&View>, now: SystemTime) -> Self {
-        let lacks = |view: &&View| view.valid(now).is_none();
-        let failure = view.filter(lacks).and_then(|view| view.failure.as_ref());
-        match (decision, failure) {
-            (Decision::Granted(grant), Some((error, _))) if error.reason(&grant.role).is_refusal() => {
-                Self::Refused
-            }
-            (Decision::Granted(_), Some(_)) => Self::Unavailable,
-            (Decision::Granted(_), None) if view.is_some_and(|view| view.paced.is_some()) => {
-                Self::Unavailable
-            }
-            _ => Self::of(decision),
+        let Decision::Granted(grant) = decision else {
+            return Self::of(decision);
+        };
+        match view.and_then(|view| view.lacking(grant, now)) {
+            None => Self::Granted,
+            Some(reason) if reason.is_refusal() => Self::Refused,
+            Some(_) => Self::Unavailable,
         }
     }
 
@@ -76,6 +74,7 @@ impl Verdict {
             Self::Unavailable => "unavailable",
             Self::NoRole => "no role",
             Self::Waiting => "waiting",
+            Self::Unknown => "unknown",
         }
     }
 }

@@ -2,21 +2,37 @@
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use tokio::time::Instant;
 use tracing::{Level, debug, info, warn};
 
-use crate::apiserver::events::{Refusal, Refusals};
+use crate::apiserver::events::{EventReason, Refusal, Refusals};
 use crate::pods::PodUid;
 use crate::roles::Reason;
 use crate::sparing::Sparing;
 
+/// For how long a pod is answered 503 before that is an event: most such failures end by themselves within seconds.
+const UNSERVED_EVENT_AFTER: Duration = Duration::from_secs(10);
+
+/// A pod that does not ask for longer than this is taken to have been served.
+const UNSERVED_GAP: Duration = Duration::from_secs(300);
+
 /// What was said last about each pod, so that one that asks again and again does not fill the log.
 #[derive(Debug)]
 pub struct Told {
-    last: Mutex<HashMap<PodUid, (String, Instant)>>,
+    last: Mutex<HashMap<PodUid, Last>>,
     owners: Option<Refusals>,
     lines: Sparing,
+}
+
+/// What was said last about one pod.
+#[derive(Debug)]
+struct Last {
+    sentence: String,
+    when: Instant,
+    /// Since when it is answered 503, if it is.
+    unserved: Option<Instant>,
 }
 
 impl Told {
@@ -37,15 +53,26 @@ impl Told {
         }
     }
 
-    /// Logs a reason where it is new for this pod, tells the pod's owner of a refusal, and returns the sentence.
+    /// Logs a reason where it is new for this pod, tells the pod's owner of a refusal and of what goes on to keep credentials
+    /// from it, and returns the sentence.
     pub fn tell(&self, uid: &PodUid, reason: &Reason) -> String {
         let sentence = reason.to_string();
-        if let (Some(owners), true) = (&self.owners, reason.is_refusal()) {
+        let (is_news, unserved) = self.note(uid, &sentence, reason.is_unavailable());
+        let event = match reason {
+            reason if reason.is_refusal() => Some(EventReason::RoleRefused),
+            _ if unserved >= UNSERVED_EVENT_AFTER => Some(EventReason::CredentialsUnavailable),
+            _ => None,
+        };
+        if let (Some(owners), Some(reason)) = (&self.owners, event) {
             let (uid, sentence) = (uid.clone(), sentence.clone());
             // Where too many wait already, the log has it.
-            let _ = owners.try_send(Refusal { uid, sentence });
+            let _ = owners.try_send(Refusal {
+                uid,
+                reason,
+                sentence,
+            });
         }
-        let may_say = self.is_news(uid, &sentence) && level(reason) != Level::DEBUG && self.lines.may_say();
+        let may_say = is_news && level(reason) != Level::DEBUG && self.lines.may_say();
         match level(reason) {
             Level::WARN if may_say => warn!(%uid, "{sentence}"),
             Level::INFO if may_say => info!(%uid, "{sentence}"),
@@ -57,7 +84,7 @@ impl Told {
     /// What was said last about a pod, and how long ago.
     pub fn last(&self, uid: &PodUid) -> Option<(String, Duration)> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let (sentence, when) = last.get(uid)?;
+        let Last { sentence, when, .. } = last.get(uid)?;
         Some((sentence.clone(), when.elapsed()))
     }
 
@@ -67,19 +94,27 @@ impl Told {
         last.remove(uid);
     }
 
-    /// Whether it is something else than was said last about this pod.
-    fn is_news(&self, uid: &PodUid, sentence: &str) -> bool {
+    /// Notes what is said. Whether it is something else than was said last about this pod, and for how long the pod has been
+    /// answered 503.
+    fn note(&self, uid: &PodUid, sentence: &str, is_unserved: bool) -> (bool, Duration) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if let Some((_, when)) = last.get_mut(uid).filter(|(said, _)| said == sentence) {
-            *when = now;
-            return false;
-        }
-        if last.len() >= Self::MAX {
+        if last.len() >= Self::MAX && !last.contains_key(uid) {
             last.clear();
         }
-        last.insert(uid.clone(), (sentence.to_owned(), now));
-        true
+        let before = last.get(uid);
+        let is_news = before.is_none_or(|before| before.sentence != sentence);
+        let goes_on = before
+            .filter(|before| now - before.when <= UNSERVED_GAP)
+            .and_then(|before| before.unserved);
+        let unserved = is_unserved.then(|| goes_on.unwrap_or(now));
+        let new = Last {
+            sentence: sentence.to_owned(),
+            when: now,
+            unserved,
+        };
+        last.insert(uid.clone(), new);
+        (is_news, unserved.map_or(Duration::ZERO, |since| now - since))
     }
 }
 
@@ -99,14 +134,44 @@ fn level(reason: &Reason) -> Level {
 mod tests {
     use super::*;
 
+    fn is_news(told: &Told, uid: &str, sentence: &str) -> bool {
+        told.note(&uid.parse().unwrap(), sentence, false).0
+    }
+
     #[test]
     fn a_pod_is_told_of_once_until_it_is_forgotten() {
         let (told, uid) = (Told::new(None), "u".parse().unwrap());
         let sentence = told.tell(&uid, &Reason::Firewall);
-        assert!(!told.is_news(&uid, &sentence), "it was said");
-        assert!(told.is_news(&"other".parse().unwrap(), &sentence));
+        assert!(!is_news(&told, "u", &sentence), "it was said");
+        assert!(is_news(&told, "other", &sentence));
         told.forget(&uid);
-        assert!(told.is_news(&uid, &sentence));
+        assert!(is_news(&told, "u", &sentence));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pod_that_goes_on_being_answered_503_has_an_event() {
+        let (owners, mut events) = crate::apiserver::events::channel();
+        let told = Told::new(Some(owners));
+        let uid: PodUid = "u".parse().unwrap();
+        let away = Reason::StsUnavailable {
+            role: "arn:aws:iam::123456789012:role/app".parse().unwrap(),
+            message: "down".to_owned(),
+        };
+        let mut has_event = async |seconds| {
+            tokio::time::advance(Duration::from_secs(seconds)).await;
+            told.tell(&uid, &away);
+            events.try_recv().ok().map(|event| event.reason)
+        };
+        assert_eq!(has_event(0).await, None, "it may be over in a second");
+        assert_eq!(has_event(5).await, None);
+        assert_eq!(has_event(5).await, Some(EventReason::CredentialsUnavailable));
+        assert_eq!(
+            has_event(301).await,
+            None,
+            "it has not asked for so long that it may have been served"
+        );
+        told.tell(&uid, &Reason::Firewall);
+        assert_eq!(has_event(60).await, None, "it was answered otherwise");
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use super::MigrateError;
 use super::kube2iam::{METRICS, is_off_switch, log_level, session};
 use super::manifest::Workload;
+use super::routes::{Allowed, allowed};
 use super::values::Values;
+use super::versions::{PASSED_ALL, PASSED_NOTHING, Version};
 use super::words::{Flag, Grammar};
 
 pub const GRAMMAR: Grammar = Grammar {
@@ -19,8 +21,14 @@ pub const GRAMMAR: Grammar = Grammar {
     has_negation: true,
 };
 
-/// The version that first compared `permitted` with the whole ARN.
-const ANCHORED: u32 = 4;
+/// The version that first asked namespaces (`v2.2-rc1`, "Namespace restrictions", uswitch/kiam#2).
+const ASKED: Version = Version(2, 2);
+
+/// The version that first passed on no other metadata by default (CHANGELOG, v3.0).
+const CLOSED: Version = Version(3, 0);
+
+/// The version that first compared `permitted` with the whole ARN (docs/UPGRADING.md, v3 to v4).
+const ANCHORED: Version = Version(4, 0);
 
 pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> Result<(), MigrateError> {
     values.set(
@@ -29,14 +37,15 @@ pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> R
         "required",
         "As kiam has it: a namespace's annotation must permit a role",
     );
-    let oldest = workloads.iter().filter_map(Workload::major_version).min();
-    if oldest.is_some_and(|version| version < ANCHORED) {
-        values.set(
-            "roles",
-            "permittedMatch",
-            "search",
-            "kiam before 4.0 took a match anywhere in a role for a match; go on to `anchored` when your annotations are ready \
-             (`metaproxy explain` tells which are not)",
+    by_version(workloads, values);
+    if let [agent] = workloads
+        && agent.is_part("agent")
+        && !agent.template.is_null()
+    {
+        values.change(
+            "the server's flags",
+            "only the agent's manifest was given. The server's has --role-base-arn, --assume-role-arn and how namespaces are \
+             matched: give both",
         );
     }
     for flag in flags {
@@ -53,6 +62,52 @@ pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> R
     Ok(())
 }
 
+/// What differs between versions. The oldest counts, as nothing may become looser.
+fn by_version(workloads: &[Workload], values: &mut Values) {
+    let versions: Option<Vec<Version>> = workloads.iter().map(Workload::version).collect();
+    let Some(oldest) = versions.and_then(|versions| versions.into_iter().min()) else {
+        values.change(
+            "namespaces",
+            "no image's tag tells the version, so kiam 4 was assumed: iam.amazonaws.com/permitted must match a whole role. \
+             Before 4.0 a match anywhere was enough (roles.permittedMatch: search)",
+        );
+        return;
+    };
+    let (what, how) = if oldest < CLOSED {
+        PASSED_ALL
+    } else {
+        PASSED_NOTHING
+    };
+    values.change(what, how.replace("{of}", "kiam"));
+    if oldest < ASKED {
+        values.set(
+            "",
+            "namespacePolicy",
+            "required",
+            format!(
+                "kiam {oldest} had no rule for namespaces: any pod could have any role. Here roles are refused until each \
+                 namespace has iam.amazonaws.com/permitted; \"off\" asks no namespace, as before"
+            ),
+        );
+    } else if oldest < ANCHORED {
+        values.set(
+            "roles",
+            "permittedMatch",
+            "search",
+            "kiam before 4.0 took a match anywhere in a role for a match; go on to `anchored` when your annotations are ready \
+             (`metaproxy explain` tells which are not)",
+        );
+        values.change(
+            "namespaces",
+            format!(
+                "kiam {oldest} looked for iam.amazonaws.com/permitted in the role as the pod names it. Here it is looked for in \
+                 the ARN too, so a pattern that is a part of every ARN (iam, role, the account) permits every role: look \
+                 through your namespaces"
+            ),
+        );
+    }
+}
+
 /// The server's flags are among these; an agent's alone say nothing about sessions.
 fn is_of_server(flags: &[Flag], workloads: &[Workload]) -> bool {
     let mut names = flags.iter().map(|flag| flag.name.as_str());
@@ -62,11 +117,11 @@ fn is_of_server(flags: &[Flag], workloads: &[Workload]) -> bool {
 
 fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
     match flag.name.as_str() {
-        "role-base-arn" => values.keep("roles", "baseArn", flag),
+        "role-base-arn" => values.keep("roles", "baseArn", flag)?,
         "role-base-arn-autodetect" if flag.is_on() => {
-            values.same(flag, "the account of the node's own role is found where roles.baseArn is empty");
+            values.same(flag.shown(), "the account of the node's own role is found where roles.baseArn is empty");
         }
-        "assume-role-arn" => values.keep("sessions", "assumeRoleArn", flag),
+        "assume-role-arn" => values.keep("sessions", "assumeRoleArn", flag)?,
         "session-duration" => session(flag, values)?,
         "session" => values.gone(
             flag,
@@ -74,23 +129,14 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
              iam.amazonaws.com/session-name on a pod still names another",
         ),
         "session-refresh" => values.gone(flag, "a session is renewed at half of its life"),
-        "region" => values.keep("sessions", "region", flag),
+        "region" => values.keep("sessions", "region", flag)?,
         "sync" | "fetchers" | "prefetch-buffer-size" => {
             values.gone(flag, "each agent fetches for the pods of its node, as they appear");
         }
         "disable-strict-namespace-regexp" if flag.is_on() => {
             values.set("roles", "permittedMatch", "search", "--disable-strict-namespace-regexp");
         }
-        "allow-route-regexp" | "whitelist-route-regexp" => values.set(
-            "metadata",
-            "allowPaths",
-            vec![flag.value.clone()],
-            format!(
-                "--{}. Must match a whole path here, and never opens credentials or user-data. Much of the node's metadata is \
-                 passed through without it (README, What a pod sees)",
-                flag.name
-            ),
-        ),
+        "allow-route-regexp" | "whitelist-route-regexp" => routes(flag, values)?,
         "allow-ip-query" if flag.is_on() => values.gone(
             flag,
             "a pod is told by its cgroup; nobody may ask in the name of an address",
@@ -129,8 +175,43 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
              server's nodes had is now the agent's: the nodes', or sessions.assumeRoleArn",
         ),
         "kubeconfig" => values.gone(flag, "the agent uses its own service account; another is given by `kubeconfig`, with extraVolumes"),
-        _ if is_off_switch(flag) => values.same(flag, "it is off"),
+        _ if is_off_switch(flag) => values.same(flag.shown(), "it is off"),
         _ => values.unknown(flag),
+    }
+    Ok(())
+}
+
+/// Its patterns match anywhere in a path, and `metadata.allowPaths` a whole one.
+fn routes(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
+    let found = allowed(flag.known()?).map_err(|problem| MigrateError::Value {
+        flag: flag.shown(),
+        problem,
+    })?;
+    let mut patterns = Vec::new();
+    let mut why = format!(
+        "{}, so that it matches here what it matched there; credentials and user-data are never opened",
+        flag.shown()
+    );
+    for (part, one) in found {
+        match one {
+            Allowed::Pattern(pattern) => patterns.push(pattern),
+            Allowed::Everything(pattern) => {
+                why = format!(
+                    "{why}. `{pattern}` opens everything else of the node's metadata: name what pods need instead"
+                );
+                patterns.push(pattern);
+            }
+            Allowed::Nothing(reason) => {
+                let part = Flag {
+                    value: part,
+                    ..flag.clone()
+                };
+                values.gone(&part, reason);
+            }
+        }
+    }
+    if !patterns.is_empty() {
+        values.set("metadata", "allowPaths", patterns, why);
     }
     Ok(())
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use super::MigrateError;
+use super::manifest::Workload;
 use super::values::Values;
+use super::versions::{PASSED_ALL, Version};
 use super::words::{Flag, Grammar};
 
 pub const GRAMMAR: Grammar = Grammar {
@@ -28,7 +30,10 @@ pub(super) const METRICS: &str = "/metrics is at adminAddress, which is off unle
                                   /readyz are answered. podMonitor.enabled sets both up with the Prometheus Operator. The old port is free when the old daemon is gone. The metrics' names are \
                                   in deploy/migration.md";
 
-pub fn migrate(flags: &[Flag], values: &mut Values) -> Result<(), MigrateError> {
+/// The version that first read globs in a namespace's list (jtblin/kube2iam#104).
+const GLOBS: Version = Version(0, 9);
+
+pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> Result<(), MigrateError> {
     values.set(
         "",
         "namespacePolicy",
@@ -39,43 +44,62 @@ pub fn migrate(flags: &[Flag], values: &mut Values) -> Result<(), MigrateError> 
     for flag in flags {
         one(flag, values)?;
     }
+    values.change(PASSED_ALL.0, PASSED_ALL.1.replace("{of}", "kube2iam"));
+    let is_restricted = flags
+        .iter()
+        .any(|flag| flag.name == "namespace-restrictions" && flag.is_on());
+    let oldest = workloads.iter().filter_map(Workload::version).min();
+    if let Some(oldest) = oldest.filter(|oldest| is_restricted && *oldest < GLOBS) {
+        values.change(
+            "namespaces",
+            format!(
+                "kube2iam {oldest} compared the entries of iam.amazonaws.com/allowed-roles as they are written. Here `*` and \
+                 `?` in them stand for any text, so an entry may allow more roles than before: look through your namespaces"
+            ),
+        );
+    }
     Ok(())
 }
 
 fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
     match flag.name.as_str() {
-        "base-role-arn" => values.keep("roles", "baseArn", flag),
-        "auto-discover-base-arn" => values.same(flag, "the account of the node's own role is found where roles.baseArn is empty"),
-        "default-role" => values.keep("roles", "default", flag),
+        "base-role-arn" => values.keep("roles", "baseArn", flag)?,
+        "auto-discover-base-arn" => values.same(flag.shown(), "the account of the node's own role is found where roles.baseArn is empty"),
+        "default-role" => values.keep("roles", "default", flag)?,
         "auto-discover-default-role" if flag.is_on() => values.gone(
             flag,
             "pods without an annotation got the node's own role. They get none here, which is what this is for; a role of \
              their own can be named in roles.default",
         ),
-        "iam-role-key" => values.keep("roles", "roleAnnotation", flag),
-        "iam-external-id" => values.keep("roles", "externalIdAnnotation", flag),
-        "namespace-key" => values.keep("roles", "allowedRolesAnnotation", flag),
+        "iam-role-key" => values.keep("roles", "roleAnnotation", flag)?,
+        "iam-external-id" => values.keep("roles", "externalIdAnnotation", flag)?,
+        "namespace-key" => values.keep("roles", "allowedRolesAnnotation", flag)?,
         "namespace-restrictions" if flag.is_on() => values.set(
             "",
             "namespacePolicy",
             "required",
             "--namespace-restrictions. The default role is exempt, as in kube2iam",
         ),
-        "namespace-restriction-format" => values.keep("roles", "allowedRolesStyle", flag),
+        // Whatever is not `regexp` is a glob there (mappings/mapper.go).
+        "namespace-restriction-format" => {
+            let is_regexp = flag.known()?.eq_ignore_ascii_case("regexp");
+            let style = if is_regexp { "regexp" } else { "glob" };
+            values.set("roles", "allowedRolesStyle", style, flag.shown());
+        }
         "iam-role-session-ttl" => session(flag, values)?,
         "iam-role-error-ttl" => values.gone(
             flag,
             "what STS denies is remembered for 30 s, and what fails otherwise is asked again, ever more seldom",
         ),
-        "use-regional-sts-endpoint" => values.same(flag, "STS of the region is asked"),
-        "node" => values.same(flag, "the chart tells the agent its node, and it watches that node's pods only"),
+        "use-regional-sts-endpoint" => values.same(flag.shown(), "STS of the region is asked"),
+        "node" => values.same(flag.shown(), "the chart tells the agent its node, and it watches that node's pods only"),
         "app-port" => values.gone(
             flag,
             "there is no fixed port: a free one is taken, and only the kernel knows it. interception.listenPort fixes one, \
              where a firewall asks for that",
         ),
         "metrics-port" => values.gone(flag, METRICS),
-        "metadata-addr" => values.set("metadata", "endpoint", format!("http://{}", flag.value), "--metadata-addr"),
+        "metadata-addr" => values.set("metadata", "endpoint", format!("http://{}", flag.known()?), "--metadata-addr"),
         "host-ip" => values.gone(flag, "no rule names an address; interception.listenAddresses does, where the node has several"),
         "host-interface" => values.gone(flag, "connections are intercepted where they are made, whatever the interface is called"),
         "iptables" => values.gone(
@@ -83,7 +107,10 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
             "there are no rules. Those of kube2iam stay behind when it is gone: `metaproxy doctor` shows them, and \
              `metaproxy doctor --fix-leftovers` removes them",
         ),
-        "log-format" => values.keep("log", "format", flag),
+        "log-format" => {
+            let format = if flag.known()? == "json" { "json" } else { "text" };
+            values.set("log", "format", format, "--log-format");
+        }
         "log-level" => log_level(flag, values),
         "verbose" if flag.is_on() => values.set("log", "level", "debug", "--verbose"),
         "debug" if flag.is_on() => values.gone(flag, "/debug/store is `metaproxy explain --all` and `metaproxy status`"),
@@ -99,14 +126,14 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
         ),
         "cache-resync-period" | "cache-sync-attempts" => values.gone(flag, "pods are watched, and watches mend themselves"),
         "resolve-duplicate-cache-ips" => values.gone(flag, "pods are told apart by their cgroups, not by their addresses"),
-        _ if is_off_switch(flag) => values.same(flag, "it is off"),
+        _ if is_off_switch(flag) => values.same(flag.shown(), "it is off"),
         _ => values.unknown(flag),
     }
     Ok(())
 }
 
 pub(super) fn is_off_switch(flag: &Flag) -> bool {
-    !flag.is_on() && flag.value.eq_ignore_ascii_case("false")
+    matches!(flag.value.to_ascii_lowercase().as_str(), "false" | "f" | "0")
 }
 
 /// STS takes 15m to 1h where one role assumes another (role chaining), and sessions of 52m and more are sound with every SDK.
@@ -130,9 +157,8 @@ pub(super) fn session(flag: &Flag, values: &mut Values) -> Result<(), MigrateErr
 
 /// As Go writes durations: `15m0s`, `900s`, `1h30m`.
 fn duration(flag: &Flag) -> Result<Duration, MigrateError> {
-    humantime::parse_duration(&flag.value).map_err(|error| MigrateError::Value {
-        flag: format!("--{}", flag.name),
-        value: flag.value.clone(),
+    humantime::parse_duration(flag.known()?).map_err(|error| MigrateError::Value {
+        flag: flag.shown(),
         problem: error.to_string(),
     })
 }

@@ -1,6 +1,11 @@
-//! What a DaemonSet or Deployment tells its container.
+//! The workload of kube2iam or kiam in a manifest, and what its container is told.
 
 use serde_json::Value;
+
+use super::command;
+use super::variables::Variables;
+use super::versions::Version;
+use crate::pods::templates::templates;
 
 /// A workload of kube2iam or kiam.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -9,10 +14,14 @@ pub struct Workload {
     pub name: String,
     /// Command and arguments of its container.
     pub words: Vec<String>,
+    /// The variables of its container.
+    pub variables: Variables,
     /// The image.
     pub image: String,
-    /// `nodeSelector` of its pods.
-    pub node_selector: Value,
+    /// The pod template, or the pod; null of a command line.
+    pub template: Value,
+    /// Its container.
+    pub container: Value,
 }
 
 impl Workload {
@@ -24,37 +33,48 @@ impl Workload {
         }
     }
 
-    /// Of an object, where it is one of these.
-    pub fn of(object: &Value, of: &str) -> Option<Self> {
-        let kind = object["kind"].as_str()?;
-        if !matches!(kind, "DaemonSet" | "Deployment") {
-            return None;
-        }
-        let pods = &object["spec"]["template"]["spec"];
-        let texts = |value: &Value| -> Vec<String> {
-            let items = value.as_array().into_iter().flatten();
-            items
-                .filter_map(|item| item.as_str().map(str::to_owned))
-                .collect()
+    /// Of an object, if it is one of these.
+    ///
+    /// # Errors
+    /// Why its command line can't be read.
+    pub fn of(object: &Value, of: &str) -> Result<Option<Self>, String> {
+        let Some((template, container)) = templates(object)
+            .into_iter()
+            .find_map(|template| Some((template, container(template.spec, of)?)))
+        else {
+            return Ok(None);
         };
-        let is_it = |container: &&Value| {
-            let image = container["image"].as_str().unwrap_or_default();
-            let command = texts(&container["command"]);
-            image.contains(of)
-                || container["name"].as_str().is_some_and(|name| name.contains(of))
-                || command.iter().any(|word| word.contains(of))
-        };
-        let container = pods["containers"].as_array()?.iter().find(is_it)?;
         let metadata = &object["metadata"];
         let text = |name: &str| metadata[name].as_str().unwrap_or("default");
+        let name = format!(
+            "{} {}/{}",
+            object["kind"].as_str().unwrap_or("object"),
+            text("namespace"),
+            text("name")
+        );
+        if let Some(owner) = daemon_set(object) {
+            return Err(format!(
+                "{name} is one pod of DaemonSet {owner}, with what Kubernetes has added to it; give the DaemonSet: `kubectl -n {} \
+                 get daemonset {owner} -o yaml`",
+                text("namespace")
+            ));
+        }
         let mut words = texts(&container["command"]);
         words.extend(texts(&container["args"]));
-        Some(Self {
-            name: format!("{kind} {}/{}", text("namespace"), text("name")),
+        let variables = Variables::of(container);
+        let words = command::words(&words, &variables, of).map_err(|why| {
+            format!(
+                "the flags of {name} can't be read: {why}; give them after -- (`metaproxy migrate {of} -- --flag=value …`)"
+            )
+        })?;
+        Ok(Some(Self {
+            name,
             words,
+            variables,
             image: container["image"].as_str().unwrap_or_default().to_owned(),
-            node_selector: pods["nodeSelector"].clone(),
-        })
+            template: serde_json::json!({ "metadata": template.metadata, "spec": template.spec }),
+            container: container.clone(),
+        }))
     }
 
     /// Whether it is the part of this name, by its words; kiam has two.
@@ -65,9 +85,39 @@ impl Workload {
             .any(|word| !word.starts_with('-') && word.rsplit('/').next() == Some(part))
     }
 
-    /// The first number of the image's tag, where that is a version.
-    pub fn major_version(&self) -> Option<u32> {
-        let (_, tag) = self.image.rsplit_once(':')?;
-        tag.trim_start_matches('v').split('.').next()?.parse().ok()
+    /// The version that its image's tag tells.
+    pub fn version(&self) -> Option<Version> {
+        Version::of_image(&self.image)
     }
+}
+
+/// The container, by its image, else by its name or command.
+fn container<'a>(spec: &'a Value, of: &str) -> Option<&'a Value> {
+    let containers = spec["containers"].as_array()?;
+    let by_image = |container: &&Value| {
+        let image = container["image"].as_str().unwrap_or_default();
+        let repository = image.split('@').next().unwrap_or(image);
+        let name = repository.rsplit('/').next().unwrap_or(repository);
+        name.split(':').next().is_some_and(|name| name.contains(of))
+    };
+    let by_name = |container: &&Value| {
+        container["name"].as_str().is_some_and(|name| name.contains(of))
+            || texts(&container["command"]).iter().any(|word| word.contains(of))
+    };
+    let found = containers.iter().find(by_image);
+    found.or_else(|| containers.iter().find(by_name))
+}
+
+/// The DaemonSet that a pod belongs to.
+fn daemon_set(object: &Value) -> Option<&str> {
+    let owners = object["metadata"]["ownerReferences"].as_array()?;
+    let owner = owners.iter().find(|owner| owner["kind"] == "DaemonSet")?;
+    owner["name"].as_str()
+}
+
+fn texts(value: &Value) -> Vec<String> {
+    let items = value.as_array().into_iter().flatten();
+    items
+        .filter_map(|item| item.as_str().map(str::to_owned))
+        .collect()
 }

@@ -1,3 +1,5 @@
+mod manifests;
+
 use super::*;
 use proptest::prelude::*;
 use rstest::rstest;

@@ -5,6 +5,7 @@ use std::fmt;
 
 use serde_json::Value;
 
+use super::MigrateError;
 use super::manifest::Workload;
 use super::words::Flag;
 
@@ -14,9 +15,13 @@ pub struct Values {
     head: String,
     /// Section (empty for the top) → key → value and comment, in order of writing.
     set: BTreeMap<&'static str, Vec<(&'static str, Value, String)>>,
-    /// Flag and sentence.
+    /// `extraEnv`, and where it comes from.
+    env: Vec<(Value, String)>,
+    /// What, and a sentence.
     same: Vec<(String, String)>,
     gone: Vec<(String, String)>,
+    left: Vec<(String, String)>,
+    changes: Vec<(String, String)>,
 }
 
 impl Values {
@@ -35,8 +40,11 @@ impl Values {
         let mut values = Self {
             head: format!("Values for the chart of metaproxy, made from {of}'s flags ({whose})."),
             set: BTreeMap::new(),
+            env: Vec::new(),
             same: Vec::new(),
             gone: Vec::new(),
+            left: Vec::new(),
+            changes: Vec::new(),
         };
         values.set(
             "",
@@ -71,13 +79,30 @@ impl Values {
     }
 
     /// Sets a value as a flag has it.
-    pub fn keep(&mut self, section: &'static str, key: &'static str, flag: &Flag) {
-        self.set(section, key, flag.value.clone(), format!("--{}", flag.name));
+    ///
+    /// # Errors
+    /// Where the manifest does not have the flag's value.
+    pub fn keep(
+        &mut self,
+        section: &'static str,
+        key: &'static str,
+        flag: &Flag,
+    ) -> Result<(), MigrateError> {
+        self.set(section, key, flag.known()?, format!("--{}", flag.name));
+        Ok(())
     }
 
-    /// A flag that metaproxy needs none for.
-    pub fn same(&mut self, flag: &Flag, why: impl Into<String>) {
-        self.same.push((flag.shown(), why.into()));
+    /// Adds a variable of the agent's.
+    pub fn add_env(&mut self, entry: Value, why: impl Into<String>) {
+        let is_known = self.env.iter().any(|(known, _)| known["name"] == entry["name"]);
+        if !is_known {
+            self.env.push((entry, why.into()));
+        }
+    }
+
+    /// Something that metaproxy does without being told.
+    pub fn same(&mut self, what: impl Into<String>, why: impl Into<String>) {
+        self.same.push((what.into(), why.into()));
     }
 
     /// A flag without counterpart.
@@ -85,25 +110,22 @@ impl Values {
         self.gone.push((flag.shown(), why.into()));
     }
 
-    /// A flag that nobody knows.
+    /// A part of the pod template that is left out.
+    pub fn left(&mut self, what: impl Into<String>, why: impl Into<String>) {
+        self.left.push((what.into(), why.into()));
+    }
+
+    /// Something that pods will notice.
+    pub fn change(&mut self, what: impl Into<String>, how: impl Into<String>) {
+        self.changes.push((what.into(), how.into()));
+    }
+
+    /// A flag that is not known.
     pub fn unknown(&mut self, flag: &Flag) {
         self.gone(
             flag,
             "not known to this program; look whether you need what it did",
         );
-    }
-
-    /// Where pods of a workload run: ours must run on every node whose pods it served. Which taints those tolerate is no
-    /// matter, as the chart's tolerate all.
-    pub fn placement(&mut self, workload: &Workload) {
-        let is_set = |value: &Value| match value {
-            Value::Object(map) => !map.is_empty(),
-            _ => false,
-        };
-        // A server's nodes are no matter: there is none any more.
-        if is_set(&workload.node_selector) && !workload.is_part("server") {
-            self.set("", "nodeSelector", workload.node_selector.clone(), "As before");
-        }
     }
 }
 
@@ -128,9 +150,18 @@ impl fmt::Display for Values {
                 writeln!(f, "{indent}{key}: {value}")?;
             }
         }
+        if !self.env.is_empty() {
+            writeln!(f, "\nextraEnv:")?;
+            for (entry, why) in &self.env {
+                comment(f, "  ", why)?;
+                writeln!(f, "  - {entry}")?;
+            }
+        }
         let lists = [
             ("As metaproxy does by itself:", &self.same),
-            ("Without counterpart:", &self.gone),
+            ("Flags without counterpart:", &self.gone),
+            ("Left out of the pod template:", &self.left),
+            ("What changes for pods:", &self.changes),
         ];
         for (title, list) in lists {
             if list.is_empty() {

@@ -1,5 +1,7 @@
 //! Keys of annotations that are not read, but look as if somebody meant them to be.
 
+use super::Annotations;
+
 /// The domains of roles' annotations.
 const DOMAINS: [&str; 2] = ["iam.amazonaws.com/", "eks.amazonaws.com/"];
 
@@ -30,6 +32,28 @@ pub fn meant<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> Option<&
 /// Whether a key that is not read is worth keeping, to be told of: it is near one that is, or of the same domain.
 pub fn is_telling<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> bool {
     DOMAINS.iter().any(|domain| key.starts_with(domain)) || meant(key, read).is_some()
+}
+
+/// What is read of annotations, and the beginning of what looks as if it was meant to be.
+pub fn trimmed(mut annotations: Annotations, keys: &[String]) -> Annotations {
+    const LENGTH: usize = 256;
+    const TELLING: usize = 16;
+    let mut telling = 0;
+    annotations.retain(|key, value| {
+        if keys.contains(key) {
+            return true;
+        }
+        // Anybody may annotate a pod, as much as they like.
+        if telling == TELLING || !is_telling(key, keys.iter().map(String::as_str)) {
+            return false;
+        }
+        telling += 1;
+        if value.len() > LENGTH {
+            *value = value.chars().take(LENGTH).collect();
+        }
+        true
+    });
+    annotations
 }
 
 #[cfg(test)]

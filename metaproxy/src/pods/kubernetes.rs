@@ -24,11 +24,12 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::info;
 
-use self::change::{Change, of, of_account, of_namespace, of_pod, sound, tells, trimmed};
+use self::change::{Change, of, of_account, of_namespace, of_pod, sound, tells};
 use self::remembered::{Memory, Remembered};
 use self::store::Store;
 use self::stream::events;
 use self::trouble::{Kind, Troubles};
+use super::annotations::trimmed;
 use super::wire::PodObject;
 use super::{Inventory, Namespace, Pod, PodUid, ServiceAccount, Source};
 use crate::apiserver::{ApiServer, PATIENCE, within};

@@ -3,17 +3,20 @@
 //! A [`Source`] publishes an [`Inventory`] whenever something changes; everything else only reads the latest one.
 
 pub mod annotations;
+mod credential_variables;
 mod inventory;
 pub mod kubernetes;
 pub mod manifests;
 mod mirror;
 mod objects;
+pub(crate) mod templates;
 mod uid;
 mod wire;
 
 use std::future::Future;
 use std::sync::Arc;
 
+pub use credential_variables::CredentialVariable;
 pub use inventory::{Inventory, Known};
 pub use mirror::Mirror;
 pub use objects::{Annotations, HostPort, Namespace, Pod, Problem, ServiceAccount};

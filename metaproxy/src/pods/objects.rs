@@ -1,6 +1,6 @@
 //! Pods, namespaces and service accounts, trimmed to what is used.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
@@ -8,6 +8,8 @@ use kube::core::ObjectMeta;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
+use super::annotations::trimmed;
+use super::credential_variables::CredentialVariable;
 use super::wire::{ContainerPort, PodObject};
 use super::{Mirror, PodUid};
 
@@ -37,6 +39,12 @@ pub struct Pod {
     pub service_account: String,
     /// `metadata.annotations`
     pub annotations: Annotations,
+    /// Labels that look as if they were meant to be annotations.
+    #[serde(default, skip_serializing_if = "Annotations::is_empty")]
+    pub labels: Annotations,
+    /// Where SDKs look for credentials before they ask the metadata service, as its containers' variables tell.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub other_credentials: BTreeSet<CredentialVariable>,
     /// Shares the node's network namespace.
     pub host_network: bool,
     /// `status.podIPs`, as far as they are known.
@@ -138,14 +146,20 @@ impl Pod {
         let annotations = pod.metadata.annotations.unwrap_or_default();
         let finished = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
         let ips = status.pod_ips.unwrap_or_default();
-        let containers = [spec.containers, spec.init_containers];
-        let host_ports = containers
-            .into_iter()
-            .flatten()
-            .flatten()
-            .flat_map(|container| container.ports.unwrap_or_default())
-            .filter_map(|port| HostPort::from_api(&port))
+        let containers = || {
+            [&spec.containers, &spec.init_containers]
+                .into_iter()
+                .flatten()
+                .flatten()
+        };
+        let host_ports = containers()
+            .flat_map(|container| container.ports.iter().flatten())
+            .filter_map(HostPort::from_api)
             .collect();
+        let other_credentials = containers()
+            .flat_map(|container| container.env.iter().copied())
+            .collect();
+        let labels = pod.metadata.labels.unwrap_or_default();
         Ok(Self {
             mirror,
             uid,
@@ -153,6 +167,8 @@ impl Pod {
             name,
             service_account: spec.service_account_name.unwrap_or_else(|| "default".to_owned()),
             annotations,
+            labels: trimmed(labels, &[]),
+            other_credentials,
             host_network: spec.host_network.unwrap_or_default(),
             ips: ips.into_iter().filter_map(|ip| ip.ip?.parse().ok()).collect(),
             host_ports,

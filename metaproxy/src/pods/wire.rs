@@ -10,6 +10,8 @@ use kube::Resource;
 use kube::core::ObjectMeta;
 use serde::{Deserialize, Deserializer};
 
+use super::credential_variables::{CredentialVariable, of_env};
+
 /// `Pod`
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
@@ -45,6 +47,9 @@ pub struct PodSpec {
 pub struct Container {
     /// `ports`
     pub ports: Option<Vec<ContainerPort>>,
+    /// Of `env`, what is used.
+    #[serde(deserialize_with = "of_env")]
+    pub env: Vec<CredentialVariable>,
 }
 
 /// `ContainerPort`
@@ -121,6 +126,7 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         /// For the watch to go on from.
         resource_version: Option<String>,
         annotations: Option<std::collections::BTreeMap<String, String>>,
+        labels: Option<std::collections::BTreeMap<String, String>>,
         owner_references: Option<Vec<Owner>>,
     }
     let used = Option::<Used>::deserialize(deserializer)?.unwrap_or_default();
@@ -130,6 +136,7 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         uid: used.uid,
         resource_version: used.resource_version,
         annotations: used.annotations,
+        labels: used.labels,
         owner_references: used
             .owner_references
             .map(|owners| owners.into_iter().map(Into::into).collect()),

@@ -2,6 +2,7 @@
 
 pub mod arn;
 mod decision;
+mod go_regexp;
 mod namespace;
 mod naming;
 mod own;
@@ -15,6 +16,7 @@ pub use arn::{BaseArn, RoleArn, WrittenRole};
 #[cfg(test)]
 pub(crate) use decision::tests::unasked;
 pub use decision::{AnnotationKeys, Decision, Grant, Rules, Subject};
+pub(crate) use go_regexp::go_regexp;
 pub use namespace::{NamespaceRules, Opinion, PolicyCache, PolicyKind};
 pub use naming::Naming;
 pub use own::{OwnRole, OwnRoles, Owner, RoleId};

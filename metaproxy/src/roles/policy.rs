@@ -12,7 +12,7 @@ use regex_syntax::ast::parse::Parser;
 use regex_syntax::ast::{Ast, Flag, Visitor, visit};
 use thiserror::Error;
 
-use super::{BaseArn, RoleArn};
+use super::{BaseArn, RoleArn, go_regexp};
 
 /// `--allowed-roles-style`: how entries of `allowed-roles` are read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, clap::ValueEnum)]
@@ -140,12 +140,13 @@ impl Policy {
             policy.entries.clear();
             return Ok(policy);
         }
+        let pattern = go_regexp(annotation);
         // By itself as well, so that the grouping can't mend (or be closed by) a pattern such as `a)|(b`.
-        let by_itself = compile(&policy.entries, MAX_COMPILED, letters)?;
+        let by_itself = compile(&[pattern.to_string()], MAX_COMPILED, letters)?;
         let patterns = match style {
             PermittedMatch::Search => by_itself,
             // Grouped first: in `a|b` each alternative is anchored on both sides.
-            PermittedMatch::Anchored => compile(&[format!("^(?:{annotation})$")], MAX_COMPILED, letters)?,
+            PermittedMatch::Anchored => compile(&[format!("^(?:{pattern})$")], MAX_COMPILED, letters)?,
         };
         policy.patterns.push((Against::EveryForm, patterns, vec![0]));
         Ok(policy)
@@ -179,6 +180,7 @@ impl Policy {
             let patterns: Vec<String> = match style {
                 AllowedRolesStyle::Glob => bare.iter().map(|entry| glob(entry)).collect(),
                 AllowedRolesStyle::Regexp => {
+                    let bare: Vec<String> = bare.iter().map(|entry| go_regexp(entry).into_owned()).collect();
                     // By themselves as well, as above.
                     compile(&bare, limit, letters)?;
                     let start = if against == Against::Name { "^" } else { "" };

@@ -106,6 +106,17 @@ impl Reason {
     }
 }
 
+impl Reason {
+    /// Whether a pod that asks for credentials is answered 503: it may have them later, as things are.
+    pub fn is_unavailable(&self) -> bool {
+        let is_final = matches!(
+            self,
+            Self::Granted { .. } | Self::NoRole { .. } | Self::Firewall | Self::Ambiguous { .. }
+        );
+        !is_final && !self.is_refusal()
+    }
+}
+
 /// Where a role was looked for beside the pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AlsoAsked {

@@ -46,7 +46,7 @@ fn status_of(verdict: Verdict, is_ambiguous: bool) -> StatusCode {
         Verdict::NoRole => StatusCode::NOT_FOUND,
         Verdict::Refused if is_ambiguous => StatusCode::NOT_FOUND,
         Verdict::Granted | Verdict::Refused => StatusCode::OK,
-        Verdict::Unavailable | Verdict::Waiting => StatusCode::SERVICE_UNAVAILABLE,
+        Verdict::Unavailable | Verdict::Waiting | Verdict::Unknown => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 
@@ -75,6 +75,8 @@ async fn answer_event_log_and_explanation_say_the_same() {
             assert_eq!((said.event, said.answer.status), (None, 503), "{name}");
             continue;
         };
+        let pods = if situation.twice { 2 } else { 1 };
+        assert_eq!(said.verdicts, vec![explanation.verdict; 2 * pods], "{name}");
         let status = status_of(explanation.verdict, situation.twice);
         assert_eq!(said.answer.status, status.as_u16(), "{name}");
         if situation.twice {

@@ -162,7 +162,7 @@ impl<I: Issuer> Sessions<I> {
                     // A request that waits has no part in this: only a running pod makes one.
                     let has_waited = tokio::select! {
                         biased;
-                        _ = changes.wait_for(|state| state.urgent || state.forgotten) => false,
+                        _ = changes.wait_for(|state| state.urgent.is_some() || state.forgotten) => false,
                         has_waited = self.0.pacing.turn_ahead() => has_waited,
                     };
                     if slot.borrow().forgotten {

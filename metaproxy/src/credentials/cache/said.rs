@@ -10,8 +10,8 @@ use super::Failure;
 use crate::credentials::{ObtainError, Session, SessionKey};
 use crate::sparing::Sparing;
 
-/// Whoever waits for an STS call that takes longer is told to try again.
-const SLOW: Duration = Duration::from_millis(800);
+/// A request that waits longer for an STS call is answered 503, to try again.
+pub(super) const SLOW: Duration = Duration::from_millis(800);
 
 /// Says it.
 #[derive(Debug)]

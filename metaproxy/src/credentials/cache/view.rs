@@ -4,8 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::{Issuer, Sessions, State};
-use crate::credentials::{ObtainError, Session, SessionKey};
+use super::said::SLOW;
+use super::{Issuer, Sessions, State, unanswered};
+use crate::credentials::{ObtainError, Session, SessionKey, paced};
+use crate::roles::{Grant, Reason};
 
 /// What there is of a session at one moment.
 #[derive(Clone, Debug)]
@@ -16,6 +18,8 @@ pub struct View {
     pub failure: Option<(ObtainError, Duration)>,
     /// Whether an attempt is under way.
     pub fetching: bool,
+    /// Whether requests that wait for it have been answered 503 by now.
+    pub late: bool,
     /// How long it is until STS may be asked for a new session, if that is waited for.
     pub paced: Option<Duration>,
     /// Whether it is left to end, as nobody asked for it.
@@ -50,11 +54,27 @@ impl View {
                 (failure.error.clone(), pause)
             }),
             fetching: state.fetching,
+            late: state.fetching && state.urgent.is_some_and(|since| since.elapsed() >= SLOW),
             paced: state
                 .turn
                 .until()
                 .map(|until| until.saturating_duration_since(Instant::now())),
             let_go: state.let_go,
+        }
+    }
+
+    /// Why a request of a pod with this grant is not given credentials at this moment; `None` if it is, or if it makes the
+    /// first attempt.
+    pub fn lacking(&self, grant: &Grant, now: SystemTime) -> Option<Reason> {
+        let failure = self.failure.as_ref().map(|(error, _)| error);
+        if self.valid(now).is_some() {
+            None
+        } else if self.paced.is_some() {
+            Some(paced(grant))
+        } else if self.late {
+            Some(unanswered(failure).reason(&grant.role))
+        } else {
+            failure.map(|error| error.reason(&grant.role))
         }
     }
 

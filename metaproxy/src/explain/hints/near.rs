@@ -56,6 +56,13 @@ impl Near<'_> {
         if self.permits(annotation) {
             return None;
         }
+        let unquoted = annotation.trim().trim_matches(['"', '\'']);
+        if unquoted != annotation && self.permits(unquoted) {
+            return Some(format!(
+                "the quotation marks in {key} are a part of the pattern; did you mean `{unquoted}`?",
+                key = keys.permitted
+            ));
+        }
         let kind = PolicyKind::Permitted(self.rules.namespaces.permitted_match);
         self.unanchored(annotation)
             .or_else(|| self.case_or_account(kind, &keys.permitted, annotation))

@@ -1,8 +1,13 @@
 use super::*;
 use crate::cli::{Cli, Command};
 use crate::explain::Verdict;
+use rstest::rstest;
 
 fn explained(text: &str, flags: &[&str], wanted: Option<&str>) -> Result<Vec<Explanation>, OfflineError> {
+    Ok(all(text, flags, wanted)?.explanations)
+}
+
+fn all(text: &str, flags: &[&str], wanted: Option<&str>) -> Result<Explained, OfflineError> {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("below")).unwrap();
     fs::write(dir.path().join("below/app.yaml"), text).unwrap();
@@ -68,7 +73,12 @@ fn templates_of_workloads_are_explained_as_the_pods_that_they_make() {
 #[test]
 fn objects_without_a_namespace_are_in_the_one_that_is_named_and_a_missing_one_is_told() {
     let found = explained(APP, &[], Some("default/single-")).unwrap();
-    assert_eq!(found[0].verdict, Verdict::Waiting);
+    assert_eq!(found[0].verdict, Verdict::Unknown, "nothing is waited for");
+    let because = &found[0].because;
+    assert!(
+        because.starts_with("namespace default is in none of the manifests"),
+        "{because}"
+    );
     assert!(
         found[0].hints[0].contains("kubectl get namespace default"),
         "{:?}",
@@ -89,4 +99,140 @@ fn what_is_not_there_or_can_not_be_read_is_told() {
     assert!(error.contains("no pod in it"), "{error}");
     let error = explained("a: b\nc: [\n", &[], None).unwrap_err().to_string();
     assert!(error.contains("below/app.yaml:"), "{error}");
+}
+
+/// Argo's Rollout, an operator's two templates, Knative's Service, and what no template is found in.
+const OTHERS: &str = r#"
+apiVersion: argoproj.io/v1alpha1
+kind: Rollout
+metadata: { name: roll, namespace: apps }
+spec: { template: { metadata: { annotations: { iam.amazonaws.com/role: web-reader } }, spec: { containers: [{ name: a }] } } }
+---
+apiVersion: ray.io/v1
+kind: RayCluster
+metadata: { name: ray, namespace: apps }
+spec:
+  headGroupSpec: { template: { metadata: { labels: { iam.amazonaws.com/role: web-reader } }, spec: { containers: [] } } }
+  workerGroupSpecs: [{ template: { spec: { containers: [] } } }]
+---
+apiVersion: sparkoperator.k8s.io/v1beta2
+kind: SparkApplication
+metadata: { name: spark, namespace: apps }
+spec: { driver: { annotations: { iam.amazonaws.com/role: web-reader } } }
+---
+apiVersion: cert-manager.io/v1
+kind: Certificate
+metadata: { name: tls, namespace: apps }
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: { name: notes }
+data: { text: "iam.amazonaws.com/role is an annotation" }
+---
+apiVersion: v1
+kind: Namespace
+metadata: { name: apps, annotations: { iam.amazonaws.com/permitted: "web-.*" } }
+"#;
+
+#[test]
+fn templates_of_unknown_kinds_are_found_and_what_is_skipped_is_named() {
+    let found = all(OTHERS, &[], None).unwrap();
+    let verdicts: Vec<_> = found
+        .explanations
+        .iter()
+        .map(|one| (one.pod.as_str(), one.verdict, one.is_bad()))
+        .collect();
+    let expected = [
+        ("apps/roll", Verdict::Granted, false),
+        ("apps/ray-1", Verdict::NoRole, true),
+        ("apps/ray-2", Verdict::NoRole, false),
+    ];
+    assert_eq!(verdicts, expected);
+    let hint = &found.explanations[1].hints[0];
+    assert!(
+        hint.contains("iam.amazonaws.com/role is a label of the pod"),
+        "{hint}"
+    );
+    let skipped: Vec<(String, bool)> = found
+        .skipped
+        .iter()
+        .map(|one| (one.to_string(), one.is_bad()))
+        .collect();
+    assert_eq!(skipped.len(), 2, "{skipped:?}");
+    let (spark, certificate) = (&skipped[0], &skipped[1]);
+    assert!(
+        spark
+            .0
+            .contains("app.yaml:13: SparkApplication apps/spark has iam.amazonaws.com/role")
+            && spark.1,
+        "{spark:?}"
+    );
+    assert!(
+        certificate.0.contains("Certificate apps/tls was skipped") && !certificate.1,
+        "{certificate:?}"
+    );
+}
+
+#[test]
+fn values_of_a_chart_are_no_manifest_and_do_not_pass_for_one() {
+    let error = explained("podAnnotations: { iam.amazonaws.com/role: app }\n", &[], None).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("an object without `kind` has iam.amazonaws.com/role"),
+        "{error}"
+    );
+}
+
+/// Annotations and specs that somebody writes, and the hint.
+#[rstest]
+#[case::inner_quotes(
+    "annotations: { iam.amazonaws.com/role: '\"app\"' }",
+    "containers: []",
+    Verdict::Refused,
+    "did you mean app?"
+)]
+#[case::a_profile(
+    "annotations: { iam.amazonaws.com/role: 'arn:aws:iam::123456789012:instance-profile/app' }",
+    "containers: []",
+    Verdict::Refused,
+    "did you mean arn:aws:iam::123456789012:role/app?"
+)]
+#[case::role_twice(
+    "annotations: { iam.amazonaws.com/role: 'role:role/app' }",
+    "containers: []",
+    Verdict::Granted,
+    "did you mean app?"
+)]
+#[case::a_label(
+    "labels: { iam.amazonaws.com/role: app }",
+    "containers: []",
+    Verdict::NoRole,
+    "it must be an annotation"
+)]
+#[case::pod_identity(
+    "annotations: { iam.amazonaws.com/role: app }",
+    "containers: [{ env: [{ name: AWS_CONTAINER_CREDENTIALS_FULL_URI, value: x }] }]",
+    Verdict::Granted,
+    "AWS_CONTAINER_CREDENTIALS_FULL_URI (EKS Pod Identity): an SDK takes its credentials from there, and never falls back"
+)]
+#[case::irsa(
+    "annotations: { iam.amazonaws.com/role: app }",
+    "initContainers: [{ env: [{ name: AWS_WEB_IDENTITY_TOKEN_FILE, value: x }] }]",
+    Verdict::Granted,
+    "AWS_WEB_IDENTITY_TOKEN_FILE (IRSA)"
+)]
+fn a_slip_has_a_hint(
+    #[case] metadata: &str,
+    #[case] spec: &str,
+    #[case] verdict: Verdict,
+    #[case] hint: &str,
+) {
+    let text = format!("kind: Pod\nmetadata:\n  name: web\n  {metadata}\nspec:\n  {spec}\n");
+    let found = explained(&text, &["--namespace-policy", "off"], None).unwrap();
+    assert_eq!(found[0].verdict, verdict, "{}", found[0]);
+    assert!(
+        found[0].hints.iter().any(|found| found.contains(hint)),
+        "{}",
+        found[0]
+    );
 }

@@ -8,8 +8,7 @@ use tracing::warn;
 
 use super::stream::Events;
 use super::trouble::Kind;
-use crate::pods::annotations::is_telling;
-use crate::pods::{Annotations, Namespace, Pod, PodUid, Problem, ServiceAccount};
+use crate::pods::{Namespace, Pod, PodUid, Problem, ServiceAccount};
 
 /// Something that a watch tells.
 #[derive(Debug)]
@@ -74,28 +73,6 @@ pub fn sound<T>(event: Event<Result<T, Problem>>) -> Option<Event<T>> {
         Event::Apply(object) => Event::Apply(usable(object)?),
         Event::Delete(object) => Event::Delete(usable(object)?),
     })
-}
-
-/// What is read of annotations, and the beginning of what looks as if it was meant to be.
-pub fn trimmed(mut annotations: Annotations, keys: &[String]) -> Annotations {
-    const LENGTH: usize = 256;
-    const TELLING: usize = 16;
-    let mut telling = 0;
-    annotations.retain(|key, value| {
-        if keys.contains(key) {
-            return true;
-        }
-        // Anybody may annotate a pod, as much as they like.
-        if telling == TELLING || !is_telling(key, keys.iter().map(String::as_str)) {
-            return false;
-        }
-        telling += 1;
-        if value.len() > LENGTH {
-            *value = value.chars().take(LENGTH).collect();
-        }
-        true
-    });
-    annotations
 }
 
 pub fn of_pod(pod: Pod) -> (PodUid, Pod) {

@@ -57,6 +57,8 @@ fn pod(pairs: &[(&str, &str)]) -> Pod {
         name: "web".to_owned(),
         service_account: "default".to_owned(),
         annotations: annotations(pairs),
+        labels: Annotations::new(),
+        other_credentials: Default::default(),
         host_network: false,
         ips: Vec::new(),
         host_ports: Vec::new(),

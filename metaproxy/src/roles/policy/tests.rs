@@ -56,6 +56,8 @@ fn allows(annotation: &str, role: &str, style: AllowedRolesStyle) -> bool {
 #[case::blank(" ", "app", false, false)]
 #[case::anchored_by_hand("^app$", "app", true, true)]
 #[case::anchored_by_hand_other("^app$", "my-app", false, false)]
+#[case::quoted("\\Qteam.a/app\\E.*", "team.a/app-web", true, true)]
+#[case::quoted_is_as_it_is_written("\\Qa.p\\E", "app", false, false)]
 fn kiams_permitted(#[case] pattern: &str, #[case] role: &str, #[case] anchored: bool, #[case] search: bool) {
     assert_eq!(permits(pattern, role, PermittedMatch::Anchored), anchored);
     assert_eq!(permits(pattern, role, PermittedMatch::Search), search);

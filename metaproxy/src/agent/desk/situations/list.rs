@@ -20,6 +20,8 @@ pub enum Sts {
     /// Of which more than half is over: it is served, and to be renewed.
     GivesOld,
     Fails(ObtainError),
+    /// It never answers.
+    Hangs,
 }
 
 /// One pod, and what stands around it.
@@ -117,6 +119,7 @@ pub fn situations() -> Vec<Situation> {
         situation("a pattern of a longer name", asks("app-web")).namespace(permits("app")),
         situation("a malformed regular expression", asks("app")).namespace(permits("app(")),
         situation("a JSON list in permitted", asks("app")).namespace(permits("[\"app\"]")),
+        situation("quotation marks in permitted", asks("app")).namespace(permits("\"app\"")),
         situation("an empty permitted", asks("app")).namespace(permits(" ")),
         situation("a list that is none", asks("app-web")).namespace(lists("app-*")),
         situation("a regular expression among globs", asks("app-web")).namespace(lists("[\"app-.*\"]")),
@@ -143,6 +146,9 @@ pub fn situations() -> Vec<Situation> {
             .sts(vec![Sts::Fails(ObtainError::Unavailable(
                 "connection refused".to_owned(),
             ))]),
+        situation("STS does not answer", asks("app"))
+            .namespace(permits(".*"))
+            .sts(vec![Sts::Hangs]),
         situation("a session that has expired, and STS is away", asks("app"))
             .namespace(permits(".*"))
             .sts(vec![

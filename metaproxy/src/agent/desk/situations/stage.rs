@@ -21,7 +21,7 @@ use crate::agent::desk::{Answers, Identity, Serving};
 use crate::apiserver::events::{self, Refusal};
 use crate::cli::{Cli, Command};
 use crate::credentials::{Issued, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey, Sessions};
-use crate::explain::{AnswerLine, Explanation};
+use crate::explain::{AnswerLine, Explanation, Verdict};
 use crate::health::Health;
 use crate::imds::path::Paths;
 use crate::imds::token::Tokens;
@@ -43,6 +43,8 @@ pub struct Said {
     pub log: String,
     /// To people; nothing where the pod is not known.
     pub explanation: Option<Explanation>,
+    /// In the table of all pods, and in the metric.
+    pub verdicts: Vec<Verdict>,
 }
 
 /// Plays it: the pod asks, as often as STS does something new, and then people do.
@@ -71,6 +73,12 @@ pub async fn said(situation: &Situation) -> Said {
     let Stage { desk, mut events, .. } = stage;
     let mut found = desk.explain(Some("apps/web"));
     found.extend(desk.explain(Some("apps/w,b")));
+    let counted = desk.verdicts().into_iter();
+    let counted =
+        counted.flat_map(|(verdict, count)| std::iter::repeat_n(verdict, usize::try_from(count).unwrap()));
+    let verdicts = counted
+        .chain(desk.explain(None).iter().map(|one| one.verdict))
+        .collect();
     let mut explanation = found.pop();
     assert!(found.is_empty(), "one pod has the name");
     if let Some(one) = &mut explanation {
@@ -85,6 +93,7 @@ pub async fn said(situation: &Situation) -> Said {
         event: events.try_recv().ok(),
         log: String::from_utf8(log.0.lock().unwrap().clone()).unwrap(),
         explanation,
+        verdicts,
     }
 }
 
@@ -191,11 +200,13 @@ impl Rehearse for Service<Audits> {
 
 impl Issuer for Mutex<Vec<Sts>> {
     async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
-        let mut does = self.lock().unwrap();
-        let next = if does.len() > 1 {
-            does.remove(0)
-        } else {
-            does[0].clone()
+        let next = {
+            let mut does = self.lock().unwrap();
+            if does.len() > 1 {
+                does.remove(0)
+            } else {
+                does[0].clone()
+            }
         };
         let now = SystemTime::now();
         let minutes = |minutes: u64| Duration::from_secs(60 * minutes);
@@ -204,6 +215,7 @@ impl Issuer for Mutex<Vec<Sts>> {
             Sts::GivesExpired => (now, now),
             Sts::GivesOld => (now - minutes(40), now + minutes(20)),
             Sts::Fails(error) => return Err(error),
+            Sts::Hangs => std::future::pending().await,
         };
         let issued = Issued {
             access_key_id: "ASIAEXAMPLE",

@@ -1,0 +1,156 @@
+//! What is given to `migrate` and holds no workload: what it is, and the command that gives what is needed.
+
+use serde_json::Value;
+
+use super::From;
+use super::manifest::Workload;
+
+/// What to give instead of these objects.
+pub fn hint(from: From, objects: &[&Value]) -> String {
+    let of = from.name();
+    let other = match from {
+        From::Kube2iam => From::Kiam,
+        From::Kiam => From::Kube2iam,
+    };
+    let is_others = |object: &&Value| Workload::of(object, other.name()).is_ok_and(|found| found.is_some());
+    if objects.iter().any(is_others) {
+        return format!("it is of {0}: `metaproxy migrate {0}`", other.name());
+    }
+    objects
+        .iter()
+        .find_map(|object| of_object(of, object))
+        .unwrap_or_else(|| {
+            format!(
+                "no pod template in it has a container whose image, name or command is called so. `kubectl -n kube-system get \
+                 daemonset {of} -o yaml` gives it, or its flags can be given after --"
+            )
+        })
+}
+
+fn of_object(of: &str, object: &Value) -> Option<String> {
+    let metadata = &object["metadata"];
+    let name = metadata["name"].as_str().unwrap_or("NAME");
+    let namespace = metadata["namespace"].as_str().unwrap_or("NAMESPACE");
+    let piped = format!("| metaproxy migrate {of}");
+    let of_release = |kind: &str, release: &str, namespace: &str| {
+        format!(
+            "a {kind} has values of a chart, and not what becomes of them: `helm get manifest {release} --namespace {namespace} \
+             {piped}`"
+        )
+    };
+    let text = |value: &Value, default: &str| value.as_str().unwrap_or(default).to_owned();
+    let spec = &object["spec"];
+    match object["kind"].as_str() {
+        Some("HelmRelease") => {
+            let target = text(&spec["targetNamespace"], namespace);
+            let release = text(&spec["releaseName"], name);
+            Some(of_release("HelmRelease", &release, &target))
+        }
+        Some("HelmChart") => Some(of_release(
+            "HelmChart",
+            name,
+            &text(&spec["targetNamespace"], namespace),
+        )),
+        Some(kind @ ("Application" | "ApplicationSet")) => Some(format!(
+            "an {kind} of Argo CD names a chart or a directory, and not what becomes of it: `argocd app manifests {name} {piped}`"
+        )),
+        Some("Kustomization") => Some(format!(
+            "a Kustomization names manifests: `kubectl kustomize DIRECTORY {piped}`"
+        )),
+        Some(kind @ ("ConfigMap" | "Secret")) => Some(of_data(of, kind, name, namespace, object)),
+        Some(_) => None,
+        None if object.is_object() => Some(format!(
+            "an object without `kind` is no manifest, but may be the values of a Helm chart: `helm template RELEASE CHART --values \
+             FILE {piped}`, or `helm get manifest RELEASE {piped}` of what is installed"
+        )),
+        None => None,
+    }
+}
+
+/// Text in a ConfigMap may be a manifest.
+fn of_data(of: &str, kind: &str, name: &str, namespace: &str, object: &Value) -> String {
+    let data = object["data"].as_object();
+    let has_it = |value: &Value| value.as_str().is_some_and(|text| text.contains(of));
+    let key = data.and_then(|data| data.iter().find(|(_, value)| has_it(value)));
+    let key = key.map_or("KEY", |(key, _)| key.as_str()).replace('.', "\\.");
+    let decoded = if kind == "Secret" {
+        " | base64 --decode"
+    } else {
+        ""
+    };
+    format!(
+        "a {kind} holds text: `kubectl -n {namespace} get {} {name} -o jsonpath='{{.data.{key}}}'{decoded} | metaproxy migrate \
+         {of}` if that text is a manifest",
+        kind.to_lowercase()
+    )
+}
+
+/// What to do about a text that is no YAML because it is a template of Helm's.
+pub fn template(text: &str) -> Option<&'static str> {
+    text.contains("{{").then_some(
+        "it looks like a template of a Helm chart: `helm template RELEASE CHART` gives the manifest that becomes of it",
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::workloads;
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::values(
+        "extraArgs: { default-role: d }\nhost: { iptables: true }\n",
+        "helm template RELEASE CHART --values FILE | metaproxy migrate kube2iam"
+    )]
+    #[case::flux(
+        "kind: HelmRelease\nmetadata: { name: kube2iam, namespace: flux }\nspec: { targetNamespace: kube-system, releaseName: k }\n",
+        "helm get manifest k --namespace kube-system | metaproxy migrate kube2iam"
+    )]
+    #[case::k3s(
+        "kind: HelmChart\nmetadata: { name: kube2iam, namespace: kube-system }\nspec: { chart: kube2iam }\n",
+        "helm get manifest kube2iam --namespace kube-system"
+    )]
+    #[case::argo_cd("kind: Application\nmetadata: { name: iam }\n", "argocd app manifests iam")]
+    #[case::kustomize(
+        "kind: Kustomization\nresources: [kube2iam.yaml]\n",
+        "kubectl kustomize DIRECTORY"
+    )]
+    #[case::config_map(
+        "kind: ConfigMap\nmetadata: { name: addons, namespace: a }\ndata: { kube2iam.yaml: 'kind: DaemonSet, kube2iam' }\n",
+        "kubectl -n a get configmap addons -o jsonpath='{.data.kube2iam\\.yaml}' | metaproxy migrate kube2iam"
+    )]
+    #[case::chart_template(
+        "kind: DaemonSet\nspec:\n  {{- if .Values.x }}\n",
+        "it looks like a template of a Helm chart: `helm template"
+    )]
+    #[case::of_the_other(
+        "kind: DaemonSet\nspec: { template: { spec: { containers: [{ image: 'uswitch/kiam:v4.2' }] } } }\n",
+        "it is of kiam: `metaproxy migrate kiam`"
+    )]
+    #[case::another(
+        "kind: DaemonSet\nmetadata: { name: other }\n",
+        "kubectl -n kube-system get daemonset kube2iam -o yaml"
+    )]
+    #[case::one_pod_of_it(
+        "kind: Pod\nmetadata: { name: kube2iam-x2, namespace: s, ownerReferences: [{ kind: DaemonSet, name: kube2iam }] }\nspec: { \
+         containers: [{ image: kube2iam }] }\n",
+        "kubectl -n s get daemonset kube2iam -o yaml"
+    )]
+    fn what_is_no_workload_is_recognised_and_the_command_named(#[case] text: &str, #[case] command: &str) {
+        let error = workloads(From::Kube2iam, "x.yaml", text).unwrap_err().to_string();
+        assert!(error.starts_with("x.yaml:") && error.contains(command), "{error}");
+    }
+
+    #[rstest]
+    #[case::static_pod(
+        "kind: Pod\nmetadata: { name: kube2iam }\nspec: { containers: [{ image: 'kube2iam:0.11.2', args: [--verbose] }] }"
+    )]
+    #[case::of_another_kind(
+        "kind: AdvancedDaemonSet\nmetadata: { name: x }\nspec: { template: { spec: { containers: [{ name: kube2iam, args: [--verbose] }] } } }"
+    )]
+    fn a_static_pod_and_any_kind_with_a_template_are_read(#[case] text: &str) {
+        let found = workloads(From::Kube2iam, "x.yaml", text).unwrap();
+        assert_eq!(found[0].words, ["--verbose"]);
+    }
+}

@@ -1,0 +1,267 @@
+//! Whole manifests: nothing of them is dropped in silence, and nothing becomes looser.
+
+use rstest::rstest;
+use serde_json::{Value, json};
+
+use super::super::{From, MigrateError, values_for, workloads};
+
+/// A DaemonSet with this image, this container beside that, and this pod.
+fn manifest(image: &str, container: Value, pod: Value) -> String {
+    let mut whole = json!({ "name": "main", "image": image });
+    let merge = |into: &mut Value, more: Value| {
+        let more = more.as_object().cloned().unwrap_or_default();
+        into.as_object_mut().unwrap().extend(more);
+    };
+    merge(&mut whole, container);
+    let mut spec = json!({ "containers": [whole] });
+    merge(&mut spec, pod);
+    let template = json!({ "metadata": { "annotations": { "prometheus.io/port": "8181" } }, "spec": spec });
+    json!({ "kind": "DaemonSet", "metadata": { "name": "d" }, "spec": { "template": template } }).to_string()
+}
+
+fn migrated(from: From, manifest: &str) -> Result<String, MigrateError> {
+    values_for(from, &workloads(from, "m.yaml", manifest)?)
+}
+
+fn parsed(values: &str) -> Value {
+    serde_yaml_ng::from_str(values).unwrap()
+}
+
+const KUBE2IAM: &str = "jtblin/kube2iam:0.11.2";
+
+fn kube2iam(container: Value, pod: Value) -> String {
+    migrated(From::Kube2iam, &manifest(KUBE2IAM, container, pod)).unwrap()
+}
+
+/// As text without the ends of lines in comments.
+fn sentences(values: &str) -> String {
+    let words = values.split_whitespace().filter(|word| *word != "#");
+    words.collect::<Vec<_>>().join(" ")
+}
+
+#[rstest]
+#[case::in_args(json!({ "args": ["sh", "-c", "exec kube2iam --node=$(NODE) --namespace-restrictions"] }))]
+#[case::in_command(json!({ "command": ["/bin/sh", "-ec", "exec /bin/kube2iam --namespace-restrictions=true"] }))]
+fn a_shell_wrapper_does_not_loosen_the_policy(#[case] container: Value) {
+    let mut container = container;
+    container["env"] =
+        json!([{ "name": "NODE", "valueFrom": { "fieldRef": { "fieldPath": "spec.nodeName" } } }]);
+    assert_eq!(
+        parsed(&kube2iam(container, json!({})))["namespacePolicy"],
+        "required"
+    );
+}
+
+#[rstest]
+#[case::script("sh -c 'sleep 1; kube2iam --namespace-restrictions'", "more than one command")]
+#[case::file("sh /start.sh", "its flags stand elsewhere")]
+fn a_shell_wrapper_that_cannot_be_read_is_refused(#[case] command: &str, #[case] why: &str) {
+    let command = shlex::split(command).unwrap();
+    let manifest = manifest(KUBE2IAM, json!({ "command": command }), json!({}));
+    let error = migrated(From::Kube2iam, &manifest).unwrap_err().to_string();
+    assert!(
+        error.contains(why) && error.contains("give them after --"),
+        "{error}"
+    );
+}
+
+/// Where a value goes.
+#[rstest]
+#[case::region(json!({ "env": [{ "name": "AWS_REGION", "value": "eu-west-1" }] }), json!({}), "/sessions/region", json!("eu-west-1"))]
+#[case::proxy(
+    json!({ "env": [{ "name": "HTTPS_PROXY", "value": "http://proxy:3128" }] }), json!({}),
+    "/extraEnv/0", json!({ "name": "HTTPS_PROXY", "value": "http://proxy:3128" })
+)]
+#[case::proxy_of_a_secret(
+    json!({ "env": [{ "name": "HTTPS_PROXY", "valueFrom": { "secretKeyRef": { "name": "p", "key": "url" } } }] }), json!({}),
+    "/extraEnv/0/valueFrom/secretKeyRef/name", json!("p")
+)]
+#[case::by_variable(
+    json!({ "args": ["--base-role-arn=arn:aws:iam::$(ACCOUNT):role/"], "env": [{ "name": "ACCOUNT", "value": "123456789012" }] }),
+    json!({}), "/roles/baseArn", json!("arn:aws:iam::123456789012:role/")
+)]
+#[case::affinity(json!({}), json!({ "affinity": { "nodeAffinity": { "x": "fargate" } } }), "/affinity/nodeAffinity/x", json!("fargate"))]
+#[case::node_selector(json!({}), json!({ "nodeSelector": { "a": "b" } }), "/nodeSelector/a", json!("b"))]
+#[case::pull_secrets(json!({}), json!({ "imagePullSecrets": [{ "name": "registry" }] }), "/image/pullSecrets", json!(["registry"]))]
+#[case::any_format(
+    json!({ "args": ["--namespace-restriction-format=RegExp"] }), json!({}), "/roles/allowedRolesStyle", json!("regexp")
+)]
+fn what_the_chart_has_a_value_for_is_mapped(
+    #[case] container: Value,
+    #[case] pod: Value,
+    #[case] pointer: &str,
+    #[case] wanted: Value,
+) {
+    let values = kube2iam(container, pod);
+    assert_eq!(parsed(&values).pointer(pointer), Some(&wanted), "{values}");
+}
+
+/// What stands in the comments.
+#[rstest]
+#[case::keys(json!({ "env": [{ "name": "AWS_ACCESS_KEY_ID", "value": "AKIA" }] }), json!({}), "env AWS_ACCESS_KEY_ID: credentials of a user")]
+#[case::secret_proxy(
+    json!({ "env": [{ "name": "HTTP_PROXY", "value": "http://me:hidden@proxy" }] }), json!({}), "env HTTP_PROXY: its value holds a password"
+)]
+#[case::another_variable(json!({ "env": [{ "name": "FOO", "value": "hidden" }] }), json!({}), "env FOO: look whether")]
+#[case::region_elsewhere(
+    json!({ "env": [{ "name": "AWS_REGION", "valueFrom": { "configMapKeyRef": { "name": "c", "key": "k" } } }] }), json!({}),
+    "env AWS_REGION: its value is not in the manifest"
+)]
+#[case::env_from(json!({ "envFrom": [{ "configMapRef": { "name": "aws" } }] }), json!({}), "envFrom ConfigMap aws")]
+#[case::tolerations(json!({}), json!({ "tolerations": [{ "key": "gpu" }] }), "tolerations: the chart's pods tolerate every taint")]
+#[case::priority(json!({}), json!({ "priorityClassName": "low" }), "priorityClassName low: the chart's is system-node-critical")]
+#[case::aliases(json!({}), json!({ "hostAliases": [{ "ip": "10.0.0.9" }] }), "hostAliases: the chart has no value for it")]
+#[case::dns(json!({}), json!({ "dnsConfig": { "nameservers": ["10.0.0.2"] } }), "dnsConfig: the chart has no value for it")]
+#[case::volume(json!({}), json!({ "volumes": [{ "name": "certs" }] }), "volume certs")]
+#[case::init(json!({}), json!({ "initContainers": [{ "name": "rules" }] }), "init container rules")]
+#[case::sidecar(json!({}), json!({ "containers": [{ "image": "kube2iam" }, { "name": "proxy" }] }), "container proxy")]
+#[case::account(json!({}), json!({ "serviceAccountName": "iam" }), "serviceAccountName: the chart makes a service account of its own")]
+#[case::pre_stop(json!({ "lifecycle": { "preStop": {} } }), json!({}), "lifecycle: there is no rule to remove")]
+#[case::of_tomorrow(json!({ "resizePolicy": [{ "x": 1 }] }), json!({ "newField": 1 }), "newField, resizePolicy: not known to this program")]
+#[case::annotation(json!({}), json!({}), "annotation prometheus.io/port: it named the old port")]
+#[case::token(json!({ "args": ["--api-token=hidden"] }), json!({}), "--api-token=***: the agent uses its own service account")]
+#[case::unknown_secret(json!({ "args": ["--some-secret", "hidden"] }), json!({}), "--some-secret=***: not known to this program")]
+fn everything_else_is_listed_without_its_secrets(
+    #[case] container: Value,
+    #[case] pod: Value,
+    #[case] wanted: &str,
+) {
+    let values = kube2iam(container, pod);
+    assert!(sentences(&values).contains(wanted), "{wanted} in\n{values}");
+    assert!(!values.contains("hidden"), "{values}");
+}
+
+#[rstest]
+#[case::a_secret(json!({ "name": "BASE", "valueFrom": { "secretKeyRef": { "name": "s", "key": "k" } } }), "BASE comes from Secret s, key k")]
+#[case::nowhere(json!({ "name": "OTHER", "value": "x" }), "BASE is not in the manifest's `env`")]
+fn a_flag_whose_value_is_not_in_the_manifest_is_refused_by_name(#[case] variable: Value, #[case] why: &str) {
+    let container = json!({ "args": ["--default-role=$(BASE)"], "env": [variable] });
+    let error = migrated(From::Kube2iam, &manifest(KUBE2IAM, container, json!({}))).unwrap_err();
+    let error = error.to_string();
+    assert!(
+        error.contains("--default-role=$(BASE)") && error.contains(why),
+        "{error}"
+    );
+}
+
+/// As in Terraform's and Helm's files before they are rendered.
+#[rstest]
+#[case(
+    "--base-role-arn=${var.base_role_arn}",
+    "${var.base_role_arn} is a placeholder"
+)]
+#[case("--default-role={{ .Values.role }}", "{{ .Values.role }} is a placeholder")]
+fn a_placeholder_is_no_value(#[case] flag: &str, #[case] why: &str) {
+    let container = json!({ "args": ["--host-interface=${host_interface}", flag] });
+    let error = migrated(From::Kube2iam, &manifest(KUBE2IAM, container, json!({}))).unwrap_err();
+    assert!(error.to_string().contains(why), "{error}");
+    let region = json!({ "args": ["--host-interface=${x}"], "env": [{ "name": "AWS_REGION", "value": "${aws_region}" }] });
+    let values = kube2iam(region, json!({ "nodeName": "new" }));
+    assert!(
+        sentences(&values).contains("env AWS_REGION: its value is not in the manifest"),
+        "{values}"
+    );
+    assert!(
+        sentences(&values).contains("nodeName: the chart's pods run on every node"),
+        "{values}"
+    );
+}
+
+#[rstest]
+#[case::before_a_rule("v2.1", "required", None, "kiam 2.1 had no rule for namespaces")]
+#[case::before_4("v2.2", "required", Some("search"), "a pattern that is a part of every ARN")]
+#[case::of_3(
+    "v3.6",
+    "required",
+    Some("search"),
+    "kiam passed on only what --allow-route-regexp allows"
+)]
+#[case::of_2("v2.8", "required", Some("search"), "kiam passed on every path")]
+#[case::of_4(
+    "v4.2",
+    "required",
+    None,
+    "IMDSv1: kiam answered requests without a session token"
+)]
+#[case::of_no_version(
+    "master",
+    "required",
+    None,
+    "no image's tag tells the version, so kiam 4 was assumed"
+)]
+fn what_differs_between_versions_of_kiam_is_said(
+    #[case] tag: &str,
+    #[case] policy: &str,
+    #[case] matching: Option<&str>,
+    #[case] said: &str,
+) {
+    let manifest = manifest(
+        &format!("quay.io/uswitch/kiam:{tag}"),
+        json!({ "args": ["server"] }),
+        json!({}),
+    );
+    let values = migrated(From::Kiam, &manifest).unwrap();
+    let parsed = parsed(&values);
+    assert_eq!(parsed["namespacePolicy"], policy);
+    assert_eq!(parsed["roles"]["permittedMatch"].as_str(), matching);
+    assert!(sentences(&values).contains(said), "{said} in\n{values}");
+}
+
+#[rstest]
+#[case::before_globs("0.8.2", true)]
+#[case::with_globs("0.10.2", false)]
+#[case::with_formats("0.15.0", false)]
+fn globs_that_were_none_in_an_old_kube2iam_are_said(#[case] tag: &str, #[case] is_said: bool) {
+    let container = json!({ "args": ["--namespace-restrictions"] });
+    let manifest = manifest(&format!("jtblin/kube2iam:{tag}"), container, json!({}));
+    let values = sentences(&migrated(From::Kube2iam, &manifest).unwrap());
+    assert_eq!(values.contains("compared the entries"), is_said, "{values}");
+    assert!(values.contains("kube2iam answered requests without a session token (IMDSv1)"));
+    assert!(values.contains("user-data among them"));
+}
+
+#[rstest]
+#[case::unanchored("/latest/meta-data", json!([".*/latest/meta-data.*"]), "so that it matches here what it matched there")]
+// aws-node-termination-handler's documents have this one.
+#[case::of_a_handler(
+    r"^\/latest\/meta-data\/(spot\/instance-action|instance-(id|type)|public-(hostname|ipv4))|\/latest\/dynamic\/instance-identity\/document$",
+    json!([
+        "/latest/meta-data/(spot/instance-action|instance-(id|type)|public-(hostname|ipv4)).*",
+        ".*/latest/dynamic/instance-identity/document"
+    ]),
+    "so that it matches here what it matched there"
+)]
+#[case::everything(".*", json!([".*"]), "`.*` opens everything else of the node's metadata")]
+#[case::never(
+    "/latest/user-data",
+    Value::Null,
+    "--allow-route-regexp=/latest/user-data: what it names is never passed to pods"
+)]
+#[case::nothing("^$", Value::Null, "it matches no path, which is kiam's default")]
+fn kiams_routes_match_here_what_they_matched_there(
+    #[case] regexp: &str,
+    #[case] paths: Value,
+    #[case] said: &str,
+) {
+    let container = json!({ "args": ["agent", format!("--allow-route-regexp={regexp}")] });
+    let values = migrated(From::Kiam, &manifest("kiam:v4.2", container, json!({}))).unwrap();
+    assert_eq!(parsed(&values)["metadata"]["allowPaths"], paths, "{values}");
+    assert!(sentences(&values).contains(said), "{said} in\n{values}");
+    assert!(
+        sentences(&values).contains("only the agent's manifest was given"),
+        "{values}"
+    );
+}
+
+#[test]
+fn a_static_pod_is_read_and_the_way_to_end_it_said() {
+    let pod = json!({ "kind": "Pod", "metadata": { "name": "k" }, "spec": { "containers": [
+        { "image": KUBE2IAM, "args": ["--namespace-restrictions"] },
+    ] } });
+    let values = migrated(From::Kube2iam, &pod.to_string()).unwrap();
+    assert_eq!(parsed(&values)["namespacePolicy"], "required");
+    assert!(
+        sentences(&values).contains("taken out of the kubelet's staticPodPath"),
+        "{values}"
+    );
+}
