@@ -119,6 +119,7 @@ pub async fn tell(api: ApiServer, node: String, pods: Pods, mut refusals: mpsc::
 
 fn event(pod: &Pod, node: &str, refusal: &Refusal, now: Timestamp) -> Event {
     // Names of events end like this everywhere; that of a pod may be as long as a name may be.
+    let note = refusal.note();
     let suffix = format!(".{:016x}", identity(&pod.uid, &note));
     let start: String = pod.name.chars().take(253 - suffix.len()).collect();
     let start = start.trim_end_matches(['.', '-']);
@@ -132,7 +133,7 @@ fn event(pod: &Pod, node: &str, refusal: &Refusal, now: Timestamp) -> Event {
         type_: Some("Warning".to_owned()),
         reason: Some(refusal.reason.name().to_owned()),
         action: Some("AssumeRole".to_owned()),
-        note: Some(refusal.note()),
+        note: Some(note),
         regarding: Some(ObjectReference {
             api_version: Some("v1".to_owned()),
             kind: Some("Pod".to_owned()),
