@@ -443,6 +443,8 @@ fn it_takes_the_agents_flags_and_asks_for_nothing_that_the_agent_knows() {
         .host_command(agent_binary())
         .arg("doctor")
         .args(&spec.flags)
+        .arg("--manifests")
+        .arg(node.lab.manifests())
         .args(["--output", "json", "--runtime-dir"])
         .arg(node.lab.runtime_dir())
         .output()
@@ -469,6 +471,7 @@ fn an_agent_that_runs_is_asked_what_it_knows() {
         ..node.spec()
     };
     let agent = Agent::start(&node.lab, &spec).unwrap();
+    eventually("its rights are known", || examined(&node, &[]).bad().is_empty());
     examined(&node, &[])
         .is_clean()
         .has("ports: ok: the agent is told to take none", "")

@@ -438,6 +438,43 @@ fn one_value_switches_metrics_on_and_another_has_them_scraped() {
     }
 }
 
+/// Each name of a value that documents tell, with a dot in it or after `--set`.
+#[test]
+fn values_that_documents_name_are_the_charts() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let values: serde_json::Value =
+        serde_yaml_ng::from_str(&read("deploy/helm/metaproxy/values.yaml")).unwrap();
+    let named =
+        regex::Regex::new(r"(?:`|--set(?:-json)? |,)([a-z][A-Za-z]+(?:\.[a-z][A-Za-z]+)*)(?:[`=:]| )")
+            .unwrap();
+    let mut found = 0;
+    for path in [
+        "README.md",
+        "deploy/README.md",
+        "deploy/migration.md",
+        "deploy/helm/metaproxy/templates/NOTES.txt",
+    ] {
+        for name in named.captures_iter(&read(path)) {
+            // A field of every object in Kubernetes.
+            if &name[1] == "metadata.uid" {
+                continue;
+            }
+            let mut parts = name[1].split('.');
+            // Words that begin with none of the chart's values are something else.
+            let Some(mut value) = parts.next().and_then(|first| values.get(first)) else {
+                continue;
+            };
+            for part in parts {
+                value = value
+                    .get(part)
+                    .unwrap_or_else(|| panic!("{path} names {}, which the chart does not have", &name[1]));
+            }
+            found += 1;
+        }
+    }
+    assert!(found > 40, "{found}");
+}
+
 /// A node that is registered with another taint than the agent removes gets no pods for ever.
 #[test]
 fn examples_register_nodes_with_the_taint_that_their_values_remove() {
