@@ -3,6 +3,7 @@
 
 mod command;
 mod elsewhere;
+mod environment;
 mod kiam;
 mod kube2iam;
 mod manifest;
