@@ -143,6 +143,12 @@ mod tests {
     #[case::the_whole("^/latest/meta-data/mac$", pattern("/latest/meta-data/mac"))]
     #[case::a_dollar("cost\\$", pattern(".*cost\\$.*"))]
     #[case::quoted("\\Qtags/instance/a.b\\E", pattern(".*tags/instance/a\\.b.*"))]
+    // As public values of kiam's chart have them.
+    #[case::of_spot(
+        "spot/(instance-action|termination-time)$",
+        pattern(".*spot/(instance-action|termination-time)")
+    )]
+    #[case::of_a_version("/latest", Allowed::Everything(".*/latest.*".to_owned()))]
     #[case::everything(".*", Allowed::Everything(".*".to_owned()))]
     #[case::nearly_everything("latest|2021", Allowed::Everything(".*latest.*".to_owned()))]
     #[case::the_end_of_one(
