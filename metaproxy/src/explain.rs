@@ -174,6 +174,16 @@ impl Explanation {
         });
     }
 
+    /// Adds what the pod is answered. If that is 503 by now, so is the verdict.
+    pub fn add_answers(&mut self, answers: Vec<AnswerLine>) {
+        let last = answers.last().filter(|last| last.status == 503);
+        if let (Verdict::Granted, Some(last)) = (self.verdict, last) {
+            self.verdict = Verdict::Unavailable;
+            self.because.clone_from(&last.says);
+        }
+        self.answers = answers;
+    }
+
     /// Of a pod that can't be told from another, so that neither gets anything.
     pub fn of_ambiguous(pod: &Pod, reason: &Reason) -> Self {
         Self {
@@ -204,4 +214,38 @@ fn asked<'a>(rules: &'a Rules, subject: &Subject<'a>) -> Option<(RoleSource, &'a
 fn resolve(rules: &Rules, written: &str) -> Option<RoleArn> {
     let written: WrittenRole = written.parse().ok()?;
     written.resolve(rules.base.as_ref()).ok()?
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    /// Asking in the pod's place may be the first request for a session.
+    #[rstest]
+    #[case::served(Verdict::Granted, 200, Verdict::Granted, "decided")]
+    #[case::not_served(Verdict::Granted, 503, Verdict::Unavailable, "answered")]
+    #[case::not_decided(Verdict::Waiting, 503, Verdict::Waiting, "decided")]
+    fn a_grant_that_is_answered_503_is_no_grant(
+        #[case] decided: Verdict,
+        #[case] status: u16,
+        #[case] verdict: Verdict,
+        #[case] because: &str,
+    ) {
+        let pod = serde_json::json!({ "metadata": { "name": "web", "uid": "u" } });
+        let pod = Pod::from_api(serde_json::from_value(pod).unwrap()).unwrap();
+        let mut one = Explanation {
+            verdict: decided,
+            because: "decided".to_owned(),
+            ..Explanation::of_ambiguous(&pod, &Reason::Firewall)
+        };
+        let line = |status: u16| AnswerLine {
+            path: "/".to_owned(),
+            status,
+            says: "answered".to_owned(),
+        };
+        one.add_answers(vec![line(200), line(status)]);
+        assert_eq!((one.verdict, one.because.as_str()), (verdict, because));
+        assert_eq!(one.answers.len(), 2);
+    }
 }

@@ -3,6 +3,7 @@
 
 mod command;
 mod elsewhere;
+mod environment;
 mod kiam;
 mod kube2iam;
 mod manifest;
@@ -16,6 +17,7 @@ mod words;
 use thiserror::Error;
 
 pub use self::manifest::Workload;
+use self::manifest::maker;
 use self::values::Values;
 use self::words::{Flag, Grammar};
 
@@ -132,7 +134,8 @@ pub fn workloads(from: From, path: &str, text: &str) -> Result<Vec<Workload>, Mi
         },
     })?;
     let mut found = Vec::new();
-    for (_, object) in &objects {
+    // What another object has made says the same once more, with what Kubernetes has added.
+    for (_, object) in objects.iter().filter(|(_, object)| maker(object).is_none()) {
         let workload = Workload::of(object, from.name()).map_err(|why| MigrateError::Unreadable {
             path: path.to_owned(),
             why,

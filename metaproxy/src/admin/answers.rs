@@ -133,7 +133,8 @@ impl Answers {
             Err(error) => return failed(error),
         };
         for one in &mut found {
-            one.answers = self.desk.answers(one).await;
+            let given = self.desk.answers(one).await;
+            one.add_answers(given);
         }
         json(&found)
     }

@@ -115,7 +115,8 @@ pub struct StatusArgs {
 /// `metaproxy migrate`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit status: 0; 64 on bad usage; 69 where a manifest has nothing to move.\n\nExamples:\n  kubectl -n kube-system get daemonset kube2iam -o yaml | metaproxy migrate kube2iam > values.yaml\n  \
+    after_help = "Exit status: 0; 64 on bad usage; 69 where a manifest has nothing to move, or cannot be \
+                        read.\n\nExamples:\n  kubectl -n kube-system get daemonset kube2iam -o yaml | metaproxy migrate kube2iam > values.yaml\n  \
                         metaproxy migrate kiam agent.yaml server.yaml\n  metaproxy migrate kube2iam -- --base-role-arn=... --iptables=true"
 )]
 pub struct MigrateArgs {

@@ -1,16 +1,17 @@
 //! Explanations from manifests alone: no agent, no cluster. Templates of workloads count as the pods that they make, whatever
 //! the kind is called.
 
+mod files;
 mod skipped;
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use thiserror::Error;
 
+use self::files::files;
 pub use self::skipped::Skipped;
 use super::{Explanation, Subject, Verdict};
 use crate::people::text_of;
@@ -299,32 +300,6 @@ fn with_namespace(metadata: &Value, namespace: &str) -> Result<Value, String> {
         metadata["namespace"] = json!(namespace);
     }
     Ok(metadata)
-}
-
-/// The file itself, or all manifests below a directory.
-fn files(path: &Path) -> Result<Vec<PathBuf>, OfflineError> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
-    }
-    let unreadable = |source| OfflineError::Unreadable {
-        path: path.to_owned(),
-        source,
-    };
-    let mut found = Vec::new();
-    for entry in fs::read_dir(path).map_err(unreadable)? {
-        let entry = entry.map_err(unreadable)?.path();
-        let is_manifest = entry
-            .extension()
-            .and_then(|extension| extension.to_str())
-            .is_some_and(|extension| ["yaml", "yml", "json"].contains(&extension));
-        if entry.is_dir() {
-            found.extend(files(&entry)?);
-        } else if is_manifest {
-            found.push(entry);
-        }
-    }
-    found.sort();
-    Ok(found)
 }
 
 #[cfg(test)]

@@ -19,7 +19,7 @@ const MAX_ENCODINGS: usize = 4;
 
 /// Parts of a path that are never passed through, whatever else allows them: credentials, and what serves as the node
 /// elsewhere. In any letter case.
-const NEVER: [&str; 8] = [
+pub(crate) const NEVER: [&str; 8] = [
     "iam",
     "identity-credentials",
     "user-data",

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::From;
-use super::manifest::Workload;
+use super::manifest::{Workload, maker};
 
 /// What to give instead of these objects.
 pub fn hint(from: From, objects: &[&Value]) -> String {
@@ -40,6 +40,13 @@ fn of_object(of: &str, object: &Value) -> Option<String> {
     };
     let text = |value: &Value, default: &str| value.as_str().unwrap_or(default).to_owned();
     let spec = &object["spec"];
+    let is_its = || Workload::of(object, of).is_ok_and(|found| found.is_some());
+    if let Some((kind, namespace, name)) = maker(object).filter(|_| is_its()) {
+        return Some(format!(
+            "it was made by {kind} {name}, with what Kubernetes adds: `kubectl -n {namespace} get {} {name} -o yaml {piped}`",
+            kind.to_lowercase()
+        ));
+    }
     match object["kind"].as_str() {
         Some("HelmRelease") => {
             let target = text(&spec["targetNamespace"], namespace);
@@ -149,8 +156,18 @@ mod tests {
     #[case::of_another_kind(
         "kind: AdvancedDaemonSet\nmetadata: { name: x }\nspec: { template: { spec: { containers: [{ name: kube2iam, args: [--verbose] }] } } }"
     )]
+    #[case::with_its_pods(
+        "kind: Pod\nmetadata: { name: x, ownerReferences: [{ kind: DaemonSet, name: kube2iam }] }\nspec: { containers: [{ image: \
+         kube2iam, args: [--debug] }] }\n---\nkind: DaemonSet\nspec: { template: { spec: { containers: [{ image: kube2iam, args: \
+         [--verbose] }] } } }"
+    )]
+    #[case::a_copy_of_a_static_pod(
+        "kind: Pod\nmetadata: { name: x, ownerReferences: [{ kind: Node, name: n }] }\nspec: { containers: [{ image: kube2iam, args: \
+         [--verbose] }] }"
+    )]
     fn a_static_pod_and_any_kind_with_a_template_are_read(#[case] text: &str) {
         let found = workloads(From::Kube2iam, "x.yaml", text).unwrap();
+        assert_eq!(found.len(), 1);
         assert_eq!(found[0].words, ["--verbose"]);
     }
 }

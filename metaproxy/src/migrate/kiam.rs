@@ -165,7 +165,7 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
         "prometheus-sync-interval" => values.gone(flag, "figures are of the moment of asking"),
         "log-level" | "level" => log_level(flag, values),
         "json-log" if flag.is_on() => values.set("log", "format", "json", "--json-log"),
-        "cert" | "key" | "ca" | "server-address" | "server-address-refresh" | "bind" | "timeout-kiam-gateway"
+        "cert" | "key" | "ca" | "server-address" | "server-address-refresh" | "bind" | "timeout"
         | "gateway-timeout-creation" | "grpc-keepalive-time-duration" | "grpc-keepalive-timeout-duration"
         | "grpc-keepalive-time-ms" | "grpc-keepalive-timeout-ms"
         | "grpc-keepalive-permit-without-stream" | "grpc-max-connection-idle-duration" | "grpc-max-connection-age-duration"

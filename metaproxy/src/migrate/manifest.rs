@@ -52,13 +52,6 @@ impl Workload {
             text("namespace"),
             text("name")
         );
-        if let Some(owner) = daemon_set(object) {
-            return Err(format!(
-                "{name} is one pod of DaemonSet {owner}, with what Kubernetes has added to it; give the DaemonSet: `kubectl -n {} \
-                 get daemonset {owner} -o yaml`",
-                text("namespace")
-            ));
-        }
         let mut words = texts(&container["command"]);
         words.extend(texts(&container["args"]));
         let variables = Variables::of(container);
@@ -108,11 +101,13 @@ fn container<'a>(spec: &'a Value, of: &str) -> Option<&'a Value> {
     found.or_else(|| containers.iter().find(by_name))
 }
 
-/// The DaemonSet that a pod belongs to.
-fn daemon_set(object: &Value) -> Option<&str> {
-    let owners = object["metadata"]["ownerReferences"].as_array()?;
-    let owner = owners.iter().find(|owner| owner["kind"] == "DaemonSet")?;
-    owner["name"].as_str()
+/// Kind, namespace and name of what made an object. A static pod's copy is owned by its node, which made nothing of it.
+pub fn maker(object: &Value) -> Option<(&str, &str, &str)> {
+    let metadata = &object["metadata"];
+    let owners = metadata["ownerReferences"].as_array()?;
+    let owner = owners.iter().find(|owner| owner["kind"] != "Node")?;
+    let namespace = metadata["namespace"].as_str().unwrap_or("default");
+    Some((owner["kind"].as_str()?, namespace, owner["name"].as_str()?))
 }
 
 fn texts(value: &Value) -> Vec<String> {

@@ -3,6 +3,8 @@
 
 use regex_syntax::ast::{Ast, parse::Parser};
 
+use crate::imds::path::NEVER;
+
 /// What comes of one alternative of such a pattern.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Allowed {
@@ -13,18 +15,6 @@ pub enum Allowed {
     /// Nothing, and why.
     Nothing(&'static str),
 }
-
-/// Parts of a path that `--allow-path` never opens (`imds::path`).
-const NEVER: [&str; 8] = [
-    "iam",
-    "credentials",
-    "user-data",
-    "public-keys",
-    "managed-ssh-keys",
-    "pkcs7",
-    "rsa2048",
-    "signature",
-];
 
 /// Paths of the node's metadata that have nothing else in common.
 const SAMPLES: [&str; 3] = [
@@ -86,7 +76,12 @@ fn one(part: &str) -> Result<Allowed, String> {
     }
     // A path always begins with a slash.
     let part = part.replacen("^/?", "^/", 1);
-    if NEVER.iter().any(|word| part.contains(word)) {
+    // The last is always below the first of those.
+    if NEVER
+        .iter()
+        .chain(&["security-credentials"])
+        .any(|word| part.contains(word))
+    {
         return Ok(Allowed::Nothing(
             "what it names is never passed to pods; software that needs it of the node runs in a hostNetwork pod",
         ));
@@ -148,6 +143,12 @@ mod tests {
     #[case::the_whole("^/latest/meta-data/mac$", pattern("/latest/meta-data/mac"))]
     #[case::a_dollar("cost\\$", pattern(".*cost\\$.*"))]
     #[case::quoted("\\Qtags/instance/a.b\\E", pattern(".*tags/instance/a\\.b.*"))]
+    // As public values of kiam's chart have them.
+    #[case::of_spot(
+        "spot/(instance-action|termination-time)$",
+        pattern(".*spot/(instance-action|termination-time)")
+    )]
+    #[case::of_a_version("/latest", Allowed::Everything(".*/latest.*".to_owned()))]
     #[case::everything(".*", Allowed::Everything(".*".to_owned()))]
     #[case::nearly_everything("latest|2021", Allowed::Everything(".*latest.*".to_owned()))]
     #[case::the_end_of_one(

@@ -93,6 +93,28 @@ fn every_flag_is_told_about_and_none_is_unknown(#[case] from: From, #[case] flag
     assert_eq!(parsed["mode"], "observe");
 }
 
+/// Flags of v2.0, v3.6 and v4.2 that have no row of their own in the guide.
+#[test]
+fn flags_of_every_version_of_kiam_are_known() {
+    let flags = [
+        "--server-address-refresh=10s",
+        "--gateway-timeout-creation=1s",
+        "--bind=0.0.0.0:443",
+        "--timeout=1s",
+        "--kubeconfig=/x",
+        "--grpc-keepalive-time-ms=10s",
+        "--grpc-keepalive-timeout-ms=2s",
+        "--grpc-keepalive-time-duration=10s",
+        "--grpc-keepalive-timeout-duration=2s",
+        "--grpc-keepalive-permit-without-stream",
+        "--grpc-max-connection-idle-duration=15m",
+        "--grpc-max-connection-age-duration=15m",
+        "--grpc-max-connection-age-grace-duration=15m",
+    ];
+    let values = of_words(From::Kiam, &flags);
+    assert!(!values.contains("not known to this"), "{values}");
+}
+
 #[rstest]
 #[case::kube2iam(KUBE2IAM)]
 #[case::kiam(KIAM)]
@@ -214,6 +236,7 @@ fn another_manifest_is_told_from_theirs() {
 #[case::kube2iam_readme(From::Kube2iam, "kube2iam-readme", include_str!("../../tests/migrate/kube2iam-readme.yaml"))]
 #[case::kube2iam_openshift(From::Kube2iam, "kube2iam-openshift", include_str!("../../tests/migrate/kube2iam-openshift.yaml"))]
 #[case::kube2iam_chart(From::Kube2iam, "kube2iam-chart", include_str!("../../tests/migrate/kube2iam-chart.yaml"))]
+#[case::kube2iam_of_2026(From::Kube2iam, "kube2iam-0.15", include_str!("../../tests/migrate/kube2iam-0.15.yaml"))]
 #[case::kiam_v2(From::Kiam, "kiam-v2", include_str!("../../tests/migrate/kiam-v2.yaml"))]
 #[case::kiam_v3(From::Kiam, "kiam-v3", include_str!("../../tests/migrate/kiam-v3.yaml"))]
 #[case::kiam_v4(From::Kiam, "kiam-v4", include_str!("../../tests/migrate/kiam-v4.yaml"))]

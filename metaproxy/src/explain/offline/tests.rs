@@ -1,3 +1,5 @@
+use std::fs;
+
 use super::*;
 use crate::cli::{Cli, Command};
 use crate::explain::Verdict;

@@ -82,7 +82,8 @@ pub async fn said(situation: &Situation) -> Said {
     let mut explanation = found.pop();
     assert!(found.is_empty(), "one pod has the name");
     if let Some(one) = &mut explanation {
-        one.answers = desk.answers(one).await;
+        let given = desk.answers(one).await;
+        one.add_answers(given);
     }
     if let Some(serving) = &desk.serving {
         // Nothing of it goes on while the next one is played.
