@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hyper::header::HeaderMap;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode, Uri};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use tracing::warn;
 use super::answer::{self, Answer, TOKEN, TOKEN_TTL};
 use super::decisions::{Decided, Decisions};
 use super::passing::Passing;
-use super::path::{Paths, Route};
+use super::path::{NodePath, Paths, Route};
 use super::recent::Recent;
 use super::token::{MAX_TTL, Tokens};
 use super::told::Told;
@@ -217,9 +217,8 @@ impl<I: Issuer> Service<I> {
     }
 
     fn issue_token(&self, caller: &Caller, headers: &HeaderMap) -> Answer {
-        let mut told = headers.get_all(TOKEN_TTL).iter();
-        let ttl = told.next().filter(|_| told.next().is_none());
-        let ttl = ttl
+        let ttl = the_one(headers, &TOKEN_TTL)
+            .and_then(Result::ok)
             .and_then(|ttl| ttl.to_str().ok())
             .filter(|ttl| ttl.bytes().all(|byte| byte.is_ascii_digit()))
             .and_then(|ttl| ttl.parse::<u64>().ok());
@@ -248,16 +247,13 @@ impl<I: Issuer> Service<I> {
         headers: &HeaderMap,
         version1: Version1,
     ) -> Result<Option<Duration>, Unentitled> {
-        let mut shown = headers.get_all(TOKEN).iter();
-        if let Some(token) = shown.next() {
-            let left = self
-                .parts
-                .tokens
-                .check(&caller.uid, token.as_bytes(), SystemTime::now());
-            return match (left, shown.next()) {
-                (Some(left), None) => Ok(Some(left)),
-                _ => Err(Unentitled::BadToken),
+        if let Some(token) = the_one(headers, &TOKEN) {
+            let check = |token: &HeaderValue| {
+                let tokens = &self.parts.tokens;
+                tokens.check(&caller.uid, token.as_bytes(), SystemTime::now())
             };
+            let left = token.ok().and_then(check);
+            return left.map(Some).ok_or(Unentitled::BadToken);
         }
         match version1 {
             Version1::Allowed => Ok(None),
@@ -317,10 +313,9 @@ impl<I: Issuer> Service<I> {
         match (route, granted) {
             (Route::Iam, _) => Ok(answer::iam_list()),
             (Route::Roles, _) => Ok(answer::role_list(name)),
-            _ if wanted.is_some_and(|wanted| wanted != name) => Ok(answer::failure(
-                StatusCode::NOT_FOUND,
-                &format!("This pod's role is {name}."),
-            )),
+            _ if wanted.is_some_and(|wanted| wanted != name && !decided.is_called(wanted)) => Ok(
+                answer::failure(StatusCode::NOT_FOUND, &format!("This pod's role is {name}.")),
+            ),
             (Route::Info, Ok((grant, ..))) => Ok(answer::info(&grant.role, SystemTime::now())),
             (_, Ok((grant, key, place))) => {
                 match self.parts.sessions.ready(&grant.subject.uid, key, place, recent) {
@@ -334,6 +329,9 @@ impl<I: Issuer> Service<I> {
 
     async fn read(&self, caller: &Caller, method: &Method, route: Route, deadline: Instant) -> Answer {
         let route = match route {
+            Route::Node(path) if path.is_listing() => {
+                return Box::pin(self.list(caller, &path, deadline)).await;
+            }
             Route::Node(path) => {
                 let passing = &self.parts.passing;
                 return Box::pin(passing.pass(&caller.uid, method, &path, deadline)).await;
@@ -365,6 +363,24 @@ impl<I: Issuer> Service<I> {
         }
     }
 
+    /// A list of the node's metadata, with what the pod may read of it.
+    async fn list(&self, caller: &Caller, path: &NodePath, deadline: Instant) -> Answer {
+        let has_role = path.lists_roles()
+            && match &*self.decisions.once_known(caller, deadline).await {
+                Decided::Granted { .. } | Decided::Refused { .. } => true,
+                Decided::NoRole(_) => false,
+                Decided::Wait(reason) => {
+                    let sentence = self.parts.told.tell(&caller.uid, reason);
+                    return answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence);
+                }
+            };
+        let visible = |entries: &str| self.parts.paths.visible(path, entries, has_role);
+        self.parts
+            .passing
+            .list(&caller.uid, path, deadline, visible)
+            .await
+    }
+
     fn credentials(&self, grant: &Grant, obtained: Result<Session, SessionError>, extended: bool) -> Answer {
         let error = match obtained {
             Ok(session) => return answer::credentials(&session, extended),
@@ -383,6 +399,17 @@ impl<I: Issuer> Service<I> {
         }
     }
 }
+
+/// The value of a header; an error where there are several. One that is given again is the same: some clients add it with
+/// each retry.
+fn the_one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Result<&'a HeaderValue, Several>> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next()?;
+    let is_one = values.all(|value| value == first);
+    Some(is_one.then_some(first).ok_or(Several))
+}
+
+struct Several;
 
 fn refused(sentence: &str) -> Answer {
     answer::unauthorized(sentence, SystemTime::now())
