@@ -17,10 +17,10 @@
 //! program has answered:
 //!
 //! ```text
-//!  0        1        2        4        8        12
-//!  +--------+--------+--------+--------+--------+
-//!  | 253    | 12     | "MP"   | tag    | tag, any client
-//!  +--------+--------+--------+--------+--------+
+//!  0        1        2        4                 12
+//!  +--------+--------+--------+-----------------+
+//!  | 253    | 12     | "MP"   | tag, any client |
+//!  +--------+--------+--------+-----------------+
 //! ```
 //!
 //! Integers are in little-endian order. Option kind 253 is for experiments, and two bytes tell them apart (RFC 3692,
@@ -81,20 +81,16 @@ enum Purpose {
     Caller = 1,
     /// The caller, seen at whatever address: NAT inside its pod may have changed it.
     CallerAnyClient = 2,
-    /// The listener, answering the client at its own address.
+    /// The listener, answering at whatever address of the client: NAT inside the client's pod may have changed it.
     Listener = 3,
-    /// The listener, answering whatever client.
-    ListenerAnyClient = 4,
 }
 
 /// The message of a tag: seven words, of which the first holds the cgroup id and the window.
 #[inline(always)]
 fn message(connection: &Connection, subject: u64, window: u64, purpose: Purpose) -> [u64; 7] {
     let (client, client_port) = match purpose {
-        Purpose::Caller | Purpose::Listener => {
-            (connection.client.address.halves(), connection.client.port.get())
-        }
-        Purpose::CallerAnyClient | Purpose::ListenerAnyClient => ([0; 2], 0),
+        Purpose::Caller => (connection.client.address.halves(), connection.client.port.get()),
+        Purpose::CallerAnyClient | Purpose::Listener => ([0; 2], 0),
     };
     let listener = connection.listener.address.halves();
     [
@@ -226,8 +222,7 @@ pub fn verify_caller(key: &Key, connection: &Connection, option: &CallerOption, 
 /// Makes the option of a listener's SYN-ACK. It covers no time: the client's initial sequence number is fresh.
 #[inline(always)]
 pub fn listener_option(key: &Key, connection: &Connection) -> ListenerOption {
-    let tag = (hash(key, &message(connection, 0, 0, Purpose::Listener)) as u32).to_le_bytes();
-    let any = (hash(key, &message(connection, 0, 0, Purpose::ListenerAnyClient)) as u32).to_le_bytes();
+    let tag = hash(key, &message(connection, 0, 0, Purpose::Listener)).to_le_bytes();
     [
         OPTION_KIND,
         LISTENER_OPTION_LEN as u8,
@@ -237,14 +232,14 @@ pub fn listener_option(key: &Key, connection: &Connection) -> ListenerOption {
         tag[1],
         tag[2],
         tag[3],
-        any[0],
-        any[1],
-        any[2],
-        any[3],
+        tag[4],
+        tag[5],
+        tag[6],
+        tag[7],
     ]
 }
 
-/// Whether the listener itself has answered this connection, at the client's address or through NAT.
+/// Whether the listener itself has answered this connection, directly or through NAT.
 #[inline(always)]
 pub fn is_answered_by_listener(key: &Key, connection: &Connection, option: &ListenerOption) -> bool {
     if option[0] != OPTION_KIND
@@ -254,9 +249,10 @@ pub fn is_answered_by_listener(key: &Key, connection: &Connection, option: &List
     {
         return false;
     }
-    let at = |at: usize| u32::from_le_bytes([option[at], option[at + 1], option[at + 2], option[at + 3]]);
-    let is_tag = |purpose, tag: u32| hash(key, &message(connection, 0, 0, purpose)) as u32 == tag;
-    is_tag(Purpose::Listener, at(4)) || is_tag(Purpose::ListenerAnyClient, at(8))
+    let tag = u64::from_le_bytes([
+        option[4], option[5], option[6], option[7], option[8], option[9], option[10], option[11],
+    ]);
+    hash(key, &message(connection, 0, 0, Purpose::Listener)) == tag
 }
 
 #[cfg(test)]

@@ -13,7 +13,10 @@ pub const MAX_FAILURES: usize = 4_096;
 /// Most listeners of one agent, at the same time.
 pub const MAX_LISTENERS: usize = 64;
 
-/// Most pods whose rate of connections is kept, containers where the pod is of the Guaranteed class: more than a node has.
+/// Elements of `mp_pods`: the pods' cgroup, and those of the two QoS classes that have one.
+pub const PODS_CGROUPS: usize = 3;
+
+/// Most pods whose rate of connections is kept: more than a node has.
 /// Those that connected longest ago go first, and start anew.
 pub const MAX_RATES: usize = 4_096;
 

@@ -23,7 +23,7 @@ pub const CONFIG: &str = "mp_config";
 pub const DESTINATIONS: &str = "mp_dests";
 /// Cgroup ids of hostNetwork pods that are to be intercepted.
 pub const HOST_PODS: &str = "mp_host_pods";
-/// Cgroup id of the pods' cgroup, one element; 0 where it is not known.
+/// Cgroup ids of the pods' cgroup and of the QoS classes' below it; each 0 if it is not there.
 pub const PODS: &str = "mp_pods";
 /// [`Stamp`](crate::layout::Stamp) of a socket that was redirected.
 pub const STAMPS: &str = "mp_stamps";

@@ -102,8 +102,8 @@ fn is_within_rate(config: &Config, caller: &Caller) -> bool {
     paced.is_allowed
 }
 
-/// The cgroup whose rate the caller counts for: two levels below the pods' cgroup, that is its pod's below a QoS class, and
-/// its container's where the pod has none (Guaranteed). Whatever namespaces and cgroups the pod makes for itself lie within.
+/// The cgroup whose rate the caller counts for, its pod's: directly below the pods' cgroup (Guaranteed), or below that of a
+/// QoS class. Whatever namespaces and cgroups the pod makes for itself, and its containers', lie within.
 #[inline(always)]
 fn rated_cgroup(caller: &Caller) -> u64 {
     let pods = match PODS.get(0) {
@@ -119,12 +119,25 @@ fn rated_cgroup(caller: &Caller) -> u64 {
         }
         if id == pods {
             // SAFETY: as above.
-            let below = unsafe { bpf_get_current_ancestor_cgroup_id(level + 2) };
-            return if below == 0 { caller.cgroup_id } else { below };
+            let below = unsafe { bpf_get_current_ancestor_cgroup_id(level + 1) };
+            let pod = if is_class(below) {
+                // SAFETY: as above.
+                unsafe { bpf_get_current_ancestor_cgroup_id(level + 2) }
+            } else {
+                below
+            };
+            return if pod == 0 { caller.cgroup_id } else { pod };
         }
         level += 1;
     }
     caller.cgroup_id
+}
+
+/// Whether this is the cgroup of a QoS class.
+#[inline(always)]
+fn is_class(id: u64) -> bool {
+    let is = |index| matches!(PODS.get(index), Some(class) if *class == id);
+    is(1) || is(2)
 }
 
 #[inline(always)]

@@ -11,7 +11,7 @@ use aya_ebpf::programs::SockOpsContext;
 use metaproxy_common::address::Endpoint;
 use metaproxy_common::layout::{
     Arrival, COUNTERS, Config, Counter, Destination, FailureKey, HandshakeFailure, MAX_DESTINATIONS,
-    MAX_FAILURES, MAX_HOST_PODS, MAX_LISTENERS, MAX_OBSERVED, MAX_RATES, Stamp,
+    MAX_FAILURES, MAX_HOST_PODS, MAX_LISTENERS, MAX_OBSERVED, MAX_RATES, PODS_CGROUPS, Stamp,
 };
 use metaproxy_common::siphash::Key;
 
@@ -28,9 +28,9 @@ pub static DESTINATIONS: HashMap<u64, Destination, MAX_DESTINATIONS, NO_PREALLOC
 #[btf_map(name = "mp_host_pods")]
 pub static HOST_PODS: HashMap<u64, u8, MAX_HOST_PODS, NO_PREALLOC> = HashMap::new();
 
-/// Its only element is the id of the pods' cgroup, or 0.
+/// Ids of the pods' cgroup and of the QoS classes' below it, each 0 if it is not there.
 #[btf_map(name = "mp_pods")]
-pub static PODS: Array<u64, 1> = Array::new();
+pub static PODS: Array<u64, PODS_CGROUPS> = Array::new();
 
 #[btf_map(name = "mp_stamps")]
 pub static STAMPS: SkStorage<Stamp> = SkStorage::new();
@@ -44,8 +44,8 @@ pub static KEY: Array<Key, 1, { BPF_F_WRONLY as usize }> = Array::new();
 #[btf_map(name = "mp_arrivals")]
 pub static ARRIVALS: ClonedSkStorage<Arrival> = ClonedSkStorage::new();
 
-/// By the cgroup id of a pod, or of a container. Pods can make neither, unlike network namespaces, so no pod has several
-/// entries, or removes those of others.
+/// By the cgroup id of a pod. Pods can make none, unlike network namespaces, so no pod has several entries, or removes those
+/// of others.
 #[btf_map(name = "mp_rates")]
 pub static RATES: LruHashMap<u64, u64, MAX_RATES> = LruHashMap::new();
 

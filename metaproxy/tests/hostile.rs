@@ -304,6 +304,58 @@ fn a_pod_has_one_rate_however_many_network_namespaces_it_makes() {
     assert_eq!(dial(&neighbour, &[]), common::counts([("role-neighbour", 1)]));
 }
 
+/// 12,000 connections from cgroups in turn, as from containers.
+const FROM_MANY_CONTAINERS: &str = r#"
+import os, socket, sys
+for container in sys.argv[1:]:
+    with open(container + "/cgroup.procs", "w") as procs: procs.write("0")
+    for _ in range(12000 // len(sys.argv[1:])):
+        with socket.socket() as s:
+            try: s.connect(("169.254.169.254", 80))
+            except OSError: pass
+"#;
+
+/// Of each QoS class.
+#[test]
+fn a_pod_has_one_rate_however_many_containers_it_has() {
+    let Some(node) = node() else { return };
+    let flags = [
+        "--admin-address",
+        "10.200.0.1:9808",
+        "--max-connection-rate-per-pod",
+        "512",
+    ];
+    let _agent = Agent::start(&node.lab, &node.spec().with(&flags)).unwrap();
+    let mut classes = std::collections::BTreeSet::new();
+    for name in ["one", "two", "three"] {
+        let bad = node.lab.pod(PodSpec::with_role(name, "role-bad")).unwrap();
+        let pod = bad.cgroup().parent().unwrap();
+        let class = pod.parent().unwrap().file_name().unwrap();
+        classes.insert(class.to_owned());
+        let containers: Vec<_> = (0..4).map(|number| pod.join(format!("c{number}"))).collect();
+        for container in &containers {
+            std::fs::create_dir(container).unwrap();
+        }
+        let mut command = bad.command("python3").unwrap();
+        let start = std::time::Instant::now();
+        command.args(["-c", FROM_MANY_CONTAINERS]).args(&containers);
+        assert!(command.status().unwrap().success());
+        // A burst of 2,048, and twice the rate.
+        let most = 2_048 + 2 * 512 * (start.elapsed().as_secs() + 1);
+        assert!(most < 12_000);
+        let counter = format!(
+            "metaproxy_refused_connections_total{{kind=\"too_fast\",namespace=\"apps\",pod=\"{name}\"}}"
+        );
+        common::eventually("the others are counted", || {
+            metric(&node, &counter).unwrap_or_default() >= 12_000_u64.saturating_sub(most)
+        });
+        for container in &containers {
+            std::fs::remove_dir(container).unwrap();
+        }
+    }
+    assert_eq!(classes.len(), 3, "{classes:?}");
+}
+
 /// Nothing grows with the number of requests. `METAPROXY_TEST_REQUESTS` asks for more of them: two million, say.
 #[test]
 fn requests_leave_nothing_behind() {

@@ -7,7 +7,7 @@ mod common;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use common::cluster::{Cluster, cluster};
+use common::cluster::{Cluster, NODE, cluster};
 use common::sessions::{ROLE, document, document_is_good};
 use common::{Node, eventually, node};
 use rstest::rstest;
@@ -145,6 +145,57 @@ fn what_shapes_a_session_changes_400_times_a_second_and_sts_is_asked_a_few_times
     let (calls, limit) = (calls_of_tenant(&cluster.node), may_have(start.elapsed()));
     assert!(calls <= limit, "{calls} calls in {:?}", start.elapsed());
     eventually("each has its line", || audits_of_tenant(&agent) == calls);
+}
+
+/// A user who may create pods may bind them to a node, past the scheduler; the kubelet refuses what it has no room for, and
+/// such a pod never runs.
+#[test]
+fn pods_are_made_400_times_a_second_and_sts_is_asked_a_few_times() {
+    const TIME: Duration = Duration::from_secs(5);
+    let Some(cluster) = cluster() else { return };
+    let neighbour = cluster.with_role("neighbour", "neighbour");
+    let late = cluster.pod("late");
+    let _agent = cluster.agent(&[]);
+    assert!(document_is_good(&neighbour, "neighbour"));
+    let make = |number: usize| {
+        let uid = format!("bbbbbbbb-0000-0000-0000-{number:012}");
+        let pod = json!({
+            "metadata": {
+                "name": format!("made-{number}"), "namespace": "apps", "uid": uid,
+                "annotations": { ROLE: format!("tenant-{number}") },
+            },
+            "spec": { "nodeName": NODE, "serviceAccountName": "web", "containers": [] },
+            "status": { "phase": "Pending" },
+        });
+        cluster.api.put("pods", pod);
+        // As many as a node may have at a time.
+        if let Some(old) = number.checked_sub(250) {
+            cluster.api.delete("pods", "apps", &format!("made-{old}"));
+        }
+    };
+    let (stop, start) = (AtomicBool::new(false), Instant::now());
+    let number = std::thread::scope(|scope| {
+        let making = scope.spawn(|| churn(&stop, make));
+        std::thread::sleep(TIME / 2);
+        // A pod that starts meanwhile has its role in time, and so has one that was there.
+        cluster.put("late", &late, json!({ ROLE: "neighbour-late" }));
+        assert!(document_is_good(&late, "neighbour-late"));
+        while start.elapsed() < TIME {
+            assert!(document_is_good(&neighbour, "neighbour") && document_is_good(&late, "neighbour-late"));
+        }
+        stop.store(true, Ordering::Relaxed);
+        making.join().unwrap()
+    });
+    let (calls, limit) = (
+        calls_of_tenant(&cluster.node),
+        250 + 10 * (start.elapsed().as_secs() as usize + 1),
+    );
+    println!("{number} pods, {calls} calls");
+    assert!(number > 600, "{number} pods");
+    assert!(
+        calls >= 200 && calls <= limit,
+        "{calls} calls of {number} pods, limit {limit}"
+    );
 }
 
 #[test]

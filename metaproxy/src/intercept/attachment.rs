@@ -150,7 +150,7 @@ impl Attachment {
     /// hostNetwork pods are in the kernel's maps before the programs ask for them.
     fn attach(&mut self, pods: PodsCgroup) -> Result<(), AttachError> {
         pods.check_lookup()?;
-        self.pods_id.set(pods.id())?;
+        self.pods_id.set(pods.ids())?;
         let pods = Arc::new(pods);
         *self.pods.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pods));
         self.list();
@@ -203,6 +203,8 @@ impl Attachment {
         if let Some(links) = &mut self.links {
             if let Some(pods) = pods.filter(|pods| pods.is_current()) {
                 mended.extend(self.programs.mend(links, pods.dir())?);
+                // A kubelet may make those of the QoS classes later.
+                self.pods_id.set(pods.ids())?;
                 if !mended.is_empty() {
                     self.mended.note(&mended);
                 }

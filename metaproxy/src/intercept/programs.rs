@@ -6,7 +6,7 @@ use std::fs::File;
 use aya::include_bytes_aligned;
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage};
 use metaproxy_common::address::{Endpoint, Port};
-use metaproxy_common::layout::{Arrival, Config, Counter, Destination, FailureKey};
+use metaproxy_common::layout::{Arrival, Config, Counter, Destination, FailureKey, PODS_CGROUPS};
 use metaproxy_common::names;
 use metaproxy_common::siphash::Key;
 use ring::rand::{SecureRandom as _, SystemRandom};
@@ -110,7 +110,7 @@ impl LiveConfig {
     }
 }
 
-/// The id of the pods' cgroup, as the programs have it.
+/// The ids of the pods' cgroup and of the QoS classes', as the programs have them.
 pub struct PodsId(Array<MapData, u64>);
 
 impl fmt::Debug for PodsId {
@@ -120,14 +120,17 @@ impl fmt::Debug for PodsId {
 }
 
 impl PodsId {
-    /// Replaces it.
+    /// Replaces them.
     ///
     /// # Errors
     /// What the kernel has against it.
-    pub fn set(&mut self, id: u64) -> Result<(), ProgramsError> {
-        self.0
-            .set(0, id, 0)
-            .map_err(|error| ProgramsError::Unfit(error.to_string()))
+    pub fn set(&mut self, ids: [u64; PODS_CGROUPS]) -> Result<(), ProgramsError> {
+        for (index, id) in (0..).zip(ids) {
+            self.0
+                .set(index, id, 0)
+                .map_err(|error| ProgramsError::Unfit(error.to_string()))?;
+        }
+        Ok(())
     }
 }
 

@@ -125,7 +125,7 @@ pub fn redirected(site: &Site) -> Result<Section> {
         five_ways(site, &pod, round, &mut taken)?;
     }
     let [direct, redirected, bare, behind, by_rule] = taken;
-    Ok(Section {
+    let mut section = Section {
         title: "connect + GET + close",
         how: "from a pod's network namespace, one at a time, cached credentials, medians of single requests. Redirected or \
               not it is the agent that answers and finds out who asks, so that their ratio is what the redirection alone \
@@ -152,7 +152,27 @@ pub fn redirected(site: &Site) -> Result<Section> {
             Figure::new("by the rule / without a rule", "ratio", &by_rule.over(&behind)),
         ],
         plots: Vec::new(),
-    })
+    };
+    let agent = site.agent(&[])?;
+    let connections = site.effort.connections;
+    let count = connections.to_string();
+    let words = [
+        "--to",
+        IMDS,
+        "--path",
+        CREDENTIALS,
+        "--each",
+        "connection",
+        "--count",
+    ];
+    section
+        .figures
+        .extend(programs("a redirected connection", &mut || {
+            site.load(&pod, &[&words[..], &[&count]].concat())?;
+            Ok(connections as f64)
+        })?);
+    stop(agent)?;
+    Ok(section)
 }
 
 /// One round: directly, redirected, a bare server, one without a rule, one with it.

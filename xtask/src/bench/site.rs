@@ -82,10 +82,14 @@ impl Site {
         })
     }
 
+    /// In a cgroup of its own: the program of its listeners runs for every socket below its cgroup.
     pub fn spec(&self, flags: &[&str]) -> AgentSpec {
-        AgentSpec::new(&self.agent, &FakeSts::url())
-            .with(&NO_LIMITS)
-            .with(flags)
+        AgentSpec {
+            cgroup: Some(self.lab.agent_cgroup()),
+            ..AgentSpec::new(&self.agent, &FakeSts::url())
+                .with(&NO_LIMITS)
+                .with(flags)
+        }
     }
 
     /// An agent that serves.

@@ -85,7 +85,7 @@ impl Lab {
             cgroup: cgroup2_mount()?.join(&name),
             dir: std::env::temp_dir().join(&name),
         };
-        for path in ["kubepods/burstable", "kubepods/besteffort", "host"]
+        for path in ["kubepods/burstable", "kubepods/besteffort", "host", "agent"]
             .map(|name| files.cgroup.join(name))
             .iter()
             .chain([&files.dir.join("pods")])
@@ -137,6 +137,11 @@ impl Lab {
     /// A cgroup outside the pods'.
     pub fn host_cgroup(&self) -> PathBuf {
         self.files.cgroup.join("host")
+    }
+
+    /// A cgroup for an agent alone, as a container and a service of the node have one.
+    pub fn agent_cgroup(&self) -> PathBuf {
+        self.files.cgroup.join("agent")
     }
 
     /// A directory for files of this lab.

@@ -3,6 +3,9 @@
 //!
 //! New is a session that STS was not asked for yet. Renewals and retries are not paced here: they have intervals of their
 //! own. The turn is taken when STS is about to be asked, so what is forgotten while it waits takes none.
+//!
+//! Pods themselves can be made hundreds of times a second. So what is fetched before anybody asks for it has a pace of the
+//! node's own too.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -25,6 +28,14 @@ pub const MAX_SESSIONS_AT_ONCE: u32 = 5;
 /// ask STS 125 times a second, of the 600 that an account has in a region (AWS STS quotas); and the annotation that is left
 /// in the end is served within this time.
 pub const NEW_SESSION_INTERVAL: Duration = Duration::from_secs(2);
+
+/// New sessions of the node that no request waits for, at once: an agent that starts fetches one for each pod of its node.
+pub(super) const MAX_AHEAD_AT_ONCE: u32 = 250;
+
+/// From one to the next when those are used up. A kubelet starts fewer pods than ten in a second. But a user who may create
+/// pods can bind any number to a node (`spec.nodeName`), which the kubelet then refuses; such a pod has no process, so no
+/// request ever waits for its session.
+const AHEAD_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Whether STS may be asked for a session.
 #[derive(Debug)]
@@ -70,11 +81,26 @@ impl Turn {
     }
 }
 
-/// The pace of each pod that had a new session lately.
-#[derive(Debug, Default)]
+/// The pace of each pod that had a new session lately, and that of the node for sessions that no request waits for.
+#[derive(Debug)]
 pub(super) struct Pacing {
     pods: Mutex<HashMap<PodUid, Pace>>,
+    ahead: Pace,
+    /// Held by the one that waits for the node's next turn; the others wait in order.
+    next_ahead: tokio::sync::Mutex<()>,
     pub turns: Turns,
+}
+
+impl Default for Pacing {
+    fn default() -> Self {
+        let now = Instant::now().into_std();
+        Self {
+            pods: Mutex::default(),
+            ahead: Pace::new(AHEAD_INTERVAL, MAX_AHEAD_AT_ONCE, now),
+            next_ahead: tokio::sync::Mutex::default(),
+            turns: Turns::default(),
+        }
+    }
 }
 
 impl Pacing {
@@ -101,6 +127,17 @@ impl Pacing {
         }
         Err(shortest)
     }
+
+    /// Waits for a turn of the node. Whether it had to.
+    async fn turn_ahead(&self) -> bool {
+        let _next = self.next_ahead.lock().await;
+        let mut has_waited = false;
+        while let Err(wait) = self.ahead.take(Instant::now().into_std()) {
+            has_waited = true;
+            tokio::time::sleep(wait).await;
+        }
+        has_waited
+    }
 }
 
 impl<I: Issuer> Sessions<I> {
@@ -122,6 +159,19 @@ impl<I: Issuer> Sessions<I> {
                 }
                 Attempt::NotNeeded => return true,
                 Attempt::Taken => {
+                    // A request that waits has no part in this: only a running pod makes one.
+                    let has_waited = tokio::select! {
+                        biased;
+                        _ = changes.wait_for(|state| state.urgent || state.forgotten) => false,
+                        has_waited = self.0.pacing.turn_ahead() => has_waited,
+                    };
+                    if slot.borrow().forgotten {
+                        self.0.pacing.turns.ended(TurnOutcome::GivenUp);
+                        return false;
+                    }
+                    if has_waited {
+                        outcome = TurnOutcome::Slowed;
+                    }
                     self.0.pacing.turns.ended(outcome);
                     return true;
                 }

@@ -50,6 +50,11 @@ impl Naming {
         }
     }
 
+    /// The cgroups of the QoS classes that have one, below the pods' cgroup.
+    pub(super) fn class_directories(&self) -> [String; 2] {
+        QOS_CLASSES.map(|class| self.class_directory(class))
+    }
+
     fn class_directory(&self, class: &str) -> String {
         match self {
             Self::Cgroupfs => class.to_owned(),

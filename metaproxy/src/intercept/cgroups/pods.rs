@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
+use metaproxy_common::layout::PODS_CGROUPS;
 use thiserror::Error;
 
 use super::{CgroupError, Naming, cgroup_id, io_error};
@@ -55,6 +56,15 @@ impl PodsCgroup {
     /// Its cgroup id; a recreated one has another.
     pub fn id(&self) -> u64 {
         self.id
+    }
+
+    /// Its id and those of the QoS classes' cgroups, each 0 if it is not there.
+    pub fn ids(&self) -> [u64; PODS_CGROUPS] {
+        let [burstable, best_effort] = self
+            .naming
+            .class_directories()
+            .map(|name| cgroup_id(&self.path.join(name)).unwrap_or_default());
+        [self.id, burstable, best_effort]
     }
 
     /// Looks itself up as it will look up callers.

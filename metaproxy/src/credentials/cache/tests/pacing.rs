@@ -1,7 +1,7 @@
 //! A pod whose session is shaped anew again and again.
 
 use super::*;
-use crate::credentials::cache::pacing::{MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
+use crate::credentials::cache::pacing::{MAX_AHEAD_AT_ONCE, MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
 use crate::roles::{Principal, StsEndpoint, WebIdentity};
 
 const AT_ONCE: usize = MAX_SESSIONS_AT_ONCE as usize;
@@ -152,6 +152,46 @@ async fn a_request_whose_session_is_forgotten_while_it_waits_learns_of_that_at_o
     pass(minutes(1)).await;
     assert_eq!(script.count(), AT_ONCE);
     assert!(sessions.view(&next).is_none(), "nothing is kept of it");
+}
+
+/// A user who may create pods binds them to the node by hand, and the kubelet runs none of them.
+#[tokio::test(start_paused = true)]
+async fn pods_that_are_made_400_times_a_second_cost_few_calls_and_hold_up_no_request() {
+    const TIME: usize = 8;
+    let (script, sessions) = sts(10, [hour()]);
+    for number in 0..400 * TIME {
+        let name = number.to_string();
+        sessions.prefetch(&pod(&name), &key(&name));
+        pass(Duration::from_millis(if number % 2 == 0 { 3 } else { 2 })).await;
+    }
+    let calls = script.count();
+    let expected = MAX_AHEAD_AT_ONCE as usize + 10 * TIME;
+    assert!((expected - 1..=expected + 1).contains(&calls), "{calls}");
+    // A pod that runs, of which none or a fetch without a turn was there before.
+    for name in ["late", "3000"] {
+        let start = Instant::now();
+        assert!(sessions.get(&pod(name), &key(name), soon()).await.is_ok());
+        assert_eq!(start.elapsed(), Duration::from_millis(10), "one call's time");
+    }
+    // And one, it may be, whose turn came meanwhile.
+    let calls = script.count() - calls;
+    assert!((2..=3).contains(&calls), "{calls}");
+    let calls = script.count();
+    sessions.retain(&HashSet::new());
+    pass(minutes(1)).await;
+    assert_eq!(script.count(), calls);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_agent_that_starts_fetches_the_sessions_of_all_its_pods_without_a_pause() {
+    let (script, sessions) = sts(10, [hour()]);
+    for number in 0..MAX_AHEAD_AT_ONCE {
+        let name = number.to_string();
+        sessions.prefetch(&pod(&name), &key(&name));
+    }
+    // So many calls at a time.
+    pass(Duration::from_millis(10) * MAX_AHEAD_AT_ONCE.div_ceil(AHEAD as u32)).await;
+    assert_eq!(script.count(), MAX_AHEAD_AT_ONCE as usize);
 }
 
 /// As with `--session-scope role`.
