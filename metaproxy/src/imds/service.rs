@@ -414,3 +414,88 @@ struct Several;
 fn refused(sentence: &str) -> Answer {
     answer::unauthorized(sentence, SystemTime::now())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::imds::decisions::tests::{caller, decisions, inventory};
+    use crate::imds::recent::tests::{ByName, service_with};
+    use http_body_util::BodyExt as _;
+    use rstest::rstest;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
+    const LIST: &str = "ami-id\nhostname\niam/\ninstance-id\npublic-keys/\n";
+
+    /// A metadata service of the node without session tokens, which answers everything with [`LIST`].
+    async fn node() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = [0; 4096];
+                let length = stream.read(&mut head).await.unwrap();
+                let status = if head[..length].starts_with(b"PUT") {
+                    "404 Not Found"
+                } else {
+                    "200 OK"
+                };
+                let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nETag: \"1\"");
+                let answer = format!("{head}\r\nContent-Length: {}\r\n\r\n{LIST}", LIST.len());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        url
+    }
+
+    #[rstest]
+    #[case::with_a_role(Some("app"), StatusCode::OK, "ami-id\nhostname\niam/\ninstance-id")]
+    #[case::whose_role_is_refused(Some("a b"), StatusCode::OK, "ami-id\nhostname\niam/\ninstance-id")]
+    #[case::without_a_role(Some(""), StatusCode::OK, "ami-id\nhostname\ninstance-id")]
+    #[case::that_is_not_known_yet(None, StatusCode::SERVICE_UNAVAILABLE, "not known")]
+    #[tokio::test]
+    async fn a_pod_is_shown_iam_if_it_is_answered_there(
+        #[case] role: Option<&str>,
+        #[case] status: StatusCode,
+        #[case] want: &str,
+    ) {
+        let (pods, rules, _) = decisions("one");
+        pods.send_replace(role.map(inventory).unwrap_or_default());
+        let (_version1, version1) = watch::channel(Version1::Allowed);
+        let sessions = Sessions::new(ByName);
+        let service = service_with(
+            sessions,
+            &node().await,
+            pods.subscribe(),
+            rules.subscribe(),
+            version1,
+        );
+        let answer = service.rehearse(&caller(UID), "/latest/meta-data/").await;
+        assert_eq!(answer.status(), status);
+        assert!(!answer.headers().contains_key("etag"), "that is another list's");
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        if status == StatusCode::OK {
+            assert_eq!(body, want);
+        } else {
+            assert!(body.contains(want), "{body}");
+        }
+    }
+
+    #[rstest]
+    #[case(&[], None)]
+    #[case(&["a"], Some(Some("a")))]
+    #[case(&["a", "a", "a"], Some(Some("a")))]
+    #[case(&["a", "b"], Some(None))]
+    #[case(&["a", "a", ""], Some(None))]
+    fn a_header_that_is_given_again_counts_once(#[case] values: &[&str], #[case] want: Option<Option<&str>>) {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(TOKEN, value.parse().unwrap());
+        }
+        let one = the_one(&headers, &TOKEN);
+        let one = one.map(|one| one.ok().map(|value| value.to_str().unwrap()));
+        assert_eq!(one, want);
+    }
+}
