@@ -8,6 +8,8 @@
 pub mod admin;
 pub mod agent;
 pub mod apiserver;
+#[cfg(test)]
+mod captured_log;
 pub mod causes;
 pub mod cli;
 pub mod credentials;

@@ -1,7 +1,6 @@
 //! A situation played through, by everything but the kernel, the network and AWS.
 
 use std::collections::HashSet;
-use std::io;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -9,7 +8,6 @@ use hyper::header::HeaderMap;
 use hyper::{Method, Uri};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
-use tracing_subscriber::fmt::MakeWriter;
 
 use super::list::{Situation, Sts};
 use crate::admin::Desk as _;
@@ -19,6 +17,7 @@ use crate::agent::audit::Audited;
 use crate::agent::desk::rehearsal::{LIST, Rehearse, Rehearsing, line};
 use crate::agent::desk::{Answers, Identity, Serving};
 use crate::apiserver::events::{self, Refusal};
+use crate::captured_log::Log;
 use crate::cli::{Cli, Command};
 use crate::credentials::{Issued, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey, Sessions};
 use crate::explain::{AnswerLine, Explanation, Verdict};
@@ -50,15 +49,7 @@ pub struct Said {
 /// Plays it: the pod asks, as often as STS does something new, and then people do.
 pub async fn said(situation: &Situation) -> Said {
     let stage = Stage::set(situation);
-    let log = Log::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::DEBUG)
-        .with_ansi(false)
-        .with_target(false)
-        .without_time()
-        .with_writer(log.clone())
-        .finish();
-    let guard = tracing::subscriber::set_default(subscriber);
+    let (log, guard) = Log::start(tracing::Level::DEBUG);
     if situation.is_paced {
         stage.use_up_turns().await;
     }
@@ -92,7 +83,7 @@ pub async fn said(situation: &Situation) -> Said {
     Said {
         answer,
         event: events.try_recv().ok(),
-        log: String::from_utf8(log.0.lock().unwrap().clone()).unwrap(),
+        log: log.lines().into_iter().map(|line| line + "\n").collect(),
         explanation,
         verdicts,
     }
@@ -225,26 +216,6 @@ impl Issuer for Mutex<Vec<Sts>> {
             expiration,
         };
         Ok(Session::new(&key.role, &issued, obtained))
-    }
-}
-
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-impl MakeWriter<'_> for Log {
-    type Writer = Self;
-    fn make_writer(&self) -> Self {
-        self.clone()
     }
 }
 

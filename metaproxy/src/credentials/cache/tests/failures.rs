@@ -1,6 +1,7 @@
 //! An STS that is slow, down, or denies.
 
 use super::*;
+use crate::captured_log::Log;
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_sts_is_given_up_on_in_time_and_its_answer_kept() {
@@ -103,43 +104,9 @@ async fn an_sts_that_hands_out_what_is_all_but_dead_is_not_asked_without_end() {
     assert!(script.count() <= 62, "{}", script.count());
 }
 
-/// What was logged at info and above.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<u8>>>);
-
-impl std::io::Write for Log {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Log {
-    fn start() -> (Self, tracing::subscriber::DefaultGuard) {
-        let log = Self::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .without_time()
-            .with_writer(move || writer.clone())
-            .finish();
-        (log, tracing::subscriber::set_default(subscriber))
-    }
-
-    /// The lines since the last look.
-    fn lines(&self) -> Vec<String> {
-        let bytes = std::mem::take(&mut *self.0.lock().unwrap());
-        let text = String::from_utf8(bytes).unwrap();
-        text.lines().map(str::to_owned).collect()
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_sts_is_a_few_lines_whatever_the_number_of_pods_and_attempts() {
-    let (log, _guard) = Log::start();
+    let (log, _guard) = Log::start(tracing::Level::INFO);
     let (script, sessions) = sts(10, [Does::Fails(down())]);
     for number in 0..100 {
         sessions.prefetch(&pod(&number.to_string()), &key(&number.to_string()));
@@ -169,7 +136,7 @@ async fn an_outage_of_sts_is_a_few_lines_whatever_the_number_of_pods_and_attempt
 
 #[tokio::test(start_paused = true)]
 async fn another_error_of_the_same_session_is_said_and_the_same_one_is_not() {
-    let (log, _guard) = Log::start();
+    let (log, _guard) = Log::start(tracing::Level::INFO);
     let (script, sessions) = sts(10, [Does::Fails(denied())]);
     for (does, said) in [(denied(), 1), (denied(), 0), (down(), 1), (down(), 0)] {
         script.then(Does::Fails(does));
@@ -181,7 +148,7 @@ async fn another_error_of_the_same_session_is_said_and_the_same_one_is_not() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_somebody_waited_for_in_vain_is_said() {
-    let (log, _guard) = Log::start();
+    let (log, _guard) = Log::start(tracing::Level::INFO);
     let (_, sessions) = sts(5_000, [hour()]);
     let _ = left(&sessions).await;
     pass(Duration::from_secs(5)).await;
