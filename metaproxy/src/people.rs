@@ -271,3 +271,24 @@ pub fn with_causes(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use thiserror::Error;
+
+    #[derive(Debug, Error)]
+    enum Nested {
+        #[error("cannot start: {0}")]
+        NamesIt(#[source] std::io::Error),
+        #[error("cannot go on")]
+        DoesNot(#[source] std::io::Error),
+    }
+
+    #[test]
+    fn each_cause_is_named_once() {
+        let cause = || std::io::Error::other("no room");
+        assert_eq!(with_causes(&Nested::NamesIt(cause())), "cannot start: no room");
+        assert_eq!(with_causes(&Nested::DoesNot(cause())), "cannot go on: no room");
+    }
+}
