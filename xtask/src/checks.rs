@@ -24,7 +24,7 @@ pub fn test(filter: Option<&str>, previous: Option<&Path>) -> Result<()> {
     step("integration tests: real programs, cgroups, namespaces and clients");
     run(with_clients(
         cargo()
-            .args(["test", "--workspace", "--test", "*", "--"])
+            .args(["test", "--workspace", "--no-fail-fast", "--test", "*", "--"])
             .args(filter)
             .envs(previous.map(|path| ("METAPROXY_TEST_PREVIOUS", path))),
     ))?;

@@ -56,12 +56,17 @@ ANSWER = """<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/
 <AccessKeyId>ASIATLS</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>
 <Expiration>{}</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"""
 
+# Whose credentials the agent has.
+CALLER = """<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult>
+<Arn>arn:aws:sts::123456789012:assumed-role/node/i-1</Arn></GetCallerIdentityResult></GetCallerIdentityResponse>"""
+
 
 class Sts(http.server.BaseHTTPRequestHandler):
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
+        asked = self.rfile.read(int(self.headers["Content-Length"]))
         expiry = datetime.datetime.now(datetime.timezone.utc) + datetime.timedelta(hours=1)
-        body = ANSWER.format(expiry.strftime("%Y-%m-%dT%H:%M:%SZ")).encode()
+        answer = CALLER if b"Action=GetCallerIdentity" in asked else ANSWER
+        body = answer.format(expiry.strftime("%Y-%m-%dT%H:%M:%SZ")).encode()
         self.send_response(200)
         self.send_header("Content-Type", "text/xml")
         self.send_header("Content-Length", str(len(body)))
