@@ -27,7 +27,7 @@ use clap::ValueEnum;
 use metaproxy_common::layout::{Config, Counter, Destination};
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 pub use self::audit::AUDIT;
 use self::audit::Audited;
@@ -39,7 +39,7 @@ pub use self::error::StartError;
 use self::listening::{Listening, Setup};
 use self::own_roles::NotOwn;
 use self::report::{Figures, report, report_guard, tell, tell_guards, tell_surroundings};
-use crate::admin::{Admin, AdminSocket, Sources};
+use crate::admin::{Admin, AdminSocket, Owner, Sources};
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::{Sts, StsSettings};
 use crate::credentials::{Issuer, Principals, Sessions};
@@ -53,7 +53,7 @@ use crate::imds::{Limits, Parts, Passing, Phase, Service, Told, Version1};
 use crate::intercept::attachment::{Attachment, ListenerLink, State};
 use crate::intercept::caller::{Callers, CurrentPods};
 use crate::intercept::cgroups::{Locator, OwnCgroup};
-use crate::intercept::guard::{self, Choice, Guard, GuardCounters, GuardState};
+use crate::intercept::guard::{self, Choice, Guard, GuardCounters};
 use crate::intercept::kernel;
 use crate::intercept::listener::node_addresses;
 use crate::intercept::object::ProgramsError;
@@ -164,7 +164,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     }
     let (locator, guards_locator) = (locator()?, locator()?);
     let tokens = Tokens::open(&settings.runtime_dir)?;
-    let (socket, socket_listener) = AdminSocket::open(&settings.runtime_dir)?;
+    let (socket, socket_listener) = AdminSocket::open(&settings.runtime_dir, Owner::Agent)?;
     let mut tasks = JoinSet::new();
     let source = PodsHere::open(&settings.pods, &settings.rules, &settings.runtime_dir).await?;
     let (health, cluster) = (source.health(), source.cluster());
@@ -296,7 +296,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         tasks.spawn(admin.serve(address));
     }
     if let Some(cluster) = &cluster {
-        cluster.attend(&mut tasks, &rules.borrow(), &health);
+        cluster.attend(&mut tasks, &rules.borrow(), pods.clone(), &health);
     }
     tasks.spawn(follow(pods, rules, sessions, wanted, told));
     if settings.mode == Mode::Enforce {
@@ -314,7 +314,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     states.send_replace(state);
     changes.mark_changed();
     tasks.spawn(report(changes, health.clone()));
-    tasks.spawn(tell(health.clone(), listen));
+    let telling = tasks.spawn(tell(health.clone(), listen));
     tasks.spawn(tell_guards(health.clone(), mark));
 
     // None of the tasks ends by itself. One that does has failed, and an agent of which a part is missing must not go
@@ -325,6 +325,8 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         _ = tasks.join_next() => return Err(StartError::TaskEnded("one of those beside interception")),
         ended = &mut listening => return Err(kept(ended).err().unwrap_or(LISTENING_ENDED)),
     }
+    // That it is not ready any more is what was asked for, and no trouble.
+    telling.abort();
     health.set(
         Part::Interception,
         Condition::Failing("the agent ends".to_owned()),
@@ -339,11 +341,11 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     // The guard is the last to go: until here, what was not redirected any more was refused.
     drop((guarding, tasks, presence));
     drop(socket);
-    let counted: Vec<String> = Counter::ALL
+    info!(connections_served = figures.connections().served, "stopped");
+    let kernel = Counter::ALL
         .iter()
-        .map(|counter| format!("{}={}", counter.label(), figures.kernel(*counter)))
-        .collect();
-    info!("stopped; in the kernel: {}", counted.join(" "));
+        .map(|counter| format!("{}={}", counter.label(), figures.kernel(*counter)));
+    debug!("counted in the kernel: {}", kernel.collect::<Vec<_>>().join(" "));
     Ok(())
 }
 
@@ -369,7 +371,7 @@ fn keep_guard(mut guard: Guard, tasks: &mut JoinSet<()>, health: &Health) -> Res
     guard.close()?;
     let counters = guard.counters();
     let (close, closed) = watch::channel(true);
-    let (states, changes) = watch::channel(GuardState::Waiting);
+    let (states, changes) = watch::channel(guard.state(true));
     tasks.spawn(report_guard(changes, health.clone()));
     tasks.spawn(guard::tell(counters.clone()));
     tasks.spawn(guard.keep(closed, states));

@@ -91,6 +91,8 @@ pub struct Examination {
     pub admin: Option<std::net::SocketAddr>,
     /// The API server, where there is one.
     pub kubeconfig: Option<KubeconfigSource>,
+    /// The node's name in the cluster, if it is given.
+    pub node: Option<String>,
     /// Whether namespaces are asked for their policy.
     pub namespaces: bool,
     /// Whether pods' roles by service accounts are asked for.
@@ -156,20 +158,24 @@ impl fmt::Display for Report {
                 writeln!(f, "{:<23}-> {line}", "")?;
             }
         }
-        let count = |level| {
-            self.findings
-                .iter()
-                .filter(|finding| finding.level == level)
-                .count()
+        let count = |level, what| {
+            let found = self.findings.iter().filter(|finding| finding.level == level);
+            counted(found.count(), what)
         };
         writeln!(
             f,
-            "\n{} checks: {} problems, {} warnings",
-            self.findings.len(),
-            count(Level::Problem),
-            count(Level::Warning)
+            "\n{}: {}, {}",
+            counted(self.findings.len(), "check"),
+            count(Level::Problem, "problem"),
+            count(Level::Warning, "warning")
         )
     }
+}
+
+/// `1 problem`, `2 problems`
+fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
 }
 
 /// Looks at everything. Nothing is changed; what is attached to try it is gone again at once.
@@ -192,4 +198,27 @@ pub async fn examine(examination: &Examination) -> Report {
 /// What others have left on this node, and what removes it.
 pub fn leftovers() -> Found {
     leftovers::find()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_line_counts_as_one_says_it() {
+        let report = Report {
+            findings: vec![
+                Finding::ok("a", "fine"),
+                Finding::problem("b", "not", "do this"),
+                Finding::warning("c", "perhaps", "see"),
+                Finding::warning("d", "perhaps", "see"),
+            ],
+        };
+        let text = report.to_string();
+        assert!(text.ends_with("\n4 checks: 1 problem, 2 warnings\n"), "{text}");
+        let one = Report {
+            findings: vec![Finding::ok("a", "fine")],
+        };
+        assert!(one.to_string().ends_with("\n1 check: 0 problems, 0 warnings\n"));
+    }
 }

@@ -6,6 +6,8 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tracing::info;
 
+use crate::admin::{AdminSocket, Owner, SocketError, serve_health};
+use crate::health::{Condition, Health, Part};
 use crate::intercept::cgroups::{CgroupError, Locator};
 use crate::intercept::guard::{Choice, Guard, GuardError, GuardState, tell};
 use crate::intercept::kernel::{self, KernelError};
@@ -51,6 +53,9 @@ pub enum GuardProcessError {
     /// The runtime directory.
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
+    /// What its probes ask.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
     /// Other processes of ours.
     #[error(transparent)]
     Neighbour(#[from] NeighbourError),
@@ -74,6 +79,8 @@ pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
     let Some(mut guard) = Guard::load(settings.choice, node_netns, locator).await? else {
         return Ok(());
     };
+    let (_socket, probes) = AdminSocket::open(&settings.runtime_dir, Owner::Guard)?;
+    let health = Health::starting([Part::Guard]);
     let mark = ServedMark::of(&settings.runtime_dir);
     let closed = settings.at_once || mark.is_set().is_ok_and(|is_set| is_set);
     if closed {
@@ -81,9 +88,10 @@ pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
         guard.close()?;
     }
     let (close, closes) = watch::channel(closed);
-    let (states, changes) = watch::channel(GuardState::Waiting);
+    let (states, changes) = watch::channel(guard.state(closed));
     let telling = tokio::spawn(tell(guard.counters()));
-    let reporting = tokio::spawn(report(changes));
+    let reporting = tokio::spawn(report(changes, health.clone()));
+    let answering = tokio::spawn(serve_health(health, probes));
     let keeping = tokio::spawn(guard.keep(closes, states));
     let following = tokio::spawn(follow(mark, settings.at_once, close));
     tokio::select! {
@@ -92,6 +100,7 @@ pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
         _ = following => return Err(GuardProcessError::TaskEnded),
         _ = telling => return Err(GuardProcessError::TaskEnded),
         _ = reporting => return Err(GuardProcessError::TaskEnded),
+        _ = answering => return Err(GuardProcessError::TaskEnded),
     }
     info!("stopping: pods are no longer kept from the node's metadata service by this guard");
     Ok(())
@@ -109,10 +118,16 @@ async fn follow(mark: ServedMark, at_once: bool, close: watch::Sender<bool>) {
     }
 }
 
-async fn report(mut states: watch::Receiver<GuardState>) {
+async fn report(mut states: watch::Receiver<GuardState>, health: Health) {
     let mut said = None;
     loop {
         let state = *states.borrow_and_update();
+        // An update ends the older guard when the younger one is ready: that must keep pods out by then.
+        let waiting = "the pods' cgroup is not there, or cannot be attached to";
+        health.set(
+            Part::Guard,
+            state.condition(Condition::Failing(waiting.to_owned())),
+        );
         let kind = std::mem::discriminant(&state);
         if said.replace(kind) != Some(kind) {
             match state {

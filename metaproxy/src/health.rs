@@ -112,6 +112,14 @@ impl Health {
         let _ = self.0.now.subscribe().wait_for(|parts| !serves(parts)).await;
     }
 
+    /// Waits until one of these parts is fine and then is not.
+    pub async fn new_trouble(&self, parts: &[Part]) {
+        let count = || parts.iter().map(|part| self.troubles(*part)).sum::<u64>();
+        let before = count();
+        let mut now = self.0.now.subscribe();
+        while count() == before && now.changed().await.is_ok() {}
+    }
+
     /// Waits until these parts are not in the way of serving pods.
     pub async fn part_serves(&self, wanted: &[Part]) {
         let all = |parts: &BTreeMap<Part, Condition>| {

@@ -8,7 +8,7 @@ use metaproxy::cli::{
     Cli, Command, DoctorArgs, EX_USAGE, LogFormat, LogLevel, LoggingArgs, Switch, UsageError,
 };
 use metaproxy::doctor::Examination;
-use metaproxy::{agent, guard, heap, people};
+use metaproxy::{agent, causes, guard, heap, people};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -86,7 +86,7 @@ fn run<E: std::error::Error + Send + Sync + 'static>(
     match run_to_the_end(process) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{}", people::with_causes(error.as_ref()));
+            tracing::error!("{}", causes::sentence(error.as_ref()));
             ExitCode::FAILURE
         }
     }

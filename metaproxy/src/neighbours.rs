@@ -39,8 +39,8 @@ pub enum NeighbourError {
     #[error(
         "metaproxy {version} ({what}, pid {pid}) runs on this node with interception contract {theirs}, and this is \
          {} with contract {CONTRACT}: side by side, pods would be refused or reach the node's metadata service. Stop it \
-         first: with the chart, delete its DaemonSet, or set a fixed listenPort, with which pods are replaced one after \
-         the other; a guard of the node's own with `systemctl stop metaproxy-guard`", env!("CARGO_PKG_VERSION")
+         first: with the chart, delete the DaemonSets of agent and guard; \
+         a guard of the node's own with `systemctl stop metaproxy-guard`", env!("CARGO_PKG_VERSION")
     )]
     OtherContract {
         /// Its version.

@@ -15,6 +15,7 @@ use crate::explain::offline::{Explained, Skipped};
 use crate::explain::{Explanation, offline, printable, table};
 use crate::migrate::{self, Workload};
 use crate::status::Status;
+use crate::terminal::fitted;
 
 /// Exit status where nobody can be asked (EX_UNAVAILABLE of sysexits.h).
 pub const EX_UNAVAILABLE: u8 = 69;
@@ -56,10 +57,10 @@ pub fn explain(args: &ExplainArgs) -> Result<ExitCode, UsageError> {
         // Whoever asks for one by name is given that one, where no other has the name too.
         (Output::Json, [one]) if wanted.is_some() => print_json(one),
         (Output::Json, all) => print_json(&all),
-        (Output::Text, all) if args.all => print(&table(all)),
+        (Output::Text, all) if args.all => print(&fitted(&table(all))),
         (Output::Text, all) => {
             let texts: Vec<String> = all.iter().map(ToString::to_string).collect();
-            print(&texts.join("\n"));
+            print(&fitted(&texts.join("\n")));
         }
     }
     let is_bad = explanations.iter().any(Explanation::is_bad) || skipped.iter().any(Skipped::is_bad);
@@ -112,7 +113,7 @@ fn shown(agent: &AgentArgs, told: Result<Status, AskError>) -> ExitCode {
     match told {
         Ok(status) => {
             match agent.output {
-                Output::Text => print(&status.to_string()),
+                Output::Text => print(&fitted(&status.to_string())),
                 Output::Json => print_json(&status),
             }
             verdict(!status.ready)
@@ -127,8 +128,8 @@ pub async fn doctor(args: &DoctorArgs, examination: &Examination) -> ExitCode {
         return fix_leftovers();
     }
     let report = doctor::examine(examination).await;
-    match args.agent.output {
-        Output::Text => print(&report.to_string()),
+    match args.output {
+        Output::Text => print(&fitted(&report.to_string())),
         Output::Json => print_json(&report),
     }
     report.exit_code()
@@ -216,24 +217,36 @@ pub fn completions(shell: Shell) -> ExitCode {
 
 /// `metaproxy man`: all of it on one page.
 pub fn man() -> ExitCode {
-    let mut page = Vec::new();
-    let command = Cli::command();
-    let mut rendered = clap_mangen::Man::new(command.clone()).render(&mut page);
-    for of in command.get_subcommands() {
-        let title = format!(".SH \"METAPROXY {}\"\n", of.get_name().to_uppercase());
-        page.extend_from_slice(title.as_bytes());
-        let part = clap_mangen::Man::new(of.clone());
-        rendered = rendered
-            .and_then(|()| part.render_description_section(&mut page))
-            .and_then(|()| part.render_options_section(&mut page));
-    }
-    match rendered {
-        Ok(()) => {
+    match man_page() {
+        Ok(page) => {
             print(&String::from_utf8_lossy(&page));
             ExitCode::SUCCESS
         }
         Err(error) => unavailable(&error.to_string()),
     }
+}
+
+/// One page of all subcommands. The list of their own pages is left out, as there are none.
+fn man_page() -> io::Result<Vec<u8>> {
+    let mut page = Vec::new();
+    let command = Cli::command();
+    let whole = clap_mangen::Man::new(command.clone());
+    whole.render_title(&mut page)?;
+    whole.render_name_section(&mut page)?;
+    whole.render_synopsis_section(&mut page)?;
+    whole.render_description_section(&mut page)?;
+    for of in command.get_subcommands() {
+        let title = format!(".SH \"METAPROXY {}\"\n", of.get_name().to_uppercase());
+        page.extend_from_slice(title.as_bytes());
+        let part = clap_mangen::Man::new(of.clone());
+        part.render_description_section(&mut page)?;
+        part.render_options_section(&mut page)?;
+        if of.get_after_help().is_some() {
+            part.render_extra_section(&mut page)?;
+        }
+    }
+    whole.render_version_section(&mut page)?;
+    Ok(page)
 }
 
 fn verdict(is_bad: bool) -> ExitCode {
@@ -258,37 +271,21 @@ pub(crate) fn print_json(value: &impl Serialize) {
     print(&format!("{text}\n"));
 }
 
-/// An error with its causes, each of them once: some name theirs themselves.
-pub fn with_causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text.push_str(&format!(": {more}"));
-        }
-        cause = error.source();
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-    use thiserror::Error;
-
-    #[derive(Debug, Error)]
-    enum Nested {
-        #[error("cannot start: {0}")]
-        NamesIt(#[source] std::io::Error),
-        #[error("cannot go on")]
-        DoesNot(#[source] std::io::Error),
-    }
 
     #[test]
-    fn each_cause_is_named_once() {
-        let cause = || std::io::Error::other("no room");
-        assert_eq!(with_causes(&Nested::NamesIt(cause())), "cannot start: no room");
-        assert_eq!(with_causes(&Nested::DoesNot(cause())), "cannot go on: no room");
+    fn the_manual_page_names_no_page_that_nothing_prints_and_holds_every_subcommand() {
+        let page = String::from_utf8(man_page().unwrap()).unwrap();
+        assert!(
+            page.contains("METAPROXY RUN") && !page.contains("metaproxy\\-run"),
+            "{page}"
+        );
+        for command in Cli::command().get_subcommands() {
+            let title = format!("METAPROXY {}", command.get_name().to_uppercase());
+            assert!(page.contains(&title), "{title}");
+        }
+        assert!(page.contains("Examples:") && page.contains("Exit status:"));
     }
 }

@@ -196,9 +196,11 @@ impl fmt::Display for Status {
             let refused = self.refused.iter().map(RefusedLine::cells);
             writeln!(f, "{}", columns(&RefusedLine::HEAD, refused))?;
         }
+        // What has not happened is no news; --output json has it all.
         let counters = self
             .counters
             .iter()
+            .filter(|(_, count)| **count > 0)
             .map(|(name, count)| [name.clone(), count.to_string()]);
         write!(f, "{}", columns(&["COUNTED SINCE THE START", ""], counters))
     }

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use common::cluster::{NODE, TAINT, cluster, has};
 use common::sessions::{ROLE, document, document_is_good};
-use common::{counts, eventually, outcomes, start_dial};
+use common::{counts, eventually, eventually_within, outcomes, start_dial};
 use serde_json::{Value, json};
 use xtask::lab::agent::Agent;
 use xtask::lab::apiserver::Behaviour;
@@ -163,6 +163,43 @@ fn what_the_agent_may_not_do_is_named_until_it_may() {
     assert!(cluster.report().0, "pods are served: {}", cluster.report().1);
 }
 
+/// RBAC and admission may change while an agent runs: it asks anew, and tries a token without having one made.
+#[test]
+fn a_right_that_is_taken_away_is_missed_and_a_token_that_admission_refuses_too() {
+    let Some(cluster) = cluster() else { return };
+    let a = cluster.with_role("a", "role-a");
+    let _agent = cluster.agent(&["--web-identity", "on"]);
+    assert!(has(&a, "role-a"));
+    eventually("everything is allowed", || cluster.reports("[+]permissions ok"));
+    let behaves = |behaviour: Behaviour, report: &str| {
+        cluster.api.behave(behaviour);
+        // A watch that breaks is a reason to look.
+        cluster.api.forget(Some(410));
+        eventually_within(Duration::from_secs(15), report, || cluster.reports(report));
+    };
+    behaves(
+        Behaviour {
+            denied: ["create serviceaccounts/token".to_owned()].into(),
+            ..Behaviour::default()
+        },
+        "[-]permissions failed: this service account may not create serviceaccounts/token",
+    );
+    assert!(!cluster.report().0, "not ready");
+    behaves(Behaviour::default(), "[+]permissions ok");
+    behaves(
+        Behaviour {
+            gives_no_token: true,
+            ..Behaviour::default()
+        },
+        "[-]permissions failed: tokens of service accounts are allowed by RBAC and refused all the same, as a trial shows (service \
+         account apps/web:",
+    );
+    behaves(Behaviour::default(), "[+]permissions ok");
+    let tried = |request: &&String| request.contains("/token?") && request.contains("dryRun=All");
+    assert!(cluster.api.requests().iter().find(tried).is_some());
+    assert!(cluster.api.posted("/token").is_empty(), "none was made");
+}
+
 #[test]
 fn a_service_accounts_role_is_had_with_its_token_which_nobody_sees() {
     let Some(cluster) = cluster() else { return };
@@ -234,7 +271,7 @@ fn a_service_accounts_role_is_had_with_its_token_which_nobody_sees() {
 fn a_refusal_is_told_to_the_pods_owner_once() {
     let Some(cluster) = cluster() else { return };
     let a = cluster.with_role("a", "not a role");
-    let _agent = cluster.agent(&[]);
+    let agent = cluster.agent(&[]);
     eventually("an event", || cluster.api.posted("/events").len() == 1);
     for _ in 0..20 {
         document(&a, "notarole");
@@ -266,6 +303,81 @@ fn a_refusal_is_told_to_the_pods_owner_once() {
         document(&a, "denied").json()["Code"] == "AssumeRoleUnauthorizedAccess"
     });
     eventually("another event", || cluster.api.posted("/events").len() == 2);
+    // Nor by an agent that starts again: it asks, and the API server has them.
+    drop(agent);
+    let asked = || {
+        let requests = cluster.api.requests();
+        requests
+            .iter()
+            .filter(|request| request.contains("/events?"))
+            .count()
+    };
+    let before = asked();
+    let _again = cluster.agent(&[]);
+    eventually("STS's refusal once more", || {
+        document(&a, "denied").json()["Code"] == "AssumeRoleUnauthorizedAccess"
+    });
+    eventually("a request for an event", || asked() > before);
+    assert_eq!(cluster.api.posted("/events").len(), 2);
+}
+
+/// Karpenter registers a node with its startup taints, and can put one back that was removed before it had.
+#[test]
+fn a_startup_taint_that_is_put_back_is_removed_again() {
+    let Some(cluster) = cluster() else { return };
+    let taint = |key: &str| json!({ "key": key, "effect": "NoSchedule" });
+    let tainted =
+        || json!({ "metadata": { "name": NODE }, "spec": { "taints": [taint("other"), taint(TAINT)] } });
+    cluster.api.put("nodes", tainted());
+    let agent = cluster.agent(&["--startup-taint", TAINT]);
+    for turn in 1..=3 {
+        agent.wait_for_nth("removed the startup taint", turn).unwrap();
+        let taints = cluster.api.object("nodes", "/node1")["spec"]["taints"].clone();
+        assert_eq!(taints, json!([taint("other")]));
+        assert!(cluster.reports("[+]startup-taint ok"));
+        cluster.api.put("nodes", tainted());
+    }
+    agent.wait_for_nth("removed the startup taint", 4).unwrap();
+    // A node that stays free of it is not written to.
+    let patches = cluster.api.posted("/nodes/node1").len();
+    let reads = || {
+        let requests = cluster.api.requests();
+        requests
+            .iter()
+            .filter(|request| request.starts_with("GET /api/v1/nodes/"))
+            .count()
+    };
+    let before = reads();
+    eventually("another look", || reads() > before);
+    assert_eq!(cluster.api.posted("/nodes/node1").len(), patches);
+}
+
+#[test]
+fn a_watch_that_is_back_is_said_to_be() {
+    let Some(mut cluster) = cluster() else { return };
+    let a = cluster.with_role("a", "role-a");
+    let agent = cluster.agent(&[]);
+    assert!(has(&a, "role-a"));
+    cluster.api.go_away();
+    cluster.api.forget(None);
+    agent
+        .wait_for("watching pods has failed, and is tried again")
+        .unwrap();
+    cluster.api.come_back().unwrap();
+    agent.wait_for("watching pods works again").unwrap();
+    // Also if it is a change that tells so.
+    cluster.api.behave(Behaviour {
+        watches: Some(500),
+        ..Behaviour::default()
+    });
+    cluster.api.forget(Some(500));
+    agent
+        .wait_for_nth("watching pods has failed, and is tried again", 2)
+        .unwrap();
+    cluster.put("a", &a, json!({ ROLE: "role-b" }));
+    cluster.api.behave(Behaviour::default());
+    agent.wait_for_nth("watching pods works again", 2).unwrap();
+    eventually("the other role", || has(&a, "role-b"));
 }
 
 #[test]

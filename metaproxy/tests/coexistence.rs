@@ -47,14 +47,14 @@ fn programs_that_somebody_else_detaches_are_missed_and_attached_again() {
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let agent = Agent::start(
         &node.lab,
-        &node.spec().with(&["--admin-address", "10.200.0.1:9808"]),
+        &node.spec().with(&["--admin-address", "10.200.0.1:16925"]),
     )
     .unwrap();
     let guard = node.closed_guard();
     let ready = || {
         let mut command = node.host_command("curl");
         let output = command
-            .args(["-s", "http://10.200.0.1:9808/readyz?verbose"])
+            .args(["-s", "http://10.200.0.1:16925/readyz?verbose"])
             .output()
             .unwrap();
         String::from_utf8(output.stdout).unwrap()

@@ -10,8 +10,8 @@ use std::path::PathBuf;
 use std::process::Command;
 
 use common::doctor::{Report, doctor_by, examined, must_see_the_nodes_processes, report};
-use common::{Node, agent_binary, eventually, node};
-use xtask::lab::agent::Agent;
+use common::{ADMIN, Node, agent_binary, eventually, node};
+use xtask::lab::agent::{Agent, AgentSpec};
 use xtask::lab::apiserver::{Behaviour, FakeApiServer};
 use xtask::lab::foreign::{Attach, Foreign, attach_first_to_egress, attach_to_egress};
 use xtask::lab::pod::PodSpec;
@@ -195,10 +195,25 @@ fn ports_that_are_taken_are_named_with_their_holder() {
         let begins = "ports: problem: --listen-port 0.0.0.0:18181: Address already in use";
         examined(&node, &["--listen-port", "18181"]).has_only(begins, &holder, 2);
     }
-    let _admin = listener(&node, "127.0.0.1:9808");
-    let begins = "ports: problem: --admin-address 127.0.0.1:9808: Address already in use";
-    examined(&node, &[]).has_only(begins, &holder, 2);
-    examined(&node, &["--admin-address", "off"]).is_clean();
+    let _admin = listener(&node, ADMIN);
+    let begins = format!("ports: problem: --admin-address {ADMIN}: Address already in use");
+    examined(&node, &["--admin-address", ADMIN]).has_only(&begins, &holder, 2);
+    let without = "ports: ok: the agent is told to take none";
+    examined(&node, &[]).is_clean().has(without, "");
+}
+
+#[test]
+fn a_port_that_other_software_is_known_to_want_is_named_with_it_agent_or_not() {
+    let Some(node) = node() else { return };
+    let flags = ["--admin-address", "127.0.0.1:9808"];
+    let begins =
+        "ports: warning: --admin-address takes port 9808, which is also that of the CSI livenessprobe";
+    examined(&node, &flags).has_only(begins, "such as 16925, or off", 1);
+    let _agent = Agent::start(&node.lab, &node.spec().with(&flags)).unwrap();
+    examined(&node, &flags).has_only(begins, "such as 16925, or off", 1);
+    let begins = "ports: warning: --listen-port takes port 8181, which is also that of kube2iam";
+    let fixed = ["--listen-port", "8181"];
+    examined(&node, &fixed).has_only(begins, "leave --listen-port away", 1);
 }
 
 #[test]
@@ -375,13 +390,91 @@ fn permissions_that_are_missing_are_named_as_rbac_writes_them() {
     );
 }
 
+/// Nothing is made for it.
+#[test]
+fn tokens_of_service_accounts_are_tried_and_so_is_what_a_policy_should_refuse() {
+    let Some(node) = node() else { return };
+    let (server, kubeconfig) = api_server(&node);
+    let kubeconfig = kubeconfig.to_str().unwrap();
+    let words = [
+        "--kubeconfig",
+        kubeconfig,
+        "--web-identity",
+        "on",
+        "--node-name",
+        "node1",
+    ];
+    examined(&node, &words)
+        .is_clean()
+        .has("tokens: ok: not tried: node node1 has no pod", "");
+    server.put(
+        "pods",
+        serde_json::json!({
+            "metadata": { "name": "web", "namespace": "apps", "uid": "aaaaaaaa-0000-0000-0000-000000000001" },
+            "spec": { "nodeName": "node1", "serviceAccountName": "web", "containers": [] },
+        }),
+    );
+    let begins = "tokens: warning: this account is given tokens of every service account for any audience";
+    examined(&node, &words).has_only(begins, "webIdentity.admissionPolicy", 1);
+    server.behave(Behaviour {
+        limits_audiences: true,
+        ..Behaviour::default()
+    });
+    let tried = "tokens: ok: tried without making one: given for STS, and for no other audience";
+    examined(&node, &words).is_clean().has(tried, "");
+    server.behave(Behaviour {
+        gives_no_token: true,
+        ..Behaviour::default()
+    });
+    let begins = "tokens: problem: none is given for pods of this node: service account apps/web: ";
+    examined(&node, &words).has_only(begins, "admission policies and webhooks", 2);
+    assert!(server.posted("/token").is_empty(), "none was made");
+}
+
+/// It runs with whatever the agent is given, and asks the agent for what that has found.
+#[test]
+fn it_takes_the_agents_flags_and_asks_for_nothing_that_the_agent_knows() {
+    let Some(node) = node() else { return };
+    let spec = node
+        .spec()
+        .with(&["--session-duration", "30m", "--log", "debug", "--audit", "off"]);
+    let _agent = Agent::start(&node.lab, &spec).unwrap();
+    let output = node
+        .host_command(agent_binary())
+        .arg("doctor")
+        .args(&spec.flags)
+        .arg("--manifests")
+        .arg(node.lab.manifests())
+        .args(["--output", "json", "--runtime-dir"])
+        .arg(node.lab.runtime_dir())
+        .output()
+        .unwrap();
+    let found = report(&output);
+    let place = node.lab.kubepods();
+    found.has(
+        &format!("cgroup: ok: the pods' cgroup is {}", place.display()),
+        "",
+    );
+    assert!(
+        !found.all().iter().any(|one| one.starts_with("API server")),
+        "there is none: {:?}",
+        found.all()
+    );
+}
+
 #[test]
 fn an_agent_that_runs_is_asked_what_it_knows() {
     let Some(node) = node() else { return };
-    let agent: Agent = node.agent();
+    let (_server, kubeconfig) = api_server(&node);
+    let spec = AgentSpec {
+        cluster: Some((kubeconfig, "node1")),
+        ..node.spec()
+    };
+    let agent = Agent::start(&node.lab, &spec).unwrap();
+    eventually("its rights are known", || examined(&node, &[]).bad().is_empty());
     examined(&node, &[])
         .is_clean()
-        .has("ports: ok: an agent is running, and has its ports", "")
+        .has("ports: ok: the agent is told to take none", "")
         .has("API server: ok: the agent that runs has what it needs of it", "")
         .has("pods' roles: ok: ", "");
     drop(agent);

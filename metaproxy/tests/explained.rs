@@ -205,13 +205,7 @@ fn a_pod_that_is_over_is_nobodys_trouble_and_still_explained_by_name() {
     let status = told(&cluster, &["status"]);
     assert_eq!(names(&status["pods"]), ["apps/runs"]);
     assert_eq!(status["podsKnown"], 2);
-    let output = cluster
-        .node
-        .host_command("curl")
-        .args(["-s", "--max-time", "5", "http://127.0.0.1:9808/metrics"])
-        .output()
-        .unwrap();
-    let metrics = String::from_utf8(output.stdout).unwrap();
+    let metrics = cluster.node.asked("/metrics");
     let line = "metaproxy_pod_verdicts{verdict=\"refused\"} 1";
     assert!(metrics.lines().any(|found| found == line), "{metrics}");
     let asked = told(&cluster, &["explain", "apps/over"]);

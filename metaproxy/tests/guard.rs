@@ -229,3 +229,52 @@ fn a_guard_that_is_to_do_nothing_is_bad_usage() {
         .unwrap();
     assert_eq!(output.status.code(), Some(64));
 }
+
+/// An update ends the older guard when the younger one is ready.
+#[test]
+fn a_guard_is_ready_when_it_keeps_pods_out_or_waits_for_the_first_agent_by_its_own_probe() {
+    let Some(node) = node() else { return };
+    let probe = |question: &str| {
+        let mut command = node.host_command(agent_binary());
+        let output = command
+            .args(["probe", question, "--runtime-dir"])
+            .arg(node.lab.runtime_dir())
+            .output()
+            .unwrap();
+        let said = String::from_utf8([output.stdout, output.stderr].concat()).unwrap();
+        (output.status.success(), said)
+    };
+    assert!(!probe("live").0, "nothing runs");
+    let open = node.guard(&[]);
+    open.wait_for("guard open").unwrap();
+    assert_eq!(probe("ready"), (true, "[+]guard ok\n".to_owned()));
+    drop(open);
+    let closed = node.closed_guard();
+    assert_eq!(probe("live"), (true, "ok\n".to_owned()));
+    assert_eq!(probe("ready"), (true, "[+]guard ok\n".to_owned()));
+    let said = closed.said();
+    assert!(
+        !said.contains("guard waiting"),
+        "it is attached from the start: {said}"
+    );
+    drop(closed);
+    let nowhere = node.lab.kubepods().join("not-made-yet");
+    let words = format!(
+        "guard --guard connect --close at-once --cgroup {} --runtime-dir {}",
+        nowhere.display(),
+        node.lab.runtime_dir().display()
+    );
+    let words: Vec<String> = words.split(' ').map(str::to_owned).collect();
+    let waiting = Agent::run(agent_binary(), &words).unwrap();
+    waiting.wait_for("guard waiting").unwrap();
+    let (is_ready, said) = probe("ready");
+    assert!(
+        !is_ready && said.starts_with("[-]guard failed: the pods' cgroup"),
+        "{said}"
+    );
+    std::fs::create_dir(&nowhere).unwrap();
+    waiting.wait_for("guard closed").unwrap();
+    assert!(probe("ready").0);
+    drop(waiting);
+    std::fs::remove_dir(&nowhere).unwrap();
+}

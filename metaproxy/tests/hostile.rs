@@ -145,7 +145,7 @@ fn scene() -> Option<(Node, Pod, Pod, Agent)> {
     // Rates that a debug build comes to as well, above the neighbour's own.
     let flags = [
         "--admin-address",
-        "10.200.0.1:9808",
+        "10.200.0.1:16925",
         "--max-connection-rate-per-pod",
         "600",
         "--max-request-rate-per-pod",
@@ -159,7 +159,7 @@ fn scene() -> Option<(Node, Pod, Pod, Agent)> {
 fn metric(node: &Node, counter: &str) -> Option<u64> {
     let metrics = node
         .host_command("curl")
-        .args(["-s", "http://10.200.0.1:9808/metrics"])
+        .args(["-s", "http://10.200.0.1:16925/metrics"])
         .output()
         .unwrap();
     let metrics = String::from_utf8(metrics.stdout).unwrap();
@@ -281,7 +281,7 @@ fn a_pod_has_one_rate_however_many_network_namespaces_it_makes() {
         .unwrap();
     let flags = [
         "--admin-address",
-        "10.200.0.1:9808",
+        "10.200.0.1:16925",
         "--max-connection-rate-per-pod",
         "512",
     ];

@@ -68,6 +68,57 @@ fn no_text_of_a_request_is_in_the_log_at_any_level() {
     assert!(!said.to_ascii_lowercase().contains(&secret), "{said}");
 }
 
+/// What was asked for is no trouble.
+#[test]
+fn an_ordinary_end_warns_of_nothing_and_tells_what_an_operator_understands() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let mut agent = start(&node, &["--log", "debug"]);
+    get(&a, "/latest/meta-data/iam/security-credentials/");
+    let line = agent.wait_for("kind=\"role\"").unwrap();
+    for part in [
+        "pod=\"apps/a\"".to_owned(),
+        format!("uid={}", a.uid()),
+        "status=200".to_owned(),
+        "took=".to_owned(),
+    ] {
+        assert!(line.contains(&part), "{part} in {line}");
+    }
+    assert!(agent.stop().unwrap().success());
+    let said = agent.said();
+    assert_eq!(count(&said, " WARN ") + count(&said, " ERROR "), 0, "{said}");
+    assert_eq!(count(&said, "stopped connections_served="), 1, "{said}");
+    let kernel = said.lines().find(|line| line.contains("counted in the kernel"));
+    assert!(kernel.is_some_and(|line| line.contains("DEBUG")), "{said}");
+}
+
+/// Each cause once.
+#[test]
+fn a_directory_that_is_not_there_is_named_with_its_cause_once() {
+    let Some(node) = node() else { return };
+    let mut command = node.host_command(common::agent_binary());
+    let output = command
+        .args([
+            "run",
+            "--manifests",
+            "/nosuch",
+            "--namespace-policy",
+            "off",
+            "--region",
+            "eu-west-1",
+        ])
+        .arg("--runtime-dir")
+        .arg(node.lab.runtime_dir())
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    let cause = "No such file or directory";
+    let lines: Vec<&str> = said.lines().filter(|line| line.contains("/nosuch")).collect();
+    let last = lines.last().unwrap();
+    assert_eq!(last.matches(cause).count(), 1, "{said}");
+}
+
 #[test]
 fn the_start_tells_what_somebody_asks_first() {
     let Some(node) = node() else { return };
@@ -84,7 +135,7 @@ fn the_start_tells_what_somebody_asks_first() {
         "session_duration=1h".to_owned(),
         "imds=http://169.254.169.254".to_owned(),
         "guard=\"packets\"".to_owned(),
-        "admin=\"127.0.0.1:9808\"".to_owned(),
+        "admin=\"off\"".to_owned(),
     ] {
         assert!(line.contains(&part), "{part} in {line}");
     }

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use common::deployed::{alert_rules, deploy};
 use common::sessions::{ROLE, document_is_good};
-use common::{Node, agent_binary, counts, dial, node};
+use common::{ADMIN, Node, agent_binary, counts, dial, node};
 use serde_json::Value;
 use xtask::lab::agent::Agent;
 use xtask::lab::pod::PodSpec;
@@ -65,7 +65,7 @@ fn prometheus(node: &Node) -> Prometheus {
     let config = dir.join("prometheus.yml");
     let text = format!(
         "global: {{ scrape_interval: {0}s, evaluation_interval: {0}s }}\nrule_files: [{1}]\nscrape_configs:\n\
-         - {{ job_name: metaproxy, static_configs: [{{ targets: ['127.0.0.1:9808'] }}] }}\n",
+         - {{ job_name: metaproxy, static_configs: [{{ targets: ['{ADMIN}'] }}] }}\n",
         SCRAPE_INTERVAL.as_secs(),
         deploy("alerts/metaproxy.yaml").canonicalize().unwrap().display()
     );
@@ -135,7 +135,7 @@ fn every_panel_has_a_number_to_show_and_every_alert_can_be_evaluated() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-0")).unwrap();
     let _malformed = node.lab.pod(PodSpec::with_role("malformed", "a b")).unwrap();
-    let _agent = Agent::start(&node.lab, &node.spec()).unwrap();
+    let _agent = Agent::start(&node.lab, &node.spec().with(&["--admin-address", ADMIN])).unwrap();
     let _prometheus = prometheus(&node);
     common::eventually_within(Duration::from_secs(30), "Prometheus answers", || {
         api(&node, "/api/v1/query", "1")["status"] == "success"
@@ -181,12 +181,8 @@ fn every_metric_of_dashboard_and_alerts_is_one_of_the_agents() {
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let _agent = Agent::start(&node.lab, &node.spec()).unwrap();
     dial(&a, &[]);
-    let output = node
-        .host_command("curl")
-        .args(["-s", "--max-time", "5", "http://127.0.0.1:9808/metrics"])
-        .output()
-        .unwrap();
-    let scraped = String::from_utf8(output.stdout).unwrap();
+    let scraped = node.asked("/metrics");
+    let (_, scraped) = scraped.split_once("\r\n\r\n").unwrap();
     let there: BTreeSet<&str> = scraped
         .lines()
         .filter(|line| !line.starts_with('#'))
@@ -261,12 +257,8 @@ fn a_thousand_pods_make_no_more_series_than_one() {
     let Some(node) = node() else { return };
     let _agent = Agent::start(&node.lab, &node.spec()).unwrap();
     let series = || -> BTreeSet<String> {
-        let output = node
-            .host_command("curl")
-            .args(["-s", "--max-time", "5", "http://127.0.0.1:9808/metrics"])
-            .output()
-            .unwrap();
-        let text = String::from_utf8(output.stdout).unwrap();
+        let text = node.asked("/metrics");
+        let (_, text) = text.split_once("\r\n\r\n").unwrap();
         let lines = text.lines().filter(|line| !line.starts_with('#'));
         lines
             .map(|line| line.rsplit_once(' ').unwrap().0.to_owned())

@@ -10,7 +10,7 @@ mod common;
 
 use std::process::Output;
 
-use common::{Node, agent_binary, counts, dial, eventually, node};
+use common::{ADMIN, Node, agent_binary, counts, dial, eventually, node};
 use serde_json::Value;
 use xtask::lab::agent::Agent;
 use xtask::lab::pod::PodSpec;
@@ -50,29 +50,19 @@ fn audited(agent: &Agent) -> Vec<Value> {
         .collect()
 }
 
-/// A page of the admin port.
-fn page(node: &Node, path: &str) -> String {
-    let output = node
-        .host_command("curl")
-        .args([
-            "-s",
-            "-i",
-            "--max-time",
-            "5",
-            &format!("http://127.0.0.1:9808{path}"),
-        ])
-        .output()
-        .unwrap();
-    text(&output.stdout)
-}
-
 #[test]
 fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let _without = node.lab.pod(PodSpec::without_role("without")).unwrap();
     let _malformed = node.lab.pod(PodSpec::with_role("malformed", "a b")).unwrap();
-    let agent = Agent::spawn(&node.lab, &node.spec().with(&["--log-format", "json"])).unwrap();
+    let agent = Agent::spawn(
+        &node.lab,
+        &node
+            .spec()
+            .with(&["--log-format", "json", "--admin-address", ADMIN]),
+    )
+    .unwrap();
     agent.wait_for("\"ready\"").unwrap();
     assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
 
@@ -152,13 +142,19 @@ fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
     assert!(status["counters"]["connections served"].as_u64().unwrap() >= 1);
     let shown = told(&node, &["status"]);
     assert_eq!(code(&shown), Some(0));
+    let counted = text(&shown.stdout);
+    let (_, counted) = counted.split_once("COUNTED SINCE THE START").unwrap();
+    assert!(
+        counted.contains("connections served") && !counted.lines().any(|line| line.ends_with("  0")),
+        "what has not happened is not told: {counted}"
+    );
     assert!(
         text(&shown.stdout).contains("enforce: ready, up "),
         "{}",
         text(&shown.stdout)
     );
 
-    let html = page(&node, "/");
+    let html = node.asked_at_port("/");
     assert!(
         html.starts_with("HTTP/1.1 200") && html.contains("content-security-policy: default-src 'none'"),
         "{html}"
@@ -168,8 +164,8 @@ fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
         "{html}"
     );
     // Whoever may open the port is not given a pod's answers.
-    assert!(page(&node, "/explain/apps/a").starts_with("HTTP/1.1 404"));
-    let metrics = page(&node, "/metrics");
+    assert!(node.asked_at_port("/explain/apps/a").starts_with("HTTP/1.1 404"));
+    let metrics = node.asked_at_port("/metrics");
     for line in [
         "metaproxy_requests_total{kind=\"role\",code=\"200\"} 1",
         "metaproxy_sts_calls_total{outcome=\"issued\"} 1",
@@ -239,12 +235,12 @@ fn the_audit_log_has_a_switch_of_its_own() {
 fn pods_and_their_roles_are_shown_to_the_node_alone_whatever_the_port_is_open_to() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
-    let flags = ["--admin-address", "0.0.0.0:9808"];
+    let flags = ["--admin-address", "0.0.0.0:16925"];
     let agent = Agent::start(&node.lab, &node.spec().with(&flags)).unwrap();
     let host = agent.listeners().unwrap()[0].ip();
     let of_pod = |path: &str| {
         let mut curl = a.command("curl").unwrap();
-        let url = format!("http://{host}:9808{path}");
+        let url = format!("http://{host}:16925{path}");
         let output = curl.args(["-s", "-i", "--max-time", "5", &url]).output().unwrap();
         text(&output.stdout)
     };
@@ -255,7 +251,7 @@ fn pods_and_their_roles_are_shown_to_the_node_alone_whatever_the_port_is_open_to
             "{path}: {refused}"
         );
         assert!(!refused.contains("role-a"), "{path}: {refused}");
-        assert!(page(&node, path).contains("role-a"), "{path} on the node");
+        assert!(node.asked_at_port(path).contains("role-a"), "{path} on the node");
     }
     for path in ["/metrics", "/healthz", "/readyz"] {
         assert!(of_pod(path).starts_with("HTTP/1.1 200"), "{path}");
@@ -303,7 +299,7 @@ fn a_browser_shows_the_page() {
     .into_iter()
     .map(|spec| node.lab.pod(spec).unwrap())
     .collect();
-    let _agent = node.agent();
+    let _agent = Agent::start(&node.lab, &node.spec().with(&["--admin-address", ADMIN])).unwrap();
     assert_eq!(dial(&pods[0], &[]), counts([("orders-reader", 1)]));
     let screenshot = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("status-page.png");
     let _ = std::fs::remove_file(&screenshot);
@@ -320,7 +316,7 @@ fn a_browser_shows_the_page() {
         ])
         .arg(format!("--screenshot={}", screenshot.display()))
         .arg(format!("--log-net-log={}", requests.display()))
-        .args(["--dump-dom", "http://127.0.0.1:9808/"])
+        .args(["--dump-dom", "http://127.0.0.1:16925/"])
         .output()
         .expect("chromium: `sudo cargo xtask setup` installs it");
     let dom = text(&output.stdout);
@@ -339,7 +335,7 @@ fn a_browser_shows_the_page() {
     assert!(!dom.contains("apps/web") && !dom.contains("<b>name"), "{dom}");
     assert_eq!(
         asked_for(&requests),
-        ["http://127.0.0.1:9808/"],
+        ["http://127.0.0.1:16925/"],
         "and nothing else"
     );
     let drawn = std::fs::metadata(&screenshot).map_or(0, |file| file.len());

@@ -170,12 +170,7 @@ fn is_ready(node: &Node) -> (bool, String) {
 
 /// How often the listener was fine and then was not.
 fn troubles(node: &Node) -> u64 {
-    let mut command = node.host_command("curl");
-    let output = command
-        .args(["-s", "--max-time", "5", "http://127.0.0.1:9808/metrics"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8(output.stdout).unwrap();
+    let text = node.asked("/metrics");
     let line = text
         .lines()
         .find_map(|line| line.strip_prefix("metaproxy_part_troubles_total{part=\"listener\"} "))

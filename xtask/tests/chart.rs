@@ -202,6 +202,7 @@ fn values_that_make_no_sense_are_refused_and_named() {
         ("adminAddress=null", "adminAddress"),
         ("sessions.tags=null", "tags"),
         ("hardened=yes please", "hardened"),
+        ("guard.placement=pod", "placement"),
     ] {
         let error = template(
             &program,
@@ -232,8 +233,12 @@ fn values_that_do_not_go_together_are_refused_with_a_sentence() {
             "podMonitor.enabled needs an adminAddress that Prometheus can reach",
         ),
         (
-            "namespacePolicy=off,podMonitor.enabled=true",
+            "namespacePolicy=off,podMonitor.enabled=true,adminAddress=127.0.0.1:16925",
             "podMonitor.enabled needs an adminAddress that Prometheus can reach",
+        ),
+        (
+            "namespacePolicy=off,guard.sidecar=false",
+            "guard.sidecar is guard.placement now",
         ),
         (
             "namespacePolicy=off,manifests=/pods,webIdentity.enabled=true",
@@ -264,8 +269,249 @@ fn updates_surge_where_the_cluster_can_and_no_port_is_fixed() {
             &["--set", &format!("namespacePolicy=off{flags}")],
         )
         .unwrap();
-        assert_eq!(text.contains("maxSurge: 1"), surges, "{version}{flags}");
-        assert_eq!(text.contains("maxUnavailable: 0"), surges, "{version}{flags}");
+        let agent = document(&text, "DaemonSet", "metaproxy");
+        assert_eq!(agent.contains("maxSurge: 1"), surges, "{version}{flags}");
+        assert_eq!(agent.contains("maxUnavailable: 0"), surges, "{version}{flags}");
+    }
+}
+
+/// One of the objects that the chart makes.
+fn document<'a>(text: &'a str, kind: &str, name: &str) -> &'a str {
+    let (kind, name) = (
+        format!("\nkind: {kind}\n"),
+        format!("\nmetadata:\n  name: {name}\n"),
+    );
+    let is_it = |document: &&str| document.contains(&kind) && document.contains(&name);
+    let found = text.split("\n---\n").find(is_it);
+    found.unwrap_or_else(|| panic!("no{kind}of{name}in {text}"))
+}
+
+/// In the agent's pod it would be gone with it: where that is replaced, deleted, or its sandbox killed.
+#[test]
+fn the_guard_has_pods_of_its_own_that_always_surge_unless_it_is_told_otherwise() {
+    let Some(program) = tool("kubernetes/helm") else {
+        return;
+    };
+    let made = |version: &str, flags: &str| {
+        let flags = format!("namespacePolicy=off{flags}");
+        template(&program, version, &["--set", &flags]).unwrap()
+    };
+    for (version, flags, surges) in [
+        ("v1.21.14", "", false),
+        ("v1.22.0", "", true),
+        ("v1.33.0", ",interception.listenPort=8181", true),
+        ("v1.33.0", ",mode=observe", true),
+    ] {
+        let text = made(version, flags);
+        let guard = document(&text, "DaemonSet", "metaproxy-guard");
+        assert_eq!(guard.contains("maxSurge: 1"), surges, "{version}{flags}");
+        for line in [
+            "- guard\n",
+            "automountServiceAccountToken: false",
+            "priorityClassName: system-node-critical",
+            "hostNetwork: true",
+            "[/metaproxy, probe, ready, ",
+            "[/metaproxy, probe, live, ",
+        ] {
+            assert!(guard.contains(line), "{line} in {guard}");
+        }
+        let selector = "matchLabels:\n      app.kubernetes.io/name: metaproxy-guard\n";
+        assert!(guard.contains(selector), "the agent's selector matches others");
+        let agent = document(&text, "DaemonSet", "metaproxy");
+        assert!(!agent.contains("name: guard"), "{agent}");
+    }
+    for (version, flags, in_agent) in [
+        ("v1.33.0", ",guard.placement=sidecar", "initContainers:"),
+        ("v1.28.0", ",guard.placement=sidecar", "- name: guard\n"),
+    ] {
+        let text = made(version, flags);
+        assert!(!text.contains("name: metaproxy-guard"), "{flags}");
+        assert!(
+            document(&text, "DaemonSet", "metaproxy").contains(in_agent),
+            "{flags}"
+        );
+    }
+    for flags in [",guard.placement=none", ",guard.kind=off"] {
+        let text = made("v1.33.0", flags);
+        assert!(
+            !text.contains("- guard\n") && !text.contains("metaproxy-guard"),
+            "{flags}"
+        );
+    }
+    let long = [
+        "--set",
+        "namespacePolicy=off,fullnameOverride=a23456789-123456789-123456789-123456789-123456789-123456789-123",
+    ];
+    let text = template(&program, "v1.33.0", &long).unwrap();
+    let name = "name: a23456789-123456789-123456789-123456789-123456789-1234567-guard\n";
+    assert!(text.contains(name), "{text}");
+}
+
+/// What helm tells after an installation.
+#[test]
+fn the_notes_promise_what_the_guards_placement_keeps() {
+    let Some(program) = tool("kubernetes/helm") else {
+        return;
+    };
+    let notes = |flags: &str| {
+        let values = format!("namespacePolicy=off{flags}");
+        let words = [
+            "install",
+            "metaproxy",
+            CHART,
+            "--dry-run=client",
+            "--set",
+            &values,
+        ];
+        let output = helm(&program, &words);
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        let (_, notes) = text.split_once("\nNOTES:\n").unwrap();
+        notes.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let fixed = ",interception.listenPort=18181";
+    for (flags, promise) in [
+        (String::new(), "by the guard, in pods of its own, once an agent"),
+        (
+            fixed.to_owned(),
+            "by the guard, in pods of its own, once an agent",
+        ),
+        (
+            ",guard.placement=sidecar".to_owned(),
+            "but not while the agent's pod itself is away, as when it is deleted or its sandbox killed",
+        ),
+        (
+            format!("{fixed},guard.placement=sidecar"),
+            "but not while the agent's pod itself is away, as when it is replaced, deleted or",
+        ),
+        (
+            ",guard.placement=none".to_owned(),
+            "reach the node's metadata service, as without metaproxy",
+        ),
+    ] {
+        let told = notes(&flags);
+        assert!(told.contains(promise), "{flags}: {told}");
+        assert!(
+            told.contains("`helm uninstall` ends both. From then on pods reach the node's"),
+            "{told}"
+        );
+        let rollout = "rollout status daemonset/metaproxy-guard";
+        assert_eq!(
+            told.contains(rollout),
+            promise.contains("pods of its own"),
+            "{told}"
+        );
+    }
+}
+
+/// Each alone.
+#[test]
+fn one_value_switches_metrics_on_and_another_has_them_scraped() {
+    let Some(program) = tool("kubernetes/helm") else {
+        return;
+    };
+    for (flags, address, port) in [
+        ("", "off", None),
+        (",adminAddress=10.0.0.1:8000", "10.0.0.1:8000", None),
+        (",podMonitor.enabled=true", "0.0.0.0:16925", Some("16925")),
+        (
+            ",podMonitor.enabled=true,adminAddress=[::]:8000",
+            "[::]:8000",
+            Some("8000"),
+        ),
+    ] {
+        let words = ["--set", &format!("namespacePolicy=off{flags}")];
+        let text = template(&program, "v1.33.0", &words).unwrap();
+        let lines = format!("- name: METAPROXY_ADMIN_ADDRESS\n              value: \"{address}\"\n");
+        assert!(text.contains(&lines), "{flags}: {text}");
+        assert_eq!(text.contains("kind: PodMonitor"), port.is_some(), "{flags}");
+        if let Some(port) = port {
+            assert!(
+                text.contains(&format!("replacement: $1:{port}\n")),
+                "{flags}: {text}"
+            );
+            assert!(
+                text.contains(&format!("replacement: '[$1]:{port}'\n")),
+                "{flags}: {text}"
+            );
+        }
+    }
+}
+
+/// Each name of a value that documents tell, with a dot in it or after `--set`.
+#[test]
+fn values_that_documents_name_are_the_charts() {
+    let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
+    let values: serde_json::Value =
+        serde_yaml_ng::from_str(&read("deploy/helm/metaproxy/values.yaml")).unwrap();
+    let named =
+        regex::Regex::new(r"(?:`|--set(?:-json)? |,)([a-z][A-Za-z]+(?:\.[a-z][A-Za-z]+)*)(?:[`=:]| )")
+            .unwrap();
+    let mut found = 0;
+    for path in [
+        "README.md",
+        "deploy/README.md",
+        "deploy/migration.md",
+        "deploy/helm/metaproxy/templates/NOTES.txt",
+    ] {
+        for name in named.captures_iter(&read(path)) {
+            // A field of every object in Kubernetes.
+            if &name[1] == "metadata.uid" {
+                continue;
+            }
+            let mut parts = name[1].split('.');
+            // Words that begin with none of the chart's values are something else.
+            let Some(mut value) = parts.next().and_then(|first| values.get(first)) else {
+                continue;
+            };
+            for part in parts {
+                value = value
+                    .get(part)
+                    .unwrap_or_else(|| panic!("{path} names {}, which the chart does not have", &name[1]));
+            }
+            found += 1;
+        }
+    }
+    assert!(found > 40, "{found}");
+}
+
+/// A node that is registered with another taint than the agent removes gets no pods for ever.
+#[test]
+fn examples_register_nodes_with_the_taint_that_their_values_remove() {
+    let read = |path: &str| -> serde_json::Value {
+        let text = fs::read_to_string(root().join("deploy/examples").join(path)).unwrap();
+        serde_yaml_ng::from_str(&text).unwrap()
+    };
+    let of_values = |path: &str| read(path)["startupTaint"].as_str().unwrap().to_owned();
+    let karpenter = read("nodes/karpenter.yaml");
+    let template = &karpenter["spec"]["template"]["spec"];
+    assert_eq!(template["startupTaints"][0]["key"], of_values("karpenter.yaml"));
+    assert!(template["taints"].is_null(), "no pod would fit");
+    let kops = read("nodes/kops.yaml");
+    let taint = kops["spec"]["taints"][0].as_str().unwrap();
+    let key = of_values("kops.yaml");
+    assert_eq!(taint, format!("{key}=true:NoSchedule"));
+    assert!(key.starts_with("startup-taint.cluster-autoscaler.kubernetes.io/"));
+}
+
+/// Their pods would stay Pending, as there is no kernel for them.
+#[test]
+fn nodes_of_fargate_and_virtual_kubelets_are_left_out() {
+    let Some(program) = tool("kubernetes/helm") else {
+        return;
+    };
+    let text = template(&program, "v1.33.0", &["--set", "namespacePolicy=off"]).unwrap();
+    for name in ["metaproxy", "metaproxy-guard"] {
+        let made = document(&text, "DaemonSet", name);
+        for (key, value) in [
+            ("eks.amazonaws.com/compute-type", "fargate"),
+            ("type", "virtual-kubelet"),
+        ] {
+            let expression = format!(
+                "- key: {key}\n                operator: NotIn\n                values:\n                - {value}\n"
+            );
+            assert!(made.contains(&expression), "{key} in {made}");
+        }
     }
 }
 
@@ -306,7 +552,11 @@ fn the_pod_takes_no_port_of_the_node_and_its_probes_need_none() {
             "{}",
             values.display()
         );
-        assert_eq!(text.matches("command: [/metaproxy, probe, ").count(), 3);
+        let guards = text.matches("- guard\n").count();
+        assert_eq!(
+            text.matches("command: [/metaproxy, probe, ").count(),
+            3 + 2 * guards
+        );
         assert!(text.contains("hostNetwork: true"));
     }
 }
@@ -346,5 +596,5 @@ fn odd_values_come_through_as_they_are() {
         let lines = format!("- name: {variable}\n              value: \"{value}\"\n");
         assert!(text.contains(&lines), "{variable} in {text}");
     }
-    assert_eq!(text.matches("kubernetes.io/os: linux").count(), 1);
+    assert_eq!(text.matches("kubernetes.io/os: linux").count(), 2);
 }

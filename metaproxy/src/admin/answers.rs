@@ -59,6 +59,17 @@ impl Asker {
     }
 }
 
+/// The answer to a question about health; none where something else is asked for.
+pub(super) fn health(path: &str, health: &Health) -> Option<Response<Full<Bytes>>> {
+    match path {
+        // A process that answers is alive; a part that has failed ends it.
+        "/healthz" => Some(text(StatusCode::OK, "ok\n")),
+        "/readyz" if health.is_ready() => Some(text(StatusCode::OK, health.to_string())),
+        "/readyz" => Some(text(StatusCode::SERVICE_UNAVAILABLE, health.to_string())),
+        _ => None,
+    }
+}
+
 /// What is answered from. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Answers {
@@ -84,11 +95,10 @@ impl Answers {
             return text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
         }
         let path = request.uri().path();
+        if let Some(answer) = health(path, &self.health) {
+            return answer;
+        }
         match path {
-            // Whoever answers is alive; a part that has failed ends the process.
-            "/healthz" => text(StatusCode::OK, "ok\n"),
-            "/readyz" if self.health.is_ready() => text(StatusCode::OK, self.health.to_string()),
-            "/readyz" => text(StatusCode::SERVICE_UNAVAILABLE, self.health.to_string()),
             "/metrics" => self.answer_apart(Self::metrics).await,
             // They name every pod with its role, and what STS says of it.
             "/" | "/status" if asker == Asker::Network => text(
@@ -185,7 +195,7 @@ fn failed(error: impl std::fmt::Display) -> Response<Full<Bytes>> {
     text(StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n"))
 }
 
-fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
+pub(super) fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(body.into()));
     *response.status_mut() = status;
     let kind = HeaderValue::from_static("text/plain; charset=utf-8");

@@ -6,17 +6,22 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
+use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpSocket, UnixListener};
+use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, info, warn};
 
-use super::answers::{Answers, Asker, Desk};
+use super::answers::{self, Answers, Asker, Desk};
 use super::metrics::Sources;
 use crate::health::{Condition, Health, Part};
+use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
 
 /// Between two attempts at a port that is taken.
 const AGAIN: Duration = Duration::from_secs(10);
@@ -74,8 +79,14 @@ impl Admin {
                     }
                 }
                 Err(error) => {
-                    let text =
-                        format!("--admin-address {address}: {error}; --admin-address=off goes without");
+                    let wanted = node_ports::wanted_by(address.port());
+                    let wanted = wanted
+                        .map(|who| format!(" (the port of {who})"))
+                        .unwrap_or_default();
+                    let text = format!(
+                        "--admin-address {address}: {error}{wanted}; give another port, such as {SUGGESTED_ADMIN_PORT}, or off: probes \
+                         and commands need none"
+                    );
                     if !std::mem::replace(&mut complained, true) {
                         warn!("{text}");
                     }
@@ -88,12 +99,7 @@ impl Admin {
 
     /// Answers on a socket.
     pub async fn serve_socket(self, listener: UnixListener) {
-        loop {
-            match listener.accept().await {
-                Ok((stream, _)) => self.spawn(stream, Asker::Root, None),
-                Err(error) => pause(&error).await,
-            }
-        }
+        accept(listener, |stream| self.spawn(stream, Asker::Root, None)).await;
     }
 
     fn spawn(
@@ -104,21 +110,53 @@ impl Admin {
     ) {
         let answers = self.answers.clone();
         tokio::spawn(async move {
-            let service = service_fn(|request| {
+            serve_connection(stream, |request| {
                 let answers = answers.clone();
-                async move { Ok::<_, Infallible>(answers.answer(&request, asker).await) }
-            });
-            let connection = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
-                .serve_connection(TokioIo::new(stream), service);
-            match tokio::time::timeout(LONGEST, connection).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => debug!("an admin connection ended: {error}"),
-                Err(_) => debug!("an admin connection was open for too long"),
-            }
+                async move { answers.answer(&request, asker).await }
+            })
+            .await;
             drop(place);
         });
+    }
+}
+
+/// Answers the probes of a process that has nothing else to tell, on its socket.
+pub async fn serve_health(health: Health, listener: UnixListener) {
+    accept(listener, |stream| {
+        let health = health.clone();
+        tokio::spawn(serve_connection(stream, move |request| {
+            let answer = answers::health(request.uri().path(), &health);
+            async move { answer.unwrap_or_else(|| answers::text(StatusCode::NOT_FOUND, "/healthz and /readyz\n")) }
+        }));
+    })
+    .await;
+}
+
+async fn accept(listener: UnixListener, serve: impl Fn(UnixStream)) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => serve(stream),
+            Err(error) => pause(&error).await,
+        }
+    }
+}
+
+async fn serve_connection<F: Future<Output = Response<Full<Bytes>>>>(
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    answer: impl Fn(Request<Incoming>) -> F,
+) {
+    let service = service_fn(|request| {
+        let answer = answer(request);
+        async move { Ok::<_, Infallible>(answer.await) }
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(stream), service);
+    match tokio::time::timeout(LONGEST, connection).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => debug!("an admin connection ended: {error}"),
+        Err(_) => debug!("an admin connection was open for too long"),
     }
 }
 

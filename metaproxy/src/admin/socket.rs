@@ -1,4 +1,4 @@
-//! The socket of one instance, in the runtime directory, which instances share.
+//! The socket of one instance, agent or guard, in the runtime directory, which instances share.
 //!
 //! Its name holds the PID namespace and the process id, so that a probe that is run in the agent's container finds the
 //! socket of that agent, and no other's, with nothing to configure: process id 1 is in every container.
@@ -25,6 +25,24 @@ pub struct SocketError {
 /// A file of this age belongs to an agent that listens, or to none.
 const SETTLED: Duration = Duration::from_secs(10);
 
+/// Whose socket it is, which its name begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// An agent, which probes and commands ask.
+    Agent,
+    /// A guard in a process of its own, which only probes ask.
+    Guard,
+}
+
+impl Owner {
+    fn prefix(self) -> &'static str {
+        match self {
+            Self::Agent => "agent-",
+            Self::Guard => "guard-",
+        }
+    }
+}
+
 /// A listening socket; dropping removes its file.
 #[derive(Debug)]
 pub struct AdminSocket {
@@ -32,13 +50,13 @@ pub struct AdminSocket {
 }
 
 impl AdminSocket {
-    /// Listens in a directory that exists, after the files of agents that were killed are removed.
+    /// Listens in a directory that exists, after the files of processes that were killed are removed.
     ///
     /// # Errors
     /// Where the file can't be made.
-    pub fn open(runtime_dir: &Path) -> Result<(Self, UnixListener), SocketError> {
-        let path = runtime_dir.join(format!("{}{}.sock", own_prefix()?, std::process::id()));
-        for stale in sockets(runtime_dir, "agent-") {
+    pub fn open(runtime_dir: &Path, owner: Owner) -> Result<(Self, UnixListener), SocketError> {
+        let path = runtime_dir.join(format!("{}{}.sock", own_prefix(owner)?, std::process::id()));
+        for stale in sockets(runtime_dir, owner.prefix()) {
             // One that was just made may not be listened to yet.
             let is_old = fs::metadata(&stale)
                 .and_then(|file| file.modified())
@@ -67,17 +85,23 @@ impl Drop for AdminSocket {
     }
 }
 
-/// The socket of the agent in this process's PID namespace; where there are several, of the one that started last.
+/// The socket of the agent in this process's PID namespace, or else of the guard; if there are several, of the one that started
+/// last.
 pub(super) fn newest_of_this_namespace(runtime_dir: &Path) -> Result<Option<PathBuf>, SocketError> {
-    let found = sockets(runtime_dir, &own_prefix()?);
     let made = |path: &PathBuf| fs::metadata(path).and_then(|file| file.modified()).ok();
-    Ok(found.into_iter().max_by_key(made))
+    for owner in [Owner::Agent, Owner::Guard] {
+        let found = sockets(runtime_dir, &own_prefix(owner)?);
+        if let Some(newest) = found.into_iter().max_by_key(made) {
+            return Ok(Some(newest));
+        }
+    }
+    Ok(None)
 }
 
 /// Sockets of agents that may answer: those of this process's PID namespace first, and the youngest first of either.
 pub(super) fn candidates(runtime_dir: &Path) -> Result<Vec<PathBuf>, SocketError> {
-    let own = own_prefix()?;
-    let mut found = sockets(runtime_dir, "agent-");
+    let own = own_prefix(Owner::Agent)?;
+    let mut found = sockets(runtime_dir, Owner::Agent.prefix());
     found.sort_by_key(|path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         let made = fs::metadata(path).and_then(|file| file.modified()).ok();
@@ -87,10 +111,10 @@ pub(super) fn candidates(runtime_dir: &Path) -> Result<Vec<PathBuf>, SocketError
 }
 
 /// What names of sockets of this PID namespace begin with.
-fn own_prefix() -> Result<String, SocketError> {
+fn own_prefix(owner: Owner) -> Result<String, SocketError> {
     let path = PathBuf::from("/proc/self/ns/pid");
     match fs::metadata(&path) {
-        Ok(namespace) => Ok(format!("agent-{}-", namespace.ino())),
+        Ok(namespace) => Ok(format!("{}{}-", owner.prefix(), namespace.ino())),
         Err(source) => Err(SocketError { path, source }),
     }
 }
@@ -120,7 +144,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let dead = dir.path().join("agent-1-1.sock");
         drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
-        let (socket, _listener) = AdminSocket::open(dir.path()).unwrap();
+        let (socket, _listener) = AdminSocket::open(dir.path(), Owner::Agent).unwrap();
         assert!(dead.exists(), "it may be about to be listened to");
         let long_ago = std::time::SystemTime::now() - 2 * SETTLED;
         let times =
@@ -129,12 +153,26 @@ mod tests {
         let follow = nix::sys::stat::UtimensatFlags::NoFollowSymlink;
         nix::sys::stat::utimensat(here, &dead, &times, &times, follow).unwrap();
         let own = socket.path.clone();
-        drop(AdminSocket::open(dir.path()));
+        drop(AdminSocket::open(dir.path(), Owner::Agent));
         assert!(!dead.exists(), "nobody listens there any more");
-        let (socket, _listener) = AdminSocket::open(dir.path()).unwrap();
+        let (socket, _listener) = AdminSocket::open(dir.path(), Owner::Agent).unwrap();
         assert_eq!(newest_of_this_namespace(dir.path()).unwrap(), Some(own));
         assert_eq!(fs::metadata(&socket.path).unwrap().mode() & 0o777, 0o600);
         drop(socket);
         assert_eq!(newest_of_this_namespace(dir.path()).unwrap(), None);
+    }
+
+    #[tokio::test]
+    async fn a_probe_asks_the_agent_of_its_namespace_and_else_the_guard() {
+        let dir = tempfile::tempdir().unwrap();
+        let newest = || newest_of_this_namespace(dir.path()).unwrap();
+        let (guard, _probed) = AdminSocket::open(dir.path(), Owner::Guard).unwrap();
+        assert_eq!(newest().as_ref(), Some(&guard.path));
+        assert!(
+            candidates(dir.path()).unwrap().is_empty(),
+            "commands ask agents only"
+        );
+        let (agent, _asked) = AdminSocket::open(dir.path(), Owner::Agent).unwrap();
+        assert_eq!(newest().as_ref(), Some(&agent.path));
     }
 }

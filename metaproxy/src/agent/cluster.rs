@@ -154,13 +154,13 @@ impl Cluster {
     }
 
     /// Looks after permissions and taint.
-    pub fn attend(&self, tasks: &mut JoinSet<()>, rules: &Rules, health: &Health) {
+    pub fn attend(&self, tasks: &mut JoinSet<()>, rules: &Rules, pods: Pods, health: &Health) {
         let uses = Uses {
             namespaces: !rules.kept().namespaces.is_empty(),
             service_accounts: rules.web_identity,
             startup_taint: self.startup_taint.is_some(),
         };
-        tasks.spawn(access::watch(self.api.clone(), uses, health.clone()));
+        tasks.spawn(access::watch(self.api.clone(), uses, pods, health.clone()));
         if let Some(taint) = &self.startup_taint {
             let (api, node) = (self.api.clone(), self.node.clone());
             health.set(

@@ -16,7 +16,7 @@ use super::consequences::consequences;
 use super::desk::{Answers, Identity};
 use super::report::{self, report};
 use super::{Settings, StartError, discovery, own_roles};
-use crate::admin::{Admin, AdminSocket, Sources};
+use crate::admin::{Admin, AdminSocket, Owner, Sources};
 use crate::credentials::Principals;
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::Sts;
@@ -46,7 +46,7 @@ pub(super) async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
     let locator = Locator::new(settings.cgroup_root.as_deref(), settings.cgroup.as_deref())?;
-    let (socket, socket_listener) = AdminSocket::open(&settings.runtime_dir)?;
+    let (socket, socket_listener) = AdminSocket::open(&settings.runtime_dir, Owner::Agent)?;
     let mut tasks = JoinSet::new();
     let source = PodsHere::open(&settings.pods, &settings.rules, &settings.runtime_dir).await?;
     let (health, cluster) = (source.health(), source.cluster());
@@ -90,7 +90,7 @@ pub(super) async fn run(
         tasks.spawn(admin.serve(address));
     }
     if let Some(cluster) = &cluster {
-        cluster.attend(&mut tasks, &rules.borrow(), &health);
+        cluster.attend(&mut tasks, &rules.borrow(), pods.clone(), &health);
     }
     let upstream = Upstream::new(settings.imds);
     let sts = if rules.borrow().base.is_none() {

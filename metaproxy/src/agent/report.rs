@@ -109,15 +109,10 @@ pub(super) async fn report(mut states: watch::Receiver<State>, health: Health) {
 /// How the guard is doing.
 pub(super) async fn report_guard(mut states: watch::Receiver<GuardState>, health: Health) {
     loop {
-        let condition = match *states.borrow_and_update() {
-            GuardState::Closed { mended: 0 } | GuardState::Open => Condition::Fine,
-            GuardState::Closed { mended } => Condition::Degraded(format!(
-                "somebody else has detached the guard {mended} times; it was attached again"
-            )),
-            // Where the pods' cgroup is missing, that is said elsewhere; and pods are served without a guard.
-            GuardState::Waiting => Condition::Degraded("not attached (yet)".to_owned()),
-        };
-        health.set(Part::Guard, condition);
+        // Where the pods' cgroup is missing, that is said elsewhere; and pods are served without a guard.
+        let waiting = Condition::Degraded("not attached (yet)".to_owned());
+        let state = *states.borrow_and_update();
+        health.set(Part::Guard, state.condition(waiting));
         if states.changed().await.is_err() {
             std::future::pending().await
         }

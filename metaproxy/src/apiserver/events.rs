@@ -3,8 +3,12 @@
 //!
 //! A pod can ask for what it may not have as often as it likes: the same sentence about a pod is told once an hour, a
 //! pod has a few events, and the node an event every now and then. What is too much is in the log all the same.
+//!
+//! An event's name is made of the pod's UID and the sentence, so the API server itself refuses the same one for as long as it
+//! keeps it: agents that start again and again do not repeat it.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::ObjectReference;
@@ -96,7 +100,14 @@ pub async fn tell(api: ApiServer, node: String, pods: Pods, mut refusals: mpsc::
         }
         let event = event(&pod, &node, &refusal, Timestamp::now());
         let events: Api<Event> = Api::namespaced(api.client(), &pod.namespace);
-        if let Err(error) = within(PATIENCE, events.create(&PostParams::default(), &event)).await {
+        let params = PostParams::default();
+        let made = async {
+            match events.create(&params, &event).await {
+                Err(kube::Error::Api(status)) if status.code == 409 => Ok(()),
+                made => made.map(drop),
+            }
+        };
+        if let Err(error) = within(PATIENCE, made).await {
             debug!("an event on pod {pod} could not be made: {error}");
             // The next time that it comes up.
             told.take_back(&refusal);
@@ -108,7 +119,7 @@ pub async fn tell(api: ApiServer, node: String, pods: Pods, mut refusals: mpsc::
 
 fn event(pod: &Pod, node: &str, refusal: &Refusal, now: Timestamp) -> Event {
     // Names of events end like this everywhere; that of a pod may be as long as a name may be.
-    let suffix = format!(".{:x}", now.as_nanosecond());
+    let suffix = format!(".{:016x}", identity(&pod.uid, &refusal.note()));
     let start: String = pod.name.chars().take(253 - suffix.len()).collect();
     let start = start.trim_end_matches(['.', '-']);
     Event {
@@ -134,6 +145,14 @@ fn event(pod: &Pod, node: &str, refusal: &Refusal, now: Timestamp) -> Event {
         reporting_instance: Some(node.chars().take(LONGEST_INSTANCE).collect()),
         ..Event::default()
     }
+}
+
+/// The same for the same sentence about the same pod, of every agent of a version: the standard library's hash without a random
+/// state. Nobody gains by a collision, which costs an event for an hour.
+fn identity(uid: &PodUid, note: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (uid.to_string(), note).hash(&mut hasher);
+    hasher.finish()
 }
 
 fn shortened(sentence: &str) -> String {
@@ -250,5 +269,13 @@ mod tests {
             (Some("u1"), Some("Pod"))
         );
         assert_eq!(event.metadata.namespace.as_deref(), Some("apps"));
+    }
+
+    #[test]
+    fn an_events_name_is_that_of_the_sentence_and_the_pod() {
+        let of = |uid: &str, note: &str| identity(&uid.parse().unwrap(), note);
+        assert_eq!(of("u1", "no"), of("u1", "no"));
+        assert_ne!(of("u1", "no"), of("u2", "no"));
+        assert_ne!(of("u1", "no"), of("u1", "not this"));
     }
 }

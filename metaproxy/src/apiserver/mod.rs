@@ -4,5 +4,6 @@ pub mod access;
 mod connection;
 pub mod events;
 pub mod taint;
+pub mod trial;
 
 pub use connection::{ApiServer, ConnectError, KubeconfigSource, PATIENCE, within, words};

@@ -18,20 +18,29 @@ const BACKOFF: Duration = Duration::from_millis(500);
 /// Longest waiting time after failures.
 const MAX_BACKOFF: Duration = Duration::from_secs(10);
 
-/// Removes the taint once pods are served. Never ends.
+/// When the node is looked at again after it was free of the taint; doubles with each look that finds it free. Provisioners put
+/// a taint back that was gone before they had seen the node (Karpenter registers a node with its startup taints), most of them
+/// within seconds.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Longest time between two looks: one request of each node. 5,000 nodes ask 17 times a second.
+const MAX_RECHECK_INTERVAL: Duration = Duration::from_secs(300);
+
+/// Removes the taint once pods are served, and whenever it is put back. Never ends.
 pub async fn remove(api: ApiServer, node: String, key: String, health: Health) {
-    let (mut backoff, mut said) = (BACKOFF, String::new());
+    let (mut backoff, mut recheck, mut said) = (BACKOFF, RECHECK_INTERVAL, String::new());
     loop {
         health.ready().await;
         match within(PATIENCE, try_to_remove(&api, &node, &key)).await {
             Ok(removed) => {
                 if removed {
                     info!(%node, taint = %key, "removed the startup taint: pods are served");
+                    recheck = RECHECK_INTERVAL;
                 }
                 health.set(Part::StartupTaint, Condition::Fine);
                 (backoff, said) = (BACKOFF, String::new());
-                // Whoever registers the node again taints it again.
-                health.not_ready().await;
+                tokio::time::sleep(recheck.mul_f64(0.75 + 0.25 * fastrand::f64())).await;
+                recheck = recheck.saturating_mul(2).min(MAX_RECHECK_INTERVAL);
             }
             Err(error) => {
                 let text = format!("taint {key} of node {node} cannot be removed: {error}");

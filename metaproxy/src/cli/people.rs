@@ -12,9 +12,9 @@ use crate::migrate;
 /// `--output`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// For people
+    /// To read
     Text,
-    /// For programs
+    /// JSON, for programs
     Json,
 }
 

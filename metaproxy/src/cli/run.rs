@@ -14,6 +14,11 @@ use crate::intercept::guard::Choice;
 
 /// `metaproxy run`. Every flag can also be given as `METAPROXY_<FLAG>`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+                  metaproxy run --node-name \"$(hostname)\" --kubeconfig /etc/kubernetes/metaproxy.conf\n  \
+                  metaproxy run --manifests /etc/metaproxy/pods --namespace-policy off\n  \
+                  metaproxy run --mode observe --node-name \"$(hostname)\"    # changes nothing, and logs what would\n\n\
+                  Exit status: 0 after SIGTERM or SIGINT; 1 if it cannot start, or a part of it fails; 64 on bad usage.")]
 pub struct RunArgs {
     /// Name of this node, whose pods are served [default: $NODE_NAME]
     #[arg(long, env = "METAPROXY_NODE_NAME", value_name = "NAME", help_heading = "Pods")]
@@ -188,12 +193,13 @@ pub struct RunArgs {
     )]
     pub(super) mode: Mode,
 
-    /// Where /healthz, /readyz and /metrics are answered: address and port, or off
+    /// Where /metrics, /healthz and /readyz are answered, such as 127.0.0.1:16925; off takes no port, as probes and commands use a
+    /// socket in the runtime directory
     #[arg(
         long,
         env = "METAPROXY_ADMIN_ADDRESS",
         value_name = "ADDRESS",
-        default_value = "127.0.0.1:9808",
+        default_value = "off",
         help_heading = "Operation"
     )]
     pub(super) admin_address: AdminAddress,

@@ -294,7 +294,7 @@ pub(super) fn kubeconfig_of_environment() -> Option<KubeconfigSource> {
     clippy::disallowed_methods,
     reason = "a convention beside METAPROXY_NODE_NAME, which clap reads"
 )]
-fn node_name_of_environment() -> Option<String> {
+pub(super) fn node_name_of_environment() -> Option<String> {
     std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty())
 }
 

@@ -58,7 +58,7 @@ impl FromStr for AdminAddress {
         }
         let address = text
             .parse()
-            .map_err(|_| "it is an address such as 127.0.0.1:9808, or off".to_owned());
+            .map_err(|_| "it is an address such as 127.0.0.1:16925, or off".to_owned());
         address.map(|address| Self(Some(address)))
     }
 }
@@ -66,16 +66,16 @@ impl FromStr for AdminAddress {
 /// On or off.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
-    /// It is done
+    /// Switched on
     On,
-    /// It is not
+    /// Switched off
     Off,
 }
 
 /// `--log-format`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// A line for people
+    /// Lines to read
     Text,
     /// A JSON object on each line
     Json,
@@ -84,15 +84,15 @@ pub enum LogFormat {
 /// `--log`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogLevel {
-    /// Failures
+    /// Failures that end the process, or need an operator
     Error,
-    /// And what somebody should look at
+    /// Errors, and whatever is not as it should be
     Warn,
-    /// And what happens
+    /// Warnings, and what changes: roles, sessions, refusals
     Info,
-    /// And each request
+    /// All of that, and each request
     Debug,
-    /// And everything else
+    /// Everything
     Trace,
 }
 

@@ -5,18 +5,15 @@
 
 use std::time::Duration;
 
-use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
 use kube::api::PostParams;
 
 use super::sts::Sts;
 use super::{Issuer, ObtainError, Session, SessionKey};
+use crate::apiserver::trial::bound_token_request;
 use crate::apiserver::{ApiServer, words};
 use crate::roles::{Principal, WebIdentity};
-
-/// The shortest life that the API server gives (`MinTokenAgeSec`), in seconds: it is used at once.
-const LIFE: i64 = 600;
 
 /// For the API server to answer.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -54,19 +51,7 @@ impl Principals {
         let Some(api) = &self.api else {
             return Err(unavailable("there is no API server to ask".to_owned()));
         };
-        let request = TokenRequest {
-            spec: TokenRequestSpec {
-                audiences: vec![identity.audience.clone()],
-                expiration_seconds: Some(LIFE),
-                bound_object_ref: Some(BoundObjectReference {
-                    api_version: Some("v1".to_owned()),
-                    kind: Some("Pod".to_owned()),
-                    name: Some(identity.pod.clone()),
-                    uid: Some(identity.uid.to_string()),
-                }),
-            },
-            ..TokenRequest::default()
-        };
+        let request = bound_token_request(&identity.audience, &identity.pod, identity.uid.as_str());
         let accounts: Api<ServiceAccount> = Api::namespaced(api.client(), &identity.namespace);
         let params = PostParams::default();
         let answer = accounts.create_token_request(&identity.service_account, &params, &request);

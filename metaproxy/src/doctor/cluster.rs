@@ -1,68 +1,139 @@
-//! The API server, and what the agent may do there.
+//! The API server, and what the agent may do there: by trying it with the account of this process, and by asking an agent that
+//! runs.
 
 use super::{Examination, Finding};
 use crate::admin::asking;
 use crate::apiserver::ApiServer;
 use crate::apiserver::access::{Uses, denied};
+use crate::apiserver::trial::{self, Trial};
+use crate::health::Part;
+use crate::pods::kubernetes::pods_of_node;
+use crate::status::Status;
+
+const CHECK: &str = "API server";
+const TOKENS: &str = "tokens";
+
+const RIGHTS: &str = "the chart's ClusterRole grants exactly what is needed; is its binding there?";
 
 pub(super) async fn examine(examination: &Examination) -> Vec<Finding> {
-    const CHECK: &str = "API server";
-    // One that runs knows what it needs, and has asked.
-    if let Ok(status) = asking::status(&examination.runtime_dir) {
-        let asked = ["pods", "namespaces", "service-accounts", "permissions"];
-        let parts = status
-            .parts
-            .iter()
-            .filter(|part| asked.contains(&part.part.as_str()));
-        let bad = parts.filter(|part| part.condition != "ok").map(|part| {
-            let says = format!("the agent says of {}: {}", part.part, part.detail.as_deref().unwrap_or_default());
-            let advice = "the chart's ClusterRole grants exactly what is needed; is its binding there, and is the API server?";
-            if part.condition == "failed" {
-                Finding::problem(CHECK, says, advice)
-            } else {
-                Finding::warning(CHECK, says, advice)
-            }
-        });
-        let bad: Vec<Finding> = bad.collect();
-        return if bad.is_empty() {
-            vec![Finding::ok(CHECK, "the agent that runs has what it needs of it")]
-        } else {
-            bad
-        };
+    let agent = asking::status(&examination.runtime_dir).ok();
+    let mut findings = agent.as_ref().map(parts_in_trouble).unwrap_or_default();
+    match &examination.kubeconfig {
+        Some(kubeconfig) => match ApiServer::open(kubeconfig).await {
+            Ok(api) => findings.extend(tried(&api, examination).await),
+            Err(error) => findings.push(unreachable(&error.to_string())),
+        },
+        None if findings.is_empty() && agent.as_ref().is_some_and(has_api_server) => {
+            findings.push(Finding::ok(CHECK, "the agent that runs has what it needs of it"));
+        }
+        None => {}
     }
-    let Some(kubeconfig) = &examination.kubeconfig else {
+    findings
+}
+
+/// An agent that reads manifests asks no API server.
+fn has_api_server(agent: &Status) -> bool {
+    let permissions = Part::Permissions.label();
+    agent.parts.iter().any(|part| part.part == permissions)
+}
+
+fn parts_in_trouble(agent: &Status) -> Vec<Finding> {
+    if !has_api_server(agent) {
         return Vec::new();
-    };
-    let unreachable = |error: String| {
-        vec![Finding::problem(
-            CHECK,
-            format!("cannot be asked: {error}"),
-            "without it pods are served by what is remembered of them; see --kubeconfig, and the NO_PROXY of this process",
-        )]
-    };
-    let api = match ApiServer::open(kubeconfig).await {
-        Ok(api) => api,
-        Err(error) => return unreachable(error.to_string()),
-    };
+    }
+    let asked = [
+        Part::Pods,
+        Part::Namespaces,
+        Part::ServiceAccounts,
+        Part::Permissions,
+    ]
+    .map(Part::label);
+    let parts = agent
+        .parts
+        .iter()
+        .filter(|part| asked.contains(&part.part.as_str()));
+    let bad = parts.filter(|part| part.condition != "ok").map(|part| {
+        let says = format!(
+            "the agent says of {}: {}",
+            part.part,
+            part.detail.as_deref().unwrap_or_default()
+        );
+        let advice = format!("{RIGHTS} And is the API server?");
+        if part.condition == "failed" {
+            Finding::problem(CHECK, says, advice)
+        } else {
+            Finding::warning(CHECK, says, advice)
+        }
+    });
+    bad.collect()
+}
+
+fn unreachable(error: &str) -> Finding {
+    Finding::problem(
+        CHECK,
+        format!("cannot be asked: {error}"),
+        "without it pods are served by what is remembered of them; see --kubeconfig, and the NO_PROXY of this process",
+    )
+}
+
+async fn tried(api: &ApiServer, examination: &Examination) -> Vec<Finding> {
     let uses = Uses {
         namespaces: examination.namespaces,
         service_accounts: examination.web_identity,
         startup_taint: examination.startup_taint,
     };
-    match denied(&api, &uses.permissions()).await {
-        Err(error) => unreachable(error),
-        Ok(denied) if denied.is_empty() => {
-            vec![Finding::ok(CHECK, "reached, and everything needed is allowed")]
+    let denied = match denied(api, &uses.permissions()).await {
+        Ok(denied) => denied,
+        Err(error) => return vec![unreachable(&error)],
+    };
+    if denied.is_empty() {
+        let mut findings = vec![Finding::ok(CHECK, "reached, and everything needed is allowed")];
+        if let (true, Some(node)) = (examination.web_identity, &examination.node) {
+            findings.extend(tokens(api, node).await);
         }
-        Ok(denied) => {
-            let list: Vec<String> = denied.iter().map(ToString::to_string).collect();
-            let says = format!("this account may not {}", list.join(", nor "));
-            let advice = "the chart's ClusterRole grants exactly what is needed; is its binding there?";
-            vec![if denied.iter().any(|permission| permission.is_vital) {
-                Finding::problem(CHECK, says, advice)
-            } else {
-                Finding::warning(CHECK, says, advice)
-            }]
+        return findings;
+    }
+    let list: Vec<String> = denied.iter().map(ToString::to_string).collect();
+    let says = format!("this account may not {}", list.join(", nor "));
+    vec![if denied.iter().any(|permission| permission.is_vital) {
+        Finding::problem(CHECK, says, RIGHTS)
+    } else {
+        Finding::warning(CHECK, says, RIGHTS)
+    }]
+}
+
+/// Tries a token for a pod of this node, and one that a policy should refuse. Neither is made (`dryRun`).
+async fn tokens(api: &ApiServer, node: &str) -> Vec<Finding> {
+    let pods = pods_of_node(api, node).await.unwrap_or_default();
+    let subjects = trial::subjects_among(&pods);
+    let Some(subject) = subjects.first() else {
+        let says = format!("not tried: node {node} has no pod that a token could be for");
+        return vec![Finding::ok(TOKENS, says)];
+    };
+    match trial::of_tokens(api, &subjects).await {
+        Trial::Refused(why) => {
+            let advice =
+                "RBAC allows it; see what admission policies and webhooks say of serviceaccounts/token";
+            return vec![Finding::problem(
+                TOKENS,
+                format!("none is given for pods of this node: {why}"),
+                advice,
+            )];
         }
+        Trial::Unknown => return vec![Finding::ok(TOKENS, "not tried: the API server does not say")],
+        Trial::Given => {}
+    }
+    match trial::of_foreign_audience(api, subject).await {
+        Trial::Given => vec![Finding::warning(
+            TOKENS,
+            "this account is given tokens of every service account for any audience: whoever takes a node can be anyone in the \
+             cluster",
+            "on Kubernetes 1.30 and later the chart limits that (webIdentity.admissionPolicy); are the policy and its binding there? \
+             See \"Roles of service accounts\" in deploy/README.md",
+        )],
+        Trial::Refused(_) | Trial::Unknown => vec![Finding::ok(
+            TOKENS,
+            "tried without making one: given for STS, and for no other audience",
+        )],
     }
 }

@@ -96,7 +96,8 @@ struct Place {
 fn pods_cgroup(examination: &Examination) -> (Finding, Option<Place>) {
     const CHECK: &str = "cgroup";
     let problem = |error: CgroupError| Finding::problem(CHECK, error.to_string(), advice(&error));
-    let locator = match Locator::new(examination.cgroup_root.as_deref(), examination.cgroup.as_deref()) {
+    let told = examination.cgroup.clone().or_else(|| of_agent(examination));
+    let locator = match Locator::new(examination.cgroup_root.as_deref(), told.as_deref()) {
         Ok(locator) => locator,
         Err(error) => return (problem(error), None),
     };
@@ -142,6 +143,13 @@ fn pods_cgroup(examination: &Examination) -> (Finding, Option<Place>) {
         },
         Err(error) => (problem(error), None),
     }
+}
+
+/// The one that an agent that runs has found, if it is seen at the same place from here; unless this command is told where to look.
+fn of_agent(examination: &Examination) -> Option<PathBuf> {
+    let status = asking::status(&examination.runtime_dir).ok()?;
+    let found = PathBuf::from(status.cgroup?);
+    (examination.cgroup_root.is_none() && found.is_dir()).then_some(found)
 }
 
 /// A pod's cgroup is made later than the one above it, and ids grow.

@@ -1,61 +1,88 @@
 //! The node: ports, and the environment.
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use super::{Examination, Finding};
 use crate::admin::asking;
 use crate::credentials::http::NetworkEnv;
 use crate::health::Part;
 use crate::intercept::port;
-use crate::status::PartLine;
+use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
+use crate::status::{PartLine, Status};
 
 /// Ports that the agent is told to take.
 pub(super) fn ports(examination: &Examination) -> Vec<Finding> {
-    const CHECK: &str = "ports";
-    // One that runs already has them.
-    if let Ok(status) = asking::status(&examination.runtime_dir) {
-        let trouble = |wanted: &str| {
-            let bad = |part: &&PartLine| part.part == wanted && part.condition != "ok";
-            status.parts.iter().find(bad)?.detail.clone()
-        };
-        let listener = trouble(Part::Listener.label()).map(|detail| {
-            let advice = "see \"Host ports and external IPs\" in deploy/README.md";
-            Finding::problem(CHECK, detail, advice)
-        });
-        let admin = trouble(Part::Admin.label())
-            .map(|detail| Finding::warning(CHECK, detail, "give another --admin-address, or off"));
-        let found: Vec<Finding> = listener.into_iter().chain(admin).collect();
-        if found.is_empty() {
-            return vec![Finding::ok(CHECK, "an agent is running, and has its ports")];
-        }
-        return found;
-    }
-    let admin = examination.admin.map(|address| ("--admin-address", address));
-    let listen = examination.listen;
-    let fixed = (listen.port() != 0).then_some(("--listen-port", listen));
-    let taken: Vec<Finding> = [admin, fixed]
+    let listen = Some(examination.listen).filter(|listen| listen.port() != 0);
+    let told: Vec<(&str, SocketAddr)> = [(ADMIN, examination.admin), (LISTEN, listen)]
         .into_iter()
-        .flatten()
-        .filter_map(|(flag, address)| {
-            let error = TcpListener::bind(address).err()?;
-            Some(Finding::problem(
-                CHECK,
-                format!(
-                    "{flag} {address}: {error}; it is held by {}",
-                    port::holder(address)
-                ),
-                if flag == "--listen-port" {
-                    "leave --listen-port away: a free port is found then, and nobody has to know it"
-                } else {
-                    "give another --admin-address, or off"
-                },
-            ))
-        })
+        .filter_map(|(flag, address)| Some((flag, address?)))
         .collect();
-    if taken.is_empty() {
-        return vec![Finding::ok(CHECK, "free, those that the agent is told to take")];
+    // One that runs already has them.
+    let mut found = match asking::status(&examination.runtime_dir) {
+        Ok(status) => ports_of_agent(&status),
+        Err(_) => taken_ports(&told),
+    };
+    found.extend(
+        told.iter()
+            .filter_map(|(flag, address)| wanted_port(flag, *address)),
+    );
+    if found.is_empty() {
+        let says = if told.is_empty() {
+            "the agent is told to take none: the listener takes a free one that nothing else is known to want"
+        } else {
+            "free, or the agent's, and nothing else is known to want them"
+        };
+        found.push(Finding::ok(PORTS, says));
     }
-    taken
+    found
+}
+
+const PORTS: &str = "ports";
+const ADMIN: &str = "--admin-address";
+const LISTEN: &str = "--listen-port";
+
+/// What to do about a port of that flag.
+fn other_port(flag: &str) -> String {
+    if flag == LISTEN {
+        "leave --listen-port away: a free port is found then, and nobody has to know it".to_owned()
+    } else {
+        format!(
+            "give --admin-address another port, such as {SUGGESTED_ADMIN_PORT}, or off: probes and commands need none"
+        )
+    }
+}
+
+fn ports_of_agent(status: &Status) -> Vec<Finding> {
+    let trouble = |wanted: &str| {
+        let bad = |part: &&PartLine| part.part == wanted && part.condition != "ok";
+        status.parts.iter().find(bad)?.detail.clone()
+    };
+    let listener = trouble(Part::Listener.label()).map(|detail| {
+        let advice = "see \"Host ports and external IPs\" in deploy/README.md";
+        Finding::problem(PORTS, detail, advice)
+    });
+    let admin = trouble(Part::Admin.label()).map(|detail| Finding::warning(PORTS, detail, other_port(ADMIN)));
+    listener.into_iter().chain(admin).collect()
+}
+
+fn taken_ports(told: &[(&str, SocketAddr)]) -> Vec<Finding> {
+    let taken = told.iter().filter_map(|(flag, address)| {
+        let error = TcpListener::bind(address).err()?;
+        let holder = port::holder(*address);
+        let says = format!("{flag} {address}: {error}; it is held by {holder}");
+        Some(Finding::problem(PORTS, says, other_port(flag)))
+    });
+    taken.collect()
+}
+
+/// Warns of a port that other software takes on nodes where it runs.
+fn wanted_port(flag: &str, address: SocketAddr) -> Option<Finding> {
+    let port = address.port();
+    let who = node_ports::wanted_by(port)?;
+    let says = format!(
+        "{flag} takes port {port}, which is also that of {who}: if that runs on this node, one of the two does not start"
+    );
+    Some(Finding::warning(PORTS, says, other_port(flag)))
 }
 
 /// A proxy that is in the way of what must not go through it.
@@ -126,6 +153,21 @@ fn is_exempt(rules: &str, address: Ipv4Addr) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[rstest::rstest]
+    #[case::suggested("127.0.0.1:16925", None)]
+    #[case::a_csi_driver("127.0.0.1:9808", Some("CSI livenessprobe"))]
+    #[case::the_kubelet("0.0.0.0:10250", Some("the kubelet"))]
+    #[case::kube2iam("[::]:8181", Some("kube2iam"))]
+    fn a_port_that_other_software_wants_is_warned_of(#[case] address: &str, #[case] who: Option<&str>) {
+        let found = wanted_port(ADMIN, address.parse().unwrap());
+        let says = found.as_ref().map(|finding| finding.says.as_str());
+        assert_eq!(says.is_some(), who.is_some());
+        assert!(
+            says.unwrap_or_default().contains(who.unwrap_or_default()),
+            "{says:?}"
+        );
+    }
 
     #[test]
     fn a_node_without_syncookies_is_warned_of() {

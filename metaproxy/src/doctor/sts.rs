@@ -151,8 +151,8 @@ fn fared<'a>(asked: impl Iterator<Item = (&'a str, &'a str, &'a CredentialsLine)
     if findings.is_empty() {
         let says = match given.len() {
             0 => "the agent has had none to assume".to_owned(),
-            1 => "the agent has a session of the one that pods ask for".to_owned(),
-            count => format!("the agent has sessions of all {count} that pods ask for"),
+            1 => "the agent has sessions of the one role that pods ask for".to_owned(),
+            count => format!("the agent has sessions of all {count} roles that pods ask for"),
         };
         findings.push(Finding::ok(CHECK, says));
     }
@@ -223,7 +223,10 @@ mod tests {
     fn roles_that_are_given_are_as_they_should_be() {
         let good = line(Some("2026-01-01T00:00:00Z"), None);
         let found = fared([("arn:a", "apps/a", &good), ("arn:b", "apps/b", &good)].into_iter());
-        assert_eq!(found[0].says, "the agent has sessions of all 2 that pods ask for");
+        assert_eq!(
+            found[0].says,
+            "the agent has sessions of all 2 roles that pods ask for"
+        );
         assert_eq!(fared(std::iter::empty())[0].level, Level::Ok);
     }
 }

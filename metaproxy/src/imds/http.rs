@@ -201,13 +201,18 @@ impl<I: Issuer> Http<I> {
         }
         self.measured
             .answered(kind, answer.status().as_u16(), began.elapsed());
-        debug!(
-            pod = %caller.uid,
-            kind = kind.label(),
-            method = shown_method(method),
-            path = %ShownPath(uri.path()),
-            status = answer.status().as_u16(),
-        );
+        // Names are looked up only for a level that shows them.
+        if tracing::enabled!(tracing::Level::DEBUG) {
+            debug!(
+                pod = self.service.pod_name(caller),
+                uid = %caller.uid,
+                kind = kind.label(),
+                method = shown_method(method),
+                path = %ShownPath(uri.path()),
+                status = answer.status().as_u16(),
+                took = ?began.elapsed(),
+            );
+        }
         answer
     }
 }

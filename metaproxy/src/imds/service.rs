@@ -20,7 +20,7 @@ use crate::credentials::{
     Issuer, ObtainError, RecentSession, Session, SessionError, SessionKey, Sessions, paced,
 };
 use crate::measured::RequestKind;
-use crate::pods::{PodUid, Pods};
+use crate::pods::{Known, PodUid, Pods};
 use crate::roles::{Grant, Reason, Rules};
 
 /// Every answer is on its way within this time: two SDKs try once and give up after a second. What is left of it is for getting there.
@@ -150,6 +150,15 @@ impl<I: Issuer> Service<I> {
     /// The way to the node's metadata service.
     pub fn passing(&self) -> &Passing {
         &self.parts.passing
+    }
+
+    /// The pod of a caller, as `namespace/name`.
+    pub fn pod_name(&self, caller: &Caller) -> String {
+        match self.parts.pods.borrow().by_uid(&caller.uid) {
+            Some(Known::Pod(pod)) => pod.to_string(),
+            Some(Known::Ambiguous(_)) => "(several)".to_owned(),
+            None => "(not known yet)".to_owned(),
+        }
     }
 
     /// What a caller's connection keeps of its requests.

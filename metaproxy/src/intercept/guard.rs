@@ -24,6 +24,7 @@ use super::attachment::{AttachError, LOOK, Mended};
 use super::cgroups::{Locator, PodsCgroup};
 use super::link::Link;
 use super::object::{CgroupLinks, ProgramsError};
+use crate::health::Condition;
 
 /// What keeps pods out, in the kernel or on its way there. Dropping it opens the way.
 #[derive(Debug)]
@@ -50,6 +51,19 @@ pub enum GuardState {
         /// How often somebody else has detached it lately.
         mended: u32,
     },
+}
+
+impl GuardState {
+    /// What health makes of it; `waiting` is what it makes of a guard that can't keep pods out.
+    pub fn condition(self, waiting: Condition) -> Condition {
+        match self {
+            Self::Open | Self::Closed { mended: 0 } => Condition::Fine,
+            Self::Closed { mended } => Condition::Degraded(format!(
+                "another program has detached the guard {mended} times; it was attached again"
+            )),
+            Self::Waiting => waiting,
+        }
+    }
 }
 
 impl Guard {
@@ -170,6 +184,17 @@ impl Guard {
         self.guarded.clear();
     }
 
+    /// How it is doing, if it is to be closed or not.
+    pub fn state(&self, closed: bool) -> GuardState {
+        match &self.pods {
+            _ if !closed => GuardState::Open,
+            Some(_) if self.complained.is_none() && self.trouble.is_none() => GuardState::Closed {
+                mended: self.mended.recently(),
+            },
+            _ => GuardState::Waiting,
+        }
+    }
+
     /// Keeps pods out whenever `closed` says so, until it is dropped. It ends only where a part of it has failed.
     pub async fn keep(mut self, mut closed: watch::Receiver<bool>, state: watch::Sender<GuardState>) {
         let mut look = tokio::time::interval(LOOK);
@@ -184,15 +209,10 @@ impl Guard {
                     );
                 }
                 self.complained = complaint;
-                match &self.pods {
-                    Some(_) if self.complained.is_none() && self.trouble.is_none() => GuardState::Closed {
-                        mended: self.mended.recently(),
-                    },
-                    _ => GuardState::Waiting,
-                }
+                self.state(true)
             } else {
                 self.open();
-                GuardState::Open
+                self.state(false)
             };
             state.send_if_modified(|state| std::mem::replace(state, now) != now);
             tokio::select! {

@@ -6,11 +6,10 @@ use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::Path;
 
+use crate::node_ports;
+
 /// The API server's default `--service-node-port-range`; kube-proxy may claim any of it at any time.
 const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
-
-/// The kubelet, kube-proxy, the controller manager and the scheduler listen there, perhaps later than we do.
-const KUBERNETES_PORTS: RangeInclusive<u16> = 10_248..=10_259;
 
 /// Where a free port is looked for first: above what services are usually given by hand.
 const PREFERRED: RangeInclusive<u16> = 10_240..=65_535;
@@ -42,10 +41,12 @@ impl Avoid {
     }
 
     fn contains(&self, port: u16) -> bool {
-        NODE_PORTS.contains(&port)
-            || KUBERNETES_PORTS.contains(&port)
-            || self.single.contains(&port)
-            || self.ephemeral.as_ref().is_some_and(|range| range.contains(&port))
+        self.is_others(port) || self.ephemeral.as_ref().is_some_and(|range| range.contains(&port))
+    }
+
+    /// Whether others have or want it: perhaps later than we do.
+    fn is_others(&self, port: u16) -> bool {
+        NODE_PORTS.contains(&port) || self.single.contains(&port) || node_ports::wanted_by(port).is_some()
     }
 
     /// Ports to try, best first. `start` spreads agents (any number will do). Where nothing is left beside what is to
@@ -58,12 +59,9 @@ impl Avoid {
         let (preferred, low): (Vec<u16>, Vec<u16>) = UNPRIVILEGED
             .filter(|port| !self.contains(*port))
             .partition(|port| PREFERRED.contains(port));
-        let may_be_taken = |port: &u16| {
-            !self.single.contains(port) && !NODE_PORTS.contains(port) && !KUBERNETES_PORTS.contains(port)
-        };
         let last = UNPRIVILEGED
             .filter(|port| self.contains(*port))
-            .filter(may_be_taken)
+            .filter(|port| !self.is_others(*port))
             .collect();
         rotated(preferred).chain(rotated(low)).chain(rotated(last))
     }
@@ -223,6 +221,7 @@ mod tests {
             for port in avoid.candidates(start).take(20_000) {
                 prop_assert!(!(32_768..=60_999).contains(&port) && !(30_000..=32_767).contains(&port));
                 prop_assert!(port != host_port && port >= 1_024);
+                prop_assert!(node_ports::wanted_by(port).is_none(), "{} is somebody's", port);
             }
         }
     }

@@ -150,7 +150,7 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
         "iptables-remove" => values.gone(
             flag,
             "there is nothing to remove. While the agent is away pods are kept from the node's credentials by the guard \
-             (guard.sidecar), which goes with its process too",
+             (guard.placement), and `helm uninstall` takes that away too",
         ),
         "host" => values.gone(flag, "no rule names an address; interception.listenAddresses does, where the node has several"),
         "host-interface" => {

@@ -25,9 +25,9 @@ pub const GRAMMAR: Grammar = Grammar {
 };
 
 /// The old one holds its port as long as both run.
-pub(super) const METRICS: &str = "/metrics is at adminAddress, 127.0.0.1:9808 unless another is set, such as 0.0.0.0:9808 for \
-                                  Prometheus to reach: from elsewhere than the node itself only /metrics, /healthz and \
-                                  /readyz are answered. The old port is free when the old daemon is gone. The metrics' names are \
+pub(super) const METRICS: &str = "/metrics is at adminAddress, which is off unless it is set, such as 0.0.0.0:16925 for Prometheus to \
+                                  reach: from elsewhere than the node itself only /metrics, /healthz and \
+                                  /readyz are answered. podMonitor.enabled sets both up with the Prometheus Operator. The old port is free when the old daemon is gone. The metrics' names are \
                                   in deploy/migration.md";
 
 /// The version that first read globs in a namespace's list (jtblin/kube2iam#104).

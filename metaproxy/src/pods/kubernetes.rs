@@ -17,6 +17,7 @@ use std::time::Duration;
 use futures_util::stream::{Stream, StreamExt as _, select_all};
 use k8s_openapi::api::core::v1;
 use kube::Api;
+use kube::api::ListParams;
 use kube::core::PartialObjectMeta;
 use kube::runtime::watcher;
 use tokio::sync::watch;
@@ -31,7 +32,7 @@ use self::trouble::{Kind, Troubles};
 use super::annotations::trimmed;
 use super::wire::PodObject;
 use super::{Inventory, Namespace, Pod, PodUid, ServiceAccount, Source};
-use crate::apiserver::ApiServer;
+use crate::apiserver::{ApiServer, PATIENCE, within};
 use crate::health::{Condition, Health, Part};
 use crate::heap;
 
@@ -73,6 +74,21 @@ struct Stores {
     pods: Store<PodUid, Pod>,
     namespaces: Store<String, Namespace>,
     service_accounts: Store<(String, String), ServiceAccount>,
+}
+
+/// Some pods of a node, once: for commands, which watch nothing.
+///
+/// # Errors
+/// Where the API server does not say.
+pub async fn pods_of_node(api: &ApiServer, node: &str) -> Result<Vec<Pod>, String> {
+    const ENOUGH: u32 = 100;
+    let params = ListParams::default()
+        .fields(&format!("spec.nodeName={node}"))
+        .limit(ENOUGH);
+    let pods = Api::<PodObject>::all(api.client());
+    let found = within(PATIENCE, pods.list(&params)).await?;
+    let pods = found.items.into_iter().map(Pod::from_api);
+    Ok(pods.filter_map(Result::ok).collect())
 }
 
 impl Watch {

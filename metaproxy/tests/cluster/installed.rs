@@ -1,6 +1,7 @@
 //! What the installation does by itself.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -12,6 +13,7 @@ use crate::common::dial;
 use crate::kit::{
     Cluster, MadeByHand, NAMESPACE, Running, apply, kubectl, node_asks, process, try_kubectl, within,
 };
+use crate::tools::agent_process;
 
 const ROLE: &str = "iam.amazonaws.com/role";
 
@@ -117,7 +119,7 @@ fn static_pods(cluster: &Cluster, pods_netns: &Netns) {
         r#"{"spec":{"template":{"spec":{"nodeSelector":{"metaproxy-test":"nowhere"}}}}}"#,
     ]);
     within(Duration::from_secs(30), "an agent that is gone", || {
-        process("metaproxy").is_none()
+        agent_process().is_none()
     });
     let kubeconfig = std::env::var_os("KUBECONFIG").unwrap();
     let flags = ["--node-name", NODE, "--cgroup", kubepods.to_str().unwrap()];
@@ -244,6 +246,21 @@ pub fn removal(cluster: &Cluster) {
         bpf::ours().is_empty()
     });
     eprintln!("gone after {:.1} s", start.elapsed().as_secs_f64());
+    // As deploy/README.md tells under "Removing it".
+    assert_eq!(
+        pod.role(),
+        node_asks()[0],
+        "the node's role is reached as without metaproxy"
+    );
+    let kubelet = process("kubelet").unwrap();
+    let runtime_dir = PathBuf::from(format!("/proc/{kubelet}/root/run/metaproxy"));
+    let left = std::fs::read_dir(&runtime_dir).unwrap().flatten();
+    let mut left: Vec<String> = left
+        .map(|file| file.file_name().to_string_lossy().into_owned())
+        .collect();
+    left.sort();
+    assert_eq!(left, ["pods.json", "served-since-boot", "token.key"]);
+    std::fs::remove_dir_all(&runtime_dir).unwrap();
     drop(pod);
     let before = without_pods(cluster.network_before());
     let now = || without_pods(&leftovers::snapshot(&Netns::of_this_process().unwrap()).unwrap());

@@ -154,22 +154,30 @@ impl Cluster {
     }
 
     pub fn wait_for_agent(&self, release: &str) {
-        within(Duration::from_secs(60), "an agent that is ready", || {
-            let found = kubectl_json(&[
-                "get",
-                "daemonset",
-                "--namespace",
-                "kube-system",
-                "--selector",
-                &format!("app.kubernetes.io/instance={release}"),
-            ]);
-            let (daemonset, status) = (&found["items"][0], &found["items"][0]["status"]);
-            // Until the controller has seen a change, it tells of the agent before it.
-            status["observedGeneration"] == daemonset["metadata"]["generation"]
-                && status["desiredNumberScheduled"] == 1
-                && status["numberReady"] == 1
-                && status["updatedNumberScheduled"] == 1
-        });
+        within(
+            Duration::from_secs(90),
+            "an agent and a guard that are ready",
+            || {
+                let found = kubectl_json(&[
+                    "get",
+                    "daemonset",
+                    "--namespace",
+                    "kube-system",
+                    "--selector",
+                    &format!("app.kubernetes.io/instance={release}"),
+                ]);
+                let is_ready = |daemonset: &Value| {
+                    let status = &daemonset["status"];
+                    // Until the controller has seen a change, it tells of the pod before it.
+                    status["observedGeneration"] == daemonset["metadata"]["generation"]
+                        && status["desiredNumberScheduled"] == 1
+                        && status["numberReady"] == 1
+                        && status["updatedNumberScheduled"] == 1
+                };
+                let daemonsets = found["items"].as_array().unwrap();
+                daemonsets.len() == 2 && daemonsets.iter().all(is_ready)
+            },
+        );
     }
 
     /// The last that the agents of this cluster said.

@@ -14,6 +14,7 @@ mod common;
 
 mod annotations;
 mod api;
+mod gone;
 mod installed;
 mod kit;
 mod migrated;
@@ -29,7 +30,7 @@ use kit::Cluster;
 
 type Scenario = (&'static str, fn(&Cluster));
 
-const SCENARIOS: [Scenario; 15] = [
+const SCENARIOS: [Scenario; 18] = [
     (
         "pods of every kind get what is theirs",
         installed::every_kind_of_pod,
@@ -52,6 +53,18 @@ const SCENARIOS: [Scenario; 15] = [
     ("the API server is away", outage::away),
     ("a new instance beside the old one", rollout::surge),
     ("the hardened form serves too", rollout::hardened),
+    (
+        "the agent's pod is deleted or replaced, and the guard stays",
+        gone::deleted,
+    ),
+    (
+        "the agent's sandbox is killed, and the guard stays",
+        gone::sandbox_killed,
+    ),
+    (
+        "guard and agent are killed apart, and one of them stays",
+        gone::killed_apart,
+    ),
     (
         "migrated values of kube2iam's and kiam's manifests",
         migrated::values_install,

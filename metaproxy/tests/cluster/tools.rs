@@ -57,13 +57,22 @@ pub fn process(name: &str) -> Option<u32> {
 
 /// The agent's: guards have the same name.
 pub fn agent_process() -> Option<u32> {
+    process_with_command("run")
+}
+
+/// A guard's.
+pub fn guard_process() -> Option<u32> {
+    process_with_command("guard")
+}
+
+fn process_with_command(command: &str) -> Option<u32> {
     processes("metaproxy").find(|pid| {
         let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        words.split('\0').nth(1) == Some("run")
+        words.split('\0').nth(1) == Some(command)
     })
 }
 
-fn processes(name: &str) -> impl Iterator<Item = u32> {
+pub fn processes(name: &str) -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
     entries.filter_map(move |entry| {
         let pid = entry.file_name().to_string_lossy().parse().ok()?;

@@ -55,6 +55,9 @@ pub fn client_binary() -> PathBuf {
     path
 }
 
+/// The admin port that tests give an agent (`--admin-address`); it has none by itself.
+pub const ADMIN: &str = "127.0.0.1:16925";
+
 /// Nothing in the kernel.
 pub const NOTHING: [String; 0] = [];
 
@@ -125,6 +128,32 @@ impl Node {
             self.lab.node().file(),
         )
         .expect("a command")
+    }
+
+    /// What the youngest agent answers on its socket, which needs no port: head and body.
+    pub fn asked(&self, path: &str) -> String {
+        let sockets = std::fs::read_dir(self.lab.runtime_dir()).expect("the runtime directory");
+        let sockets = sockets.flatten().map(|entry| entry.path());
+        let socket = sockets
+            .filter(|path| path.extension().is_some_and(|extension| extension == "sock"))
+            .max_by_key(|path| std::fs::metadata(path).and_then(|file| file.modified()).ok())
+            .expect("an agent's socket");
+        self.curled(&[
+            "--unix-socket",
+            &socket.display().to_string(),
+            &format!("http://localhost{path}"),
+        ])
+    }
+
+    /// What an agent answers on its admin port, where it has [`ADMIN`]: head and body.
+    pub fn asked_at_port(&self, path: &str) -> String {
+        self.curled(&[&format!("http://{ADMIN}{path}")])
+    }
+
+    fn curled(&self, words: &[&str]) -> String {
+        let mut command = self.host_command("curl");
+        let output = command.args(["-s", "-i", "--max-time", "5"]).args(words).output();
+        String::from_utf8_lossy(&output.expect("curl").stdout).into_owned()
     }
 
     /// What a process of the node gets.

@@ -34,6 +34,8 @@ pub struct Behaviour {
     pub denied: BTreeSet<String>,
     /// No token is given for this service account.
     pub gives_no_token: bool,
+    /// A policy limits tokens to STS's audience.
+    pub limits_audiences: bool,
 }
 
 #[derive(Debug)]
@@ -251,7 +253,12 @@ impl Handler for State {
             }
             ("create", "selfsubjectaccessreviews") => review(&behaviour, body),
             ("create", "token") => {
-                self.lock().posted.push((path.clone(), body.clone()));
+                if !query.contains("dryRun=All") {
+                    self.lock().posted.push((path.clone(), body.clone()));
+                }
+                if behaviour.limits_audiences && body["spec"]["audiences"] != json!(["sts.amazonaws.com"]) {
+                    return failed(422, "ValidatingAdmissionPolicy 'metaproxy-tokens' denied request");
+                }
                 if behaviour.gives_no_token {
                     return failed(403, "serviceaccounts \"web\" is forbidden: no tokens today");
                 }
@@ -260,7 +267,14 @@ impl Handler for State {
                 object(Some(&answer))
             }
             _ => {
-                self.lock().posted.push((path.clone(), body.clone()));
+                let mut inner = self.lock();
+                let name = &body["metadata"]["name"];
+                let has_it =
+                    |(of, object): &(String, Value)| *of == path && object["metadata"]["name"] == *name;
+                if name.is_string() && inner.posted.iter().any(has_it) {
+                    return failed(409, &format!("{resource} {name} already exists"));
+                }
+                inner.posted.push((path.clone(), body.clone()));
                 object(Some(&body))
             }
         }

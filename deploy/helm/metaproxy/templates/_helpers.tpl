@@ -34,10 +34,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 {{- end -}}
 {{- end -}}
 
-{{/* Whether a new agent starts beside the old one: maxSurge of DaemonSets is on from 1.22, and two agents cannot have
-one fixed port. */}}
+{{/* maxSurge of DaemonSets is on from 1.22. */}}
+{{- define "metaproxy.canSurge" -}}
+{{- if semverCompare ">=1.22-0" .Capabilities.KubeVersion.Version -}}
+true
+{{- end -}}
+{{- end -}}
+
+{{/* Whether a new agent starts beside the old one: two agents cannot have one fixed port. */}}
 {{- define "metaproxy.surges" -}}
-{{- if and (semverCompare ">=1.22-0" .Capabilities.KubeVersion.Version) (eq (int .Values.interception.listenPort) 0) -}}
+{{- if and (include "metaproxy.canSurge" .) (eq (int .Values.interception.listenPort) 0) -}}
 true
 {{- end -}}
 {{- end -}}
@@ -77,9 +83,71 @@ readOnlyRootFilesystem: true
 {{- end -}}
 {{- end -}}
 
-{{/* The guard's container; none where it is not wanted. */}}
-{{- define "metaproxy.guard" -}}
-{{- if and .Values.guard.sidecar (ne (include "metaproxy.word" .Values.guard.kind) "off") -}}
+{{/* What pods of agent and guard have in common. */}}
+{{- define "metaproxy.pod" -}}
+# The listener is on the node's addresses, the guard at its interfaces, and sockets of the node's namespace are never
+# intercepted. There are no `ports`: with hostNetwork each would be taken as a port of the node.
+hostNetwork: true
+# Not the cluster's DNS, which may itself wait for a pod's role.
+dnsPolicy: Default
+nodeSelector:
+  {{- merge (dict) (default (dict) .Values.nodeSelector) (dict "kubernetes.io/os" "linux") | toYaml | nindent 2 }}
+{{- with .Values.tolerations }}
+tolerations:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.affinity }}
+affinity:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with .Values.image.pullSecrets }}
+imagePullSecrets:
+  {{- range . }}
+  - name: {{ . }}
+  {{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "metaproxy.volumes" -}}
+- name: cgroup
+  hostPath:
+    path: /sys/fs/cgroup
+    type: Directory
+- name: run
+  hostPath:
+    path: {{ .Values.runtimeDir | quote }}
+    type: DirectoryOrCreate
+{{- end -}}
+
+{{/* Where the guard of its own is: daemonset, sidecar or none. */}}
+{{- define "metaproxy.guardPlacement" -}}
+{{- if eq (include "metaproxy.word" .Values.guard.kind) "off" -}}
+none
+{{- else -}}
+{{- .Values.guard.placement -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "metaproxy.guardName" -}}
+{{- printf "%s-guard" (include "metaproxy.fullname" . | trunc 57 | trimSuffix "-") -}}
+{{- end -}}
+
+{{/* Other labels than the agent's, whose selector must not match the guard's pods. */}}
+{{- define "metaproxy.guardSelector" -}}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 57 | trimSuffix "-" }}-guard
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "metaproxy.guardLabels" -}}
+{{ include "metaproxy.guardSelector" . }}
+app.kubernetes.io/component: guard
+app.kubernetes.io/part-of: {{ default .Chart.Name .Values.nameOverride }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+{{- end -}}
+
+{{/* The guard's container. */}}
+{{- define "metaproxy.guardContainer" -}}
 # Keeps pods from the node's metadata service while the agent is away.
 - name: guard
   image: {{ include "metaproxy.image" . }}
@@ -102,13 +170,25 @@ readOnlyRootFilesystem: true
   resources:
     {{- toYaml . | nindent 4 }}
   {{- end }}
+  # Updates wait for it: it is ready when it keeps pods out, or when no agent has served pods since the node booted.
+  readinessProbe:
+    exec:
+      command: [/metaproxy, probe, ready, {{ printf "--runtime-dir=%s" .Values.runtimeDir | quote }}]
+    periodSeconds: 5
+    timeoutSeconds: 2
+  livenessProbe:
+    exec:
+      command: [/metaproxy, probe, live, {{ printf "--runtime-dir=%s" .Values.runtimeDir | quote }}]
+    initialDelaySeconds: 10
+    periodSeconds: 20
+    timeoutSeconds: 10
+    failureThreshold: 6
   volumeMounts:
     - name: cgroup
       mountPath: /host/sys/fs/cgroup
       readOnly: true
     - name: run
       mountPath: {{ .Values.runtimeDir | quote }}
-{{- end -}}
 {{- end -}}
 
 {{/* Whether an admission policy pins what the agent's tokens are for: ValidatingAdmissionPolicy is v1 from 1.30. */}}
@@ -133,17 +213,30 @@ true
 {{- if kindIs "bool" . }}{{ ternary "on" "off" . }}{{ else }}{{ . }}{{ end -}}
 {{- end -}}
 
-{{/* The port of adminAddress. */}}
+{{/* Where metrics are answered: for a PodMonitor at all addresses of the node, where no other is given. */}}
+{{- define "metaproxy.adminAddress" -}}
+{{- if eq (toString .Values.adminAddress) "" -}}
+{{- ternary "0.0.0.0:16925" "off" .Values.podMonitor.enabled -}}
+{{- else -}}
+{{- include "metaproxy.word" .Values.adminAddress -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Its port. */}}
 {{- define "metaproxy.adminPort" -}}
-{{- toString .Values.adminAddress | splitList ":" | last -}}
+{{- include "metaproxy.adminAddress" . | splitList ":" | last -}}
 {{- end -}}
 
 {{- define "metaproxy.check" -}}
 {{- if or (kindIs "invalid" .Values.namespacePolicy) (eq (toString .Values.namespacePolicy) "") -}}
 {{- fail "namespacePolicy must be chosen: `required` (as kiam: a role must be allowed by an annotation of the pod's namespace; without one, no role) or `off` (as kube2iam without --namespace-restrictions: whoever may create a pod may have any role that trusts the node's). values.yaml explains both." -}}
 {{- end -}}
-{{- if and .Values.podMonitor.enabled (or (eq (include "metaproxy.word" .Values.adminAddress) "off") (hasPrefix "127." (toString .Values.adminAddress)) (hasPrefix "[::1]" (toString .Values.adminAddress))) -}}
-{{- fail (printf "podMonitor.enabled needs an adminAddress that Prometheus can reach, such as 0.0.0.0:9808; it is %v" .Values.adminAddress) -}}
+{{- $admin := include "metaproxy.adminAddress" . -}}
+{{- if and .Values.podMonitor.enabled (or (eq $admin "off") (hasPrefix "127." $admin) (hasPrefix "[::1]" $admin)) -}}
+{{- fail (printf "podMonitor.enabled needs an adminAddress that Prometheus can reach, such as 0.0.0.0:16925, which it is where adminAddress is left empty; it is %v" $admin) -}}
+{{- end -}}
+{{- if hasKey .Values.guard "sidecar" -}}
+{{- fail "guard.sidecar is guard.placement now: `daemonset` (the default, which keeps pods out also while the agent's pod is away), `sidecar` or `none`" -}}
 {{- end -}}
 {{- if and .Values.kubeconfig (include "metaproxy.pinsTokens" .) -}}
 {{- fail "kubeconfig says who the agent is in the cluster, and the admission policy is about its service account: set webIdentity.admissionPolicy=false, and limit the tokens of that user by a policy of your own (deploy/README.md, Roles of service accounts)" -}}

@@ -58,6 +58,10 @@ impl fmt::Display for Trouble {
     }
 }
 
+fn tell_recovery(kind: Kind) {
+    info!("watching {} works again", kind.resource());
+}
+
 /// One for each watch at the most.
 #[derive(Debug, Default)]
 pub struct Troubles(Vec<Trouble>);
@@ -96,18 +100,21 @@ impl Troubles {
 
     /// A watch tells something.
     pub fn works(&mut self, kind: Kind) {
+        let before = self.0.len();
         self.0.retain(|trouble| trouble.kind != kind);
+        if self.0.len() < before {
+            tell_recovery(kind);
+        }
     }
 
     /// Drops the troubles of watches that were answered since.
     pub fn recover(&mut self, api: &ApiServer) {
         self.0.retain(|trouble| {
-            let resource = trouble.kind.resource();
             let works = api
-                .answered(resource)
+                .answered(trouble.kind.resource())
                 .is_some_and(|answered| answered > trouble.last);
             if works {
-                info!("watching {resource} works again");
+                tell_recovery(trouble.kind);
             }
             !works
         });

@@ -1,0 +1,169 @@
+//! Tokens of service accounts, tried: the API server runs its whole admission for a request that it carries out only in
+//! appearance (`dryRun=All`), so a policy or a webhook that refuses tokens is found before a pod needs one, and so is a policy that
+//! should refuse some and is not there.
+
+use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
+use k8s_openapi::api::core::v1::ServiceAccount;
+use kube::Api;
+use kube::api::PostParams;
+
+use super::{ApiServer, PATIENCE, words};
+use crate::pods::{Inventory, Known, Mirror, Pod};
+
+/// The shortest life that the API server gives (`MinTokenAgeSec`), in seconds: tokens are used at once.
+const LIFE: i64 = 600;
+
+/// How many pods it is tried for: a policy may be about one of their namespaces only.
+const MAX_SUBJECTS: usize = 3;
+
+/// An audience that no policy of the chart allows.
+const FOREIGN_AUDIENCE: &str = "metaproxy-doctor.invalid";
+
+/// The audience of STS.
+const STS_AUDIENCE: &str = "sts.amazonaws.com";
+
+/// The pod and the service account that a token is for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subject {
+    /// Namespace of both.
+    pub namespace: String,
+    /// The service account.
+    pub service_account: String,
+    /// The pod's name.
+    pub pod: String,
+    /// Its UID.
+    pub uid: String,
+}
+
+impl Subject {
+    fn of(pod: &Pod) -> Option<Self> {
+        // Static pods have no service account.
+        let has_account = matches!(pod.mirror, Mirror::No) && !pod.finished;
+        has_account.then(|| Self {
+            namespace: pod.namespace.clone(),
+            service_account: pod.service_account.clone(),
+            pod: pod.name.clone(),
+            uid: pod.uid.to_string(),
+        })
+    }
+
+    fn request(&self, audience: &str) -> TokenRequest {
+        bound_token_request(audience, &self.pod, &self.uid)
+    }
+}
+
+/// What the agent asks for: a token for one audience, bound to a pod, good for ten minutes.
+pub fn bound_token_request(audience: &str, pod: &str, uid: &str) -> TokenRequest {
+    TokenRequest {
+        spec: TokenRequestSpec {
+            audiences: vec![audience.to_owned()],
+            expiration_seconds: Some(LIFE),
+            bound_object_ref: Some(BoundObjectReference {
+                api_version: Some("v1".to_owned()),
+                kind: Some("Pod".to_owned()),
+                name: Some(pod.to_owned()),
+                uid: Some(uid.to_owned()),
+            }),
+        },
+        ..TokenRequest::default()
+    }
+}
+
+/// What a trial has shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Trial {
+    /// A token would be given.
+    Given,
+    /// None is given, and why.
+    Refused(String),
+    /// It can't be told: there is no pod to try it for, or the API server is away.
+    Unknown,
+}
+
+/// Pods of this node that a token can be tried for, of different namespaces where there are.
+pub fn subjects(pods: &Inventory) -> Vec<Subject> {
+    let all = pods.pods().filter_map(|(_, known)| match known {
+        Known::Pod(pod) => Subject::of(pod),
+        Known::Ambiguous(_) => None,
+    });
+    spread(all.collect())
+}
+
+/// Likewise, of pods that the API server tells of.
+pub fn subjects_among(pods: &[Pod]) -> Vec<Subject> {
+    spread(pods.iter().filter_map(Subject::of).collect())
+}
+
+fn spread(mut all: Vec<Subject>) -> Vec<Subject> {
+    all.sort_by(|one, other| (&one.namespace, &one.pod).cmp(&(&other.namespace, &other.pod)));
+    all.dedup_by(|one, other| one.namespace == other.namespace);
+    all.truncate(MAX_SUBJECTS);
+    all
+}
+
+/// Whether tokens are given as the agent asks for them: to one of these subjects at least.
+pub async fn of_tokens(api: &ApiServer, subjects: &[Subject]) -> Trial {
+    let mut outcome = Trial::Unknown;
+    for subject in subjects {
+        match ask(api, subject, STS_AUDIENCE).await {
+            Trial::Given => return Trial::Given,
+            Trial::Refused(why) => outcome = Trial::Refused(why),
+            Trial::Unknown => {}
+        }
+    }
+    outcome
+}
+
+/// Whether a token for another audience than STS's would be given: such a token is its service account in the cluster, or
+/// elsewhere.
+pub async fn of_foreign_audience(api: &ApiServer, subject: &Subject) -> Trial {
+    ask(api, subject, FOREIGN_AUDIENCE).await
+}
+
+async fn ask(api: &ApiServer, subject: &Subject, audience: &str) -> Trial {
+    let accounts: Api<ServiceAccount> = Api::namespaced(api.client(), &subject.namespace);
+    let params = PostParams {
+        dry_run: true,
+        ..PostParams::default()
+    };
+    let request = subject.request(audience);
+    let answer = accounts.create_token_request(&subject.service_account, &params, &request);
+    match tokio::time::timeout(PATIENCE, answer).await {
+        Ok(Ok(_)) => Trial::Given,
+        // What can't be read was given.
+        Ok(Err(kube::Error::SerdeError(_) | kube::Error::FromUtf8(_))) => Trial::Given,
+        Ok(Err(kube::Error::Api(status))) if matches!(status.code, 400 | 403 | 422) => {
+            Trial::Refused(format!(
+                "service account {}/{}: {}",
+                subject.namespace,
+                subject.service_account,
+                words(&kube::Error::Api(status))
+            ))
+        }
+        // The pod has gone meanwhile, or the API server is away.
+        Ok(Err(_)) | Err(_) => Trial::Unknown,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_is_tried_for_pods_of_several_namespaces() {
+        let of = |namespace: &str, pod: &str| Subject {
+            namespace: namespace.to_owned(),
+            service_account: "web".to_owned(),
+            pod: pod.to_owned(),
+            uid: "u".to_owned(),
+        };
+        let all = vec![
+            of("b", "2"),
+            of("a", "1"),
+            of("b", "1"),
+            of("c", "1"),
+            of("d", "1"),
+        ];
+        assert_eq!(spread(all), [of("a", "1"), of("b", "1"), of("c", "1")]);
+    }
+}

@@ -1,0 +1,40 @@
+//! Errors in one sentence.
+
+use std::error::Error;
+
+/// An error with what caused it, each cause once: many messages of ours hold their cause's already.
+pub fn sentence(error: &(dyn Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use thiserror::Error;
+
+    #[derive(Debug, Error)]
+    #[error("--manifests {0}: {1}")]
+    struct Told(&'static str, #[source] std::io::Error);
+
+    #[derive(Debug, Error)]
+    #[error("it did not start")]
+    struct Untold(#[source] Told);
+
+    #[test]
+    fn each_cause_is_named_once() {
+        let missing = || std::io::Error::other("no such directory");
+        let told = Told("/nosuch", missing());
+        assert_eq!(sentence(&told), "--manifests /nosuch: no such directory");
+        let whole = sentence(&Untold(told));
+        assert_eq!(whole, "it did not start: --manifests /nosuch: no such directory");
+    }
+}

@@ -1,0 +1,100 @@
+//! Text as wide as the terminal that it is shown on.
+
+use std::io::{self, IsTerminal as _};
+
+/// Narrower terminals are taken as this wide.
+const MIN_WIDTH: usize = 40;
+
+/// Indentation of what goes on in the next line, if its column begins too far to the right.
+const INDENT: usize = 4;
+
+/// Breaks lines for the terminal that is standard output; text for files and pipes stays as it is.
+pub fn fitted(text: &str) -> String {
+    if !io::stdout().is_terminal() {
+        return text.to_owned();
+    }
+    match terminal_size::terminal_size() {
+        Some((terminal_size::Width(width), _)) => wrapped(text, usize::from(width)),
+        None => text.to_owned(),
+    }
+}
+
+/// Breaks lines that are longer than `width` characters at blanks; what goes on stands below the last column of its line, which
+/// two blanks or more set off.
+pub fn wrapped(text: &str, width: usize) -> String {
+    let width = width.max(MIN_WIDTH);
+    text.split_inclusive('\n')
+        .map(|line| wrapped_line(line, width))
+        .collect()
+}
+
+fn wrapped_line(line: &str, width: usize) -> String {
+    let (line, end) = line.strip_suffix('\n').map_or((line, ""), |line| (line, "\n"));
+    if line.chars().count() <= width {
+        return format!("{line}{end}");
+    }
+    let column = line.rfind("  ").map_or(0, |at| line[..at + 2].chars().count());
+    let indent = if column > width / 2 { INDENT } else { column };
+    let (mut done, mut rest) = (String::new(), line);
+    loop {
+        let indented = if done.is_empty() { 0 } else { indent };
+        let room = width - indented;
+        // A break before the last column would tear a table apart.
+        let from = if done.is_empty() && column < room {
+            column
+        } else {
+            0
+        };
+        let Some((fits, over)) = split(rest, room, from) else {
+            return format!("{done}{:indented$}{rest}{end}", "");
+        };
+        done = format!("{done}{:indented$}{}\n", "", fits.trim_end());
+        rest = over.trim_start();
+    }
+}
+
+/// The part of a line that fits, and what is left; nothing where all of it fits, or no blank behind `from` allows a break.
+fn split(line: &str, room: usize, from: usize) -> Option<(&str, &str)> {
+    let (over, _) = line.char_indices().nth(room)?;
+    let blanks = || {
+        let characters = line.char_indices().enumerate();
+        characters.filter_map(|(count, (at, character))| (character == ' ').then_some((count, at)))
+    };
+    let fitting = blanks()
+        .filter(|(count, _)| *count > from && *count <= room)
+        .last();
+    // A word that is longer than the line stays whole.
+    let (_, at) = fitting.or_else(|| blanks().find(|(_, at)| *at > over))?;
+    Some(line.split_at(at))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn long_lines_go_on_below_their_last_column() {
+        let text = "because     role app is not permitted in namespace apps: its annotation does not allow it\nshort\n";
+        let want = "because     role app is not permitted in\n            namespace apps: its\n            annotation does not allow it\n\
+                    short\n";
+        assert_eq!(wrapped(text, 40), want);
+    }
+
+    #[test]
+    fn a_column_that_begins_on_the_right_is_indented_little() {
+        let text = "apps/a-pod-with-a-long-name  granted  0 1 2 3 4 5 6 7 8 9 10 11 12\n";
+        let want = "apps/a-pod-with-a-long-name  granted  0\n    1 2 3 4 5 6 7 8 9 10 11 12\n";
+        assert_eq!(wrapped(text, 40), want);
+    }
+
+    proptest! {
+        #[test]
+        fn no_word_is_lost(text in "([a-zä]{1,9} {1,3}){0,30}\n?", width in 0_usize..120) {
+            let wide = wrapped(&text, width);
+            let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+            prop_assert_eq!(words(&wide), words(&text));
+            prop_assert!(wide.lines().all(|line| line.chars().count() <= width.max(MIN_WIDTH) + 9));
+        }
+    }
+}
