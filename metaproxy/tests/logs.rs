@@ -42,6 +42,7 @@ fn no_text_of_a_request_is_in_the_log_at_any_level() {
         format!("/latest/meta-data/iam/security-credentials/{SECRET}"),
         format!("/latest/meta-data/placement/{SECRET}"),
         format!("/latest/meta-data/tags/{SECRET}"),
+        format!("/latest/meta-data/tags/instance/{SECRET}%20{SECRET}"),
         format!("/latest/meta-data/instance-id?token={SECRET}"),
         format!("/latest/%6deta-data/{SECRET}"),
         format!("http://{SECRET}/latest/"),
@@ -53,7 +54,7 @@ fn no_text_of_a_request_is_in_the_log_at_any_level() {
         .map(|(method, target)| [request(method, target, &format!("x-{SECRET}: {SECRET}\r\n"))])
         .collect();
     let answers = exchange(&a, &requests, 1.5);
-    assert_eq!(answers.len(), 9);
+    assert_eq!(answers.len(), 10);
     assert!(
         answers.iter().all(|answer| answer.starts_with("HTTP/1.1 ")),
         "{answers:?}"

@@ -299,25 +299,171 @@ fn a_flood_of_requests_reaches_the_nodes_service_at_a_pace_and_another_pod_is_an
     }
 }
 
+/// What software in the field asks for, with the default list.
+#[test]
+fn agents_and_databases_get_what_they_ask_for() {
+    let Some((node, a, _agent)) = served(Behaviour::default(), &[]) else {
+        return;
+    };
+    let paths = [
+        // Cassandra's and Scylla's snitches, Jitsi, Eureka, Vector, Datadog, Nomad.
+        "public-ipv4",
+        "public-hostname",
+        "ipv6",
+        // fluent-bit, the CloudWatch agent, Telegraf, Vector, Datadog: the list without a slash first.
+        "tags/instance",
+        "tags/instance/",
+        "tags/instance/Name",
+        "tags/instance/Cost%20Center",
+        "tags/instance/iam",
+        "security-groups",
+        "reservation-id",
+        "ami-launch-index",
+        "ami-manifest-path",
+        "ancestor-ami-ids",
+        "kernel-id",
+        "ramdisk-id",
+        "product-codes",
+        "profile",
+        "instance-action",
+        "system",
+    ];
+    let requests = paths.map(|path| [request("GET", &format!("/latest/meta-data/{path}"), "")]);
+    for (path, answer) in paths.iter().zip(exchange(&a, &requests, 2.0)) {
+        let want = format!("of the node: /latest/meta-data/{path}");
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with(&want),
+            "{answer}"
+        );
+    }
+    assert_eq!(node.imds.seen_from_pods(), []);
+}
+
+/// Clients that walk the tree make facts of what stands there.
+#[test]
+fn lists_show_what_a_pod_may_read_and_iam_only_if_it_has_a_role() {
+    let Some((node, a, agent)) = served(Behaviour::default(), &[]) else {
+        return;
+    };
+    let none = node.lab.pod(PodSpec::without_role("none")).unwrap();
+    const LEFT: &str = "ami-id\nhostname\ninstance-id\nplacement/\npublic-ipv4\ntags/";
+    let with_iam = LEFT.replace("instance-id", "iam/\ninstance-id");
+    for (pod, want) in [(&a, with_iam.as_str()), (&none, LEFT)] {
+        for path in [
+            "/latest/meta-data/",
+            "/latest/meta-data",
+            "/2021-07-15/meta-data/",
+        ] {
+            let list = get(pod, path);
+            assert_eq!((list.status, list.body.as_str()), (200, want), "{path}");
+            assert_eq!(list.header("content-type"), Some("text/plain"));
+        }
+    }
+    let head = ask(&a, "HEAD", "/latest/meta-data/", "");
+    let length = head.header("content-length").unwrap();
+    assert_eq!((head.status, length), (200, with_iam.len().to_string().as_str()));
+    assert_eq!(get(&a, "/latest/").body, "dynamic\nmeta-data");
+    assert_eq!(get(&a, "/").body, "1.0\n2021-07-15\nlatest");
+    assert_eq!(get(&a, "/latest/dynamic/instance-identity/").body, "document");
+    // Each entry is there, whoever asks.
+    for (pod, list) in [(&a, with_iam.as_str()), (&none, LEFT)] {
+        for entry in list.lines() {
+            assert_eq!(
+                get(pod, &format!("/latest/meta-data/{entry}")).status,
+                200,
+                "{entry}"
+            );
+        }
+    }
+    // A node without a role says nothing of its pods'.
+    node.imds.behave(Behaviour {
+        has_no_role: true,
+        ..Behaviour::default()
+    });
+    assert_eq!(get(&a, "/latest/meta-data/").body, with_iam);
+    assert_eq!(get(&none, "/latest/meta-data/").body, LEFT);
+    node.imds.behave(Behaviour {
+        takes: Duration::from_secs(5),
+        ..Behaviour::default()
+    });
+    let (answer, took) = timed_exchange(&a, &[[request("GET", "/latest/meta-data/", "")]], 3.0).remove(0);
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && took <= 0.9,
+        "{took} s: {answer}"
+    );
+    drop(agent);
+}
+
+#[rstest]
+#[case::minimal("minimal", &["placement/"])]
+#[case::none("none", &[])]
+#[case::none_and_one_tag("none", &["tags/"])]
+fn less_of_the_node_may_be_passed_through(#[case] pass_through: &str, #[case] list: &[&str]) {
+    let mut flags = vec!["--pass-through", pass_through, "--region", "us-east-1"];
+    if list.contains(&"tags/") {
+        flags.extend(["--allow-path", "tags/instance/Name"]);
+    }
+    let Some((node, a, _agent)) = served(Behaviour::default(), &flags) else {
+        return;
+    };
+    let is_minimal = pass_through == "minimal";
+    let status = |path: &str| get(&a, &format!("/latest/{path}")).status;
+    for path in [
+        "meta-data/placement/region",
+        "meta-data/placement/availability-zone",
+        "dynamic/instance-identity/document",
+    ] {
+        assert_eq!(status(path), if is_minimal { 200 } else { 404 }, "{path}");
+    }
+    for path in [
+        "meta-data/instance-id",
+        "meta-data/mac",
+        "meta-data/tags/instance/iam",
+    ] {
+        assert_eq!(status(path), 404, "{path}");
+    }
+    let has_tag = list.contains(&"tags/");
+    assert_eq!(
+        status("meta-data/tags/instance/Name"),
+        if has_tag { 200 } else { 404 }
+    );
+    let shown = get(&a, "/latest/meta-data/");
+    if list.is_empty() {
+        assert_eq!(shown.status, 404);
+    } else {
+        let entries: Vec<&str> = shown.body.lines().filter(|entry| *entry != "iam/").collect();
+        assert_eq!(entries, list);
+    }
+    // Its role is the pod's own, whatever of the node it sees.
+    assert_eq!(get(&a, LIST).body, "role-a");
+    assert_eq!(get(&a, &format!("{LIST}role-a")).status, 200);
+    assert_eq!(node.imds.seen_from_pods(), []);
+}
+
 #[test]
 fn a_flag_lets_more_through_but_no_secret() {
     let more = [
         "--allow-path",
-        "tags/instance/.*",
+        "dynamic/fws/.*",
         "--allow-path",
-        "meta-data/public-ipv4|user-data.*|iam/.*",
+        "meta-data/new-category|user-data.*|iam/.*",
     ];
     let Some((node, a, _agent)) = served(Behaviour::default(), &more) else {
         return;
     };
-    for path in ["tags/instance/", "tags/instance/Name", "public-ipv4"] {
-        let path = format!("/latest/meta-data/{path}");
+    for path in [
+        "dynamic/fws",
+        "dynamic/fws/",
+        "dynamic/fws/instance-monitoring",
+        "meta-data/new-category",
+    ] {
+        let path = format!("/latest/{path}");
         assert_eq!(get(&a, &path).body, format!("of the node: {path}"));
     }
     for path in [
-        "meta-data/tags",
-        "meta-data/public-ipv4s",
+        "meta-data/new-categorys",
         "user-data",
+        "meta-data/iam/other",
         "meta-data/iam/security-credentials/node",
     ] {
         assert_eq!(get(&a, &format!("/latest/{path}")).status, 404, "{path}");

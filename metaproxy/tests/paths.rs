@@ -72,6 +72,17 @@ fn spellings(path: &str) -> Vec<String> {
         format!("/latest/meta-data/instance-id%00/../../{path}"),
         format!("/latest/meta-data/instance-id%0d%0a%0d%0aGET%20/latest/{path}"),
         format!("/../../latest/{path}"),
+        // Out of the tags of the instance, whose keys may be any text.
+        format!("/latest/meta-data/tags/instance/../../../{path}"),
+        format!("/latest/meta-data/tags/instance/%2e%2e/%2e%2e/%2e%2e/{path}"),
+        format!("/latest/meta-data/tags/instance/x%20y/../../../../{path}"),
+        format!("/latest/meta-data/tags/instance/..;/..;/..;/{path}"),
+        format!("/latest/meta-data/tags/instance/..%5c..%5c..%5c{path}"),
+        format!("/latest/meta-data/tags/instance/..%20/..%20/..%20/{path}"),
+        format!("/latest/meta-data/tags/instance/..%ef%bc%8f..%ef%bc%8f..%ef%bc%8f{path}"),
+        format!("/latest/meta-data/tags/instance/%25252e%25252e%25252f..%2f..%2f{path}"),
+        format!("/latest/meta-data/tags/instance/x%0d%0a%0d%0aGET%20/latest/{path}"),
+        format!("/latest/meta-data/tags/instance%3f/../../../{path}"),
         letters(1),
         letters(2),
         letters(3),
@@ -171,14 +182,28 @@ fn check_recorder(node: &Node) -> Vec<String> {
             continue;
         }
         assert!(method == "GET" || method == "HEAD", "{}", seen.request);
+        let tag = path
+            .splitn(3, '/')
+            .nth(2)
+            .and_then(|path| path.strip_prefix("meta-data/tags/instance/"));
+        let is_known = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~/:=@,+".contains(&byte);
         assert!(
             path.bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || b"-._~/:=@,+".contains(&byte)),
+                .all(|byte| is_known(byte) || tag.is_some() && byte == b'%'),
+            "{path}"
+        );
+        assert!(
+            !path.contains("%5") && !path.contains("%0") && !path.contains("%25"),
             "{path}"
         );
         for part in path.split('/') {
             let part = part.to_lowercase();
-            let is_secret = part.contains("credential") || part == "." || part == "..";
+            assert!(part != "." && part != ".." && !part.contains("..;"), "{path}");
+            // What stands below it is the owner's text.
+            if tag.is_some() {
+                continue;
+            }
+            let is_secret = part.contains("credential");
             let secret = [
                 "iam",
                 "user-data",
@@ -226,7 +251,7 @@ fn no_spelling_of_a_secret_path_reaches_the_nodes_service() {
     let pods = pods(&node);
     let _agent = agent(&node);
     let variants: Vec<String> = SECRETS.iter().flat_map(|secret| spellings(secret)).collect();
-    assert!(variants.len() >= 150 * 4, "{}", variants.len());
+    assert!(variants.len() >= 170 * 4, "{}", variants.len());
     let mut requests = Vec::new();
     for target in &variants {
         for method in METHODS {
@@ -261,6 +286,62 @@ fn no_spelling_of_a_secret_path_reaches_the_nodes_service() {
     }
     let reached = check_recorder(&node);
     println!("{} requests reached the node's service", reached.len());
+}
+
+#[test]
+fn own_paths_are_answered_in_any_spelling_and_pass_nothing_on() {
+    let Some(node) = node() else { return };
+    let [a, _] = pods(&node);
+    let _agent = agent(&node);
+    let own = [
+        ("meta-data/iam/security-credentials/", "role-a"),
+        ("meta-data/iam/security-credentials/role-a", "\"Success\""),
+        (
+            "meta-data/iam/security-credentials-extended/role-a",
+            "\"AccountId\"",
+        ),
+        ("meta-data/iam/info", "instance-profile/role-a"),
+        ("meta-data/iam/", "security-credentials/"),
+    ];
+    let mut requests = Vec::new();
+    let mut wanted = Vec::new();
+    for (path, want) in own {
+        let bare = path.trim_end_matches('/');
+        let plain = format!("/latest/{path}");
+        for target in [
+            format!("/latest/{bare}"),
+            format!("/latest/{bare}/"),
+            format!("/latest/{bare}//"),
+            plain.replace('/', "//"),
+            format!("/latest/./x/../{path}"),
+            format!("/latest/{}", percent(path, |_, c| c == '-')),
+            format!("/latest/{}", percent(path, |_, c| c.is_ascii_alphabetic())),
+            format!("/latest/{}", percent(path, |_, c| c == '/')),
+            format!("{plain}?x=y"),
+        ] {
+            requests.push([request("GET", &target, "")]);
+            wanted.push(want);
+        }
+    }
+    let answers = exchange(&a, &requests, 2.0);
+    assert_eq!(answers.len(), own.len() * 9);
+    for (([sent], want), answer) in requests.iter().zip(&wanted).zip(answers) {
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.contains(want),
+            "{sent:?} got {answer:?}"
+        );
+    }
+    for target in ["/latest/api/token/", "/latest//api/token", "/latest/%61pi/token"] {
+        let ttl = "X-aws-ec2-metadata-token-ttl-seconds: 60\r\n";
+        let answer = exchange(&a, &[[request("PUT", target, ttl)]], 2.0).remove(0);
+        assert!(answer.starts_with("HTTP/1.1 200"), "{target} got {answer:?}");
+    }
+    let passed = check_recorder(&node);
+    assert_eq!(
+        passed.iter().filter(|seen| seen.starts_with("GET")).count(),
+        0,
+        "{passed:?}"
+    );
 }
 
 #[test]

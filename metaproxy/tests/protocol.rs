@@ -223,8 +223,12 @@ fn the_protocol_case_by_case() {
         cases.push((a, "PUT", put(), ttl(bad), bad_ttl()));
     }
     cases.push((a, "PUT", put(), "", bad_ttl()));
-    let twice = "X-aws-ec2-metadata-token-ttl-seconds: 60\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n";
-    cases.push((a, "PUT", put(), twice, bad_ttl()));
+    // Clients that add a header with each retry.
+    let twice: &'static str = ttl("60").repeat(2).leak();
+    cases.push((a, "PUT", put(), twice, issued("60")));
+    let two: &'static str = format!("{}{}", ttl("60"), ttl("61")).leak();
+    cases.push((a, "PUT", put(), two, bad_ttl()));
+    cases.push((a, "PUT", "/latest/api/token/".to_owned(), ttl("60"), issued("60")));
     let forwarded = "X-aws-ec2-metadata-token-ttl-seconds: 60\r\nX-Forwarded-For: 1.2.3.4\r\n";
     cases.push((a, "PUT", put(), forwarded, says(403, "X-Forwarded-For")));
     cases.push((
@@ -260,8 +264,10 @@ fn the_protocol_case_by_case() {
         cases.push((a, "GET", path("instance-id"), bad, says(401, "token")));
         cases.push((a, "GET", "/latest/user-data".to_owned(), bad, says(401, "token")));
     }
-    let both: &'static str = format!("{own_header}{others_header}").leak();
-    cases.push((a, "GET", LIST.to_owned(), both, says(401, "token")));
+    for both in [format!("{own_header}{others_header}"), others_header.repeat(2)] {
+        cases.push((a, "GET", LIST.to_owned(), both.leak(), says(401, "token")));
+    }
+    cases.push((a, "GET", LIST.to_owned(), own_header.repeat(3).leak(), with_ttl()));
 
     // Credentials, at every version.
     for version in ["latest", "1.0", "2009-04-04", "2021-07-15", "2024-04-11"] {
@@ -306,7 +312,35 @@ fn the_protocol_case_by_case() {
             "",
             json(REFUSED),
         ));
-        for other in ["node", "role-b", "ROLE-A", "team", "role-a%20", "role-a?x"] {
+        // As hard-coded by clients of kube2iam, and with a slash by others.
+        for spelling in [
+            "role-a/",
+            "team/role-a",
+            "team/role-a/",
+            "/role-a",
+            "role%2Da",
+            "arn:aws:iam::123456789012:role/team/role-a",
+        ] {
+            let own = iam(&format!("/security-credentials/{spelling}"));
+            cases.push((a, "GET", own, "", json(DOCUMENT)));
+            let own = iam(&format!("/security-credentials-extended/{spelling}"));
+            cases.push((a, "GET", own, "", json(EXTENDED)));
+        }
+        cases.push((a, "GET", iam("/info/"), "", json(INFO)));
+        let with_path = iam("/security-credentials/team/broken/");
+        cases.push((refused, "GET", with_path, "", json(REFUSED)));
+        for other in [
+            "node",
+            "role-b",
+            "ROLE-A",
+            "team",
+            "role-a%20",
+            "am/role-a",
+            "other/role-a",
+            "team/role-a/x",
+            "arn:aws:iam::123456789012:role/role-a",
+            "arn:aws:iam::210987654321:role/team/role-a",
+        ] {
             let other = iam(&format!("/security-credentials/{other}"));
             cases.push((a, "GET", other, "", says(404, "")));
         }
@@ -338,10 +372,24 @@ fn the_protocol_case_by_case() {
             "GET",
             "/latest/user-data".to_owned(),
             "",
-            says(404, "secret"),
+            says(404, "runs as a pod with hostNetwork"),
         ));
-        cases.push((pod, "GET", path("public-ipv4"), "", says(404, "--allow-path")));
-        cases.push((pod, "GET", path("%69am/info"), "", says(404, "plain form")));
+        let signature = "/latest/dynamic/instance-identity/pkcs7".to_owned();
+        cases.push((
+            pod,
+            "GET",
+            signature,
+            "",
+            says(404, "runs as a pod with hostNetwork"),
+        ));
+        cases.push((
+            pod,
+            "GET",
+            path("no-such-category"),
+            "",
+            says(404, "--allow-path"),
+        ));
+        cases.push((pod, "GET", path("%69am/other"), "", says(404, "plain form")));
         cases.push((
             pod,
             "GET",

@@ -106,6 +106,33 @@ fn while_sts_fails_the_pod_is_told_in_time_and_what_is_there_is_served(#[case] b
     assert!(!agent.said().contains("secret-of"), "{}", agent.said());
 }
 
+/// A proxy or a firewall that answers in its place.
+#[rstest]
+#[case::forbidden(403)]
+#[case::bad_gateway(502)]
+fn an_answer_that_is_not_from_sts_is_told_of_by_its_status_and_once(#[case] status: u16) {
+    let Some(node) = node() else { return };
+    node.sts.behave(Behaviour {
+        page: Some(status),
+        ..Behaviour::default()
+    });
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let agent = node.agent();
+    let want = format!("the answer is not from STS: HTTP status {status}, content type text/html");
+    let mut attempts = 0;
+    eventually("STS is tried again and again", || {
+        let (list, document) = in_time(&a, "role-a");
+        assert_eq!((list.status, document.status), (200, 503), "{document:?}");
+        attempts += usize::from(document.body.contains(&want));
+        attempts >= 3 && node.sts.calls().len() >= 6
+    });
+    let said = agent.said();
+    assert_eq!(said.matches("no session: ").count(), 1, "{said}");
+    assert!(said.contains(&want) && !said.contains("Incident"), "{said}");
+    node.sts.behave(Behaviour::default());
+    eventually("and all is well again", || document(&a, "role-a").status == 200);
+}
+
 /// Nobody at all at its address.
 #[test]
 fn an_sts_that_cannot_be_reached_is_told_of_in_time() {

@@ -84,7 +84,7 @@ static SCENE: LazyLock<Scene> = LazyLock::new(|| {
         rules,
         sessions: Sessions::new(OneSession),
         tokens: Tokens::open(dir.path()).unwrap(),
-        paths: Paths::allowing(&[]).unwrap(),
+        paths: Paths::default(),
         // Nobody is there.
         passing: Passing::new(Upstream::new("http://127.0.0.1:1".parse().unwrap())),
         version1,

@@ -9,8 +9,9 @@
 mod head;
 
 use std::path::Path;
+use std::sync::LazyLock;
 
-use metaproxy::imds::path::{Paths, Route};
+use metaproxy::imds::path::{PassThrough, Paths, Route};
 use metaproxy::intercept::cgroups::Naming;
 use metaproxy::pods::manifests::parse;
 use metaproxy::roles::WrittenRole;
@@ -36,10 +37,18 @@ pub fn path(data: &[u8]) {
     let Ok(target) = std::str::from_utf8(data) else {
         return;
     };
-    let paths = Paths::allowing(&["meta-data/.*".to_owned()]).unwrap();
-    if let Route::Node(path) = paths.classify(target) {
+    static PATHS: LazyLock<Paths> =
+        LazyLock::new(|| Paths::new(PassThrough::Default, &["meta-data/.*".to_owned()]).unwrap());
+    if let Route::Node(path) = PATHS.classify(target) {
         let text = path.as_str();
-        let lower = text.to_ascii_lowercase();
+        // What stands below it is the key of a tag, which may be any text.
+        let after_version = text.splitn(3, '/').nth(2).unwrap_or_default();
+        let is_tag = after_version.starts_with("meta-data/tags/instance/");
+        let lower = if is_tag {
+            String::new()
+        } else {
+            text.to_ascii_lowercase()
+        };
         for never in [
             "iam",
             "identity-credentials",
@@ -54,11 +63,12 @@ pub fn path(data: &[u8]) {
             assert!(!is_part, "{target:?} is passed on as {text:?}");
         }
         assert!(text.starts_with('/') && text.is_ascii(), "{text:?}");
-        for part in ["//", "/./", "/../", "%", "\\", "?", "#", "\r", "\n", " "] {
+        let escape = if is_tag { "%5C" } else { "%" };
+        for part in ["//", "/./", "/../", escape, "%0", "\\", "?", "#", "\r", "\n", " "] {
             assert!(!text.contains(part), "{target:?} is passed on as {text:?}");
         }
         assert_eq!(
-            paths.classify(text),
+            PATHS.classify(text),
             Route::Node(path.clone()),
             "normal form is what it is"
         );

@@ -10,6 +10,7 @@ use super::args::{LoggingArgs, PlaceArgs};
 use super::roles::RoleArgs;
 use super::{AdminAddress, ImdsV1, Switch, values};
 use crate::agent::Mode;
+use crate::imds::path::PassThrough;
 use crate::intercept::guard::Choice;
 
 /// `metaproxy run`. Every flag can also be given as `METAPROXY_<FLAG>`.
@@ -129,6 +130,16 @@ pub struct RunArgs {
         help_heading = "Metadata"
     )]
     pub(super) imds_v1: ImdsV1,
+
+    /// How much of the node's metadata pods see, beside what --allow-path adds
+    #[arg(
+        long,
+        env = "METAPROXY_PASS_THROUGH",
+        value_name = "EXTENT",
+        default_value = "default",
+        help_heading = "Metadata"
+    )]
+    pub(super) pass_through: PassThrough,
 
     /// More of the node's metadata for pods: a regular expression for whole paths, with or without /VERSION/meta-data/
     /// before them; repeatable (in the variable: separated by blanks). Never credentials or user-data

@@ -131,6 +131,8 @@ fn defaults_are_those_of_the_contract() {
     assert!(settings.rules.sessions.tags.is_none());
     assert_eq!(settings.version1, crate::imds::Version1::Unknown, "found out");
     assert_eq!(settings.rules.keys.role, "iam.amazonaws.com/role");
+    let is_passed = |path: &str| matches!(settings.paths.classify(path), crate::imds::path::Route::Node(_));
+    assert!(is_passed("/latest/meta-data/public-ipv4") && is_passed("/latest/meta-data/tags/instance"));
     assert_eq!(settings.runtime_dir, PathBuf::from("/run/metaproxy"));
 }
 
@@ -138,6 +140,8 @@ fn defaults_are_those_of_the_contract() {
 #[case(&["--base-role-arn", "arn:aws:iam::12:role/"], "--base-role-arn \"arn:aws:iam::12:role/\": the account of an ARN is 12 digits")]
 #[case(&["--assume-role-arn", "server"], "--assume-role-arn \"server\": it is not a role's ARN")]
 #[case(&["--allow-path", "("], "--allow-path: not a regular expression: ")]
+#[case(&["--allow-path", "latest/meta-data/mac"], "--allow-path: \"latest/meta-data/mac\" matches no path")]
+#[case(&["--allow-path", "mac", "--allow-path", "iam/.*"], "--allow-path: \"iam/.*\" matches only what is never passed through")]
 #[case(&["--cluster-name", "a<b"], "--cluster-name \"a<b\": a session tag has")]
 #[case(&["--imds-endpoint", "https://169.254.169.254"], "--imds-endpoint \"https://169.254.169.254\": not a URL such as")]
 #[case(&["--default-role", "a b"], "--default-role \"a b\": a role's name is")]

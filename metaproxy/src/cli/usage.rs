@@ -100,7 +100,7 @@ pub enum UsageError {
         error: BadEndpoint,
     },
     /// A pattern.
-    #[error("--allow-path: not a regular expression: {0}")]
+    #[error("--allow-path: {0}")]
     AllowPath(BadPattern),
     /// A name that tags can't have.
     #[error(
@@ -142,7 +142,7 @@ impl RunArgs {
             listen_port: self.listen_port,
             rules: Rules { own, ..rules },
             imds: self.imds()?,
-            paths: Paths::allowing(&self.allow_path).map_err(UsageError::AllowPath)?,
+            paths: self.paths()?,
             version1: match self.imds_v1 {
                 ImdsV1::Auto => Version1::Unknown,
                 ImdsV1::Allow => Version1::Allowed,
@@ -159,6 +159,13 @@ impl RunArgs {
             admin: self.admin_address.0,
             runtime_dir: self.runtime_dir.clone(),
         })
+    }
+
+    fn paths(&self) -> Result<Paths, UsageError> {
+        // A variable that is set to nothing is one that is not set.
+        let patterns = self.allow_path.iter().filter(|pattern| !pattern.is_empty());
+        let patterns: Vec<String> = patterns.cloned().collect();
+        Paths::new(self.pass_through, &patterns).map_err(UsageError::AllowPath)
     }
 
     fn guard(&self) -> Result<Choice, UsageError> {

@@ -317,7 +317,40 @@ where
         let message = service.and_then(|error| error.message()).unwrap_or_default();
         return ObtainError::Denied(format!("{code}: {message}"));
     }
-    ObtainError::Unavailable(chain(error))
+    ObtainError::Unavailable(explain(error))
+}
+
+/// Says what failed. What the SDK says of an answer is nothing to show: it has the id of the request, which differs each time,
+/// and nothing of an answer that is not from STS at all.
+fn explain<E>(error: &SdkError<E>) -> String
+where
+    E: ProvideErrorMetadata + Error + 'static,
+{
+    let Some(answer) = error.raw_response() else {
+        return chain(error);
+    };
+    let status = answer.status().as_u16();
+    let service = error.as_service_error();
+    if let Some(code) = service.and_then(|error| error.code()) {
+        let message = service.and_then(|error| error.message()).unwrap_or_default();
+        return format!("STS answered {code} (HTTP status {status}): {message}");
+    }
+    let content_type = answer.headers().get("content-type").unwrap_or_default();
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    if media_type.ends_with("xml") {
+        return format!("STS answered what cannot be read, with HTTP status {status}");
+    }
+    let is_shown = |c: char| c.is_ascii_alphanumeric() || "/+-.".contains(c);
+    let media_type: String = media_type.chars().filter(|c| is_shown(*c)).take(40).collect();
+    let what = if media_type.is_empty() {
+        "no content type".to_owned()
+    } else {
+        format!("content type {media_type}")
+    };
+    format!(
+        "the answer is not from STS: HTTP status {status}, {what}; a proxy or firewall on the way may have sent it (look at \
+         HTTPS_PROXY, NO_PROXY and --sts-endpoint)"
+    )
 }
 
 /// The role that is assumed first was denied, so no call was made.

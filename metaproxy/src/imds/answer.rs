@@ -7,8 +7,10 @@ use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::body::Incoming;
 use hyper::header::{
-    ACCEPT_RANGES, ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, LAST_MODIFIED, RETRY_AFTER, SERVER,
+    ACCEPT_RANGES, ALLOW, CONTENT_LENGTH, CONTENT_TYPE, ETAG, HeaderName, HeaderValue, LAST_MODIFIED,
+    RETRY_AFTER, SERVER,
 };
+use hyper::http::response::Parts;
 use hyper::{Response, StatusCode, Version};
 use ring::digest::{SHA256, digest};
 use serde::Serialize;
@@ -106,6 +108,17 @@ pub fn from_node(response: Response<Incoming>, place: Place) -> Answer {
     // The version is of that hop too; an older one has no way to tell a body that is cut off from a whole one.
     head.version = Version::HTTP_11;
     Response::from_parts(head, Either::Right(Passage::new(body, place)))
+}
+
+/// A list of the node's metadata service, of which a pod is shown this much.
+pub fn list_from_node(mut head: Parts, visible: String) -> Answer {
+    passage::strip(&mut head.headers);
+    // They are those of the whole list.
+    for name in [CONTENT_LENGTH, ETAG] {
+        head.headers.remove(name);
+    }
+    head.version = Version::HTTP_11;
+    Response::from_parts(head, Either::Left(Full::new(visible.into())))
 }
 
 /// A document with which SDKs report a failure: 200, with a `Code` that is not `Success`.

@@ -61,6 +61,16 @@ impl Decided {
             _ => None,
         }
     }
+
+    /// Whether a client asks for its role by this text: by the name, perhaps with the path before it, or by the ARN, as
+    /// kube2iam listed roles that are annotated so.
+    pub fn is_called(&self, wanted: &str) -> bool {
+        match self {
+            Self::Granted { grant, .. } => grant.role.is_called(wanted),
+            Self::Refused { name, .. } => wanted.rsplit('/').next() == Some(name),
+            Self::NoRole(_) | Self::Wait(_) => false,
+        }
+    }
 }
 
 impl From<Decision> for Decided {

@@ -7,8 +7,10 @@ mod share;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http_body_util::{BodyExt as _, Limited};
+use hyper::body::Incoming;
 use hyper::header::CONTENT_LENGTH;
-use hyper::{Method, StatusCode};
+use hyper::{Method, Response, StatusCode};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::debug;
@@ -36,6 +38,9 @@ const NODE_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Requests of the node at once, for pods that start together: with the 100 of the same second at most 750 packets.
 const NODE_BURST: u32 = 50;
+
+/// Longest list that is read, to leave something out of it; real ones have some hundred bytes.
+const MAX_LIST: usize = 64 * 1024;
 
 /// A place on the way, of the pod's and of all.
 pub type Place = [OwnedSemaphorePermit; 2];
@@ -75,6 +80,28 @@ impl Late {
     }
 }
 
+/// Why nothing is passed on.
+#[derive(Debug)]
+enum Failure {
+    Late(Late),
+    TooLong,
+    Upstream(UpstreamError),
+}
+
+impl Failure {
+    fn answer(&self) -> Answer {
+        let unavailable = |sentence: &str| answer::failure(StatusCode::SERVICE_UNAVAILABLE, sentence);
+        match self {
+            Self::Late(late) => unavailable(&late.sentence()),
+            Self::TooLong => answer::failure(
+                StatusCode::BAD_GATEWAY,
+                "What the node's metadata service answers is too long to be passed on.",
+            ),
+            Self::Upstream(error) => unavailable(&format!("At the moment, {error}.")),
+        }
+    }
+}
+
 fn per_second(interval: Duration) -> u128 {
     Duration::from_secs(1).as_nanos() / interval.as_nanos().max(1)
 }
@@ -97,31 +124,62 @@ impl Passing {
 
     /// Metadata of the node, as the node has it; or why not, by the deadline.
     pub async fn pass(&self, uid: &PodUid, method: &Method, path: &NodePath, deadline: Instant) -> Answer {
-        let place = match self.place(uid, deadline).await {
-            Ok(place) => place,
-            Err(late) => return answer::failure(StatusCode::SERVICE_UNAVAILABLE, &late.sentence()),
+        match self.fetch(uid, method, path, deadline).await {
+            Ok((response, place)) => answer::from_node(response, place),
+            Err(failure) => failure.answer(),
+        }
+    }
+
+    /// A list of the node's metadata, as `visible` leaves it; or why not, by the deadline.
+    pub async fn list(
+        &self,
+        uid: &PodUid,
+        path: &NodePath,
+        deadline: Instant,
+        visible: impl FnOnce(&str) -> String,
+    ) -> Answer {
+        let (response, place) = match self.fetch(uid, &Method::GET, path, deadline).await {
+            Ok(fetched) => fetched,
+            Err(failure) => return failure.answer(),
         };
+        if response.status() != StatusCode::OK {
+            return answer::from_node(response, place);
+        }
+        let (head, body) = response.into_parts();
+        let read = Limited::new(body, MAX_LIST).collect();
+        match tokio::time::timeout_at(deadline, read).await {
+            Ok(Ok(body)) => {
+                let entries = String::from_utf8_lossy(&body.to_bytes()).into_owned();
+                answer::list_from_node(head, visible(&entries))
+            }
+            Ok(Err(_)) => Failure::TooLong.answer(),
+            Err(_) => Failure::Upstream(UpstreamError::Slow).answer(),
+        }
+    }
+
+    async fn fetch(
+        &self,
+        uid: &PodUid,
+        method: &Method,
+        path: &NodePath,
+        deadline: Instant,
+    ) -> Result<(Response<Incoming>, Place), Failure> {
+        let place = self.place(uid, deadline).await.map_err(Failure::Late)?;
         let passed = tokio::time::timeout_at(deadline, self.upstream.get(method, path));
         let error = match passed.await {
             Ok(Ok(response)) => {
                 let length = response.headers().get(CONTENT_LENGTH);
                 let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
                 if length.is_none_or(|length| length <= MAX_BODY) {
-                    return answer::from_node(response, place);
+                    return Ok((response, place));
                 }
-                return answer::failure(
-                    StatusCode::BAD_GATEWAY,
-                    "What the node's metadata service answers is too long to be passed on.",
-                );
+                return Err(Failure::TooLong);
             }
             Ok(Err(error)) => error,
             Err(_) => UpstreamError::Slow,
         };
         debug!(path = %ShownPath(path.as_str()), "not passed through: {error}");
-        answer::failure(
-            StatusCode::SERVICE_UNAVAILABLE,
-            &format!("At the moment, {error}."),
-        )
+        Err(Failure::Upstream(error))
     }
 
     /// Waits for the request's turn: first among the pod's own, then among those of all pods.

@@ -1,21 +1,22 @@
 //! What a request asks for, by its path in normal form; and what of the node's metadata pods may see.
 //!
 //! The metadata service tolerates more than one spelling of a path, and attackers try all of them. So a path is brought
-//! into normal form first, and only that is compared, and only that is passed on. What has no normal form is refused,
-//! and so is what is not in it and could mean a secret.
+//! into normal form first, and only that is compared, and only that is passed on. What has no normal form is refused. What
+//! the agent answers itself it answers in any spelling, since nothing is passed on; what is passed on must not be written
+//! as if it could mean a secret.
 
-use std::fmt;
+mod list;
+mod normal;
+mod pattern;
 
-use regex::{Regex, RegexBuilder};
 use thiserror::Error;
 
+pub use self::list::PassThrough;
+use self::list::{Reading, is_of_tags, is_secret, reading_of_allowed};
+use self::normal::{Normal, encoded};
+pub use self::pattern::BadPattern;
+use self::pattern::Pattern;
 use crate::measured::RequestKind;
-
-/// Longest path that is looked at, in bytes.
-const MAX_LENGTH: usize = 2048;
-
-/// How often a path may be percent-encoded over; what is encoded more often is refused.
-const MAX_ENCODINGS: usize = 4;
 
 /// Parts of a path that are never passed through, whatever else allows them: credentials, and what serves as the node
 /// elsewhere. In any letter case.
@@ -28,41 +29,6 @@ pub(crate) const NEVER: [&str; 8] = [
     "pkcs7",
     "rsa2048",
     "signature",
-];
-
-/// Words that a path which is not in normal form must not contain, in any letter case.
-const SMELLS: [&str; 5] = ["iam", "credential", "user-data", "security", "signature"];
-
-/// Passed through by themselves, relative to the version. The listings on the way to what is passed through are here.
-const EXACT: [&str; 18] = [
-    "",
-    "dynamic",
-    "dynamic/instance-identity",
-    "dynamic/instance-identity/document",
-    "meta-data",
-    "meta-data/ami-id",
-    "meta-data/autoscaling",
-    "meta-data/autoscaling/target-lifecycle-state",
-    "meta-data/hostname",
-    "meta-data/instance-id",
-    "meta-data/instance-life-cycle",
-    "meta-data/instance-type",
-    "meta-data/local-hostname",
-    "meta-data/local-ipv4",
-    "meta-data/mac",
-    "meta-data/network",
-    "meta-data/network/interfaces",
-    "meta-data/outpost-arn",
-];
-
-/// Passed through with everything below them, relative to the version.
-const SUBTREES: [&str; 6] = [
-    "meta-data/block-device-mapping",
-    "meta-data/events",
-    "meta-data/network/interfaces/macs",
-    "meta-data/placement",
-    "meta-data/services",
-    "meta-data/spot",
 ];
 
 /// What a request asks for.
@@ -78,7 +44,7 @@ pub enum Route {
     Roles,
     /// The credentials of a role.
     Role {
-        /// As the pod names it.
+        /// As the pod names it, perhaps with its path before it.
         name: String,
         /// Whether by `security-credentials-extended`.
         extended: bool,
@@ -104,12 +70,26 @@ impl Route {
 
 /// A path of the node's metadata that pods may see. Only [`Paths`] makes one, and only it is passed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NodePath(String);
+pub struct NodePath {
+    path: String,
+    is_listing: bool,
+}
 
 impl NodePath {
     /// In normal form, with its first slash.
     pub fn as_str(&self) -> &str {
-        &self.0
+        &self.path
+    }
+
+    /// Whether it is a list from which [`Paths::visible`] leaves something out.
+    pub fn is_listing(&self) -> bool {
+        self.is_listing
+    }
+
+    /// Whether it is the list in which `iam/` stands.
+    pub fn lists_roles(&self) -> bool {
+        let path = self.path.trim_end_matches('/');
+        self.is_listing && path.splitn(3, '/').nth(2) == Some("meta-data")
     }
 }
 
@@ -120,7 +100,10 @@ pub enum Refusal {
     #[error("metaproxy does not serve this path: it is not written in its plain form.")]
     NotPlain,
     /// A secret of the node.
-    #[error("metaproxy does not serve this path: what the node has there is secret from pods.")]
+    #[error(
+        "metaproxy does not serve this path: what the node has there is secret from pods. Software that must read it runs \
+         as a pod with hostNetwork and without a role."
+    )]
     Secret,
     /// Everything else.
     #[error(
@@ -129,33 +112,24 @@ pub enum Refusal {
     NotAllowed,
 }
 
-/// An `--allow-path` that is no regular expression.
-#[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{0}")]
-pub struct BadPattern(String);
-
-/// What pods may see of the node's metadata: the list that everybody has, and what `--allow-path` adds.
+/// What pods may see of the node's metadata: what `--pass-through` names, and what `--allow-path` adds.
 #[derive(Clone, Debug, Default)]
 pub struct Paths {
-    more: Vec<Regex>,
+    pass_through: PassThrough,
+    more: Vec<Pattern>,
 }
 
 impl Paths {
     /// With patterns, each of which must match a path from its beginning to its end: the whole path
     /// (`/latest/meta-data/tags/instance/Name`), the path after the version (`meta-data/tags/instance/Name`), or after
-    /// `meta-data/` (`tags/instance/Name`).
+    /// `meta-data/` (`tags/instance/Name`). A slash at the end of a path does not count. The lists on the way to what a
+    /// pattern matches are passed through too, and show only what may be read.
     ///
     /// # Errors
-    /// Names the pattern that is none.
-    pub fn allowing(patterns: &[String]) -> Result<Self, BadPattern> {
-        let compile = |pattern: &String| {
-            let compile = |pattern: &str| RegexBuilder::new(pattern).size_limit(1 << 20).build();
-            compile(pattern)
-                .and_then(|_| compile(&format!("^(?:{pattern})$")))
-                .map_err(|error| BadPattern(error.to_string()))
-        };
-        let more = patterns.iter().map(compile).collect::<Result<_, _>>()?;
-        Ok(Self { more })
+    /// Names the pattern that is none, or lets nothing through.
+    pub fn new(pass_through: PassThrough, patterns: &[String]) -> Result<Self, BadPattern> {
+        let more = pattern::compile(patterns)?;
+        Ok(Self { pass_through, more })
     }
 
     /// Classifies the path and query of a request target in origin form.
@@ -171,57 +145,113 @@ impl Paths {
         let Some(normal) = Normal::of(path) else {
             return Route::Refused(Refusal::NotPlain);
         };
-        let is_plain = is_bare && normal.to_string() == path;
-        if !is_plain && normal.smells(target) {
+        let segments: Vec<&str> = normal.segments.iter().map(String::as_str).collect();
+        let rest = match segments.split_first() {
+            Some((version, rest)) if is_version(version) => Some(rest),
+            _ => None,
+        };
+        if let Some(own) = rest.and_then(own) {
+            return own;
+        }
+        let written = normal.to_string();
+        let is_plain = is_bare && written == path;
+        if !is_plain && !rest.is_some_and(is_of_tags) && normal.smells(target) {
             return Route::Refused(Refusal::NotPlain);
         }
-        let Some((version, rest)) = normal.segments.split_first() else {
-            return Route::Node(NodePath(normal.to_string()));
+        let reading = match rest {
+            _ if segments.is_empty() => Some(Reading::Listing).filter(|_| self.shows_anything()),
+            Some(rest) if is_secret(rest) => return Route::Refused(Refusal::Secret),
+            Some(rest) => self.reading(&segments.join("/"), &rest.join("/")),
+            None => None,
         };
-        if !is_version(version) {
-            return Route::Refused(Refusal::NotAllowed);
-        }
-        let rest: Vec<&str> = rest.iter().map(String::as_str).collect();
-        match (&rest[..], normal.ends_with_slash) {
-            (["api", "token"], false) => Route::Token,
-            (["meta-data", "iam"], _) => Route::Iam,
-            (["meta-data", "iam", "info"], false) => Route::Info,
-            (
-                [
-                    "meta-data",
-                    "iam",
-                    "security-credentials" | "security-credentials-extended",
-                ],
-                _,
-            ) => Route::Roles,
-            (
-                [
-                    "meta-data",
-                    "iam",
-                    list @ ("security-credentials" | "security-credentials-extended"),
-                    name,
-                ],
-                false,
-            ) => Route::Role {
-                name: (*name).to_owned(),
-                extended: *list == "security-credentials-extended",
-            },
-            _ if rest.iter().copied().any(is_never) => Route::Refused(Refusal::Secret),
-            _ if is_for_everybody(&rest.join("/")) || self.allows_more(&normal.to_string()) => {
-                Route::Node(NodePath(normal.to_string()))
-            }
-            _ => Route::Refused(Refusal::NotAllowed),
+        match reading {
+            Some(reading) => Route::Node(NodePath {
+                path: written,
+                is_listing: reading == Reading::Listing,
+            }),
+            None => Route::Refused(Refusal::NotAllowed),
         }
     }
 
-    fn allows_more(&self, path: &str) -> bool {
-        let after_version = path.splitn(3, '/').nth(2);
-        let after_meta_data = after_version.and_then(|rest| rest.strip_prefix("meta-data/"));
-        let forms = [Some(path), after_version, after_meta_data];
-        self.more
-            .iter()
-            .any(|pattern| forms.iter().flatten().any(|form| pattern.is_match(form)))
+    fn shows_anything(&self) -> bool {
+        self.pass_through != PassThrough::None || !self.more.is_empty()
     }
+
+    /// How a path is passed through, which is given with the version (without slashes around it) and after it.
+    fn reading(&self, path: &str, after_version: &str) -> Option<Reading> {
+        let listed = self.pass_through.reading(after_version);
+        if listed == Some(Reading::Whole) || self.more.is_empty() {
+            return listed;
+        }
+        let allowed = self.allowed_reading(path, after_version);
+        allowed
+            .filter(|allowed| *allowed == Reading::Whole)
+            .or(listed)
+            .or(allowed)
+    }
+
+    /// The same by the patterns alone, which are compared with all forms of a path: whole, after the version, and after
+    /// `meta-data/`.
+    fn allowed_reading(&self, path: &str, after_version: &str) -> Option<Reading> {
+        let whole = format!("/{path}");
+        let after_meta_data = match after_version.strip_prefix("meta-data") {
+            Some("") => Some(""),
+            Some(rest) => rest.strip_prefix('/'),
+            None => None,
+        };
+        let forms: Vec<&str> = [&whole, after_version]
+            .into_iter()
+            .chain(after_meta_data)
+            .collect();
+        let of_patterns = |is_allowed: fn(&Pattern, &str) -> bool| {
+            let mut forms = forms.iter();
+            forms.any(|form| self.more.iter().any(|pattern| is_allowed(pattern, form)))
+        };
+        if of_patterns(|pattern, form| !form.is_empty() && pattern.matches(form)) {
+            return Some(reading_of_allowed(after_version));
+        }
+        of_patterns(|pattern, form| form.is_empty() || pattern.leads_below(form)).then_some(Reading::Listing)
+    }
+
+    /// What a pod may see of a list: the entries that it may read, and `iam/` if it has a role, whatever the node has.
+    pub fn visible(&self, list: &NodePath, entries: &str, has_role: bool) -> String {
+        let list_path = list.path.trim_end_matches('/');
+        let is_visible = |entry: &&str| {
+            let path = format!("{list_path}/{}", encoded(entry));
+            !entry.is_empty() && matches!(self.classify(&path), Route::Node(_))
+        };
+        let mut visible: Vec<&str> = entries.lines().map(str::trim).filter(is_visible).collect();
+        if has_role && list.lists_roles() {
+            let at = visible.partition_point(|entry| *entry < "iam/");
+            visible.insert(at, "iam/");
+        }
+        visible.join("\n")
+    }
+}
+
+/// What the agent answers itself, by the path after the version.
+fn own(rest: &[&str]) -> Option<Route> {
+    let route = match rest {
+        ["api", "token"] => Route::Token,
+        ["meta-data", "iam"] => Route::Iam,
+        ["meta-data", "iam", "info"] => Route::Info,
+        [
+            "meta-data",
+            "iam",
+            list @ ("security-credentials" | "security-credentials-extended"),
+            name @ ..,
+        ] => {
+            if name.is_empty() {
+                return Some(Route::Roles);
+            }
+            Route::Role {
+                name: name.join("/"),
+                extended: *list == "security-credentials-extended",
+            }
+        }
+        _ => return None,
+    };
+    Some(route)
 }
 
 /// What nearly all requests ask for, as all clients spell it; it is nothing else when it is looked at in full.
@@ -234,96 +264,6 @@ fn usual(target: &str) -> Option<Route> {
         name: name.to_owned(),
         extended: false,
     })
-}
-
-fn is_for_everybody(rest: &str) -> bool {
-    let is_in = |tree: &&str| {
-        let below = rest.strip_prefix(*tree);
-        below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
-    };
-    EXACT.contains(&rest) || SUBTREES.iter().any(is_in)
-}
-
-/// A path in normal form: nothing is encoded, empty, `.` or `..`.
-#[derive(Debug)]
-struct Normal {
-    segments: Vec<String>,
-    ends_with_slash: bool,
-}
-
-impl Normal {
-    /// `None` where there is none, or where bytes are in it that no metadata path has.
-    fn of(path: &str) -> Option<Self> {
-        if path.len() > MAX_LENGTH {
-            return None;
-        }
-        let decoded = decoded(path)?;
-        let is_harmless = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:@!$&'()*+,=/".contains(&byte);
-        if !decoded.starts_with('/') || !decoded.bytes().all(is_harmless) {
-            return None;
-        }
-        let mut segments: Vec<&str> = Vec::new();
-        for segment in decoded.split('/') {
-            match segment {
-                "" | "." => {}
-                ".." => {
-                    segments.pop()?;
-                }
-                other => segments.push(other),
-            }
-        }
-        let last = decoded.rsplit('/').next().unwrap_or_default();
-        Some(Self {
-            ends_with_slash: matches!(last, "" | "." | ".."),
-            segments: segments.into_iter().map(str::to_owned).collect(),
-        })
-    }
-
-    /// Whether it, or the target that it was made of, could mean a secret.
-    fn smells(&self, target: &str) -> bool {
-        let texts = [target.to_ascii_lowercase(), self.to_string().to_ascii_lowercase()];
-        texts
-            .iter()
-            .any(|text| SMELLS.iter().any(|word| text.contains(word)))
-            || self.segments.iter().any(|segment| is_never(segment))
-    }
-}
-
-impl fmt::Display for Normal {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for segment in &self.segments {
-            write!(f, "/{segment}")?;
-        }
-        if self.ends_with_slash || self.segments.is_empty() {
-            f.write_str("/")?;
-        }
-        Ok(())
-    }
-}
-
-/// With no percent-encoding left, however often it was encoded over.
-fn decoded(path: &str) -> Option<String> {
-    let mut text = path.as_bytes().to_vec();
-    for _ in 0..=MAX_ENCODINGS {
-        if !text.contains(&b'%') {
-            return String::from_utf8(text).ok();
-        }
-        let mut decoded = Vec::with_capacity(text.len());
-        let mut rest = &text[..];
-        while let Some((byte, after)) = rest.split_first() {
-            if *byte == b'%' {
-                let (digits, after) = after.split_first_chunk::<2>()?;
-                let digits = digits.iter().all(u8::is_ascii_hexdigit).then_some(digits)?;
-                decoded.push(u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?);
-                rest = after;
-            } else {
-                decoded.push(*byte);
-                rest = after;
-            }
-        }
-        text = decoded;
-    }
-    None
 }
 
 /// `latest`, `1.0`, or a date.

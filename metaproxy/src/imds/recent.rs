@@ -137,11 +137,15 @@ pub(super) mod tests {
         rules: watch::Receiver<Arc<Rules>>,
         version1: watch::Receiver<Version1>,
     ) -> Service<ByName> {
-        service_with(Sessions::new(ByName), pods, rules, version1)
+        service_with(Sessions::new(ByName), NOBODY, pods, rules, version1)
     }
 
-    fn service_with(
+    /// Where no metadata service is.
+    const NOBODY: &str = "http://127.0.0.1:1";
+
+    pub(in crate::imds) fn service_with(
         sessions: Sessions<ByName>,
+        imds: &str,
         pods: Pods,
         rules: watch::Receiver<Arc<Rules>>,
         version1: watch::Receiver<Version1>,
@@ -153,7 +157,7 @@ pub(super) mod tests {
             sessions,
             tokens: Tokens::open(dir.path()).unwrap(),
             paths: Paths::default(),
-            passing: Passing::new(Upstream::new("http://127.0.0.1:1".parse().unwrap())),
+            passing: Passing::new(Upstream::new(imds.parse().unwrap())),
             version1,
             told: Arc::new(Told::new(None)),
         })
@@ -181,7 +185,13 @@ pub(super) mod tests {
         let (pods, rules, _) = decisions("one");
         let (_version1, version1) = watch::channel(Version1::Allowed);
         let sessions = Sessions::new(ByName);
-        let service = service_with(sessions.clone(), pods.subscribe(), rules.subscribe(), version1);
+        let service = service_with(
+            sessions.clone(),
+            NOBODY,
+            pods.subscribe(),
+            rules.subscribe(),
+            version1,
+        );
         let caller = caller(UID);
         let mut recent = service.recent(&caller);
         for number in 0..MAX_SESSIONS_AT_ONCE {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use hyper::header::HeaderMap;
+use hyper::header::{HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, StatusCode, Uri};
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -12,7 +12,7 @@ use tracing::warn;
 use super::answer::{self, Answer, TOKEN, TOKEN_TTL};
 use super::decisions::{Decided, Decisions};
 use super::passing::Passing;
-use super::path::{Paths, Route};
+use super::path::{NodePath, Paths, Route};
 use super::recent::Recent;
 use super::token::{MAX_TTL, Tokens};
 use super::told::Told;
@@ -226,9 +226,8 @@ impl<I: Issuer> Service<I> {
     }
 
     fn issue_token(&self, caller: &Caller, headers: &HeaderMap) -> Answer {
-        let mut told = headers.get_all(TOKEN_TTL).iter();
-        let ttl = told.next().filter(|_| told.next().is_none());
-        let ttl = ttl
+        let ttl = the_one(headers, &TOKEN_TTL)
+            .and_then(Result::ok)
             .and_then(|ttl| ttl.to_str().ok())
             .filter(|ttl| ttl.bytes().all(|byte| byte.is_ascii_digit()))
             .and_then(|ttl| ttl.parse::<u64>().ok());
@@ -257,16 +256,13 @@ impl<I: Issuer> Service<I> {
         headers: &HeaderMap,
         version1: Version1,
     ) -> Result<Option<Duration>, Unentitled> {
-        let mut shown = headers.get_all(TOKEN).iter();
-        if let Some(token) = shown.next() {
-            let left = self
-                .parts
-                .tokens
-                .check(&caller.uid, token.as_bytes(), SystemTime::now());
-            return match (left, shown.next()) {
-                (Some(left), None) => Ok(Some(left)),
-                _ => Err(Unentitled::BadToken),
+        if let Some(token) = the_one(headers, &TOKEN) {
+            let check = |token: &HeaderValue| {
+                let tokens = &self.parts.tokens;
+                tokens.check(&caller.uid, token.as_bytes(), SystemTime::now())
             };
+            let left = token.ok().and_then(check);
+            return left.map(Some).ok_or(Unentitled::BadToken);
         }
         match version1 {
             Version1::Allowed => Ok(None),
@@ -326,10 +322,9 @@ impl<I: Issuer> Service<I> {
         match (route, granted) {
             (Route::Iam, _) => Ok(answer::iam_list()),
             (Route::Roles, _) => Ok(answer::role_list(name)),
-            _ if wanted.is_some_and(|wanted| wanted != name) => Ok(answer::failure(
-                StatusCode::NOT_FOUND,
-                &format!("This pod's role is {name}."),
-            )),
+            _ if wanted.is_some_and(|wanted| wanted != name && !decided.is_called(wanted)) => Ok(
+                answer::failure(StatusCode::NOT_FOUND, &format!("This pod's role is {name}.")),
+            ),
             (Route::Info, Ok((grant, ..))) => Ok(answer::info(&grant.role, SystemTime::now())),
             (_, Ok((grant, key, place))) => {
                 match self.parts.sessions.ready(&grant.subject.uid, key, place, recent) {
@@ -343,6 +338,9 @@ impl<I: Issuer> Service<I> {
 
     async fn read(&self, caller: &Caller, method: &Method, route: Route, deadline: Instant) -> Answer {
         let route = match route {
+            Route::Node(path) if path.is_listing() => {
+                return Box::pin(self.list(caller, &path, deadline)).await;
+            }
             Route::Node(path) => {
                 let passing = &self.parts.passing;
                 return Box::pin(passing.pass(&caller.uid, method, &path, deadline)).await;
@@ -374,6 +372,24 @@ impl<I: Issuer> Service<I> {
         }
     }
 
+    /// A list of the node's metadata, with what the pod may read of it.
+    async fn list(&self, caller: &Caller, path: &NodePath, deadline: Instant) -> Answer {
+        let has_role = path.lists_roles()
+            && match &*self.decisions.once_known(caller, deadline).await {
+                Decided::Granted { .. } | Decided::Refused { .. } => true,
+                Decided::NoRole(_) => false,
+                Decided::Wait(reason) => {
+                    let sentence = self.parts.told.tell(&caller.uid, reason);
+                    return answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence);
+                }
+            };
+        let visible = |entries: &str| self.parts.paths.visible(path, entries, has_role);
+        self.parts
+            .passing
+            .list(&caller.uid, path, deadline, visible)
+            .await
+    }
+
     fn credentials(&self, grant: &Grant, obtained: Result<Session, SessionError>, extended: bool) -> Answer {
         let error = match obtained {
             Ok(session) => return answer::credentials(&session, extended),
@@ -393,6 +409,102 @@ impl<I: Issuer> Service<I> {
     }
 }
 
+/// The value of a header; an error where there are several. One that is given again is the same: some clients add it with
+/// each retry.
+fn the_one<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Result<&'a HeaderValue, Several>> {
+    let mut values = headers.get_all(name).iter();
+    let first = values.next()?;
+    let is_one = values.all(|value| value == first);
+    Some(is_one.then_some(first).ok_or(Several))
+}
+
+struct Several;
+
 fn refused(sentence: &str) -> Answer {
     answer::unauthorized(sentence, SystemTime::now())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::imds::decisions::tests::{caller, decisions, inventory};
+    use crate::imds::recent::tests::{ByName, service_with};
+    use http_body_util::BodyExt as _;
+    use rstest::rstest;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
+    const LIST: &str = "ami-id\nhostname\niam/\ninstance-id\npublic-keys/\n";
+
+    /// A metadata service of the node without session tokens, which answers everything with [`LIST`].
+    async fn node() -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut head = [0; 4096];
+                let length = stream.read(&mut head).await.unwrap();
+                let status = if head[..length].starts_with(b"PUT") {
+                    "404 Not Found"
+                } else {
+                    "200 OK"
+                };
+                let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\nETag: \"1\"");
+                let answer = format!("{head}\r\nContent-Length: {}\r\n\r\n{LIST}", LIST.len());
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        });
+        url
+    }
+
+    #[rstest]
+    #[case::with_a_role(Some("app"), StatusCode::OK, "ami-id\nhostname\niam/\ninstance-id")]
+    #[case::whose_role_is_refused(Some("a b"), StatusCode::OK, "ami-id\nhostname\niam/\ninstance-id")]
+    #[case::without_a_role(Some(""), StatusCode::OK, "ami-id\nhostname\ninstance-id")]
+    #[case::that_is_not_known_yet(None, StatusCode::SERVICE_UNAVAILABLE, "not known")]
+    #[tokio::test]
+    async fn a_pod_is_shown_iam_if_it_is_answered_there(
+        #[case] role: Option<&str>,
+        #[case] status: StatusCode,
+        #[case] want: &str,
+    ) {
+        let (pods, rules, _) = decisions("one");
+        pods.send_replace(role.map(inventory).unwrap_or_default());
+        let (_version1, version1) = watch::channel(Version1::Allowed);
+        let sessions = Sessions::new(ByName);
+        let service = service_with(
+            sessions,
+            &node().await,
+            pods.subscribe(),
+            rules.subscribe(),
+            version1,
+        );
+        let answer = service.rehearse(&caller(UID), "/latest/meta-data/").await;
+        assert_eq!(answer.status(), status);
+        assert!(!answer.headers().contains_key("etag"), "that is another list's");
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        if status == StatusCode::OK {
+            assert_eq!(body, want);
+        } else {
+            assert!(body.contains(want), "{body}");
+        }
+    }
+
+    #[rstest]
+    #[case(&[], None)]
+    #[case(&["a"], Some(Some("a")))]
+    #[case(&["a", "a", "a"], Some(Some("a")))]
+    #[case(&["a", "b"], Some(None))]
+    #[case(&["a", "a", ""], Some(None))]
+    fn a_header_that_is_given_again_counts_once(#[case] values: &[&str], #[case] want: Option<Option<&str>>) {
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(TOKEN, value.parse().unwrap());
+        }
+        let one = the_one(&headers, &TOKEN);
+        let one = one.map(|one| one.ok().map(|value| value.to_str().unwrap()));
+        assert_eq!(one, want);
+    }
 }

@@ -50,6 +50,13 @@ impl RoleArn {
         &self.arn[self.name_at..]
     }
 
+    /// Whether this text names it: its name, with as much of the path before it as the text has, or the ARN.
+    pub fn is_called(&self, text: &str) -> bool {
+        let before = self.arn.strip_suffix(text);
+        let is_path_and_name = before.is_some_and(|before| before.ends_with('/')) && !text.is_empty();
+        is_path_and_name || text.parse().is_ok_and(|arn: Self| arn == *self)
+    }
+
     /// `aws`, `aws-cn`, …
     pub fn partition(&self) -> &str {
         self.part(1)

@@ -258,16 +258,26 @@ impl Handler for State {
             Some(path) if behaviour.has_no_role && path.contains("/iam/") => {
                 text(StatusCode::NOT_FOUND, "no role")
             }
-            Some(path) => self.resource(path),
+            Some(path) => self.resource(path, behaviour.has_no_role),
             None => text(StatusCode::METHOD_NOT_ALLOWED, "only GET"),
         }
     }
 }
 
 impl State {
-    fn resource(&self, path: &str) -> Answer {
+    fn resource(&self, path: &str, has_no_role: bool) -> Answer {
         let below = path.splitn(3, '/').nth(2).unwrap_or_default();
+        if let Some(list) = list(below.trim_end_matches('/')) {
+            let list = if has_no_role {
+                list.replace("iam/\n", "")
+            } else {
+                list.to_owned()
+            };
+            return text(StatusCode::OK, &list);
+        }
         match below.strip_prefix("meta-data/").unwrap_or(below) {
+            "" if path == "/" => text(StatusCode::OK, "1.0\n2021-07-15\nlatest"),
+            "" => text(StatusCode::OK, "dynamic\nmeta-data\nuser-data"),
             "placement/region" => text(StatusCode::OK, "us-east-1"),
             "iam/security-credentials/" | "iam/security-credentials-extended/" => {
                 text(StatusCode::OK, NODE_ROLE)
@@ -316,6 +326,18 @@ impl State {
         });
         document.to_string()
     }
+}
+
+/// Lists, by the path after the version.
+fn list(path: &str) -> Option<&'static str> {
+    Some(match path {
+        "meta-data" => {
+            "ami-id\nhostname\niam/\nidentity-credentials/\ninstance-id\nmanaged-ssh-keys/\nplacement/\npublic-ipv4\n\
+             public-keys/\ntags/"
+        }
+        "dynamic/instance-identity" => "document\npkcs7\nrsa2048\nsignature",
+        _ => return None,
+    })
 }
 
 /// A body without length and without end, in pieces of 64 KiB.

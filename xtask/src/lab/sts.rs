@@ -44,6 +44,8 @@ pub struct Behaviour {
     pub takes: Duration,
     /// A status and an error code instead of credentials.
     pub fails: Option<(u16, &'static str)>,
+    /// The page of a proxy instead of an answer, with this status and another id each time.
+    pub page: Option<u16>,
     /// The node's own role may assume itself, which AWS asks the role's trust policy to say.
     pub trusts_itself: bool,
     /// The caller's ARN; a session of the node's role if there is none.
@@ -162,6 +164,9 @@ impl Handler for State {
         if let Some((status, code)) = behaviour.fails {
             return failed(status, code);
         }
+        if let Some(status) = behaviour.page {
+            return page(status, number);
+        }
         let life = behaviour.life.unwrap_or(Duration::from_secs(3600));
         let expiration = behaviour
             .expiration
@@ -211,6 +216,15 @@ fn failed(status: u16, code: &str) -> Answer {
              <RequestId>r</RequestId></ErrorResponse>"
         ),
     )
+}
+
+fn page(status: u16, number: usize) -> Answer {
+    let body = format!("<html><body>Blocked. Incident {number}</body></html>");
+    let mut response = text(StatusCode::from_u16(status).unwrap_or_default(), &body);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/html"));
+    headers.insert("x-amzn-requestid", HeaderValue::from(number));
+    response
 }
 
 fn xml(status: u16, body: &str) -> Answer {

@@ -13,6 +13,9 @@ use crate::sparing::Sparing;
 /// A request that waits longer for an STS call is answered 503, to try again.
 pub(super) const SLOW: Duration = Duration::from_millis(800);
 
+/// A word of a message that has a digit and at least this many characters is taken for an id or a time.
+const MIN_ID: usize = 8;
+
 /// Says it.
 #[derive(Debug)]
 pub(super) struct Said {
@@ -41,7 +44,7 @@ impl Said {
         let Failure { error, attempts, .. } = now;
         // In the words of the answer, and of the event.
         let reason = error.reason(&key.role);
-        let is_news = before.is_none_or(|before| before.error != *error);
+        let is_news = before.is_none_or(|before| !is_same(&before.error, error));
         if is_news && self.failures.may_say() {
             warn!(role = %key.role, session = %key.shape.name, attempts, "no session: {reason}");
         } else {
@@ -91,10 +94,52 @@ impl Said {
     }
 }
 
+/// Whether two failures say the same, but for what differs each time: ids of requests, times.
+fn is_same(one: &ObtainError, other: &ObtainError) -> bool {
+    let lasting = |error: &ObtainError| {
+        let text = error.to_string();
+        let is_id = |word: &&str| word.len() >= MIN_ID && word.bytes().any(|byte| byte.is_ascii_digit());
+        let words: Vec<String> = text
+            .split_whitespace()
+            .filter(|word| !is_id(word))
+            .map(str::to_owned)
+            .collect();
+        words
+    };
+    std::mem::discriminant(one) == std::mem::discriminant(other) && lasting(one) == lasting(other)
+}
+
 fn brief(error: &ObtainError) -> &'static str {
     match error {
         ObtainError::Denied(_) => "STS denied it",
         ObtainError::NoToken(_) => "the API server gave no token",
         ObtainError::Unavailable(_) => "STS could not be asked",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::the_same("down", "down", true)]
+    #[case::another("down", "up", false)]
+    #[case::another_status("HTTP status 403", "HTTP status 502", false)]
+    #[case::another_id("failed (4c1f8a2e-1f7e-4f9b)", "failed (77f00121-0a9c-4e11)", true)]
+    #[case::another_time(
+        "Signature expired: 20261128T212303Z is now earlier than 20261128T212803Z",
+        "Signature expired: 20261128T212404Z is now earlier than 20261128T212904Z",
+        true
+    )]
+    fn a_failure_is_news_unless_only_ids_and_times_differ(
+        #[case] one: &str,
+        #[case] other: &str,
+        #[case] want: bool,
+    ) {
+        let [one, other] = [one, other].map(str::to_owned);
+        let unavailable = ObtainError::Unavailable;
+        assert_eq!(is_same(&unavailable(one.clone()), &unavailable(other)), want);
+        assert!(!is_same(&unavailable(one.clone()), &ObtainError::Denied(one)));
     }
 }

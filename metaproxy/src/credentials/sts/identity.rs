@@ -8,7 +8,7 @@ use aws_sdk_sts::error::{ProvideErrorMetadata as _, SdkError};
 use aws_sdk_sts::operation::get_caller_identity::GetCallerIdentityError;
 use thiserror::Error;
 
-use super::{Sts, chain, classify, seconds};
+use super::{Sts, chain, classify, explain, seconds};
 use crate::credentials::ObtainError;
 use crate::roles::RoleArn;
 use crate::roles::session_name::SessionName;
@@ -47,7 +47,7 @@ impl Sts {
             .get_caller_identity()
             .send()
             .await
-            .map_err(|error| explain(&error))?;
+            .map_err(|error| identity_error(&error))?;
         let arn = identity.arn.filter(|arn| !arn.is_empty());
         arn.ok_or_else(|| IdentityError::Unavailable("it answered without an ARN".to_owned()))
     }
@@ -66,7 +66,7 @@ impl Sts {
     }
 }
 
-fn explain(error: &SdkError<GetCallerIdentityError>) -> IdentityError {
+fn identity_error(error: &SdkError<GetCallerIdentityError>) -> IdentityError {
     if has_no_credentials(error) {
         return IdentityError::NoCredentials(chain(error));
     }
@@ -76,7 +76,7 @@ fn explain(error: &SdkError<GetCallerIdentityError>) -> IdentityError {
             let message = service.and_then(|error| error.message()).unwrap_or_default();
             IdentityError::Refused(format!("{code}: {message}"))
         }
-        _ => IdentityError::Unavailable(chain(error)),
+        _ => IdentityError::Unavailable(explain(error)),
     }
 }
 

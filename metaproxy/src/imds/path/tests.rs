@@ -1,3 +1,6 @@
+use std::sync::LazyLock;
+
+use super::normal::{MAX_ENCODINGS, MAX_LENGTH};
 use super::*;
 use proptest::prelude::*;
 use rstest::rstest;
@@ -12,7 +15,18 @@ fn role(name: &str, extended: bool) -> Route {
 }
 
 fn node(path: &str) -> Route {
-    Route::Node(NodePath(path.to_owned()))
+    let (path, is_listing) = (path.to_owned(), false);
+    Route::Node(NodePath { path, is_listing })
+}
+
+fn listing(path: &str) -> Route {
+    let (path, is_listing) = (path.to_owned(), true);
+    Route::Node(NodePath { path, is_listing })
+}
+
+fn paths(pass_through: PassThrough, patterns: &[&str]) -> Paths {
+    let patterns: Vec<String> = patterns.iter().map(|pattern| (*pattern).to_owned()).collect();
+    Paths::new(pass_through, &patterns).unwrap()
 }
 
 #[rstest]
@@ -27,19 +41,15 @@ fn every_version_is_live(#[case] version: &str) {
     assert_eq!(at("meta-data/iam"), Route::Iam);
     assert_eq!(at("meta-data/iam/"), Route::Iam);
     assert_eq!(at("meta-data/iam/info"), Route::Info);
+    assert_eq!(at("meta-data/iam/info/"), Route::Info);
+    assert_eq!(at("api/token/"), Route::Token);
     for list in ["security-credentials", "security-credentials-extended"] {
         assert_eq!(at(&format!("meta-data/iam/{list}")), Route::Roles);
         assert_eq!(at(&format!("meta-data/iam/{list}/")), Route::Roles);
         let extended = list.ends_with("extended");
         assert_eq!(at(&format!("meta-data/iam/{list}/app")), role("app", extended));
-        assert_eq!(
-            at(&format!("meta-data/iam/{list}/app/")),
-            Route::Refused(Refusal::Secret)
-        );
-        assert_eq!(
-            at(&format!("meta-data/iam/{list}/a/b")),
-            Route::Refused(Refusal::Secret)
-        );
+        assert_eq!(at(&format!("meta-data/iam/{list}/app/")), role("app", extended));
+        assert_eq!(at(&format!("meta-data/iam/{list}/a/b")), role("a/b", extended));
     }
     assert_eq!(
         at("meta-data/instance-id"),
@@ -49,16 +59,8 @@ fn every_version_is_live(#[case] version: &str) {
 }
 
 #[rstest]
-#[case("/")]
-#[case("/latest")]
-#[case("/latest/")]
-#[case("/latest/dynamic/")]
-#[case("/latest/dynamic/instance-identity/")]
 #[case("/latest/dynamic/instance-identity/document")]
-#[case("/latest/meta-data")]
-#[case("/latest/meta-data/")]
 #[case("/latest/meta-data/ami-id")]
-#[case("/latest/meta-data/autoscaling/")]
 #[case("/latest/meta-data/autoscaling/target-lifecycle-state")]
 #[case("/latest/meta-data/block-device-mapping/")]
 #[case("/latest/meta-data/block-device-mapping/ami")]
@@ -69,15 +71,147 @@ fn every_version_is_live(#[case] version: &str) {
 #[case("/latest/meta-data/local-hostname")]
 #[case("/latest/meta-data/local-ipv4")]
 #[case("/latest/meta-data/mac")]
-#[case("/latest/meta-data/network/interfaces/")]
 #[case("/latest/meta-data/network/interfaces/macs/02:29:96:8f:6a:2d/vpc-id")]
 #[case("/latest/meta-data/outpost-arn")]
 #[case("/latest/meta-data/placement/")]
 #[case("/latest/meta-data/placement/availability-zone")]
 #[case("/latest/meta-data/services/partition")]
 #[case("/latest/meta-data/spot/instance-action")]
+#[case("/latest/meta-data/public-ipv4")]
+#[case("/latest/meta-data/public-hostname")]
+#[case("/latest/meta-data/public-ipv6")]
+#[case("/latest/meta-data/ipv6")]
+#[case("/latest/meta-data/security-groups")]
+#[case("/latest/meta-data/reservation-id")]
+#[case("/latest/meta-data/ami-launch-index")]
+#[case("/latest/meta-data/ami-manifest-path")]
+#[case("/latest/meta-data/ancestor-ami-ids")]
+#[case("/latest/meta-data/kernel-id")]
+#[case("/latest/meta-data/ramdisk-id")]
+#[case("/latest/meta-data/product-codes")]
+#[case("/latest/meta-data/profile")]
+#[case("/latest/meta-data/instance-action")]
+#[case("/latest/meta-data/system")]
+#[case("/latest/meta-data/elastic-gpus/associations/elg-0")]
+#[case("/latest/meta-data/elastic-inference/associations/eia-0")]
+#[case("/latest/meta-data/public-ipv4/")]
+#[case("/latest/meta-data/tags/instance")]
+#[case("/latest/meta-data/tags/instance/")]
+#[case("/latest/meta-data/tags/instance/Name")]
 fn what_is_passed_through_is_passed_on_as_it_is(#[case] path: &str) {
     assert_eq!(classify(path), node(path));
+}
+
+#[rstest]
+#[case("/")]
+#[case("/latest")]
+#[case("/latest/")]
+#[case("/latest/dynamic/")]
+#[case("/latest/dynamic/instance-identity/")]
+#[case("/latest/meta-data")]
+#[case("/latest/meta-data/")]
+#[case("/latest/meta-data/autoscaling/")]
+#[case("/latest/meta-data/network/interfaces/")]
+#[case("/latest/meta-data/tags")]
+fn the_lists_on_the_way_there_are_passed_on_to_be_looked_through(#[case] path: &str) {
+    assert_eq!(classify(path), listing(path));
+}
+
+/// A key is what the owner of the instance chose: data, whatever it says.
+#[rstest]
+#[case("iam", "iam")]
+#[case("IAM/", "IAM/")]
+#[case("iam/security-credentials/node", "iam/security-credentials/node")]
+#[case("credential-store", "credential-store")]
+#[case("user-data", "user-data")]
+#[case("Cost%20Center", "Cost%20Center")]
+#[case("Cost%2520Center", "Cost%20Center")]
+#[case("#1%3f", "%231%3F")]
+#[case("100%25", "100%25")]
+#[case("100%", "100%25")]
+#[case("kubernetes.io%2Fcluster%2Flab", "kubernetes.io/cluster/lab")]
+#[case("aws:autoscaling:groupName", "aws:autoscaling:groupName")]
+#[case("Gr%C3%B6%c3%9fe", "Gr%C3%B6%C3%9Fe")]
+#[case("a..b", "a..b")]
+#[case("x;y", "x%3By")]
+fn a_tag_may_have_any_key_and_is_passed_on_in_one_spelling(#[case] key: &str, #[case] passed: &str) {
+    for tags in [
+        "/latest/meta-data/tags/instance/",
+        "/2021-07-15//meta-data/t%61gs/instance/",
+    ] {
+        let version = tags.split('/').nth(1).unwrap();
+        let want = format!("/{version}/meta-data/tags/instance/{passed}");
+        assert_eq!(classify(&format!("{tags}{key}")), node(&want));
+        assert_eq!(classify(&want), node(&want), "and that is its own");
+    }
+}
+
+/// Ways out of the tags, for some server that reads paths otherwise.
+#[rstest]
+#[case("..;/..;/iam/info", Refusal::NotPlain)]
+#[case("..%5c..%5ciam", Refusal::NotPlain)]
+#[case("x%5c..%5ciam", Refusal::NotPlain)]
+#[case("..%20/iam", Refusal::NotPlain)]
+#[case("..\u{ff0f}..\u{ff0f}iam", Refusal::NotPlain)]
+#[case("..%00/iam", Refusal::NotPlain)]
+#[case("x%0d%0aGET%20/", Refusal::NotPlain)]
+#[case("x%09", Refusal::NotPlain)]
+#[case("%ff", Refusal::NotPlain)]
+#[case("%c0%ae%c0%ae/iam", Refusal::NotPlain)]
+#[case("a%20b/../../iam", Refusal::NotPlain)]
+#[case("a%20b/./c", Refusal::NotPlain)]
+#[case("../../user-data", Refusal::NotPlain)]
+#[case("%2e%2e/%2e%2e/identity-credentials/ec2/info", Refusal::NotPlain)]
+#[case("../../../user-data", Refusal::NotPlain)]
+fn no_key_of_a_tag_leads_elsewhere(#[case] key: &str, #[case] why: Refusal) {
+    for paths in [&Paths::default(), &*ALL] {
+        let route = paths.classify(&format!("/latest/meta-data/tags/instance/{key}"));
+        assert_eq!(route, Route::Refused(why));
+    }
+}
+
+/// What is answered by the agent itself is passed on to nobody, so its spelling does not matter.
+#[rstest]
+#[case("/latest/meta-data/iam/security-credentials//app", role("app", false))]
+#[case("//latest//meta-data/iam/security-credentials/app", role("app", false))]
+#[case("/latest/meta-data/./iam/x/../security-credentials/app", role("app", false))]
+#[case(
+    "/latest/meta-data/iam/security%2Dcredentials/my%2Dapp",
+    role("my-app", false)
+)]
+#[case(
+    "/latest/meta-data/iam/security-credentials/a%2Bb%3Dc%2Cd%40e",
+    role("a+b=c,d@e", false)
+)]
+#[case(
+    "/latest/meta-data/iam/security-credentials/a+b=c,d@e",
+    role("a+b=c,d@e", false)
+)]
+#[case("/latest/meta-data/iam/security-credentials/app?x=y", role("app", false))]
+#[case(
+    "/latest/meta-data/iam/security-credentials-extended/a%2fb/",
+    role("a/b", true)
+)]
+#[case("/latest/meta-data/iam/security-credentials/iam/app", role("iam/app", false))]
+#[case(
+    "/latest/meta-data/iam/security-credentials/arn:aws:iam::123456789012:role/app",
+    role("arn:aws:iam::123456789012:role/app", false)
+)]
+#[case("/latest/meta-data//iam/security-credentials/", Route::Roles)]
+#[case("/latest/meta-data/iam/security-credentials//", Route::Roles)]
+#[case("/latest/meta-data/%69am/info", Route::Info)]
+#[case("/latest/meta-data/%2569am/info", Route::Info)]
+#[case("/latest/meta-data/placement/../iam/info", Route::Info)]
+#[case("/latest/meta-data//iam", Route::Iam)]
+#[case("/latest//api/token", Route::Token)]
+#[case("/latest/api/tok%65n/", Route::Token)]
+fn own_paths_are_answered_in_any_spelling(#[case] path: &str, #[case] want: Route) {
+    assert_eq!(classify(path), want);
+    assert_eq!(
+        paths(PassThrough::None, &[]).classify(path),
+        want,
+        "whatever is passed through"
+    );
 }
 
 #[rstest]
@@ -117,21 +251,20 @@ fn another_spelling_of_it_is_passed_on_in_its_plain_form(#[case] path: &str, #[c
 #[case("/latest/meta-data/iam/Security-Credentials/", Refusal::Secret)]
 #[case("/latest/meta-data/iam/security-credentialsx", Refusal::Secret)]
 #[case("/latest/meta-data/placement/iam/x", Refusal::Secret)]
-#[case("/latest/meta-data/tags/instance/Name", Refusal::NotAllowed)]
-#[case("/latest/meta-data/public-ipv4", Refusal::NotAllowed)]
 #[case("/latest/meta-data/placementx", Refusal::NotAllowed)]
+#[case("/latest/meta-data/tags/instances", Refusal::NotAllowed)]
+#[case("/latest/meta-data/tags/iam", Refusal::Secret)]
+#[case("/latest/tags/instance/iam", Refusal::Secret)]
+#[case("/latest/meta-data/tags%20/instance/x", Refusal::NotPlain)]
+#[case("/latest/meta-data/%69am/x", Refusal::NotPlain)]
+#[case("/latest/meta-data//iam/x", Refusal::NotPlain)]
+#[case("/iam/security-credentials/app", Refusal::NotAllowed)]
 #[case("/latest/meta-data/instance-id/x", Refusal::NotAllowed)]
 #[case("/LATEST/meta-data/instance-id", Refusal::NotAllowed)]
 #[case("/latest/Meta-Data/instance-id", Refusal::NotAllowed)]
 #[case("/1.1/meta-data/instance-id", Refusal::NotAllowed)]
 #[case("/20x1-07-15/meta-data/instance-id", Refusal::NotAllowed)]
 #[case("/meta-data/instance-id", Refusal::NotAllowed)]
-#[case("/latest/api/token/", Refusal::NotAllowed)]
-#[case("/latest/meta-data//iam/security-credentials/", Refusal::NotPlain)]
-#[case("/latest/meta-data/iam/security-credentials/app?x", Refusal::NotPlain)]
-#[case("/latest/meta-data/placement/../iam/info", Refusal::NotPlain)]
-#[case("/latest/meta-data/%69am/info", Refusal::NotPlain)]
-#[case("/latest/meta-data/%2569am/info", Refusal::NotPlain)]
 #[case("/latest/meta-data/iam/../instance-id", Refusal::NotPlain)]
 #[case("/latest/meta-data/placement/%2e%2e/user-data", Refusal::NotPlain)]
 #[case("/latest/dynamic/instance-identity/%70kcs7", Refusal::NotPlain)]
@@ -153,11 +286,10 @@ fn another_spelling_of_it_is_passed_on_in_its_plain_form(#[case] path: &str, #[c
 #[case("", Refusal::NotPlain)]
 fn everything_else_is_refused(#[case] path: &str, #[case] why: Refusal) {
     assert_eq!(classify(path), Route::Refused(why));
-    let all = Paths::allowing(&[".*".to_owned()]).unwrap();
     match why {
         Refusal::NotAllowed => {}
         secret => assert_eq!(
-            all.classify(path),
+            ALL.classify(path),
             Route::Refused(secret),
             "whatever --allow-path says"
         ),
@@ -175,39 +307,204 @@ fn what_is_encoded_too_often_or_too_long_is_refused() {
     assert_eq!(classify(&long), Route::Refused(Refusal::NotPlain));
 }
 
+/// The README's examples among them.
 #[rstest]
 #[case("tags/instance/.*", "/latest/meta-data/tags/instance/Name", true)]
+#[case("tags/instance/.*", "/latest/meta-data/tags/instance/Cost%20Center", true)]
+#[case("tags/instance/.*", "/latest/meta-data/tags/instance", true)]
+#[case("tags/instance/.*", "/latest/meta-data/tags/instance/", true)]
+#[case("meta-data/tags/instance/.*", "/1.0/meta-data/tags/instance/Name", true)]
 #[case(
-    "meta-data/tags/instance/Name",
-    "/2021-07-15/meta-data/tags/instance/Name",
+    "/latest/meta-data/tags/instance/.*",
+    "/latest/meta-data/tags/instance/Name",
     true
 )]
+#[case(
+    "/latest/meta-data/tags/instance/.*",
+    "/1.0/meta-data/tags/instance/Name",
+    false
+)]
+#[case(
+    "tags/instance/Cost.Center",
+    "/latest/meta-data/tags/instance/Cost%20Center",
+    true
+)]
+#[case("tags/instance/", "/latest/meta-data/tags/instance", true)]
+#[case("tags/instance", "/latest/meta-data/tags/instance/", true)]
+#[case("tags/instance", "/latest/meta-data/tags/instance/Name", false)]
 #[case("/latest/meta-data/public-ipv4", "/latest/meta-data/public-ipv4", true)]
+#[case("/latest/meta-data/public-ipv4", "/latest/meta-data/public-ipv4/", true)]
 #[case("/latest/meta-data/public-ipv4", "/1.0/meta-data/public-ipv4", false)]
 #[case("public", "/latest/meta-data/public-ipv4", false)]
 #[case("public-ipv4|public-hostname", "/latest/meta-data/public-hostname", true)]
 #[case("public-ipv4|public-hostname", "/latest/meta-data/public-hostname-x", false)]
 #[case("dynamic/fws/.*", "/latest/dynamic/fws/instance-monitoring", true)]
+#[case("dynamic/fws/.*", "/latest/dynamic/fws", true)]
 fn more_may_be_allowed_by_anchored_patterns(
     #[case] pattern: &str,
     #[case] path: &str,
     #[case] allowed: bool,
 ) {
-    let paths = Paths::allowing(&[pattern.to_owned()]).unwrap();
     let want = if allowed {
         node(path)
     } else {
         Route::Refused(Refusal::NotAllowed)
     };
-    assert_eq!(paths.classify(path), want);
+    assert_eq!(paths(PassThrough::None, &[pattern]).classify(path), want);
+}
+
+/// What the README gives as patterns of one thing lets that through, list and entries alike.
+#[test]
+fn the_readmes_patterns_do_what_it_says() {
+    let readme = include_str!("../../../../README.md");
+    let (_, told) = readme.split_once("`--allow-path` adds to that: ").unwrap();
+    let (told, _) = told.split_once("A slash at the end").unwrap();
+    let patterns: Vec<&str> = told.split('`').skip(1).step_by(2).collect();
+    assert_eq!(patterns.len(), 3, "{told}");
+    for pattern in patterns {
+        let paths = paths(PassThrough::None, &[pattern]);
+        for path in [
+            "tags/instance",
+            "tags/instance/",
+            "tags/instance/Name",
+            "tags/instance/Name/",
+        ] {
+            let path = format!("/latest/meta-data/{path}");
+            assert_eq!(paths.classify(&path), node(&path), "{pattern}");
+        }
+    }
+}
+
+#[rstest]
+#[case("tags/instance/Name", &["/", "/latest", "/latest/meta-data/", "/latest/meta-data/tags", "/latest/meta-data/tags/instance/"])]
+#[case("tags/instance/[A-Z].+", &["/latest/meta-data/tags/", "/latest/meta-data/tags/instance"])]
+#[case("dynamic/fws/instance-monitoring", &["/latest/dynamic", "/latest/dynamic/fws/"])]
+#[case(".*", &["/latest/meta-data/", "/latest/dynamic/instance-identity"])]
+fn the_lists_that_lead_to_what_a_pattern_allows_are_looked_through(
+    #[case] pattern: &str,
+    #[case] lists: &[&str],
+) {
+    for list in lists {
+        assert_eq!(paths(PassThrough::None, &[pattern]).classify(list), listing(list));
+    }
+}
+
+#[rstest]
+#[case(PassThrough::Minimal, "/latest/meta-data/placement/region", true)]
+#[case(PassThrough::Minimal, "/latest/meta-data/placement/availability-zone", true)]
+#[case(PassThrough::Minimal, "/latest/dynamic/instance-identity/document", true)]
+#[case(PassThrough::Minimal, "/latest/meta-data/placement/group-name", false)]
+#[case(PassThrough::Minimal, "/latest/meta-data/instance-id", false)]
+#[case(PassThrough::Minimal, "/latest/meta-data/tags/instance/Name", false)]
+#[case(PassThrough::Minimal, "/latest/meta-data/tags", false)]
+#[case(PassThrough::None, "/latest/meta-data/placement/region", false)]
+#[case(PassThrough::None, "/latest/meta-data/", false)]
+#[case(PassThrough::None, "/", false)]
+fn less_may_be_passed_through(#[case] pass_through: PassThrough, #[case] path: &str, #[case] passed: bool) {
+    let want = if passed {
+        node(path)
+    } else {
+        Route::Refused(Refusal::NotAllowed)
+    };
+    assert_eq!(paths(pass_through, &[]).classify(path), want);
 }
 
 #[test]
 fn a_pattern_that_is_none_is_an_error() {
-    for pattern in ["(", "a)|(b", "\\pL{2000}{2000}"] {
-        assert!(Paths::allowing(&[pattern.to_owned()]).is_err(), "{pattern}");
+    for pattern in ["(", "a)|(b", "a{2000}{2000}", "(a|b)*a(a|b){20}"] {
+        let error = Paths::new(PassThrough::Default, &[pattern.to_owned()]).unwrap_err();
+        assert!(matches!(error, BadPattern::Regex(_)), "{pattern}: {error}");
     }
 }
+
+#[rstest]
+#[case::no_version("/meta-data/public-ipv4", false)]
+#[case::no_first_slash("latest/meta-data/public-ipv4", false)]
+#[case::other_version("/v1/meta-data/public-ipv4", false)]
+#[case::url("http://169.254.169.254/latest/meta-data/public-ipv4", false)]
+#[case::blank("public ipv4", false)]
+#[case::encoded("dynamic/fws%2fx", false)]
+#[case::empty_part("dynamic//fws", false)]
+#[case::dots("dynamic/\\.\\./fws", false)]
+#[case::nothing("a$b", false)]
+#[case::empty("", false)]
+#[case::token("api/token", false)]
+#[case::query("placement/region\\?x", false)]
+#[case::roles("iam/.*", true)]
+#[case::whole("/latest/meta-data/iam/.*", true)]
+#[case::user_data("user-data", true)]
+#[case::user_data_of_any_version("/[^/]+/user-data.*", true)]
+#[case::keys("public-keys/0/openssh-key|managed-ssh-keys/.*", true)]
+#[case::signatures("dynamic/instance-identity/(pkcs7|rsa2048|signature)", true)]
+#[case::credentials("identity-credentials/ec2/.*", true)]
+fn a_pattern_that_lets_nothing_through_is_an_error(#[case] pattern: &str, #[case] is_never: bool) {
+    let error = Paths::new(PassThrough::Default, &[pattern.to_owned()]).unwrap_err();
+    let want = if is_never {
+        BadPattern::Never(pattern.to_owned())
+    } else {
+        BadPattern::Nothing(pattern.to_owned())
+    };
+    assert_eq!(error, want);
+}
+
+#[rstest]
+#[case(".*")]
+#[case("user-data|public-ipv4")]
+#[case("/latest/.*")]
+#[case("/.*")]
+#[case("tags/instance/iam")]
+#[case("tags/instance/Cost Center")]
+#[case("/latest/meta-data/tags/instance/.*credential.*")]
+#[case("dynamic/instance-identity/.*")]
+#[case("(?i)PUBLIC-.*")]
+#[case("[a-z-]+")]
+#[case("new-category/.{1,64}")]
+fn a_pattern_that_lets_something_through_is_taken(#[case] pattern: &str) {
+    paths(PassThrough::None, &[pattern]);
+}
+
+const META_DATA: &str = "ami-id\nblock-device-mapping/\nhostname\niam/\nidentity-credentials/\ninstance-id\n\
+    managed-ssh-keys/\nnetwork/\nplacement/\npublic-keys/\nservices/\ntags/";
+
+#[rstest]
+#[case("/latest/meta-data/", PassThrough::Default, &[], META_DATA,
+    "ami-id\nblock-device-mapping/\nhostname\ninstance-id\nnetwork/\nplacement/\nservices/\ntags/")]
+#[case("/latest/meta-data", PassThrough::Minimal, &[], META_DATA, "placement/")]
+#[case("/latest/meta-data/", PassThrough::None, &["tags/instance/Name"], META_DATA, "tags/")]
+#[case("/latest/meta-data/", PassThrough::None, &[".*"], META_DATA,
+    "ami-id\nblock-device-mapping/\nhostname\ninstance-id\nnetwork/\nplacement/\nservices/\ntags/")]
+#[case("/latest/", PassThrough::Default, &[], "dynamic\nmeta-data\nuser-data", "dynamic\nmeta-data")]
+#[case("/", PassThrough::Default, &[], "1.0\n2021-07-15\nlatest\nnewest", "1.0\n2021-07-15\nlatest")]
+#[case("/latest/dynamic/instance-identity/", PassThrough::Default, &[], "document\npkcs7\nrsa2048\nsignature\n", "document")]
+#[case("/latest/meta-data/tags/instance", PassThrough::None, &["tags/instance/Cost.*"],
+    "Cost Center\nName\nCost%41\nCost?\niam", "Cost Center\nCost%41\nCost?")]
+#[case("/latest/meta-data/placement", PassThrough::Minimal, &[], "10.1.2.3 is no entry", "")]
+fn a_list_shows_what_may_be_read(
+    #[case] list: &str,
+    #[case] pass_through: PassThrough,
+    #[case] patterns: &[&str],
+    #[case] entries: &str,
+    #[case] want: &str,
+) {
+    let paths = paths(pass_through, patterns);
+    let Route::Node(list) = paths.classify(list) else {
+        panic!("{list} is refused");
+    };
+    assert!(list.is_listing());
+    assert_eq!(paths.visible(&list, entries, false), want);
+    let with_role = paths.visible(&list, entries, true);
+    let with_role: Vec<&str> = with_role.lines().collect();
+    assert!(with_role.is_sorted() || !list.lists_roles(), "{with_role:?}");
+    let others = with_role.iter().filter(|entry| **entry != "iam/");
+    assert_eq!(others.copied().collect::<Vec<_>>().join("\n"), want);
+    assert_eq!(
+        with_role.contains(&"iam/"),
+        list.as_str().trim_end_matches('/').ends_with("/meta-data")
+    );
+}
+
+/// With everything allowed that a flag can allow.
+static ALL: LazyLock<Paths> = LazyLock::new(|| paths(PassThrough::Default, &[".*"]));
 
 /// Bytes that attackers put into paths, and whole spellings of them.
 fn nasty() -> impl Strategy<Value = String> {
@@ -255,6 +552,10 @@ fn nasty() -> impl Strategy<Value = String> {
         "network",
         "interfaces",
         "macs",
+        "tags",
+        "instance",
+        "meta-data/tags/instance/",
+        "%255c",
         "spot",
         "api",
         "token",
@@ -269,36 +570,34 @@ fn nasty() -> impl Strategy<Value = String> {
 
 /// What must hold of whatever is classified.
 fn check(paths: &Paths, target: &str) -> Result<(), TestCaseError> {
-    match paths.classify(target) {
+    let route = paths.classify(target);
+    match &route {
         Route::Node(passed) => {
             let passed = passed.as_str();
             // What is passed on is what was matched: it is plain, means itself, and is nothing secret.
-            prop_assert_eq!(paths.classify(passed), node(passed));
+            prop_assert_eq!(&paths.classify(passed), &route);
             prop_assert!(passed.bytes().all(|byte| byte.is_ascii_graphic()), "{}", passed);
-            prop_assert!(
-                !passed.contains("//") && !passed.contains(['%', '\\', ';', '?', '#']),
-                "{}",
-                passed
-            );
+            let is_of_tags = passed
+                .splitn(3, '/')
+                .nth(2)
+                .is_some_and(|rest| rest.starts_with("meta-data/tags/instance/"));
+            prop_assert!(!passed.contains("//"), "{}", passed);
+            prop_assert!(is_of_tags || !passed.contains('%'), "{}", passed);
+            prop_assert!(!passed.contains(['\\', ';', '?', '#']), "{}", passed);
             for segment in passed.split('/') {
                 let segment = segment.to_lowercase();
                 prop_assert!(segment != "." && segment != "..", "{}", passed);
                 prop_assert!(
-                    !NEVER.contains(&segment.as_str()) && !segment.contains("credential"),
+                    is_of_tags || !NEVER.contains(&segment.as_str()) && !segment.contains("credential"),
                     "{}",
                     passed
                 );
             }
+            // Whoever decodes it again sees the same.
+            prop_assert!(!passed.contains("%25") || is_of_tags, "{}", passed);
         }
-        // Credentials and tokens are asked for in plain form, or for tokens in one that has it.
-        Route::Role { name, .. } => {
-            let is_plain = target.ends_with(&format!("/{}", name)) && !target.contains('%');
-            prop_assert!(is_plain, "{}", target);
-        }
-        Route::Roles | Route::Iam | Route::Info => {
-            prop_assert!(!target.contains(['%', '?', '\\']), "{}", target);
-        }
-        Route::Token | Route::Refused(_) => {}
+        // Nothing is passed on for these.
+        Route::Role { .. } | Route::Roles | Route::Iam | Route::Info | Route::Token | Route::Refused(_) => {}
     }
     Ok(())
 }
@@ -319,12 +618,12 @@ proptest! {
     #[test]
     fn whatever_is_asked_for_only_what_was_matched_is_passed_on(target in nasty()) {
         check(&Paths::default(), &target)?;
-        check(&Paths::allowing(&[".*".to_owned()]).unwrap(), &target)?;
+        check(&ALL, &target)?;
     }
 
     #[test]
     fn and_so_for_any_text(target in "/?\\PC{0,60}") {
-        check(&Paths::allowing(&[".*".to_owned()]).unwrap(), &target)?;
+        check(&ALL, &target)?;
     }
 
     /// As the HTTP library takes them from a connection.
@@ -333,7 +632,7 @@ proptest! {
         for target in [&b"/"[..], nasty.as_bytes()].map(|start| [start, &bytes].concat()) {
             let Ok(uri) = hyper::Uri::try_from(target) else { continue };
             if let Some(path) = uri.path_and_query() {
-                check(&Paths::allowing(&[".*".to_owned()]).unwrap(), path.as_str())?;
+                check(&ALL, path.as_str())?;
             }
         }
     }
@@ -356,8 +655,8 @@ proptest! {
         for _ in 0..depth {
             target = encode(&target, mask);
         }
-        let route = Paths::allowing(&[".*".to_owned()]).unwrap().classify(&format!("/{target}"));
-        let is_kept = matches!(route, Route::Refused(_) | Route::Role { .. });
+        let route = ALL.classify(&format!("/{target}"));
+        let is_kept = !matches!(route, Route::Node(_));
         prop_assert!(is_kept, "{:?} for {}", route, target);
     }
 }

@@ -162,3 +162,27 @@ proptest! {
         }
     }
 }
+
+#[rstest]
+#[case("app", true)]
+#[case("team/app", true)]
+#[case("base/team/app", true)]
+#[case("arn:aws:iam::123456789012:role/base/team/app", true)]
+#[case("ARN:aws:iam::123456789012:role/base/team/app", true)]
+#[case("", false)]
+#[case("/app", false)]
+#[case("pp", false)]
+#[case("eam/app", false)]
+#[case("other/app", false)]
+#[case("role/base/team/app", false)]
+#[case("app/", false)]
+#[case("App", false)]
+#[case("arn:aws:iam::123456789012:role/app", false)]
+#[case("arn:aws:iam::999999999999:role/base/team/app", false)]
+fn a_role_is_called_by_its_name_with_as_much_path_as_is_given_or_by_its_arn(
+    #[case] text: &str,
+    #[case] is_called: bool,
+) {
+    let role: RoleArn = "arn:aws:iam::123456789012:role/base/team/app".parse().unwrap();
+    assert_eq!(role.is_called(text), is_called);
+}

@@ -131,7 +131,7 @@ impl Stage {
             rules: rules.clone(),
             sessions: sessions.clone(),
             tokens: Tokens::open(dir.path()).unwrap(),
-            paths: Paths::allowing(&[]).unwrap(),
+            paths: Paths::default(),
             passing: Passing::new(Upstream::new("http://127.0.0.1:9".parse().unwrap())),
             version1,
             told: Arc::clone(&told),

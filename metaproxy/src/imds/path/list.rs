@@ -1,0 +1,122 @@
+//! What of the node's metadata is passed through, by name. Paths are those of the EC2 user guide, "Instance metadata
+//! categories", relative to the version.
+
+use super::is_never;
+
+/// `--pass-through`: how much of the node's metadata pods see, beside what `--allow-path` adds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum PassThrough {
+    /// What is no secret: instance, network, placement, tags and events
+    #[default]
+    Default,
+    /// What SDKs need to find their region
+    Minimal,
+    /// Nothing
+    None,
+}
+
+/// How a path is passed through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// As it is.
+    Whole,
+    /// As a list, from which is left out what pods may not read.
+    Listing,
+}
+
+const DEFAULT: [&str; 26] = [
+    "dynamic/instance-identity/document",
+    "meta-data/ami-id",
+    "meta-data/ami-launch-index",
+    "meta-data/ami-manifest-path",
+    "meta-data/ancestor-ami-ids",
+    "meta-data/autoscaling/target-lifecycle-state",
+    "meta-data/hostname",
+    "meta-data/instance-action",
+    "meta-data/instance-id",
+    "meta-data/instance-life-cycle",
+    "meta-data/instance-type",
+    "meta-data/ipv6",
+    "meta-data/kernel-id",
+    "meta-data/local-hostname",
+    "meta-data/local-ipv4",
+    "meta-data/mac",
+    "meta-data/outpost-arn",
+    "meta-data/product-codes",
+    "meta-data/profile",
+    "meta-data/public-hostname",
+    "meta-data/public-ipv4",
+    "meta-data/public-ipv6",
+    "meta-data/ramdisk-id",
+    "meta-data/reservation-id",
+    "meta-data/security-groups",
+    "meta-data/system",
+];
+
+/// With everything below them.
+const DEFAULT_TREES: [&str; 9] = [
+    "meta-data/block-device-mapping",
+    "meta-data/elastic-gpus",
+    "meta-data/elastic-inference",
+    "meta-data/events",
+    "meta-data/network/interfaces/macs",
+    "meta-data/placement",
+    "meta-data/services",
+    "meta-data/spot",
+    TAGS,
+];
+
+/// Go, Java and .NET read the document, JavaScript and Rust the region, Python and C++ the availability zone.
+const MINIMAL: [&str; 3] = [
+    "dynamic/instance-identity/document",
+    "meta-data/placement/availability-zone",
+    "meta-data/placement/region",
+];
+
+/// The tags of the instance, where its owner lets its metadata service show them (`InstanceMetadataTags`). Below it, names
+/// are keys that the owner chose: `iam` is a tag there.
+pub(super) const TAGS: &str = "meta-data/tags/instance";
+
+/// Lists in which a secret stands, whatever pattern matches them.
+const ABOVE_SECRETS: [&str; 3] = ["", "meta-data", "dynamic/instance-identity"];
+
+impl PassThrough {
+    /// How the path after the version (without slashes around it) is passed through; `None` if it is not.
+    pub(super) fn reading(self, path: &str) -> Option<Reading> {
+        let (names, trees): (&[&str], &[&str]) = match self {
+            Self::Default => (&DEFAULT, &DEFAULT_TREES),
+            Self::Minimal => (&MINIMAL, &[]),
+            Self::None => (&[], &[]),
+        };
+        if names.contains(&path) || trees.iter().any(|tree| is_within(path, tree)) {
+            return Some(Reading::Whole);
+        }
+        let mut all = names.iter().chain(trees);
+        all.any(|listed| path.is_empty() || is_within(listed, path))
+            .then_some(Reading::Listing)
+    }
+}
+
+/// How a path that `--allow-path` lets through is passed.
+pub(super) fn reading_of_allowed(path: &str) -> Reading {
+    if ABOVE_SECRETS.contains(&path) {
+        Reading::Listing
+    } else {
+        Reading::Whole
+    }
+}
+
+/// Whether this is a path (after the version) of instance tags, whose names are not looked at.
+pub(super) fn is_of_tags(path: &[&str]) -> bool {
+    matches!(path, ["meta-data", "tags", "instance", ..])
+}
+
+/// Whether it is never passed through.
+pub(super) fn is_secret(path: &[&str]) -> bool {
+    !is_of_tags(path) && path.iter().copied().any(is_never)
+}
+
+fn is_within(path: &str, tree: &str) -> bool {
+    let below = path.strip_prefix(tree);
+    below.is_some_and(|below| below.is_empty() || below.starts_with('/'))
+}
