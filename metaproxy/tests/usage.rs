@@ -185,12 +185,12 @@ fn what_is_skipped_is_named_beside_the_explanations_and_never_turns_the_check_gr
     };
     let (text, status, said) = explained("kind: Widget\nmetadata: { name: w }\n");
     assert_eq!(status, Some(0), "{text}");
-    assert!(said.contains("note: -:5: Widget w was skipped"), "{said}");
+    assert!(said.contains("note: -:4: Widget w was skipped"), "{said}");
     let (text, status, said) =
         explained("kind: Widget\nspec: { podAnnotations: { iam.amazonaws.com/role: app } }\n");
     assert_eq!(status, Some(1), "{text}");
     assert!(
-        said.contains("error: -:5: Widget has iam.amazonaws.com/role"),
+        said.contains("error: -:4: Widget has iam.amazonaws.com/role"),
         "{said}"
     );
     let parsed: serde_json::Value = serde_json::from_str(&text).unwrap();

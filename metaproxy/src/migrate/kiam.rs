@@ -5,7 +5,7 @@ use super::kube2iam::{METRICS, is_off_switch, log_level, session};
 use super::manifest::Workload;
 use super::routes::{Allowed, allowed};
 use super::values::Values;
-use super::versions::{PASSED_ALL, PASSED_NOTHING, Version};
+use super::versions::{PASSED_ALL, Version};
 use super::words::{Flag, Grammar};
 
 pub const GRAMMAR: Grammar = Grammar {
@@ -62,9 +62,25 @@ pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> R
     Ok(())
 }
 
-/// What differs between versions. The oldest counts, as nothing may become looser.
+/// What differs between versions. Of several the one counts that lets nothing become looser.
 fn by_version(workloads: &[Workload], values: &mut Values) {
     let versions: Option<Vec<Version>> = workloads.iter().map(Workload::version).collect();
+    let is_before = |version| {
+        versions
+            .as_ref()
+            .is_some_and(|known| known.iter().all(|one| *one < version))
+    };
+    if !is_before(CLOSED) {
+        values.set(
+            "metadata",
+            "passThrough",
+            "none",
+            "As kiam from 3.0, which passed on only what --allow-route-regexp allows; `minimal` lets SDKs find their region, and \
+             `default` passes on what is no secret",
+        );
+    } else {
+        values.change(PASSED_ALL.0, PASSED_ALL.1.replace("{of}", "kiam"));
+    }
     let Some(oldest) = versions.and_then(|versions| versions.into_iter().min()) else {
         values.change(
             "namespaces",
@@ -73,12 +89,6 @@ fn by_version(workloads: &[Workload], values: &mut Values) {
         );
         return;
     };
-    let (what, how) = if oldest < CLOSED {
-        PASSED_ALL
-    } else {
-        PASSED_NOTHING
-    };
-    values.change(what, how.replace("{of}", "kiam"));
     if oldest < ASKED {
         values.set(
             "",

@@ -3,7 +3,10 @@
 
 use regex_syntax::ast::{Ast, parse::Parser};
 
-use crate::imds::path::NEVER;
+use crate::imds::path::{BadPattern, NEVER, PassThrough, Paths};
+
+const NEVER_PASSED: &str =
+    "what it names is never passed to pods; software that needs it of the node runs in a hostNetwork pod";
 
 /// What comes of one alternative of such a pattern.
 #[derive(Debug, PartialEq, Eq)]
@@ -82,9 +85,7 @@ fn one(part: &str) -> Result<Allowed, String> {
         .chain(&["security-credentials"])
         .any(|word| part.contains(word))
     {
-        return Ok(Allowed::Nothing(
-            "what it names is never passed to pods; software that needs it of the node runs in a hostNetwork pod",
-        ));
+        return Ok(Allowed::Nothing(NEVER_PASSED));
     }
     let starts = part.starts_with('^');
     if has_other_start(&part) || (starts && !part.starts_with("^/")) {
@@ -103,6 +104,14 @@ fn one(part: &str) -> Result<Allowed, String> {
     };
     let after = if ends || core.ends_with(".*") { "" } else { ".*" };
     let whole = format!("{before}{core}{after}");
+    match Paths::new(PassThrough::None, std::slice::from_ref(&whole)) {
+        Ok(_) => {}
+        Err(BadPattern::Nothing(_)) => {
+            return Ok(Allowed::Nothing("it matches no path of the metadata service"));
+        }
+        Err(BadPattern::Never(_)) => return Ok(Allowed::Nothing(NEVER_PASSED)),
+        Err(BadPattern::Regex(problem)) => return Err(problem),
+    }
     let compiled = regex::Regex::new(&format!("^(?:{whole})$")).map_err(|error| error.to_string())?;
     Ok(if SAMPLES.iter().all(|path| compiled.is_match(path)) {
         Allowed::Everything(whole)
@@ -169,6 +178,7 @@ mod tests {
     #[case::never("/latest/user-data")]
     #[case::another_beginning("^meta-data/tags")]
     #[case::a_beginning_inside("x(^meta-data|y)")]
+    #[case::no_path("^/openstack/latest$")]
     fn what_matched_nothing_or_is_never_passed_opens_nothing(#[case] of_kiam: &str) {
         assert!(matches!(
             allowed(of_kiam).unwrap()[..],

@@ -43,18 +43,11 @@ pub const FOR_EVERY_POD: [(&str, &str); 2] = [
     ),
 ];
 
-/// kube2iam and kiam before version 3 passed on every other path.
+/// kube2iam, and kiam before version 3, passed on every other path.
 pub const PASSED_ALL: (&str, &str) = (
     "the node's metadata",
     "{of} passed on every path but security-credentials, user-data among them. Here pods get a list of harmless paths \
      (README, What a pod sees); metadata.allowPaths adds to it, but never user-data",
-);
-
-/// kiam from version 3 passed on what `--allow-route-regexp` allows, by default nothing.
-pub const PASSED_NOTHING: (&str, &str) = (
-    "the node's metadata",
-    "kiam passed on only what --allow-route-regexp allows. Here pods also get a list of harmless paths, such as instance-id \
-     and placement (README, What a pod sees)",
 );
 
 #[cfg(test)]

@@ -174,7 +174,7 @@ fn a_placeholder_is_no_value(#[case] flag: &str, #[case] why: &str) {
     "v3.6",
     "required",
     Some("search"),
-    "kiam passed on only what --allow-route-regexp allows"
+    "As kiam from 3.0, which passed on only what --allow-route-regexp allows"
 )]
 #[case::of_2("v2.8", "required", Some("search"), "kiam passed on every path")]
 #[case::of_4(
@@ -204,6 +204,8 @@ fn what_differs_between_versions_of_kiam_is_said(
     let parsed = parsed(&values);
     assert_eq!(parsed["namespacePolicy"], policy);
     assert_eq!(parsed["roles"]["permittedMatch"].as_str(), matching);
+    let passes_nothing = parsed["metadata"]["passThrough"] == "none";
+    assert_eq!(passes_nothing, !tag.starts_with("v2"), "{values}");
     assert!(sentences(&values).contains(said), "{said} in\n{values}");
 }
 
