@@ -145,6 +145,15 @@ impl Node {
         ])
     }
 
+    /// How often an agent's programs have counted this.
+    pub fn kernel_count(&self, event: &str) -> u64 {
+        let metrics = self.asked("/metrics");
+        let start = format!("metaproxy_kernel_connections_total{{event=\"{event}\"}} ");
+        let value = metrics.lines().find_map(|line| line.strip_prefix(&start));
+        let value = value.unwrap_or_else(|| panic!("no {start} in {metrics}"));
+        value.trim().parse().expect("a count")
+    }
+
     /// What an agent answers on its admin port, where it has [`ADMIN`]: head and body.
     pub fn asked_at_port(&self, path: &str) -> String {
         self.curled(&[&format!("http://{ADMIN}{path}")])
