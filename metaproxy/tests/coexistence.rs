@@ -245,7 +245,7 @@ fn a_process_of_another_contract_is_named_and_takes_its_place_once_it_is_gone(
     assert!(agent.said().contains(&named), "{}", agent.said());
     let mut guard = node.guard(&[]);
     assert_eq!(guard.wait().unwrap().code(), Some(1));
-    assert_eq!(bpf::ours(), NOTHING);
+    assert_eq!(bpf::left_over(), NOTHING);
     drop(held);
     let pod = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let _agent = node.agent();

@@ -37,7 +37,7 @@ fn killed_100_times_at_random_moments(#[case] guarded: bool) {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let before = snapshot(node.lab.node()).unwrap();
-    assert_eq!(bpf::ours(), NOTHING);
+    assert_eq!(bpf::left_over(), NOTHING);
     let mut guard = guarded.then(|| node.closed_guard());
     let of_guard = bpf::ours().len();
     let recorder = Recorder::start(node.lab.aws()).unwrap();

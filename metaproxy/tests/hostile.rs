@@ -321,7 +321,7 @@ fn a_pod_has_one_rate_however_many_containers_it_has() {
     let Some(node) = node() else { return };
     let flags = [
         "--admin-address",
-        "10.200.0.1:9808",
+        "10.200.0.1:16925",
         "--max-connection-rate-per-pod",
         "512",
     ];

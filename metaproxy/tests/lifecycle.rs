@@ -17,7 +17,7 @@ use xtask::lab::{bpf, kill_all_in, remove_cgroup};
 #[test]
 fn what_is_in_the_kernel_is_this_and_goes_with_the_process() {
     let Some(node) = node() else { return };
-    assert_eq!(bpf::ours(), NOTHING);
+    assert_eq!(bpf::left_over(), NOTHING);
     let agent = node.agent();
     let ours = bpf::ours();
     for (kind, count) in [("program", 10), ("link", 9), ("map", 15)] {
@@ -263,7 +263,7 @@ fn bad_usage_is_a_sentence_and_nothing_is_attached(
     let mut agent = Agent::spawn(&node.lab, &node.spec().with(flags)).unwrap();
     assert_eq!(agent.wait().unwrap().code(), Some(code), "{}", agent.said());
     assert!(agent.said().contains(sentence), "{}", agent.said());
-    assert_eq!(bpf::ours(), NOTHING);
+    assert_eq!(bpf::left_over(), NOTHING);
 }
 
 #[test]

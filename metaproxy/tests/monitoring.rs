@@ -14,11 +14,14 @@ use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use common::deployed::{alert_rules, deploy};
-use common::sessions::ROLE;
+use common::sessions::{ROLE, document_is_good};
 use common::{ADMIN, Node, agent_binary, counts, dial, node};
 use serde_json::Value;
 use xtask::lab::agent::Agent;
 use xtask::lab::pod::PodSpec;
+
+/// How often Prometheus asks.
+const SCRAPE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Expressions of the dashboard's panels, with what Grafana would put into them.
 fn panels() -> Vec<(String, String)> {
@@ -61,8 +64,9 @@ fn prometheus(node: &Node) -> Prometheus {
     fs::create_dir(&dir).unwrap();
     let config = dir.join("prometheus.yml");
     let text = format!(
-        "global: {{ scrape_interval: 1s, evaluation_interval: 1s }}\nrule_files: [{}]\nscrape_configs:\n\
+        "global: {{ scrape_interval: {0}s, evaluation_interval: {0}s }}\nrule_files: [{1}]\nscrape_configs:\n\
          - {{ job_name: metaproxy, static_configs: [{{ targets: ['{ADMIN}'] }}] }}\n",
+        SCRAPE_INTERVAL.as_secs(),
         deploy("alerts/metaproxy.yaml").canonicalize().unwrap().display()
     );
     fs::write(&config, text).unwrap();
@@ -136,7 +140,8 @@ fn every_panel_has_a_number_to_show_and_every_alert_can_be_evaluated() {
     common::eventually_within(Duration::from_secs(30), "Prometheus answers", || {
         api(&node, "/api/v1/query", "1")["status"] == "success"
     });
-    // Rates, and quantiles of them, take two scrapes with something in between: requests, and sessions of new roles.
+    // Rates, and quantiles of them, take two scrapes with something in between: requests, and sessions of new roles, which come
+    // at the pace of new sessions. Each is there for a scrape.
     let (start, mut round) = (Instant::now(), 0);
     loop {
         round += 1;
@@ -145,19 +150,13 @@ fn every_panel_has_a_number_to_show_and_every_alert_can_be_evaluated() {
         common::eventually("it has the role", || {
             dial(&a, &[]) == counts([(role.as_str(), 1)])
         });
-        dial(
-            &a,
-            &[
-                "--path",
-                &format!("/latest/meta-data/iam/security-credentials/{role}"),
-            ],
-        );
+        common::eventually("its session is there", || document_is_good(&a, &role));
+        std::thread::sleep(SCRAPE_INTERVAL);
         let empty = empty_panels(&node);
         if empty.is_empty() {
             break;
         }
         assert!(start.elapsed() < Duration::from_secs(60), "{empty:#?}");
-        std::thread::sleep(Duration::from_millis(300));
     }
 
     let rules = api(&node, "/api/v1/rules", "");
