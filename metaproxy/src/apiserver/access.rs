@@ -235,7 +235,12 @@ async fn is_allowed(api: &ApiServer, permission: &Permission) -> Result<bool, St
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::json;
+
     use super::*;
+    use crate::pods::{Inventory, Pod};
 
     #[test]
     fn what_is_denied_is_named_as_rbac_writes_it() {
@@ -267,5 +272,107 @@ mod tests {
         assert!(
             matches!(report(&[EVENTS, TOKENS]), Condition::Failing(text) if text.contains("nor create serviceaccounts/token;"))
         );
+    }
+
+    /// What a played API server denies, and whether its admission refuses tokens.
+    #[derive(Default)]
+    struct Says {
+        denied: Vec<&'static str>,
+        refuses_tokens: bool,
+    }
+
+    fn played() -> (ApiServer, Arc<Mutex<Says>>) {
+        let says = Arc::new(Mutex::new(Says::default()));
+        let shown = Arc::clone(&says);
+        let api = ApiServer::played(move |_, path, mut body| {
+            let says = shown.lock().unwrap();
+            if path.contains("/token?") {
+                assert!(path.contains("dryRun=All"), "no token is made: {path}");
+                if says.refuses_tokens {
+                    let why = "ValidatingAdmissionPolicy 'tokens' denied request";
+                    return (
+                        422,
+                        json!({ "kind": "Status", "apiVersion": "v1", "status": "Failure", "code": 422, "message": why }),
+                    );
+                }
+                body["status"] = json!({ "token": "none", "expirationTimestamp": "2099-01-01T00:00:00Z" });
+                return (201, body);
+            }
+            let asked = &body["spec"]["resourceAttributes"];
+            let text = |field: &str| asked[field].as_str().unwrap_or_default();
+            let name = format!("{} {}/{}", text("verb"), text("resource"), text("subresource"));
+            body["status"] = json!({ "allowed": !says.denied.contains(&name.as_str()) });
+            (201, body)
+        });
+        (api, says)
+    }
+
+    fn pods() -> Pods {
+        let pod = json!({
+            "metadata": { "name": "web", "namespace": "apps", "uid": "aaaaaaaa-0000-0000-0000-000000000001" },
+            "spec": { "nodeName": "node1", "serviceAccountName": "web" },
+        });
+        let pod = Pod::from_api(serde_json::from_value(pod).unwrap()).unwrap();
+        tokio::sync::watch::channel(Arc::new(Inventory::new([Arc::new(pod)], [], []))).1
+    }
+
+    fn watched(api: ApiServer) -> Health {
+        let health = Health::starting([Part::Pods]);
+        let uses = Uses {
+            service_accounts: true,
+            ..Uses::default()
+        };
+        tokio::spawn(watch(api, uses, pods(), health.clone()));
+        health
+    }
+
+    fn permissions(health: &Health) -> Condition {
+        health.parts()[&Part::Permissions].clone()
+    }
+
+    fn fails_with(health: &Health, what: &str) -> bool {
+        matches!(permissions(health), Condition::Failing(text) if text.contains(what))
+    }
+
+    const RIGHT: &str = "may not create serviceaccounts/token";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_right_that_is_taken_away_is_missed_within_minutes_and_one_that_is_back_within_one() {
+        let (api, says) = played();
+        let health = watched(api);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(permissions(&health), Condition::Fine);
+        says.lock().unwrap().denied = vec!["create serviceaccounts/token"];
+        tokio::time::sleep(RECHECK_INTERVAL + Duration::from_secs(2)).await;
+        assert!(fails_with(&health, RIGHT), "{:?}", permissions(&health));
+        says.lock().unwrap().denied.clear();
+        tokio::time::sleep(MAX_RETRY_INTERVAL).await;
+        assert_eq!(permissions(&health), Condition::Fine);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_watch_that_fails_is_a_reason_to_look_at_once() {
+        let (api, says) = played();
+        let health = watched(api);
+        health.set(Part::Pods, Condition::Fine);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        says.lock().unwrap().denied = vec!["create serviceaccounts/token"];
+        health.set(Part::Pods, Condition::Degraded("forbidden".to_owned()));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(fails_with(&health, RIGHT), "{:?}", permissions(&health));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_admission_refuses_is_found_by_trying_one() {
+        let (api, says) = played();
+        says.lock().unwrap().refuses_tokens = true;
+        let health = watched(api);
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let what =
+            "as a trial shows (service account apps/web: ValidatingAdmissionPolicy 'tokens' denied request)";
+        assert!(fails_with(&health, what), "{:?}", permissions(&health));
+        says.lock().unwrap().refuses_tokens = false;
+        tokio::time::sleep(MAX_RETRY_INTERVAL).await;
+        assert_eq!(permissions(&health), Condition::Fine);
     }
 }

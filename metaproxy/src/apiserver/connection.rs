@@ -131,6 +131,33 @@ impl ApiServer {
     }
 }
 
+#[cfg(test)]
+impl ApiServer {
+    /// One that a test plays: it is given method, path with query, and body, and says status and object.
+    pub fn played<F>(answer: F) -> Self
+    where
+        F: Fn(&Method, &str, serde_json::Value) -> (u16, serde_json::Value) + Clone + Send + Sync + 'static,
+    {
+        use http_body_util::BodyExt as _;
+        let service = tower::service_fn(move |request: Request<Body>| {
+            let answer = answer.clone();
+            async move {
+                let (parts, body) = request.into_parts();
+                let body = body.collect().await?.to_bytes();
+                let body = serde_json::from_slice(&body).unwrap_or_default();
+                let (status, object) = answer(&parts.method, &parts.uri.to_string(), body);
+                let response = Response::builder().status(status);
+                Ok::<_, BoxError>(response.body(Body::from(object.to_string().into_bytes()))?)
+            }
+        });
+        Self {
+            client: Client::new(service, "default"),
+            answers: Answers::default(),
+            url: "http://played".to_owned(),
+        }
+    }
+}
+
 /// kube's own stack of layers, over connections that are kept alive.
 fn client(config: Config, answers: Answers) -> Result<Client, kube::Error> {
     if config.proxy_url.is_some() {

@@ -217,7 +217,10 @@ impl Told {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::{Arc, Mutex};
+
     use super::*;
+    use crate::pods::Inventory;
 
     fn refusal(uid: &str, sentence: &str) -> Refusal {
         Refusal {
@@ -278,5 +281,43 @@ mod tests {
         assert_eq!(of("u1", "no"), of("u1", "no"));
         assert_ne!(of("u1", "no"), of("u2", "no"));
         assert_ne!(of("u1", "no"), of("u1", "not this"));
+    }
+
+    /// The API server keeps an event for an hour, and refuses another one of its name.
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_that_starts_again_repeats_no_event() {
+        let names = Arc::new(Mutex::new(Vec::new()));
+        let shown = Arc::clone(&names);
+        let api = ApiServer::played(move |_, _, body| {
+            let mut names = shown.lock().unwrap();
+            let name = body["metadata"]["name"].clone();
+            let is_there = names.contains(&name);
+            names.push(name);
+            if is_there {
+                let status = serde_json::json!({ "kind": "Status", "status": "Failure", "code": 409, "message": "it exists" });
+                return (409, status);
+            }
+            (201, body)
+        });
+        let pod = Pod::from_api(
+            serde_json::from_value(serde_json::json!({
+                "metadata": { "name": "web", "namespace": "apps", "uid": "u1" },
+            }))
+            .unwrap(),
+        )
+        .unwrap();
+        let inventory = Inventory::new([Arc::new(pod)], [], []);
+        let pods = tokio::sync::watch::channel(Arc::new(inventory)).1;
+        for _agent in 0..2 {
+            let (refusals, told) = channel();
+            tokio::spawn(tell(api.clone(), "node1".to_owned(), pods.clone(), told));
+            for _ in 0..2 {
+                refusals.send(refusal("u1", "no")).await.unwrap();
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+        }
+        let names = names.lock().unwrap();
+        assert_eq!(names.len(), 2, "one attempt of each agent: {names:?}");
+        assert_eq!(names[0], names[1]);
     }
 }

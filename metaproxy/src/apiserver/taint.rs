@@ -76,3 +76,51 @@ async fn try_to_remove(api: &ApiServer, node: &str, key: &str) -> Result<bool, k
         .await?;
     Ok(true)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use serde_json::Value;
+
+    use super::*;
+
+    const KEY: &str = "metaproxy/agent-not-ready";
+
+    fn node(keys: &[&str]) -> Value {
+        let taints: Vec<Value> = keys
+            .iter()
+            .map(|key| json!({ "key": key, "effect": "NoSchedule" }))
+            .collect();
+        json!({ "metadata": { "name": "node1", "resourceVersion": "7" }, "spec": { "taints": taints } })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_taint_that_is_put_back_is_removed_and_a_node_without_it_is_seldom_looked_at() {
+        let state = Arc::new(Mutex::new((node(&["other", KEY]), 0_usize)));
+        let shown = Arc::clone(&state);
+        let api = ApiServer::played(move |method, _, body| {
+            let mut state = shown.lock().unwrap();
+            if method == "PATCH" {
+                assert_eq!(body["metadata"]["resourceVersion"], "7");
+                state.0["spec"]["taints"] = body["spec"]["taints"].clone();
+            } else {
+                state.1 += 1;
+            }
+            (200, state.0.clone())
+        });
+        let taints = || state.lock().unwrap().0["spec"]["taints"].clone();
+        let health = Health::starting([]);
+        tokio::spawn(remove(api, "node1".to_owned(), KEY.to_owned(), health));
+        for _ in 0..3 {
+            tokio::time::sleep(2 * RECHECK_INTERVAL).await;
+            assert_eq!(taints(), node(&["other"])["spec"]["taints"]);
+            state.lock().unwrap().0 = node(&["other", KEY]);
+        }
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        let before = state.lock().unwrap().1;
+        tokio::time::sleep(Duration::from_secs(3600)).await;
+        let looks = state.lock().unwrap().1 - before;
+        assert!((12..=17).contains(&looks), "{looks} looks in an hour");
+    }
+}
