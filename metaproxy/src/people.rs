@@ -280,14 +280,14 @@ mod tests {
     #[derive(Debug, Error)]
     enum Nested {
         #[error("cannot start: {0}")]
-        NamesIt(#[source] std::io::Error),
+        NamesIt(#[source] io::Error),
         #[error("cannot go on")]
-        DoesNot(#[source] std::io::Error),
+        DoesNot(#[source] io::Error),
     }
 
     #[test]
     fn each_cause_is_named_once() {
-        let cause = || std::io::Error::other("no room");
+        let cause = || io::Error::other("no room");
         assert_eq!(with_causes(&Nested::NamesIt(cause())), "cannot start: no room");
         assert_eq!(with_causes(&Nested::DoesNot(cause())), "cannot go on: no room");
     }
