@@ -24,6 +24,12 @@ fn served(behaviour: Behaviour, flags: &[&str]) -> Option<(Node, Pod, Agent)> {
     Some((node, a, agent))
 }
 
+/// What the agent asks for itself, to know the node's own role.
+const OWN_REQUESTS: [&str; 2] = [
+    "GET /latest/meta-data/iam/info",
+    "GET /latest/meta-data/iam/security-credentials/",
+];
+
 /// Requests that were passed on, by their user agent; the SDK has another.
 fn passed(node: &Node) -> Vec<String> {
     let ours = |seen: &xtask::lab::imds::Seen| {
@@ -38,6 +44,7 @@ fn passed(node: &Node) -> Vec<String> {
         .into_iter()
         .filter(ours)
         .map(|seen| seen.request)
+        .filter(|request| !OWN_REQUESTS.contains(&request.as_str()))
         .collect()
 }
 
