@@ -308,6 +308,7 @@ fn no_spelling_of_a_secret_path_reaches_the_nodes_service() {
 fn own_paths_are_answered_in_any_spelling_and_pass_nothing_on() {
     let Some(node) = node() else { return };
     let [a, _] = pods(&node);
+    let start = Instant::now();
     let _agent = agent(&node);
     let own = [
         ("meta-data/iam/security-credentials/", "role-a"),
@@ -352,7 +353,7 @@ fn own_paths_are_answered_in_any_spelling_and_pass_nothing_on() {
         let answer = exchange(&a, &[[request("PUT", target, ttl)]], 2.0).remove(0);
         assert!(answer.starts_with("HTTP/1.1 200"), "{target} got {answer:?}");
     }
-    let passed = check_recorder(&node);
+    let passed = check_recorder(&node, start);
     assert_eq!(
         passed.iter().filter(|seen| seen.starts_with("GET")).count(),
         0,

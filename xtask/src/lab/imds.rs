@@ -13,7 +13,7 @@ use http_body_util::channel::Channel;
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
-use hyper::header::{HeaderMap, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HeaderMap, HeaderValue};
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -273,7 +273,10 @@ impl State {
             } else {
                 list.to_owned()
             };
-            return text(StatusCode::OK, &list);
+            let mut response = text(StatusCode::OK, &list);
+            let kind = HeaderValue::from_static("text/plain");
+            response.headers_mut().insert(CONTENT_TYPE, kind);
+            return response;
         }
         match below.strip_prefix("meta-data/").unwrap_or(below) {
             "" if path == "/" => text(StatusCode::OK, "1.0\n2021-07-15\nlatest"),
