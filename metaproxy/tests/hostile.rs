@@ -270,6 +270,17 @@ for _ in range(300):
             except OSError: pass
 "#;
 
+/// An agent with the lowest rate of connections that it takes.
+fn slowest_rate(node: &Node) -> Agent {
+    let flags = [
+        "--admin-address",
+        "10.200.0.1:16925",
+        "--max-connection-rate-per-pod",
+        "512",
+    ];
+    Agent::start(&node.lab, &node.spec().with(&flags)).unwrap()
+}
+
 /// What a pod makes for itself gives it no second share.
 #[test]
 fn a_pod_has_one_rate_however_many_network_namespaces_it_makes() {
@@ -279,13 +290,7 @@ fn a_pod_has_one_rate_however_many_network_namespaces_it_makes() {
         .lab
         .pod(PodSpec::with_role("neighbour", "role-neighbour"))
         .unwrap();
-    let flags = [
-        "--admin-address",
-        "10.200.0.1:16925",
-        "--max-connection-rate-per-pod",
-        "512",
-    ];
-    let _agent = Agent::start(&node.lab, &node.spec().with(&flags)).unwrap();
+    let _agent = slowest_rate(&node);
     let mut command = bad.command("python3").unwrap();
     let start = std::time::Instant::now();
     assert!(
@@ -319,13 +324,7 @@ for container in sys.argv[1:]:
 #[test]
 fn a_pod_has_one_rate_however_many_containers_it_has() {
     let Some(node) = node() else { return };
-    let flags = [
-        "--admin-address",
-        "10.200.0.1:16925",
-        "--max-connection-rate-per-pod",
-        "512",
-    ];
-    let _agent = Agent::start(&node.lab, &node.spec().with(&flags)).unwrap();
+    let _agent = slowest_rate(&node);
     let mut classes = std::collections::BTreeSet::new();
     for name in ["one", "two", "three"] {
         let bad = node.lab.pod(PodSpec::with_role(name, "role-bad")).unwrap();

@@ -146,19 +146,24 @@ impl Upstream {
         self.with_token(method, path.as_str()).await
     }
 
-    /// `InstanceProfileArn` of `iam/info`; `None` where the node has no role.
-    pub async fn instance_profile(&self) -> Result<Option<String>, UpstreamError> {
-        let asked = "iam/info";
-        let answer = self.with_token(&Method::GET, "/latest/meta-data/iam/info");
-        let response = tokio::time::timeout(PATIENCE, answer)
+    /// Returns what the agent itself asks below `meta-data`; `None` if it is not there.
+    async fn own(&self, asked: &'static str) -> Result<Option<Bytes>, UpstreamError> {
+        let path = format!("/latest/meta-data/{asked}");
+        let response = tokio::time::timeout(PATIENCE, self.with_token(&Method::GET, &path))
             .await
             .map_err(|_| UpstreamError::Slow)??;
         match response.status() {
-            StatusCode::OK => {}
-            StatusCode::NOT_FOUND => return Ok(None),
-            status => return Err(UpstreamError::Status { asked, status }),
+            StatusCode::OK => Ok(Some(read(response).await?)),
+            StatusCode::NOT_FOUND => Ok(None),
+            status => Err(UpstreamError::Status { asked, status }),
         }
-        let body = read(response).await?;
+    }
+
+    /// `InstanceProfileArn` of `iam/info`; `None` where the node has no role.
+    pub async fn instance_profile(&self) -> Result<Option<String>, UpstreamError> {
+        let Some(body) = self.own("iam/info").await? else {
+            return Ok(None);
+        };
         let info: serde_json::Value =
             serde_json::from_slice(&body).map_err(|_| UpstreamError::Unusable("iam/info is no JSON"))?;
         let arn = info.get("InstanceProfileArn").and_then(serde_json::Value::as_str);
@@ -169,22 +174,14 @@ impl Upstream {
     /// Returns the role of the instance profile; `None` if the node has none. The account is that of the profile, which
     /// takes only roles of its own account; the name is what `iam/security-credentials/` lists.
     pub async fn instance_role(&self) -> Result<Option<RoleId>, UpstreamError> {
-        let asked = "iam/security-credentials/";
         let Some(profile) = self.instance_profile().await? else {
             return Ok(None);
         };
         let account = BaseArn::of_account(&profile);
         let account = account.ok_or(UpstreamError::Unusable("iam/info has an ARN of no account"))?;
-        let answer = self.with_token(&Method::GET, "/latest/meta-data/iam/security-credentials/");
-        let response = tokio::time::timeout(PATIENCE, answer)
-            .await
-            .map_err(|_| UpstreamError::Slow)??;
-        match response.status() {
-            StatusCode::OK => {}
-            StatusCode::NOT_FOUND => return Ok(None),
-            status => return Err(UpstreamError::Status { asked, status }),
-        }
-        let body = read(response).await?;
+        let Some(body) = self.own("iam/security-credentials/").await? else {
+            return Ok(None);
+        };
         let name = String::from_utf8_lossy(&body);
         let name = name.lines().next().unwrap_or_default().trim();
         let role = RoleId::new(account.account(), name);
