@@ -15,13 +15,14 @@ use crate::tools::{apply, root};
 /// Where somebody comes from, the manifest, and what is particular to the cluster that it was for.
 type Migrated = (&'static str, &'static str, fn(&Cluster));
 
-const MANIFESTS: [Migrated; 4] = [
+const MANIFESTS: [Migrated; 5] = [
     ("kube2iam", "kube2iam-readme", no_namespace_is_asked),
     (
         "kube2iam",
         "kube2iam-chart",
         namespaces_have_expressions_and_pods_a_default,
     ),
+    ("kube2iam", "kube2iam-0.15", namespaces_have_globs_and_pods_no_default),
     ("kiam", "kiam-v3", part_of_a_role_is_a_match),
     ("kiam", "kiam-v4", the_servers_role_assumes_all_others),
 ];
@@ -116,6 +117,21 @@ fn namespaces_have_expressions_and_pods_a_default(cluster: &Cluster) {
     is_served(&allowed, "team-a", true);
     is_served(&refused, "team-c", false);
     is_served(&without, "kube2iam-default", true);
+    cluster.annotate("namespace", NAMESPACE, &format!("{key}-"));
+}
+
+/// kube2iam 0.15 with `--namespace-restrictions` and no more: globs below its usual key. The HTTPS proxy of its environment is nowhere
+/// to be found here, and nothing that the agent asks for goes by it.
+fn namespaces_have_globs_and_pods_no_default(cluster: &Cluster) {
+    cluster.permit("nothing");
+    let key = "iam.amazonaws.com/allowed-roles";
+    cluster.annotate("namespace", NAMESPACE, &format!(r#"{key}=["team-*"]"#));
+    let allowed = pod(cluster, "allowed-by-glob", json!({ ROLE: "team-d" }));
+    let refused = pod(cluster, "refused-by-glob", json!({ ROLE: "other-team" }));
+    let without = pod(cluster, "without-default", json!({}));
+    is_served(&allowed, "team-d", true);
+    is_served(&refused, "other-team", false);
+    without.until_role("status 404");
     cluster.annotate("namespace", NAMESPACE, &format!("{key}-"));
 }
 
