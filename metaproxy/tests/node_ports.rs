@@ -19,7 +19,7 @@ fn servers(node: &Node) -> Vec<TcpListener> {
     };
     node.lab
         .node()
-        .run(move || WELL_KNOWN.iter().map(|(port, _)| listen(*port)).collect())
+        .run(move || WELL_KNOWN.iter().map(|(port, ..)| listen(*port)).collect())
         .unwrap()
 }
 
