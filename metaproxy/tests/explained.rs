@@ -186,6 +186,12 @@ fn a_pods_answer_its_event_the_log_and_explain_agree() {
     };
     assert_eq!(verdicts(&told(&cluster, &["explain", "--all"])), ["unavailable"]);
     assert_eq!(verdicts(&told(&cluster, &["status"])["pods"]), ["unavailable"]);
+    // As the alert MetaproxyPodsWithoutSession asks for it.
+    let metrics = cluster.node.asked("/metrics");
+    for verdict in ["unavailable", "waiting"] {
+        let line = format!("metaproxy_pod_verdicts{{verdict=\"{verdict}\"}} 1");
+        assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
+    }
 }
 
 #[test]

@@ -11,6 +11,10 @@ use crate::intercept::guard::Choice;
 
 /// `metaproxy guard`. Every flag can also be given as `METAPROXY_<FLAG>`.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  \
+                  metaproxy guard --close at-once      # in a unit that starts before the kubelet\n  \
+                  metaproxy guard --guard connect      # leaves containers that are no pods alone\n\n\
+                  Exit status: 0 after SIGTERM or SIGINT; 1 if it cannot start, or a part of it fails; 64 on bad usage.")]
 pub struct GuardArgs {
     #[command(flatten)]
     pub(super) place: PlaceArgs,

@@ -40,7 +40,9 @@ pub struct AgentArgs {
 #[command(
     after_help = "With --output=json: one object where a pod is asked for by name, or an array where several have that name or \
                         none is given.\n\nExit status: 0 where nothing is wrong; 1 where a pod does not get a role that it \
-                        seems to ask for, or cannot be explained although it asks for one; 64 on bad usage; 69 where nobody can be asked."
+                        seems to ask for, or cannot be explained although it asks for one; 64 on bad usage; 69 where nobody can be asked.\n\n\
+                  Examples:\n  kubectl -n kube-system exec ds/metaproxy -- /metaproxy explain apps/web\n  \
+                  metaproxy explain --manifests k8s/ --all --base-role-arn arn:aws:iam::123456789012:role/"
 )]
 pub struct ExplainArgs {
     /// The pod, as NAMESPACE/POD
@@ -97,7 +99,8 @@ impl ExplainArgs {
 /// `metaproxy status`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit status: 0 where pods are served; 1 where they are not; 64 on bad usage; 69 where no agent answers."
+    after_help = "Exit status: 0 where pods are served; 1 where they are not; 64 on bad usage; 69 where no agent answers.\n\n\
+                  Examples:\n  kubectl -n kube-system exec ds/metaproxy -- /metaproxy status\n  metaproxy status --watch 5s --output json"
 )]
 pub struct StatusArgs {
     /// Show it again and again, this often
@@ -139,6 +142,7 @@ pub struct MigrateArgs {
 
 /// `metaproxy completions`
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  metaproxy completions bash > /etc/bash_completion.d/metaproxy")]
 pub struct CompletionsArgs {
     /// For which shell
     pub shell: clap_complete::Shell,
