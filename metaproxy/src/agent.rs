@@ -40,6 +40,7 @@ use self::listening::{Listening, Setup};
 use self::own_roles::NotOwn;
 use self::report::{Figures, report, report_guard, tell, tell_guards, tell_surroundings};
 use crate::admin::{Admin, AdminSocket, Owner, Sources};
+use crate::apiserver::trial::AudienceLimit;
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::{Sts, StsSettings};
 use crate::credentials::{Issuer, Principals, Sessions};
@@ -117,6 +118,8 @@ pub struct Settings {
     pub listen_port: u16,
     /// What decides about roles.
     pub rules: Rules,
+    /// Whether tokens of service accounts are asked for only while a policy limits their audience.
+    pub token_policy_required: bool,
     /// How STS is asked.
     pub sts: StsSettings,
     /// The node's metadata service.
@@ -221,10 +224,11 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
             .map(|cluster| cluster.tell_owners(&mut tasks, pods.clone())),
     ));
     let api = cluster.as_ref().map(|cluster| cluster.api.clone());
+    let limit = settings.token_policy_required.then(AudienceLimit::default);
     let (publish_rules, rules) = watch::channel(rules);
     let sessions = Sessions::new(Audited {
         issuer: NotOwn {
-            issuer: Principals::new(sts.clone(), api),
+            issuer: Principals::new(sts.clone(), api, limit.clone()),
             rules: rules.clone(),
         },
         pods: pods.clone(),
@@ -296,7 +300,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         tasks.spawn(admin.serve(address));
     }
     if let Some(cluster) = &cluster {
-        cluster.attend(&mut tasks, &rules.borrow(), pods.clone(), &health);
+        cluster.attend(&mut tasks, &rules.borrow(), limit, pods.clone(), &health);
     }
     tasks.spawn(follow(pods, rules, sessions, wanted, told));
     if settings.mode == Mode::Enforce {

@@ -22,7 +22,7 @@ pub use self::roles::RoleArgs;
 pub use self::run::RunArgs;
 pub use self::usage::UsageError;
 pub use self::values::{
-    AdminAddress, Close, HostNetwork, ImdsV1, LogFormat, LogLevel, NamespacePolicy, Switch,
+    AdminAddress, Close, HostNetwork, ImdsV1, LogFormat, LogLevel, NamespacePolicy, Switch, TokenPolicy,
 };
 use crate::admin::probe::Question;
 
@@ -88,6 +88,10 @@ pub enum Command {
 
 /// `metaproxy probe`
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 if the answer is yes; 1 if it is no, or if there is none; 64 on bad usage.\n\n\
+                  Examples:\n  kubectl -n kube-system exec ds/metaproxy -- /metaproxy probe ready"
+)]
 pub struct ProbeArgs {
     /// What is asked
     pub question: Question,

@@ -2,6 +2,7 @@
 //! about what it finds.
 
 mod cluster;
+mod guard;
 mod imds;
 mod kernel;
 mod leftovers;
@@ -17,6 +18,7 @@ use std::process::ExitCode;
 
 use serde::Serialize;
 
+pub use self::guard::GuardPlacement;
 pub(crate) use self::leftovers::ON_THE_NODE;
 pub use self::leftovers::{Found, Leftover, Used};
 use crate::apiserver::KubeconfigSource;
@@ -97,6 +99,8 @@ pub struct Examination {
     pub namespaces: bool,
     /// Whether pods' roles by service accounts are asked for.
     pub web_identity: bool,
+    /// Whether the agent asks for tokens only while a policy limits their audience.
+    pub token_policy_required: bool,
     /// Whether a taint is to be removed from the node.
     pub startup_taint: bool,
     /// The node's metadata service.
@@ -105,8 +109,10 @@ pub struct Examination {
     pub sts: StsSettings,
     /// A role to assume, to see whether that is possible.
     pub role: Option<RoleArn>,
-    /// Directory of the agent's socket.
+    /// Directory of the sockets of agents and guards.
     pub runtime_dir: PathBuf,
+    /// Where a guard is to run, if that is known.
+    pub guard_placement: Option<GuardPlacement>,
 }
 
 /// What was found.
@@ -181,6 +187,7 @@ fn counted(count: usize, what: &str) -> String {
 /// Looks at everything. Nothing is changed; what is attached to try it is gone again at once.
 pub async fn examine(examination: &Examination) -> Report {
     let mut findings = kernel::examine(examination);
+    findings.extend(guard::examine(examination));
     findings.extend(refused::examine(&examination.runtime_dir));
     findings.extend(processes::sandboxes());
     findings.extend(node::ports(examination));

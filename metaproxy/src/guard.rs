@@ -1,12 +1,15 @@
 //! `metaproxy guard`: the guard as a process of its own, for when no agent runs.
 
+mod report;
+
 use std::path::PathBuf;
 
 use thiserror::Error;
 use tokio::sync::watch;
 use tracing::info;
 
-use crate::admin::{AdminSocket, Owner, SocketError, serve_health};
+pub use self::report::GuardReport;
+use crate::admin::{AdminSocket, Owner, SocketError, serve_guard};
 use crate::health::{Condition, Health, Part};
 use crate::intercept::cgroups::{CgroupError, Locator};
 use crate::intercept::guard::{Choice, Guard, GuardError, GuardState, tell};
@@ -90,8 +93,14 @@ pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
     let (close, closes) = watch::channel(closed);
     let (states, changes) = watch::channel(guard.state(closed));
     let telling = tokio::spawn(tell(guard.counters()));
+    let (way, seen) = (guard.way().to_string(), changes.clone());
+    let own_report = move || GuardReport {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        way: way.clone(),
+        state: *seen.borrow(),
+    };
     let reporting = tokio::spawn(report(changes, health.clone()));
-    let answering = tokio::spawn(serve_health(health, probes));
+    let answering = tokio::spawn(serve_guard(health, own_report, probes));
     let keeping = tokio::spawn(guard.keep(closes, states));
     let following = tokio::spawn(follow(mark, settings.at_once, close));
     tokio::select! {

@@ -267,6 +267,40 @@ fn a_service_accounts_role_is_had_with_its_token_which_nobody_sees() {
     eventually("none", || has(&a, "status 404"));
 }
 
+/// helm makes the policy after the right, and the API server takes a second to act by it.
+#[test]
+fn no_token_is_made_before_a_policy_that_is_required_is_seen_to_limit_them() {
+    let Some(cluster) = cluster() else { return };
+    let role = json!({ "eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/of-account" });
+    cluster.api.put(
+        "serviceaccounts",
+        json!({ "metadata": { "name": "web", "namespace": "apps", "annotations": role } }),
+    );
+    let a = cluster.pod("a");
+    cluster.put("a", &a, json!({}));
+    let spec = cluster.spec(&["--web-identity", "on", "--token-policy", "required"]);
+    let agent = Agent::spawn(&cluster.node.lab, &spec).unwrap();
+    agent.wait_for("attached to the pods' cgroup").unwrap();
+    let nothing =
+        "[-]permissions failed: no tokens of service accounts are asked for: nothing limits their audience";
+    eventually("a report", || cluster.reports(nothing));
+    assert_eq!(document(&a, "of-account").status, 503);
+    assert!(cluster.api.posted("/token").is_empty(), "none was made");
+    let tried = |request: &String| request.contains("/token?") && request.contains("dryRun=All");
+    assert!(cluster.api.requests().iter().any(tried));
+    cluster.api.behave(Behaviour {
+        limits_audiences: true,
+        ..Behaviour::default()
+    });
+    let served = || document(&a, "of-account").status == 200;
+    eventually_within(Duration::from_secs(15), "its role", served);
+    assert!(document_is_good(&a, "of-account"));
+    assert_eq!(cluster.api.posted("/token").len(), 1);
+    eventually_within(Duration::from_secs(15), "a report", || {
+        cluster.reports("[+]permissions ok")
+    });
+}
+
 #[test]
 fn a_refusal_is_told_to_the_pods_owner_once() {
     let Some(cluster) = cluster() else { return };
@@ -410,6 +444,33 @@ fn the_startup_taint_goes_when_pods_are_served_and_others_stay() {
         "only if nobody changed it meanwhile: {patches:?}"
     );
     eventually("a report", || cluster.reports("[+]startup-taint ok"));
+}
+
+/// deploy/README.md names what whoever removes it may want to remove too.
+#[test]
+fn what_stays_in_the_runtime_directory_is_what_the_guide_names() {
+    let Some(cluster) = cluster() else { return };
+    let a = cluster.with_role("a", "role-a");
+    let mut guard = cluster.node.closed_guard();
+    let mut agent = cluster.agent(&[]);
+    assert!(has(&a, "role-a"));
+    let files = || {
+        let entries = std::fs::read_dir(cluster.node.lab.runtime_dir()).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned());
+        names.collect::<std::collections::BTreeSet<String>>()
+    };
+    eventually("what is known of the pods is written", || {
+        files().contains("pods.json")
+    });
+    assert!(agent.stop().unwrap().success() && guard.stop().unwrap().success());
+    let guide = std::fs::read_to_string(common::deployed::deploy("README.md")).unwrap();
+    let (_, section) = guide.split_once("## Removing it\n").unwrap();
+    let (section, _) = section.split_once("\n## ").unwrap();
+    let left = files();
+    assert_eq!(left.len(), 3, "{left:?}");
+    for name in left {
+        assert!(section.contains(&format!("`{name}`")), "{name} in {section}");
+    }
 }
 
 #[test]

@@ -185,6 +185,78 @@ fn programs_before_the_guards_at_an_uplink_are_named() {
     );
 }
 
+/// A guard of its own keeps pods out while the agent is away; the chart says where one is to be.
+#[test]
+fn a_guard_that_should_run_here_is_told_with_what_it_does_and_so_is_one_that_is_missing() {
+    let Some(node) = node() else { return };
+    let wanted = ["METAPROXY_GUARD_PLACEMENT=daemonset"];
+    let none = "no guard of its own runs here";
+    examined(&node, &[])
+        .is_clean()
+        .has(&format!("guard process: ok: {none}"), "");
+    examined_with(&node, &wanted, &[]).has_only(
+        &format!("guard process: problem: {none}, and the chart is to have one"),
+        "app.kubernetes.io/component=guard",
+        2,
+    );
+    let guard = node.guard(&[]);
+    guard.wait_for("guard open").unwrap();
+    let runs = "guard process: ok: a guard (metaproxy ";
+    examined_with(&node, &wanted, &[])
+        .is_clean()
+        .has(runs, "is open: it keeps pods out once an agent has served them");
+    let _agent = node.agent();
+    guard.wait_for("guard closed").unwrap();
+    examined_with(&node, &wanted, &[])
+        .is_clean()
+        .has(runs, "keeps pods out while no agent serves them: ");
+    // Killed: its socket's file stays.
+    drop(guard);
+    examined_with(&node, &wanted, &[]).has_only(
+        &format!("guard process: warning: {none}, and the chart is to have one"),
+        "kubectl describe",
+        1,
+    );
+}
+
+#[test]
+fn a_guard_that_is_not_attached_to_the_pods_cgroup_is_a_problem() {
+    let Some(node) = node() else { return };
+    let guard = node.guard(&[]);
+    guard.wait_for("guard open").unwrap();
+    {
+        let _alone = Foreign::attach(&node.lab.kubepods(), Attach::Alone).unwrap();
+        // Pods were served since the node booted.
+        let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+        std::fs::write(node.lab.runtime_dir().join("served-since-boot"), boot).unwrap();
+        guard.wait_for("guard waiting").unwrap();
+        examined(&node, &[]).has(
+            "guard process: problem: a guard (metaproxy ",
+            "is not attached, so that it keeps no pod out",
+        );
+    }
+    guard.wait_for("guard closed").unwrap();
+    examined(&node, &[]).is_clean();
+    drop(guard);
+
+    let (cgroup, runtime_dir) = (node.lab.host_cgroup(), node.lab.runtime_dir());
+    let words = ["guard", "--close", "at-once", "--guard", "connect", "--cgroup"];
+    let mut words: Vec<String> = words.map(str::to_owned).into();
+    words.push(cgroup.to_str().unwrap().to_owned());
+    words.extend([
+        "--runtime-dir".to_owned(),
+        runtime_dir.to_str().unwrap().to_owned(),
+    ]);
+    let elsewhere = Agent::run(agent_binary(), &words).unwrap();
+    elsewhere.wait_for("guard closed").unwrap();
+    let found = examined(&node, &[]);
+    found.has(
+        "guard process: problem: a guard (metaproxy ",
+        "give guard and agent the same --cgroup",
+    );
+    assert_eq!(found.code, Some(2));
+}
+
 #[test]
 fn ports_that_are_taken_are_named_with_their_holder() {
     must_see_the_nodes_processes();
@@ -416,6 +488,9 @@ fn tokens_of_service_accounts_are_tried_and_so_is_what_a_policy_should_refuse() 
     );
     let begins = "tokens: warning: this account is given tokens of every service account for any audience";
     examined(&node, &words).has_only(begins, "webIdentity.admissionPolicy", 1);
+    let required = [&words[..], &["--token-policy", "required"]].concat();
+    let begins = "tokens: problem: the agent asks for none: nothing limits their audience";
+    examined(&node, &required).has_only(begins, "webIdentity.admissionPolicy", 2);
     server.behave(Behaviour {
         limits_audiences: true,
         ..Behaviour::default()

@@ -93,6 +93,15 @@ fn the_nodes_own_namespace_and_other_ports_are_left_alone() {
     }
 }
 
+#[test]
+fn a_guard_that_closes_at_its_start_says_so_and_nothing_else_before() {
+    let Some(node) = node() else { return };
+    let said = node.closed_guard().said();
+    for other in ["waiting", "guard open", "not kept out"] {
+        assert!(!said.contains(other), "{said}");
+    }
+}
+
 /// Containers that are no pods (docker's, say) and virtual machines look like pods at an uplink: neither has a socket.
 #[test]
 fn forwarded_traffic_of_plain_containers_is_dropped_with_packets_and_passes_with_connect() {

@@ -540,6 +540,54 @@ fn patches_of_nodes_are_limited_where_the_cluster_can() {
     }
 }
 
+/// helm makes policies last, so the agent waits for the one of tokens; and both can be applied before, for helm to take over.
+#[test]
+fn policies_hold_before_what_they_limit_is_used_and_are_no_hooks() {
+    let Some(program) = tool("kubernetes/helm") else {
+        return;
+    };
+    for (version, flags, is_required) in [
+        ("v1.30.0", "webIdentity.enabled=true", true),
+        ("v1.29.9", "webIdentity.enabled=true", false),
+        (
+            "v1.33.0",
+            "webIdentity.enabled=true,webIdentity.admissionPolicy=false",
+            false,
+        ),
+        ("v1.33.0", "webIdentity.enabled=false", false),
+    ] {
+        let flags = format!("namespacePolicy=off,{flags}");
+        let text = template(&program, version, &["--set", &flags]).unwrap();
+        let lines = "- name: METAPROXY_TOKEN_POLICY\n              value: required\n";
+        assert_eq!(text.contains(lines), is_required, "{version} {flags}");
+        assert_eq!(
+            text.contains("name: metaproxy-tokens\n"),
+            is_required,
+            "{version} {flags}"
+        );
+    }
+    let values = "namespacePolicy=off,webIdentity.enabled=true,startupTaint=a/b";
+    for policy in ["admissionpolicy", "taintpolicy"] {
+        let show = format!("templates/{policy}.yaml");
+        let text = template(&program, "v1.33.0", &["--set", values, "--show-only", &show]).unwrap();
+        let adopted = "  annotations:\n    meta.helm.sh/release-name: metaproxy\n    meta.helm.sh/release-namespace: kube-system\n";
+        for line in [
+            adopted,
+            "app.kubernetes.io/managed-by: Helm\n",
+            "\nkind: ValidatingAdmissionPolic",
+        ] {
+            assert_eq!(
+                text.matches(line).count(),
+                2,
+                "policy and binding have {line} in {text}"
+            );
+        }
+        assert!(!text.contains("helm.sh/hook"), "{text}");
+        // One that compares with an object (`paramKind: Pod`) is evaluated for each of a namespace, and lags behind.
+        assert!(!text.contains("paramKind"), "{text}");
+    }
+}
+
 #[test]
 fn the_pod_takes_no_port_of_the_node_and_its_probes_need_none() {
     let Some(program) = tool("kubernetes/helm") else {

@@ -177,7 +177,7 @@ impl Answers {
     }
 }
 
-fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
+pub(super) fn json(value: &impl serde::Serialize) -> Response<Full<Bytes>> {
     match serde_json::to_vec(value) {
         Ok(body) => typed("application/json", body),
         Err(error) => failed(error),

@@ -1,6 +1,6 @@
-//! Asking an agent over its socket.
+//! Asking an agent, or a guard, over its socket.
 
-use std::io::{self, Read as _, Write as _};
+use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,12 +10,19 @@ use thiserror::Error;
 
 use super::socket::{self, SocketError};
 use crate::explain::Explanation;
+use crate::guard::GuardReport;
 use crate::status::Status;
 
 /// For the agent to put an answer together; what it asks in a pod's place may take most of a second each.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why an agent has not told.
+/// For a guard to answer, which has nothing to put together.
+const GUARD_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Where a guard answers what it reports of itself.
+pub(super) const GUARD_PATH: &str = "/guard";
+
+/// Why an agent or a guard has not told.
 #[derive(Debug, Error)]
 pub enum AskError {
     /// There is no agent.
@@ -25,13 +32,13 @@ pub enum AskError {
     )]
     NoAgent(PathBuf),
     /// There may be one, for others.
-    #[error("{0}: permission denied; the agent's socket is root's")]
+    #[error("{0}: permission denied; the socket is root's")]
     NotAllowed(PathBuf),
     /// The socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
     /// It does not answer.
-    #[error("the agent does not answer on {path}: {source}")]
+    #[error("no answer on {path}: {source}")]
     Silent {
         /// The socket.
         path: PathBuf,
@@ -39,7 +46,7 @@ pub enum AskError {
         source: io::Error,
     },
     /// It answers something else.
-    #[error("the agent on {path} says {status}: {body}. It may be of another version")]
+    #[error("the process that listens on {path} says {status}: {body}. It may be of another version")]
     Strange {
         /// The socket.
         path: PathBuf,
@@ -68,7 +75,7 @@ pub(super) fn get(socket: &Path, target: &str, patience: Duration) -> io::Result
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
     Ok(Answered {
-        status: status.ok_or(io::ErrorKind::InvalidData)?,
+        status: status.ok_or(ErrorKind::InvalidData)?,
         body: body.to_owned(),
     })
 }
@@ -96,21 +103,37 @@ fn ask<T: DeserializeOwned>(runtime_dir: &Path, target: &str) -> Result<T, AskEr
     for path in socket::candidates(runtime_dir)? {
         let answered = match get(&path, target, PATIENCE) {
             Ok(answered) => answered,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => continue,
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            Err(error) if error.kind() == ErrorKind::ConnectionRefused => continue,
+            Err(error) if error.kind() == ErrorKind::PermissionDenied => {
                 last = AskError::NotAllowed(path);
                 continue;
             }
             Err(source) => return Err(AskError::Silent { path, source }),
         };
-        return match serde_json::from_str(&answered.body) {
-            Ok(told) if answered.status == 200 => Ok(told),
-            _ => Err(AskError::Strange {
-                path,
-                status: answered.status,
-                body: answered.body.chars().take(300).collect(),
-            }),
-        };
+        return read(path, &answered);
     }
     Err(last)
+}
+
+fn read<T: DeserializeOwned>(path: PathBuf, answered: &Answered) -> Result<T, AskError> {
+    match serde_json::from_str(&answered.body) {
+        Ok(told) if answered.status == 200 => Ok(told),
+        _ => Err(AskError::Strange {
+            path,
+            status: answered.status,
+            body: answered.body.chars().take(300).collect(),
+        }),
+    }
+}
+
+/// What each guard of this machine reports of itself, those of other containers too; or why one that runs does not.
+pub fn guards(runtime_dir: &Path) -> Vec<Result<GuardReport, AskError>> {
+    let ask = |path: PathBuf| match get(&path, GUARD_PATH, GUARD_TIMEOUT) {
+        Ok(answered) => Some(read(path, &answered)),
+        // Its process was killed, or has ended since the directory was read.
+        Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => None,
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Some(Err(AskError::NotAllowed(path))),
+        Err(source) => Some(Err(AskError::Silent { path, source })),
+    };
+    socket::guards(runtime_dir).into_iter().filter_map(ask).collect()
 }

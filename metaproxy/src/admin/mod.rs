@@ -13,5 +13,5 @@ mod socket;
 
 pub use answers::{Answering, Desk};
 pub use metrics::Sources;
-pub use server::{Admin, serve_health};
+pub use server::{Admin, serve_guard};
 pub use socket::{AdminSocket, Owner, SocketError};

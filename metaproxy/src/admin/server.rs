@@ -19,7 +19,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, info, warn};
 
 use super::answers::{self, Answers, Asker, Desk};
+use super::asking::GUARD_PATH;
 use super::metrics::Sources;
+use crate::guard::GuardReport;
 use crate::health::{Condition, Health, Part};
 use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
 
@@ -120,13 +122,22 @@ impl Admin {
     }
 }
 
-/// Answers the probes of a process that has nothing else to tell, on its socket.
-pub async fn serve_health(health: Health, listener: UnixListener) {
+/// Answers a guard's probes on its socket, and at [`GUARD_PATH`] what it reports of itself.
+pub async fn serve_guard<F>(health: Health, report: F, listener: UnixListener)
+where
+    F: Fn() -> GuardReport + Clone + Send + Sync + 'static,
+{
     accept(listener, |stream| {
-        let health = health.clone();
+        let (health, report) = (health.clone(), report.clone());
         tokio::spawn(serve_connection(stream, move |request| {
-            let answer = answers::health(request.uri().path(), &health);
-            async move { answer.unwrap_or_else(|| answers::text(StatusCode::NOT_FOUND, "/healthz and /readyz\n")) }
+            let answer = match request.uri().path() {
+                GUARD_PATH => Some(answers::json(&report())),
+                path => answers::health(path, &health),
+            };
+            async move {
+                answer
+                    .unwrap_or_else(|| answers::text(StatusCode::NOT_FOUND, "/healthz, /readyz and /guard\n"))
+            }
         }));
     })
     .await;

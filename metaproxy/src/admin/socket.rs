@@ -30,7 +30,7 @@ const SETTLED: Duration = Duration::from_secs(10);
 pub enum Owner {
     /// An agent, which probes and commands ask.
     Agent,
-    /// A guard in a process of its own, which only probes ask.
+    /// A guard in a process of its own, which probes and `doctor` ask.
     Guard,
 }
 
@@ -108,6 +108,11 @@ pub(super) fn candidates(runtime_dir: &Path) -> Result<Vec<PathBuf>, SocketError
         (!name.starts_with(&own), std::cmp::Reverse(made))
     });
     Ok(found)
+}
+
+/// Sockets of guards, of every PID namespace.
+pub(super) fn guards(runtime_dir: &Path) -> Vec<PathBuf> {
+    sockets(runtime_dir, Owner::Guard.prefix())
 }
 
 /// What names of sockets of this PID namespace begin with.

@@ -11,6 +11,7 @@ use tracing::info;
 use super::StartError;
 use crate::apiserver::access::{self, Uses};
 use crate::apiserver::events::{self, Refusals};
+use crate::apiserver::trial::AudienceLimit;
 use crate::apiserver::{ApiServer, KubeconfigSource, taint};
 use crate::health::{Condition, Health, Part};
 use crate::pods::kubernetes::Watch;
@@ -153,14 +154,22 @@ impl Cluster {
         refusals
     }
 
-    /// Looks after permissions and taint.
-    pub fn attend(&self, tasks: &mut JoinSet<()>, rules: &Rules, pods: Pods, health: &Health) {
+    /// Looks after permissions, the limit of tokens if one is required, and the taint.
+    pub fn attend(
+        &self,
+        tasks: &mut JoinSet<()>,
+        rules: &Rules,
+        limit: Option<AudienceLimit>,
+        pods: Pods,
+        health: &Health,
+    ) {
         let uses = Uses {
             namespaces: !rules.kept().namespaces.is_empty(),
             service_accounts: rules.web_identity,
             startup_taint: self.startup_taint.is_some(),
         };
-        tasks.spawn(access::watch(self.api.clone(), uses, pods, health.clone()));
+        let permissions = access::watch(self.api.clone(), uses, limit, pods, health.clone());
+        tasks.spawn(permissions);
         if let Some(taint) = &self.startup_taint {
             let (api, node) = (self.api.clone(), self.node.clone());
             health.set(

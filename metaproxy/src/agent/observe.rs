@@ -90,7 +90,8 @@ pub(super) async fn run(
         tasks.spawn(admin.serve(address));
     }
     if let Some(cluster) = &cluster {
-        cluster.attend(&mut tasks, &rules.borrow(), pods.clone(), &health);
+        // It asks for no tokens.
+        cluster.attend(&mut tasks, &rules.borrow(), None, pods.clone(), &health);
     }
     let upstream = Upstream::new(settings.imds);
     let sts = if rules.borrow().base.is_none() {

@@ -12,7 +12,7 @@ use kube::Api;
 use kube::api::PostParams;
 use tracing::{info, warn};
 
-use super::trial::{self, Trial};
+use super::trial::{self, AudienceLimit, NO_LIMIT, Trial};
 use super::{ApiServer, PATIENCE, within};
 use crate::health::{Condition, Health, Part};
 use crate::pods::Pods;
@@ -120,14 +120,14 @@ impl fmt::Display for Permission {
     }
 }
 
-/// Finds out what is denied, and reports it. Never ends.
-pub async fn watch(api: ApiServer, uses: Uses, pods: Pods, health: Health) {
+/// Finds out what is denied, and whether tokens are limited if that is required, and reports it. Never ends.
+pub async fn watch(api: ApiServer, uses: Uses, limit: Option<AudienceLimit>, pods: Pods, health: Health) {
     let all = uses.permissions();
     let (mut pause, mut reported) = (RETRY_INTERVAL, String::new());
     // What was found out last stands while the API server is away. Watching tells that it is, and what comes of it.
     let mut known: Option<Condition> = None;
     loop {
-        let found = look(&api, &all, uses, &pods).await;
+        let found = look(&api, &all, uses, limit.as_ref(), &pods).await;
         let is_known = found.is_ok();
         let condition = match found {
             Ok(condition) => known.insert(condition).clone(),
@@ -168,8 +168,14 @@ pub async fn watch(api: ApiServer, uses: Uses, pods: Pods, health: Health) {
 /// Watches that fail when their right is taken away.
 const WATCHES: [Part; 3] = [Part::Pods, Part::Namespaces, Part::ServiceAccounts];
 
-/// What is denied, and whether tokens are given if they are allowed.
-async fn look(api: &ApiServer, all: &[Permission], uses: Uses, pods: &Pods) -> Result<Condition, String> {
+/// What is denied, whether tokens are given if they are allowed, and whether others are not if that is required.
+async fn look(
+    api: &ApiServer,
+    all: &[Permission],
+    uses: Uses,
+    limit: Option<&AudienceLimit>,
+    pods: &Pods,
+) -> Result<Condition, String> {
     let denied = denied(api, all).await?;
     if uses.service_accounts && !denied.contains(&TOKENS) {
         let subjects = trial::subjects(&pods.borrow());
@@ -177,6 +183,13 @@ async fn look(api: &ApiServer, all: &[Permission], uses: Uses, pods: &Pods) -> R
             return Ok(Condition::Failing(format!(
                 "tokens of service accounts are allowed by RBAC and refused all the same, as a trial shows ({why}); see what admission \
                  policies and webhooks say of serviceaccounts/token"
+            )));
+        }
+        if let (Some(limit), Some(subject)) = (limit, subjects.first())
+            && limit.look(api, subject).await == Trial::Given
+        {
+            return Ok(Condition::Failing(format!(
+                "no tokens of service accounts are asked for: {NO_LIMIT}"
             )));
         }
     }
@@ -279,6 +292,7 @@ mod tests {
     struct Says {
         denied: Vec<&'static str>,
         refuses_tokens: bool,
+        limits_audiences: bool,
     }
 
     fn played() -> (ApiServer, Arc<Mutex<Says>>) {
@@ -288,7 +302,8 @@ mod tests {
             let says = shown.lock().unwrap();
             if path.contains("/token?") {
                 assert!(path.contains("dryRun=All"), "no token is made: {path}");
-                if says.refuses_tokens {
+                let is_foreign = body["spec"]["audiences"] != json!(["sts.amazonaws.com"]);
+                if says.refuses_tokens || says.limits_audiences && is_foreign {
                     let why = "ValidatingAdmissionPolicy 'tokens' denied request";
                     return (
                         422,
@@ -317,12 +332,16 @@ mod tests {
     }
 
     fn watched(api: ApiServer) -> Health {
+        watched_with(api, None)
+    }
+
+    fn watched_with(api: ApiServer, limit: Option<AudienceLimit>) -> Health {
         let health = Health::starting([Part::Pods]);
         let uses = Uses {
             service_accounts: true,
             ..Uses::default()
         };
-        tokio::spawn(watch(api, uses, pods(), health.clone()));
+        tokio::spawn(watch(api, uses, limit, pods(), health.clone()));
         health
     }
 
@@ -374,5 +393,25 @@ mod tests {
         says.lock().unwrap().refuses_tokens = false;
         tokio::time::sleep(MAX_RETRY_INTERVAL).await;
         assert_eq!(permissions(&health), Condition::Fine);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_policy_that_is_required_and_gone_is_missed_and_no_token_is_asked_for_until_it_is_back() {
+        let (api, says) = played();
+        let limit = AudienceLimit::default();
+        let health = watched_with(api, Some(limit.clone()));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let what = "no tokens of service accounts are asked for: nothing limits their audience";
+        assert!(fails_with(&health, what), "{:?}", permissions(&health));
+        assert!(!limit.is_seen());
+        says.lock().unwrap().limits_audiences = true;
+        tokio::time::sleep(MAX_RETRY_INTERVAL).await;
+        assert_eq!(permissions(&health), Condition::Fine);
+        assert!(limit.is_seen());
+        // Somebody deletes the binding.
+        says.lock().unwrap().limits_audiences = false;
+        tokio::time::sleep(RECHECK_INTERVAL + Duration::from_secs(2)).await;
+        assert!(fails_with(&health, what), "{:?}", permissions(&health));
+        assert!(!limit.is_seen());
     }
 }

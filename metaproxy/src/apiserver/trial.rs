@@ -2,6 +2,9 @@
 //! appearance (`dryRun=All`), so a policy or a webhook that refuses tokens is found before a pod needs one, and so is a policy that
 //! should refuse some and is not there.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use k8s_openapi::api::authentication::v1::{BoundObjectReference, TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
@@ -9,6 +12,7 @@ use kube::api::PostParams;
 
 use super::{ApiServer, PATIENCE, words};
 use crate::pods::{Inventory, Known, Mirror, Pod};
+use crate::roles::WebIdentity;
 
 /// The shortest life that the API server gives (`MinTokenAgeSec`), in seconds: tokens are used at once.
 const LIFE: i64 = 600;
@@ -18,6 +22,11 @@ const MAX_SUBJECTS: usize = 3;
 
 /// An audience that no policy of the chart allows.
 const FOREIGN_AUDIENCE: &str = "metaproxy-doctor.invalid";
+
+/// Why no token is asked for.
+pub const NO_LIMIT: &str = "nothing limits their audience, as a trial shows, and --token-policy=required asks for that; a new \
+                            admission policy acts after a second: are the chart's (webIdentity.admissionPolicy) and its binding \
+                            there?";
 
 /// The audience of STS.
 const STS_AUDIENCE: &str = "sts.amazonaws.com";
@@ -45,6 +54,16 @@ impl Subject {
             pod: pod.name.clone(),
             uid: pod.uid.to_string(),
         })
+    }
+
+    /// Those of a role of a service account.
+    pub fn of_identity(identity: &WebIdentity) -> Self {
+        Self {
+            namespace: identity.namespace.clone(),
+            service_account: identity.service_account.clone(),
+            pod: identity.pod.clone(),
+            uid: identity.uid.to_string(),
+        }
     }
 
     fn request(&self, audience: &str) -> TokenRequest {
@@ -118,6 +137,30 @@ pub async fn of_tokens(api: &ApiServer, subjects: &[Subject]) -> Trial {
 /// elsewhere.
 pub async fn of_foreign_audience(api: &ApiServer, subject: &Subject) -> Trial {
     ask(api, subject, FOREIGN_AUDIENCE).await
+}
+
+/// Whether a policy of the cluster limits the agent's tokens to STS's audience, by the last trial. An agent whose policy is
+/// required asks for no token without it: helm makes the policy after the right that it limits, and the API server takes a second
+/// to act by a new one. Cheap to clone.
+#[derive(Clone, Debug, Default)]
+pub struct AudienceLimit(Arc<AtomicBool>);
+
+impl AudienceLimit {
+    /// Whether it was seen to act.
+    pub fn is_seen(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    /// Tries it for this subject. What can't be told leaves it as it was.
+    pub async fn look(&self, api: &ApiServer, subject: &Subject) -> Trial {
+        let trial = of_foreign_audience(api, subject).await;
+        match trial {
+            Trial::Given => self.0.store(false, Ordering::Relaxed),
+            Trial::Refused(_) => self.0.store(true, Ordering::Relaxed),
+            Trial::Unknown => {}
+        }
+        trial
+    }
 }
 
 async fn ask(api: &ApiServer, subject: &Subject, audience: &str) -> Trial {

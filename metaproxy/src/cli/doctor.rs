@@ -10,24 +10,24 @@ use super::run::RunArgs;
 use super::usage::{
     UsageError, check_url, imds_endpoint, kubeconfig_of_environment, node_name_of_environment, role,
 };
-use super::{NamespacePolicy, Switch};
+use super::{NamespacePolicy, Switch, TokenPolicy};
 use crate::apiserver::KubeconfigSource;
 use crate::credentials::sts::StsSettings;
-use crate::doctor::Examination;
+use crate::doctor::{Examination, GuardPlacement};
 use crate::roles::session_name::SessionName;
 
 /// `metaproxy doctor`
 #[derive(Debug, Args)]
 #[command(
-    after_help = "All flags but --fix-leftovers, --role and --output, and their variables of the environment, are those of \
-                  `metaproxy run`: give those that the agent has. In the container of the chart they are set. Those that make no \
+    after_help = "All flags but --fix-leftovers, --role, --guard-placement and --output, and their variables of the environment, are \
+                  those of `metaproxy run`: give those that the agent has. In the container of the chart they are set. Those that make no \
                   difference here are taken and not looked at. An agent that runs on this node is asked for what it has found, such \
                   as the pods' cgroup.\n\n\
                   Exit status: 0 if everything is as it should be, 1 with warnings, 2 with problems; 64 on bad usage. With \
                   --fix-leftovers: 0 if nothing is left, 1 if something is.\n\n\
                   Examples:\n  \
                   kubectl -n kube-system exec ds/metaproxy -- /metaproxy doctor\n  \
-                  metaproxy doctor --kubeconfig /etc/kubernetes/kubelet.conf --role arn:aws:iam::123456789012:role/app"
+                  metaproxy doctor --role arn:aws:iam::123456789012:role/app"
 )]
 pub struct DoctorArgs {
     /// Remove what kube2iam, kiam or the EKS Pod Identity agent have left on this node, after showing it
@@ -37,6 +37,10 @@ pub struct DoctorArgs {
     /// Assume this role, to see whether the node may
     #[arg(long, value_name = "ARN")]
     role: Option<String>,
+
+    /// Where a guard of its own is to run on this node; without it, one that is missing is no fault
+    #[arg(long, env = "METAPROXY_GUARD_PLACEMENT", value_name = "PLACEMENT")]
+    guard_placement: Option<GuardPlacement>,
 
     /// Form of what is printed
     #[arg(long, value_name = "FORM", default_value = "text")]
@@ -67,6 +71,7 @@ impl DoctorArgs {
             node: run.node_name.clone().or_else(node_name_of_environment),
             namespaces: run.roles.namespace_policy == NamespacePolicy::Required,
             web_identity: run.roles.web_identity == Switch::On,
+            token_policy_required: run.token_policy == TokenPolicy::Required,
             startup_taint: run.startup_taint.is_some(),
             sts: StsSettings {
                 region: run.region.clone(),
@@ -79,6 +84,7 @@ impl DoctorArgs {
             imds,
             role: role("--role", self.role.as_ref())?,
             runtime_dir: run.runtime_dir.clone(),
+            guard_placement: self.guard_placement,
         })
     }
 

@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::args::{LoggingArgs, PlaceArgs};
 use super::roles::RoleArgs;
-use super::{AdminAddress, ImdsV1, Switch, values};
+use super::{AdminAddress, ImdsV1, Switch, TokenPolicy, values};
 use crate::agent::Mode;
 use crate::imds::path::PassThrough;
 use crate::intercept::guard::Choice;
@@ -76,6 +76,16 @@ pub struct RunArgs {
 
     #[command(flatten)]
     pub(super) roles: RoleArgs,
+
+    /// Whether tokens of service accounts are asked for only while the API server is seen to refuse those of other audiences
+    #[arg(
+        long,
+        env = "METAPROXY_TOKEN_POLICY",
+        value_name = "POLICY",
+        default_value = "off",
+        help_heading = "Roles"
+    )]
+    pub(super) token_policy: TokenPolicy,
 
     /// A role that the node assumes first, and which assumes the pods' roles
     #[arg(

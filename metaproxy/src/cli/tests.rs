@@ -37,6 +37,122 @@ fn the_command_line_is_sound_and_every_flag_has_its_variable_and_heading() {
     }
 }
 
+#[test]
+fn every_command_every_flag_and_every_value_has_its_sentence() {
+    let cli = Cli::command();
+    let mut seen = 0;
+    for command in cli.get_subcommands() {
+        let name = command.get_name();
+        assert!(command.get_about().is_some(), "{name} is explained");
+        for argument in command
+            .get_arguments()
+            .filter(|argument| argument.get_id() != "help")
+        {
+            let id = argument.get_id();
+            let help = argument
+                .get_help()
+                .unwrap_or_else(|| panic!("{name}: {id} is explained"));
+            let help = help.to_string();
+            assert!(
+                help.starts_with(char::is_uppercase) && help.contains(' '),
+                "{name}: {id}: {help}"
+            );
+            // A switch without a value has none to explain.
+            let takes_one = argument.get_action().takes_values();
+            for value in argument.get_possible_values().iter().filter(|_| takes_one) {
+                // Names of shells and formats say what they are.
+                let is_plain = ["shell", "output"].contains(&id.as_str());
+                assert!(
+                    is_plain || value.get_help().is_some(),
+                    "{name}: {id}: {}",
+                    value.get_name()
+                );
+            }
+            seen += 1;
+        }
+    }
+    assert!(seen > 100, "{seen}");
+}
+
+#[test]
+fn every_command_that_people_run_tells_its_exit_status_and_an_example() {
+    let cli = Cli::command();
+    for name in ["run", "guard", "explain", "doctor", "status", "migrate", "probe"] {
+        let command = cli.find_subcommand(name).unwrap();
+        let after = command
+            .get_after_help()
+            .unwrap_or_else(|| panic!("{name}"))
+            .to_string();
+        assert!(
+            after.contains("Exit status: 0") && after.contains("64 on bad usage"),
+            "{name}: {after}"
+        );
+        let (_, examples) = after
+            .split_once("Examples:\n")
+            .unwrap_or_else(|| panic!("{name}: {after}"));
+        assert!(
+            examples.contains(&format!("metaproxy {name}")),
+            "{name}: {examples}"
+        );
+    }
+}
+
+/// What messages and comments of the sources advise to give: flags of ours, and those of other programs that are meant.
+#[test]
+fn flags_that_sentences_name_are_there() {
+    const OTHERS: [&str; 13] = [
+        "all-namespaces",
+        "event-ttl",
+        "http-endpoint",
+        "http-put-response-hop-limit",
+        "http-tokens",
+        "instance-id",
+        "iptables",
+        "namespace-restriction-format",
+        "port",
+        "selector",
+        "service-node-port-range",
+        "help",
+        "version",
+    ];
+    // What others are told and have left, in their own words; and styles of a page.
+    const OF_OTHERS: [&str; 4] = ["migrate", "leftovers", "node_ports.rs", "page.rs"];
+    let cli = Cli::command();
+    let flags: std::collections::BTreeSet<String> = cli
+        .get_subcommands()
+        .flat_map(|command| command.get_arguments().filter_map(|flag| flag.get_long()))
+        .chain(OTHERS)
+        .map(str::to_owned)
+        .collect();
+    let named = regex::Regex::new(r"(?:^|[^\w-])--([a-z][a-z0-9-]*)").unwrap();
+    let mut directories = vec![PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("src")];
+    let mut seen = 0;
+    while let Some(directory) = directories.pop() {
+        for entry in std::fs::read_dir(&directory).unwrap() {
+            let path = entry.unwrap().path();
+            if OF_OTHERS
+                .iter()
+                .any(|other| path.to_string_lossy().contains(other))
+                || path.ends_with("tests.rs")
+            {
+                continue;
+            }
+            if path.is_dir() {
+                directories.push(path);
+                continue;
+            }
+            if path.extension().is_none_or(|extension| extension != "rs") {
+                continue;
+            }
+            for found in named.captures_iter(&std::fs::read_to_string(&path).unwrap()) {
+                assert!(flags.contains(&found[1]), "{}: --{}", path.display(), &found[1]);
+                seen += 1;
+            }
+        }
+    }
+    assert!(seen > 150, "{seen}");
+}
+
 /// Whoever adds a flag adds a value of the chart, and a row of the README.
 #[test]
 fn every_flag_of_the_agent_is_reachable_from_values_and_told_in_the_readme() {
@@ -80,7 +196,7 @@ fn doctor_takes_every_flag_of_the_agent_and_the_chart_gives_those_as_variables_t
         assert!(doctor.contains(flag), "doctor does not take --{flag}");
     }
     let own: Vec<&String> = doctor.iter().filter(|flag| !run.contains(flag)).collect();
-    assert_eq!(own, ["fix-leftovers", "role", "output"]);
+    assert_eq!(own, ["fix-leftovers", "role", "guard-placement", "output"]);
     for flag in [
         "node-name",
         "namespace-policy",
@@ -97,6 +213,8 @@ fn doctor_takes_every_flag_of_the_agent_and_the_chart_gives_those_as_variables_t
         "startup-taint",
         "admin-address",
         "runtime-dir",
+        "guard-placement",
+        "token-policy",
     ] {
         let variable = variable(flag);
         assert!(chart.contains(&format!("- name: {variable}\n")), "{variable}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::{ImdsV1, RunArgs};
+use super::{ImdsV1, RunArgs, TokenPolicy};
 use crate::agent::{Mode, PodSource, Settings};
 use crate::apiserver::KubeconfigSource;
 use crate::credentials::sts::StsSettings;
@@ -141,6 +141,7 @@ impl RunArgs {
             listen_addresses: self.listen_addresses()?,
             listen_port: self.listen_port,
             rules: Rules { own, ..rules },
+            token_policy_required: self.token_policy == TokenPolicy::Required,
             imds: self.imds()?,
             paths: self.paths()?,
             version1: match self.imds_v1 {

@@ -16,6 +16,15 @@ pub enum NamespacePolicy {
     Off,
 }
 
+/// `--token-policy`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TokenPolicy {
+    /// An admission policy must limit what for, as the chart's does: it is tried (dryRun), and without it none is asked for
+    Required,
+    /// They are asked for whatever limits them
+    Off,
+}
+
 /// `--imds-v1`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ImdsV1 {

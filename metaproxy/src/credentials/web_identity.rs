@@ -11,7 +11,7 @@ use kube::api::PostParams;
 
 use super::sts::Sts;
 use super::{Issuer, ObtainError, Session, SessionKey};
-use crate::apiserver::trial::bound_token_request;
+use crate::apiserver::trial::{AudienceLimit, NO_LIMIT, Subject, Trial, bound_token_request};
 use crate::apiserver::{ApiServer, words};
 use crate::roles::{Principal, WebIdentity};
 
@@ -33,12 +33,13 @@ impl Token {
 pub struct Principals {
     sts: Sts,
     api: Option<ApiServer>,
+    required: Option<AudienceLimit>,
 }
 
 impl Principals {
-    /// Without an API server there are no tokens.
-    pub fn new(sts: Sts, api: Option<ApiServer>) -> Self {
-        Self { sts, api }
+    /// Without an API server there are no tokens, nor without a limit of their audience if one is required.
+    pub fn new(sts: Sts, api: Option<ApiServer>, required: Option<AudienceLimit>) -> Self {
+        Self { sts, api, required }
     }
 
     async fn token(&self, identity: &WebIdentity) -> Result<Token, ObtainError> {
@@ -51,6 +52,14 @@ impl Principals {
         let Some(api) = &self.api else {
             return Err(unavailable("there is no API server to ask".to_owned()));
         };
+        if let Some(limit) = self.required.as_ref().filter(|limit| !limit.is_seen()) {
+            let untold = "the API server does not say whether a policy limits their audience (--token-policy=required)";
+            match limit.look(api, &Subject::of_identity(identity)).await {
+                Trial::Refused(_) => {}
+                Trial::Given => return Err(unavailable(NO_LIMIT.to_owned())),
+                Trial::Unknown => return Err(unavailable(untold.to_owned())),
+            }
+        }
         let request = bound_token_request(&identity.audience, &identity.pod, identity.uid.as_str());
         let accounts: Api<ServiceAccount> = Api::namespaced(api.client(), &identity.namespace);
         let params = PostParams::default();

@@ -13,6 +13,9 @@ use crate::status::Status;
 const CHECK: &str = "API server";
 const TOKENS: &str = "tokens";
 
+const LIMITS: &str = "on Kubernetes 1.30 and later the chart limits that (webIdentity.admissionPolicy); are the policy and its binding \
+                      there? See \"Roles of service accounts\" in deploy/README.md";
+
 const RIGHTS: &str = "the chart's ClusterRole grants exactly what is needed; is its binding there?";
 
 pub(super) async fn examine(examination: &Examination) -> Vec<Finding> {
@@ -89,7 +92,7 @@ async fn tried(api: &ApiServer, examination: &Examination) -> Vec<Finding> {
     if denied.is_empty() {
         let mut findings = vec![Finding::ok(CHECK, "reached, and everything needed is allowed")];
         if let (true, Some(node)) = (examination.web_identity, &examination.node) {
-            findings.extend(tokens(api, node).await);
+            findings.extend(tokens(api, node, examination.token_policy_required).await);
         }
         return findings;
     }
@@ -103,7 +106,7 @@ async fn tried(api: &ApiServer, examination: &Examination) -> Vec<Finding> {
 }
 
 /// Tries a token for a pod of this node, and one that a policy should refuse. Neither is made (`dryRun`).
-async fn tokens(api: &ApiServer, node: &str) -> Vec<Finding> {
+async fn tokens(api: &ApiServer, node: &str, is_limit_required: bool) -> Vec<Finding> {
     let pods = pods_of_node(api, node).await.unwrap_or_default();
     let subjects = trial::subjects_among(&pods);
     let Some(subject) = subjects.first() else {
@@ -124,12 +127,18 @@ async fn tokens(api: &ApiServer, node: &str) -> Vec<Finding> {
         Trial::Given => {}
     }
     match trial::of_foreign_audience(api, subject).await {
+        Trial::Given if is_limit_required => {
+            vec![Finding::problem(
+                TOKENS,
+                format!("the agent asks for none: {}", trial::NO_LIMIT),
+                LIMITS,
+            )]
+        }
         Trial::Given => vec![Finding::warning(
             TOKENS,
             "this account is given tokens of every service account for any audience: whoever takes a node can be anyone in the \
              cluster",
-            "on Kubernetes 1.30 and later the chart limits that (webIdentity.admissionPolicy); are the policy and its binding there? \
-             See \"Roles of service accounts\" in deploy/README.md",
+            LIMITS,
         )],
         Trial::Refused(_) | Trial::Unknown => vec![Finding::ok(
             TOKENS,

@@ -145,6 +145,13 @@ fn pods_cgroup(examination: &Examination) -> (Finding, Option<Place>) {
     }
 }
 
+/// The id of the pods' cgroup, if it is there.
+pub(super) fn pods_cgroup_id(examination: &Examination) -> Option<u64> {
+    let told = examination.cgroup.clone().or_else(|| of_agent(examination));
+    let locator = Locator::new(examination.cgroup_root.as_deref(), told.as_deref()).ok()?;
+    Some(locator.locate().ok()??.id())
+}
+
 /// The one that an agent that runs has found, if it is seen at the same place from here; unless this command is told where to look.
 fn of_agent(examination: &Examination) -> Option<PathBuf> {
     let status = asking::status(&examination.runtime_dir).ok()?;

@@ -100,7 +100,7 @@ async fn tried(sts: Sts, examination: &Examination, role: &RoleArn) -> Finding {
             principal: Principal::Node,
         },
     };
-    match Principals::new(sts, None).issue(&key).await {
+    match Principals::new(sts, None, None).issue(&key).await {
         Ok(_) => Finding::ok(CHECK, format!("the node may assume {role}")),
         Err(error) => Finding::problem(
             CHECK,

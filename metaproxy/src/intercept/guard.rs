@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use metaproxy_common::layout::GuardCounter;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
@@ -40,7 +41,8 @@ pub struct Guard {
 }
 
 /// How a guard is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub enum GuardState {
     /// It lets everything pass, as it was told to.
     Open,
@@ -50,6 +52,8 @@ pub enum GuardState {
     Closed {
         /// How often somebody else has detached it lately.
         mended: u32,
+        /// The id of the cgroup whose pods it keeps out.
+        cgroup: u64,
     },
 }
 
@@ -57,8 +61,8 @@ impl GuardState {
     /// What health makes of it; `waiting` is what it makes of a guard that can't keep pods out.
     pub fn condition(self, waiting: Condition) -> Condition {
         match self {
-            Self::Open | Self::Closed { mended: 0 } => Condition::Fine,
-            Self::Closed { mended } => Condition::Degraded(format!(
+            Self::Open | Self::Closed { mended: 0, .. } => Condition::Fine,
+            Self::Closed { mended, .. } => Condition::Degraded(format!(
                 "another program has detached the guard {mended} times; it was attached again"
             )),
             Self::Waiting => waiting,
@@ -188,8 +192,9 @@ impl Guard {
     pub fn state(&self, closed: bool) -> GuardState {
         match &self.pods {
             _ if !closed => GuardState::Open,
-            Some(_) if self.complained.is_none() && self.trouble.is_none() => GuardState::Closed {
+            Some((pods, _)) if self.complained.is_none() && self.trouble.is_none() => GuardState::Closed {
                 mended: self.mended.recently(),
+                cgroup: pods.id(),
             },
             _ => GuardState::Waiting,
         }

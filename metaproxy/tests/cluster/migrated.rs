@@ -22,7 +22,11 @@ const MANIFESTS: [Migrated; 5] = [
         "kube2iam-chart",
         namespaces_have_expressions_and_pods_a_default,
     ),
-    ("kube2iam", "kube2iam-0.15", namespaces_have_globs_and_pods_no_default),
+    (
+        "kube2iam",
+        "kube2iam-0.15",
+        namespaces_have_globs_and_pods_no_default,
+    ),
     ("kiam", "kiam-v3", part_of_a_role_is_a_match),
     ("kiam", "kiam-v4", the_servers_role_assumes_all_others),
 ];

@@ -199,6 +199,16 @@ true
 {{- end -}}
 
 {{/*
+Policies can be applied before helm installs what they limit: helm makes objects of a kind that it does not know last, and takes over
+those that have these annotations and the label managed-by. A hook would be no better: helm deletes its object before it makes it anew
+at each upgrade (before-hook-creation), and leaves it when the chart is uninstalled.
+*/}}
+{{- define "metaproxy.adopted" -}}
+meta.helm.sh/release-name: {{ .Release.Name }}
+meta.helm.sh/release-namespace: {{ .Release.Namespace }}
+{{- end -}}
+
+{{/*
 Whether an admission policy limits what the agent patches of nodes. A policy is about the chart's service account; with a
 kubeconfig the agent is another user.
 */}}
