@@ -122,7 +122,7 @@ impl Admin {
     }
 }
 
-/// Answers a guard's probes on its socket, and at [`GUARD_PATH`] what it reports of itself.
+/// Answers a guard's probes on its socket, and at `/guard` what it reports of itself.
 pub async fn serve_guard<F>(health: Health, report: F, listener: UnixListener)
 where
     F: Fn() -> GuardReport + Clone + Send + Sync + 'static,
