@@ -1,4 +1,4 @@
-//! `cargo xtask vm-test`: interception, identity, guard and cleanup on Debian's kernels, each booted in QEMU (without
+//! `cargo xtask vm-test`: interception, identity and attacks on it, NAT, guard and cleanup on Debian's kernels, each booted in QEMU (without
 //! hardware virtualisation, so that it runs wherever this runs).
 //!
 //! The guest is an initramfs with the test programs of [`TESTS`], the binaries that they call, `ip` and `nft`; nothing is emulated but the machine.
