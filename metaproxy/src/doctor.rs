@@ -7,6 +7,7 @@ mod imds;
 mod kernel;
 mod leftovers;
 mod node;
+mod other_credentials;
 mod processes;
 mod refused;
 mod sts;
@@ -197,6 +198,7 @@ pub async fn examine(examination: &Examination) -> Report {
     findings.extend(imds::examine(&examination.imds, identity.as_deref()).await);
     findings.extend(sts);
     findings.extend(sts::pods_roles(examination));
+    findings.extend(other_credentials::examine(examination));
     findings.extend(cluster::examine(examination).await);
     findings.extend(leftovers::examine(&leftovers::find()));
     Report { findings }

@@ -17,7 +17,7 @@ pub use self::lines::{AnswerLine, AskedBy, CredentialsLine, PolicyLine, SessionL
 pub use self::render::{columns, printable, short, table};
 pub use self::verdict::Verdict;
 use crate::credentials::{View, timestamp};
-use crate::pods::{Namespace, Pod, ServiceAccount};
+use crate::pods::{CredentialVariable, Namespace, Pod, ServiceAccount};
 use crate::roles::policy::Candidate;
 use crate::roles::{Decision, Reason, RoleArn, RoleSource, Rules, WrittenRole};
 
@@ -58,6 +58,9 @@ pub struct Explanation {
     /// Whether something looks as if a role was asked for in a way that is not read.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspicious: bool,
+    /// Of a pod with a role: variables of its containers by which SDKs find credentials before they ask for that role.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub other_credentials: Vec<String>,
     /// What may have been meant, and what to look at.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<String>,
@@ -118,6 +121,10 @@ impl Explanation {
             because: decision.reason().to_string(),
             suspicious: false,
             hints: Vec::new(),
+            other_credentials: match &asked {
+                Some((source, _)) => other_credentials(subject.pod, source),
+                None => Vec::new(),
+            },
             role: role.map(|role| role.to_string()),
             asked_by: asked.map(|(source, written)| AskedBy {
                 source: source.to_string(),
@@ -198,9 +205,22 @@ impl Explanation {
             credentials: None,
             answers: Vec::new(),
             suspicious: false,
+            other_credentials: Vec::new(),
             hints: Vec::new(),
         }
     }
+}
+
+/// What an SDK in a pod finds before it comes to the metadata service. IRSA's token is for the role of the service account, so
+/// if that is the pod's role it makes no difference.
+fn other_credentials(pod: &Pod, source: &RoleSource) -> Vec<String> {
+    let of_account = matches!(source, RoleSource::ServiceAccount { .. });
+    let is_other =
+        |one: &&CredentialVariable| !of_account || **one != CredentialVariable::AwsWebIdentityTokenFile;
+    let found = pod.other_credentials.iter().filter(is_other);
+    found
+        .map(|one| format!("{} ({})", one.name(), one.set_by()))
+        .collect()
 }
 
 /// Where the role is named, and as what.

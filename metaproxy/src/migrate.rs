@@ -7,6 +7,7 @@ mod environment;
 mod kiam;
 mod kube2iam;
 mod manifest;
+mod named_roles;
 mod routes;
 mod template;
 mod values;

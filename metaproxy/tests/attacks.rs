@@ -7,7 +7,9 @@
 
 mod common;
 
-use common::attackers::{Attacker, assert_all_served, assert_nothing_is_left, requests, unlimited_agent};
+use common::attackers::{
+    Attacker, assert_all_served, assert_nothing_is_left, requests, scaled, unlimited_agent,
+};
 use common::identity::v4_listener;
 use common::{Node, counts, dial, node};
 use rstest::rstest;
@@ -52,11 +54,11 @@ impl Scene {
     }
 
     /// Once the attack has come to a value of its counter, nothing of others may have changed.
-    fn assert_harmless(mut self, words: &[&str], counter: &str, value: u64) {
+    fn assert_harmless(mut self, words: &[&str], counter: &str, value: usize) {
         let victims = [(&self.victim, "role-victim"), (&self.neighbour, "role-neighbour")];
         assert_all_served(&victims, 20, "before the attack");
         let mut attacker = Attacker::start(&self.thief, words);
-        attacker.wait_for(counter, value);
+        attacker.wait_for(counter, scaled(value) as u64);
         attacker.during(counter, || {
             assert_all_served(&victims, requests(10_000), "during the attack");
         });
@@ -121,7 +123,7 @@ fn connections_that_a_pod_without_capabilities_answers_in_a_namespace_of_its_own
 fn a_victim_whose_address_and_ports_a_pod_without_capabilities_uses_is_served_as_itself(
     #[case] ports: &str,
     #[case] hold: &str,
-    #[case] established: u64,
+    #[case] established: usize,
 ) {
     let Some(scene) = Scene::new() else { return };
     let (listener, source) = (scene.v4(), format!("{}:40000", scene.victim.ip()));
@@ -176,7 +178,7 @@ fn a_victim_is_never_served_the_session_of_a_thief_with_the_same_address(#[case]
     ];
     let victims = [(&victim, "role-victim")];
     let mut attacker = Attacker::start(&thief, &words);
-    attacker.wait_for("established", 5_000);
+    attacker.wait_for("established", scaled(5_000) as u64);
     attacker.during("established", || {
         assert_all_served(&victims, requests(10_000), "during the attack");
     });

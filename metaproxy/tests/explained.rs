@@ -7,6 +7,7 @@ mod common;
 use std::time::Duration;
 
 use common::cluster::{Cluster, NODE, cluster};
+use common::doctor::examined;
 use common::http::{LIST, get};
 use common::sessions::ROLE;
 use common::{eventually, eventually_within};
@@ -216,4 +217,41 @@ fn a_pod_that_is_over_is_nobodys_trouble_and_still_explained_by_name() {
     assert!(metrics.lines().any(|found| found == line), "{metrics}");
     let asked = told(&cluster, &["explain", "apps/over"]);
     assert_eq!(asked["verdict"], "refused", "{asked:#}");
+}
+
+/// EKS Pod Identity, IRSA and static keys set them; no SDK falls back from there to the metadata service.
+#[test]
+fn a_pod_whose_variables_lead_past_its_role_is_named_until_they_are_gone() {
+    let Some(cluster) = cluster() else { return };
+    let pod = cluster.pod("web");
+    let put = |env: Value| {
+        cluster.api.put(
+            "pods",
+            json!({
+                "metadata": { "name": "web", "namespace": "apps", "uid": pod.uid(), "annotations": { ROLE: "role-web" } },
+                "spec": { "nodeName": NODE, "containers": [{ "name": "main", "env": env }] },
+                "status": { "phase": "Running" },
+            }),
+        );
+    };
+    let uri = "http://169.254.170.23/v1/credentials";
+    put(json!([{ "name": "AWS_CONTAINER_CREDENTIALS_FULL_URI", "value": uri }]));
+    let _agent = cluster.agent(&["--namespace-policy", "off"]);
+    let told_by_doctor = |wanted: &str| {
+        let all = examined(&cluster.node, &[]).all();
+        let mut own = all.iter().filter(|found| found.starts_with("credentials: "));
+        own.any(|found| found.contains(wanted))
+    };
+    let named = "apps/web by AWS_CONTAINER_CREDENTIALS_FULL_URI (EKS Pod Identity) -> an SDK takes those";
+    eventually("doctor names it", || told_by_doctor(named));
+    let explained = told(&cluster, &["explain", "apps/web"]);
+    let hint = explained["hints"][0].as_str().unwrap();
+    assert!(
+        hint.contains("never falls back to the metadata service"),
+        "{explained:#}"
+    );
+    put(json!([]));
+    eventually("and then no more", || {
+        told_by_doctor("ok: no pod with a role is told of others")
+    });
 }

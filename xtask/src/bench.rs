@@ -7,6 +7,7 @@ mod cluster;
 mod cold;
 mod connects;
 mod figures;
+mod floods;
 mod footprint;
 mod guarded;
 pub mod hold;
@@ -112,13 +113,14 @@ pub fn bench(bench: &Bench) -> Result<()> {
         smoke: bench.smoke,
     };
     let cached = |site: &Site| serving::cached(site, bench.peer.as_ref(), bench.before.as_deref());
-    let parts: [Part<'_>; 6] = [
+    let parts: [Part<'_>; 7] = [
         ("connects", &connects::elsewhere),
         ("redirect", &connects::redirected),
         ("cached", &cached),
         ("cold", &cold::cold),
         ("footprint", &footprint::footprint),
         ("guard", &guarded::guarded),
+        ("floods", &floods::floods),
     ];
     let mut describe = Command::new("git");
     describe.args(["describe", "--always", "--dirty", "--abbrev=12"]);

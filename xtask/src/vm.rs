@@ -1,11 +1,12 @@
-//! `cargo xtask vm-test`: interception, identity, guard and cleanup on Debian's kernels, each booted in QEMU (without
+//! `cargo xtask vm-test`: interception, identity and attacks on it, NAT, guard and cleanup on Debian's kernels, each booted in QEMU (without
 //! hardware virtualisation, so that it runs wherever this runs).
 //!
-//! The guest is an initramfs with the test programs of [`TESTS`], the binaries that they call, and `ip`; nothing is emulated but the machine.
+//! The guest is an initramfs with the test programs of [`TESTS`], the binaries that they call, `ip` and `nft`; nothing is emulated but the machine.
 
 mod debian;
 mod guest;
 mod initramfs;
+mod modules;
 
 use std::fs;
 use std::io::Read as _;
@@ -23,10 +24,10 @@ use crate::shell::{cargo, root, run, step};
 use crate::{ebpf, setup};
 
 /// A guest that has not come to an end by then has failed.
-const TIMEOUT: Duration = Duration::from_secs(600);
+const TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// Tests of `metaproxy/tests` that need nothing but the binaries and `ip`.
-const TESTS: [&str; 2] = ["kernels", "outsiders"];
+/// Tests of `metaproxy/tests` that need nothing but the binaries, `ip` and `nft`.
+const TESTS: [&str; 5] = ["kernels", "outsiders", "attacks", "nat", "interceptors"];
 
 /// What the guest says last, with the exit status of the tests.
 const EXIT: &str = "VM-TEST-EXIT";

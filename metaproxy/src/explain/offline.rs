@@ -260,6 +260,7 @@ impl Found {
         if metadata["name"].is_null() {
             metadata["name"] = metadata["generateName"].clone();
         }
+        check_texts(&mut metadata)?;
         // Of no consequence here, but no pod is without one.
         metadata["uid"] = json!(format!("manifest-{}", self.pods.len()));
         let pod = parsed(json!({ "metadata": metadata, "spec": spec }))?;
@@ -299,7 +300,31 @@ fn with_namespace(metadata: &Value, namespace: &str) -> Result<Value, String> {
     if metadata["namespace"].is_null() {
         metadata["namespace"] = json!(namespace);
     }
+    check_texts(&mut metadata)?;
     Ok(metadata)
+}
+
+/// Annotations and labels are text, and Kubernetes takes nothing else; one that is null it takes for an empty one.
+fn check_texts(metadata: &mut Value) -> Result<(), String> {
+    for (what, texts) in [("annotation", "annotations"), ("label", "labels")] {
+        for (key, value) in metadata[texts].as_object_mut().into_iter().flatten() {
+            let kind = match value {
+                Value::String(_) => continue,
+                Value::Null => {
+                    *value = json!("");
+                    continue;
+                }
+                Value::Bool(_) => "true or false",
+                Value::Number(_) => "a number",
+                Value::Array(_) => "a list",
+                Value::Object(_) => "an object",
+            };
+            return Err(format!(
+                "{what} {key} is {kind}, and Kubernetes takes only text there: put its value in quotation marks"
+            ));
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

@@ -219,6 +219,7 @@ mod tests {
                 says: text(),
             }],
             suspicious: false,
+            other_credentials: vec![text()],
             hints: vec![text()],
         }
     }

@@ -3,6 +3,7 @@
 use super::MigrateError;
 use super::kube2iam::{METRICS, is_off_switch, log_level, session};
 use super::manifest::Workload;
+use super::named_roles;
 use super::routes::{Allowed, allowed};
 use super::values::Values;
 use super::versions::{PASSED_ALL, Version};
@@ -48,8 +49,9 @@ pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> R
              matched: give both",
         );
     }
+    let base = base(flags);
     for flag in flags {
-        one(flag, values)?;
+        one(flag, base, values)?;
     }
     if !flags.iter().any(|flag| flag.name == "session-duration") && is_of_server(flags, workloads) {
         values.set(
@@ -125,13 +127,26 @@ fn is_of_server(flags: &[Flag], workloads: &[Workload]) -> bool {
         || workloads.iter().any(|workload| workload.is_part("server"))
 }
 
-fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
+/// What kiam put before names, if its flags tell it. Of several the last one counts, and what it finds out counts more.
+fn base(flags: &[Flag]) -> Option<&str> {
+    let finds_out = |flag: &Flag| flag.name == "role-base-arn-autodetect" && flag.is_on();
+    let named = flags.iter().rfind(|flag| flag.name == "role-base-arn");
+    let known = named.filter(|flag| flag.missing.is_none() && !flag.value.is_empty());
+    known
+        .filter(|_| !flags.iter().any(finds_out))
+        .map(|flag| flag.value.as_str())
+}
+
+fn one(flag: &Flag, base: Option<&str>, values: &mut Values) -> Result<(), MigrateError> {
     match flag.name.as_str() {
-        "role-base-arn" => values.keep("roles", "baseArn", flag)?,
+        "role-base-arn" => values.keep_role("roles", "baseArn", flag, named_roles::base_of_kiam(flag)?),
         "role-base-arn-autodetect" if flag.is_on() => {
             values.same(flag.shown(), "the account of the node's own role is found where roles.baseArn is empty");
         }
-        "assume-role-arn" => values.keep("sessions", "assumeRoleArn", flag)?,
+        "assume-role-arn" => {
+            let role = named_roles::of_server(flag, base)?;
+            values.keep_role("sessions", "assumeRoleArn", flag, role);
+        }
         "session-duration" => session(flag, values)?,
         "session" => values.gone(
             flag,

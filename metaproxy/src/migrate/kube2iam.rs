@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::MigrateError;
 use super::manifest::Workload;
+use super::named_roles;
 use super::values::Values;
 use super::versions::{PASSED_ALL, Version};
 use super::words::{Flag, Grammar};
@@ -63,9 +64,9 @@ pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> R
 
 fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
     match flag.name.as_str() {
-        "base-role-arn" => values.keep("roles", "baseArn", flag)?,
+        "base-role-arn" => values.keep_role("roles", "baseArn", flag, named_roles::base(flag)?),
         "auto-discover-base-arn" => values.same(flag.shown(), "the account of the node's own role is found where roles.baseArn is empty"),
-        "default-role" => values.keep("roles", "default", flag)?,
+        "default-role" => values.keep_role("roles", "default", flag, named_roles::role(flag)?),
         "auto-discover-default-role" if flag.is_on() => values.gone(
             flag,
             "pods without an annotation got the node's own role. They get none here, which is what this is for; a role of \

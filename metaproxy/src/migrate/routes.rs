@@ -1,12 +1,17 @@
 //! kiam's `--allow-route-regexp`, which matches any part of a request's path, as `metadata.allowPaths`, whose patterns match
 //! a path from its beginning to its end.
 
-use regex_syntax::ast::{Ast, parse::Parser};
+use regex_syntax::ast::{AssertionKind, Ast, Group, parse::Parser};
 
 use crate::imds::path::{BadPattern, NEVER, PassThrough, Paths};
 
 const NEVER_PASSED: &str =
     "what it names is never passed to pods; software that needs it of the node runs in a hostNetwork pod";
+
+const ANSWERED: &str = "the agent answers that itself, to every pod, and of the pod's own role";
+
+/// Parts of the paths that the agent answers itself.
+const OWN: [&str; 3] = ["iam/info", "iam/security-credentials", "api/token"];
 
 /// What comes of one alternative of such a pattern.
 #[derive(Debug, PartialEq, Eq)]
@@ -35,28 +40,47 @@ pub fn allowed(pattern: &str) -> Result<Vec<(String, Allowed)>, String> {
     let ast = Parser::new()
         .parse(&pattern)
         .map_err(|error| error.kind().to_string())?;
-    // Flags in one alternative count in those after it too.
-    let parts = if pattern.contains("(?") {
-        vec![&ast]
+    // Flags in one alternative count in those after it too. `(?:` has none.
+    let has_flags = pattern.matches("(?").count() != pattern.matches("(?:").count();
+    let parts = if has_flags {
+        vec![pattern.clone()]
     } else {
-        alternatives(&ast)
+        alternatives(&ast, &pattern)
     };
     parts
         .into_iter()
-        .map(|part| pattern[part.span().start.offset..part.span().end.offset].to_owned())
         .map(|part| Ok((part.clone(), one(&part)?)))
         .collect()
 }
 
-/// What a pattern matches one of, groups around the whole of it left out.
-fn alternatives(ast: &Ast) -> Vec<&Ast> {
-    match ast {
-        Ast::Alternation(alternation) => alternation.asts.iter().flat_map(alternatives).collect(),
-        Ast::Group(group) if group.flags().is_none_or(|flags| flags.items.is_empty()) => {
-            alternatives(&group.ast)
-        }
-        other => vec![other],
-    }
+/// What a pattern matches one of, groups around the whole of it left out: `(a|b)` is `a` and `b`, and `^(a|b)$` is `^a$` and
+/// `^b$`.
+fn alternatives(ast: &Ast, pattern: &str) -> Vec<String> {
+    let inner = |group: &Group| {
+        let is_plain = group.flags().is_none_or(|flags| flags.items.is_empty());
+        is_plain.then(|| alternatives(&group.ast, pattern))
+    };
+    let text = |from: usize, to: usize| pattern[from..to].to_owned();
+    let (start, end) = (ast.span().start.offset, ast.span().end.offset);
+    let found = match ast {
+        Ast::Alternation(several) => Some(
+            several
+                .asts
+                .iter()
+                .flat_map(|one| alternatives(one, pattern))
+                .collect(),
+        ),
+        Ast::Group(group) => inner(group),
+        Ast::Concat(parts) => match &parts.asts[..] {
+            [Ast::Assertion(first), Ast::Group(group), ..] if first.kind == AssertionKind::StartLine => {
+                let after = text(group.span.end.offset, end);
+                inner(group).map(|all| all.iter().map(|one| format!("^{one}{after}")).collect())
+            }
+            _ => None,
+        },
+        _ => None,
+    };
+    found.unwrap_or_else(|| vec![text(start, end)])
 }
 
 /// A slash needs no backslash, but often has one.
@@ -79,6 +103,9 @@ fn one(part: &str) -> Result<Allowed, String> {
     }
     // A path always begins with a slash.
     let part = part.replacen("^/?", "^/", 1);
+    if OWN.iter().any(|own| part.contains(own)) {
+        return Ok(Allowed::Nothing(ANSWERED));
+    }
     // The last is always below the first of those.
     if NEVER
         .iter()
@@ -169,6 +196,13 @@ mod tests {
         pattern(".*/latest/meta-data/placement/availability-zone.*")
     )]
     #[case::a_slash("/", Allowed::Everything(".*/.*".to_owned()))]
+    // A glob that is none (giantswarm/kiam-app, helm/kiam-app/values.yaml): any number of slashes.
+    #[case::a_glob("/latest/*", Allowed::Everything(".*/latest/*.*".to_owned()))]
+    // KubeZero's chart (kubezero-kiam) has it.
+    #[case::a_group_inside(
+        "^/latest/(meta-data/instance-id|dynamic)",
+        pattern("/latest/(meta-data/instance-id|dynamic).*")
+    )]
     fn a_pattern_matches_here_what_it_matched_in_kiam(#[case] of_kiam: &str, #[case] here: Allowed) {
         assert_eq!(allowed(of_kiam).unwrap().remove(0).1, here);
     }
@@ -186,6 +220,45 @@ mod tests {
         ));
     }
 
+    /// As public modules and charts of kiam have them (particuleio/terraform-kubernetes-addons, modules/aws/kiam.tf, the first).
+    #[rstest]
+    #[case::between_anchors(
+        "^(/latest/dynamic/instance-identity/document|/latest/meta-data/placement/availability-zone)$",
+        &["/latest/dynamic/instance-identity/document", "/latest/meta-data/placement/availability-zone"]
+    )]
+    #[case::behind_the_beginning("^(?:/latest/meta-data/mac|(/latest/meta-data/ami-id))", &["/latest/meta-data/mac.*", "/latest/meta-data/ami-id.*"])]
+    #[case::one("^(/latest/meta-data/mac)$", &["/latest/meta-data/mac"])]
+    #[case::goes_on("^(/latest|/2021-07-15)/meta-data/mac$", &["/latest/meta-data/mac", "/2021-07-15/meta-data/mac"])]
+    fn a_group_behind_the_beginning_is_taken_alternative_by_alternative(
+        #[case] of_kiam: &str,
+        #[case] here: &[&str],
+    ) {
+        let found: Vec<Allowed> = allowed(of_kiam)
+            .unwrap()
+            .into_iter()
+            .map(|(_, one)| one)
+            .collect();
+        let want: Vec<Allowed> = here.iter().map(|one| pattern(one)).collect();
+        assert_eq!(found, want);
+    }
+
+    /// What kiam had to be told to pass on (envoyproxy/envoy#8325, and the role's name for software that asks `iam/info`).
+    #[rstest]
+    #[case("/latest/meta-data/iam/security-credentials.*")]
+    #[case("(^/latest/meta-data/iam/info$)")]
+    #[case("^\\/latest\\/api\\/token$")]
+    fn what_the_agent_answers_itself_needs_no_pattern(#[case] of_kiam: &str) {
+        let found = allowed(of_kiam).unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].1, Allowed::Nothing(ANSWERED));
+    }
+
+    #[test]
+    fn credentials_of_the_node_are_not_taken_for_the_pods() {
+        let found = allowed("meta-data/identity-credentials/ec2/security-credentials/ec2-instance").unwrap();
+        assert_eq!(found[0].1, Allowed::Nothing(NEVER_PASSED));
+    }
+
     #[test]
     fn alternatives_are_taken_one_by_one() {
         let found = allowed("(user-data|/latest/meta-data/(mac|ami-id))").unwrap();
@@ -199,9 +272,11 @@ mod tests {
         #[test]
         fn no_path_is_opened_that_kiam_refused(
             parts in prop::collection::vec("[\\^]?/?(latest|meta-data|mac|a|\\.\\*|\\[\\^/\\]\\+|tags/?|\\()?[$]?", 1..4),
+            wrapping in prop::sample::select(vec![("", "", ""), ("^(", "|", ")$"), ("(", "|", ")"), ("^(?:", "|", ")"), ("^(", "|", ")/mac")]),
             path in "/(latest|2021-07-15)/(meta-data|dynamic)/(mac|a|tags|tags/a|latest)",
         ) {
-            let of_kiam = parts.concat();
+            let (before, between, after) = wrapping;
+            let of_kiam = format!("{before}{}{after}", parts.join(between));
             if let (Ok(kiam), Ok(found)) = (regex::Regex::new(&of_kiam), allowed(&of_kiam)) {
                 let version_less = path.splitn(3, '/').nth(2).unwrap();
                 let forms = [path.as_str(), version_less, version_less.strip_prefix("meta-data/").unwrap_or(&path)];

@@ -248,6 +248,30 @@ fn manifests_become_values(#[case] from: From, #[case] name: &str, #[case] manif
 }
 
 proptest! {
+    /// Or the values would only fail on the cluster.
+    #[test]
+    fn a_role_that_is_written_is_one_that_the_agent_takes(
+        server in any::<bool>(),
+        base in "(arn:(aws|aws-cn):iam::(123456789012|1):role)?/?[a-z<>$/-]{0,8}",
+        role in "(arn:aws:iam::123456789012:role/)?/?[a-z<>$/-]{0,8}",
+    ) {
+        let (from, words) = if server {
+            (From::Kiam, vec!["server".to_owned(), format!("--role-base-arn={base}"), format!("--assume-role-arn={role}")])
+        } else {
+            (From::Kube2iam, vec![format!("--base-role-arn={base}"), format!("--default-role={role}")])
+        };
+        if let Ok(values) = values_for(from, &[Workload::of_words(&words)]) {
+            let parsed: serde_json::Value = serde_yaml_ng::from_str(&values).unwrap();
+            let text = |pointer| parsed.pointer(pointer).and_then(serde_json::Value::as_str);
+            let base = text("/roles/baseArn").map(str::parse::<crate::roles::BaseArn>);
+            let role = text("/roles/default").map(str::parse::<crate::roles::WrittenRole>);
+            let through = text("/sessions/assumeRoleArn").map(str::parse::<crate::roles::RoleArn>);
+            prop_assert!(!matches!(base, Some(Err(_))), "{base:?} in {values}");
+            prop_assert!(!matches!(role, Some(Err(_))), "{role:?} in {values}");
+            prop_assert!(!matches!(through, Some(Err(_))), "{through:?} in {values}");
+        }
+    }
+
     #[test]
     fn whatever_is_written_the_outcome_is_yaml(words in prop::collection::vec("[ -~\n]{0,24}", 0..6)) {
         let words: Vec<String> = words.into_iter().map(|word| format!("--{word}")).collect();

@@ -92,6 +92,20 @@ impl Values {
         Ok(())
     }
 
+    /// Sets a role, if there is one.
+    pub fn keep_role(
+        &mut self,
+        section: &'static str,
+        key: &'static str,
+        flag: &Flag,
+        role: Option<impl Into<Value>>,
+    ) {
+        match role {
+            Some(role) => self.set(section, key, role, format!("--{}", flag.name)),
+            None => self.same(flag.shown(), "it is empty, as if it were not given"),
+        }
+    }
+
     /// Adds a variable of the agent's.
     pub fn add_env(&mut self, entry: Value, why: impl Into<String>) {
         let is_known = self.env.iter().any(|(known, _)| known["name"] == entry["name"]);

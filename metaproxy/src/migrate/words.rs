@@ -150,10 +150,12 @@ pub fn placeholder(value: &str) -> Option<String> {
         .find(|(open, _)| value.contains(open))?;
     let found = &value[value.find(open)?..];
     let end = found.find(close).map_or(found.len(), |end| end + close.len());
-    Some(format!(
-        "{} is a placeholder that no tool has filled in (Terraform, Helm, envsubst)",
-        &found[..end]
-    ))
+    Some(unfilled(&found[..end]))
+}
+
+/// What is said of a placeholder.
+pub fn unfilled(placeholder: &str) -> String {
+    format!("{placeholder} is a placeholder that nothing has filled in (Terraform, Helm, envsubst, or you)")
 }
 
 #[cfg(test)]

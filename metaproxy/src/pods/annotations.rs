@@ -20,13 +20,33 @@ pub fn meant<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> Option<&
         read if read.to_ascii_lowercase() == lower => Some(0),
         // Without its domain, or with a dot in place of the slash.
         read if lower.replace('/', ".") == read.replace('/', ".") || lower == name(read) => Some(1),
-        read if read.len() < LEAST || read.len().abs_diff(key.len()) > SLIPS => None,
-        read => Some(strsim::damerau_levenshtein(read, &lower)).filter(|slips| *slips <= SLIPS),
+        read => by_slips(read, &lower).or_else(|| by_name(read, &lower)),
     };
     read.into_iter()
         .filter_map(|read| Some((distance(read)?, read)))
         .min()
         .map(|(_, read)| read)
+}
+
+/// The slips of the pen between two keys, if they are few.
+fn by_slips(read: &str, key: &str) -> Option<usize> {
+    if read.len() < LEAST || read.len().abs_diff(key.len()) > SLIPS {
+        return None;
+    }
+    Some(strsim::damerau_levenshtein(read, key)).filter(|slips| *slips <= SLIPS)
+}
+
+/// Further than any slip: the same name, in another domain that looks like one of AWS'.
+fn by_name(read: &str, key: &str) -> Option<usize> {
+    let (_, of_read) = read.rsplit_once('/').filter(|_| is_of_aws(read))?;
+    let (_, of_key) = key.rsplit_once('/').filter(|_| is_of_aws(key))?;
+    (of_read == of_key).then_some(SLIPS + 1)
+}
+
+/// Whether the domain of a key looks like one of AWS'.
+fn is_of_aws(key: &str) -> bool {
+    let domain = key.rsplit_once('/').map(|(domain, _)| domain);
+    domain.is_some_and(|domain| domain.contains("aws") || domain.contains("amazon"))
 }
 
 /// Whether a key that is not read is worth keeping, to be told of: it is near one that is, or of the same domain.
@@ -76,6 +96,12 @@ mod tests {
             ("iam.amazonaws.com/externalid", Some(READ[1])),
             ("iam.amazonaws.com/session-nmae", Some(READ[2])),
             ("role", Some(READ[0])),
+            // jtblin/kube2iam#337.
+            ("iam.awsamazon.com/role", Some(READ[0])),
+            ("iam.aws.amazon.com/external-id", Some(READ[1])),
+            ("aws.com/role", Some(READ[0])),
+            ("iam.awsamazon.com/roles-of-mine", None),
+            ("example.com/role", None),
             ("iam.amazonaws.com/role", None),
             ("kubernetes.io/config.hash", None),
             ("iam.amazonaws.com/permitted", None),

@@ -2,6 +2,7 @@
 //! most of what they say (`managedFields`, environments, volumes, conditions) is nobody's business here.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::core::v1;
@@ -125,8 +126,10 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         uid: Option<String>,
         /// For the watch to go on from.
         resource_version: Option<String>,
-        annotations: Option<std::collections::BTreeMap<String, String>>,
-        labels: Option<std::collections::BTreeMap<String, String>>,
+        #[serde(deserialize_with = "texts")]
+        annotations: Option<BTreeMap<String, String>>,
+        #[serde(deserialize_with = "texts")]
+        labels: Option<BTreeMap<String, String>>,
         owner_references: Option<Vec<Owner>>,
     }
     let used = Option::<Used>::deserialize(deserializer)?.unwrap_or_default();
@@ -142,6 +145,16 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
             .map(|owners| owners.into_iter().map(Into::into).collect()),
         ..ObjectMeta::default()
     })
+}
+
+/// Annotations or labels. One that is null is empty, as in the API server (Go's `map[string]string`): manifests have it where a
+/// template's value was not set.
+fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BTreeMap<String, String>>, D::Error> {
+    let texts = Option::<BTreeMap<String, Option<String>>>::deserialize(deserializer)?;
+    Ok(texts.map(|texts| {
+        let texts = texts.into_iter();
+        texts.map(|(key, text)| (key, text.unwrap_or_default())).collect()
+    }))
 }
 
 /// Asked for as what it is a part of.

@@ -9,6 +9,8 @@ use std::str::FromStr;
 
 use thiserror::Error;
 
+use super::placeholder;
+
 /// What is wrong with a role as somebody wrote it.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum RoleError {
@@ -30,6 +32,9 @@ pub enum RoleError {
     /// The path.
     #[error("a role's path is at most 512 printable characters, with no empty part")]
     Path,
+    /// The path of a base.
+    #[error("{0:?} in it is a placeholder that nothing has filled in")]
+    Placeholder(String),
 }
 
 /// The ARN of a role. Displays as the ARN, with `arn:` in lower case.
@@ -175,6 +180,10 @@ impl FromStr for BaseArn {
         check_partition(partition)?;
         check_account(account)?;
         check_path(path.trim_end_matches('/'))?;
+        // In a role's path it may be meant. In what stands before every name it would give each pod a role that no account has.
+        if let Some(found) = placeholder(path) {
+            return Err(RoleError::Placeholder(found.to_owned()));
+        }
         Ok(Self {
             partition: partition.to_owned(),
             account: account.to_owned(),

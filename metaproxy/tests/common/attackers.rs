@@ -118,8 +118,17 @@ impl Drop for Attacker {
 
 /// Requests of victims in all: `METAPROXY_TEST_REQUESTS`, or a number that a test has time for.
 pub fn requests(default: usize) -> usize {
-    std::env::var_os("METAPROXY_TEST_REQUESTS")
-        .map_or(default, |count| count.to_string_lossy().parse().unwrap())
+    number("METAPROXY_TEST_REQUESTS").unwrap_or_else(|| scaled(default).max(20))
+}
+
+/// A size of an attack, divided by `METAPROXY_TEST_DIVISOR` where that is set: an emulated machine is a hundred times
+/// slower.
+pub fn scaled(size: usize) -> usize {
+    size.div_ceil(number("METAPROXY_TEST_DIVISOR").unwrap_or(1))
+}
+
+fn number(variable: &str) -> Option<usize> {
+    std::env::var_os(variable).map(|number| number.to_string_lossy().parse().unwrap())
 }
 
 /// Takes connections and requests faster than a lab makes them, so that a refusal is one of identification.

@@ -1,10 +1,11 @@
 //! What the agent takes of a node, and how that grows with pods and connections.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::process::Child;
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use xtask::lab::agent::Agent;
 use xtask::lab::pod::Pod;
 
@@ -23,6 +24,9 @@ const IDLE: [usize; 5] = [1, 100, 500, 2000, 8000];
 
 const MIB: f64 = 1024.0;
 
+/// Beyond the first 250, sessions that no request waits for are fetched ten a second.
+const SESSIONS_TIMEOUT: Duration = Duration::from_secs(150);
+
 /// An agent at rest: what it no longer needs of its start is given back.
 const SETTLED: Duration = Duration::from_secs(4);
 
@@ -34,6 +38,8 @@ struct Taken {
     own: f64,
     threads: f64,
     descriptors: f64,
+    programs: f64,
+    maps: f64,
 }
 
 impl Taken {
@@ -43,8 +49,35 @@ impl Taken {
             own: status(agent.pid(), "RssAnon")? as f64 / MIB,
             threads: status(agent.pid(), "Threads")? as f64,
             descriptors: descriptors(agent)? as f64,
+            programs: kernel_memory(agent, "bpf-prog")?,
+            maps: kernel_memory(agent, "bpf-map")?,
         })
     }
+}
+
+/// KiB of kernel memory of the agent's eBPF programs or maps, as the kernel accounts it (`memlock` in fdinfo): for a map
+/// of socket storage, what it takes without sockets.
+fn kernel_memory(agent: &Agent, kind: &str) -> Result<f64> {
+    let proc = format!("/proc/{}", agent.pid());
+    let mut bytes = BTreeMap::new();
+    for entry in fs::read_dir(format!("{proc}/fd"))? {
+        let path = entry?.path();
+        let is_of_kind = fs::read_link(&path).is_ok_and(|to| to.to_string_lossy().ends_with(kind));
+        let (Some(number), true) = (path.file_name(), is_of_kind) else {
+            continue;
+        };
+        let info = fs::read_to_string(format!("{proc}/fdinfo/{}", number.display()))?;
+        let field = |name: &str| -> Option<u64> {
+            let line = info.lines().find_map(|line| line.strip_prefix(name))?;
+            line.trim_start_matches(':').trim().parse().ok()
+        };
+        let id = field("prog_id").or_else(|| field("map_id"));
+        bytes.insert(
+            id.context("an id in fdinfo")?,
+            field("memlock").context("memlock in fdinfo")?,
+        );
+    }
+    Ok(bytes.values().sum::<u64>() as f64 / 1024.0)
 }
 
 /// What it was with so many pods, or connections.
@@ -127,6 +160,8 @@ fn figures_of_pods(one: &Footprint, section: &mut Section) {
             Figure::once(of("of that, not of the program's file,"), "MiB", taken.own),
             Figure::once(of("threads"), "", taken.threads),
             Figure::once(of("descriptors"), "", taken.descriptors),
+            Figure::once(of("eBPF programs"), "KiB", taken.programs),
+            Figure::once(of("eBPF maps"), "KiB", taken.maps),
         ]);
     }
     section.figures.extend([
@@ -309,7 +344,7 @@ fn load(site: &Site, agent: &Agent, asking: &Pod) -> Result<(Samples, Samples)> 
 fn served(site: &Site, cluster: &Cluster, pods: usize) -> Result<(Agent, f64)> {
     let calls = site.sts.calls().len();
     let (agent, took) = timed_start(site, cluster)?;
-    within(Duration::from_secs(30), "a session for each pod", || {
+    within(SESSIONS_TIMEOUT, "a session for each pod", || {
         Ok(site.sts.calls().len() >= calls + pods)
     })?;
     std::thread::sleep(SETTLED);

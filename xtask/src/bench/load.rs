@@ -33,6 +33,9 @@ pub struct Load {
     /// What each of them is
     #[arg(long, value_enum, default_value = "keep")]
     pub each: Each,
+    /// Milliseconds to wait before each, if there is one client
+    #[arg(long, default_value_t = 0)]
+    pub pause: u64,
 }
 
 /// What is counted.
@@ -139,6 +142,7 @@ impl Load {
         let (mut taken, mut failed, mut open) = (Vec::new(), 0, None);
         let mut number = 0;
         while self.goes_on(span, number) {
+            std::thread::sleep(Duration::from_millis(self.pause));
             let start = Instant::now();
             match self.once(&request, &mut open) {
                 Ok(spent) if start >= span.counts_from => taken.push(spent),

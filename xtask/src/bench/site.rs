@@ -82,14 +82,22 @@ impl Site {
         })
     }
 
-    /// In a cgroup of its own: the program of its listeners runs for every socket below its cgroup.
+    /// Of an agent without limits.
     pub fn spec(&self, flags: &[&str]) -> AgentSpec {
+        self.limited().with(&NO_LIMITS).with(flags)
+    }
+
+    /// In a cgroup of its own: the program of its listeners runs for every socket below its cgroup.
+    fn limited(&self) -> AgentSpec {
         AgentSpec {
             cgroup: Some(self.lab.agent_cgroup()),
             ..AgentSpec::new(&self.agent, &FakeSts::url())
-                .with(&NO_LIMITS)
-                .with(flags)
         }
+    }
+
+    /// An agent that serves, with the limits that it has by default.
+    pub fn agent_with_limits(&self) -> Result<Agent> {
+        Agent::start(&self.lab, &self.limited().with(&["--imds-v1=allow"]))
     }
 
     /// An agent that serves.

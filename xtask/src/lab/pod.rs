@@ -70,6 +70,20 @@ pub struct Pod {
     node_netns: String,
     cgroup: PathBuf,
     manifests: PathBuf,
+    _host_end: Option<HostEnd>,
+}
+
+/// The node's end of a pod's veth pair, deleted with the pod: what the pod has left may hold its network namespace.
+#[derive(Debug)]
+struct HostEnd {
+    node: String,
+    name: String,
+}
+
+impl Drop for HostEnd {
+    fn drop(&mut self) {
+        let _ = ip(&["-n", &self.node, "link", "delete", &self.name]);
+    }
 }
 
 impl Pod {
@@ -78,12 +92,12 @@ impl Pod {
         let class = ["", "burstable/", "besteffort/"][number as usize % 3];
         let cgroup = lab.kubepods().join(format!("{class}pod{uid}/c0ffee{number:04x}"));
         fs::create_dir_all(&cgroup).with_context(|| format!("cannot make {}", cgroup.display()))?;
-        let netns = if spec.host_network {
-            None
+        let (netns, host_end) = if spec.host_network {
+            (None, None)
         } else {
             let netns = Netns::new(&format!("{}-{}", lab.name, spec.name))?;
-            connect(lab, &netns, &spec, number)?;
-            Some(netns)
+            let host_end = connect(lab, &netns, &spec, number)?;
+            (Some(netns), Some(host_end))
         };
         let netns_file = netns.as_ref().map_or(lab.node(), |own| own).file().try_clone()?;
         let manifests = lab.manifests();
@@ -96,6 +110,7 @@ impl Pod {
             node_netns: lab.node().name().to_owned(),
             cgroup,
             manifests,
+            _host_end: host_end,
         };
         if pod.spec.known {
             pod.write_manifest(&pod.spec.annotations)?;
@@ -114,6 +129,7 @@ impl Pod {
             node_netns: String::new(),
             cgroup,
             manifests: PathBuf::new(),
+            _host_end: None,
         })
     }
 
@@ -216,12 +232,16 @@ fn address(number: u32) -> (Ipv4Addr, Ipv6Addr) {
 }
 
 /// A veth pair with a subnet of its own; the node's end is the pod's gateway.
-fn connect(lab: &Lab, netns: &Netns, spec: &PodSpec, number: u32) -> Result<()> {
+fn connect(lab: &Lab, netns: &Netns, spec: &PodSpec, number: u32) -> Result<HostEnd> {
     let (node, pod) = (lab.node().name(), netns.name());
     let host_end = format!("pod{number}");
     ip(&[
         "-n", node, "link", "add", &host_end, "type", "veth", "peer", "name", "eth0", "netns", pod,
     ])?;
+    let connected = HostEnd {
+        node: node.to_owned(),
+        name: host_end.clone(),
+    };
     ip(&["-n", node, "link", "set", &host_end, "up"])?;
     ip(&["-n", pod, "link", "set", "eth0", "up"])?;
     if let Some(other) = spec.same_address_as {
@@ -232,9 +252,9 @@ fn connect(lab: &Lab, netns: &Netns, spec: &PodSpec, number: u32) -> Result<()> 
         ip(&["-n", pod, "route", "add", "default", "dev", "eth0"])?;
         lab.node()
             .sysctl(&format!("net/ipv4/conf/{host_end}/rp_filter"), "0")?;
-        return lab
-            .node()
-            .sysctl(&format!("net/ipv4/conf/{host_end}/proxy_arp"), "1");
+        lab.node()
+            .sysctl(&format!("net/ipv4/conf/{host_end}/proxy_arp"), "1")?;
+        return Ok(connected);
     }
     if !spec.ipv6_only {
         lab.node()
@@ -262,5 +282,6 @@ fn connect(lab: &Lab, netns: &Netns, spec: &PodSpec, number: u32) -> Result<()> 
         "default",
         "via",
         &format!("fd00:244:0:{number:x}::1"),
-    ])
+    ])?;
+    Ok(connected)
 }

@@ -15,8 +15,8 @@ pub struct Kernel {
     pub release: String,
     /// What QEMU boots.
     pub image: PathBuf,
-    /// Its module for pairs of interfaces, which depends on no other.
-    pub veth: PathBuf,
+    /// Where its modules are.
+    pub modules: PathBuf,
 }
 
 /// QEMU, wherever it is.
@@ -139,17 +139,16 @@ pub fn kernel(suite: &str, from_security: bool) -> Result<Kernel> {
             modules.join("vmlinuz"),
         ];
         let image = images.into_iter().find(|image| image.is_file());
-        let drivers = modules.join("kernel/drivers/net");
-        let veth = ["veth.ko", "veth.ko.xz"]
-            .map(|name| drivers.join(name))
-            .into_iter()
-            .find(|module| module.is_file());
-        if let (Some(image), Some(veth)) = (image, veth) {
-            return Ok(Kernel { release, image, veth });
+        if let (Some(image), true) = (image, modules.join("kernel").is_dir()) {
+            return Ok(Kernel {
+                release,
+                image,
+                modules,
+            });
         }
     }
     bail!(
-        "{} holds no kernel with its module veth; remove it, and it is fetched again",
+        "{} holds no kernel with its modules; remove it, and it is fetched again",
         root.display()
     )
 }

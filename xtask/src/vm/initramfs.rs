@@ -9,7 +9,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result};
 
 use super::debian::Kernel;
-use super::{dir, quietly};
+use super::{dir, modules, quietly};
 use crate::shell::{find, root};
 
 /// Where the guest finds the test programs, and its kernel's modules.
@@ -44,9 +44,11 @@ pub fn base(tests: &[PathBuf]) -> Result<PathBuf> {
         archive.file(&path, &fs::read(&stripped)?);
         libraries.extend(libraries_of(&built)?);
     }
-    let ip = find("ip").context("`ip` is missing (package iproute2)")?;
-    archive.file("/bin/ip", &fs::read(&ip)?);
-    libraries.extend(libraries_of(&ip)?);
+    for (name, package) in [("ip", "iproute2"), ("nft", "nftables")] {
+        let program = find(name).with_context(|| format!("`{name}` is missing (package {package})"))?;
+        archive.file(&format!("/bin/{name}"), &fs::read(&program)?);
+        libraries.extend(libraries_of(&program)?);
+    }
     // The agent has a TLS client, which wants roots, though it talks to nobody who has one here.
     let roots = "/etc/ssl/certs/ca-certificates.crt";
     archive.file(
@@ -66,13 +68,9 @@ pub fn base(tests: &[PathBuf]) -> Result<PathBuf> {
 pub fn with_modules(base: &Path, kernel: &Kernel) -> Result<PathBuf> {
     let mut archive = Archive::default();
     archive.dir(MODULES);
-    let module = if kernel.veth.extension().is_some_and(|extension| extension == "xz") {
-        let output = Command::new("xz").arg("-dc").arg(&kernel.veth).output();
-        output.context("cannot run xz (package xz-utils)")?.stdout
-    } else {
-        fs::read(&kernel.veth)?
-    };
-    archive.file(&format!("{MODULES}/veth.ko"), &module);
+    for (place, module) in modules::in_order(&kernel.modules)?.iter().enumerate() {
+        archive.file(&format!("{MODULES}/{place:02}-{}.ko", module.name), &module.bytes);
+    }
     let path = dir().join("initrd.cpio");
     fs::copy(base, &path)?;
     let own = dir().join("modules.cpio");

@@ -1,6 +1,6 @@
 //! A role that is no role as it is written, and what was probably meant.
 
-use crate::roles::WrittenRole;
+use crate::roles::{WrittenRole, placeholder};
 
 /// Writes a role in another way, if it has the slip.
 type Repair = fn(&str) -> Option<String>;
@@ -8,10 +8,8 @@ type Repair = fn(&str) -> Option<String>;
 /// What was probably meant by a role that can't be used: a hint, if something speaks for it.
 pub(super) fn of_role(written: &str) -> Option<String> {
     let written = written.trim();
-    if let Some(placeholder) = placeholder(written) {
-        return Some(format!(
-            "{placeholder:?} in the role looks like a placeholder that was not filled in"
-        ));
+    if let Some(found) = unfilled(written) {
+        return Some(of_placeholder(found));
     }
     if let Some(strange) = written.chars().find(|c| !c.is_ascii_graphic() && *c != ' ') {
         return Some(format!(
@@ -39,6 +37,9 @@ pub(super) fn of_role(written: &str) -> Option<String> {
 
 /// What was probably meant by a role that can be used, but has a path that nobody gives a role.
 pub(super) fn of_path(written: &str) -> Option<String> {
+    if let Some(found) = placeholder(written) {
+        return Some(of_placeholder(found));
+    }
     let relative = written.trim().trim_start_matches('/');
     let meant = ["role:role/", "role/role/", "role/"]
         .iter()
@@ -57,22 +58,16 @@ fn sentence(why: &str) -> String {
 }
 
 /// Text that a template or a person should have replaced.
-fn placeholder(written: &str) -> Option<&str> {
-    let between = |open: &str, close: &str| {
-        let start = written.find(open)?;
-        let end = written[start + open.len()..].find(close)?;
-        Some(&written[start..start + open.len() + end + close.len()])
-    };
-    between("{{", "}}")
-        .or_else(|| between("${", "}"))
-        .or_else(|| between("$(", ")"))
-        .or_else(|| between("<", ">"))
-        .or_else(|| between("{", "}"))
-        .or_else(|| {
-            ["ACCOUNT_ID", "ACCOUNT", "REGION"]
-                .into_iter()
-                .find(|word| written.contains(word))
-        })
+fn unfilled(written: &str) -> Option<&str> {
+    placeholder(written).or_else(|| {
+        ["ACCOUNT_ID", "ACCOUNT", "REGION"]
+            .into_iter()
+            .find(|word| written.contains(word))
+    })
+}
+
+fn of_placeholder(found: &str) -> String {
+    format!("{found:?} in the role looks like a placeholder that was not filled in")
 }
 
 /// In quotation marks of its own, or as a list with one entry.
@@ -174,6 +169,11 @@ mod tests {
     #[rstest]
     #[case::twice("role:role/app", "did you mean app?")]
     #[case::once("/role/team/app", "did you mean team/app?")]
+    #[case::a_placeholder("<team>/app", "\"<team>\" in the role looks like a placeholder")]
+    #[case::of_an_arn(
+        "arn:aws:iam::123456789012:role/${TEAM}/app",
+        "\"${TEAM}\" in the role looks like a placeholder"
+    )]
     fn a_path_that_is_a_slip_is_named(#[case] written: &str, #[case] hint: &str) {
         assert!(written.parse::<WrittenRole>().is_ok(), "it could be a role");
         assert!(of_path(written).unwrap().contains(hint), "{:?}", of_path(written));

@@ -9,14 +9,22 @@ fn explained(text: &str, flags: &[&str], wanted: Option<&str>) -> Result<Vec<Exp
     Ok(all(text, flags, wanted)?.explanations)
 }
 
+fn explained_with(text: &str, flags: &[&str]) -> Explanation {
+    explained(text, flags, None).unwrap().remove(0)
+}
+
 fn all(text: &str, flags: &[&str], wanted: Option<&str>) -> Result<Explained, OfflineError> {
     let dir = tempfile::tempdir().unwrap();
     fs::create_dir(dir.path().join("below")).unwrap();
     fs::write(dir.path().join("below/app.yaml"), text).unwrap();
     fs::write(dir.path().join("README.md"), "no: manifest: at all").unwrap();
     let words = ["metaproxy", "explain", "--manifests", "/dir"];
-    let base = ["--base-role-arn", "arn:aws:iam::123456789012:role/"];
-    let words = words.iter().chain(&base).chain(flags);
+    let base: &[&str] = if flags.contains(&"--base-role-arn") {
+        &[]
+    } else {
+        &["--base-role-arn", "arn:aws:iam::123456789012:role/"]
+    };
+    let words = words.iter().chain(base).chain(flags);
     let Command::Explain(args) = Cli::from_words(words).unwrap().command else {
         panic!("not explain");
     };
@@ -237,4 +245,87 @@ fn a_slip_has_a_hint(
         "{}",
         found[0]
     );
+}
+
+/// As uswitch/kiam#2 proposes it, and as external ids are written (kubernetes-sigs/external-dns#4683 for what becomes of it).
+#[rstest]
+#[case::a_list(
+    "kind: Namespace\nmetadata: { name: apps, annotations: { iam.amazonaws.com/allowed-roles: [app-*] } }\n",
+    "annotation iam.amazonaws.com/allowed-roles is a list"
+)]
+#[case::a_number(
+    "kind: Deployment\nmetadata: { name: a }\nspec: { template: { metadata: { annotations: { iam.amazonaws.com/external-id: \
+     4711 } }, spec: { containers: [] } } }\n",
+    "annotation iam.amazonaws.com/external-id is a number"
+)]
+#[case::a_switch(
+    "kind: Pod\nmetadata: { name: a, labels: { x: true } }\n",
+    "label x is true or false"
+)]
+fn what_kubernetes_would_not_take_is_named_with_what_to_do(#[case] text: &str, #[case] what: &str) {
+    let error = explained(text, &[], None).unwrap_err().to_string();
+    assert!(
+        error.contains("app.yaml:1: ") && error.contains(what) && error.contains("in quotation marks"),
+        "{error}"
+    );
+}
+
+/// A chart's value that nobody set (Yelp/paasta#2481 asks whether it means no role).
+#[rstest]
+#[case::null("annotations: { iam.amazonaws.com/role: }")]
+#[case::empty("annotations: { iam.amazonaws.com/role: '' }")]
+#[case::blank("annotations: { iam.amazonaws.com/role: ' ' }")]
+#[case::no_annotations("annotations:")]
+fn an_annotation_that_is_null_or_empty_asks_for_no_role(#[case] metadata: &str) {
+    let text = format!(
+        "kind: Namespace\nmetadata:\n  name: default\n  {metadata}\n---\nkind: Pod\nmetadata:\n  name: web\n  {metadata}\n"
+    );
+    let found = explained(&text, &[], None).unwrap();
+    assert_eq!(found[0].verdict, Verdict::NoRole, "{}", found[0]);
+}
+
+/// banzaicloud/thanos-operator#48: an operator's own way of naming annotations, of which nobody else knows what becomes.
+#[test]
+fn an_operators_object_that_names_a_role_is_not_passed_over() {
+    let thanos = "apiVersion: monitoring.banzaicloud.io/v1alpha1\nkind: Thanos\nmetadata: { name: ice }\nspec: { query: { \
+                  workloadMetaOverrides: { annotations: { iam.amazonaws.com/role: k8s-thanos-metrics } } } }\n";
+    let text = format!("{thanos}---\nkind: Pod\nmetadata: {{ name: web }}\n");
+    let found = all(&text, &[], None).unwrap();
+    assert_eq!(found.skipped.len(), 1);
+    assert!(found.skipped[0].is_bad(), "{}", found.skipped[0]);
+}
+
+/// What namespaces say, of a role that is asked for by its name under `--base-role-arn …:role/workloads/`.
+#[rstest]
+// uswitch/kiam#326: the path is the base's, and kiam did not see it.
+#[case::path_of_the_base("permitted: '.*workloads/.*'", Verdict::Granted, "")]
+// uswitch/kiam#391: a glob.
+#[case::a_glob(
+    "permitted: 'arn:aws:iam::123456789012:role/workloads/*'",
+    Verdict::Refused,
+    "did you mean `arn:aws:iam::123456789012:role/workloads/.*`?"
+)]
+// clusterfrak-dynamics/terraform-eks-addons, fluentd-cloudwatch.tf: for namespaces that are to have none.
+#[case::nothing("permitted: '^$'", Verdict::Refused, "")]
+// ministryofjustice/cloud-platform-terraform-velero: where service accounts have the roles.
+#[case::empty(
+    "permitted: ''",
+    Verdict::Refused,
+    "an empty iam.amazonaws.com/permitted allows nothing"
+)]
+#[case::a_block_of_text("allowed-roles: |\n      [\"my-*\"]\n", Verdict::Granted, "")]
+fn a_namespace_is_read_as_it_was_meant_or_a_hint_given(
+    #[case] annotation: &str,
+    #[case] verdict: Verdict,
+    #[case] hint: &str,
+) {
+    let text = format!(
+        "kind: Namespace\nmetadata:\n  name: default\n  annotations:\n    iam.amazonaws.com/{annotation}\n---\nkind: \
+         Pod\nmetadata: {{ name: web, annotations: {{ iam.amazonaws.com/role: my-role }} }}\n"
+    );
+    let flags = ["--base-role-arn", "arn:aws:iam::123456789012:role/workloads/"];
+    let found = explained_with(&text, &flags);
+    assert_eq!(found.verdict, verdict, "{found}");
+    let is_hinted = found.hints.iter().any(|found| found.contains(hint));
+    assert!(hint.is_empty() || is_hinted, "{found}");
 }

@@ -102,6 +102,51 @@ fn what_is_passed_through_is_passed_on_as_it_is(#[case] path: &str) {
     assert_eq!(classify(path), node(path));
 }
 
+/// As their sources have it, relative to the version.
+#[rstest]
+#[case::ebs_csi(
+    "dynamic/instance-identity/document meta-data/instance-id meta-data/instance-type meta-data/outpost-arn"
+)]
+#[case::ebs_csi_volumes(
+    "meta-data/block-device-mapping meta-data/block-device-mapping/ebs1 meta-data/network/interfaces/macs"
+)]
+#[case::efs_csi(
+    "dynamic/instance-identity/document meta-data/placement/availability-zone-id meta-data/services/domain"
+)]
+#[case::load_balancer_controller(
+    "meta-data/placement/region meta-data/mac meta-data/network/interfaces/macs/02:29:96:8f:6a:2d/vpc-id"
+)]
+#[case::cloud_provider(
+    "meta-data/placement/availability-zone meta-data/local-ipv4 meta-data/local-hostname meta-data/hostname"
+)]
+#[case::cloud_provider_addresses(
+    "meta-data/network/interfaces/macs/02:29:96:8f:6a:2d/local-ipv4s meta-data/public-ipv4"
+)]
+#[case::node_termination_handler(
+    "meta-data/spot/instance-action meta-data/events/maintenance/scheduled meta-data/events/recommendations/rebalance \
+     meta-data/autoscaling/target-lifecycle-state meta-data/instance-life-cycle"
+)]
+#[case::spot_termination_handler("meta-data/spot/termination-time")]
+#[case::cluster_autoscaler("dynamic/instance-identity/document")]
+#[case::external_dns_and_cert_manager("meta-data/placement/region dynamic/instance-identity/document")]
+#[case::kops_controller("meta-data/instance-id meta-data/placement/region meta-data/local-ipv4")]
+#[case::opentelemetry("dynamic/instance-identity/document meta-data/hostname meta-data/tags/instance")]
+#[case::beats_telegraf_new_relic("dynamic/instance-identity/document meta-data/tags/instance/Name")]
+#[case::istio(
+    "dynamic/instance-identity/document meta-data/placement/availability-zone meta-data/placement/partition-number"
+)]
+#[case::envoy("meta-data/placement/availability-zone meta-data/placement/region")]
+#[case::cloudwatch_agent(
+    "meta-data/instance-id meta-data/instance-type meta-data/ami-id meta-data/tags/instance"
+)]
+fn the_default_list_is_enough_for_the_software_of_nodes(#[case] paths: &str) {
+    for path in paths.split_whitespace() {
+        let path = format!("/latest/{path}");
+        assert_eq!(classify(&path), node(&path));
+        assert_eq!(classify(&format!("{path}/")), node(&format!("{path}/")));
+    }
+}
+
 #[rstest]
 #[case("/")]
 #[case("/latest")]

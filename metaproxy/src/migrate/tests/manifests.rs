@@ -167,6 +167,124 @@ fn a_placeholder_is_no_value(#[case] flag: &str, #[case] why: &str) {
     );
 }
 
+/// Each would be an error at the agent's start, or another role than before.
+#[rstest]
+// jtblin/kube2iam#70 and #71: it was put before the name of every role.
+#[case::by_hand(
+    From::Kube2iam,
+    "--base-role-arn=arn:aws:iam::123456789012:role/<role-name>",
+    "<role-name> is a placeholder"
+)]
+#[case::envsubst(
+    From::Kube2iam,
+    "--default-role=$ENVIRONMENT-overview-default-role",
+    "$ENVIRONMENT is a placeholder"
+)]
+// helm/charts, stable/kube2iam/values.yaml: ten digits.
+#[case::account(
+    From::Kube2iam,
+    "--base-role-arn=arn:aws:iam::0123456789:role/",
+    "the account of an ARN is 12 digits"
+)]
+#[case::no_role(
+    From::Kube2iam,
+    "--default-role=arn:aws:iam::123456789012:instance-profile/x",
+    "it is not a role's ARN"
+)]
+// jtblin/kube2iam#195 asks for what kiam does.
+#[case::a_part_of_names(
+    From::Kiam,
+    "server --role-base-arn=arn:aws:iam::123456789012:role/k8s/app-",
+    "Write arn:aws:iam::123456789012:role/k8s/ in its place, and the names of roles in full (app-NAME)"
+)]
+// giantswarm/kiam-app; uswitch/kiam#271 and #459.
+#[case::account_found_out(
+    From::Kiam,
+    "server --role-base-arn-autodetect --assume-role-arn=uun5a-IAMManager-Role",
+    "arn:aws:iam::ACCOUNT:role/uun5a-IAMManager-Role takes the account of kiam's node"
+)]
+#[case::role_of_the_server(
+    From::Kiam,
+    "server --assume-role-arn=arn:aws:iam::1:role/x",
+    "the account of an ARN is 12 digits"
+)]
+fn a_role_that_would_be_none_here_is_refused_by_its_flag(
+    #[case] from: From,
+    #[case] words: &str,
+    #[case] why: &str,
+) {
+    let args: Vec<&str> = words.split(' ').collect();
+    let image = if from == From::Kiam { "kiam:v4.2" } else { KUBE2IAM };
+    let error = migrated(from, &manifest(image, json!({ "args": args }), json!({}))).unwrap_err();
+    let error = error.to_string();
+    let flag = args.last().unwrap().split('=').next().unwrap();
+    assert!(error.starts_with(flag) && error.contains(why), "{error}");
+}
+
+#[rstest]
+// uswitch/kiam#276: a name is completed by the prefix, wherever that stands.
+#[case::by_its_prefix(
+    From::Kiam,
+    "server --assume-role-arn=kiam-server --role-base-arn=arn:aws:iam::123456789012:role/",
+    "/sessions/assumeRoleArn",
+    json!("arn:aws:iam::123456789012:role/kiam-server")
+)]
+#[case::with_a_slash(
+    From::Kiam,
+    "server --role-base-arn=arn:aws:iam::123456789012:role/k8s/ --assume-role-arn=/kiam-server",
+    "/sessions/assumeRoleArn",
+    json!("arn:aws:iam::123456789012:role/k8s/kiam-server")
+)]
+#[case::in_full(
+    From::Kiam,
+    "server --role-base-arn-autodetect --assume-role-arn=arn:aws:iam::123456789012:role/kiam-server",
+    "/sessions/assumeRoleArn",
+    json!("arn:aws:iam::123456789012:role/kiam-server")
+)]
+// The charts write what nobody set as an empty text.
+#[case::of_nobody(
+    From::Kiam,
+    "server --role-base-arn= --assume-role-arn=",
+    "/sessions/assumeRoleArn",
+    Value::Null
+)]
+// jtblin/kube2iam#84.
+#[case::of_a_partition(
+    From::Kube2iam,
+    "--base-role-arn=arn:aws-us-gov:iam::916510818310:role/bosh-passed/",
+    "/roles/baseArn",
+    json!("arn:aws-us-gov:iam::916510818310:role/bosh-passed/")
+)]
+// jtblin/kube2iam#195: kube2iam puts a slash behind it, as metaproxy does.
+#[case::without_a_slash(
+    From::Kube2iam,
+    "--base-role-arn=arn:aws:iam::123456789012:role/helloworld-",
+    "/roles/baseArn",
+    json!("arn:aws:iam::123456789012:role/helloworld-")
+)]
+fn a_role_is_kept_as_it_was_meant(
+    #[case] from: From,
+    #[case] words: &str,
+    #[case] pointer: &str,
+    #[case] want: Value,
+) {
+    let args: Vec<&str> = words.split(' ').collect();
+    let image = if from == From::Kiam { "kiam:v4.2" } else { KUBE2IAM };
+    let values = migrated(from, &manifest(image, json!({ "args": args }), json!({}))).unwrap();
+    let found = parsed(&values).pointer(pointer).cloned();
+    assert_eq!(found.unwrap_or_default(), want, "{values}");
+}
+
+/// jtblin/kube2iam#275: rights in a list, and the DaemonSet behind it.
+#[test]
+fn a_workload_beside_a_list_of_other_objects_is_found() {
+    let text = "apiVersion: v1\nitems:\n  - { apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: { name: \
+                kube2iam } }\nkind: List\n---\napiVersion: apps/v1\nkind: DaemonSet\nmetadata: { name: kube2iam }\nspec: { \
+                template: { spec: { containers: [{ image: 'jtblin/kube2iam:0.10.9', args: [--namespace-restrictions] }] } } }\n";
+    let values = migrated(From::Kube2iam, text).unwrap();
+    assert_eq!(parsed(&values)["namespacePolicy"], "required");
+}
+
 #[rstest]
 #[case::before_a_rule("v2.1", "required", None, "kiam 2.1 had no rule for namespaces")]
 #[case::before_4("v2.2", "required", Some("search"), "a pattern that is a part of every ARN")]
@@ -234,6 +352,18 @@ fn globs_that_were_none_in_an_old_kube2iam_are_said(#[case] tag: &str, #[case] i
     "so that it matches here what it matched there"
 )]
 #[case::everything(".*", json!([".*"]), "`.*` opens everything else of the node's metadata")]
+// particuleio/terraform-kubernetes-addons, modules/aws/kiam.tf.
+#[case::between_anchors(
+    "^(/latest/dynamic/instance-identity/document|/latest/meta-data/placement/availability-zone)$",
+    json!(["/latest/dynamic/instance-identity/document", "/latest/meta-data/placement/availability-zone"]),
+    "so that it matches here what it matched there"
+)]
+// envoyproxy/envoy#8325.
+#[case::of_credentials(
+    "/latest/meta-data/iam/security-credentials.*",
+    Value::Null,
+    "the agent answers that itself, to every pod, and of the pod's own role"
+)]
 #[case::never(
     "/latest/user-data",
     Value::Null,

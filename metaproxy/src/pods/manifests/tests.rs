@@ -61,6 +61,38 @@ fn a_list_as_kubectl_prints_it_is_read_in_yaml_and_json() {
 }
 
 #[test]
+fn an_annotation_that_is_null_is_as_good_as_none() {
+    let text = format!(
+        "kind: Pod\nmetadata: {{name: a, uid: {A}, annotations: {{iam.amazonaws.com/role: , b: c}}, labels: {{x: }}}}\n"
+    );
+    let objects = parse::yaml(&text).unwrap();
+    assert_eq!(objects.pods[0].annotation("iam.amazonaws.com/role"), None);
+    let text = format!(
+        r#"{{"kind":"Pod","metadata":{{"name":"a","uid":"{A}","annotations":{{"iam.amazonaws.com/role":null}},"labels":null}}}}"#
+    );
+    let objects = parse::json(&text).unwrap();
+    assert_eq!(objects.pods[0].annotation("iam.amazonaws.com/role"), None);
+}
+
+/// A number is read as it is written; what can't be text is named.
+#[test]
+fn an_annotation_that_is_no_text_is_named_with_its_line() {
+    let annotated = |value: &str| {
+        let text = format!(
+            "kind: Pod\nmetadata:\n  name: a\n  uid: {A}\n  annotations:\n    iam.amazonaws.com/external-id: {value}\n"
+        );
+        parse::yaml(&text)
+    };
+    let pod = &annotated("0042").unwrap().pods[0];
+    assert_eq!(pod.annotation("iam.amazonaws.com/external-id"), Some("0042"));
+    let error = annotated("[a, b]").unwrap_err().to_string();
+    assert!(
+        error.starts_with("6: ") && error.contains("iam.amazonaws.com/external-id"),
+        "{error}"
+    );
+}
+
+#[test]
 fn what_is_used_of_a_pod_is_read() {
     let text = format!(
         "kind: Pod\nmetadata:\n  name: a\n  uid: {A}\n  annotations: {{kubernetes.io/config.hash: {HASH}, kubernetes.io/config.mirror: {HASH}}}\n  \

@@ -139,9 +139,23 @@ fn a_base_that_is_none_is_refused() {
         "arn:aws:iam::1:role/",
         "arn:aws:s3:::bucket",
         "arn:aws:iam::123456789012:roles/",
+        // As the values of kube2iam's chart have it (helm/charts, stable/kube2iam): ten digits.
+        "arn:aws:iam::0123456789:role/",
     ] {
         assert!(text.parse::<BaseArn>().is_err(), "{text}");
     }
+}
+
+/// jtblin/kube2iam#71: it was taken for a path, and put before the name of every role.
+#[rstest]
+#[case("arn:aws:iam::123456789012:role/<role-name>", "<role-name>")]
+#[case("arn:aws:iam::123456789012:role/${TEAM}/", "${TEAM}")]
+#[case("arn:aws:iam::123456789012:role/$TEAM", "$TEAM")]
+fn a_placeholder_is_no_base(#[case] text: &str, #[case] found: &str) {
+    assert_eq!(
+        text.parse::<BaseArn>(),
+        Err(RoleError::Placeholder(found.to_owned()))
+    );
 }
 
 #[test]

@@ -58,6 +58,9 @@ fn allows(annotation: &str, role: &str, style: AllowedRolesStyle) -> bool {
 #[case::anchored_by_hand_other("^app$", "my-app", false, false)]
 #[case::quoted("\\Qteam.a/app\\E.*", "team.a/app-web", true, true)]
 #[case::quoted_is_as_it_is_written("\\Qa.p\\E", "app", false, false)]
+// kiam put ^ before the first and $ after the last one, and took this (pkg/server/policy.go of v4.2).
+#[case::alternatives_of_kiam("team-a/.*|team-b/.*", "admin/team-b/app", false, true)]
+#[case::alternatives_with_paths("team-a/.*|team-b/.*", "team-a/app", true, true)]
 fn kiams_permitted(#[case] pattern: &str, #[case] role: &str, #[case] anchored: bool, #[case] search: bool) {
     assert_eq!(permits(pattern, role, PermittedMatch::Anchored), anchored);
     assert_eq!(permits(pattern, role, PermittedMatch::Search), search);
@@ -107,6 +110,13 @@ fn kube2iams_globs(#[case] annotation: &str, #[case] role: &str, #[case] want: b
 #[case::across_slashes(r#"["team/.*"]"#, "team/a/b", true)]
 #[case::slash_before(r#"["/admin$"]"#, "cluster-admin", false)]
 #[case::only_a_slash(r#"["/"]"#, "app", false)]
+// jtblin/kube2iam#341: the first did not work there, as the base ARN was put before it.
+#[case::a_whole_arn(
+    r#"["^arn:aws:iam::123456789012:role/path_of_my_role/MyRole$"]"#,
+    "path_of_my_role/MyRole",
+    true
+)]
+#[case::without_its_path(r#"["MyRole"]"#, "path_of_my_role/MyRole", false)]
 #[case::second(r#"["no", "app"]"#, "app", true)]
 #[case::empty_entry(r#"["", "^"]"#, "app", false)]
 fn kube2iams_regexps_stand_behind_the_base_arn_and_need_not_go_to_the_end(

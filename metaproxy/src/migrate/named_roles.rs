@@ -1,0 +1,97 @@
+//! Roles among the flags. What the agent would refuse at its start is refused here, with what to do; so is what kiam made a role
+//! of in another way.
+
+use std::str::FromStr;
+
+use super::MigrateError;
+use super::words::{Flag, unfilled};
+use crate::roles::arn::RoleError;
+use crate::roles::{BaseArn, RoleArn, WrittenRole, placeholder};
+
+/// The prefix of names; `None` if it is empty, as charts write what nobody set.
+///
+/// # Errors
+/// Why it is none.
+pub fn base(flag: &Flag) -> Result<Option<&str>, MigrateError> {
+    checked::<BaseArn>(flag)
+}
+
+/// kiam's prefix of names. It put a name right behind it (`pkg/aws/sts/arn_resolver.go`), whatever it ends with.
+///
+/// # Errors
+/// Why it is none, or why names behind it are other ones here.
+pub fn base_of_kiam(flag: &Flag) -> Result<Option<&str>, MigrateError> {
+    let base = base(flag)?;
+    let part_of_names = base
+        .and_then(|base| base.split_once(":role/")?.1.rsplit('/').next())
+        .filter(|part| !part.is_empty());
+    match (base, part_of_names) {
+        (Some(base), Some(part)) => Err(MigrateError::Value {
+            flag: flag.shown(),
+            problem: format!(
+                "kiam puts the name of a role right behind it, and metaproxy a slash between the two, so `{part}` would not be \
+                 a part of names any more. Write {} in its place, and the names of roles in full ({part}NAME) in the pods' \
+                 annotations",
+                &base[..base.len() - part.len()]
+            ),
+        }),
+        _ => Ok(base),
+    }
+}
+
+/// A role, by its ARN or its name; `None` if it is empty.
+///
+/// # Errors
+/// Why it is none.
+pub fn role(flag: &Flag) -> Result<Option<&str>, MigrateError> {
+    checked::<WrittenRole>(flag)
+}
+
+/// The role of kiam's server, in full. kiam completed a name by its prefix (uswitch/kiam#276).
+///
+/// # Errors
+/// Why it is none, or what is missing before its name.
+pub fn of_server(flag: &Flag, base: Option<&str>) -> Result<Option<String>, MigrateError> {
+    let Some(written) = role(flag)? else {
+        return Ok(None);
+    };
+    let completed = match base {
+        _ if written.parse::<RoleArn>().is_ok() => written.to_owned(),
+        Some(base) => format!("{base}{}", written.trim_start_matches('/')),
+        None => {
+            return Err(MigrateError::Missing {
+                flag: flag.shown(),
+                missing: format!(
+                    "it is a name, and arn:aws:iam::ACCOUNT:role/{} takes the account of kiam's node, which no manifest tells",
+                    written.trim_start_matches('/')
+                ),
+            });
+        }
+    };
+    match completed.parse::<RoleArn>() {
+        Ok(_) => Ok(Some(completed)),
+        Err(error) => Err(value(flag, &error)),
+    }
+}
+
+fn checked<T: FromStr<Err = RoleError>>(flag: &Flag) -> Result<Option<&str>, MigrateError> {
+    let written = flag.known()?;
+    if written.is_empty() {
+        return Ok(None);
+    }
+    if let Some(found) = placeholder(written) {
+        return Err(MigrateError::Missing {
+            flag: flag.shown(),
+            missing: unfilled(found),
+        });
+    }
+    let parsed = written.parse::<T>();
+    parsed.map(|_| Some(written)).map_err(|error| value(flag, &error))
+}
+
+fn value(flag: &Flag, error: &RoleError) -> MigrateError {
+    MigrateError::Value {
+        flag: flag.shown(),
+        problem: error.to_string(),
+    }
+}

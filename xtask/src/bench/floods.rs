@@ -1,0 +1,159 @@
+//! What a pod's flood does to a neighbour's new connections: to the agent's listener, and to a bare server that the same
+//! flood meets, which is the kernel's part and that of two processors.
+
+use std::net::SocketAddr;
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use xtask::lab::netns::{Netns, ip};
+use xtask::lab::pod::{Pod, PodSpec};
+
+use super::figures::{Figure, Goal, Samples, Section};
+use super::load::Outcome;
+use super::site::{CREDENTIALS, IMDS, Process, Site, at_node, collect, listener, start, stop};
+
+/// Each flood's bare server has a port of its own: what the last one met is still in the kernel's tables.
+const BARE: u16 = 7010;
+
+/// Between two connections of the neighbour, in milliseconds: it is not the neighbour that loads the node.
+const PAUSE: &str = "2";
+
+/// Source addresses of spoofed SYNs: 198.18.0.0/15 is for benchmarks (RFC 2544).
+const SPOOFED: &str = "198.18.0.0";
+
+/// A flood has filled what it fills.
+const STARTED: Duration = Duration::from_secs(1);
+
+/// Floods, by what they are called in the report and what `xtask attack` calls them.
+const FLOODS: [(&str, Flood); 4] = [
+    ("SYNs from 65,536 addresses", Flood::SpoofedSyns),
+    ("half-open connections", Flood::Connects("half-open")),
+    ("50,000 connects a second", Flood::Connects("connect")),
+    ("10,000 held connections", Flood::Connects("hold")),
+];
+
+#[derive(Clone, Copy)]
+enum Flood {
+    SpoofedSyns,
+    Connects(&'static str),
+}
+
+/// A neighbour's connections beside one thing: 99th percentiles in microseconds, and how many failed.
+#[derive(Default)]
+struct Beside {
+    quiet: Samples,
+    flooded: Samples,
+    failed: usize,
+}
+
+impl Beside {
+    fn add(&mut self, quiet: &Outcome, flooded: &Outcome) {
+        self.quiet.push(quiet.p99);
+        self.flooded.push(flooded.p99);
+        self.failed += quiet.failed + flooded.failed;
+    }
+}
+
+pub fn floods(site: &Site) -> Result<Section> {
+    let bad = site.pod(PodSpec::with_role("bad", "app"))?;
+    let neighbour = site.pod(PodSpec::with_role("neighbour", "app"))?;
+    let_spoofed_packets_in(site, &bad)?;
+    let mut section = Section {
+        title: "A neighbour beside floods",
+        how: "new connections of a pod, each with a request for cached credentials, 2 ms apart: the slowest in a hundred, \
+              before and beside a flood by another pod. The agent has its default limits. The bare server takes the same \
+              flood without the agent and without any limit: what it shows is what the kernel and the processors, which the \
+              flood shares, do to any server of the node",
+        ..Section::default()
+    };
+    for (number, (name, flood)) in FLOODS.into_iter().enumerate() {
+        let (mut agent, mut bare) = (Beside::default(), Beside::default());
+        for _ in 0..site.effort.rounds {
+            let running = site.agent_with_limits()?;
+            let answer = site.record(&neighbour, CREDENTIALS)?;
+            let imds = IMDS.parse()?;
+            let (quiet, flooded) = one(site, &bad, &neighbour, flood, imds, listener(&running)?)?;
+            agent.add(&quiet, &flooded);
+            stop(running)?;
+            let at = at_node(BARE + number as u16);
+            let _server = site.bare(site.lab.node(), at, &answer)?;
+            let (quiet, flooded) = one(site, &bad, &neighbour, flood, at, at)?;
+            bare.add(&quiet, &flooded);
+        }
+        let of = |what: &str| format!("{name}: {what}");
+        section.figures.extend([
+            Figure::new(of("p99 before it"), "µs", &agent.quiet),
+            Figure::new(of("p99 beside it"), "µs", &agent.flooded),
+            Figure::new(of("beside / before"), "ratio", &agent.flooded.over(&agent.quiet))
+                .with_goal(Goal::AtMost(2.0)),
+            Figure::once(of("connections that failed"), "", agent.failed as f64).with_goal(Goal::AtMost(0.0)),
+            Figure::new(
+                of("beside / before, bare server"),
+                "ratio",
+                &bare.flooded.over(&bare.quiet),
+            ),
+            Figure::once(of("connections that failed, bare server"), "", bare.failed as f64),
+        ]);
+    }
+    Ok(section)
+}
+
+/// The neighbour's connections before the flood, and beside it.
+fn one(
+    site: &Site,
+    bad: &Pod,
+    neighbour: &Pod,
+    flood: Flood,
+    to: SocketAddr,
+    listener: SocketAddr,
+) -> Result<(Outcome, Outcome)> {
+    let millis = (site.effort.millis * 2).to_string();
+    let to = to.to_string();
+    let words = [
+        "bench-load",
+        "--to",
+        &to,
+        "--path",
+        CREDENTIALS,
+        "--each",
+        "connection",
+        "--pause",
+        PAUSE,
+        "--millis",
+        &millis,
+    ];
+    let look = || collect(start(&mut site.in_pod(neighbour, &words)?)?);
+    let quiet = look()?;
+    let listener = listener.to_string();
+    let attack = match flood {
+        Flood::SpoofedSyns => vec![
+            "attack",
+            "--privileges",
+            "default",
+            "syn-flood",
+            "--listener",
+            &listener,
+            "--source",
+            SPOOFED,
+        ],
+        Flood::Connects(kind) => vec!["attack", "--privileges", "none", kind, "--to", &to],
+    };
+    let _attacker = Process::spawn(site.in_pod(bad, &attack)?.stdout(Stdio::null()))?;
+    std::thread::sleep(STARTED);
+    Ok((quiet, look()?))
+}
+
+/// As on a node that does not filter by source; what is sent to such an address is dropped in the pod.
+fn let_spoofed_packets_in(site: &Site, bad: &Pod) -> Result<()> {
+    let node: &Netns = site.lab.node();
+    let back = bad.ip().to_string();
+    let network = format!("{SPOOFED}/16");
+    ip(&["-n", node.name(), "route", "replace", &network, "via", &back])?;
+    for device in ["all", &format!("pod{}", bad.number())] {
+        node.sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0")?;
+    }
+    bad.netns()
+        .context("a pod with a network namespace of its own")?
+        .sysctl("net/ipv4/ip_forward", "0")
+}
