@@ -124,6 +124,7 @@ fn callers_outlast_a_full_accept_queue() {
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     node.lab.node().sysctl("net/core/somaxconn", "4").unwrap();
     let agent = Agent::start(&node.lab, &spec(&node)).unwrap();
+    assert_eq!(dial(&a, &[]), counts([("role-a", 1)]), "there is a session");
     agent.signal(Signal::SIGSTOP).unwrap();
     let words = ["--count", "16", "--threads", "16", "--timeout", "20000"];
     let asking = start_dial(&a, &words);
