@@ -55,6 +55,7 @@ use crate::intercept::caller::{Callers, CurrentPods};
 use crate::intercept::cgroups::{Locator, OwnCgroup};
 use crate::intercept::guard::{self, Choice, Guard, GuardCounters};
 use crate::intercept::kernel;
+use crate::intercept::listed::Lists;
 use crate::intercept::listener::node_addresses;
 use crate::intercept::object::ProgramsError;
 use crate::intercept::programs::{Maps, Programs};
@@ -203,16 +204,15 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         refusals.clone(),
     ));
     let rules = Arc::new(settings.rules);
-    let (wanted, host_pods) =
-        watch::channel(consequences(&pods.borrow(), &rules, &BTreeSet::new()).host_pods);
+    let (wanted, listed) = watch::channel(consequences(&pods.borrow(), &rules, &BTreeSet::new()).listed);
     let mut attachment = Attachment::new(
         programs,
         locator,
         Some(listener_link),
         current,
         maps.pods,
-        maps.host_pods,
-        host_pods,
+        Lists::new(maps.host_pods, maps.pod_families),
+        listed,
     );
 
     let told = Arc::new(Told::new(
@@ -260,6 +260,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         addresses,
         port: settings.listen_port,
         pods: pods.clone(),
+        services: std::env::var("KUBERNETES_SERVICE_HOST").ok(),
         health: health.clone(),
         shown,
     })

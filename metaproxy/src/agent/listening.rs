@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use metaproxy_common::layout::Destination;
+use metaproxy_common::verdict::Family;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior};
@@ -46,6 +47,8 @@ pub(super) struct Setup<I> {
     /// `--listen-port`: 0 for a free one, which may change.
     pub port: u16,
     pub pods: Pods,
+    /// `KUBERNETES_SERVICE_HOST`, where the API server is for pods.
+    pub services: Option<String>,
     pub health: Health,
     /// Receives the listeners' addresses.
     pub shown: watch::Sender<Vec<String>>,
@@ -63,6 +66,24 @@ pub(super) struct Listening<I> {
     /// Ports at which connections did not arrive.
     spoilt: BTreeSet<u16>,
     checks: Interval,
+}
+
+impl<I> Setup<I> {
+    /// Says in the programs' configuration of which family pods have an address.
+    fn assume_family(&mut self) -> Result<(), StartError> {
+        let known = self.pods.borrow_and_update().family();
+        let family = known.unwrap_or_else(|| family_of_services(self.services.as_deref()));
+        Ok(self.config.assume(family)?)
+    }
+}
+
+/// The family of a cluster's pods while none is known: that of its Services, by the address that the API server has among
+/// them. IPv4 without one, or with a name.
+fn family_of_services(api_server: Option<&str>) -> Family {
+    match api_server.map(str::parse) {
+        Some(Ok(IpAddr::V6(_))) => Family::V6,
+        _ => Family::V4,
+    }
 }
 
 /// Listeners on one port. Dropping it closes them.
@@ -84,6 +105,7 @@ impl<I: Issuer> Listening<I> {
     /// # Errors
     /// [`StartError::Listen`] if there is none, [`StartError::Programs`] if the programs can't be told.
     pub async fn start(mut setup: Setup<I>) -> Result<Self, StartError> {
+        setup.assume_family()?;
         let mut accepting = JoinSet::new();
         let open = open(&mut setup, &BTreeSet::new(), &mut accepting)?;
         let mut checks =
@@ -126,7 +148,10 @@ impl<I: Issuer> Listening<I> {
     async fn turn(&mut self) -> Result<(), StartError> {
         let is_due = tokio::select! {
             // A source of pods that is gone ends the agent elsewhere.
-            Ok(()) = self.setup.pods.changed() => self.claim() != self.claimed,
+            Ok(()) = self.setup.pods.changed() => {
+                self.setup.assume_family()?;
+                self.claim() != self.claimed
+            }
             _ = self.checks.tick() => true,
             // At most once in the interval in which the kernel's counts are read.
             () = self.setup.server.refusals().answered_elsewhere() => true,
@@ -287,4 +312,23 @@ fn open<I: Issuer>(
         destination,
         _close: close.drop_guard(),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case(Some("10.96.0.1"), Family::V4)]
+    #[case(Some("fd00:10:96::1"), Family::V6)]
+    #[case(Some("api.example.internal"), Family::V4)]
+    #[case(Some(""), Family::V4)]
+    #[case(None, Family::V4)]
+    fn pods_are_taken_to_have_the_family_of_the_services_while_none_is_known(
+        #[case] api_server: Option<&str>,
+        #[case] family: Family,
+    ) {
+        assert_eq!(family_of_services(api_server), family);
+    }
 }
