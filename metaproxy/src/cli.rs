@@ -22,7 +22,7 @@ pub use self::roles::RoleArgs;
 pub use self::run::RunArgs;
 pub use self::usage::UsageError;
 pub use self::values::{
-    AdminAddress, Close, HostNetwork, ImdsV1, LogFormat, LogLevel, NamespacePolicy, Switch,
+    AdminAddress, Close, HostNetwork, ImdsV1, LogFormat, LogLevel, NamespacePolicy, Switch, TagChoice,
 };
 use crate::admin::probe::Question;
 

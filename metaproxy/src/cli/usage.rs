@@ -15,7 +15,7 @@ use crate::imds::upstream::{BadEndpoint, Endpoint};
 use crate::imds::{Limits, Version1};
 use crate::intercept::guard::Choice;
 use crate::roles::arn::RoleError;
-use crate::roles::{OwnRoles, RoleArn, RoleId, Rules, SessionRules};
+use crate::roles::{NotACluster, OwnRoles, RoleArn, RoleId, Rules, SessionRules};
 
 /// Flags that parse one by one, but not together or not as what they stand for.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -107,6 +107,30 @@ pub enum UsageError {
         "--cluster-name {0:?}: a session tag has up to 256 letters, digits, blanks and characters of _.:/=+-@"
     )]
     ClusterName(String),
+    /// An ARN of something else.
+    #[error("--cluster-arn {value:?}: {error}")]
+    ClusterArn {
+        /// As given.
+        value: String,
+        /// What is wrong.
+        error: NotACluster,
+    },
+    /// No ARN.
+    #[error(
+        "--session-tags eks: EKS Pod Identity's tags hold the ARN of the cluster; give it with --cluster-arn, such as \
+         arn:aws:eks:eu-west-1:123456789012:cluster/NAME"
+    )]
+    NoClusterArn,
+    /// Two names.
+    #[error(
+        "--cluster-name {name:?}: --cluster-arn is that of cluster {of_arn:?}; leave out --cluster-name, or give the same"
+    )]
+    OtherCluster {
+        /// By `--cluster-name`.
+        name: String,
+        /// By `--cluster-arn`.
+        of_arn: String,
+    },
     /// A key of an annotation or a taint that can't be one.
     #[error("{flag} {value:?}: not a key, which looks like iam.amazonaws.com/role")]
     Key {
