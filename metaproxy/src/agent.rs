@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use metaproxy_common::layout::{Config, Counter, Destination};
+use metaproxy_common::verdict::Family;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tracing::{debug, info, warn};
@@ -116,6 +117,8 @@ pub struct Settings {
     pub listen_addresses: Vec<IpAddr>,
     /// 0 for a free port.
     pub listen_port: u16,
+    /// The family of the pods' addresses while none is known.
+    pub pod_family: Family,
     /// What decides about roles.
     pub rules: Rules,
     /// How STS is asked.
@@ -260,7 +263,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         addresses,
         port: settings.listen_port,
         pods: pods.clone(),
-        services: std::env::var("KUBERNETES_SERVICE_HOST").ok(),
+        pod_family: settings.pod_family,
         health: health.clone(),
         shown,
     })

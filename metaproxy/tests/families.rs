@@ -198,3 +198,28 @@ fn a_node_with_ipv6_only_serves_every_ipv6_socket() {
     assert_eq!(dial(&pod, &["--to", IMDS]), counts([(UNREACHABLE, 1)]));
     assert_eq!(node.imds.seen_from_pods(), []);
 }
+
+/// Nothing of what decides between two listeners is asked of such a socket.
+#[test]
+fn udp_to_the_metadata_address_is_not_touched() {
+    let Some(node) = node() else { return };
+    let pod = node.lab.pod(spec("dual", Families::Both)).unwrap();
+    let udp = node
+        .lab
+        .aws()
+        .run(|| std::net::UdpSocket::bind(IMDS6).unwrap())
+        .unwrap();
+    udp.set_read_timeout(Some(std::time::Duration::from_secs(2)))
+        .unwrap();
+    let _agent = node.agent();
+    let script = "import socket; s = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM); s.connect(('fd00:ec2::254', 80)); \
+                  s.send(b'x')";
+    let sent = pod
+        .command("python3")
+        .unwrap()
+        .args(["-c", script])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+    assert_eq!(udp.recv(&mut [0; 8]).unwrap(), 1);
+}

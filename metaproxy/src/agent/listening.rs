@@ -47,8 +47,8 @@ pub(super) struct Setup<I> {
     /// `--listen-port`: 0 for a free one, which may change.
     pub port: u16,
     pub pods: Pods,
-    /// `KUBERNETES_SERVICE_HOST`, where the API server is for pods.
-    pub services: Option<String>,
+    /// The family of the pods' addresses while none is known.
+    pub pod_family: Family,
     pub health: Health,
     /// Receives the listeners' addresses.
     pub shown: watch::Sender<Vec<String>>,
@@ -72,17 +72,8 @@ impl<I> Setup<I> {
     /// Says in the programs' configuration of which family pods have an address.
     fn assume_family(&mut self) -> Result<(), StartError> {
         let known = self.pods.borrow_and_update().family();
-        let family = known.unwrap_or_else(|| family_of_services(self.services.as_deref()));
+        let family = known.unwrap_or(self.pod_family);
         Ok(self.config.assume(family)?)
-    }
-}
-
-/// The family of a cluster's pods while none is known: that of its Services, by the address that the API server has among
-/// them. IPv4 without one, or with a name.
-fn family_of_services(api_server: Option<&str>) -> Family {
-    match api_server.map(str::parse) {
-        Some(Ok(IpAddr::V6(_))) => Family::V6,
-        _ => Family::V4,
     }
 }
 
@@ -312,23 +303,4 @@ fn open<I: Issuer>(
         destination,
         _close: close.drop_guard(),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use rstest::rstest;
-
-    #[rstest]
-    #[case(Some("10.96.0.1"), Family::V4)]
-    #[case(Some("fd00:10:96::1"), Family::V6)]
-    #[case(Some("api.example.internal"), Family::V4)]
-    #[case(Some(""), Family::V4)]
-    #[case(None, Family::V4)]
-    fn pods_are_taken_to_have_the_family_of_the_services_while_none_is_known(
-        #[case] api_server: Option<&str>,
-        #[case] family: Family,
-    ) {
-        assert_eq!(family_of_services(api_server), family);
-    }
 }

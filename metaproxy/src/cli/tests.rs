@@ -3,6 +3,7 @@ use crate::agent::{PodSource, Settings};
 use crate::apiserver::KubeconfigSource;
 use crate::roles::{SessionScope, TagRules};
 use clap::error::ErrorKind;
+use metaproxy_common::verdict::Family;
 use rstest::rstest;
 use std::time::Duration;
 
@@ -164,6 +165,18 @@ fn defaults_are_those_of_the_contract() {
 fn flags_that_cannot_be_meant_are_named(#[case] flags: &[&str], #[case] want: &str) {
     let error = settings(flags).unwrap_err().to_string();
     assert!(error.starts_with(want), "{error}");
+}
+
+#[rstest]
+#[case(Some("10.96.0.1"), Family::V4)]
+#[case(Some("fd00:10:96::1"), Family::V6)]
+#[case(Some("api.example.internal"), Family::V4)]
+#[case(None, Family::V4)]
+fn pods_are_taken_to_have_the_family_of_the_services_while_none_is_known(
+    #[case] api_server: Option<&str>,
+    #[case] family: Family,
+) {
+    assert_eq!(usage::services_family(api_server), family);
 }
 
 #[rstest]
