@@ -283,7 +283,7 @@ fn connect(lab: &Lab, netns: &Netns, spec: &PodSpec, number: u32) -> Result<Host
         ])?;
     }
     if spec.families == Families::Ipv4 {
-        return Ok(());
+        return Ok(connected);
     }
     lab.node()
         .add_address(&host_end, &format!("fd00:244:0:{number:x}::1/64"))?;
