@@ -21,8 +21,8 @@ pub const PODS_CGROUPS: usize = 3;
 /// Those that connected longest ago go first, and start anew.
 pub const MAX_RATES: usize = 4_096;
 
-/// Most hostNetwork pods of one node that may be listed.
-pub const MAX_HOST_PODS: usize = 1_024;
+/// Most pods of one node that are intercepted in its network namespace too: more than a node has.
+pub const MAX_HOST_PODS: usize = 4_096;
 
 /// Most cgroups whose connections are noted between two looks, where they are only observed.
 pub const MAX_OBSERVED: usize = 4_096;

@@ -97,7 +97,7 @@ impl Socket {
 pub struct Surroundings {
     /// Its network namespace is the node's own.
     pub in_node_netns: bool,
-    /// Its task belongs to a hostNetwork pod that is listed for interception.
+    /// Its task belongs to a pod that is listed for interception in the node's network namespace too.
     pub listed: bool,
 }
 

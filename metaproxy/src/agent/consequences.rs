@@ -21,7 +21,7 @@ pub(super) async fn follow<I: Issuer>(
     wanted: watch::Sender<Listed>,
     told: Arc<Told>,
 ) {
-    let (mut before, mut listed) = (HashSet::new(), wanted.borrow().host_pods.clone());
+    let (mut before, mut listed) = (HashSet::new(), wanted.borrow().in_node_netns.clone());
     let mut log = Verdicts::default();
     loop {
         let inventory = Arc::clone(&pods.borrow_and_update());
@@ -47,7 +47,7 @@ pub(super) async fn follow<I: Issuer>(
             told.tell(uid, reason);
         }
         before = ahead;
-        listed.clone_from(&now.host_pods);
+        listed.clone_from(&now.in_node_netns);
         wanted.send_if_modified(|wanted| std::mem::replace(wanted, now.clone()) != now);
         let changed = tokio::select! {
             changed = pods.changed() => changed,
@@ -74,7 +74,7 @@ pub(super) struct Consequences {
     verdicts: HashMap<PodUid, Verdict>,
 }
 
-/// What follows at one moment, where these hostNetwork pods were listed before.
+/// What follows at one moment, where these pods were listed before.
 pub(super) fn consequences(inventory: &Inventory, rules: &Rules, listed: &BTreeSet<PodUid>) -> Consequences {
     let mut found = Consequences::default();
     found.listed.families = inventory.other_families();
@@ -90,8 +90,12 @@ pub(super) fn consequences(inventory: &Inventory, rules: &Rules, listed: &BTreeS
             rules.intercepts_host_pod(pod, account)
                 || (was_listed && account.is_none() && rules.asks_accounts_of(pod))
         };
-        if claimants.iter().any(asks) {
-            found.listed.host_pods.insert(uid.clone());
+        // Known by its own UID, which nobody can forge.
+        let has_own_network = claimants
+            .iter()
+            .any(|pod| pod.uid == *uid && !pod.host_network && !pod.finished);
+        if has_own_network || claimants.iter().any(asks) {
+            found.listed.in_node_netns.insert(uid.clone());
         }
         let runs = claimants.iter().any(|pod| !pod.finished);
         let decision = rules.resolve(inventory, uid);
@@ -162,12 +166,15 @@ mod tests {
         assert!(
             consequences(&without, &rules(), &nobody)
                 .listed
-                .host_pods
+                .in_node_netns
                 .is_empty()
         );
-        let listed = consequences(&with, &rules(), &nobody).listed.host_pods;
+        let listed = consequences(&with, &rules(), &nobody).listed.in_node_netns;
         assert_eq!(listed.len(), 1);
-        assert_eq!(consequences(&without, &rules(), &listed).listed.host_pods, listed);
+        assert_eq!(
+            consequences(&without, &rules(), &listed).listed.in_node_netns,
+            listed
+        );
         let bare = Arc::new(ServiceAccount {
             annotations: Default::default(),
             ..ServiceAccount::clone(&account())
@@ -176,8 +183,27 @@ mod tests {
         assert!(
             consequences(&known_without_a_role, &rules(), &listed)
                 .listed
-                .host_pods
+                .in_node_netns
                 .is_empty()
+        );
+    }
+
+    /// Such a pod has a socket of the node's namespace only from another pod, whose decision is not its.
+    #[test]
+    fn a_pod_with_a_network_of_its_own_is_intercepted_in_the_nodes_too_while_it_runs() {
+        let listed = |spec: Value, phase: &str| {
+            let inventory = Inventory::new([pod("web", spec, phase)], [], []);
+            consequences(&inventory, &rules(), &BTreeSet::new())
+                .listed
+                .in_node_netns
+                .len()
+        };
+        assert_eq!(listed(json!({ "containers": [] }), "Running"), 1);
+        assert_eq!(listed(json!({ "containers": [] }), "Pending"), 1);
+        assert_eq!(listed(json!({ "containers": [] }), "Succeeded"), 0);
+        assert_eq!(
+            listed(json!({ "hostNetwork": true, "containers": [] }), "Running"),
+            0
         );
     }
 
@@ -204,7 +230,7 @@ mod tests {
         let listed = |pods: Vec<Arc<Pod>>| {
             let uid: PodUid = HASH.parse().unwrap();
             let found = consequences(&Inventory::new(pods, [], []), &rules(), &BTreeSet::new());
-            (found.listed.host_pods.contains(&uid), found.keys.len())
+            (found.listed.in_node_netns.contains(&uid), found.keys.len())
         };
         let forged = || mirror("forged", Some(ARN), false);
         let without = || mirror("static", None, true);

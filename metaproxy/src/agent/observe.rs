@@ -159,7 +159,7 @@ async fn list_host_pods(
     loop {
         let inventory = Arc::clone(&pods.borrow_and_update());
         let rules_now = Arc::clone(&rules.borrow_and_update());
-        let listed = wanted.borrow().host_pods.clone();
+        let listed = wanted.borrow().in_node_netns.clone();
         let now = consequences(&inventory, &rules_now, &listed).listed;
         wanted.send_if_modified(|wanted| std::mem::replace(wanted, now.clone()) != now);
         let changed = tokio::select! {

@@ -15,8 +15,9 @@ use crate::pods::PodUid;
 /// What the maps are to say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Listed {
-    /// hostNetwork pods to intercept.
-    pub host_pods: BTreeSet<PodUid>,
+    /// Pods whose connections from the node's network namespace are intercepted: hostNetwork pods that have a role, and
+    /// every pod with a network of its own, which has a socket of the node's only if another pod handed it over.
+    pub in_node_netns: BTreeSet<PodUid>,
     /// Pods that have no address of the family that the others have, with their own.
     pub families: BTreeMap<PodUid, Family>,
 }
@@ -32,14 +33,17 @@ impl Lists {
     /// Both maps are empty.
     pub fn new(host_pods: HashMap<MapData, u64, u8>, families: HashMap<MapData, u64, PodFamily>) -> Self {
         Self {
-            host_pods: List::new("a hostNetwork pod for interception", host_pods),
+            host_pods: List::new(
+                "a pod for interception in the node's network namespace",
+                host_pods,
+            ),
             families: List::new("the address family of a pod", families),
         }
     }
 
     /// Brings the maps in line with what they are to say. A pod whose cgroup does not exist (yet) is left out.
     pub(super) fn update(&mut self, wanted: &Listed, pods: Option<&PodsCgroup>) {
-        let host_pods = wanted.host_pods.iter().map(|uid| (uid, 0));
+        let host_pods = wanted.in_node_netns.iter().map(|uid| (uid, 0));
         self.host_pods.update(host_pods, pods);
         let families = wanted.families.iter();
         self.families
