@@ -2,12 +2,14 @@
 //! counterpart, and why.
 
 mod command;
+mod conflicts;
 mod elsewhere;
 mod environment;
 mod kiam;
 mod kube2iam;
 mod manifest;
 mod named_roles;
+mod refused;
 mod routes;
 mod template;
 mod values;
@@ -68,6 +70,14 @@ pub enum MigrateError {
         /// What is wrong.
         problem: String,
     },
+    /// What the agent would not start with.
+    #[error("{of}: the agent would refuse what becomes of it: {problem}")]
+    Refused {
+        /// The flags that it comes from.
+        of: String,
+        /// What the agent would say.
+        problem: String,
+    },
     /// A value that is not known.
     #[error(
         "{flag}: {missing}, so the flag's value is not known; write the value in its place, or give the flags after -- \
@@ -104,11 +114,18 @@ impl From {
 /// Where a value makes no sense.
 pub fn values_for(from: From, workloads: &[Workload]) -> Result<String, MigrateError> {
     let grammar = from.grammar();
-    let mut values = Values::new(from.name(), workloads);
-    let mut flags: Vec<Flag> = Vec::new();
-    for workload in workloads {
-        flags.extend(words::parse(&workload.words, &workload.variables, grammar)?);
+    let mut workloads = workloads.to_vec();
+    let workloads = &mut workloads[..];
+    let mut lines = Vec::new();
+    for workload in &mut *workloads {
+        let line = words::parse(&workload.words, &workload.variables, grammar)?;
+        workload.part.clone_from(&line.part);
+        lines.push(line);
     }
+    let workloads = &*workloads;
+    conflicts::check(workloads, &lines, grammar)?;
+    let flags: Vec<Flag> = lines.into_iter().flat_map(|line| line.flags).collect();
+    let mut values = Values::new(from.name(), workloads);
     match from {
         From::Kube2iam => kube2iam::migrate(&flags, workloads, &mut values)?,
         From::Kiam => kiam::migrate(&flags, workloads, &mut values)?,
@@ -119,6 +136,7 @@ pub fn values_for(from: From, workloads: &[Workload]) -> Result<String, MigrateE
     for (what, how) in versions::FOR_EVERY_POD {
         values.change(what, how.replace("{of}", from.name()));
     }
+    refused::check(&values)?;
     Ok(values.to_string())
 }
 

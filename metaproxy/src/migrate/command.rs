@@ -2,25 +2,109 @@
 //! know is refused, as a flag that is overlooked could loosen what pods may have.
 
 use super::variables::{Variable, Variables, reference};
+use super::words::placeholder;
 
 const SHELLS: [&str; 6] = ["sh", "bash", "ash", "dash", "zsh", "ksh"];
 
-/// The words of a command line, with its variables replaced.
+/// Programs that start the one that is named after them, and leave its words as they are.
+const WRAPPERS: [&str; 8] = [
+    "catatonit",
+    "dumb-init",
+    "env",
+    "exec",
+    "gosu",
+    "setsid",
+    "su-exec",
+    "tini",
+];
+
+/// How many wrappers and shells may stand one in the other.
+const MAX_DEPTH: usize = 8;
+
+/// The words of a command line from its program on, with its variables replaced. If it begins with a flag, the image names the
+/// program.
 ///
 /// # Errors
 /// Why they are not known.
 pub fn words(command: &[String], variables: &Variables, of: &str) -> Result<Vec<String>, String> {
     let words: Vec<String> = command.iter().map(|word| variables.expand(word)).collect();
-    let skipped = words.iter().take_while(|word| program(word) == "busybox").count();
-    match words.get(skipped) {
-        Some(first) if SHELLS.contains(&program(first)) => {
-            let script = script(&words[skipped + 1..]).ok_or_else(|| {
-                format!("its command is `{first}` without a script of one line after -c, so its flags stand elsewhere")
-            })?;
-            of_script(script, variables, of)
-        }
+    match words.first() {
+        Some(first) if !first.starts_with(['-', '@']) => unwrapped(words, variables, of, MAX_DEPTH),
         _ => Ok(words),
     }
+}
+
+/// Whether the command line names one of these programs itself, as far as it can be read.
+pub fn names_program(command: &[String], variables: &Variables, of: &str) -> bool {
+    let words = words(command, variables, of);
+    words.is_ok_and(|words| words.first().is_some_and(|first| is_of(program(first), of)))
+}
+
+/// What is left of a command line without the programs that only start another one.
+fn unwrapped(
+    mut words: Vec<String>,
+    variables: &Variables,
+    of: &str,
+    depth: usize,
+) -> Result<Vec<String>, String> {
+    let Some(first) = words.first() else {
+        return Err("it starts no program".to_owned());
+    };
+    if let Some(why) = variables.missing(first).or_else(|| placeholder(first)) {
+        return Err(why);
+    }
+    let called = program(first).to_owned();
+    if is_of(&called, of) {
+        return Ok(words);
+    }
+    let depth = depth
+        .checked_sub(1)
+        .ok_or("too many programs in it start one another")?;
+    if SHELLS.contains(&called.as_str()) {
+        let script = script(&words[1..]).ok_or_else(|| {
+            format!(
+                "its command is `{first}` without a script of one line after -c, so its flags stand elsewhere"
+            )
+        })?;
+        return unwrapped(of_script(script, variables)?, variables, of, depth);
+    }
+    if called == "busybox" {
+        words.remove(0);
+        return unwrapped(words, variables, of, depth);
+    }
+    if !WRAPPERS.contains(&called.as_str()) {
+        // What is before an equals sign is the name of a variable; its value may be secret.
+        return Err(if first.contains('=') {
+            not_plain("a variable of its own")
+        } else {
+            format!("it runs `{called}`, which is not {of}, so its flags may stand elsewhere")
+        });
+    }
+    let behind = behind_wrapper(&called, &words[1..])?;
+    unwrapped(words.split_off(1 + behind), variables, of, depth)
+}
+
+/// How many words of a wrapper's own stand before the program that it starts.
+///
+/// # Errors
+/// An option that may take a value, or change what is started.
+fn behind_wrapper(wrapper: &str, words: &[String]) -> Result<usize, String> {
+    const SWITCHES: [&str; 6] = ["-s", "-g", "-v", "-w", "--single-child", "--verbose"];
+    let options = words
+        .iter()
+        .take_while(|word| word.starts_with('-') && *word != "--");
+    for option in options.clone() {
+        if wrapper == "env" || wrapper == "exec" || !SWITCHES.contains(&option.as_str()) {
+            return Err(format!(
+                "it runs `{wrapper}` with the option `{option}`, which this program does not know"
+            ));
+        }
+    }
+    let mut count = options.count();
+    count += usize::from(words.get(count).is_some_and(|word| word == "--"));
+    // The user.
+    count += usize::from(matches!(wrapper, "gosu" | "su-exec") && count < words.len());
+    Ok(count)
 }
 
 /// A program's name without its directory.
@@ -40,26 +124,17 @@ fn script(words: &[String]) -> Option<&str> {
         .then(|| words.get(at + 1).map(String::as_str))?
 }
 
-fn of_script(script: &str, variables: &Variables, of: &str) -> Result<Vec<String>, String> {
+fn of_script(script: &str, variables: &Variables) -> Result<Vec<String>, String> {
     let plain = plain(script.trim(), variables)?;
-    let mut words = shlex::split(&plain).ok_or("a quotation mark in its script is not closed")?;
-    if words.first().is_some_and(|word| word == "exec") {
-        words.remove(0);
-    }
-    match words.first().map(|first| program(first)) {
-        Some(first) if is_of(first, of) => Ok(words),
-        // Its value may be secret.
-        Some(first) if first.contains('=') => Err(not_plain("a variable of its own")),
-        first => Err(format!(
-            "its script runs `{}`, not {of}",
-            first.unwrap_or_default()
-        )),
-    }
+    shlex::split(&plain).ok_or_else(|| "a quotation mark in its script is not closed".to_owned())
 }
 
-/// Whether a program is one of these; kiam's were called `agent` and `server` before version 3.
-fn is_of(program: &str, of: &str) -> bool {
-    program.contains(of) || (of == "kiam" && matches!(program, "agent" | "server"))
+/// Whether a program is one of these; kiam's were called `agent` and `server` before version 3. A release's file has its platform
+/// behind the name; a script with the name in its own (`kube2iam-start.sh`) is another program.
+pub(super) fn is_of(program: &str, of: &str) -> bool {
+    let behind = program.strip_prefix(of);
+    behind.is_some_and(|rest| rest.is_empty() || rest.starts_with("-linux") || rest.starts_with("_linux"))
+        || (of == "kiam" && matches!(program, "agent" | "server"))
 }
 
 /// A script with its variables replaced, if it is one command that a shell runs as it is written.
@@ -158,6 +233,15 @@ mod tests {
     }
 
     #[rstest]
+    #[case::tini(&["/sbin/tini", "-g", "--", "kube2iam", "--verbose"], &["kube2iam", "--verbose"])]
+    #[case::tini_and_a_shell(
+        &["tini", "--", "sh", "-c", "exec kube2iam --namespace-restrictions"], &["kube2iam", "--namespace-restrictions"]
+    )]
+    #[case::env_and_a_shell(&["/usr/bin/env", "sh", "-c", "kube2iam --debug"], &["kube2iam", "--debug"])]
+    #[case::a_user(&["su-exec", "nobody:nobody", "kube2iam", "--debug"], &["kube2iam", "--debug"])]
+    #[case::in_a_script(&["sh", "-c", "exec dumb-init kube2iam --debug"], &["kube2iam", "--debug"])]
+    #[case::a_release(&["/kube2iam-linux-amd64", "--debug"], &["/kube2iam-linux-amd64", "--debug"])]
+    #[case::of_the_image(&["--debug"], &["--debug"])]
     #[case::no_shell(&["/kube2iam", "--default-role=$(ROLE)"], &["/kube2iam", "--default-role=app/reader"])]
     #[case::exec(&["sh", "-c", "exec kube2iam --namespace-restrictions"], &["kube2iam", "--namespace-restrictions"])]
     #[case::letters(&["/bin/bash", "-euc", "/bin/kube2iam --verbose\n"], &["/bin/kube2iam", "--verbose"])]
@@ -192,7 +276,7 @@ mod tests {
     #[case::comment("kube2iam # --namespace-restrictions", "a comment")]
     #[case::open("kube2iam 'x", "is not closed")]
     #[case::assigned("TOKEN=hidden kube2iam", "a variable of its own")]
-    #[case::wrapped("dumb-init kube2iam", "its script runs `dumb-init`, not kube2iam")]
+    #[case::wrapped("nice -n 5 kube2iam", "it runs `nice`, which is not kube2iam")]
     fn a_script_that_only_a_shell_can_read_is_refused(#[case] script: &str, #[case] why: &str) {
         let error = read(&["sh", "-c", script]).unwrap_err();
         assert!(error.contains(why), "{error}");
@@ -211,5 +295,22 @@ mod tests {
     #[case(&["sh", "start.sh", "-c", "kube2iam"])]
     fn a_script_in_a_file_is_refused(#[case] command: &[&str]) {
         assert!(read(command).unwrap_err().contains("its flags stand elsewhere"));
+    }
+
+    /// Its flags may be anything.
+    #[rstest]
+    #[case::entrypoint(&["/entrypoint.sh"], "it runs `entrypoint.sh`, which is not kube2iam")]
+    #[case::called_alike(&["/opt/kube2iam-start.sh"], "it runs `kube2iam-start.sh`, which is not kube2iam")]
+    #[case::of_env(&["env", "-S", "kube2iam --debug"], "`env` with the option `-S`")]
+    #[case::assigned(&["env", "TOKEN=hidden", "kube2iam"], "a variable of its own")]
+    #[case::of_tini(&["tini", "-p", "SIGTERM", "--", "kube2iam"], "`tini` with the option `-p`")]
+    #[case::nothing(&["tini", "--"], "it starts no program")]
+    #[case::from_a_variable(&["$(NOWHERE)"], "NOWHERE is not in the manifest's `env`")]
+    #[case::from_elsewhere(&["$(HOST_IP)", "--debug"], "HOST_IP comes from field status.podIP")]
+    #[case::placeholder(&["{{ .Values.flag }}"], "{{ .Values.flag }} is a placeholder")]
+    #[case::for_ever(&["env", "env", "env", "env", "env", "env", "env", "env", "env", "kube2iam"], "too many programs")]
+    fn a_program_that_is_not_theirs_is_refused(#[case] command: &[&str], #[case] why: &str) {
+        let error = read(command).unwrap_err();
+        assert!(error.contains(why) && !error.contains("hidden"), "{error}");
     }
 }

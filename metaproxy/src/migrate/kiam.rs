@@ -1,5 +1,7 @@
 //! kiam's flags, of its agent and its server (cmd/kiam of versions 2 to 4).
 
+use std::collections::BTreeSet;
+
 use super::MigrateError;
 use super::kube2iam::{METRICS, is_off_switch, log_level, session};
 use super::manifest::Workload;
@@ -10,6 +12,8 @@ use super::versions::{PASSED_ALL, Version};
 use super::words::{Flag, Grammar};
 
 pub const GRAMMAR: Grammar = Grammar {
+    program: "kiam",
+    parts: &["agent", "server"],
     switches: &[
         "allow-ip-query",
         "disable-strict-namespace-regexp",
@@ -19,7 +23,16 @@ pub const GRAMMAR: Grammar = Grammar {
         "json-log",
         "role-base-arn-autodetect",
     ],
-    has_negation: true,
+    single: &[
+        "allow-route-regexp",
+        "assume-role-arn",
+        "disable-strict-namespace-regexp",
+        "region",
+        "role-base-arn",
+        "session-duration",
+        "whitelist-route-regexp",
+    ],
+    is_kingpin: true,
 };
 
 /// The version that first asked namespaces (`v2.2-rc1`, "Namespace restrictions", uswitch/kiam#2).
@@ -39,6 +52,7 @@ pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> R
         "As kiam has it: a namespace's annotation must permit a role",
     );
     by_version(workloads, values);
+    by_parts(workloads, values);
     if let [agent] = workloads
         && agent.is_part("agent")
         && !agent.template.is_null()
@@ -64,7 +78,18 @@ pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> R
     Ok(())
 }
 
-/// What differs between versions. Of several the one counts that lets nothing become looser.
+/// The version of the part that decides about namespaces: the server's, and of several the newest, which lets nothing become
+/// looser. `None` where a tag tells none, or no server is given.
+fn deciding(workloads: &[Workload]) -> Option<Version> {
+    let is_known = workloads.iter().any(|workload| workload.part.is_some());
+    let deciding = workloads
+        .iter()
+        .filter(|workload| !is_known || workload.is_part("server"));
+    let versions: Option<Vec<Version>> = deciding.map(Workload::version).collect();
+    versions?.into_iter().max()
+}
+
+/// What differs between versions.
 fn by_version(workloads: &[Workload], values: &mut Values) {
     let versions: Option<Vec<Version>> = workloads.iter().map(Workload::version).collect();
     let is_before = |version| {
@@ -83,25 +108,25 @@ fn by_version(workloads: &[Workload], values: &mut Values) {
     } else {
         values.change(PASSED_ALL.0, PASSED_ALL.1.replace("{of}", "kiam"));
     }
-    let Some(oldest) = versions.and_then(|versions| versions.into_iter().min()) else {
+    let Some(version) = deciding(workloads) else {
         values.change(
             "namespaces",
-            "no image's tag tells the version, so kiam 4 was assumed: iam.amazonaws.com/permitted must match a whole role. \
-             Before 4.0 a match anywhere was enough (roles.permittedMatch: search)",
+            "no tag of the server's image tells the version, so kiam 4 was assumed: iam.amazonaws.com/permitted must match a \
+             whole role. Before 4.0 a match anywhere was enough (roles.permittedMatch: search)",
         );
         return;
     };
-    if oldest < ASKED {
+    if version < ASKED {
         values.set(
             "",
             "namespacePolicy",
             "required",
             format!(
-                "kiam {oldest} had no rule for namespaces: any pod could have any role. Here roles are refused until each \
+                "kiam {version} had no rule for namespaces: any pod could have any role. Here roles are refused until each \
                  namespace has iam.amazonaws.com/permitted; \"off\" asks no namespace, as before"
             ),
         );
-    } else if oldest < ANCHORED {
+    } else if version < ANCHORED {
         values.set(
             "roles",
             "permittedMatch",
@@ -112,9 +137,25 @@ fn by_version(workloads: &[Workload], values: &mut Values) {
         values.change(
             "namespaces",
             format!(
-                "kiam {oldest} looked for iam.amazonaws.com/permitted in the role as the pod names it. Here it is looked for in \
+                "kiam {version} looked for iam.amazonaws.com/permitted in the role as the pod names it. Here it is looked for in \
                  the ARN too, so a pattern that is a part of every ARN (iam, role, the account) permits every role: look \
                  through your namespaces"
+            ),
+        );
+    }
+}
+
+/// What is said of parts that are of different versions.
+fn by_parts(workloads: &[Workload], values: &mut Values) {
+    let known: BTreeSet<Version> = workloads.iter().filter_map(Workload::version).collect();
+    if let (Some(oldest), Some(newest)) = (known.first(), known.last())
+        && oldest < newest
+    {
+        values.change(
+            "versions",
+            format!(
+                "the parts of kiam are of different versions, from {oldest} to {newest}. Its server decides about namespaces, so \
+                 the server's version counts there, and of several the newest"
             ),
         );
     }

@@ -10,6 +10,8 @@ use super::versions::{PASSED_ALL, Version};
 use super::words::{Flag, Grammar};
 
 pub const GRAMMAR: Grammar = Grammar {
+    program: "kube2iam",
+    parts: &[],
     switches: &[
         "auto-discover-base-arn",
         "auto-discover-default-role",
@@ -22,7 +24,18 @@ pub const GRAMMAR: Grammar = Grammar {
         "verbose",
         "version",
     ],
-    has_negation: false,
+    single: &[
+        "base-role-arn",
+        "default-role",
+        "iam-external-id",
+        "iam-role-key",
+        "iam-role-session-ttl",
+        "metadata-addr",
+        "namespace-key",
+        "namespace-restriction-format",
+        "namespace-restrictions",
+    ],
+    is_kingpin: false,
 };
 
 /// The old one holds its port as long as both run.

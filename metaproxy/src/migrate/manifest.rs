@@ -3,6 +3,7 @@
 use serde_json::Value;
 
 use super::command;
+use super::template::name;
 use super::variables::Variables;
 use super::versions::Version;
 use crate::pods::templates::templates;
@@ -14,6 +15,8 @@ pub struct Workload {
     pub name: String,
     /// Command and arguments of its container.
     pub words: Vec<String>,
+    /// `agent` or `server` of kiam.
+    pub part: Option<String>,
     /// The variables of its container.
     pub variables: Variables,
     /// The image.
@@ -38,12 +41,6 @@ impl Workload {
     /// # Errors
     /// Why its command line can't be read.
     pub fn of(object: &Value, of: &str) -> Result<Option<Self>, String> {
-        let Some((template, container)) = templates(object)
-            .into_iter()
-            .find_map(|template| Some((template, container(template.spec, of)?)))
-        else {
-            return Ok(None);
-        };
         let metadata = &object["metadata"];
         let text = |name: &str| metadata[name].as_str().unwrap_or("default");
         let name = format!(
@@ -52,17 +49,34 @@ impl Workload {
             text("namespace"),
             text("name")
         );
-        let mut words = texts(&container["command"]);
-        words.extend(texts(&container["args"]));
-        let variables = Variables::of(container);
-        let words = command::words(&words, &variables, of).map_err(|why| {
+        let unreadable = |why: String| {
             format!(
                 "the flags of {name} can't be read: {why}; give them after -- (`metaproxy migrate {of} -- --flag=value …`)"
             )
-        })?;
+        };
+        let mut found = Vec::new();
+        for template in templates(object) {
+            let container = container(template.spec, of).map_err(unreadable)?;
+            found.extend(container.map(|container| (template, container)));
+        }
+        let (template, container) = match found[..] {
+            [] => return Ok(None),
+            [one] => one,
+            _ => {
+                return Err(unreadable(format!(
+                    "{} of its pod templates have it",
+                    found.len()
+                )));
+            }
+        };
+        let variables = Variables::of(container);
+        let words = command_line(container)
+            .and_then(|words| command::words(&words, &variables, of))
+            .map_err(unreadable)?;
         Ok(Some(Self {
             name,
             words,
+            part: None,
             variables,
             image: container["image"].as_str().unwrap_or_default().to_owned(),
             template: serde_json::json!({ "metadata": template.metadata, "spec": template.spec }),
@@ -70,12 +84,9 @@ impl Workload {
         }))
     }
 
-    /// Whether it is the part of this name, by its words; kiam has two.
+    /// Whether it is the part of this name; kiam has two.
     pub fn is_part(&self, part: &str) -> bool {
-        // `kiam server`, or `/server` of version 2.
-        self.words
-            .iter()
-            .any(|word| !word.starts_with('-') && word.rsplit('/').next() == Some(part))
+        self.part.as_deref() == Some(part)
     }
 
     /// The version that its image's tag tells.
@@ -84,21 +95,63 @@ impl Workload {
     }
 }
 
-/// The container, by its image, else by its name or command.
-fn container<'a>(spec: &'a Value, of: &str) -> Option<&'a Value> {
-    let containers = spec["containers"].as_array()?;
-    let by_image = |container: &&Value| {
-        let image = container["image"].as_str().unwrap_or_default();
-        let repository = image.split('@').next().unwrap_or(image);
-        let name = repository.rsplit('/').next().unwrap_or(repository);
-        name.split(':').next().is_some_and(|name| name.contains(of))
+/// The container: the one whose command line names the program, else the one with its image, else the only one that is called so.
+///
+/// # Errors
+/// Several that may be it.
+fn container<'a>(spec: &'a Value, of: &str) -> Result<Option<&'a Value>, String> {
+    let containers = spec["containers"].as_array().into_iter().flatten();
+    let candidates: Vec<&Value> = containers
+        .filter(|container| is_candidate(container, of))
+        .collect();
+    let own = |container: &&&Value| {
+        let words = command_line(container).unwrap_or_default();
+        command::names_program(&words, &Variables::of(container), of)
     };
-    let by_name = |container: &&Value| {
-        container["name"].as_str().is_some_and(|name| name.contains(of))
-            || texts(&container["command"]).iter().any(|word| word.contains(of))
-    };
-    let found = containers.iter().find(by_image);
-    found.or_else(|| containers.iter().find(by_name))
+    // A command takes the place of the image's program.
+    let by_image = |container: &&&Value| container["command"].is_null() && repository(container) == of;
+    let ways: [&dyn Fn(&&&Value) -> bool; 3] = [&own, &by_image, &|_| true];
+    for way in ways {
+        let found: Vec<&Value> = candidates.iter().filter(way).copied().collect();
+        match found[..] {
+            [] => {}
+            [one] => return Ok(Some(one)),
+            _ => {
+                let names: Vec<&str> = found.iter().map(|container| name(container)).collect();
+                return Err(format!("any of its containers {} may be {of}", names.join(", ")));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// Whether anything about a container is called so.
+fn is_candidate(container: &Value, of: &str) -> bool {
+    let is_called = |text: &Value| text.as_str().is_some_and(|text| text.contains(of));
+    let command = container["command"].as_array().into_iter().flatten();
+    repository(container).contains(of)
+        || is_called(&container["name"])
+        || command
+            .chain(container["args"].as_array().into_iter().flatten())
+            .any(is_called)
+}
+
+/// The last part of its image's name, without tag and digest.
+fn repository(container: &Value) -> &str {
+    let image = container["image"].as_str().unwrap_or_default();
+    let repository = image.split('@').next().unwrap_or(image);
+    let name = repository.rsplit('/').next().unwrap_or(repository);
+    name.split(':').next().unwrap_or(name)
+}
+
+/// Command and arguments.
+///
+/// # Errors
+/// Which of the two is no list of strings.
+fn command_line(container: &Value) -> Result<Vec<String>, String> {
+    let mut words = texts("command", &container["command"])?;
+    words.extend(texts("args", &container["args"])?);
+    Ok(words)
 }
 
 /// Kind, namespace and name of what made an object. A static pod's copy is owned by its node, which made nothing of it.
@@ -110,9 +163,15 @@ pub fn maker(object: &Value) -> Option<(&str, &str, &str)> {
     Some((owner["kind"].as_str()?, namespace, owner["name"].as_str()?))
 }
 
-fn texts(value: &Value) -> Vec<String> {
-    let items = value.as_array().into_iter().flatten();
-    items
-        .filter_map(|item| item.as_str().map(str::to_owned))
-        .collect()
+fn texts(what: &str, value: &Value) -> Result<Vec<String>, String> {
+    if value.is_null() {
+        return Ok(Vec::new());
+    }
+    let items = value
+        .as_array()
+        .map(|items| items.iter().map(Value::as_str).collect());
+    let texts: Option<Vec<&str>> = items.flatten();
+    let texts =
+        texts.ok_or_else(|| format!("its {what} is no list of strings, which Kubernetes does not take"))?;
+    Ok(texts.into_iter().map(str::to_owned).collect())
 }

@@ -1,3 +1,4 @@
+mod accounted;
 mod manifests;
 
 use super::*;
@@ -11,8 +12,8 @@ const KUBE2IAM: &[&str] = &[
     "--default-role=d",
     "--auto-discover-default-role",
     "--iam-role-key=k",
-    "--iam-external-id=k",
-    "--namespace-key=k",
+    "--iam-external-id=e",
+    "--namespace-key=n",
     "--namespace-restrictions",
     "--namespace-restriction-format=regexp",
     "--iam-role-session-ttl=900s",
@@ -273,7 +274,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_is_written_the_outcome_is_yaml(words in prop::collection::vec("[ -~\n]{0,24}", 0..6)) {
+    fn whatever_is_written_the_outcome_is_yaml(words in prop::collection::vec("[a-z-]{1,8}=[ -~\n]{0,24}|[ -~\n]{0,24}", 0..6)) {
         let words: Vec<String> = words.into_iter().map(|word| format!("--{word}")).collect();
         for from in [From::Kube2iam, From::Kiam] {
             if let Ok(values) = values_for(from, &[Workload::of_words(&words)]) {

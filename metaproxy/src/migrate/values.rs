@@ -78,6 +78,13 @@ impl Values {
         }
     }
 
+    /// A value that is set, and where it comes from.
+    pub fn get(&self, section: &str, key: &str) -> Option<(&Value, &str)> {
+        let entries = self.set.get(section)?;
+        let (_, value, why) = entries.iter().find(|(known, ..)| *known == key)?;
+        Some((value, why))
+    }
+
     /// Sets a value as a flag has it.
     ///
     /// # Errors

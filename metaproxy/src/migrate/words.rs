@@ -2,24 +2,42 @@
 //! (kiam's) may be turned off by `--no-name`.
 
 use std::fmt;
+use std::iter::Peekable;
 
 use super::MigrateError;
+use super::command::is_of;
 use super::variables::Variables;
 
-/// Which flags are switches, and so are not followed by a value of their own.
+/// How a program's command line is read.
 #[derive(Clone, Copy, Debug)]
 pub struct Grammar {
+    /// The program's name.
+    pub program: &'static str,
+    /// Its subcommands.
+    pub parts: &'static [&'static str],
+    /// Flags that are not followed by a value of their own.
     pub switches: &'static [&'static str],
-    /// Whether `--no-` before a switch turns it off.
-    pub has_negation: bool,
+    /// Flags that decide what pods get: of one installation they can have one value only.
+    pub single: &'static [&'static str],
+    /// Whether it is kingpin: `--no-` before a switch turns it off, and a word `@FILE` stands for the lines of a file.
+    pub is_kingpin: bool,
 }
 
 impl Grammar {
     /// The switch that `no-switch` turns off.
     fn turned_off(self, flag: &str) -> Option<&str> {
-        let switch = flag.strip_prefix("no-").filter(|_| self.has_negation)?;
+        let switch = flag.strip_prefix("no-").filter(|_| self.is_kingpin)?;
         self.switches.contains(&switch).then_some(switch)
     }
+}
+
+/// What a command line says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Line {
+    /// Its flags, in order.
+    pub flags: Vec<Flag>,
+    /// The subcommand, or the program that stands for one.
+    pub part: Option<String>,
 }
 
 /// One flag.
@@ -110,37 +128,111 @@ pub fn shown(name: &str, value: &str) -> String {
     }
 }
 
-/// The flags among these words; others (a program, a subcommand) are passed over.
+/// Reads a command line. Every word of it is a flag, the value of a flag, the program, its subcommand, or an error: a word that
+/// is overlooked could loosen what pods may have.
 ///
 /// # Errors
-/// A switch whose value makes no sense.
-pub fn parse(words: &[String], variables: &Variables, grammar: Grammar) -> Result<Vec<Flag>, MigrateError> {
-    let mut flags = Vec::new();
-    let mut words = words.iter().map(String::as_str).peekable();
-    while let Some(word) = words.next() {
+/// A word that is none of these, a switch whose value makes no sense, a flag without its value.
+pub fn parse(words: &[String], variables: &Variables, grammar: Grammar) -> Result<Line, MigrateError> {
+    let mut line = Line::default();
+    let mut words = words.iter().map(String::as_str).enumerate().peekable();
+    while let Some((index, word)) = words.next() {
+        check_file(word, grammar)?;
         let Some(flag) = word.strip_prefix("--").or_else(|| word.strip_prefix('-')) else {
+            let name = word.rsplit('/').next().unwrap_or(word);
+            if grammar.parts.contains(&name) && line.part.is_none() {
+                line.part = Some(name.to_owned());
+            } else if index > 0 || !is_of(name, grammar.program) {
+                return Err(no_flag(word, variables, grammar));
+            }
             continue;
         };
-        if flag.is_empty() {
+        // What is behind two dashes is no flag.
+        if flag.is_empty() && words.peek().is_none() {
             continue;
+        }
+        let name = flag.split_once('=').map_or(flag, |(name, _)| name);
+        if name.is_empty()
+            || !name
+                .chars()
+                .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+        {
+            return Err(no_flag(word, variables, grammar));
         }
         let (name, value) = match flag.split_once('=') {
             Some((name, value)) => (name, value.to_owned()),
             None if grammar.switches.contains(&flag) => (flag, "true".to_owned()),
             None if let Some(switch) = grammar.turned_off(flag) => (switch, "false".to_owned()),
-            None => {
-                let value = words.next_if(|next| !next.starts_with("--"));
-                (flag, value.unwrap_or("true").to_owned())
-            }
+            None => (flag, next_value(flag, &mut words, grammar)?),
         };
         let flag = Flag {
             missing: variables.missing(&value).or_else(|| placeholder(&value)),
             name: name.to_owned(),
             value: value.trim_matches(['"', '\'']).to_owned(),
         };
-        flags.push(flag.check(grammar)?);
+        line.flags.push(flag.check(grammar)?);
     }
-    Ok(flags)
+    Ok(line)
+}
+
+/// The word behind a flag that takes a value. A flag that is not known may be a switch.
+fn next_value<'a>(
+    flag: &str,
+    words: &mut Peekable<impl Iterator<Item = (usize, &'a str)>>,
+    grammar: Grammar,
+) -> Result<String, MigrateError> {
+    match words.next_if(|(_, next)| !next.starts_with("--")) {
+        Some((_, value)) => {
+            check_file(value, grammar)?;
+            Ok(value.to_owned())
+        }
+        None if grammar.single.contains(&flag) => Err(MigrateError::Value {
+            flag: format!("--{flag}"),
+            problem: "no value stands behind it".to_owned(),
+        }),
+        None => Ok("true".to_owned()),
+    }
+}
+
+/// Refuses a word in whose place kingpin reads a file (`ExpandArgsFromFile`).
+fn check_file(word: &str, grammar: Grammar) -> Result<(), MigrateError> {
+    if !grammar.is_kingpin || !word.starts_with('@') {
+        return Ok(());
+    }
+    Err(MigrateError::Value {
+        flag: word.to_owned(),
+        problem: format!(
+            "{} reads more flags from that file; write them in its place, or give all of them after --",
+            grammar.program
+        ),
+    })
+}
+
+/// What is said of a word that nothing is known about.
+fn no_flag(word: &str, variables: &Variables, grammar: Grammar) -> MigrateError {
+    let flag = shown("", word);
+    if let Some(missing) = variables.missing(word).or_else(|| placeholder(word)) {
+        return MigrateError::Missing { flag, missing };
+    }
+    let name = word
+        .trim_start_matches('-')
+        .split(['=', ' '])
+        .next()
+        .unwrap_or_default();
+    let hint = if word.starts_with('-') && word.contains(char::is_whitespace) {
+        "; each flag is a word of its own"
+    } else if grammar.switches.contains(&name) || grammar.single.contains(&name) {
+        "; a flag begins with two dashes"
+    } else {
+        ""
+    };
+    MigrateError::Value {
+        flag,
+        problem: format!(
+            "it is no flag, no value of one, and not {} itself{hint}",
+            grammar.program
+        ),
+    }
 }
 
 /// What another tool should have replaced.
@@ -163,21 +255,36 @@ mod tests {
     use super::*;
     use rstest::rstest;
 
-    fn parsed(words: &[&str], grammar: Grammar) -> Result<Vec<String>, MigrateError> {
+    const PLAIN: Grammar = Grammar {
+        program: "kube2iam",
+        parts: &[],
+        switches: &["debug", "v", "namespace-restrictions"],
+        single: &["default-role"],
+        is_kingpin: false,
+    };
+
+    const KINGPIN: Grammar = Grammar {
+        program: "kiam",
+        parts: &["agent", "server"],
+        switches: &["iptables", "json-log"],
+        single: &["role-base-arn"],
+        is_kingpin: true,
+    };
+
+    fn line(words: &[&str], grammar: Grammar) -> Result<Line, MigrateError> {
         let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-        let flags = parse(&words, &Variables::default(), grammar)?;
-        Ok(flags.iter().map(Flag::shown).collect())
+        parse(&words, &Variables::default(), grammar)
+    }
+
+    fn parsed(words: &[&str], grammar: Grammar) -> Result<Vec<String>, MigrateError> {
+        Ok(line(words, grammar)?.flags.iter().map(Flag::shown).collect())
     }
 
     #[test]
     fn flags_are_read_as_go_programs_read_them() {
-        let words = "/kube2iam --app-port 8182 --iptables=false --debug --host-ip=$(HOST_IP) -v -- x";
-        let grammar = Grammar {
-            switches: &["debug", "v"],
-            has_negation: false,
-        };
+        let words = "/kube2iam --app-port 8182 --iptables=false --debug --host-ip=$(HOST_IP) -v --";
         assert_eq!(
-            parsed(&words.split(' ').collect::<Vec<_>>(), grammar).unwrap(),
+            parsed(&words.split(' ').collect::<Vec<_>>(), PLAIN).unwrap(),
             [
                 "--app-port=8182",
                 "--iptables=false",
@@ -188,13 +295,48 @@ mod tests {
         );
     }
 
+    #[rstest]
+    #[case::argument(&["agent", "--iptables"], Some("agent"))]
+    #[case::program_and_part(&["/kiam", "--json-log", "server"], Some("server"))]
+    #[case::of_version_2(&["/server", "--session", "agent"], Some("server"))]
+    #[case::none(&["--iptables"], None)]
+    fn the_part_is_the_word_that_is_no_value(#[case] words: &[&str], #[case] part: Option<&str>) {
+        assert_eq!(line(words, KINGPIN).unwrap().part.as_deref(), part);
+    }
+
+    /// Each could be a flag that restricts pods.
+    #[rstest]
+    #[case::without_dashes(&["namespace-restrictions"], PLAIN, "a flag begins with two dashes")]
+    #[case::another_word(&["kube2iam", "restricted"], PLAIN, "restricted: it is no flag")]
+    #[case::behind_dashes(&["--debug", "--", "x"], PLAIN, "--: it is no flag")]
+    #[case::two_in_one(&["--namespace-restrictions --default-role=x"], PLAIN, "each flag is a word of its own")]
+    #[case::variable(&["$(RESTRICT)"], PLAIN, "RESTRICT is not in the manifest's `env`")]
+    #[case::variable_after_a_switch(&["--debug", "$(RESTRICT)"], PLAIN, "RESTRICT is not in the manifest's `env`")]
+    #[case::variable_as_a_name(&["--$(FLAG)=true"], PLAIN, "FLAG is not in the manifest's `env`")]
+    #[case::terraform(&["${RESTRICT}"], PLAIN, "${RESTRICT} is a placeholder")]
+    #[case::helm(&["{{ .Values.flag }}"], PLAIN, "{{ .Values.flag }} is a placeholder")]
+    #[case::helm_as_a_flag(&["--{{ .Values.flag }}"], PLAIN, "{{ .Values.flag }} is a placeholder")]
+    #[case::another_program(&["/entrypoint.sh"], PLAIN, "not kube2iam itself")]
+    #[case::without_a_value(&["--default-role", "--debug"], PLAIN, "no value stands behind it")]
+    #[case::a_file(&["server", "@/etc/kiam/flags"], KINGPIN, "reads more flags from that file")]
+    #[case::a_file_as_a_value(&["server", "--level", "@/etc/level"], KINGPIN, "reads more flags from that file")]
+    #[case::another_part(&["/kiam", "health"], KINGPIN, "health: it is no flag")]
+    #[case::two_parts(&["/kiam", "agent", "server"], KINGPIN, "server: it is no flag")]
+    fn a_word_that_nothing_is_known_about_is_refused(
+        #[case] words: &[&str],
+        #[case] grammar: Grammar,
+        #[case] why: &str,
+    ) {
+        let error = line(words, grammar).unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+
     #[test]
     fn a_switch_of_kiams_is_turned_off_by_no_before_it_and_nothing_else_is() {
-        let shown = |has_negation| -> Vec<String> {
-            let switches = &["iptables", "json-log"];
+        let shown = |is_kingpin| -> Vec<String> {
             let grammar = Grammar {
-                switches,
-                has_negation,
+                is_kingpin,
+                ..KINGPIN
             };
             parsed(&["--no-iptables", "--no-frills", "8", "--no-json-log=x"], grammar).unwrap()
         };
@@ -219,11 +361,7 @@ mod tests {
     #[case("--debug=yes", "neither true nor false")]
     #[case("--debug=$(DEBUG)", "DEBUG is not in the manifest's `env`")]
     fn a_switch_that_is_neither_on_nor_off_is_refused(#[case] word: &str, #[case] why: &str) {
-        let grammar = Grammar {
-            switches: &["debug"],
-            has_negation: false,
-        };
-        let error = parsed(&[word], grammar).unwrap_err().to_string();
+        let error = parsed(&[word], PLAIN).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }
 }

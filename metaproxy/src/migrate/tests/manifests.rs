@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::super::{From, MigrateError, values_for, workloads};
 
 /// A DaemonSet with this image, this container beside that, and this pod.
-fn manifest(image: &str, container: Value, pod: Value) -> String {
+pub(super) fn manifest(image: &str, container: Value, pod: Value) -> String {
     let mut whole = json!({ "name": "main", "image": image });
     let merge = |into: &mut Value, more: Value| {
         let more = more.as_object().cloned().unwrap_or_default();
@@ -19,22 +19,22 @@ fn manifest(image: &str, container: Value, pod: Value) -> String {
     json!({ "kind": "DaemonSet", "metadata": { "name": "d" }, "spec": { "template": template } }).to_string()
 }
 
-fn migrated(from: From, manifest: &str) -> Result<String, MigrateError> {
+pub(super) fn migrated(from: From, manifest: &str) -> Result<String, MigrateError> {
     values_for(from, &workloads(from, "m.yaml", manifest)?)
 }
 
-fn parsed(values: &str) -> Value {
+pub(super) fn parsed(values: &str) -> Value {
     serde_yaml_ng::from_str(values).unwrap()
 }
 
-const KUBE2IAM: &str = "jtblin/kube2iam:0.11.2";
+pub(super) const KUBE2IAM: &str = "jtblin/kube2iam:0.11.2";
 
 fn kube2iam(container: Value, pod: Value) -> String {
     migrated(From::Kube2iam, &manifest(KUBE2IAM, container, pod)).unwrap()
 }
 
 /// As text without the ends of lines in comments.
-fn sentences(values: &str) -> String {
+pub(super) fn sentences(values: &str) -> String {
     let words = values.split_whitespace().filter(|word| *word != "#");
     words.collect::<Vec<_>>().join(" ")
 }
@@ -305,7 +305,7 @@ fn a_workload_beside_a_list_of_other_objects_is_found() {
     "master",
     "required",
     None,
-    "no image's tag tells the version, so kiam 4 was assumed"
+    "no tag of the server's image tells the version, so kiam 4 was assumed"
 )]
 fn what_differs_between_versions_of_kiam_is_said(
     #[case] tag: &str,
