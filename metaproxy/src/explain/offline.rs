@@ -2,7 +2,9 @@
 //! the kind is called.
 
 mod files;
+mod occurrences;
 mod skipped;
+mod taken;
 
 use std::collections::BTreeMap;
 use std::io;
@@ -11,12 +13,13 @@ use std::path::{Path, PathBuf};
 use serde_json::{Value, json};
 use thiserror::Error;
 
-use self::files::files;
+use self::files::{Files, files};
 pub use self::skipped::Skipped;
+use self::taken::Taken;
 use super::{Explanation, Subject, Verdict};
 use crate::people::text_of;
 use crate::pods::manifests::parse::objects;
-use crate::pods::templates::templates;
+use crate::pods::templates::Template;
 use crate::pods::{Namespace, Pod, ServiceAccount};
 use crate::roles::{Reason, Rules};
 
@@ -76,19 +79,9 @@ fn are(found: &[String]) -> String {
 pub struct Explained {
     /// Of each pod and pod template.
     pub explanations: Vec<Explanation>,
-    /// Objects that were left out and may make pods.
+    /// Objects that were left out and may make pods, annotations that nobody reads, and files that were left out.
     pub skipped: Vec<Skipped>,
 }
-
-/// Kinds with a template at `spec.template`, even if it has no containers (yet).
-const WORKLOADS: [&str; 6] = [
-    "Deployment",
-    "StatefulSet",
-    "DaemonSet",
-    "ReplicaSet",
-    "ReplicationController",
-    "Job",
-];
 
 /// Everything that counts of a set of manifests.
 #[derive(Debug, Default)]
@@ -111,7 +104,8 @@ pub fn explain(
     wanted: Option<&str>,
 ) -> Result<Explained, OfflineError> {
     let mut found = Found::default();
-    for file in files(path)? {
+    let Files { read, left_out } = files(path)?;
+    for file in read {
         let broken = |problem: String| OfflineError::Broken {
             path: file.clone(),
             line_and_problem: problem,
@@ -121,15 +115,17 @@ pub fn explain(
             source,
         })?;
         for (line, object) in objects(&text).map_err(|error| broken(error.to_string()))? {
-            let is_used = found
-                .add(rules, &object, namespace)
+            let taken = Taken::of(&object);
+            found
+                .add(rules, &object, &taken, namespace)
                 .map_err(|problem| broken(format!("{line}: {problem}")))?;
-            if !is_used {
-                let place = format!("{}:{line}", file.display());
-                found.skipped.extend(Skipped::of(place, &object, &rules.keys));
-            }
+            let place = format!("{}:{line}", file.display());
+            found.skipped.extend(skipped::of(&place, &object, &taken, rules));
         }
     }
+    found
+        .skipped
+        .extend(skipped::of_files(path, &left_out, &rules.keys));
     if found.pods.is_empty() {
         return Err(OfflineError::NoPods {
             path: path.to_owned(),
@@ -185,56 +181,47 @@ impl Found {
         explanation
     }
 
-    /// Takes an object; whether it is of a kind that says something about pods.
-    fn add(&mut self, rules: &Rules, object: &Value, namespace: &str) -> Result<bool, String> {
-        let kind = object["kind"].as_str().unwrap_or_default();
-        let version = object["apiVersion"].as_str().unwrap_or("v1");
+    /// Takes an object.
+    fn add(
+        &mut self,
+        rules: &Rules,
+        object: &Value,
+        taken: &Taken<'_>,
+        namespace: &str,
+    ) -> Result<(), String> {
         let metadata = with_namespace(&object["metadata"], namespace)?;
-        match kind {
-            "Pod" if version == "v1" => self.add_pod(metadata, object["spec"].clone(), Vec::new())?,
-            "Namespace" if version == "v1" => {
+        match taken {
+            Taken::Pod(pod) => self.add_pod(metadata, pod.spec.clone(), Vec::new())?,
+            Taken::Namespace => {
                 let of = Namespace::from_api(parsed(metadata)?).map_err(|problem| problem.to_string())?;
                 self.namespaces.insert(of.name.clone(), of);
             }
-            "ServiceAccount" if version == "v1" => {
+            Taken::Account => {
                 let of =
                     ServiceAccount::from_api(parsed(metadata)?).map_err(|problem| problem.to_string())?;
                 self.accounts.insert((of.namespace.clone(), of.name.clone()), of);
             }
-            "CronJob" => {
-                let template = &object["spec"]["jobTemplate"]["spec"]["template"];
-                self.add_template(rules, &metadata, &template["metadata"], &template["spec"])?;
+            Taken::Templates(found) => {
+                for (number, template) in found.iter().enumerate() {
+                    let mut metadata = metadata.clone();
+                    if found.len() > 1 {
+                        let name = metadata["name"].as_str().unwrap_or("pod");
+                        metadata["name"] = json!(format!("{name}-{}", number + 1));
+                    }
+                    self.add_template(rules, &metadata, *template)?;
+                }
             }
-            workload if WORKLOADS.contains(&workload) => {
-                let template = &object["spec"]["template"];
-                self.add_template(rules, &metadata, &template["metadata"], &template["spec"])?;
-            }
-            _ => return self.add_templates(rules, &metadata, object),
         }
-        Ok(true)
-    }
-
-    /// Of a kind that is not known: whatever looks like a pod template.
-    fn add_templates(&mut self, rules: &Rules, metadata: &Value, object: &Value) -> Result<bool, String> {
-        let found = templates(object);
-        for (number, template) in found.iter().enumerate() {
-            let mut metadata = metadata.clone();
-            if found.len() > 1 {
-                let name = metadata["name"].as_str().unwrap_or("pod");
-                metadata["name"] = json!(format!("{name}-{}", number + 1));
-            }
-            self.add_template(rules, &metadata, template.metadata, template.spec)?;
-        }
-        Ok(!found.is_empty())
+        Ok(())
     }
 
     fn add_template(
         &mut self,
         rules: &Rules,
         metadata: &Value,
-        of_template: &Value,
-        spec: &Value,
+        template: Template<'_>,
     ) -> Result<(), String> {
+        let of_template = template.metadata;
         let keys = &rules.keys;
         let own = |key: &String| !metadata["annotations"][key].is_null();
         let notes = [&keys.role, &keys.external_id, &keys.session_name]
@@ -253,7 +240,7 @@ impl Found {
             "annotations": of_template["annotations"],
             "labels": of_template["labels"],
         });
-        self.add_pod(of_pod, spec.clone(), notes)
+        self.add_pod(of_pod, template.spec.clone(), notes)
     }
 
     fn add_pod(&mut self, mut metadata: Value, spec: Value, notes: Vec<String>) -> Result<(), String> {

@@ -5,28 +5,46 @@ use std::path::{Path, PathBuf};
 
 use super::OfflineError;
 
+/// What there is at `--manifests`.
+#[derive(Debug, Default)]
+pub(super) struct Files {
+    /// Manifests.
+    pub read: Vec<PathBuf>,
+    /// Files of a directory that have another ending, which kubectl leaves out too.
+    pub left_out: Vec<PathBuf>,
+}
+
 /// The file itself, or all manifests below a directory.
-pub(super) fn files(path: &Path) -> Result<Vec<PathBuf>, OfflineError> {
-    if !path.is_dir() {
-        return Ok(vec![path.to_owned()]);
+pub(super) fn files(path: &Path) -> Result<Files, OfflineError> {
+    let mut found = Files::default();
+    if path.is_dir() {
+        add(path, &mut found)?;
+    } else {
+        found.read.push(path.to_owned());
     }
+    found.read.sort();
+    found.left_out.sort();
+    Ok(found)
+}
+
+fn add(dir: &Path, found: &mut Files) -> Result<(), OfflineError> {
     let unreadable = |source| OfflineError::Unreadable {
-        path: path.to_owned(),
+        path: dir.to_owned(),
         source,
     };
-    let mut found = Vec::new();
-    for entry in fs::read_dir(path).map_err(unreadable)? {
+    for entry in fs::read_dir(dir).map_err(unreadable)? {
         let entry = entry.map_err(unreadable)?.path();
         let is_manifest = entry
             .extension()
             .and_then(|extension| extension.to_str())
             .is_some_and(|extension| ["yaml", "yml", "json"].contains(&extension));
         if entry.is_dir() {
-            found.extend(files(&entry)?);
+            add(&entry, found)?;
         } else if is_manifest {
-            found.push(entry);
+            found.read.push(entry);
+        } else {
+            found.left_out.push(entry);
         }
     }
-    found.sort();
-    Ok(found)
+    Ok(())
 }

@@ -80,7 +80,13 @@ struct YamlDocument<'a> {
 
 impl Document for YamlDocument<'_> {
     fn read<T: DeserializeOwned>(&self) -> Result<T, Broken> {
-        serde_yaml_ng::from_str(self.text).map_err(|error| {
+        // `<<: *anchor` of YAML 1.1, which kubectl reads too.
+        let read = if self.text.contains("<<") {
+            merged(self.text)
+        } else {
+            serde_yaml_ng::from_str(self.text)
+        };
+        read.map_err(|error| {
             let line = error.location().map_or(1, |location| location.line());
             Broken::new(self.first_line + line - 1, error.to_string())
         })
@@ -89,6 +95,12 @@ impl Document for YamlDocument<'_> {
     fn line(&self) -> usize {
         self.first_line
     }
+}
+
+fn merged<T: DeserializeOwned>(text: &str) -> Result<T, serde_yaml_ng::Error> {
+    let mut value: serde_yaml_ng::Value = serde_yaml_ng::from_str(text)?;
+    value.apply_merge()?;
+    serde_yaml_ng::from_value(value)
 }
 
 struct JsonDocument {
@@ -168,22 +180,24 @@ fn json_documents(text: &str) -> Result<Vec<JsonDocument>, Broken> {
     }
 }
 
+fn values_of_yaml(text: &str) -> Result<Vec<JsonDocument>, Broken> {
+    let read = |document: YamlDocument<'_>| {
+        let first_line = document.line();
+        document.read().map(|value| JsonDocument { value, first_line })
+    };
+    yaml_documents(text).into_iter().map(read).collect()
+}
+
 /// Every object of a text in either notation, whatever its kind, with its line; those of lists one by one.
 ///
 /// # Errors
 /// The first thing that can't be read.
 pub fn objects(text: &str) -> Result<Vec<(usize, serde_json::Value)>, Broken> {
-    let documents: Vec<JsonDocument> = if text.trim_start().starts_with('{') {
-        json_documents(text)?
+    let documents = if text.trim_start().starts_with('{') {
+        // An object of YAML may begin so too; what is neither is told as JSON.
+        json_documents(text).or_else(|broken| values_of_yaml(text).map_err(|_| broken))?
     } else {
-        let read = |document: YamlDocument<'_>| {
-            let first_line = document.line();
-            document.read().map(|value| JsonDocument { value, first_line })
-        };
-        yaml_documents(text)
-            .into_iter()
-            .map(read)
-            .collect::<Result<_, _>>()?
+        values_of_yaml(text)?
     };
     let mut found = Vec::new();
     for document in documents {
