@@ -51,9 +51,26 @@ impl Cli {
             let value = arg.get_env().and_then(std::env::var_os);
             value.is_none_or(|value| !value.is_empty())
         };
+        Self::parsed(words, is_set)
+    }
+
+    /// From words alone, whatever this process has in its environment.
+    ///
+    /// # Errors
+    /// Where they make no sense.
+    pub fn from_words_alone(
+        words: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+    ) -> Result<Self, clap::Error> {
+        Self::parsed(words, |_| false)
+    }
+
+    fn parsed(
+        words: impl IntoIterator<Item = impl Into<OsString> + Clone>,
+        takes_variable: impl Fn(&Arg) -> bool,
+    ) -> Result<Self, clap::Error> {
         let command = Self::command().mut_subcommands(|command| {
             command.mut_args(|arg| {
-                if is_set(&arg) {
+                if takes_variable(&arg) {
                     arg
                 } else {
                     arg.env(None::<&'static str>)

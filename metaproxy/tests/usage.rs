@@ -215,6 +215,21 @@ fn a_file_that_is_not_there_is_named_with_its_cause_once(#[case] words: &[&str])
     assert_eq!(said.matches("No such file or directory").count(), 1, "{said}");
 }
 
+/// As in the chart's container, where the agent's variables are set: they say nothing about the values.
+#[test]
+fn values_are_tried_without_what_the_environment_says() {
+    let output = Command::new(env!("CARGO_BIN_EXE_metaproxy"))
+        .args(["migrate", "kube2iam", "--", "--default-role=d"])
+        .env("METAPROXY_KUBECONFIG", "/x")
+        .env("METAPROXY_WEB_IDENTITY", "on")
+        .env("METAPROXY_MODE", "observe")
+        .env("METAPROXY_GUARD", "connect")
+        .output()
+        .unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(0), "{said}");
+}
+
 #[test]
 fn a_manifest_that_cannot_be_moved_over_is_refused_with_what_to_do() {
     let wrapped = "kind: DaemonSet\nspec: { template: { spec: { containers: [{ image: kube2iam, args: [sh, -c, 'sleep 1; kube2iam'] }] } } }\n";

@@ -40,7 +40,8 @@ pub struct AgentArgs {
 #[command(
     after_help = "With --output=json: one object where a pod is asked for by name, or an array where several have that name or \
                         none is given.\n\nExit status: 0 where nothing is wrong; 1 where a pod does not get a role that it \
-                        seems to ask for, or cannot be explained although it asks for one; 64 on bad usage; 69 where nobody can be asked.\n\n\
+                        seems to ask for, or cannot be explained although it asks for one, or an annotation that names a role stands where \
+                        nobody reads it; 64 on bad usage; 69 where nobody can be asked.\n\n\
                   Examples:\n  kubectl -n kube-system exec ds/metaproxy -- /metaproxy explain apps/web\n  \
                   metaproxy explain --manifests k8s/ --all --base-role-arn arn:aws:iam::123456789012:role/"
 )]

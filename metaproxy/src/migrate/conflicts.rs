@@ -69,8 +69,7 @@ fn conflict(flag: &str, one: (&str, &str), other: (&str, &str)) -> MigrateError 
     MigrateError::Value {
         flag: format!("--{flag}"),
         problem: format!(
-            "{}, and {}; the chart has one value for all nodes, so decide for one and write it in both, or install metaproxy twice \
-             with a nodeSelector each and move them over one by one",
+            "{}, and {}; the chart has one value for all nodes, so decide for one and write it in both",
             told(one),
             told(other)
         ),

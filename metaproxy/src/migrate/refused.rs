@@ -60,7 +60,7 @@ pub fn check(values: &Values) -> Result<(), MigrateError> {
 }
 
 fn refused(words: &[String]) -> Result<(), String> {
-    let cli = Cli::from_words(words).map_err(|error| {
+    let cli = Cli::from_words_alone(words).map_err(|error| {
         let text = error.to_string();
         let line = text.lines().next().unwrap_or_default();
         line.trim_start_matches("error: ").to_owned()

@@ -8,10 +8,10 @@ use crate::roles::{AnnotationKeys, web_identity};
 /// How deep an object is looked through.
 const MAX_DEPTH: usize = 64;
 
-/// Fields that repeat what stands elsewhere in the object.
+/// Fields that repeat what stands elsewhere in the object, or tell what became of it.
 const COPIES: [&str; 3] = [
-    "kubectl.kubernetes.io/last-applied-configuration",
-    "managedFields",
+    "metadata.annotations.kubectl.kubernetes.io/last-applied-configuration",
+    "metadata.managedFields",
     "status",
 ];
 
@@ -66,12 +66,14 @@ impl Search<'_> {
         match value {
             Value::Object(map) => {
                 let in_spec = in_spec || self.taken.is_spec(value);
-                for (name, below) in map.iter().filter(|(name, _)| !COPIES.contains(&name.as_str())) {
+                for (name, below) in map {
                     if self.keys.contains(&name.as_str()) && !self.taken.reads(self.root, value, name) {
                         self.add(name, false);
                     }
                     self.path.push(name.clone());
-                    self.look(below, in_spec);
+                    if !COPIES.contains(&self.path.join(".").as_str()) {
+                        self.look(below, in_spec);
+                    }
                     self.path.pop();
                 }
             }
@@ -123,7 +125,7 @@ mod tests {
     #[case::json("{\"iam.amazonaws.com/role\" : \"app\"}", true)]
     #[case::json_in_json("{\\\"iam.amazonaws.com/role\\\": 1}", true)]
     #[case::spoken_of("iam.amazonaws.com/role is an annotation", false)]
-    #[case::a_flag("--iam-role-key=iam.amazonaws.com/role", false)]
+    #[case::a_flag("--role-annotation=iam.amazonaws.com/role", false)]
     #[case::an_expression("object.metadata.annotations['iam.amazonaws.com/role'] != ''", false)]
     #[case::a_longer_key("iam.amazonaws.com/role-arn: x", false)]
     #[case::another_domain("x.iam.amazonaws.com/role: x", false)]

@@ -27,7 +27,7 @@ pub enum Taken<'a> {
     Namespace,
     /// It is a service account.
     Account,
-    /// It makes pods by these templates; `one` may have no containers.
+    /// It makes pods by these templates, if there are any.
     Templates(Vec<Template<'a>>),
 }
 

@@ -79,6 +79,10 @@ fn named(found: &Explained) -> Vec<(String, bool)> {
      iam.amazonaws.com/role: a b\n",
     "ConfigMap a has iam.amazonaws.com/role in the text at data.pod.yaml"
 )]
+#[case::called_status(
+    "kind: ConfigMap\nmetadata: { name: a }\ndata: { status: 'iam.amazonaws.com/role: x' }",
+    "in the text at data.status"
+)]
 fn an_annotation_that_nobody_reads_is_named_with_its_path(#[case] object: &str, #[case] said: &str) {
     let found = all(&format!("{POD}{object}\n"), &[], None).unwrap();
     let named = named(&found);
