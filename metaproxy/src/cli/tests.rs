@@ -103,7 +103,7 @@ fn every_command_that_people_run_tells_its_exit_status_and_an_example() {
 /// What messages and comments of the sources advise to give: flags of ours, and those of other programs that are meant.
 #[test]
 fn flags_that_sentences_name_are_there() {
-    const OTHERS: [&str; 13] = [
+    const OTHERS: [&str; 15] = [
         "all-namespaces",
         "event-ttl",
         "http-endpoint",
@@ -111,8 +111,10 @@ fn flags_that_sentences_name_are_there() {
         "http-tokens",
         "instance-id",
         "iptables",
+        "name",
         "namespace-restriction-format",
         "port",
+        "query",
         "selector",
         "service-node-port-range",
         "help",

@@ -54,11 +54,12 @@ fn variable(entry: &Value, workload: &Workload, values: &mut Values) {
     };
     let what = format!("env {name}");
     match name {
-        "AWS_REGION" | "AWS_DEFAULT_REGION" => match known.filter(|value| variables.missing(value).is_none())
-        {
-            Some(region) => values.set("sessions", "region", region, what),
-            None => values.left(what, "its value is not in the manifest; sessions.region takes it"),
-        },
+        "AWS_REGION" | "AWS_DEFAULT_REGION" => {
+            match known.filter(|value| !value.is_empty() && variables.missing(value).is_none()) {
+                Some(region) => values.set("sessions", "region", region, what),
+                None => values.left(what, "its value is not in the manifest; sessions.region takes it"),
+            }
+        }
         _ if KEPT.contains(&name) => keep(entry, name, known, values),
         "AWS_STS_REGIONAL_ENDPOINTS" => values.same(what, "STS of the region is asked"),
         "AWS_ACCESS_KEY_ID"

@@ -195,7 +195,10 @@ fn one(flag: &Flag, base: Option<&str>, values: &mut Values) -> Result<(), Migra
              iam.amazonaws.com/session-name on a pod still names another",
         ),
         "session-refresh" => values.gone(flag, "a session is renewed at half of its life"),
-        "region" => values.keep("sessions", "region", flag)?,
+        "region" => {
+            let region = Some(flag.known()?).filter(|region| !region.is_empty());
+            values.keep_role("sessions", "region", flag, region);
+        }
         "sync" | "fetchers" | "prefetch-buffer-size" => {
             values.gone(flag, "each agent fetches for the pods of its node, as they appear");
         }

@@ -99,7 +99,7 @@ impl Values {
         Ok(())
     }
 
-    /// Sets a role, if there is one.
+    /// Sets a role or region, if there is one.
     pub fn keep_role(
         &mut self,
         section: &'static str,

@@ -248,6 +248,7 @@ fn a_role_that_would_be_none_here_is_refused_by_its_flag(
     "/sessions/assumeRoleArn",
     Value::Null
 )]
+#[case::no_region(From::Kiam, "server --region=", "/sessions/region", Value::Null)]
 // jtblin/kube2iam#84.
 #[case::of_a_partition(
     From::Kube2iam,
