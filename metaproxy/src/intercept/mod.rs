@@ -2,7 +2,7 @@
 //!
 //! [`cgroups`] finds the pods' cgroup and reads pod UIDs out of paths, [`listener`] opens the listeners,
 //! [`programs`] loads and attaches what redirects to them, [`attachment`] keeps it attached, and [`caller`] tells
-//! who stands at the other end of an accepted connection. [`claim`] and [`self_check`] tell whether connections reach the
+//! who stands at the other end of an accepted connection. [`placement`] tells whether pods are where they are intercepted. [`claim`] and [`self_check`] tell whether connections reach the
 //! listeners. [`guard`] is what keeps pods from the metadata service where
 //! nothing redirects them.
 
@@ -17,6 +17,7 @@ pub mod kernel;
 pub mod link;
 pub mod listener;
 pub mod object;
+pub mod placement;
 pub mod port;
 pub mod programs;
 pub mod refusals;

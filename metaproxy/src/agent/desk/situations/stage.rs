@@ -139,6 +139,7 @@ impl Stage {
             rules,
             health: Health::starting([]),
             current: CurrentPods::default(),
+            placement: watch::channel(Arc::default()).1,
             figures: Arc::new(Nothing),
             serving: Some(Serving {
                 sessions,
