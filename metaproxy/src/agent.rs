@@ -264,6 +264,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         marks: maps.marks,
         config: maps.config,
         addresses,
+        finds_addresses: settings.listen_addresses.is_empty(),
         port: settings.listen_port,
         pods: pods.clone(),
         health: health.clone(),

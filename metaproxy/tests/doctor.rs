@@ -593,8 +593,10 @@ fn an_agent_that_is_attached_elsewhere_than_its_pods_is_not_ready_and_every_comm
 
     process.kill().unwrap();
     process.wait().unwrap();
-    eventually_within(Duration::from_secs(15), "no process is elsewhere any more", || {
-        node.asked("/readyz").contains("[+]interception ok")
-    });
+    eventually_within(
+        Duration::from_secs(15),
+        "no process is elsewhere any more",
+        || node.asked("/readyz").contains("[+]interception ok"),
+    );
     assert_eq!(host.said().matches("the pod is not below").count(), 1);
 }

@@ -181,12 +181,11 @@ fn explicit(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, CgroupError> {
     let found = if path.exists() {
         checked(FLAG, path, EXAMPLE)?
     } else {
-        let path = path.to_owned();
-        let plain = plain(&path);
+        let plain = plain(path);
         if !path.is_absolute() || !roots.iter().any(|root| plain.starts_with(root)) {
             return Err(CgroupError::NotCgroup2 {
                 flag: FLAG,
-                path,
+                path: path.to_owned(),
                 example: EXAMPLE,
             });
         }

@@ -184,9 +184,10 @@ impl PodFinder {
                 suspects.push(pod);
             }
         }
-        let elsewhere = match suspects.is_empty() {
-            true => HashMap::new(),
-            false => find_elsewhere(&self.roots, &cgroup, &suspects),
+        let elsewhere = if suspects.is_empty() {
+            HashMap::new()
+        } else {
+            find_elsewhere(&self.roots, &cgroup, &suspects)
         };
         let mut misplaced = BTreeMap::new();
         for pod in &suspects {
@@ -241,9 +242,7 @@ fn judged(inventory: &Inventory) -> impl Iterator<Item = Arc<Pod>> {
 }
 
 fn is_below(cgroup: &PodsCgroup, uid: &PodUid) -> bool {
-    cgroup
-        .find_pod(uid)
-        .is_some_and(|(path, _)| is_populated(&path))
+    cgroup.find_pod(uid).is_some_and(|(path, _)| is_populated(&path))
 }
 
 /// Whether a process runs in a cgroup or below it (`cgroup.events`, Documentation/admin-guide/cgroup-v2.rst).
@@ -258,10 +257,7 @@ fn find_elsewhere(roots: &[PathBuf], cgroup: &PodsCgroup, pods: &[Arc<Pod>]) -> 
         .iter()
         .flat_map(|pod| {
             let uid = pod.cgroup_uid();
-            [
-                (uid.to_string(), uid),
-                (uid.as_str().replace('-', "_"), uid),
-            ]
+            [(uid.to_string(), uid), (uid.as_str().replace('-', "_"), uid)]
         })
         .collect();
     let mut found = HashMap::new();

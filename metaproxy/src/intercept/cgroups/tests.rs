@@ -229,7 +229,10 @@ fn pods_in_cgroup_v1_only_are_refused_with_a_sentence() {
 #[case::class("/c/kubepods/burstable", Some("/c/kubepods"))]
 #[case::systemd_class("/c/kubepods.slice/kubepods-besteffort.slice", Some("/c/kubepods.slice"))]
 #[case::pod("/c/kubepods/pod1", Some("/c/kubepods"))]
-#[case::container("/c/k.slice/k-kubepods.slice/k-kubepods-pod1.slice/x.scope", Some("/c/k.slice/k-kubepods.slice"))]
+#[case::container(
+    "/c/k.slice/k-kubepods.slice/k-kubepods-pod1.slice/x.scope",
+    Some("/c/k.slice/k-kubepods.slice")
+)]
 #[case::all_pods("/c/kubepods", None)]
 #[case::of_a_kubelet_in_a_pod("/c/kubepods/pod1/4d5e/kubelet/kubepods", None)]
 #[case::of_another_name("/c/host", None)]

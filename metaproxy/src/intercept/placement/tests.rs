@@ -19,7 +19,10 @@ impl Tree {
     }
 
     fn set(&self, path: &str, has_processes: bool) {
-        let path = path.replace("{U}", UID).replace("{U_}", UID_).replace("{V}", OTHER);
+        let path = path
+            .replace("{U}", UID)
+            .replace("{U_}", UID_)
+            .replace("{V}", OTHER);
         let dir = self.0.path().join(path);
         fs::create_dir_all(&dir).unwrap();
         let events = format!("populated {}\nfrozen 0\n", u8::from(has_processes));
@@ -112,7 +115,10 @@ fn a_pod_that_was_missing_and_runs_again_has_its_time_to_start_anew() {
 #[rstest]
 #[case("pod0f3c", Some("0f3c"))]
 #[case("kubepods-pod0f3c.slice", Some("0f3c"))]
-#[case("kubelet-kubepods-burstable-pod0f_3c.slice:cri-containerd:4d5e", Some("0f_3c"))]
+#[case(
+    "kubelet-kubepods-burstable-pod0f_3c.slice:cri-containerd:4d5e",
+    Some("0f_3c")
+)]
 #[case("kubepods", None)]
 #[case("kubelet-kubepods.slice", None)]
 #[case("kubepods-burstable.slice", None)]

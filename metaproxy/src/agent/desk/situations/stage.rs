@@ -189,6 +189,10 @@ impl Rehearse for Service<Audits> {
             line(path, answer).await
         })
     }
+
+    fn requires_tokens(&self) -> bool {
+        Self::requires_tokens(self)
+    }
 }
 
 impl Issuer for Mutex<Vec<Sts>> {
