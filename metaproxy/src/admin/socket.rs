@@ -171,7 +171,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let asked = || of_this_namespace(dir.path()).unwrap();
         let (guard, _probed) = AdminSocket::open(dir.path(), Owner::Guard).unwrap();
-        assert_eq!(asked(), [guard.path.clone()]);
+        assert_eq!(asked(), std::slice::from_ref(&guard.path));
         assert!(
             candidates(dir.path()).unwrap().is_empty(),
             "commands ask agents only"

@@ -249,7 +249,7 @@ fn a_cgroup_that_does_not_exist_yet_must_be_that_of_all_pods_below_the_mount(
     #[case] says: Option<&str>,
 ) {
     let mount = PathBuf::from("/mount");
-    let error = explicit(&mount.join(cgroup), &[mount.clone()])
+    let error = explicit(&mount.join(cgroup), std::slice::from_ref(&mount))
         .map(|path| assert_eq!(path, mount.join("kubepods")))
         .err()
         .map(|error| error.to_string());
