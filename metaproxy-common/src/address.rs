@@ -15,6 +15,9 @@ pub struct Address {
 }
 
 impl Address {
+    /// `::`
+    pub const UNSPECIFIED: Self = Self::from_v6_words([0; 4]);
+
     /// From a `user_ip4` as a hook's context holds it (network byte order).
     #[inline(always)]
     pub const fn from_v4_word(word: u32) -> Self {
@@ -59,6 +62,12 @@ impl Address {
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED
+    }
+
+    /// Whether this is the unspecified IPv6 address, `::`.
+    #[inline(always)]
+    pub const fn is_unspecified(&self) -> bool {
+        self.words[0] == 0 && self.words[1] == 0 && self.words[2] == 0 && self.words[3] == 0
     }
 
     /// The word to write to `user_ip4`; meaningful only where [`Self::is_v4`].
@@ -160,7 +169,7 @@ pub struct Endpoint {
 
 impl Endpoint {
     /// No endpoint: the unspecified IPv6 address and port 0.
-    pub const NONE: Self = Self::new(Address::from_v6_words([0; 4]), Port::new(0));
+    pub const NONE: Self = Self::new(Address::UNSPECIFIED, Port::new(0));
 
     /// An address and a port.
     #[inline(always)]
@@ -206,6 +215,17 @@ mod tests {
     extern crate std;
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn only_the_unspecified_ipv6_address_is_unspecified() {
+        assert!(Address::UNSPECIFIED.is_unspecified());
+        for other in ["::1", "::ffff:0.0.0.0", "1::", "0:0:1::"] {
+            assert!(
+                !Address::from_v6(other.parse().unwrap()).is_unspecified(),
+                "{other}"
+            );
+        }
+    }
 
     #[test]
     fn an_ipv4_address_is_kept_in_mapped_form() {

@@ -5,6 +5,7 @@ use crate::address::{Endpoint, Port};
 use crate::handshake::Proof;
 use crate::rate::RateLimit;
 use crate::target::Targets;
+use crate::verdict::Family;
 
 /// Most kinds of handshake failures, times cgroups, that are counted by cgroup between two looks; what goes beyond is
 /// counted in total only.
@@ -20,14 +21,47 @@ pub const PODS_CGROUPS: usize = 3;
 /// Those that connected longest ago go first, and start anew.
 pub const MAX_RATES: usize = 4_096;
 
-/// Most hostNetwork pods of one node that may be listed.
-pub const MAX_HOST_PODS: usize = 1_024;
+/// Most pods of one node that are intercepted in its network namespace too: more than a node has.
+pub const MAX_HOST_PODS: usize = 4_096;
 
 /// Most cgroups whose connections are noted between two looks, where they are only observed.
 pub const MAX_OBSERVED: usize = 4_096;
 
 /// Most network namespaces with a destination of their own.
 pub const MAX_DESTINATIONS: usize = 1_024;
+
+/// Most pods whose family is not that of the other pods.
+pub const MAX_POD_FAMILIES: usize = 1_024;
+
+/// Of which family pods surely have an address. An integer with names and no enum: it stands in maps.
+#[repr(transparent)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PodFamily(pub u32);
+
+impl PodFamily {
+    /// IPv4; so is every other value.
+    pub const V4: Self = Self(4);
+    /// IPv6.
+    pub const V6: Self = Self(6);
+
+    /// As a map has it.
+    pub const fn of(family: Family) -> Self {
+        match family {
+            Family::V4 => Self::V4,
+            Family::V6 => Self::V6,
+        }
+    }
+
+    /// As a decision has it.
+    #[inline(always)]
+    pub const fn family(self) -> Family {
+        if self.0 == Self::V6.0 {
+            Family::V6
+        } else {
+            Family::V4
+        }
+    }
+}
 
 /// Where intercepted connections go. At least one of the two exists.
 #[repr(C)]
@@ -68,6 +102,10 @@ pub struct Config {
     pub observe: u32,
     /// For every other network namespace.
     pub destination: Destination,
+    /// Of which family all pods have an address that `mp_pod_family` does not name.
+    pub pod_family: PodFamily,
+    /// Always zero.
+    pub pad: u32,
     /// How fast one pod may connect to the listener.
     pub rate: RateLimit,
 }
@@ -81,6 +119,8 @@ impl Config {
             override_count: 0,
             observe: 0,
             destination,
+            pod_family: PodFamily::V4,
+            pad: 0,
             rate,
         }
     }
@@ -309,7 +349,7 @@ pub const GUARD_COUNTERS: usize = GuardCounter::ALL.len();
 
 #[cfg(feature = "user")]
 mod pod {
-    use super::{Arrival, Config, Destination, Endpoint, FailureKey, GuardConfig};
+    use super::{Arrival, Config, Destination, Endpoint, FailureKey, GuardConfig, PodFamily};
     use crate::siphash::Key;
 
     // SAFETY: all are `repr(C)`, `Copy`, hold only integers and have no padding (asserted in this module's tests).
@@ -326,6 +366,8 @@ mod pod {
     unsafe impl aya::Pod for FailureKey {}
     // SAFETY: as above.
     unsafe impl aya::Pod for Key {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for PodFamily {}
 }
 
 #[cfg(test)]
@@ -345,8 +387,12 @@ mod tests {
         assert_eq!(size_of::<Arrival>(), 8 + 4 + 4);
         assert_eq!(size_of::<FailureKey>(), 8 + 4 + 4);
         assert_eq!(size_of::<Key>(), 16);
+        assert_eq!(size_of::<PodFamily>(), 4);
         assert_eq!(size_of::<Targets>(), MAX_TARGETS * 40 + 4 + 4);
-        assert_eq!(size_of::<Config>(), 8 + size_of::<Targets>() + 4 + 4 + 40 + 16);
+        assert_eq!(
+            size_of::<Config>(),
+            8 + size_of::<Targets>() + 4 + 4 + 40 + 4 + 4 + 16
+        );
         assert_eq!(size_of::<GuardConfig>(), 8 + size_of::<Targets>() + 2 + 6);
     }
 

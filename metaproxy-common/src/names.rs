@@ -21,8 +21,11 @@ pub const GETPEERNAME6: &str = "mp_getpeername6";
 pub const CONFIG: &str = "mp_config";
 /// Destinations of single network namespaces, by netns cookie.
 pub const DESTINATIONS: &str = "mp_dests";
-/// Cgroup ids of hostNetwork pods that are to be intercepted.
+/// Cgroup ids of the pods that are intercepted in the node's network namespace too: hostNetwork pods that have a role, and
+/// all pods with a network of their own.
 pub const HOST_PODS: &str = "mp_host_pods";
+/// [`PodFamily`](crate::layout::PodFamily) of pods that differ from the others in it, by the ids of their cgroups.
+pub const POD_FAMILIES: &str = "mp_pod_family";
 /// Cgroup ids of the pods' cgroup and of the QoS classes' below it; each 0 if it is not there.
 pub const PODS: &str = "mp_pods";
 /// [`Stamp`](crate::layout::Stamp) of a socket that was redirected.
@@ -88,10 +91,11 @@ pub const PROGRAMS: [&str; 6] = [
     GETPEERNAME6,
 ];
 /// Every map of the plain build (aya-log adds one).
-pub const MAPS: [&str; 12] = [
+pub const MAPS: [&str; 13] = [
     CONFIG,
     DESTINATIONS,
     HOST_PODS,
+    POD_FAMILIES,
     PODS,
     STAMPS,
     ARRIVALS,

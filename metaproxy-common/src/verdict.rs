@@ -4,7 +4,7 @@
 //!    here, as [`Kind::Other`].
 //! 2. [`decide`] weighs who is calling, which costs helper calls and is done only for what [`classify`] matched.
 
-use crate::address::Endpoint;
+use crate::address::{Address, Endpoint};
 use crate::layout::{Config, Destination};
 use crate::target::Target;
 
@@ -42,12 +42,62 @@ pub enum Kind {
     Listener,
 }
 
+/// The connecting socket: what decides which listener it can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Socket {
+    /// Its address family.
+    pub family: Family,
+    /// The address that it is bound to; [`Address::UNSPECIFIED`] for none.
+    pub source: Address,
+    /// It is `IPV6_V6ONLY`. Read only if [`Self::may_be_v6only`].
+    pub is_v6only: bool,
+    /// Of which family its pod surely has an address.
+    pub pod_family: Family,
+}
+
+impl Socket {
+    /// Whether `IPV6_V6ONLY` decides which listener the socket gets: finding it out costs a helper call.
+    #[inline(always)]
+    pub fn may_be_v6only(&self, class: &Class, destination: &Destination) -> bool {
+        matches!(class.kind, Kind::Metadata)
+            && matches!(self.family, Family::V6)
+            && destination.v4.exists()
+            && destination.v6.exists()
+            && self.source.is_unspecified()
+            && matches!(self.pod_family, Family::V4)
+            && !class.sentinel.address.is_v4()
+    }
+
+    /// The family of the listener for a socket that may use either.
+    ///
+    /// What the socket is bound to leaves no choice. Then its pod's own family is the one that has a route: an IPv4
+    /// listener beside an IPv6 one, or the reverse, takes nothing away from pods of one family. A socket that is
+    /// `IPV6_V6ONLY` has no use for an IPv4 address, whatever its pod has. A mapped address can be dialled only by one
+    /// that is not.
+    #[inline(always)]
+    fn listener_family(&self, dialled: &Endpoint) -> Family {
+        if matches!(self.family, Family::V4) {
+            Family::V4
+        } else if !self.source.is_unspecified() {
+            if self.source.is_v4() {
+                Family::V4
+            } else {
+                Family::V6
+            }
+        } else if self.is_v6only && !dialled.address.is_v4() {
+            Family::V6
+        } else {
+            self.pod_family
+        }
+    }
+}
+
 /// Where the connecting socket stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Surroundings {
     /// Its network namespace is the node's own.
     pub in_node_netns: bool,
-    /// Its task belongs to a hostNetwork pod that is listed for interception.
+    /// Its task belongs to a pod that is listed for interception in the node's network namespace too.
     pub listed: bool,
 }
 
@@ -108,7 +158,7 @@ pub fn classify(config: &Config, to: &Endpoint) -> Class {
 /// unless their pod is listed, so that the node's and our own calls to the metadata service need no exemption that a
 /// pod could forge. Where no listener suits the socket, it is refused: never passed.
 #[inline(always)]
-pub fn decide(class: &Class, family: Family, around: Surroundings, destination: &Destination) -> Verdict {
+pub fn decide(class: &Class, socket: &Socket, around: Surroundings, destination: &Destination) -> Verdict {
     match class.kind {
         Kind::Other => Verdict {
             action: Action::Pass,
@@ -123,7 +173,7 @@ pub fn decide(class: &Class, family: Family, around: Surroundings, destination: 
             to: Endpoint::NONE,
         },
         Kind::Metadata => {
-            let to = listener(family, &class.sentinel, destination);
+            let to = listener(socket, &class.sentinel, destination);
             if to.exists() {
                 Verdict {
                     action: Action::Redirect,
@@ -139,18 +189,22 @@ pub fn decide(class: &Class, family: Family, around: Surroundings, destination: 
     }
 }
 
-/// The listener for a socket: of the family that was dialled where there is one (a socket that is `IPV6_V6ONLY` or
-/// bound to an IPv6 address can't use the other), else of the one that the socket can still reach;
-/// [`Endpoint::NONE`] where there is none.
+/// The listener for a socket: of the family that it can reach, where both are there; else the one that there is, if the
+/// socket can be given its address; [`Endpoint::NONE`] where there is none.
 #[inline(always)]
-fn listener(family: Family, dialled: &Endpoint, destination: &Destination) -> Endpoint {
+fn listener(socket: &Socket, dialled: &Endpoint, destination: &Destination) -> Endpoint {
     let Destination { v4, v6 } = destination;
-    let (first, second) = match family {
-        Family::V4 => (v4, &Endpoint::NONE),
-        Family::V6 if dialled.address.is_v4() => (v4, v6),
+    let (first, second) = match socket.listener_family(dialled) {
+        Family::V4 => (v4, v6),
         Family::V6 => (v6, v4),
     };
-    if first.exists() { *first } else { *second }
+    if first.exists() {
+        *first
+    } else if matches!(socket.family, Family::V4) {
+        Endpoint::NONE
+    } else {
+        *second
+    }
 }
 
 #[cfg(test)]

@@ -6,13 +6,15 @@ use aya_ebpf::helpers::generated::{
     bpf_get_current_ancestor_cgroup_id, bpf_get_current_cgroup_id, bpf_get_netns_cookie, bpf_ktime_get_ns,
 };
 use aya_ebpf::programs::SockAddrContext;
-use metaproxy_common::address::Endpoint;
+use metaproxy_common::address::{Address, Endpoint};
 use metaproxy_common::handshake::MAX_CGROUP_ID;
 use metaproxy_common::layout::{Caller, ClientState, Config, Counter, Destination, HandshakeFailure, Stamp};
-use metaproxy_common::verdict::{Action, Family, Kind, Surroundings, classify, decide};
+use metaproxy_common::verdict::{Action, Class, Family, Kind, Socket, Surroundings, classify, decide};
 
-use crate::maps::{CONFIG, DESTINATIONS, HOST_PODS, OBSERVED, PODS, RATES, STAMPS, count, count_failure};
-use crate::sockaddr;
+use crate::maps::{
+    CONFIG, DESTINATIONS, HOST_PODS, OBSERVED, POD_FAMILIES, PODS, RATES, STAMPS, count, count_failure,
+};
+use crate::{sockaddr, socket};
 
 /// Deepest cgroup level at which a listed pod is looked for.
 const MAX_LEVEL: i32 = 16;
@@ -39,13 +41,16 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
         }
         return;
     }
+    let pod = pod_cgroup(&caller);
     if class.kind == Kind::Listener || around.listed || !around.in_node_netns {
-        if !is_within_rate(config, &caller) {
+        if !is_within_rate(config, &caller, pod) {
             refuse(ctx, family, &class.sentinel);
             return;
         }
     }
-    let verdict = decide(&class, family, around, &destination(config, caller.netns_cookie));
+    let destination = destination(config, caller.netns_cookie);
+    let from = connecting(ctx, family, config, pod, &class, &destination);
+    let verdict = decide(&class, &from, around, &destination);
     match verdict.action {
         Action::Pass => count(Counter::NodeLeftAlone),
         Action::Stamp => {
@@ -79,17 +84,46 @@ fn observe(caller: &Caller) {
     }
 }
 
+/// The connecting socket, of the pod with this cgroup.
+#[inline(always)]
+fn connecting(
+    ctx: &SockAddrContext,
+    family: Family,
+    config: &Config,
+    pod: u64,
+    class: &Class,
+    destination: &Destination,
+) -> Socket {
+    let pod_family = match POD_FAMILIES.get_ptr(pod) {
+        // SAFETY: non-null, and map values outlive the program run.
+        Some(own) => unsafe { *own },
+        None => config.pod_family,
+    };
+    let mut from = Socket {
+        family,
+        source: match family {
+            Family::V4 => Address::UNSPECIFIED,
+            Family::V6 => socket::source(ctx),
+        },
+        is_v6only: false,
+        pod_family: pod_family.family(),
+    };
+    if from.may_be_v6only(class, destination) {
+        from.is_v6only = socket::is_v6only(ctx);
+    }
+    from
+}
+
 /// Whether the caller's pod may make one more connection to the listener now. Two at once may count as one.
 #[inline(always)]
-fn is_within_rate(config: &Config, caller: &Caller) -> bool {
+fn is_within_rate(config: &Config, caller: &Caller, pod: u64) -> bool {
     if config.rate.interval_ns == 0 {
         return true;
     }
-    let key = rated_cgroup(caller);
     // SAFETY: takes no pointer.
     let now = unsafe { bpf_ktime_get_ns() };
-    let Some(due) = RATES.get_ptr_mut(key) else {
-        let _ = RATES.insert(key, now, 0);
+    let Some(due) = RATES.get_ptr_mut(pod) else {
+        let _ = RATES.insert(pod, now, 0);
         return true;
     };
     // SAFETY: non-null, and map values outlive the program run.
@@ -102,10 +136,11 @@ fn is_within_rate(config: &Config, caller: &Caller) -> bool {
     paced.is_allowed
 }
 
-/// The cgroup whose rate the caller counts for, its pod's: directly below the pods' cgroup (Guaranteed), or below that of a
-/// QoS class. Whatever namespaces and cgroups the pod makes for itself, and its containers', lie within.
+/// The cgroup of the caller's pod, by which its rate and its family are known: directly below the pods' cgroup (Guaranteed),
+/// or below that of a QoS class. Whatever namespaces and cgroups the pod makes for itself, and its containers', lie within.
+/// The caller's own, where it is in no pod.
 #[inline(always)]
-fn rated_cgroup(caller: &Caller) -> u64 {
+fn pod_cgroup(caller: &Caller) -> u64 {
     let pods = match PODS.get(0) {
         Some(id) if *id != 0 => *id,
         _ => return caller.cgroup_id,

@@ -19,6 +19,8 @@ mod programs;
 #[cfg(target_arch = "bpf")]
 mod sockaddr;
 #[cfg(target_arch = "bpf")]
+mod socket;
+#[cfg(target_arch = "bpf")]
 mod sockops;
 
 #[cfg(not(target_arch = "bpf"))]

@@ -11,7 +11,8 @@ use aya_ebpf::programs::SockOpsContext;
 use metaproxy_common::address::Endpoint;
 use metaproxy_common::layout::{
     Arrival, COUNTERS, Config, Counter, Destination, FailureKey, HandshakeFailure, MAX_DESTINATIONS,
-    MAX_FAILURES, MAX_HOST_PODS, MAX_LISTENERS, MAX_OBSERVED, MAX_RATES, PODS_CGROUPS, Stamp,
+    MAX_FAILURES, MAX_HOST_PODS, MAX_LISTENERS, MAX_OBSERVED, MAX_POD_FAMILIES, MAX_RATES, PODS_CGROUPS,
+    PodFamily, Stamp,
 };
 use metaproxy_common::siphash::Key;
 
@@ -27,6 +28,10 @@ pub static DESTINATIONS: HashMap<u64, Destination, MAX_DESTINATIONS, NO_PREALLOC
 /// By cgroup id; the value says nothing.
 #[btf_map(name = "mp_host_pods")]
 pub static HOST_PODS: HashMap<u64, u8, MAX_HOST_PODS, NO_PREALLOC> = HashMap::new();
+
+/// By the cgroup id of a pod: those that have no address of the configured family.
+#[btf_map(name = "mp_pod_family")]
+pub static POD_FAMILIES: HashMap<u64, PodFamily, MAX_POD_FAMILIES, NO_PREALLOC> = HashMap::new();
 
 /// Ids of the pods' cgroup and of the QoS classes' below it, each 0 if it is not there.
 #[btf_map(name = "mp_pods")]

@@ -18,10 +18,10 @@ use metaproxy::credentials::{
 use metaproxy::imds::path::Paths;
 use metaproxy::pods::{Inventory, Mirror, Namespace, Pod, PodUid};
 use metaproxy::roles::{AnnotationKeys, Decision, NamespaceRules, OwnRoles, Rules, SessionRules};
-use metaproxy_common::address::Endpoint;
+use metaproxy_common::address::{Address, Endpoint};
 use metaproxy_common::layout::{Config, Destination};
 use metaproxy_common::rate::RateLimit;
-use metaproxy_common::verdict::{Family, Surroundings, classify, decide};
+use metaproxy_common::verdict::{Family, Socket, Surroundings, classify, decide};
 
 /// Counts allocations beside the time.
 #[global_allocator]
@@ -52,9 +52,15 @@ fn verdict(bencher: Bencher<'_, '_>, to: &str) {
         in_node_netns: false,
         listed: false,
     };
+    let socket = Socket {
+        family: Family::V4,
+        source: Address::UNSPECIFIED,
+        is_v6only: false,
+        pod_family: Family::V4,
+    };
     bencher.bench_local(|| {
         let class = classify(black_box(&config), black_box(&to));
-        decide(&class, Family::V4, around, &destination)
+        decide(&class, &socket, around, &destination)
     });
 }
 

@@ -25,6 +25,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use metaproxy_common::layout::{Config, Counter, Destination};
+use metaproxy_common::verdict::Family;
 use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tracing::{debug, info, warn};
@@ -56,6 +57,7 @@ use crate::intercept::caller::{Callers, CurrentPods};
 use crate::intercept::cgroups::{Locator, OwnCgroup};
 use crate::intercept::guard::{self, Choice, Guard, GuardCounters};
 use crate::intercept::kernel;
+use crate::intercept::listed::Lists;
 use crate::intercept::listener::node_addresses;
 use crate::intercept::object::ProgramsError;
 use crate::intercept::placement::PodFinder;
@@ -117,6 +119,8 @@ pub struct Settings {
     pub listen_addresses: Vec<IpAddr>,
     /// 0 for a free port.
     pub listen_port: u16,
+    /// The family of the pods' addresses while none is known.
+    pub pod_family: Family,
     /// What decides about roles.
     pub rules: Rules,
     /// Whether tokens of service accounts are asked for only while a policy limits their audience.
@@ -208,16 +212,15 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         refusals.clone(),
     ));
     let rules = Arc::new(settings.rules);
-    let (wanted, host_pods) =
-        watch::channel(consequences(&pods.borrow(), &rules, &BTreeSet::new()).host_pods);
+    let (wanted, listed) = watch::channel(consequences(&pods.borrow(), &rules, &BTreeSet::new()).listed);
     let mut attachment = Attachment::new(
         programs,
         locator,
         Some(listener_link),
         current,
         maps.pods,
-        maps.host_pods,
-        host_pods,
+        Lists::new(maps.host_pods, maps.pod_families),
+        listed,
     );
 
     let told = Arc::new(Told::new(
@@ -267,6 +270,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         finds_addresses: settings.listen_addresses.is_empty(),
         port: settings.listen_port,
         pods: pods.clone(),
+        pod_family: settings.pod_family,
         health: health.clone(),
         shown,
     })

@@ -22,7 +22,8 @@ pub use self::roles::RoleArgs;
 pub use self::run::RunArgs;
 pub use self::usage::UsageError;
 pub use self::values::{
-    AdminAddress, Close, HostNetwork, ImdsV1, LogFormat, LogLevel, NamespacePolicy, Switch, TokenPolicy,
+    AdminAddress, Close, HostNetwork, ImdsV1, LogFormat, LogLevel, NamespacePolicy, Switch, TagChoice,
+    TokenPolicy,
 };
 use crate::admin::probe::Question;
 

@@ -270,6 +270,67 @@ fn a_socket_made_before_its_process_came_into_the_pods_cgroup_reaches_nobody() {
     assert_eq!(recorder.take_from_others(), 0);
 }
 
+/// Makes a socket and hands it to whoever asks.
+const HAND_OVER: &str = r#"
+import socket, sys
+made = socket.socket()
+at = socket.socket(socket.AF_UNIX)
+at.bind(sys.argv[1]); at.listen(); print("ready", flush=True)
+while True:
+    to, _ = at.accept()
+    socket.send_fds(to, [b"x"], [made.fileno()])
+    made = socket.socket()
+"#;
+
+/// Connects a socket that it is handed to the metadata service.
+const TAKE_OVER: &str = r#"
+import socket, sys
+at = socket.socket(socket.AF_UNIX); at.connect(sys.argv[1])
+handed = socket.socket(fileno=socket.recv_fds(at, 1, 1)[1][0])
+handed.settimeout(5); handed.connect(("169.254.169.254", 80))
+handed.sendall(b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: x\r\n\r\n")
+print(handed.recv(65536).decode())
+"#;
+
+/// Neither of the two has it by itself: the hostNetwork pod's role is refused.
+#[test]
+fn a_socket_of_the_nodes_namespace_that_an_ordinary_pod_connects_leads_to_its_own_role() {
+    let Some(node) = node() else { return };
+    let host = node
+        .lab
+        .pod(PodSpec {
+            host_network: true,
+            ..PodSpec::with_role("host", "not a role")
+        })
+        .unwrap();
+    let plain = node.lab.pod(PodSpec::with_role("plain", "role-plain")).unwrap();
+    let socket = node.lab.dir().join("handed");
+    let mut handing = host.command("python3").unwrap();
+    let mut handing = handing
+        .args(["-c", HAND_OVER])
+        .arg(&socket)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut ready = String::new();
+    BufReader::new(handing.stdout.take().unwrap())
+        .read_line(&mut ready)
+        .unwrap();
+    let ask = || {
+        let mut taking = plain.command("python3").unwrap();
+        let output = taking.args(["-c", TAKE_OVER]).arg(&socket).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().trim().to_owned()
+    };
+    let answer = ask();
+    assert!(answer.ends_with("node"), "nothing stops it yet: {answer}");
+    let agent = node.agent();
+    let answer = ask();
+    assert!(answer.ends_with("role-plain"), "{answer}");
+    drop(agent);
+    handing.kill().unwrap();
+    handing.wait().unwrap();
+}
+
 #[test]
 fn nested_cgroups_and_new_namespaces_change_nothing() {
     let Some(node) = node() else { return };

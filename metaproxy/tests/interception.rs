@@ -46,24 +46,6 @@ fn getpeername_shows_the_address_that_was_asked_for(#[case] to: &str) {
 }
 
 #[test]
-fn a_pod_with_ipv6_only_is_served() {
-    let Some(node) = node() else { return };
-    let pod = node
-        .lab
-        .pod(PodSpec {
-            ipv6_only: true,
-            ..PodSpec::with_role("six", "role-six")
-        })
-        .unwrap();
-    let _agent = node.agent();
-    assert_eq!(dial(&pod, &["--to", IMDS6]), counts([("role-six", 1)]));
-    assert_eq!(
-        dial(&pod, &["--to", IMDS6, "--mode", "v6only"]),
-        counts([("role-six", 1)])
-    );
-}
-
-#[test]
 fn the_node_and_hostnetwork_pods_without_a_role_reach_the_nodes_own_service() {
     let Some(node) = node() else { return };
     let host = |name, role: Option<&str>| {

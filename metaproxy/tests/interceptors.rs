@@ -155,6 +155,7 @@ fn a_recorded_option_is_never_answered_as_the_victim_from_another_address() {
     let mut replay = scene.attack(&["replay"], &["--tries", "500"]);
     let words = ["--seconds", "600", "--threads", "1", "--timeout", "300"];
     let mut asking = start_dial(&scene.victim, &words);
+    replay.wait_for("closed", tries / 2 + 1);
     replay.wait_for("handshakes", tries);
     asking.kill().unwrap();
     asking.wait().unwrap();
@@ -162,7 +163,6 @@ fn a_recorded_option_is_never_answered_as_the_victim_from_another_address() {
     println!("the replay: {counters:?}");
     let count = |counter: &str| counters.get(counter).copied().unwrap_or_default();
     assert!(count("options") >= tries / 500, "{counters:?}");
-    assert!(count("closed") > tries / 2, "{counters:?}");
     assert_eq!(count("answers"), 0, "{counters:?}");
     scene.assert_victim_recovers();
 }

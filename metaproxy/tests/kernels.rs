@@ -16,7 +16,7 @@ use common::{
 use nix::sys::signal::Signal;
 use xtask::lab::agent::{Agent, AgentSpec};
 use xtask::lab::bpf;
-use xtask::lab::pod::{Pod, PodSpec};
+use xtask::lab::pod::{Families, Pod, PodSpec};
 use xtask::lab::recorder::Recorder;
 
 /// Without tcx, packets are dropped at the pods' sockets where that is asked for.
@@ -36,6 +36,12 @@ fn every_kind_of_connection_is_intercepted_and_known() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
+    let of = |name, families| PodSpec {
+        families,
+        ..PodSpec::with_role(name, name)
+    };
+    let four = node.lab.pod(of("four", Families::Ipv4)).unwrap();
+    let six = node.lab.pod(of("six", Families::Ipv6)).unwrap();
     let _agent = Agent::start(&node.lab, &spec(&node)).unwrap();
     let mut modes = vec!["plain", "nonblocking", "fastopen", "uring"];
     if Path::new("/proc/sys/net/mptcp/enabled").exists() {
@@ -54,6 +60,18 @@ fn every_kind_of_connection_is_intercepted_and_known() {
         dial(&a, &["--to", IMDS6, "--mode", "v6only"]),
         counts([("role-a", 1)])
     );
+    for (pod, name) in [(&four, "four"), (&six, "six")] {
+        for to in [MAPPED, IMDS6] {
+            assert_eq!(dial(pod, &["--to", to]), counts([(name, 1)]), "{name} to {to}");
+        }
+    }
+    for option in ["--freebind", "--transparent"] {
+        assert_eq!(
+            dial(&four, &["--to", IMDS6, option]),
+            counts([("four", 1)]),
+            "{option}"
+        );
+    }
     assert_eq!(node.imds.seen_from_pods(), []);
 }
 
@@ -124,6 +142,7 @@ fn callers_outlast_a_full_accept_queue() {
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     node.lab.node().sysctl("net/core/somaxconn", "4").unwrap();
     let agent = Agent::start(&node.lab, &spec(&node)).unwrap();
+    assert_eq!(dial(&a, &[]), counts([("role-a", 1)]), "there is a session");
     agent.signal(Signal::SIGSTOP).unwrap();
     let words = ["--count", "16", "--threads", "16", "--timeout", "20000"];
     let asking = start_dial(&a, &words);

@@ -173,6 +173,32 @@ fn everything_that_shapes_a_session_reaches_sts_and_nobody_shares_what_differs()
         ("kubernetes-service-account", "default"),
     ];
     assert_eq!(tags, want);
+    assert!(twin.transitive_tags.is_empty(), "{twin:?}");
+}
+
+#[test]
+fn with_the_tags_of_eks_pod_identity_sts_is_told_its_six_keys_and_that_they_are_transitive() {
+    const CLUSTER: &str = "arn:aws:eks:eu-west-1:123456789012:cluster/blue";
+    let Some(node) = node() else { return };
+    let pod = node.lab.pod(annotated("a", &[("role", "role-a")])).unwrap();
+    let _agent = start(&node, &["--session-tags", "eks", "--cluster-arn", CLUSTER]);
+    eventually("its session is fetched ahead", || node.sts.calls().len() == 1);
+    let call = node.sts.calls().remove(0);
+    let tags: Vec<_> = call
+        .tags
+        .iter()
+        .map(|(key, value)| (key.as_str(), value.as_str()))
+        .collect();
+    let want = [
+        ("eks-cluster-arn", CLUSTER),
+        ("eks-cluster-name", "blue"),
+        ("kubernetes-namespace", "apps"),
+        ("kubernetes-pod-name", "a"),
+        ("kubernetes-pod-uid", pod.uid()),
+        ("kubernetes-service-account", "default"),
+    ];
+    assert_eq!(tags, want);
+    assert_eq!(call.transitive_tags, want.map(|(key, _)| key));
 }
 
 #[test]

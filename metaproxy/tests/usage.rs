@@ -34,6 +34,7 @@ fn variables_count_unless_they_are_empty() {
         "METAPROXY_ALLOW_PATH",
         "METAPROXY_SESSION_TAGS",
         "METAPROXY_CLUSTER_NAME",
+        "METAPROXY_CLUSTER_ARN",
         "METAPROXY_MANIFESTS",
     ];
     let (said, status) = run(&empty.map(|name| (name, "")));

@@ -32,7 +32,7 @@ pub struct Dial {
     /// Each connection from the next port, starting at that of --source
     #[arg(long)]
     sweep: bool,
-    /// IP_TRANSPARENT: an address that is not this pod's
+    /// IP_TRANSPARENT: an address that is not this pod's may be bound
     #[arg(long)]
     transparent: bool,
     /// IPV6_FREEBIND: likewise, without any capability
@@ -227,6 +227,12 @@ impl Dial {
         if let Some(mark) = &self.mark {
             setsockopt(socket, sockopt::Mark, mark)?;
         }
+        if self.freebind {
+            set(socket, libc::IPPROTO_IPV6, libc::IPV6_FREEBIND)?;
+        }
+        if self.transparent {
+            set(socket, libc::IPPROTO_IP, libc::IP_TRANSPARENT)?;
+        }
         let Some(mut source) = self.source else {
             return Ok(());
         };
@@ -237,12 +243,6 @@ impl Dial {
         set(socket, libc::SOL_SOCKET, libc::SO_REUSEADDR)?;
         if self.reuse_port {
             set(socket, libc::SOL_SOCKET, libc::SO_REUSEPORT)?;
-        }
-        if self.freebind {
-            set(socket, libc::IPPROTO_IPV6, libc::IPV6_FREEBIND)?;
-        }
-        if self.transparent {
-            set(socket, libc::IPPROTO_IP, libc::IP_TRANSPARENT)?;
         }
         let (address, length) = raw(source);
         // SAFETY: the address lives through the call and is as long as said.

@@ -188,6 +188,7 @@ fn values_that_make_no_sense_are_refused_and_named() {
         ("webIdentity.audiences=", "audiences"),
         ("sessions.duration=soon", "duration"),
         ("sessions.tags=maybe", "tags"),
+        ("sessions.clusterArn=blue", "clusterArn"),
         ("metadata.maxConnectionsPerPod=0", "maxConnectionsPerPod"),
         ("interception.listenPort=70000", "listenPort"),
         ("interception.listenPort=http", "listenPort"),
@@ -241,12 +242,33 @@ fn values_that_do_not_go_together_are_refused_with_a_sentence() {
             "guard.sidecar is guard.placement now",
         ),
         (
+            "namespacePolicy=off,sessions.tags=eks,sessions.clusterName=blue",
+            "sessions.tags=eks needs sessions.clusterArn",
+        ),
+        (
             "namespacePolicy=off,manifests=/pods,webIdentity.enabled=true",
             "manifests takes the place of the API server",
         ),
     ] {
         let error = template(&program, "1.30", &["--set", values]).unwrap_err();
         assert!(error.contains(sentence), "{values}: {error}");
+    }
+}
+
+/// As `deploy/README.md` tells under "Session tags".
+#[test]
+fn the_tags_of_eks_pod_identity_are_given_with_the_clusters_arn() {
+    let Some(program) = tool("kubernetes/helm") else {
+        return;
+    };
+    let arn = "arn:aws:eks:eu-west-1:123456789012:cluster/blue";
+    let values = format!("namespacePolicy=off,sessions.tags=eks,sessions.clusterArn={arn}");
+    let text = template(&program, "1.30", &["--set", &values]).unwrap();
+    for argument in ["--session-tags=eks", &format!("--cluster-arn={arn}")] {
+        assert!(
+            text.contains(&format!("- \"{argument}\"")),
+            "{argument} in {text}"
+        );
     }
 }
 
@@ -473,6 +495,29 @@ fn values_that_documents_name_are_the_charts() {
         }
     }
     assert!(found > 40, "{found}");
+}
+
+/// A policy that is no JSON, or compares a tag that no session has, allows nothing.
+#[test]
+fn policies_of_documents_are_json_and_compare_tags_that_sessions_have() {
+    let text = fs::read_to_string(root().join("deploy/README.md")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let policies: Vec<serde_json::Value> = lines
+        .split(|line| !line.starts_with("    "))
+        .filter(|block| block.first() == Some(&"    {"))
+        .map(|block| serde_json::from_str(&block.join("\n")).unwrap())
+        .collect();
+    assert_eq!(policies.len(), 2);
+    let tag = regex::Regex::new(r"(?:RequestTag|PrincipalTag|ExistingObjectTag)/([a-z-]+)").unwrap();
+    let mut found = 0;
+    for policy in policies {
+        let policy = policy.to_string();
+        for tag in tag.captures_iter(&policy) {
+            assert!(text.contains(&format!("`{}`", &tag[1])), "{} is a tag", &tag[1]);
+            found += 1;
+        }
+    }
+    assert_eq!(found, 6);
 }
 
 /// A node that is registered with another taint than the agent removes gets no pods for ever.

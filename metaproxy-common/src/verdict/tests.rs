@@ -53,26 +53,127 @@ fn refuse(to: Endpoint) -> Verdict {
     }
 }
 
-fn verdict(destination: Destination, family: Family, around: Surroundings, to: &str) -> Verdict {
+/// A socket that is not bound, of a pod that has IPv4.
+const V4_SOCKET: Socket = Socket {
+    family: Family::V4,
+    source: Address::UNSPECIFIED,
+    is_v6only: false,
+    pod_family: Family::V4,
+};
+const V6_SOCKET: Socket = Socket {
+    family: Family::V6,
+    ..V4_SOCKET
+};
+/// Likewise, of a pod that surely has IPv6 only.
+const V6_SOCKET_OF_IPV6_POD: Socket = Socket {
+    pod_family: Family::V6,
+    ..V6_SOCKET
+};
+const V6ONLY_SOCKET: Socket = Socket {
+    is_v6only: true,
+    ..V6_SOCKET
+};
+
+fn verdict(destination: Destination, socket: Socket, around: Surroundings, to: &str) -> Verdict {
     let config = Config::imds(1, destination, RateLimit::NONE);
-    decide(&classify(&config, &at(to)), family, around, &destination)
+    decide(&classify(&config, &at(to)), &socket, around, &destination)
 }
 
 #[test]
 fn a_pod_is_redirected_from_every_form_of_the_metadata_address() {
     let v4 = redirect(both().v4);
     let v6 = redirect(both().v6);
-    for (family, to, want) in [
-        (Family::V4, "169.254.169.254:80", v4),
-        (Family::V4, "255.255.255.255:80", v4),
-        (Family::V6, "[::ffff:169.254.169.254]:80", v4),
-        (Family::V6, "[::ffff:255.255.255.255]:80", v4),
-        (Family::V6, "[fd00:ec2::254]:80", v6),
-        (Family::V6, "[ff00:ec2::254]:80", v6),
+    for (socket, to, want) in [
+        (V4_SOCKET, "169.254.169.254:80", v4),
+        (V4_SOCKET, "255.255.255.255:80", v4),
+        (V6_SOCKET, "[::ffff:169.254.169.254]:80", v4),
+        (V6_SOCKET, "[::ffff:255.255.255.255]:80", v4),
+        (V6ONLY_SOCKET, "[fd00:ec2::254]:80", v6),
+        (V6ONLY_SOCKET, "[ff00:ec2::254]:80", v6),
     ] {
-        assert_eq!(verdict(both(), family, POD, to), want, "{to}");
-        assert_eq!(verdict(both(), family, LISTED, to), want, "{to}, listed");
-        assert_eq!(verdict(both(), family, HOST, to), PASS, "{to}, host");
+        assert_eq!(verdict(both(), socket, POD, to), want, "{to}");
+        assert_eq!(verdict(both(), socket, LISTED, to), want, "{to}, listed");
+        assert_eq!(verdict(both(), socket, HOST, to), PASS, "{to}, host");
+    }
+}
+
+/// Of two listeners a socket gets the one that it can reach: its own address leaves no choice, then the family of its pod
+/// does, and `IPV6_V6ONLY` where the pod's does not suit it.
+#[test]
+fn of_two_listeners_a_socket_gets_the_one_that_it_can_reach() {
+    let bound = |to: &str, socket: Socket| Socket {
+        source: at(to).address,
+        ..socket
+    };
+    let (v4, v6) = (both().v4, both().v6);
+    let (imds4, imds6) = ("169.254.169.254:80", "[fd00:ec2::254]:80");
+    let mapped = "[::ffff:169.254.169.254]:80";
+    for (socket, to, want) in [
+        (V4_SOCKET, imds4, v4),
+        (V6_SOCKET, imds6, v4),
+        (V6_SOCKET, mapped, v4),
+        (V6ONLY_SOCKET, imds6, v6),
+        (V6_SOCKET_OF_IPV6_POD, imds6, v6),
+        (V6_SOCKET_OF_IPV6_POD, mapped, v6),
+        // An IPv4 socket can be given nothing else.
+        (
+            Socket {
+                pod_family: Family::V6,
+                ..V4_SOCKET
+            },
+            imds4,
+            v4,
+        ),
+        (bound("[2001:db8::9]:0", V6_SOCKET), imds6, v6),
+        (bound("[::1]:0", V6_SOCKET), imds6, v6),
+        (bound("[::ffff:10.1.2.3]:0", V6_SOCKET_OF_IPV6_POD), imds6, v4),
+        (bound("[::ffff:0.0.0.0]:0", V6_SOCKET_OF_IPV6_POD), imds6, v4),
+    ] {
+        assert_eq!(
+            verdict(both(), socket, POD, to),
+            redirect(want),
+            "{socket:?} to {to}"
+        );
+    }
+}
+
+/// Finding out costs a helper call.
+#[test]
+fn whether_a_socket_is_v6only_is_asked_only_where_it_decides() {
+    let config = Config::imds(1, both(), RateLimit::NONE);
+    let asked = |socket: Socket, destination: Destination, to: &str| {
+        socket.may_be_v6only(&classify(&config, &at(to)), &destination)
+    };
+    let (v4_only, v6_only) = (
+        Destination {
+            v6: Endpoint::NONE,
+            ..both()
+        },
+        Destination {
+            v4: Endpoint::NONE,
+            ..both()
+        },
+    );
+    let imds6 = "[fd00:ec2::254]:80";
+    assert!(asked(V6_SOCKET, both(), imds6));
+    assert!(asked(V6_SOCKET, both(), "[ff00:ec2::254]:80"));
+    for (socket, destination, to) in [
+        (V4_SOCKET, both(), "169.254.169.254:80"),
+        (V6_SOCKET, both(), "[::ffff:169.254.169.254]:80"),
+        (V6_SOCKET, both(), "[2001:db8::7]:20000"),
+        (V6_SOCKET, v4_only, imds6),
+        (V6_SOCKET, v6_only, imds6),
+        (V6_SOCKET_OF_IPV6_POD, both(), imds6),
+        (
+            Socket {
+                source: at("[::1]:0").address,
+                ..V6_SOCKET
+            },
+            both(),
+            imds6,
+        ),
+    ] {
+        assert!(!asked(socket, destination, to), "{socket:?} to {to}");
     }
 }
 
@@ -105,19 +206,19 @@ fn neighbouring_addresses_and_ports_pass() {
         "[2001:db8::7]:20001",
         "[::]:0",
     ] {
-        assert_eq!(verdict(both(), Family::V6, POD, to), PASS, "{to}");
+        assert_eq!(verdict(both(), V6_SOCKET, POD, to), PASS, "{to}");
     }
 }
 
 #[test]
 fn a_listener_dialled_directly_is_stamped_for_whoever_dials() {
     for around in [POD, HOST, LISTED] {
-        assert_eq!(verdict(both(), Family::V4, around, "10.0.0.7:20000"), STAMP);
+        assert_eq!(verdict(both(), V4_SOCKET, around, "10.0.0.7:20000"), STAMP);
         assert_eq!(
-            verdict(both(), Family::V6, around, "[::ffff:10.0.0.7]:20000"),
+            verdict(both(), V6_SOCKET, around, "[::ffff:10.0.0.7]:20000"),
             STAMP
         );
-        assert_eq!(verdict(both(), Family::V6, around, "[2001:db8::7]:20000"), STAMP);
+        assert_eq!(verdict(both(), V6_SOCKET, around, "[2001:db8::7]:20000"), STAMP);
     }
 }
 
@@ -134,11 +235,13 @@ fn without_a_listener_of_the_family_another_is_used_or_the_connection_refused() 
     let refused4 = refuse(Target::IMDS_V4.sentinel);
     let refused6 = refuse(Target::IMDS_V6.sentinel);
     let (imds4, imds6) = ("169.254.169.254:80", "[fd00:ec2::254]:80");
-    assert_eq!(verdict(v4_only, Family::V6, POD, imds6), redirect(both().v4));
-    assert_eq!(verdict(v6_only, Family::V6, POD, imds4), redirect(both().v6));
-    assert_eq!(verdict(v6_only, Family::V4, POD, imds4), refused4);
-    assert_eq!(verdict(Destination::NONE, Family::V4, POD, imds4), refused4);
-    assert_eq!(verdict(Destination::NONE, Family::V6, POD, imds6), refused6);
+    for socket in [V6_SOCKET, V6_SOCKET_OF_IPV6_POD, V6ONLY_SOCKET] {
+        assert_eq!(verdict(v4_only, socket, POD, imds6), redirect(both().v4));
+        assert_eq!(verdict(v6_only, socket, POD, imds4), redirect(both().v6));
+        assert_eq!(verdict(Destination::NONE, socket, POD, imds6), refused6);
+    }
+    assert_eq!(verdict(v6_only, V4_SOCKET, POD, imds4), refused4);
+    assert_eq!(verdict(Destination::NONE, V4_SOCKET, POD, imds4), refused4);
 }
 
 #[test]
@@ -172,6 +275,7 @@ proptest! {
     #[test]
     fn a_pod_never_passes_to_metadata_and_nothing_else_is_touched(
         to in endpoint(), v6_socket: bool, in_node_netns: bool, listed: bool, has4: bool, has6: bool,
+        is_bound: bool, source in endpoint(), is_v6only: bool, ipv6_pod: bool,
     ) {
         let destination = Destination {
             v4: if has4 { both().v4 } else { Endpoint::NONE },
@@ -180,7 +284,13 @@ proptest! {
         let config = Config::imds(1, destination, RateLimit::NONE);
         let family = if v6_socket || !to.address.is_v4() { Family::V6 } else { Family::V4 };
         let around = Surroundings { in_node_netns, listed };
-        let verdict = decide(&classify(&config, &to), family, around, &destination);
+        let socket = Socket {
+            family,
+            source: if is_bound { source.address } else { Address::UNSPECIFIED },
+            is_v6only,
+            pod_family: if ipv6_pod { Family::V6 } else { Family::V4 },
+        };
+        let verdict = decide(&classify(&config, &to), &socket, around, &destination);
 
         let row = [Target::IMDS_V4, Target::IMDS_V6].into_iter().find(|t| t.address == to || t.sentinel == to);
         let end = verdict.to;

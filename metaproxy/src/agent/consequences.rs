@@ -1,4 +1,4 @@
-//! What follows from the pods: sessions, the list of hostNetwork pods to intercept, and refusals to tell.
+//! What follows from the pods: sessions, what the kernel's maps say of single pods, and refusals to tell.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -8,19 +8,20 @@ use tokio::sync::watch;
 use super::verdicts::{Verdict, Verdicts};
 use crate::credentials::{Issuer, SessionKey, Sessions};
 use crate::imds::Told;
+use crate::intercept::listed::Listed;
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
 use crate::roles::{Decision, Reason, Rules};
 
 /// Keeps what follows from the pods in line with them: sessions (fetched before they are asked for, forgotten with
-/// their pod) and the list of hostNetwork pods to intercept.
+/// their pod) and what the kernel's maps say of single pods.
 pub(super) async fn follow<I: Issuer>(
     mut pods: Pods,
     mut rules: watch::Receiver<Arc<Rules>>,
     sessions: Sessions<I>,
-    wanted: watch::Sender<BTreeSet<PodUid>>,
+    wanted: watch::Sender<Listed>,
     told: Arc<Told>,
 ) {
-    let (mut before, mut listed) = (HashSet::new(), wanted.borrow().clone());
+    let (mut before, mut listed) = (HashSet::new(), wanted.borrow().in_node_netns.clone());
     let mut log = Verdicts::default();
     loop {
         let inventory = Arc::clone(&pods.borrow_and_update());
@@ -28,7 +29,7 @@ pub(super) async fn follow<I: Issuer>(
         let Consequences {
             keys,
             ahead,
-            host_pods,
+            listed: now,
             refused,
             verdicts,
         } = consequences(&inventory, &rules_now, &listed);
@@ -46,8 +47,8 @@ pub(super) async fn follow<I: Issuer>(
             told.tell(uid, reason);
         }
         before = ahead;
-        listed.clone_from(&host_pods);
-        wanted.send_if_modified(|wanted| std::mem::replace(wanted, host_pods.clone()) != host_pods);
+        listed.clone_from(&now.in_node_netns);
+        wanted.send_if_modified(|wanted| std::mem::replace(wanted, now.clone()) != now);
         let changed = tokio::select! {
             changed = pods.changed() => changed,
             changed = rules.changed() => changed,
@@ -65,17 +66,18 @@ pub(super) struct Consequences {
     keys: HashSet<SessionKey>,
     /// Those of pods that still run, with each pod that asks for one.
     ahead: HashSet<(PodUid, SessionKey)>,
-    /// The hostNetwork pods to intercept.
-    pub host_pods: BTreeSet<PodUid>,
+    /// What the kernel's maps are to say of single pods.
+    pub listed: Listed,
     /// The pods whose role is refused.
     refused: Vec<(PodUid, Reason)>,
     /// Of pods that run, each once.
     verdicts: HashMap<PodUid, Verdict>,
 }
 
-/// What follows at one moment, where these hostNetwork pods were listed before.
+/// What follows at one moment, where these pods were listed before.
 pub(super) fn consequences(inventory: &Inventory, rules: &Rules, listed: &BTreeSet<PodUid>) -> Consequences {
     let mut found = Consequences::default();
+    found.listed.families = inventory.other_families();
     for (uid, known) in inventory.pods() {
         let claimants = match known {
             Known::Pod(pod) => std::slice::from_ref(pod),
@@ -88,8 +90,12 @@ pub(super) fn consequences(inventory: &Inventory, rules: &Rules, listed: &BTreeS
             rules.intercepts_host_pod(pod, account)
                 || (was_listed && account.is_none() && rules.asks_accounts_of(pod))
         };
-        if claimants.iter().any(asks) {
-            found.host_pods.insert(uid.clone());
+        // Known by its own UID, which nobody can forge.
+        let has_own_network = claimants
+            .iter()
+            .any(|pod| pod.uid == *uid && !pod.host_network && !pod.finished);
+        if has_own_network || claimants.iter().any(asks) {
+            found.listed.in_node_netns.insert(uid.clone());
         }
         let runs = claimants.iter().any(|pod| !pod.finished);
         let decision = rules.resolve(inventory, uid);
@@ -157,10 +163,18 @@ mod tests {
         let with = Inventory::new(pods(), [], [account()]);
         let without = Inventory::new(pods(), [], []);
         let nobody = BTreeSet::new();
-        assert!(consequences(&without, &rules(), &nobody).host_pods.is_empty());
-        let listed = consequences(&with, &rules(), &nobody).host_pods;
+        assert!(
+            consequences(&without, &rules(), &nobody)
+                .listed
+                .in_node_netns
+                .is_empty()
+        );
+        let listed = consequences(&with, &rules(), &nobody).listed.in_node_netns;
         assert_eq!(listed.len(), 1);
-        assert_eq!(consequences(&without, &rules(), &listed).host_pods, listed);
+        assert_eq!(
+            consequences(&without, &rules(), &listed).listed.in_node_netns,
+            listed
+        );
         let bare = Arc::new(ServiceAccount {
             annotations: Default::default(),
             ..ServiceAccount::clone(&account())
@@ -168,8 +182,28 @@ mod tests {
         let known_without_a_role = Inventory::new(pods(), [], [bare]);
         assert!(
             consequences(&known_without_a_role, &rules(), &listed)
-                .host_pods
+                .listed
+                .in_node_netns
                 .is_empty()
+        );
+    }
+
+    /// Such a pod has a socket of the node's namespace only from another pod, whose decision is not its.
+    #[test]
+    fn a_pod_with_a_network_of_its_own_is_intercepted_in_the_nodes_too_while_it_runs() {
+        let listed = |spec: Value, phase: &str| {
+            let inventory = Inventory::new([pod("web", spec, phase)], [], []);
+            consequences(&inventory, &rules(), &BTreeSet::new())
+                .listed
+                .in_node_netns
+                .len()
+        };
+        assert_eq!(listed(json!({ "containers": [] }), "Running"), 1);
+        assert_eq!(listed(json!({ "containers": [] }), "Pending"), 1);
+        assert_eq!(listed(json!({ "containers": [] }), "Succeeded"), 0);
+        assert_eq!(
+            listed(json!({ "hostNetwork": true, "containers": [] }), "Running"),
+            0
         );
     }
 
@@ -196,7 +230,7 @@ mod tests {
         let listed = |pods: Vec<Arc<Pod>>| {
             let uid: PodUid = HASH.parse().unwrap();
             let found = consequences(&Inventory::new(pods, [], []), &rules(), &BTreeSet::new());
-            (found.host_pods.contains(&uid), found.keys.len())
+            (found.listed.in_node_netns.contains(&uid), found.keys.len())
         };
         let forged = || mirror("forged", Some(ARN), false);
         let without = || mirror("static", None, true);

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use metaproxy_common::layout::Destination;
+use metaproxy_common::verdict::Family;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Interval, MissedTickBehavior};
@@ -50,6 +51,8 @@ pub(super) struct Setup<I> {
     /// `--listen-port`: 0 for a free one, which may change.
     pub port: u16,
     pub pods: Pods,
+    /// The family of the pods' addresses while none is known.
+    pub pod_family: Family,
     pub health: Health,
     /// Receives the listeners' addresses.
     pub shown: watch::Sender<Vec<String>>,
@@ -67,6 +70,15 @@ pub(super) struct Listening<I> {
     /// Ports at which connections did not arrive.
     spoilt: BTreeSet<u16>,
     checks: Interval,
+}
+
+impl<I> Setup<I> {
+    /// Says in the programs' configuration of which family pods have an address.
+    fn assume_family(&mut self) -> Result<(), StartError> {
+        let known = self.pods.borrow_and_update().family();
+        let family = known.unwrap_or(self.pod_family);
+        Ok(self.config.assume(family)?)
+    }
 }
 
 /// Listeners on one port. Dropping it closes them.
@@ -88,6 +100,7 @@ impl<I: Issuer> Listening<I> {
     /// # Errors
     /// [`StartError::Listen`] if there is none, [`StartError::Programs`] if the programs can't be told.
     pub async fn start(mut setup: Setup<I>) -> Result<Self, StartError> {
+        setup.assume_family()?;
         let mut accepting = JoinSet::new();
         let open = open(&mut setup, &BTreeSet::new(), &mut accepting)?;
         let mut checks =
@@ -130,7 +143,10 @@ impl<I: Issuer> Listening<I> {
     async fn turn(&mut self) -> Result<(), StartError> {
         let is_due = tokio::select! {
             // A source of pods that is gone ends the agent elsewhere.
-            Ok(()) = self.setup.pods.changed() => self.claim() != self.claimed,
+            Ok(()) = self.setup.pods.changed() => {
+                self.setup.assume_family()?;
+                self.claim() != self.claimed
+            }
             _ = self.checks.tick() => true,
             // At most once in the interval in which the kernel's counts are read.
             () = self.setup.server.refusals().answered_elsewhere() => true,

@@ -24,6 +24,7 @@ use crate::imds::upstream::Upstream;
 use crate::intercept::attachment::{Attachment, State};
 use crate::intercept::caller::CurrentPods;
 use crate::intercept::cgroups::Locator;
+use crate::intercept::listed::{Listed, Lists};
 use crate::intercept::placement::PodFinder;
 use crate::intercept::programs::Programs;
 use crate::neighbours::ServedMark;
@@ -58,16 +59,15 @@ pub(super) async fn run(
     let current = CurrentPods::default();
     let identity = Identity::of(&settings, watch::channel(Vec::new()).1);
     let rules = Arc::new(settings.rules);
-    let (wanted, host_pods) =
-        watch::channel(consequences(&pods.borrow(), &rules, &BTreeSet::new()).host_pods);
+    let (wanted, listed) = watch::channel(consequences(&pods.borrow(), &rules, &BTreeSet::new()).listed);
     let mut attachment = Attachment::new(
         programs,
         locator,
         None,
         Arc::clone(&current),
         maps.pods,
-        maps.host_pods,
-        host_pods,
+        Lists::new(maps.host_pods, maps.pod_families),
+        listed,
     );
     let state = attachment.start()?;
     let (publish_placement, placement) = watch::channel(Arc::default());
@@ -160,13 +160,13 @@ async fn open_guards(mark: ServedMark) {
 async fn list_host_pods(
     mut pods: Pods,
     mut rules: watch::Receiver<Arc<Rules>>,
-    wanted: watch::Sender<BTreeSet<PodUid>>,
+    wanted: watch::Sender<Listed>,
 ) {
     loop {
         let inventory = Arc::clone(&pods.borrow_and_update());
         let rules_now = Arc::clone(&rules.borrow_and_update());
-        let listed = wanted.borrow().clone();
-        let now = consequences(&inventory, &rules_now, &listed).host_pods;
+        let listed = wanted.borrow().in_node_netns.clone();
+        let now = consequences(&inventory, &rules_now, &listed).listed;
         wanted.send_if_modified(|wanted| std::mem::replace(wanted, now.clone()) != now);
         let changed = tokio::select! {
             changed = pods.changed() => changed,

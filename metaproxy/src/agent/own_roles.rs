@@ -210,7 +210,7 @@ mod tests {
             shape: SessionShape {
                 name: SessionName::cleaned("web"),
                 external_id: None,
-                tags: Vec::new(),
+                tags: crate::roles::SessionTags::default(),
                 pod: None,
                 principal,
             },

@@ -3,11 +3,11 @@
 use clap::Args;
 
 use super::usage::{UsageError, bad_role, key, role};
-use super::{HostNetwork, NamespacePolicy, Switch};
+use super::{HostNetwork, NamespacePolicy, Switch, TagChoice};
 use crate::roles::policy::{AllowedRolesStyle, PermittedMatch};
 use crate::roles::{
-    AnnotationKeys, BaseArn, CommonTags, NamespaceRules, OwnRoles, PolicyCache, Rules, SessionRules,
-    SessionScope, WrittenRole, is_tag_value,
+    AnnotationKeys, BaseArn, EksCluster, NamespaceRules, OwnRoles, PolicyCache, Rules, SessionRules,
+    SessionScope, TagRules, WrittenRole, is_tag_value,
 };
 
 /// Which role a pod has, and how its session is made.
@@ -142,18 +142,17 @@ pub struct RoleArgs {
     )]
     pub(super) session_scope: SessionScope,
 
-    /// Whether sessions are tagged with cluster, node, namespace, pod and service account; trust policies must allow
-    /// sts:TagSession then
+    /// Which tags sessions have; with any, trust policies must allow sts:TagSession
     #[arg(
         long,
         env = "METAPROXY_SESSION_TAGS",
-        value_name = "SWITCH",
+        value_name = "TAGS",
         default_value = "off",
         help_heading = "Sessions"
     )]
-    pub(super) session_tags: Switch,
+    pub(super) session_tags: TagChoice,
 
-    /// Name of the cluster, for session tags [default: no such tag]
+    /// Name of the cluster, for session tags [default: that of --cluster-arn, else no such tag]
     #[arg(
         long,
         env = "METAPROXY_CLUSTER_NAME",
@@ -161,6 +160,15 @@ pub struct RoleArgs {
         help_heading = "Sessions"
     )]
     pub(super) cluster_name: Option<String>,
+
+    /// ARN of the EKS cluster, for session tags; --session-tags eks needs it
+    #[arg(
+        long,
+        env = "METAPROXY_CLUSTER_ARN",
+        value_name = "ARN",
+        help_heading = "Sessions"
+    )]
+    pub(super) cluster_arn: Option<String>,
 }
 
 impl RoleArgs {
@@ -233,14 +241,39 @@ impl RoleArgs {
         Ok(keys)
     }
 
-    fn tags(&self) -> Result<Option<CommonTags>, UsageError> {
-        let cluster = self.cluster_name.clone();
-        if let Some(name) = cluster
+    fn tags(&self) -> Result<TagRules, UsageError> {
+        let name = self.cluster_name.clone();
+        if let Some(name) = name
             .as_ref()
             .filter(|name| name.is_empty() || !is_tag_value(name))
         {
             return Err(UsageError::ClusterName(name.clone()));
         }
-        Ok((self.session_tags == Switch::On).then_some(CommonTags { cluster }))
+        let cluster = self.cluster()?;
+        if let (Some(name), Some(cluster)) = (&name, &cluster)
+            && name != cluster.name()
+        {
+            return Err(UsageError::OtherCluster {
+                name: name.clone(),
+                of_arn: cluster.name().to_owned(),
+            });
+        }
+        match self.session_tags {
+            TagChoice::Off => Ok(TagRules::Off),
+            TagChoice::On => Ok(TagRules::On {
+                cluster: name.or_else(|| Some(cluster?.name().to_owned())),
+            }),
+            TagChoice::Eks => cluster.map(TagRules::Eks).ok_or(UsageError::NoClusterArn),
+        }
+    }
+
+    fn cluster(&self) -> Result<Option<EksCluster>, UsageError> {
+        let parse = |arn: &String| {
+            arn.parse().map_err(|error| UsageError::ClusterArn {
+                value: arn.clone(),
+                error,
+            })
+        };
+        self.cluster_arn.as_ref().map(parse).transpose()
     }
 }

@@ -1,10 +1,13 @@
 use super::*;
 use crate::agent::{PodSource, Settings};
 use crate::apiserver::KubeconfigSource;
-use crate::roles::SessionScope;
+use crate::roles::{SessionScope, TagRules};
 use clap::error::ErrorKind;
+use metaproxy_common::verdict::Family;
 use rstest::rstest;
 use std::time::Duration;
+
+const CLUSTER: &str = "arn:aws:eks:eu-west-1:123456789012:cluster/blue";
 
 fn run_args(words: impl IntoIterator<Item = impl Into<OsString> + Clone>) -> Box<RunArgs> {
     match Cli::from_words(words).unwrap().command {
@@ -246,7 +249,7 @@ fn defaults_are_those_of_the_contract() {
     assert!(settings.rules.namespaces.required);
     assert_eq!(settings.rules.base, None, "found out");
     assert_eq!(settings.rules.sessions.scope, SessionScope::Pod);
-    assert!(settings.rules.sessions.tags.is_none());
+    assert_eq!(settings.rules.sessions.tags, TagRules::Off);
     assert_eq!(settings.version1, crate::imds::Version1::Unknown, "found out");
     assert_eq!(settings.rules.keys.role, "iam.amazonaws.com/role");
     let is_passed = |path: &str| matches!(settings.paths.classify(path), crate::imds::path::Route::Node(_));
@@ -261,6 +264,10 @@ fn defaults_are_those_of_the_contract() {
 #[case(&["--allow-path", "latest/meta-data/mac"], "--allow-path: \"latest/meta-data/mac\" matches no path")]
 #[case(&["--allow-path", "mac", "--allow-path", "iam/.*"], "--allow-path: \"iam/.*\" matches only what is never passed through")]
 #[case(&["--cluster-name", "a<b"], "--cluster-name \"a<b\": a session tag has")]
+#[case(&["--session-tags", "eks"], "--session-tags eks: EKS Pod Identity's tags hold the ARN of the cluster; give it with --cluster-arn")]
+#[case(&["--session-tags", "eks", "--cluster-name", "blue"], "--session-tags eks: EKS Pod Identity's tags hold the ARN")]
+#[case(&["--cluster-arn", "blue"], "--cluster-arn \"blue\": not the ARN of an EKS cluster, which looks like arn:aws:eks:")]
+#[case(&["--cluster-arn", CLUSTER, "--cluster-name", "red"], "--cluster-name \"red\": --cluster-arn is that of cluster \"blue\"")]
 #[case(&["--imds-endpoint", "https://169.254.169.254"], "--imds-endpoint \"https://169.254.169.254\": not a URL such as")]
 #[case(&["--default-role", "a b"], "--default-role \"a b\": a role's name is")]
 #[case(&["--listen-address", "127.0.0.1"], "--listen-address 127.0.0.1: pods cannot reach")]
@@ -303,6 +310,29 @@ fn a_password_in_a_url_is_refused_and_not_shown(#[case] flag: &str, #[case] url:
         assert!(said.starts_with(flag) && said.contains("without"), "{said}");
         assert!(!said.contains("SECRET"), "{said}");
     }
+}
+
+#[rstest]
+#[case(Some("10.96.0.1"), Family::V4)]
+#[case(Some("fd00:10:96::1"), Family::V6)]
+#[case(Some("api.example.internal"), Family::V4)]
+#[case(None, Family::V4)]
+fn pods_are_taken_to_have_the_family_of_the_services_while_none_is_known(
+    #[case] api_server: Option<&str>,
+    #[case] family: Family,
+) {
+    assert_eq!(usage::services_family(api_server), family);
+}
+
+#[rstest]
+#[case(&["--session-tags", "on", "--cluster-arn", CLUSTER], TagRules::On { cluster: Some("blue".to_owned()) })]
+#[case(&["--session-tags", "on", "--cluster-name", "a b"], TagRules::On { cluster: Some("a b".to_owned()) })]
+#[case(&["--session-tags", "on"], TagRules::On { cluster: None })]
+#[case(&["--session-tags", "eks", "--cluster-arn", CLUSTER], TagRules::Eks(CLUSTER.parse().unwrap()))]
+#[case(&["--session-tags", "eks", "--cluster-arn", CLUSTER, "--cluster-name", "blue"], TagRules::Eks(CLUSTER.parse().unwrap()))]
+#[case(&["--cluster-arn", CLUSTER], TagRules::Off)]
+fn a_clusters_name_is_that_of_its_arn(#[case] flags: &[&str], #[case] want: TagRules) {
+    assert_eq!(settings(flags).unwrap().rules.sessions.tags, want);
 }
 
 #[rstest]

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::str::FromStr;
 use std::time::Duration;
 
+use metaproxy_common::verdict::Family;
 use thiserror::Error;
 
 use super::{ImdsV1, RunArgs, TokenPolicy};
@@ -15,7 +16,7 @@ use crate::imds::upstream::{BadEndpoint, Endpoint};
 use crate::imds::{Limits, Version1};
 use crate::intercept::guard::Choice;
 use crate::roles::arn::RoleError;
-use crate::roles::{OwnRoles, RoleArn, RoleId, Rules, SessionRules};
+use crate::roles::{NotACluster, OwnRoles, RoleArn, RoleId, Rules, SessionRules};
 
 /// Flags that parse one by one, but not together or not as what they stand for.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -122,6 +123,30 @@ pub enum UsageError {
         "--cluster-name {0:?}: a session tag has up to 256 letters, digits, blanks and characters of _.:/=+-@"
     )]
     ClusterName(String),
+    /// An ARN of something else.
+    #[error("--cluster-arn {value:?}: {error}")]
+    ClusterArn {
+        /// As given.
+        value: String,
+        /// What is wrong.
+        error: NotACluster,
+    },
+    /// No ARN.
+    #[error(
+        "--session-tags eks: EKS Pod Identity's tags hold the ARN of the cluster; give it with --cluster-arn, such as \
+         arn:aws:eks:eu-west-1:123456789012:cluster/NAME"
+    )]
+    NoClusterArn,
+    /// Two names.
+    #[error(
+        "--cluster-name {name:?}: --cluster-arn is that of cluster {of_arn:?}; leave out --cluster-name, or give the same"
+    )]
+    OtherCluster {
+        /// By `--cluster-name`.
+        name: String,
+        /// By `--cluster-arn`.
+        of_arn: String,
+    },
     /// A key of an annotation or a taint that can't be one.
     #[error("{flag} {value:?}: not a key, which looks like iam.amazonaws.com/role")]
     Key {
@@ -155,6 +180,7 @@ impl RunArgs {
             cgroup_root: self.place.cgroup_root.clone(),
             listen_addresses: self.listen_addresses()?,
             listen_port: self.listen_port,
+            pod_family: services_family(variable(API_SERVER).as_deref()),
             rules: Rules { own, ..rules },
             token_policy_required: self.token_policy == TokenPolicy::Required,
             imds: self.imds()?,
@@ -319,13 +345,8 @@ pub(super) fn role<T: FromStr<Err = RoleError>>(
 }
 
 /// The pod that this process runs in, else the first file that kubectl would use.
-#[expect(
-    clippy::disallowed_methods,
-    reason = "conventions of Kubernetes, which are no flags of ours"
-)]
 pub(super) fn kubeconfig_of_environment() -> Option<KubeconfigSource> {
-    let variable = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
-    if variable("KUBERNETES_SERVICE_HOST").is_some() {
+    if variable(API_SERVER).is_some() {
         return Some(KubeconfigSource::InCluster);
     }
     // Several files may stand there; the first is the one that counts for what is in all of them.
@@ -343,13 +364,30 @@ fn is_variable_empty(name: &str) -> bool {
     std::env::var(name).is_ok_and(|value| value.trim().is_empty())
 }
 
-/// What a DaemonSet sets by the downward API.
+/// The address of the API server among the cluster's Services: a variable of each pod.
+const API_SERVER: &str = "KUBERNETES_SERVICE_HOST";
+
+/// The family of a cluster's Services, by the API server's address among them: that of its pods too. IPv4 without one, or
+/// with a name.
+pub(super) fn services_family(api_server: Option<&str>) -> Family {
+    match api_server.map(str::parse) {
+        Some(Ok(IpAddr::V6(_))) => Family::V6,
+        _ => Family::V4,
+    }
+}
+
+/// What a DaemonSet sets by the downward API, beside METAPROXY_NODE_NAME, which clap reads.
+pub(super) fn node_name_of_environment() -> Option<String> {
+    variable("NODE_NAME")
+}
+
+/// A variable of the environment; an empty one counts as none.
 #[expect(
     clippy::disallowed_methods,
-    reason = "a convention beside METAPROXY_NODE_NAME, which clap reads"
+    reason = "conventions of Kubernetes, which are no flags of ours"
 )]
-pub(super) fn node_name_of_environment() -> Option<String> {
-    std::env::var("NODE_NAME").ok().filter(|name| !name.is_empty())
+fn variable(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// Asked before anything else of a URL, as what is wrong with it is shown with the URL. No endpoint has an @ elsewhere.

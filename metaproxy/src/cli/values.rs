@@ -36,6 +36,17 @@ pub enum ImdsV1 {
     Deny,
 }
 
+/// `--session-tags`
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum TagChoice {
+    /// None
+    Off,
+    /// Cluster, node, namespace, pod and service account
+    On,
+    /// Exactly those of EKS Pod Identity, transitive as its are, so that policies that were written for it hold
+    Eks,
+}
+
 /// `--host-network`
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum HostNetwork {

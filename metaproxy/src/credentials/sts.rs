@@ -30,7 +30,7 @@ use super::through::Through;
 use super::web_identity::Token;
 use super::{ObtainError, Session, SessionKey};
 use crate::roles::session_name::SessionName;
-use crate::roles::{RoleArn, StsEndpoint};
+use crate::roles::{RoleArn, SessionTags, StsEndpoint};
 
 /// One STS call, its retries included. Nobody waits for it: an STS that takes long gives sessions all the same.
 const CALL: Duration = Duration::from_secs(30);
@@ -196,11 +196,16 @@ impl Sts {
     /// `AssumeRole`, as the node.
     pub(super) async fn assume(&self, key: &SessionKey) -> Result<Session, ObtainError> {
         let obtained = SystemTime::now();
-        let tags = key.shape.tags.iter().filter_map(|(name, value)| {
+        let SessionTags {
+            pairs,
+            are_transitive,
+        } = &key.shape.tags;
+        let tags = pairs.iter().filter_map(|(name, value)| {
             // Both are set, so it always builds.
             Tag::builder().key(*name).value(value).build().ok()
         });
         let tags: Vec<Tag> = tags.collect();
+        let transitive = are_transitive.then(|| pairs.iter().map(|(name, _)| (*name).to_owned()).collect());
         let answer = self
             .client
             .assume_role()
@@ -208,6 +213,7 @@ impl Sts {
             .role_session_name(key.shape.name.as_str())
             .set_external_id(key.shape.external_id.clone())
             .set_tags((!tags.is_empty()).then_some(tags))
+            .set_transitive_tag_keys(transitive)
             .duration_seconds(seconds(self.duration))
             .send()
             .await

@@ -9,7 +9,7 @@ use crate::credentials::sts::Sts;
 use crate::credentials::{Issuer as _, ObtainError, Principals, SessionKey};
 use crate::explain::{CredentialsLine, Verdict};
 use crate::imds::upstream::Upstream;
-use crate::roles::{BaseArn, Principal, RoleArn, RoleId, SessionShape};
+use crate::roles::{BaseArn, Principal, RoleArn, RoleId, SessionShape, SessionTags};
 
 /// STS, as the node, and a role as a trial; and who the node is to it.
 pub(super) async fn examine(examination: &Examination) -> (Option<String>, Vec<Finding>) {
@@ -95,7 +95,7 @@ async fn tried(sts: Sts, examination: &Examination, role: &RoleArn) -> Finding {
         shape: SessionShape {
             name: examination.sts.own_name.clone(),
             external_id: None,
-            tags: Vec::new(),
+            tags: SessionTags::default(),
             pod: None,
             principal: Principal::Node,
         },

@@ -109,7 +109,7 @@ fn other_credentials(pod: &Pod) -> Option<String> {
 pub(super) fn of_sts(reason: &Reason, role: &RoleArn) -> Option<String> {
     match reason {
         Reason::StsDenied { .. } => Some(format!(
-            "the trust policy of {} must let whoever assumes it do so (and sts:TagSession, with --session-tags=on); that \
+            "the trust policy of {} must let whoever assumes it do so (and sts:TagSession, with --session-tags); that \
              one's own policy must allow sts:AssumeRole of it; an external id must be the one that the trust policy asks for",
             role.name()
         )),

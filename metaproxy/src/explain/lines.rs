@@ -103,6 +103,7 @@ impl SessionLine {
             external_id: shape.external_id.clone(),
             tags: shape
                 .tags
+                .pairs
                 .iter()
                 .map(|(key, value)| ((*key).to_owned(), value.clone()))
                 .collect(),

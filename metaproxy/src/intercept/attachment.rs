@@ -1,21 +1,18 @@
 //! Keeps the programs attached to the pods' cgroup: it may not exist yet, and may be removed and made again.
 
-use std::collections::BTreeSet;
-use std::fs;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use aya::maps::{HashMap, MapData};
 use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use super::caller::CurrentPods;
 use super::cgroups::{CgroupError, Locator, NotAPod, OwnCgroup, PodsCgroup};
+use super::listed::{Listed, Lists};
 use super::object::ProgramsError;
 use super::programs::{Links, PodsId, Programs};
-use crate::pods::PodUid;
 
 /// How often the pods' cgroup is looked at: one `stat` each time, one for each listed hostNetwork pod, and one small file
 /// for each link. A link to a removed cgroup, or one that was detached, stays open and does nothing: nobody would tell.
@@ -29,9 +26,8 @@ pub struct Attachment {
     listener: Option<ListenerLink>,
     pods: CurrentPods,
     pods_id: PodsId,
-    host_pods: HashMap<MapData, u64, u8>,
-    wanted: watch::Receiver<BTreeSet<PodUid>>,
-    listed: BTreeSet<u64>,
+    lists: Lists,
+    wanted: watch::Receiver<Listed>,
     links: Option<Links>,
     complained: Option<String>,
     mended: Mended,
@@ -100,28 +96,27 @@ impl Mended {
 }
 
 impl Attachment {
-    /// Nothing is attached to the pods' cgroup before [`Self::start`]. There is no listener if pods are only observed. `wanted` are the hostNetwork pods to intercept.
+    /// Nothing is attached to the pods' cgroup before [`Self::start`]. There is no listener if pods are only observed.
+    /// `wanted` is what the lists are to say.
     pub fn new(
         programs: Programs,
         locator: Locator,
         listener: Option<ListenerLink>,
         pods: CurrentPods,
         pods_id: PodsId,
-        host_pods: HashMap<MapData, u64, u8>,
-        wanted: watch::Receiver<BTreeSet<PodUid>>,
+        lists: Lists,
+        wanted: watch::Receiver<Listed>,
     ) -> Self {
-        let (listed, links, complained) = (BTreeSet::new(), None, None);
         Self {
             programs,
             locator,
             listener,
             pods,
             pods_id,
-            host_pods,
+            lists,
             wanted,
-            listed,
-            links,
-            complained,
+            links: None,
+            complained: None,
             mended: Mended::default(),
         }
     }
@@ -147,7 +142,7 @@ impl Attachment {
     }
 
     /// In this order: whose pods they are is known before the first connection can be redirected, and the pods' cgroup and
-    /// hostNetwork pods are in the kernel's maps before the programs ask for them.
+    /// what is said of single pods are in the kernel's maps before the programs ask for them.
     fn attach(&mut self, pods: PodsCgroup) -> Result<(), AttachError> {
         pods.check_lookup()?;
         self.pods_id.set(pods.ids())?;
@@ -220,6 +215,12 @@ impl Attachment {
         }
     }
 
+    fn list(&mut self) {
+        let wanted = self.wanted.borrow_and_update().clone();
+        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner).clone();
+        self.lists.update(&wanted, pods.as_deref());
+    }
+
     fn state(&self) -> State {
         match &self.links {
             Some(_) if self.complained.is_none() => match self.mended.recently() {
@@ -228,44 +229,6 @@ impl Attachment {
             },
             _ => State::Waiting,
         }
-    }
-
-    /// Brings the kernel's list of hostNetwork pods in line with those that are wanted.
-    fn list(&mut self) {
-        let wanted = self.wanted.borrow_and_update().clone();
-        if wanted.is_empty() && self.listed.is_empty() {
-            return;
-        }
-        let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner).clone();
-        let found: BTreeSet<u64> = match pods {
-            Some(pods) => wanted
-                .iter()
-                .filter_map(|uid| pods.find_pod(uid))
-                // Our own calls to the metadata service must never end at ourselves.
-                .filter(|(path, id)| self.listed.contains(id) || !holds_this_process(path))
-                .map(|(_, id)| id)
-                .collect(),
-            None => BTreeSet::new(),
-        };
-        for gone in self.listed.difference(&found) {
-            // Gone from the map already is as good.
-            let _ = self.host_pods.remove(gone);
-        }
-        let mut now = BTreeSet::new();
-        for id in found {
-            let inserted = if self.listed.contains(&id) {
-                Ok(())
-            } else {
-                self.host_pods.insert(id, 0, 0)
-            };
-            match inserted {
-                Ok(()) => {
-                    now.insert(id);
-                }
-                Err(error) => warn!("cannot list a hostNetwork pod for interception: {error}"),
-            }
-        }
-        self.listed = now;
     }
 }
 
@@ -281,22 +244,4 @@ pub enum AttachError {
     /// The kernel.
     #[error(transparent)]
     Programs(#[from] ProgramsError),
-}
-
-/// Whether this process runs in a cgroup or, as runtimes nest them, in one at most three levels below it.
-/// `cgroup.procs` shows processes of other PID namespaces as 0, so a match can only be ourselves.
-fn holds_this_process(cgroup: &Path) -> bool {
-    fn search(dir: &Path, own: &str, levels: u8) -> bool {
-        let processes = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-        let children = || {
-            fs::read_dir(dir)
-                .into_iter()
-                .flatten()
-                .filter_map(Result::ok)
-                .map(|entry| entry.path())
-        };
-        processes.lines().any(|pid| pid == own)
-            || (levels > 0 && children().any(|child| child.is_dir() && search(&child, own, levels - 1)))
-    }
-    search(cgroup, &std::process::id().to_string(), 3)
 }

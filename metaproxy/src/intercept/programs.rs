@@ -6,9 +6,10 @@ use std::fs::File;
 use aya::include_bytes_aligned;
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage};
 use metaproxy_common::address::{Endpoint, Port};
-use metaproxy_common::layout::{Arrival, Config, Counter, Destination, FailureKey, PODS_CGROUPS};
+use metaproxy_common::layout::{Arrival, Config, Counter, Destination, FailureKey, PODS_CGROUPS, PodFamily};
 use metaproxy_common::names;
 use metaproxy_common::siphash::Key;
+use metaproxy_common::verdict::Family;
 use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::link::Hook;
@@ -53,6 +54,8 @@ pub struct Maps {
     pub failures: HashMap<MapData, FailureKey, u64>,
     /// Listed hostNetwork pods.
     pub host_pods: HashMap<MapData, u64, u8>,
+    /// Pods that differ from the others in their family.
+    pub pod_families: HashMap<MapData, u64, PodFamily>,
     /// The id of the pods' cgroup.
     pub pods: PodsId,
     /// Who connected, where that is only noted: cgroup id → how often.
@@ -99,11 +102,28 @@ impl LiveConfig {
         })
     }
 
+    /// Takes it from now on that pods have an address of this family, but for those that are listed with theirs.
+    ///
+    /// # Errors
+    /// What the kernel has against it.
+    pub fn assume(&mut self, family: Family) -> Result<(), ProgramsError> {
+        let pod_family = PodFamily::of(family);
+        if self.config.pod_family == pod_family {
+            return Ok(());
+        }
+        self.config.pod_family = pod_family;
+        self.write()
+    }
+
     fn set(&mut self, destination: Destination) -> Result<(), ProgramsError> {
         if self.config.destination == destination {
             return Ok(());
         }
         self.config.destination = destination;
+        self.write()
+    }
+
+    fn write(&mut self) -> Result<(), ProgramsError> {
         self.map
             .set(0, self.config, 0)
             .map_err(|error| ProgramsError::Unfit(error.to_string()))
@@ -165,6 +185,7 @@ impl Programs {
             arrivals: object.map(names::ARRIVALS)?,
             failures: object.map(names::FAILURES)?,
             host_pods: object.map(names::HOST_PODS)?,
+            pod_families: object.map(names::POD_FAMILIES)?,
             pods: PodsId(object.map(names::PODS)?),
             observed: object.map(names::OBSERVED)?,
             counters: Counters(object.map(names::COUNTERS)?),

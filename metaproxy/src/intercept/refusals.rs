@@ -109,7 +109,8 @@ impl RefusalKind {
             }
             Self::AnsweredElsewhere => {
                 "another program than the agent answered the connection: a hostPort, an externalIP or a NAT rule of this node \
-                 claims the listener's port, or a socket load balancer (Cilium) that translates it"
+                 claims the listener's port, a socket load balancer (Cilium) translates it, or the pod has the listener's \
+                 address in a network namespace of its own"
             }
             Self::Internal => "the agent could not look up the caller",
         }

@@ -1,7 +1,9 @@
 //! Everything that is known at one moment, found by what a connection is known by.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+
+use metaproxy_common::verdict::Family;
 
 use super::{HostPort, Mirror, Namespace, Pod, PodUid, ServiceAccount};
 
@@ -104,6 +106,38 @@ impl Inventory {
             .map(AsRef::as_ref)
     }
 
+    /// Returns the family of which all pods have an address, unless they are among [`Self::other_families`]; `None` while no
+    /// pod's address is known.
+    ///
+    /// A cluster has one, as it has one for its Services, and it stands first in `status.podIPs`, be the cluster
+    /// dual-stack or not (Kubernetes, "IPv4/IPv6 dual-stack"). Only if each pod begins with an IPv6 address it is that.
+    pub fn family(&self) -> Option<Family> {
+        let mut families = self.each_pod().filter_map(|(_, pod)| pod.family()).peekable();
+        families.peek()?;
+        let is_v6 = families.all(|family| family == Family::V6);
+        Some(if is_v6 { Family::V6 } else { Family::V4 })
+    }
+
+    /// Returns the pods that have no address of the family that the others have, with their own, by the UIDs that their
+    /// cgroups may have. Network plugins make them of a pod's annotation.
+    pub fn other_families(&self) -> BTreeMap<PodUid, Family> {
+        let Some(common) = self.family() else {
+            return BTreeMap::new();
+        };
+        self.each_pod()
+            .filter(|(_, pod)| !pod.has_address_of(common))
+            .filter_map(|(uid, pod)| Some((uid.clone(), pod.family()?)))
+            .collect()
+    }
+
+    /// Each pod that shares its UID with no other one.
+    fn each_pod(&self) -> impl Iterator<Item = (&PodUid, &Pod)> {
+        self.pods.iter().filter_map(|(uid, known)| match known {
+            Known::Pod(pod) => Some((uid, pod.as_ref())),
+            Known::Ambiguous(_) => None,
+        })
+    }
+
     /// Ports of this node that pods ask for which have not finished, with each of these pods. Pods that share a UID
     /// count too.
     pub fn host_ports(&self) -> impl Iterator<Item = (&Pod, HostPort)> {
@@ -189,5 +223,42 @@ mod tests {
         ) {
             prop_assert_eq!(of_hash(pods), ["a", "b"]);
         }
+    }
+
+    /// Pods with these `status.podIPs`, behind an `h` if it is a hostNetwork pod.
+    fn with_ips(pods: &str) -> Inventory {
+        let pods = pods.split(',').enumerate().map(|(number, ips)| {
+            let host_network = ips.contains('h');
+            let ips = ips.split_whitespace().filter(|ip| *ip != "h");
+            let ips: Vec<_> = ips.map(|ip| json!({ "ip": ip })).collect();
+            let object = json!({
+                "metadata": { "name": format!("p{number}"), "namespace": "apps", "uid": format!("p{number}") },
+                "spec": { "hostNetwork": host_network, "containers": [] },
+                "status": { "podIPs": ips },
+            });
+            Arc::new(Pod::from_api(serde_json::from_value(object).unwrap()).unwrap())
+        });
+        Inventory::new(pods, [], [])
+    }
+
+    #[rstest::rstest]
+    #[case::no_address_yet("", None, &[])]
+    #[case::the_nodes_own_addresses("h 2001:db8::1", None, &[])]
+    #[case::ipv4("10.0.0.1, , h 2001:db8::1", Some(Family::V4), &[])]
+    #[case::ipv6("fd00::1, , h 10.0.0.1", Some(Family::V6), &[])]
+    #[case::dual_stack("10.0.0.1 fd00::1", Some(Family::V4), &[])]
+    #[case::dual_stack_of_ipv6("fd00::1 10.0.0.1, fd00::2", Some(Family::V6), &[])]
+    #[case::becoming_dual_stack("10.0.0.1, 10.0.0.2 fd00::2", Some(Family::V4), &[])]
+    #[case::one_of_another_family("10.0.0.1 fd00::1, fd00::2", Some(Family::V4), &[("p1", Family::V6)])]
+    #[case::mapped("::ffff:10.0.0.1", Some(Family::V4), &[])]
+    fn pods_have_an_address_of_the_family_that_they_begin_with(
+        #[case] ips: &str,
+        #[case] family: Option<Family>,
+        #[case] others: &[(&str, Family)],
+    ) {
+        let inventory = with_ips(ips);
+        assert_eq!(inventory.family(), family);
+        let others = others.iter().map(|(uid, family)| (uid.parse().unwrap(), *family));
+        assert_eq!(inventory.other_families(), others.collect());
     }
 }

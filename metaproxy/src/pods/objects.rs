@@ -5,6 +5,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use kube::core::ObjectMeta;
+use metaproxy_common::verdict::Family;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -189,9 +190,28 @@ impl Pod {
         }
     }
 
+    /// Returns the family of its first address; `None` if it has no network of its own, or no address (yet).
+    pub fn family(&self) -> Option<Family> {
+        let first = self.ips.first().filter(|_| !self.host_network)?;
+        Some(family_of(first))
+    }
+
+    /// Whether it has an address of this family.
+    pub fn has_address_of(&self, family: Family) -> bool {
+        self.ips.iter().any(|ip| family_of(ip) == family)
+    }
+
     /// An annotation's value; blank counts as none.
     pub fn annotation(&self, key: &str) -> Option<&str> {
         written(&self.annotations, key)
+    }
+}
+
+fn family_of(ip: &IpAddr) -> Family {
+    if ip.to_canonical().is_ipv4() {
+        Family::V4
+    } else {
+        Family::V6
     }
 }
 

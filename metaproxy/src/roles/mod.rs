@@ -11,6 +11,7 @@ pub mod policy;
 mod reason;
 mod session;
 pub mod session_name;
+mod session_tags;
 pub mod web_identity;
 
 pub use arn::{BaseArn, RoleArn, WrittenRole};
@@ -23,5 +24,6 @@ pub use naming::Naming;
 pub use own::{OwnRole, OwnRoles, Owner, RoleId};
 pub use placeholder::placeholder;
 pub use reason::{Allowance, Reason, RoleSource};
-pub use session::{CommonTags, SessionRules, SessionScope, SessionShape, is_tag_value};
+pub use session::{SessionRules, SessionScope, SessionShape};
+pub use session_tags::{EksCluster, NotACluster, SessionTags, TagRules, is_tag_value};
 pub use web_identity::{Principal, StsEndpoint, WebIdentity};

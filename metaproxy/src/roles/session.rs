@@ -3,6 +3,7 @@
 use super::decision::AnnotationKeys;
 use super::reason::Reason;
 use super::session_name::SessionName;
+use super::session_tags::{SessionTags, TagRules};
 use super::web_identity::{Principal, WebIdentity};
 use crate::pods::{Pod, PodUid};
 
@@ -21,17 +22,10 @@ pub enum SessionScope {
 pub struct SessionRules {
     /// Who shares one.
     pub scope: SessionScope,
-    /// Whether sessions are tagged, and what all of this node have in common.
-    pub tags: Option<CommonTags>,
+    /// Which tags they have.
+    pub tags: TagRules,
     /// This node, where it has a name.
     pub node: Option<String>,
-}
-
-/// What the tags of all sessions of a node have in common.
-#[derive(Clone, Debug, Default)]
-pub struct CommonTags {
-    /// The cluster, where it has a name.
-    pub cluster: Option<String>,
 }
 
 /// How a session is made, but for its role.
@@ -41,8 +35,8 @@ pub struct SessionShape {
     pub name: SessionName,
     /// `ExternalId`
     pub external_id: Option<String>,
-    /// Session tags, in order of their keys.
-    pub tags: Vec<(&'static str, String)>,
+    /// Session tags.
+    pub tags: SessionTags,
     /// The pod, where each has a session of its own.
     pub pod: Option<PodUid>,
     /// As whom the role is assumed.
@@ -64,7 +58,7 @@ impl SessionRules {
                 .annotation(&keys.session_name)
                 .map_or_else(own_name, SessionName::cleaned),
             external_id: external_id(pod, &keys.external_id)?,
-            tags: self.tags(pod)?,
+            tags: self.tags.tags(pod, self.node.as_deref())?,
             pod: (self.scope == SessionScope::Pod).then(|| pod.uid.clone()),
             principal: Principal::Node,
         })
@@ -84,7 +78,7 @@ impl SessionRules {
                 .annotation(&keys.session_name)
                 .map_or_else(own_name, SessionName::cleaned),
             external_id: None,
-            tags: Vec::new(),
+            tags: SessionTags::default(),
             pod: Some(pod.uid.clone()),
             principal: Principal::ServiceAccount(Box::new(identity)),
         }
@@ -97,42 +91,6 @@ impl SessionRules {
             None => SessionName::cleaned("metaproxy"),
         }
     }
-
-    /// Keys as EKS Pod Identity has them, where it has them.
-    fn tags(&self, pod: &Pod) -> Result<Vec<(&'static str, String)>, Reason> {
-        let Some(common) = &self.tags else {
-            return Ok(Vec::new());
-        };
-        let tags = [
-            ("kubernetes-cluster-name", common.cluster.as_deref()),
-            ("kubernetes-namespace", Some(pod.namespace.as_str())),
-            ("kubernetes-node-name", self.node.as_deref()),
-            ("kubernetes-pod-name", Some(pod.name.as_str())),
-            ("kubernetes-service-account", Some(pod.service_account.as_str())),
-        ];
-        tags.into_iter()
-            .filter_map(|(key, value)| Some((key, value?)))
-            .map(|(key, value)| {
-                if is_tag_value(value) {
-                    return Ok((key, value.to_owned()));
-                }
-                // Never mended: trust policies compare tags, and another value is another pod's.
-                Err(Reason::MalformedTag {
-                    pod: pod.to_string(),
-                    key,
-                    value: value.chars().take(80).collect(),
-                })
-            })
-            .collect()
-    }
-}
-
-/// STS: at most 256 of `[\p{L}\p{Z}\p{N}_.:/=+\-@]`.
-pub fn is_tag_value(value: &str) -> bool {
-    value.chars().count() <= 256
-        && value
-            .chars()
-            .all(|c| c.is_alphanumeric() || c == ' ' || "_.:/=+-@".contains(c))
 }
 
 /// STS: 2 to 1224 of `[\w+=,.@:\/-]`. Never mended: another id is another party's.

@@ -142,7 +142,9 @@ impl Load {
         let (mut taken, mut failed, mut open) = (Vec::new(), 0, None);
         let mut number = 0;
         while self.goes_on(span, number) {
-            std::thread::sleep(Duration::from_millis(self.pause));
+            if self.pause > 0 {
+                std::thread::sleep(Duration::from_millis(self.pause));
+            }
             let start = Instant::now();
             match self.once(&request, &mut open) {
                 Ok(spent) if start >= span.counts_from => taken.push(spent),

@@ -13,6 +13,17 @@ use nix::sched::{CloneFlags, setns};
 use super::Lab;
 use super::netns::{Netns, ip};
 
+/// Of which families a pod has addresses and routes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 first.
+    Both,
+    /// IPv4 only.
+    Ipv4,
+    /// IPv6 only.
+    Ipv6,
+}
+
 /// What a pod is to be.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
@@ -24,8 +35,8 @@ pub struct PodSpec {
     pub annotations: Vec<(String, String)>,
     /// Shares the node's network namespace.
     pub host_network: bool,
-    /// Addresses: both families, or IPv6 only.
-    pub ipv6_only: bool,
+    /// Of which families it has addresses and routes.
+    pub families: Families,
     /// Another pod's address instead of one of its own.
     pub same_address_as: Option<u32>,
     /// `status.podIPs` of the manifest, if they are not its own addresses.
@@ -51,7 +62,7 @@ impl PodSpec {
             namespace: "apps",
             annotations: Vec::new(),
             host_network: false,
-            ipv6_only: false,
+            families: Families::Both,
             same_address_as: None,
             reported_ips: None,
             known: true,
@@ -166,10 +177,11 @@ impl Pod {
     /// Writes its manifest with these annotations.
     pub fn write_manifest(&self, annotations: &[(String, String)]) -> Result<()> {
         let (v4, v6) = address(self.spec.same_address_as.unwrap_or(self.number));
-        let mut ips = vec![IpAddr::V6(v6)];
-        if !self.spec.ipv6_only {
-            ips.insert(0, IpAddr::V4(v4));
-        }
+        let ips = match self.spec.families {
+            Families::Both => vec![IpAddr::V4(v4), IpAddr::V6(v6)],
+            Families::Ipv4 => vec![IpAddr::V4(v4)],
+            Families::Ipv6 => vec![IpAddr::V6(v6)],
+        };
         let ips = self.spec.reported_ips.as_ref().unwrap_or(&ips);
         let manifest = serde_json::json!({
             "apiVersion": "v1",
@@ -256,7 +268,7 @@ fn connect(lab: &Lab, netns: &Netns, spec: &PodSpec, number: u32) -> Result<Host
             .sysctl(&format!("net/ipv4/conf/{host_end}/proxy_arp"), "1")?;
         return Ok(connected);
     }
-    if !spec.ipv6_only {
+    if spec.families != Families::Ipv6 {
         lab.node()
             .add_address(&host_end, &format!("10.244.{number}.1/30"))?;
         netns.add_address("eth0", &format!("10.244.{number}.2/30"))?;
@@ -269,6 +281,9 @@ fn connect(lab: &Lab, netns: &Netns, spec: &PodSpec, number: u32) -> Result<Host
             "via",
             &format!("10.244.{number}.1"),
         ])?;
+    }
+    if spec.families == Families::Ipv4 {
+        return Ok(connected);
     }
     lab.node()
         .add_address(&host_end, &format!("fd00:244:0:{number:x}::1/64"))?;

@@ -29,6 +29,8 @@ pub struct Call {
     pub external_id: Option<String>,
     /// `Tags`, in order.
     pub tags: Vec<(String, String)>,
+    /// `TransitiveTagKeys`, in order.
+    pub transitive_tags: Vec<String>,
     /// `DurationSeconds`
     pub duration: Option<String>,
     /// The access key id that signed it.
@@ -145,6 +147,9 @@ impl Handler for State {
                 external_id: field("ExternalId"),
                 tags: (1..)
                     .map_while(|index| Some((tag(index, "Key")?, tag(index, "Value")?)))
+                    .collect(),
+                transitive_tags: (1..)
+                    .map_while(|index| field(&format!("TransitiveTagKeys.member.{index}")))
                     .collect(),
                 duration: field("DurationSeconds"),
                 signed_by,

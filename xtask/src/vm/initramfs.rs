@@ -49,6 +49,8 @@ pub fn base(tests: &[PathBuf]) -> Result<PathBuf> {
         archive.file(&format!("/bin/{name}"), &fs::read(&program)?);
         libraries.extend(libraries_of(&program)?);
     }
+    // `ip rule … ipproto tcp` looks it up.
+    archive.file("/etc/protocols", b"tcp\t6\tTCP\nudp\t17\tUDP\n");
     // The agent has a TLS client, which wants roots, though it talks to nobody who has one here.
     let roots = "/etc/ssl/certs/ca-certificates.crt";
     archive.file(

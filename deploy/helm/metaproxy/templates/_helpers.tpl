@@ -251,6 +251,9 @@ true
 {{- if and .Values.kubeconfig (include "metaproxy.pinsTokens" .) -}}
 {{- fail "kubeconfig says who the agent is in the cluster, and the admission policy is about its service account: set webIdentity.admissionPolicy=false, and limit the tokens of that user by a policy of your own (deploy/README.md, Roles of service accounts)" -}}
 {{- end -}}
+{{- if and (eq (include "metaproxy.word" .Values.sessions.tags) "eks") (not .Values.sessions.clusterArn) -}}
+{{- fail "sessions.tags=eks needs sessions.clusterArn: EKS Pod Identity's tags hold the ARN of the cluster, which `aws eks describe-cluster --name NAME --query cluster.arn --output text` prints" -}}
+{{- end -}}
 {{- if and .Values.manifests (or .Values.webIdentity.enabled .Values.startupTaint .Values.kubeconfig) -}}
 {{- fail "manifests takes the place of the API server: webIdentity, startupTaint and kubeconfig do not go with it" -}}
 {{- end -}}

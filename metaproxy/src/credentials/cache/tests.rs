@@ -123,7 +123,7 @@ fn key(name: &str) -> SessionKey {
         shape: SessionShape {
             name: SessionName::of_pod("apps", name),
             external_id: None,
-            tags: Vec::new(),
+            tags: crate::roles::SessionTags::default(),
             pod: None,
             principal: crate::roles::Principal::Node,
         },
@@ -210,7 +210,11 @@ async fn sessions_that_differ_in_anything_are_not_shared() {
         plain.clone(),
         with(|shape| shape.external_id = Some("id".to_owned())),
         with(|shape| shape.name = SessionName::of_pod("apps", "b")),
-        with(|shape| shape.tags = vec![("kubernetes-namespace", "apps".to_owned())]),
+        with(|shape| shape.tags.pairs = vec![("kubernetes-namespace", "apps".to_owned())]),
+        with(|shape| {
+            shape.tags.pairs = vec![("kubernetes-namespace", "apps".to_owned())];
+            shape.tags.are_transitive = true;
+        }),
         with(|shape| shape.pod = Some("u".parse().unwrap())),
         SessionKey {
             role: "arn:aws:iam::123456789012:role/other".parse().unwrap(),

@@ -45,7 +45,7 @@ async fn asked(status: &str, content_type: &str, body: &'static str) -> ObtainEr
         shape: crate::roles::SessionShape {
             name: SessionName::of_pod("a", "b"),
             external_id: None,
-            tags: Vec::new(),
+            tags: SessionTags::default(),
             pod: None,
             principal: crate::roles::Principal::Node,
         },

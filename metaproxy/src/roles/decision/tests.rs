@@ -7,7 +7,7 @@ mod web_identities;
 use super::*;
 use crate::pods::{Annotations, Mirror};
 use crate::roles::policy::{AllowedRolesStyle, PermittedMatch};
-use crate::roles::{CommonTags, SessionScope};
+use crate::roles::{SessionScope, SessionTags, TagRules};
 use rstest::rstest;
 use std::sync::Arc;
 
@@ -100,7 +100,7 @@ fn an_annotated_role_that_the_namespace_permits_is_granted() {
     assert_eq!(grant.session.name.as_str(), "apps.web");
     assert_eq!(
         (grant.session.external_id, grant.session.tags),
-        (None, Vec::new())
+        (None, SessionTags::default())
     );
     assert_eq!(grant.session.pod.as_ref(), Some(&grant.subject.uid));
     assert_eq!(

@@ -63,7 +63,7 @@ fn pods_share_a_session_only_by_scope_and_where_nothing_differs() {
     );
 
     let tagged = SessionRules {
-        tags: Some(CommonTags::default()),
+        tags: TagRules::On { cluster: None },
         ..shared
     };
     assert_ne!(
@@ -97,9 +97,9 @@ fn tag_values_have_the_length_and_characters_that_sts_takes() {
 #[test]
 fn tags_say_whose_session_it_is() {
     let sessions = SessionRules {
-        tags: Some(CommonTags {
+        tags: TagRules::On {
             cluster: Some("blue".to_owned()),
-        }),
+        },
         node: Some("node-1".to_owned()),
         ..SessionRules::default()
     };
@@ -117,7 +117,11 @@ fn tags_say_whose_session_it_is() {
         ("kubernetes-pod-name", "web"),
         ("kubernetes-service-account", "default"),
     ];
-    assert_eq!(tags, want.map(|(key, value)| (key, value.to_owned())));
+    let want = SessionTags {
+        pairs: want.map(|(key, value)| (key, value.to_owned())).to_vec(),
+        are_transitive: false,
+    };
+    assert_eq!(tags, want);
     // A name that the API server would not take, from a manifest.
     let odd = Pod {
         service_account: "a<b>".to_owned(),
@@ -128,4 +132,35 @@ fn tags_say_whose_session_it_is() {
         reason.contains("kubernetes-service-account") && reason.contains("--session-tags"),
         "{reason}"
     );
+}
+
+/// Policies that were written for EKS Pod Identity hold: it has these keys and no other, and all of them are transitive
+/// ("Grant Pods access to AWS resources based on tags", EKS User Guide).
+#[test]
+fn tags_may_be_exactly_those_of_eks_pod_identity() {
+    const CLUSTER: &str = "arn:aws:eks:eu-west-1:123456789012:cluster/blue";
+    let rules = Rules {
+        sessions: SessionRules {
+            tags: TagRules::Eks(CLUSTER.parse().unwrap()),
+            node: Some("node-1".to_owned()),
+            ..SessionRules::default()
+        },
+        ..unasked()
+    };
+    let tags = granted(rules.resolve_pod(&pod(&[("role", "app")]), None, None))
+        .session
+        .tags;
+    let want = [
+        ("eks-cluster-arn", CLUSTER),
+        ("eks-cluster-name", "blue"),
+        ("kubernetes-namespace", "apps"),
+        ("kubernetes-pod-name", "web"),
+        ("kubernetes-pod-uid", UID),
+        ("kubernetes-service-account", "default"),
+    ];
+    let want = SessionTags {
+        pairs: want.map(|(key, value)| (key, value.to_owned())).to_vec(),
+        are_transitive: true,
+    };
+    assert_eq!(tags, want);
 }

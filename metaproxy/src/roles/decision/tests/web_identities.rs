@@ -4,7 +4,7 @@ use super::*;
 use crate::pods::Mirror;
 use crate::pods::ServiceAccount;
 use crate::roles::web_identity::{AUDIENCE_KEY, REGIONAL_KEY};
-use crate::roles::{CommonTags, Principal, SessionScope, StsEndpoint};
+use crate::roles::{Principal, SessionScope, SessionTags, StsEndpoint, TagRules};
 
 const ARN: &str = "arn:aws:iam::123456789012:role/of-account";
 
@@ -63,7 +63,7 @@ fn it_is_not_shared_whatever_the_scope_and_is_neither_tagged_nor_given_an_extern
     let rules = Rules {
         sessions: SessionRules {
             scope: SessionScope::Role,
-            tags: Some(CommonTags::default()),
+            tags: TagRules::On { cluster: None },
             node: None,
         },
         ..asked()
@@ -72,7 +72,8 @@ fn it_is_not_shared_whatever_the_scope_and_is_neither_tagged_nor_given_an_extern
     let grant = granted(rules.resolve_pod(&pod, Some(&namespace(&[])), Some(&account)));
     assert_eq!(grant.session.pod, Some(UID.parse().unwrap()));
     assert_eq!(grant.session.name.as_str(), "mine");
-    assert!(grant.session.tags.is_empty() && grant.session.external_id.is_none());
+    assert_eq!(grant.session.tags, SessionTags::default());
+    assert!(grant.session.external_id.is_none());
 }
 
 #[test]

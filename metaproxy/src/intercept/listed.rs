@@ -1,0 +1,118 @@
+//! What the kernel's maps say of single pods, kept in line with what is known of the pods.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::Path;
+
+use aya::maps::{HashMap, MapData};
+use metaproxy_common::layout::PodFamily;
+use metaproxy_common::verdict::Family;
+use tracing::warn;
+
+use super::cgroups::PodsCgroup;
+use crate::pods::PodUid;
+
+/// What the maps are to say.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// Pods whose connections from the node's network namespace are intercepted: hostNetwork pods that have a role, and
+    /// every pod with a network of its own, which has a socket of the node's only if another pod handed it over.
+    pub in_node_netns: BTreeSet<PodUid>,
+    /// Pods that have no address of the family that the others have, with their own.
+    pub families: BTreeMap<PodUid, Family>,
+}
+
+/// The maps.
+#[derive(Debug)]
+pub struct Lists {
+    host_pods: List<u8>,
+    families: List<PodFamily>,
+}
+
+impl Lists {
+    /// Both maps are empty.
+    pub fn new(host_pods: HashMap<MapData, u64, u8>, families: HashMap<MapData, u64, PodFamily>) -> Self {
+        Self {
+            host_pods: List::new(
+                "a pod for interception in the node's network namespace",
+                host_pods,
+            ),
+            families: List::new("the address family of a pod", families),
+        }
+    }
+
+    /// Brings the maps in line with what they are to say. A pod whose cgroup does not exist (yet) is left out.
+    pub(super) fn update(&mut self, wanted: &Listed, pods: Option<&PodsCgroup>) {
+        let host_pods = wanted.in_node_netns.iter().map(|uid| (uid, 0));
+        self.host_pods.update(host_pods, pods);
+        let families = wanted.families.iter();
+        self.families
+            .update(families.map(|(uid, family)| (uid, PodFamily::of(*family))), pods);
+    }
+}
+
+/// A map of pods, by the ids of their cgroups.
+#[derive(Debug)]
+struct List<V> {
+    /// What an entry is, for a sentence.
+    what: &'static str,
+    map: HashMap<MapData, u64, V>,
+    entries: BTreeMap<u64, V>,
+}
+
+impl<V: aya::Pod + PartialEq> List<V> {
+    fn new(what: &'static str, map: HashMap<MapData, u64, V>) -> Self {
+        Self {
+            what,
+            map,
+            entries: BTreeMap::new(),
+        }
+    }
+
+    fn update<'a>(&mut self, wanted: impl Iterator<Item = (&'a PodUid, V)>, pods: Option<&PodsCgroup>) {
+        let found: BTreeMap<u64, V> = wanted
+            .filter_map(|(uid, value)| Some((pods?.find_pod(uid)?, value)))
+            // Our own calls to the metadata service must never end at ourselves.
+            .filter(|((path, id), _)| self.entries.contains_key(id) || !holds_this_process(path))
+            .map(|((_, id), value)| (id, value))
+            .collect();
+        let (map, what) = (&mut self.map, self.what);
+        self.entries.retain(|id, _| {
+            let stays = found.contains_key(id);
+            if !stays {
+                // Gone from the map already is as good.
+                let _ = map.remove(id);
+            }
+            stays
+        });
+        for (id, value) in found {
+            if self.entries.get(&id) == Some(&value) {
+                continue;
+            }
+            match map.insert(id, value, 0) {
+                Ok(()) => {
+                    self.entries.insert(id, value);
+                }
+                Err(error) => warn!("cannot list {what}: {error}"),
+            }
+        }
+    }
+}
+
+/// Whether this process runs in a cgroup or, as runtimes nest them, in one at most three levels below it.
+/// `cgroup.procs` shows processes of other PID namespaces as 0, so a match can only be ourselves.
+fn holds_this_process(cgroup: &Path) -> bool {
+    fn search(dir: &Path, own: &str, levels: u8) -> bool {
+        let processes = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+        let children = || {
+            fs::read_dir(dir)
+                .into_iter()
+                .flatten()
+                .filter_map(Result::ok)
+                .map(|entry| entry.path())
+        };
+        processes.lines().any(|pid| pid == own)
+            || (levels > 0 && children().any(|child| child.is_dir() && search(&child, own, levels - 1)))
+    }
+    search(cgroup, &std::process::id().to_string(), 3)
+}
