@@ -107,6 +107,7 @@ fn inventory() -> Inventory {
         host_ports: Vec::new(),
         node: None,
         finished: false,
+        running: true,
     };
     let mut patterns: Vec<String> = (1..PATTERNS).map(|number| format!("team-{number}-*")).collect();
     patterns.push("app*".to_owned());

@@ -60,6 +60,7 @@ use crate::intercept::kernel;
 use crate::intercept::listed::Lists;
 use crate::intercept::listener::node_addresses;
 use crate::intercept::object::ProgramsError;
+use crate::intercept::placement::PodFinder;
 use crate::intercept::programs::{Maps, Programs};
 use crate::intercept::refusals::{Refusals, follow_failures};
 use crate::neighbours::{Presence, ServedMark, make_runtime_dir};
@@ -170,6 +171,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         return observe::run(settings, node_netns, mark, stop).await;
     }
     let (locator, guards_locator) = (locator()?, locator()?);
+    let roots = locator.roots().to_vec();
     let tokens = Tokens::open(&settings.runtime_dir)?;
     let (socket, socket_listener) = AdminSocket::open(&settings.runtime_dir, Owner::Agent)?;
     let mut tasks = JoinSet::new();
@@ -265,6 +267,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         marks: maps.marks,
         config: maps.config,
         addresses,
+        finds_addresses: settings.listen_addresses.is_empty(),
         port: settings.listen_port,
         pods: pods.clone(),
         pod_family: settings.pod_family,
@@ -273,6 +276,8 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     })
     .await?;
     let state = attachment.start()?;
+    let (publish_placement, placement) = watch::channel(Arc::default());
+    let finder = PodFinder::new(pods.clone(), attachment.pods(), roots);
     let guarding = guard
         .map(|guard| keep_guard(guard, &mut tasks, &health))
         .transpose()?;
@@ -291,6 +296,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         rules: rules.clone(),
         health: health.clone(),
         current: attachment.pods(),
+        placement: placement.clone(),
         figures: Arc::clone(&figures),
         serving: Some(Serving {
             sessions: sessions.clone(),
@@ -321,7 +327,8 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     let mut listening = tokio::spawn(listening.keep(stopped));
     states.send_replace(state);
     changes.mark_changed();
-    tasks.spawn(report(changes, health.clone()));
+    tasks.spawn(finder.run(publish_placement));
+    tasks.spawn(report(changes, placement, health.clone()));
     let telling = tasks.spawn(tell(health.clone(), listen));
     tasks.spawn(tell_guards(health.clone(), mark));
 

@@ -8,6 +8,7 @@ mod kernel;
 mod leftovers;
 mod node;
 mod other_credentials;
+mod placement;
 mod processes;
 mod refused;
 mod sts;
@@ -188,6 +189,7 @@ fn counted(count: usize, what: &str) -> String {
 /// Looks at everything. Nothing is changed; what is attached to try it is gone again at once.
 pub async fn examine(examination: &Examination) -> Report {
     let mut findings = kernel::examine(examination);
+    findings.extend(placement::examine(&examination.runtime_dir));
     findings.extend(guard::examine(examination));
     findings.extend(refused::examine(&examination.runtime_dir));
     findings.extend(processes::sandboxes());

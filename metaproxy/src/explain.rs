@@ -83,7 +83,11 @@ impl Explanation {
         match self.verdict {
             Verdict::Granted => false,
             Verdict::NoRole => self.suspicious,
-            Verdict::Refused | Verdict::Unavailable | Verdict::Waiting | Verdict::Unknown => true,
+            Verdict::Refused
+            | Verdict::Unavailable
+            | Verdict::NotIntercepted
+            | Verdict::Waiting
+            | Verdict::Unknown => true,
         }
     }
 
@@ -179,6 +183,12 @@ impl Explanation {
             last_error: failure.map(|(error, _)| error.to_string()),
             seconds_to_retry: failure.map(|(_, pause)| pause.as_secs()),
         });
+    }
+
+    /// Replaces the verdict of a pod whose connections do not come to the agent, and why.
+    pub fn set_not_intercepted(&mut self, why: String) {
+        self.verdict = Verdict::NotIntercepted;
+        self.because = why;
     }
 
     /// Adds what the pod is answered. If that is 503 by now, so is the verdict.

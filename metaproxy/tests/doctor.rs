@@ -8,9 +8,10 @@ use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::Command;
+use std::time::Duration;
 
 use common::doctor::{Report, doctor_by, examined, must_see_the_nodes_processes, report};
-use common::{ADMIN, Node, agent_binary, eventually, node};
+use common::{ADMIN, Node, agent_binary, eventually, eventually_within, node};
 use xtask::lab::agent::{Agent, AgentSpec};
 use xtask::lab::apiserver::{Behaviour, FakeApiServer};
 use xtask::lab::foreign::{Attach, Foreign, attach_first_to_egress, attach_to_egress};
@@ -553,4 +554,49 @@ fn an_agent_that_runs_is_asked_what_it_knows() {
         .has("API server: ok: the agent that runs has what it needs of it", "")
         .has("pods' roles: ok: ", "");
     drop(agent);
+}
+
+#[test]
+fn an_agent_that_is_attached_elsewhere_than_its_pods_is_not_ready_and_every_command_names_them() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let mut process = a.command("sleep").unwrap().arg("300").spawn().unwrap();
+    let attached_to = |cgroup: PathBuf| {
+        let mut spec = node.spec().with(&["--cgroup", cgroup.to_str().unwrap()]);
+        spec.told_cgroup = false;
+        Agent::spawn(&node.lab, &spec).unwrap()
+    };
+
+    let mut of_a_class = attached_to(node.lab.kubepods().join("burstable"));
+    let pods = format!("give {}", node.lab.kubepods().display());
+    of_a_class.wait_for(&pods).unwrap();
+    assert!(!of_a_class.wait().unwrap().success());
+
+    let host = attached_to(node.lab.host_cgroup());
+    host.wait_for("the pod is not below").unwrap();
+    let says = "1 of 1 pods of this node are not below";
+    let failed = format!("[-]interception failed: {says}");
+    eventually("it is not ready", || node.asked("/readyz").contains(&failed));
+    let explained = node.asked("/explain");
+    assert!(
+        explained.contains(r#""verdict":"not-intercepted""#) && !explained.contains(r#""answers""#),
+        "{explained}"
+    );
+    let counted = r#"metaproxy_pod_verdicts{verdict="not_intercepted"} 1"#;
+    assert!(node.asked("/metrics").contains(counted));
+    let found = examined(&node, &[]);
+    found.has(
+        &format!("pods' place: problem: {says}"),
+        "give --cgroup the cgroup of all pods",
+    );
+    assert_eq!(found.code, Some(2));
+
+    process.kill().unwrap();
+    process.wait().unwrap();
+    eventually_within(
+        Duration::from_secs(15),
+        "no process is elsewhere any more",
+        || node.asked("/readyz").contains("[+]interception ok"),
+    );
+    assert_eq!(host.said().matches("the pod is not below").count(), 1);
 }

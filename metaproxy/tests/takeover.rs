@@ -11,7 +11,8 @@ use common::doctor::examined;
 use common::http::LIST;
 use common::identity::{REFUSED, assert_only};
 use common::{
-    NOTHING, Node, UNREACHABLE, agent_binary, counts, dial, eventually_within, node, outcomes, start_dial,
+    NOTHING, Node, UNREACHABLE, agent_binary, counts, dial, eventually, eventually_within, node, outcomes,
+    start_dial,
 };
 use xtask::lab::agent::Agent;
 use xtask::lab::bpf;
@@ -401,4 +402,33 @@ fn an_agent_that_was_slow_accuses_no_rule() {
         .unwrap();
     let status = String::from_utf8(status.stdout).unwrap();
     assert!(status.contains(&format!("{NODE}:{claimed}")), "{status}");
+}
+
+/// As a node's is when DHCP gives it another.
+#[test]
+fn a_listener_whose_address_is_taken_from_the_node_is_not_ready_and_moves_to_the_present_one() {
+    let Some(node) = node() else { return };
+    let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
+    let agent = node.agent();
+    let served = || dial(&victim, &["--count", "100", "--threads", "2"]);
+    // STS is reached by the same address, so the session is had before.
+    assert_eq!(served(), counts([("role-victim", 100)]));
+    let is_at = |ip: &str| {
+        let found = agent.listeners().unwrap();
+        found.iter().any(|listener| listener.ip().to_string() == ip)
+    };
+    assert!(is_at("10.200.0.1"), "{:?}", agent.listeners());
+    let ip = |words: &str| {
+        let output = node.host_command("ip").args(words.split(' ')).output().unwrap();
+        assert!(output.status.success(), "ip {words}: {output:?}");
+    };
+    ip("address delete 10.200.0.1/24 dev up0");
+    ip("address add 10.200.0.9/24 dev up0");
+    agent
+        .wait_for("not ready: listener: the listener 10.200.0.1:")
+        .unwrap();
+    let moved = agent.wait_for("the listener has moved").unwrap();
+    assert!(!moved.contains("listen=10.200.0.1:"), "{moved}");
+    eventually("it is ready again", || is_ready(&node).0);
+    assert_eq!(served(), counts([("role-victim", 100)]));
 }

@@ -64,8 +64,25 @@ pub(super) struct Answered {
     pub body: String,
 }
 
-/// Asks on one socket.
+/// Asks on one socket, within this time.
+///
+/// # Errors
+/// Those of the socket; [`ErrorKind::TimedOut`] in words if there is no answer in time.
 pub(super) fn get(socket: &Path, target: &str, patience: Duration) -> io::Result<Answered> {
+    exchange(socket, target, patience).map_err(|error| match error.kind() {
+        // What `SO_RCVTIMEO` makes of a read (socket(7)).
+        ErrorKind::WouldBlock | ErrorKind::TimedOut => {
+            let patience = humantime::format_duration(patience).to_string().replace(' ', "");
+            io::Error::new(
+                ErrorKind::TimedOut,
+                format!("it has not answered within {patience}"),
+            )
+        }
+        _ => error,
+    })
+}
+
+fn exchange(socket: &Path, target: &str, patience: Duration) -> io::Result<Answered> {
     let mut stream = UnixStream::connect(socket)?;
     stream.set_read_timeout(Some(patience))?;
     stream.set_write_timeout(Some(patience))?;

@@ -65,14 +65,61 @@ pub enum ProbeError {
 /// # Errors
 /// Where it says no, or nothing.
 pub fn ask(question: Question, runtime_dir: &Path) -> Result<String, ProbeError> {
-    let Some(path) = socket::newest_of_this_namespace(runtime_dir)? else {
-        return Err(ProbeError::NoAgent(runtime_dir.to_owned()));
-    };
-    let answered = get(&path, question.target(), question.patience())
-        .map_err(|source| ProbeError::Silent { path, source })?;
-    if answered.status == 200 {
-        Ok(answered.body)
-    } else {
-        Err(ProbeError::No(answered.body.trim_end().to_owned()))
+    let mut silent = None;
+    for path in socket::of_this_namespace(runtime_dir)? {
+        match get(&path, question.target(), question.patience()) {
+            Ok(answered) if answered.status == 200 => return Ok(answered.body),
+            Ok(answered) => return Err(ProbeError::No(answered.body.trim_end().to_owned())),
+            // Its process was killed, and left the file behind. The next one may be that of a process that runs.
+            Err(source) if source.kind() == io::ErrorKind::ConnectionRefused => {
+                silent.get_or_insert(ProbeError::Silent { path, source });
+            }
+            Err(source) => return Err(ProbeError::Silent { path, source }),
+        }
+    }
+    Err(silent.unwrap_or_else(|| ProbeError::NoAgent(runtime_dir.to_owned())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admin::{AdminSocket, Owner};
+    use std::io::{Read as _, Write as _};
+
+    #[tokio::test]
+    async fn a_file_that_a_killed_agent_left_does_not_hide_a_guard_that_runs() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_guard, listener) = AdminSocket::open(dir.path(), Owner::Guard).unwrap();
+        let listener = listener.into_std().unwrap();
+        listener.set_nonblocking(false).unwrap();
+        // Its file is there until the socket is dropped, as that of a process that was killed.
+        let (agent, listening) = AdminSocket::open(dir.path(), Owner::Agent).unwrap();
+        drop(listening);
+        let asked = socket::of_this_namespace(dir.path()).unwrap();
+        assert_eq!(asked.len(), 2, "the agent's file is there: {asked:?}");
+
+        let probe = || ask(Question::Live, dir.path());
+        let answered = std::thread::scope(|scope| {
+            let probing = scope.spawn(probe);
+            let (mut stream, _) = listener.accept().unwrap();
+            let _ = stream.read(&mut [0; 256]).unwrap();
+            stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nok\n").unwrap();
+            drop(stream);
+            probing.join().unwrap()
+        });
+        assert_eq!(answered.unwrap(), "ok\n");
+
+        drop(listener);
+        let refused = probe().unwrap_err();
+        assert!(matches!(refused, ProbeError::Silent { .. }), "{refused}");
+        drop(agent);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_hangs_is_said_to_have_not_answered_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_agent, _hangs) = AdminSocket::open(dir.path(), Owner::Agent).unwrap();
+        let silent = ask(Question::Ready, dir.path()).unwrap_err().to_string();
+        assert!(silent.contains("it has not answered within 1s500ms"), "{silent}");
     }
 }

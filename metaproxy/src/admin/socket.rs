@@ -85,17 +85,16 @@ impl Drop for AdminSocket {
     }
 }
 
-/// The socket of the agent in this process's PID namespace, or else of the guard; if there are several, of the one that started
-/// last.
-pub(super) fn newest_of_this_namespace(runtime_dir: &Path) -> Result<Option<PathBuf>, SocketError> {
+/// Sockets of this process's PID namespace: those of agents, and then those of guards, of either the youngest first.
+pub(super) fn of_this_namespace(runtime_dir: &Path) -> Result<Vec<PathBuf>, SocketError> {
     let made = |path: &PathBuf| fs::metadata(path).and_then(|file| file.modified()).ok();
+    let mut all = Vec::new();
     for owner in [Owner::Agent, Owner::Guard] {
-        let found = sockets(runtime_dir, &own_prefix(owner)?);
-        if let Some(newest) = found.into_iter().max_by_key(made) {
-            return Ok(Some(newest));
-        }
+        let mut found = sockets(runtime_dir, &own_prefix(owner)?);
+        found.sort_by_key(|path| std::cmp::Reverse(made(path)));
+        all.extend(found);
     }
-    Ok(None)
+    Ok(all)
 }
 
 /// Sockets of agents that may answer: those of this process's PID namespace first, and the youngest first of either.
@@ -161,23 +160,23 @@ mod tests {
         drop(AdminSocket::open(dir.path(), Owner::Agent));
         assert!(!dead.exists(), "nobody listens there any more");
         let (socket, _listener) = AdminSocket::open(dir.path(), Owner::Agent).unwrap();
-        assert_eq!(newest_of_this_namespace(dir.path()).unwrap(), Some(own));
+        assert_eq!(of_this_namespace(dir.path()).unwrap(), [own]);
         assert_eq!(fs::metadata(&socket.path).unwrap().mode() & 0o777, 0o600);
         drop(socket);
-        assert_eq!(newest_of_this_namespace(dir.path()).unwrap(), None);
+        assert!(of_this_namespace(dir.path()).unwrap().is_empty());
     }
 
     #[tokio::test]
     async fn a_probe_asks_the_agent_of_its_namespace_and_else_the_guard() {
         let dir = tempfile::tempdir().unwrap();
-        let newest = || newest_of_this_namespace(dir.path()).unwrap();
+        let asked = || of_this_namespace(dir.path()).unwrap();
         let (guard, _probed) = AdminSocket::open(dir.path(), Owner::Guard).unwrap();
-        assert_eq!(newest().as_ref(), Some(&guard.path));
+        assert_eq!(asked(), std::slice::from_ref(&guard.path));
         assert!(
             candidates(dir.path()).unwrap().is_empty(),
             "commands ask agents only"
         );
         let (agent, _asked) = AdminSocket::open(dir.path(), Owner::Agent).unwrap();
-        assert_eq!(newest().as_ref(), Some(&agent.path));
+        assert_eq!(asked(), [agent.path.clone(), guard.path.clone()]);
     }
 }

@@ -129,7 +129,7 @@ impl PodsHere {
             }
             Opened::Manifests(manifests) => {
                 let (publish, pods) = first(manifests.inventory());
-                tasks.spawn(manifests.run(publish));
+                tasks.spawn(manifests.reporting_to(self.health).run(publish));
                 pods
             }
             Opened::ApiServer(watch, _) => {

@@ -19,6 +19,7 @@ use crate::health::Health;
 use crate::imds::Told;
 use crate::intercept::caller::CurrentPods;
 use crate::intercept::inspect;
+use crate::intercept::placement::Placement;
 use crate::intercept::refusals::RefusalCount;
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
 use crate::roles::{Decision, Reason, RoleArn, Rules, WrittenRole};
@@ -45,6 +46,7 @@ pub(super) struct Answers<I> {
     pub rules: watch::Receiver<Arc<Rules>>,
     pub health: Health,
     pub current: CurrentPods,
+    pub placement: watch::Receiver<Arc<Placement>>,
     pub figures: Arc<dyn Sources>,
     /// Where pods are served; nowhere while they are only observed.
     pub serving: Option<Serving<I>>,
@@ -114,7 +116,10 @@ impl<I: Issuer> Desk for Answers<I> {
     }
 
     fn answers(&self, of: &Explanation) -> Answering<'_> {
-        let uid = of.uid.as_deref().and_then(|uid| uid.parse().ok());
+        // What it would be answered here is not what it is answered.
+        let comes_here = of.verdict != Verdict::NotIntercepted;
+        let uid = of.uid.as_deref().filter(|_| comes_here);
+        let uid = uid.and_then(|uid| uid.parse().ok());
         Box::pin(async move {
             match uid {
                 Some(uid) => self.rehearsed(&uid).await,
@@ -132,8 +137,12 @@ impl<I: Issuer> Desk for Answers<I> {
         let rules = Arc::clone(&self.rules.borrow());
         let mut verdicts = BTreeMap::new();
         for pod in pods_of(&inventory).filter(|pod| !pod.finished) {
-            let decision = rules.resolve(&inventory, caller_uid(&pod));
-            let verdict = Verdict::with(&decision, self.view(&decision).as_ref(), SystemTime::now());
+            let verdict = if self.placement.borrow().not_intercepted(&pod.uid).is_some() {
+                Verdict::NotIntercepted
+            } else {
+                let decision = rules.resolve(&inventory, caller_uid(&pod));
+                Verdict::with(&decision, self.view(&decision).as_ref(), SystemTime::now())
+            };
             *verdicts.entry(verdict).or_default() += 1;
         }
         verdicts
@@ -200,6 +209,9 @@ impl<I: Issuer> Answers<I> {
         }
         if self.serving.is_some() {
             one.add_credentials(&decision, self.view(&decision).as_ref(), SystemTime::now());
+        }
+        if let Some(why) = self.placement.borrow().not_intercepted(&pod.uid) {
+            one.set_not_intercepted(why);
         }
         (one, decision)
     }

@@ -22,7 +22,9 @@ use crate::credentials::Issuer;
 use crate::health::{Condition, Health, Part};
 use crate::imds::server::Server;
 use crate::intercept::claim::{Claim, claim};
-use crate::intercept::listener::{ListenError, ListenerMarks, Listeners, Mark as _, PortChoice};
+use crate::intercept::listener::{
+    ListenError, ListenerMarks, Listeners, Mark as _, PortChoice, node_addresses,
+};
 use crate::intercept::port::Avoid;
 use crate::intercept::programs::LiveConfig;
 use crate::intercept::self_check::{CHECK_INTERVAL, CHECK_TIMEOUT, CONFIRM_TIMEOUT, Fault};
@@ -44,6 +46,8 @@ pub(super) struct Setup<I> {
     pub marks: ListenerMarks,
     pub config: LiveConfig,
     pub addresses: Vec<IpAddr>,
+    /// Whether these are the node's own, as they were found, and not `--listen-address`.
+    pub finds_addresses: bool,
     /// `--listen-port`: 0 for a free one, which may change.
     pub port: u16,
     pub pods: Pods,
@@ -193,11 +197,27 @@ impl<I: Issuer> Listening<I> {
                     self.setup.config.refuse()?;
                     self.spoilt.insert(self.open.port());
                 }
+                if matches!(fault, Some(Fault::AddressGone { .. })) {
+                    self.look_for_addresses();
+                }
                 let condition = self.move_away(&why).await?;
                 self.report(condition);
             }
         }
         Ok(())
+    }
+
+    /// Takes the node's present addresses, unless `--listen-address` names them. If there are fewer, a family would be without a
+    /// listener for good: then the old ones are tried again until its address is back.
+    fn look_for_addresses(&mut self) {
+        if !self.setup.finds_addresses {
+            return;
+        }
+        let found = node_addresses();
+        if found.len() >= self.setup.addresses.len() {
+            self.setup.server.set_own_addresses(found.clone());
+            self.setup.addresses = found;
+        }
     }
 
     fn report(&self, condition: Condition) {
@@ -262,7 +282,7 @@ impl<I: Issuer> Listening<I> {
     /// Checks the listeners, and once more if that fails: a busy agent does not fail twice.
     async fn check_and_confirm(&self) -> Option<Fault> {
         match self.check(&self.open.addresses, CHECK_TIMEOUT).await {
-            Some(Fault::Elsewhere { .. } | Fault::Unverified { .. }) => {
+            Some(Fault::AddressGone { .. } | Fault::Elsewhere { .. } | Fault::Unverified { .. }) => {
                 tokio::time::sleep(CONFIRM_DELAY).await;
                 self.check(&self.open.addresses, CONFIRM_TIMEOUT).await
             }

@@ -25,6 +25,7 @@ use crate::intercept::attachment::{Attachment, State};
 use crate::intercept::caller::CurrentPods;
 use crate::intercept::cgroups::Locator;
 use crate::intercept::listed::{Listed, Lists};
+use crate::intercept::placement::PodFinder;
 use crate::intercept::programs::Programs;
 use crate::neighbours::ServedMark;
 use crate::pods::{PodUid, Pods};
@@ -47,6 +48,7 @@ pub(super) async fn run(
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
     let locator = Locator::new(settings.cgroup_root.as_deref(), settings.cgroup.as_deref())?;
+    let roots = locator.roots().to_vec();
     let (socket, socket_listener) = AdminSocket::open(&settings.runtime_dir, Owner::Agent)?;
     let mut tasks = JoinSet::new();
     let source = PodsHere::open(&settings.pods, &settings.rules, &settings.runtime_dir).await?;
@@ -68,6 +70,8 @@ pub(super) async fn run(
         listed,
     );
     let state = attachment.start()?;
+    let (publish_placement, placement) = watch::channel(Arc::default());
+    let finder = PodFinder::new(pods.clone(), attachment.pods(), roots);
 
     let (publish_rules, rules) = watch::channel(rules);
     let figures = report::Observed {
@@ -81,6 +85,7 @@ pub(super) async fn run(
         rules: rules.clone(),
         health: health.clone(),
         current: Arc::clone(&current),
+        placement: placement.clone(),
         figures: Arc::clone(&figures),
         serving: None,
     };
@@ -118,7 +123,8 @@ pub(super) async fn run(
     let mut keeping = tokio::spawn(attachment.keep(states.clone(), stopped));
     states.send_replace(state);
     changes.mark_changed();
-    tasks.spawn(report(changes, health.clone()));
+    tasks.spawn(finder.run(publish_placement));
+    tasks.spawn(report(changes, placement, health.clone()));
     tasks.spawn(say_ready(health));
     tasks.spawn(open_guards(mark));
     tokio::select! {

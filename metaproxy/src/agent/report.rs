@@ -17,6 +17,7 @@ use crate::health::{Condition, Health, Part};
 use crate::imds::server::{Counts, Server};
 use crate::intercept::attachment::State;
 use crate::intercept::guard::{Guard, GuardCounters, GuardState};
+use crate::intercept::placement::Placement;
 use crate::intercept::programs::Counters;
 use crate::intercept::refusals::RefusalCount;
 use crate::neighbours::ServedMark;
@@ -90,11 +91,25 @@ pub(super) async fn tell_guards(health: Health, mark: ServedMark) {
     }
 }
 
-/// Whether pods are intercepted.
-pub(super) async fn report(mut states: watch::Receiver<State>, health: Health) {
-    while states.changed().await.is_ok() {
+/// Whether pods are intercepted: whether the programs are attached, and the pods where they are attached.
+pub(super) async fn report(
+    mut states: watch::Receiver<State>,
+    mut placement: watch::Receiver<Arc<Placement>>,
+    health: Health,
+) {
+    loop {
+        // Who looks for the pods ends with the agent.
+        let changed = tokio::select! {
+            changed = states.changed() => changed,
+            Ok(()) = placement.changed() => Ok(()),
+        };
+        if changed.is_err() {
+            return;
+        }
+        let pods = placement.borrow_and_update().condition();
         let condition = match *states.borrow_and_update() {
-            State::Attached => Condition::Fine,
+            State::Attached => pods,
+            State::Mended { .. } if !pods.serves() => pods,
             State::Mended { times } => Condition::Degraded(format!(
                 "somebody else has detached our programs {times} times; they were attached again"
             )),

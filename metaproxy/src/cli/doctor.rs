@@ -74,7 +74,7 @@ impl DoctorArgs {
             token_policy_required: run.token_policy == TokenPolicy::Required,
             startup_taint: run.startup_taint.is_some(),
             sts: StsSettings {
-                region: run.region.clone(),
+                region: run.region()?,
                 endpoint: run.sts_endpoint.clone(),
                 imds_endpoint: imds.to_string(),
                 duration: Duration::from_secs(15 * 60),

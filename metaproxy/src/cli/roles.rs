@@ -192,13 +192,7 @@ impl RoleArgs {
         Ok(Rules {
             base,
             default_role,
-            keys: AnnotationKeys {
-                role: key("--role-annotation", &self.role_annotation)?,
-                external_id: key("--external-id-annotation", &self.external_id_annotation)?,
-                session_name: key("--session-name-annotation", &self.session_name_annotation)?,
-                permitted: key("--permitted-annotation", &self.permitted_annotation)?,
-                allowed_roles: key("--allowed-roles-annotation", &self.allowed_roles_annotation)?,
-            },
+            keys: self.keys()?,
             namespaces: NamespaceRules {
                 required: self.namespace_policy == NamespacePolicy::Required,
                 allowed_roles_style: self.allowed_roles_style,
@@ -215,6 +209,36 @@ impl RoleArgs {
             },
             own: OwnRoles::default(),
         })
+    }
+
+    /// Those of pods differ from each other, and so do those of namespaces.
+    fn keys(&self) -> Result<AnnotationKeys, UsageError> {
+        const ROLE: &str = "--role-annotation";
+        const EXTERNAL_ID: &str = "--external-id-annotation";
+        const SESSION_NAME: &str = "--session-name-annotation";
+        const PERMITTED: &str = "--permitted-annotation";
+        const ALLOWED_ROLES: &str = "--allowed-roles-annotation";
+        let keys = AnnotationKeys {
+            role: key(ROLE, &self.role_annotation)?,
+            external_id: key(EXTERNAL_ID, &self.external_id_annotation)?,
+            session_name: key(SESSION_NAME, &self.session_name_annotation)?,
+            permitted: key(PERMITTED, &self.permitted_annotation)?,
+            allowed_roles: key(ALLOWED_ROLES, &self.allowed_roles_annotation)?,
+        };
+        for ((flag, one), (other_flag, other)) in [
+            ((ROLE, &keys.role), (EXTERNAL_ID, &keys.external_id)),
+            ((ROLE, &keys.role), (SESSION_NAME, &keys.session_name)),
+            (
+                (EXTERNAL_ID, &keys.external_id),
+                (SESSION_NAME, &keys.session_name),
+            ),
+            ((PERMITTED, &keys.permitted), (ALLOWED_ROLES, &keys.allowed_roles)),
+        ] {
+            if one == other {
+                return Err(UsageError::SameKey(flag, other_flag, one.clone()));
+            }
+        }
+        Ok(keys)
     }
 
     fn tags(&self) -> Result<TagRules, UsageError> {

@@ -275,6 +275,14 @@ fn defaults_are_those_of_the_contract() {
 #[case(&["--listen-address", "127.0.0.1"], "--listen-address 127.0.0.1: pods cannot reach")]
 #[case(&["--listen-address", "0.0.0.0"], "--listen-address 0.0.0.0: pods cannot reach")]
 #[case(&["--listen-address", "169.254.169.254"], "--listen-address 169.254.169.254: pods cannot reach")]
+#[case(&["--listen-address", "255.255.255.255"], "--listen-address 255.255.255.255: pods cannot reach")]
+#[case(&["--region", "evil.com/"], "--region \"evil.com/\": not a region")]
+#[case(&["--region", ""], "--region \"\": not a region")]
+#[case(&["--allow-path", ""], "--allow-path: \"\" matches no path")]
+#[case(&["--base-role-arn", "arn:aws:iam::123456789012:role/*"], "--base-role-arn \"arn:aws:iam::123456789012:role/*\": a * in it")]
+#[case(&["--permitted-annotation", "x", "--allowed-roles-annotation", "x"], "--permitted-annotation and --allowed-roles-annotation are both \"x\"")]
+#[case(&["--external-id-annotation", "iam.amazonaws.com/role"], "--role-annotation and --external-id-annotation are both")]
+#[case(&["--role-annotation", "iam.amazonaws.com/session-name"], "--role-annotation and --session-name-annotation are both")]
 #[case(&["--listen-address", "10.0.0.1,10.0.0.1"], "--listen-address 10.0.0.1 is given twice")]
 #[case(&["--session-duration", "2h"], "--session-duration 2h: STS takes 15m to 1h")]
 #[case(&["--session-duration", "1m"], "--session-duration 1m: STS takes 15m to 1h")]
@@ -285,6 +293,25 @@ fn defaults_are_those_of_the_contract() {
 fn flags_that_cannot_be_meant_are_named(#[case] flags: &[&str], #[case] want: &str) {
     let error = settings(flags).unwrap_err().to_string();
     assert!(error.starts_with(want), "{error}");
+}
+
+#[rstest]
+#[case("--sts-endpoint", "http://user:SECRET@sts.example")]
+#[case("--sts-endpoint", "user:SECRET@sts.example")]
+#[case("--sts-endpoint", "https:/user:SECRET@sts.example")]
+#[case("--imds-endpoint", "http://user:SECRET@169.254.169.254")]
+#[case("--imds-endpoint", "SECRET@169.254.169.254")]
+fn a_password_in_a_url_is_refused_and_not_shown(#[case] flag: &str, #[case] url: &str) {
+    let run = settings(&[flag, url]).unwrap_err();
+    let words = ["metaproxy", "doctor", "--manifests", "/p", flag, url];
+    let Command::Doctor(doctor) = Cli::from_words(words).unwrap().command else {
+        panic!("another command");
+    };
+    for error in [run, doctor.examination().unwrap_err()] {
+        let said = format!("{error} {error:?}");
+        assert!(said.starts_with(flag) && said.contains("without"), "{said}");
+        assert!(!said.contains("SECRET"), "{said}");
+    }
 }
 
 #[rstest]

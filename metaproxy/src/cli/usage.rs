@@ -72,7 +72,8 @@ pub enum UsageError {
     },
     /// An address that pods can't reach.
     #[error(
-        "--listen-address {0}: pods cannot reach a loopback, link-local or unspecified address; give one of the node's own"
+        "--listen-address {0}: pods cannot reach a loopback, link-local, multicast, broadcast or unspecified address; give one of the \
+         node's own"
     )]
     Unreachable(IpAddr),
     /// An address twice.
@@ -92,6 +93,20 @@ pub enum UsageError {
         /// As given.
         value: String,
     },
+    /// A URL with a user or a password. It is not shown.
+    #[error(
+        "{0}: the URL has a user or a password before an @. It would be shown in logs, and neither STS nor the metadata service asks for \
+         one; give it without"
+    )]
+    UserInfo(&'static str),
+    /// A region that none can be called.
+    #[error("--region {0:?}: not a region, which looks like eu-west-1; leave the flag away to have it found")]
+    Region(String),
+    /// One annotation for two things.
+    #[error(
+        "{0} and {1} are both {2:?}: what stands there would be read in two ways; give them different keys"
+    )]
+    SameKey(&'static str, &'static str, String),
     /// The metadata service.
     #[error("--imds-endpoint {value:?}: {error}")]
     Imds {
@@ -189,9 +204,11 @@ impl RunArgs {
     }
 
     fn paths(&self) -> Result<Paths, UsageError> {
-        // A variable that is set to nothing is one that is not set.
         let patterns = self.allow_path.iter().filter(|pattern| !pattern.is_empty());
         let patterns: Vec<String> = patterns.cloned().collect();
+        if patterns.is_empty() && !self.allow_path.is_empty() && !is_variable_empty("METAPROXY_ALLOW_PATH") {
+            return Err(UsageError::AllowPath(BadPattern::Nothing(String::new())));
+        }
         Paths::new(self.pass_through, &patterns).map_err(UsageError::AllowPath)
     }
 
@@ -242,7 +259,11 @@ impl RunArgs {
         for (index, ip) in self.listen_address.iter().enumerate() {
             let unreachable = match ip {
                 IpAddr::V4(ip) => {
-                    ip.is_loopback() || ip.is_unspecified() || ip.is_link_local() || ip.is_multicast()
+                    ip.is_loopback()
+                        || ip.is_unspecified()
+                        || ip.is_link_local()
+                        || ip.is_multicast()
+                        || ip.is_broadcast()
                 }
                 IpAddr::V6(ip) => {
                     ip.is_loopback()
@@ -273,7 +294,7 @@ impl RunArgs {
         // Where no role is served STS is never asked, and no region has to be found.
         let unasked = (self.mode == Mode::Firewall).then(|| "us-east-1".to_owned());
         Ok(StsSettings {
-            region: self.region.clone().or(unasked),
+            region: self.region()?.or(unasked),
             endpoint: self.sts_endpoint.clone(),
             imds_endpoint: self.imds()?.to_string(),
             duration: self.session_duration,
@@ -282,12 +303,28 @@ impl RunArgs {
         })
     }
 
+    /// It becomes a part of STS' name (RFC 1123: a label).
+    pub(super) fn region(&self) -> Result<Option<String>, UsageError> {
+        let is_label = |region: &str| {
+            let is_fine = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
+            (1..=63).contains(&region.len())
+                && region.bytes().all(is_fine)
+                && !region.starts_with('-')
+                && !region.ends_with('-')
+        };
+        match &self.region {
+            Some(region) if !is_label(region) => Err(UsageError::Region(region.clone())),
+            region => Ok(region.clone()),
+        }
+    }
+
     fn imds(&self) -> Result<Endpoint, UsageError> {
         imds_endpoint(&self.imds_endpoint)
     }
 }
 
 pub(super) fn imds_endpoint(value: &str) -> Result<Endpoint, UsageError> {
+    check_user_info("--imds-endpoint", value)?;
     value.parse().map_err(|error| UsageError::Imds {
         value: value.to_owned(),
         error,
@@ -318,6 +355,15 @@ pub(super) fn kubeconfig_of_environment() -> Option<KubeconfigSource> {
     Some(KubeconfigSource::File(first))
 }
 
+/// Whether a variable is set to nothing, which is as if it were not set.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "clap does not tell a flag from its variable"
+)]
+fn is_variable_empty(name: &str) -> bool {
+    std::env::var(name).is_ok_and(|value| value.trim().is_empty())
+}
+
 /// The address of the API server among the cluster's Services: a variable of each pod.
 const API_SERVER: &str = "KUBERNETES_SERVICE_HOST";
 
@@ -344,7 +390,17 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
+/// Asked before anything else of a URL, as what is wrong with it is shown with the URL. No endpoint has an @ elsewhere.
+fn check_user_info(flag: &'static str, value: &str) -> Result<(), UsageError> {
+    if value.contains('@') {
+        Err(UsageError::UserInfo(flag))
+    } else {
+        Ok(())
+    }
+}
+
 pub(super) fn check_url(flag: &'static str, value: &str) -> Result<(), UsageError> {
+    check_user_info(flag, value)?;
     let host = value
         .strip_prefix("http://")
         .or_else(|| value.strip_prefix("https://"));

@@ -266,7 +266,12 @@ fn hooks(place: &Place, runtime_dir: &Path) -> Vec<Finding> {
         None => Ok("nothing".to_owned()),
     });
     let guard = match guarded {
-        Ok(way) => Finding::ok("guard", way),
+        Ok(way) => Finding::ok(
+            "guard",
+            format!(
+                "one would load and attach here, and then: {way} (what runs is said under \"guard process\")"
+            ),
+        ),
         Err(error) => Finding::problem(
             "guard",
             error.to_string(),

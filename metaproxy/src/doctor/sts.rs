@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Examination, Finding};
+use super::{Examination, Finding, Level};
 use crate::admin::asking;
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::Sts;
 use crate::credentials::{Issuer as _, ObtainError, Principals, SessionKey};
-use crate::explain::CredentialsLine;
+use crate::explain::{CredentialsLine, Verdict};
 use crate::imds::upstream::Upstream;
 use crate::roles::{BaseArn, Principal, RoleArn, RoleId, SessionShape, SessionTags};
 
@@ -110,6 +110,8 @@ async fn tried(sts: Sts, examination: &Examination, role: &RoleArn) -> Finding {
     }
 }
 
+const CHECK: &str = "pods' roles";
+
 /// The pods' roles, as the agent that runs here has fared with them.
 pub(super) fn pods_roles(examination: &Examination) -> Vec<Finding> {
     let Ok(pods) = asking::explain(&examination.runtime_dir, None) else {
@@ -119,12 +121,37 @@ pub(super) fn pods_roles(examination: &Examination) -> Vec<Finding> {
         // What is refused without asking STS is `explain`'s to tell.
         Some((one.role.as_deref()?, one.pod.as_str(), one.credentials.as_ref()?))
     });
-    fared(asked)
+    let mut findings = fared(asked);
+    let waiting: Vec<(&str, &str)> = pods
+        .iter()
+        .filter(|one| one.verdict == Verdict::Waiting)
+        .map(|one| (one.pod.as_str(), one.because.as_str()))
+        .collect();
+    if let Some(finding) = not_decided(&waiting) {
+        findings.retain(|finding| finding.level != Level::Ok);
+        findings.push(finding);
+    }
+    findings
+}
+
+/// Pods that are answered 503 as the agent lacks what decides about their roles, each with what it lacks.
+fn not_decided(waiting: &[(&str, &str)]) -> Option<Finding> {
+    let (pod, because) = waiting.first()?;
+    let more = match waiting.len() - 1 {
+        0 => String::new(),
+        more => format!(" (and {more} more pods)"),
+    };
+    Some(Finding::warning(
+        CHECK,
+        format!("pod {pod}{more} is answered 503, as its role cannot be told yet: {because}"),
+        format!(
+            "`metaproxy explain {pod}` tells more; of a pod that has just started it may be over in a moment"
+        ),
+    ))
 }
 
 /// By role, pod, and what there is of its session: of each role one that STS has given no session, or will not renew.
 fn fared<'a>(asked: impl Iterator<Item = (&'a str, &'a str, &'a CredentialsLine)>) -> Vec<Finding> {
-    const CHECK: &str = "pods' roles";
     let (mut given, mut failing) = (BTreeSet::new(), BTreeMap::new());
     for (role, pod, credentials) in asked {
         match &credentials.last_error {
@@ -161,7 +188,6 @@ fn fared<'a>(asked: impl Iterator<Item = (&'a str, &'a str, &'a CredentialsLine)
 
 #[cfg(test)]
 mod tests {
-    use super::super::Level;
     use super::*;
 
     fn line(expires: Option<&str>, last_error: Option<&str>) -> CredentialsLine {
@@ -216,6 +242,18 @@ mod tests {
         assert_eq!(
             one.says,
             "no session of arn:b, which pod apps/b1 asks for: AccessDenied"
+        );
+    }
+
+    #[test]
+    fn pods_whose_role_cannot_be_told_are_named() {
+        assert_eq!(not_decided(&[]), None);
+        let one = not_decided(&[("apps/a", "namespace apps is not known"), ("apps/b", "x")]).unwrap();
+        assert_eq!(one.level, Level::Warning);
+        assert!(
+            one.says.contains("apps/a (and 1 more pods)")
+                && one.says.ends_with("namespace apps is not known"),
+            "{one:?}"
         );
     }
 

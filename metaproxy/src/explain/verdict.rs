@@ -17,6 +17,8 @@ pub enum Verdict {
     Refused,
     /// It may have it, but there are no credentials at the moment.
     Unavailable,
+    /// Its connections do not come to the agent, so that its role does not count.
+    NotIntercepted,
     /// It asks for none.
     NoRole,
     /// It can't be told yet; the agent waits for what is missing.
@@ -27,10 +29,11 @@ pub enum Verdict {
 
 impl Verdict {
     /// Those of pods that an agent knows.
-    pub const ALL: [Self; 5] = [
+    pub const ALL: [Self; 6] = [
         Self::Granted,
         Self::Refused,
         Self::Unavailable,
+        Self::NotIntercepted,
         Self::NoRole,
         Self::Waiting,
     ];
@@ -62,6 +65,7 @@ impl Verdict {
     pub fn metric(self) -> &'static str {
         match self {
             Self::NoRole => "no_role",
+            Self::NotIntercepted => "not_intercepted",
             other => other.label(),
         }
     }
@@ -72,6 +76,7 @@ impl Verdict {
             Self::Granted => "granted",
             Self::Refused => "refused",
             Self::Unavailable => "unavailable",
+            Self::NotIntercepted => "not intercepted",
             Self::NoRole => "no role",
             Self::Waiting => "waiting",
             Self::Unknown => "unknown",

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
@@ -35,7 +35,7 @@ pub struct Server<I> {
     by_address: Shares<IpAddr>,
     by_pod: Shares<PodUid>,
     /// hostNetwork pods share the node's.
-    own_addresses: Vec<IpAddr>,
+    own_addresses: RwLock<Vec<IpAddr>>,
     complained: Mutex<Option<Instant>>,
     told_of_limit: Mutex<Option<Instant>>,
 }
@@ -97,7 +97,7 @@ impl<I: Issuer> Server<I> {
             open: TaskTracker::new(),
             by_address: Shares::new(limits),
             by_pod: Shares::new(limits),
-            own_addresses,
+            own_addresses: RwLock::new(own_addresses),
             complained: Mutex::new(None),
             told_of_limit: Mutex::new(None),
         }
@@ -122,6 +122,11 @@ impl<I: Issuer> Server<I> {
     /// As [`Service::rehearse`].
     pub async fn rehearse(&self, caller: &Caller, path: &str) -> Answer {
         self.http.service().rehearse(caller, path).await
+    }
+
+    /// As [`Service::requires_tokens`].
+    pub fn requires_tokens(&self) -> bool {
+        self.http.service().requires_tokens()
     }
 
     /// What came of connections so far.
@@ -159,7 +164,7 @@ impl<I: Issuer> Server<I> {
             };
             match accepted {
                 Ok((stream, peer)) => {
-                    let is_own = self.own_addresses.contains(&peer.ip().to_canonical());
+                    let is_own = self.is_own(peer);
                     let place = if is_own {
                         None
                     } else {
@@ -198,9 +203,19 @@ impl<I: Issuer> Server<I> {
         }
     }
 
+    /// Takes note that the listeners are at other addresses now.
+    pub fn set_own_addresses(&self, addresses: Vec<IpAddr>) {
+        *self.own_addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+    }
+
+    fn is_own(&self, peer: SocketAddr) -> bool {
+        let own = self.own_addresses.read().unwrap_or_else(PoisonError::into_inner);
+        own.contains(&peer.ip().to_canonical())
+    }
+
     /// Counts and reports a connection without a caller, unless it is a check of the agent's own.
     async fn refuse(&self, mut stream: TcpStream, peer: SocketAddr, reason: Unidentified) {
-        let is_own = self.own_addresses.contains(&peer.ip().to_canonical());
+        let is_own = self.is_own(peer);
         let refused = if is_own {
             self.checks.take(&mut stream, reason).await
         } else {

@@ -225,6 +225,11 @@ impl<I: Issuer> Service<I> {
             .await
     }
 
+    /// Whether a request without a session token is answered 401.
+    pub fn requires_tokens(&self) -> bool {
+        *self.parts.version1.borrow() == Version1::Denied
+    }
+
     fn issue_token(&self, caller: &Caller, headers: &HeaderMap) -> Answer {
         let ttl = the_one(headers, &TOKEN_TTL)
             .and_then(Result::ok)

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use thiserror::Error;
@@ -45,6 +45,19 @@ pub enum CgroupError {
         path: PathBuf,
         /// The rest of an example.
         example: &'static str,
+    },
+    /// A directory given by flag holds only some of the pods.
+    #[error(
+        "{flag} {path}: not the cgroup of all pods but one below it, so that other pods would not be intercepted; give {pods}",
+        path = .path.display(), pods = .pods.display()
+    )]
+    NotAllPods {
+        /// The flag that named it.
+        flag: &'static str,
+        /// What it named.
+        path: PathBuf,
+        /// The pods' cgroup, by its name.
+        pods: PathBuf,
     },
     /// More than one candidate.
     #[error("more than one pods' cgroup was found ({}); say which with --cgroup", list(.0))]
@@ -163,17 +176,44 @@ impl Locator {
 
 /// `--cgroup`: it may not exist yet, but it must lie in a cgroup2 mount.
 fn explicit(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, CgroupError> {
-    if path.exists() {
-        return checked("--cgroup", path, "/kubepods.slice");
+    const FLAG: &str = "--cgroup";
+    const EXAMPLE: &str = "/kubepods.slice";
+    let found = if path.exists() {
+        checked(FLAG, path, EXAMPLE)?
+    } else {
+        let plain = plain(path);
+        if !path.is_absolute() || !roots.iter().any(|root| plain.starts_with(root)) {
+            return Err(CgroupError::NotCgroup2 {
+                flag: FLAG,
+                path: path.to_owned(),
+                example: EXAMPLE,
+            });
+        }
+        plain
+    };
+    match naming::all_pods(&found) {
+        Some(pods) => Err(CgroupError::NotAllPods {
+            flag: FLAG,
+            pods: pods.to_owned(),
+            path: found,
+        }),
+        None => Ok(found),
     }
-    if path.is_absolute() && roots.iter().any(|root| path.starts_with(root)) {
-        return Ok(path.components().collect());
+}
+
+/// A path that does not exist, without `.` and `..`: it is compared with the mounts, which hold no symbolic links.
+fn plain(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                plain.pop();
+            }
+            other => plain.push(other),
+        }
     }
-    Err(CgroupError::NotCgroup2 {
-        flag: "--cgroup",
-        path: path.to_owned(),
-        example: "/kubepods.slice",
-    })
+    plain
 }
 
 fn checked(flag: &'static str, path: &Path, example: &'static str) -> Result<PathBuf, CgroupError> {
@@ -215,10 +255,7 @@ fn unescape(field: &str) -> String {
 /// `kubepods`, `kubepods.slice`, or a slice named after a parent (`kubelet-kubepods.slice`), at the root or one
 /// level below it (kind's `kubelet.slice`, a kubelet `--cgroup-root`).
 fn pods_cgroups_below(root: &Path) -> Vec<PathBuf> {
-    let is_pods = |path: &PathBuf| {
-        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-        name == "kubepods" || name == "kubepods.slice" || name.ends_with("-kubepods.slice")
-    };
+    let is_pods = |path: &PathBuf| naming::is_of_all_pods(path);
     // Never hold the pods' cgroup, and are large.
     let is_other = |path: &PathBuf| {
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();

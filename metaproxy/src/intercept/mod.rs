@@ -2,7 +2,8 @@
 //!
 //! [`cgroups`] finds the pods' cgroup and reads pod UIDs out of paths, [`listener`] opens the listeners,
 //! [`programs`] loads and attaches what redirects to them, [`attachment`] keeps it attached, [`listed`] says in the kernel's
-//! maps what is special about single pods, and [`caller`] tells who stands at the other end of an accepted connection. [`claim`] and [`self_check`] tell whether connections reach the
+//! maps what is special about single pods, and [`caller`] tells who stands at the other end of an accepted connection.
+//! [`placement`] tells whether pods are where they are intercepted. [`claim`] and [`self_check`] tell whether connections reach the
 //! listeners. [`guard`] is what keeps pods from the metadata service where
 //! nothing redirects them.
 
@@ -18,6 +19,7 @@ pub mod link;
 pub mod listed;
 pub mod listener;
 pub mod object;
+pub mod placement;
 pub mod port;
 pub mod programs;
 pub mod refusals;

@@ -45,6 +45,15 @@ type Nonce = [u8; 16];
 /// Why a check failed; the worst first.
 #[derive(Clone, Debug, Error, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
+    /// The listener's address was taken from the node.
+    #[error(
+        "the listener {listener} is at an address that is not the node's any more: no connection reaches it. Give the node the address \
+         back, or start the agent again; without --listen-address it looks for another by itself"
+    )]
+    AddressGone {
+        /// Which listener.
+        listener: SocketAddr,
+    },
     /// The connection went elsewhere.
     #[error(
         "connections to the listener {listener} do not arrive at the agent ({how}): a NAT rule of this node (of a Service \
@@ -90,7 +99,11 @@ impl SelfChecks {
     pub async fn check(&self, listener: SocketAddr, timeout: Duration) -> Result<(), Fault> {
         let untried = |why: String| Fault::Untried { listener, why };
         let (nonce, arrival) = self.expect().map_err(untried)?;
-        let (socket, client) = bound(listener.ip()).map_err(|error| untried(error.to_string()))?;
+        let (socket, client) = bound(listener.ip()).map_err(|error| match error.kind() {
+            // bind(2): "A nonexistent interface was requested or the requested address was not local."
+            io::ErrorKind::AddrNotAvailable => Fault::AddressGone { listener },
+            _ => untried(error.to_string()),
+        })?;
         let connection = async {
             let mut stream = socket.connect(listener).await?;
             stream.write_all(&nonce).await?;
@@ -235,6 +248,14 @@ mod tests {
             .unwrap_err();
         assert!(matches!(refused, Fault::Elsewhere { .. }));
         assert!(refused.to_string().contains("Connection refused"), "{refused}");
+    }
+
+    #[tokio::test]
+    async fn a_check_at_an_address_that_is_not_the_nodes_says_so() {
+        // Of a documentation prefix (RFC 5737).
+        let listener = "192.0.2.1:18181".parse().unwrap();
+        let gone = SelfChecks::default().check(listener, CHECK_TIMEOUT).await;
+        assert_eq!(gone, Err(Fault::AddressGone { listener }));
     }
 
     #[tokio::test]

@@ -21,6 +21,7 @@ use tracing::{error, info, warn};
 
 use self::parse::Objects;
 use super::{Inventory, Known, Source};
+use crate::health::{Condition, Health, Part};
 
 /// A file is read this long after the last change, so that it is not read half written.
 const SETTLE: Duration = Duration::from_millis(50);
@@ -52,6 +53,7 @@ pub struct Manifests {
     node: Option<String>,
     files: BTreeMap<PathBuf, FileState>,
     ambiguous: Vec<String>,
+    health: Option<Health>,
 }
 
 #[derive(Debug, Default)]
@@ -60,6 +62,8 @@ struct FileState {
     stamp: Option<(u64, i64, i64, u64)>,
     /// What it held when it could last be read.
     good: Objects,
+    /// Why it can't be read now.
+    broken: Option<String>,
 }
 
 impl Manifests {
@@ -70,6 +74,7 @@ impl Manifests {
             node,
             files: BTreeMap::new(),
             ambiguous: Vec::new(),
+            health: None,
         };
         manifests.refresh().map_err(|source| ManifestsError::Directory {
             path: dir.to_owned(),
@@ -105,12 +110,18 @@ impl Manifests {
                         warn!("{}:{problem}", path.display());
                     }
                     state.good = objects;
+                    state.broken = None;
                 }
-                Err(problem) => error!(
-                    "{}:{problem}; what this file held before stays in force ({} pods)",
-                    path.display(),
-                    state.good.pods.len()
-                ),
+                Err(problem) => {
+                    let good = &state.good;
+                    let held = good.pods.len() + good.namespaces.len() + good.service_accounts.len();
+                    let broken = format!(
+                        "{}:{problem}; what this file held before stays in force ({held} objects)",
+                        path.display()
+                    );
+                    error!("{broken}");
+                    state.broken = Some(broken);
+                }
             }
         }
         Ok(changed)
@@ -131,6 +142,32 @@ impl Manifests {
             files().flat_map(|objects| &objects.namespaces).cloned(),
             files().flat_map(|objects| &objects.service_accounts).cloned(),
         )
+    }
+
+    /// Reports from now on whether the directory and its files can be read, as [`Part::Pods`].
+    pub fn reporting_to(mut self, health: Health) -> Self {
+        self.health = Some(health);
+        self
+    }
+
+    /// What is known stays in force, so pods are served; but changes do not count.
+    fn condition(&self, directory: Result<(), &io::Error>) -> Condition {
+        let broken: Vec<&str> = self
+            .files
+            .values()
+            .filter_map(|file| file.broken.as_deref())
+            .collect();
+        match (directory, broken.first()) {
+            (Err(error), _) => Condition::Degraded(format!(
+                "--manifests {}: {error}; what was read before stays in force",
+                self.dir.display()
+            )),
+            (Ok(()), Some(first)) if broken.len() > 1 => {
+                Condition::Degraded(format!("{first}; and {} more files", broken.len() - 1))
+            }
+            (Ok(()), Some(first)) => Condition::Degraded((*first).to_owned()),
+            (Ok(()), None) => Condition::Fine,
+        }
     }
 
     /// Says, once, which pods share a UID.
@@ -178,7 +215,11 @@ impl Source for Manifests {
                 let _ = watcher.watch(&self.dir, RecursiveMode::NonRecursive);
             }
             // File systems may hang: the tasks that answer pods go on meanwhile.
-            match tokio::task::block_in_place(|| self.refresh()) {
+            let refreshed = tokio::task::block_in_place(|| self.refresh());
+            if let Some(health) = &self.health {
+                health.set(Part::Pods, self.condition(refreshed.as_ref().map(|_| ())));
+            }
+            match refreshed {
                 Ok(changed) => {
                     if complained {
                         info!("{} can be read again", self.dir.display());

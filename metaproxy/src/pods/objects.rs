@@ -56,6 +56,9 @@ pub struct Pod {
     pub node: Option<String>,
     /// Its containers have all ended, and none is started again.
     pub finished: bool,
+    /// `status.phase` says that at least one container has been started, and not all have ended.
+    #[serde(default)]
+    pub running: bool,
 }
 
 /// A TCP port of the node that a container asks for: connections to it are sent to the pod.
@@ -175,6 +178,7 @@ impl Pod {
             host_ports,
             node: spec.node_name,
             finished,
+            running: status.phase.as_deref() == Some("Running"),
         })
     }
 

@@ -32,6 +32,11 @@ pub enum RoleError {
     /// The path.
     #[error("a role's path is at most 512 printable characters, with no empty part")]
     Path,
+    /// The path of a base, which stands before every name.
+    #[error(
+        "a * in it is no wildcard but a character of every role's path; it ends with role/, or with role/ and a path"
+    )]
+    Wildcard,
     /// The path of a base.
     #[error("{0:?} in it is a placeholder that nothing has filled in")]
     Placeholder(String),
@@ -181,6 +186,9 @@ impl FromStr for BaseArn {
         check_account(account)?;
         check_path(path.trim_end_matches('/'))?;
         // In a role's path it may be meant. In what stands before every name it would give each pod a role that no account has.
+        if path.contains('*') {
+            return Err(RoleError::Wildcard);
+        }
         if let Some(found) = placeholder(path) {
             return Err(RoleError::Placeholder(found.to_owned()));
         }

@@ -21,6 +21,9 @@ pub(super) const LIST: &str = "/latest/meta-data/iam/security-credentials/";
 pub(in crate::agent) trait Rehearse: Send + Sync {
     /// What a request of this caller for this path is answered.
     fn rehearse<'a>(&'a self, caller: &'a Caller, path: String) -> Rehearsing<'a>;
+
+    /// Whether a request without a session token is answered 401, whatever it asks for.
+    fn requires_tokens(&self) -> bool;
 }
 
 /// An answer, once it is given.
@@ -33,6 +36,10 @@ impl<I: Issuer> Rehearse for Server<I> {
             line(path, answer).await
         })
     }
+
+    fn requires_tokens(&self) -> bool {
+        Self::requires_tokens(self)
+    }
 }
 
 impl<I: Issuer> Answers<I> {
@@ -42,19 +49,24 @@ impl<I: Issuer> Answers<I> {
         let inventory = Arc::clone(&self.pods.borrow());
         let rules = Arc::clone(&self.rules.borrow());
         // Of several with one UID nobody can tell which one asks.
-        let (Some(serving), Some(Known::Pod(pod))) = (&self.serving, inventory.by_uid(uid)) else {
+        let Some(Known::Pod(pod)) = inventory.by_uid(uid) else {
             return Vec::new();
         };
         if pod.finished {
             return Vec::new();
         }
+        let of_the_node = |why: &str| AnswerLine {
+            path: LIST.to_owned(),
+            status: 200,
+            says: format!("what the node's own metadata service says: {why}"),
+        };
+        let Some(serving) = &self.serving else {
+            return vec![of_the_node(
+                "pods are only observed (--mode observe), and the verdict is what --mode enforce would make of it",
+            )];
+        };
         if pod.host_network && !rules.intercepts_host_pod(pod, inventory.service_account(pod)) {
-            return vec![AnswerLine {
-                path: LIST.to_owned(),
-                status: 200,
-                says: "what the node's own metadata service says: a hostNetwork pod without a role is not intercepted"
-                    .to_owned(),
-            }];
+            return vec![of_the_node("a hostNetwork pod without a role is not intercepted")];
         }
         let caller = Caller {
             uid: caller_uid(pod).clone(),
@@ -63,7 +75,15 @@ impl<I: Issuer> Answers<I> {
         let role = Some(&list)
             .filter(|list| list.status == StatusCode::OK.as_u16())
             .map(|list| format!("{LIST}{}", list.says));
-        let mut answers = vec![list];
+        let mut answers = Vec::new();
+        if serving.answering.requires_tokens() {
+            answers.push(AnswerLine {
+                path: format!("{LIST} (without a session token)"),
+                status: StatusCode::UNAUTHORIZED.as_u16(),
+                says: "a request needs a session token here, as IMDSv2 has it; with one:".to_owned(),
+            });
+        }
+        answers.push(list);
         if let Some(path) = role {
             answers.push(serving.answering.rehearse(&caller, path).await);
         }

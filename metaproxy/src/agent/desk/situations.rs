@@ -47,6 +47,7 @@ fn status_of(verdict: Verdict, is_ambiguous: bool) -> StatusCode {
         Verdict::Refused if is_ambiguous => StatusCode::NOT_FOUND,
         Verdict::Granted | Verdict::Refused => StatusCode::OK,
         Verdict::Unavailable | Verdict::Waiting | Verdict::Unknown => StatusCode::SERVICE_UNAVAILABLE,
+        Verdict::NotIntercepted => unreachable!("no situation has one: it never asks here"),
     }
 }
 

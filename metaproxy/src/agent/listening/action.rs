@@ -30,6 +30,7 @@ pub(super) fn action(claim: Option<&Claim>, fault: Option<&Fault>, listen_port: 
         }
         (Some(claim), _) => claim.to_string(),
         (None, Some(fault)) if is_taken => fault.to_string(),
+        (None, Some(fault @ Fault::AddressGone { .. })) if listen_port == 0 => fault.to_string(),
         (None, fault) => return Action::Serve(condition(fault)),
     };
     if listen_port == 0 {
@@ -88,6 +89,12 @@ mod tests {
         })
     }
 
+    fn gone() -> Option<Fault> {
+        Some(Fault::AddressGone {
+            listener: "10.0.0.1:18181".parse().unwrap(),
+        })
+    }
+
     fn untried() -> Option<Fault> {
         Some(Fault::Untried {
             listener: "10.0.0.1:18181".parse().unwrap(),
@@ -102,6 +109,8 @@ mod tests {
     #[case::claimed_and_taken(pod(false), taken(), 0, "move taken", "pod apps/web")]
     #[case::taken(None, taken(), 0, "move taken", "externalIPs")]
     #[case::unverified(None, unverified(), 0, "serve failing", "not attached")]
+    #[case::without_its_address(None, gone(), 0, "move", "not the node's any more")]
+    #[case::fixed_without_its_address(None, gone(), 18_181, "serve failing", "not the node's any more")]
     #[case::untried(None, untried(), 0, "serve degraded", "no descriptor")]
     #[case::fixed(None, None, 18_181, "serve fine", "")]
     #[case::fixed_and_claimed(pod(false), None, 18_181, "serve failing", "pod apps/web")]

@@ -17,6 +17,21 @@ pub enum Naming {
     },
 }
 
+/// Whether a cgroup is named as a kubelet names that of all pods: `kubepods`, `kubepods.slice`, or a slice named after a parent.
+pub(super) fn is_of_all_pods(path: &Path) -> bool {
+    let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+    name == "kubepods" || name == "kubepods.slice" || name.ends_with("-kubepods.slice")
+}
+
+/// For a cgroup of some pods (of a QoS class, of one pod or of a container): that of all pods, by its name. One that is itself
+/// named so is that of all pods, wherever it is: a kubelet may run in a pod.
+pub(super) fn all_pods(path: &Path) -> Option<&Path> {
+    if is_of_all_pods(path) {
+        return None;
+    }
+    path.ancestors().skip(1).find(|above| is_of_all_pods(above))
+}
+
 const QOS_CLASSES: [&str; 2] = ["burstable", "besteffort"];
 
 impl Naming {

@@ -224,3 +224,37 @@ fn pods_in_cgroup_v1_only_are_refused_with_a_sentence() {
         "named by flag: waited for"
     );
 }
+
+#[rstest]
+#[case::class("/c/kubepods/burstable", Some("/c/kubepods"))]
+#[case::systemd_class("/c/kubepods.slice/kubepods-besteffort.slice", Some("/c/kubepods.slice"))]
+#[case::pod("/c/kubepods/pod1", Some("/c/kubepods"))]
+#[case::container(
+    "/c/k.slice/k-kubepods.slice/k-kubepods-pod1.slice/x.scope",
+    Some("/c/k.slice/k-kubepods.slice")
+)]
+#[case::all_pods("/c/kubepods", None)]
+#[case::of_a_kubelet_in_a_pod("/c/kubepods/pod1/4d5e/kubelet/kubepods", None)]
+#[case::of_another_name("/c/host", None)]
+fn a_cgroup_of_some_pods_leads_to_that_of_all(#[case] path: &str, #[case] all: Option<&str>) {
+    assert_eq!(naming::all_pods(Path::new(path)), all.map(Path::new));
+}
+
+#[rstest]
+#[case::class("kubepods/burstable", Some("give /mount/kubepods"))]
+#[case::leads_out("x/../../tmp", Some("/mount/x/../../tmp"))]
+#[case::leads_nowhere_else("x/.././kubepods", None)]
+fn a_cgroup_that_does_not_exist_yet_must_be_that_of_all_pods_below_the_mount(
+    #[case] cgroup: &str,
+    #[case] says: Option<&str>,
+) {
+    let mount = PathBuf::from("/mount");
+    let error = explicit(&mount.join(cgroup), std::slice::from_ref(&mount))
+        .map(|path| assert_eq!(path, mount.join("kubepods")))
+        .err()
+        .map(|error| error.to_string());
+    assert_eq!(error.is_some(), says.is_some(), "{error:?}");
+    if let (Some(error), Some(says)) = (error, says) {
+        assert!(error.contains(says) && error.contains("--cgroup"), "{error}");
+    }
+}

@@ -319,3 +319,35 @@ async fn a_change_is_published_without_a_restart() {
     assert!(seen.is_ok(), "heard of within a second");
     running.abort();
 }
+
+#[test]
+fn a_file_or_directory_that_cannot_be_read_degrades_the_pods_until_it_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let manifests_dir = dir.path().join("pods");
+    fs::create_dir(&manifests_dir).unwrap();
+    let file = manifests_dir.join("a.yaml");
+    fs::write(&file, pod_yaml("a", A)).unwrap();
+    let mut manifests = Manifests::open(&manifests_dir, None).unwrap();
+    let mut condition = || {
+        let refreshed = manifests.refresh();
+        (
+            manifests.condition(refreshed.as_ref().map(|_| ())),
+            manifests.inventory().len(),
+        )
+    };
+    assert_eq!(condition(), (Condition::Fine, 1));
+
+    fs::write(&file, "kind: [Pod, and so on").unwrap();
+    let (broken, pods) = condition();
+    let names_it = matches!(&broken, Condition::Degraded(why) if why.contains("a.yaml:1") && why.contains("(1 objects)"));
+    assert!(names_it && pods == 1, "{broken:?}");
+    assert_eq!(condition(), (broken, 1), "it has not changed since");
+
+    fs::write(&file, pod_yaml("another", B)).unwrap();
+    assert_eq!(condition(), (Condition::Fine, 1));
+
+    fs::remove_dir_all(&manifests_dir).unwrap();
+    let (gone, pods) = condition();
+    let names_it = matches!(&gone, Condition::Degraded(why) if why.starts_with("--manifests "));
+    assert!(names_it && pods == 1, "{gone:?}");
+}

@@ -64,6 +64,7 @@ fn pod(pairs: &[(&str, &str)]) -> Pod {
         host_ports: Vec::new(),
         node: None,
         finished: false,
+        running: false,
     }
 }
 

@@ -139,6 +139,7 @@ impl Stage {
             rules,
             health: Health::starting([]),
             current: CurrentPods::default(),
+            placement: watch::channel(Arc::default()).1,
             figures: Arc::new(Nothing),
             serving: Some(Serving {
                 sessions,
@@ -187,6 +188,10 @@ impl Rehearse for Service<Audits> {
             let answer = self.rehearse(caller, &path).await;
             line(path, answer).await
         })
+    }
+
+    fn requires_tokens(&self) -> bool {
+        Self::requires_tokens(self)
     }
 }
 

@@ -1,0 +1,312 @@
+//! Whether the pods that are known are where their connections are intercepted: below the pods' cgroup.
+//!
+//! A program that is attached to a cgroup runs for the processes below it and for no others. If `--cgroup` names another
+//! cgroup, or a container runtime puts containers elsewhere than the kubelet means it to (containerd with
+//! `SystemdCgroup = false` on a node whose kubelet uses systemd), everything is attached and no pod is intercepted.
+//!
+//! A pod is *elsewhere* if no process runs in its cgroup below the pods' cgroup and one runs in a cgroup of its name in
+//! another place. That needs no status, and no time: a kubelet never does so. A pod is *missing* if its status says that it
+//! runs, and no process is found in a cgroup of its name for [`START_TIMEOUT`]. Its status may be old, as after a reboot, so it
+//! is in doubt and not known to be unprotected. A pod without a status, of a manifest, is never missing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fmt;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
+use tracing::warn;
+
+use super::caller::CurrentPods;
+use super::cgroups::PodsCgroup;
+use crate::health::Condition;
+use crate::pods::{Inventory, Known, Mirror, Pod, PodUid, Pods};
+
+/// How often pods are looked for: for each one up to three `stat`s and one small file.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+
+/// Least time between two looks, if pods change all the time.
+const MIN_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long a pod that runs by its status may have no process, before it counts as missing.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How deep below a mount a pod's cgroup is looked for.
+const MAX_DEPTH: u8 = 6;
+
+/// How many pods a sentence names.
+const MAX_NAMED: usize = 3;
+
+/// Where a pod is that is not below the pods' cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Misplaced {
+    /// Its processes are in this cgroup.
+    Elsewhere(PathBuf),
+    /// It runs by its status, and no process is found.
+    Missing,
+}
+
+impl fmt::Display for Misplaced {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Elsewhere(path) => write!(f, "its processes are in {}", path.display()),
+            Self::Missing => write!(f, "by its status it runs, and no process of it is found"),
+        }
+    }
+}
+
+/// What the last look has found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Placement {
+    /// The pods' cgroup, if it was there.
+    pub cgroup: PathBuf,
+    /// How many pods were looked for.
+    pub pods: usize,
+    /// Pods that are not below it, by UID, with their names (`namespace/name`).
+    pub misplaced: BTreeMap<PodUid, (String, Misplaced)>,
+}
+
+impl Placement {
+    /// Why a pod is known not to be intercepted; `None` if it is, or if that is in doubt.
+    pub fn not_intercepted(&self, uid: &PodUid) -> Option<String> {
+        match self.misplaced.get(uid) {
+            Some((pod, place @ Misplaced::Elsewhere(_))) => Some(format!(
+                "pod {pod} is not intercepted, and nothing but a firewall keeps it from the node's credentials: {place}, which is \
+                 not below {} where the programs are attached; {ADVICE}",
+                self.cgroup.display()
+            )),
+            Some((_, Misplaced::Missing)) | None => None,
+        }
+    }
+
+    /// What it says of interception.
+    pub fn condition(&self) -> Condition {
+        let is_elsewhere = |place: &Misplaced| matches!(place, Misplaced::Elsewhere(_));
+        if self.misplaced.is_empty() {
+            Condition::Fine
+        } else if self.misplaced.values().any(|(_, place)| is_elsewhere(place)) {
+            Condition::Failing(self.sentence())
+        } else {
+            Condition::Degraded(self.sentence())
+        }
+    }
+
+    fn sentence(&self) -> String {
+        let mut named: Vec<String> = self
+            .misplaced
+            .values()
+            .map(|(pod, place)| format!("{pod} ({place})"))
+            .collect();
+        let more = named.len().saturating_sub(MAX_NAMED);
+        named.truncate(MAX_NAMED);
+        if more > 0 {
+            named.push(format!("{more} more"));
+        }
+        format!(
+            "{} of {} pods of this node are not below {}, where they are intercepted: {}; {ADVICE}",
+            self.misplaced.len(),
+            self.pods,
+            self.cgroup.display(),
+            named.join(", ")
+        )
+    }
+}
+
+const ADVICE: &str =
+    "give --cgroup the cgroup of all pods, and kubelet and container runtime the same cgroup driver";
+
+/// Looks for the pods.
+#[derive(Debug)]
+pub struct PodFinder {
+    pods: Pods,
+    current: CurrentPods,
+    roots: Vec<PathBuf>,
+    missing: HashMap<PodUid, Instant>,
+    reported: BTreeSet<PodUid>,
+}
+
+impl PodFinder {
+    /// Of these pods, below this cgroup; `roots` are the cgroup2 mounts in which it looks for those that are not there.
+    pub fn new(pods: Pods, current: CurrentPods, roots: Vec<PathBuf>) -> Self {
+        Self {
+            pods,
+            current,
+            roots,
+            missing: HashMap::new(),
+            reported: BTreeSet::new(),
+        }
+    }
+
+    /// Looks again and again, until no agent reads it any more.
+    pub async fn run(mut self, publish: watch::Sender<Arc<Placement>>) {
+        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                _ = look.tick() => {}
+                // A source of pods that is gone ends the agent elsewhere.
+                Ok(()) = self.pods.changed() => {}
+            }
+            // Directories are read meanwhile, if a pod is not where it should be.
+            let now = tokio::task::block_in_place(|| self.look(Instant::now()));
+            self.report(&now);
+            publish.send_if_modified(|last| {
+                let is_news = **last != now;
+                *last = Arc::new(now);
+                is_news
+            });
+            tokio::time::sleep(MIN_PAUSE).await;
+        }
+    }
+
+    fn look(&mut self, now: Instant) -> Placement {
+        let current = self
+            .current
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        // Without it no pod is intercepted, which is said elsewhere.
+        let Some(cgroup) = current else {
+            self.missing.clear();
+            return Placement::default();
+        };
+        let inventory = Arc::clone(&self.pods.borrow_and_update());
+        let mut suspects = Vec::new();
+        let mut pods = 0;
+        for pod in judged(&inventory) {
+            pods += 1;
+            if is_below(&cgroup, pod.cgroup_uid()) {
+                self.missing.remove(&pod.uid);
+            } else {
+                suspects.push(pod);
+            }
+        }
+        let elsewhere = if suspects.is_empty() {
+            HashMap::new()
+        } else {
+            find_elsewhere(&self.roots, &cgroup, &suspects)
+        };
+        let mut misplaced = BTreeMap::new();
+        for pod in &suspects {
+            let place = match elsewhere.get(pod.cgroup_uid()) {
+                // It may have started meanwhile, and be seen by another mount of the same tree.
+                Some(_) if is_below(&cgroup, pod.cgroup_uid()) => continue,
+                Some(path) => Misplaced::Elsewhere(path.clone()),
+                None if !pod.running => continue,
+                None => {
+                    let since = *self.missing.entry(pod.uid.clone()).or_insert(now);
+                    if now.duration_since(since) < START_TIMEOUT {
+                        continue;
+                    }
+                    Misplaced::Missing
+                }
+            };
+            misplaced.insert(pod.uid.clone(), (pod.to_string(), place));
+        }
+        let is_suspect = |uid: &PodUid| suspects.iter().any(|pod| pod.uid == *uid && pod.running);
+        self.missing.retain(|uid, _| is_suspect(uid));
+        Placement {
+            cgroup: cgroup.path().to_owned(),
+            pods,
+            misplaced,
+        }
+    }
+
+    /// Once for each pod, for as long as it stays so.
+    fn report(&mut self, now: &Placement) {
+        self.reported.retain(|uid| now.misplaced.contains_key(uid));
+        for (uid, (pod, place)) in &now.misplaced {
+            if self.reported.insert(uid.clone()) {
+                warn!(
+                    pod,
+                    "the pod is not below {}, where pods are intercepted: {place}; {ADVICE}",
+                    now.cgroup.display()
+                );
+            }
+        }
+    }
+}
+
+/// Pods that are not over, each once, whose cgroups' names are known.
+fn judged(inventory: &Inventory) -> impl Iterator<Item = Arc<Pod>> {
+    inventory.pods().filter_map(|(uid, known)| match known {
+        // A static pod is there by its hash too. One that only claims a hash has a cgroup of either name.
+        Known::Pod(pod) if pod.uid == *uid && !pod.finished && pod.mirror != Mirror::Claimed => {
+            Some(Arc::clone(pod))
+        }
+        Known::Pod(_) | Known::Ambiguous(_) => None,
+    })
+}
+
+fn is_below(cgroup: &PodsCgroup, uid: &PodUid) -> bool {
+    cgroup.find_pod(uid).is_some_and(|(path, _)| is_populated(&path))
+}
+
+/// Whether a process runs in a cgroup or below it (`cgroup.events`, Documentation/admin-guide/cgroup-v2.rst).
+fn is_populated(cgroup: &Path) -> bool {
+    fs::read_to_string(cgroup.join("cgroup.events"))
+        .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
+}
+
+/// Cgroups of these pods' names with processes that are not where they should be.
+fn find_elsewhere(roots: &[PathBuf], cgroup: &PodsCgroup, pods: &[Arc<Pod>]) -> HashMap<PodUid, PathBuf> {
+    let wanted: HashMap<String, &PodUid> = pods
+        .iter()
+        .flat_map(|pod| {
+            let uid = pod.cgroup_uid();
+            [(uid.to_string(), uid), (uid.as_str().replace('-', "_"), uid)]
+        })
+        .collect();
+    let mut found = HashMap::new();
+    for root in roots {
+        search(root, MAX_DEPTH, cgroup, &wanted, &mut found);
+    }
+    found
+}
+
+fn search(
+    dir: &Path,
+    depth: u8,
+    cgroup: &PodsCgroup,
+    wanted: &HashMap<String, &PodUid>,
+    found: &mut HashMap<PodUid, PathBuf>,
+) {
+    let Some(depth) = depth.checked_sub(1) else {
+        return;
+    };
+    for entry in fs::read_dir(dir).into_iter().flatten().filter_map(Result::ok) {
+        if !entry.file_type().is_ok_and(|kind| kind.is_dir()) {
+            continue;
+        }
+        let path = entry.path();
+        match uid_in(&entry.file_name().to_string_lossy()) {
+            // What a container makes below its own cgroup may be named after another pod.
+            Some(uid) => {
+                if let Some(pod) = wanted.get(uid).filter(|_| is_populated(&path)) {
+                    let is_in_place = cgroup.find_pod(pod).is_some_and(|(place, _)| place == path);
+                    if !is_in_place {
+                        found.insert((*pod).clone(), path);
+                    }
+                }
+            }
+            None => search(&path, depth, cgroup, wanted, found),
+        }
+    }
+}
+
+/// The UID as it stands in a cgroup's name: `pod<uid>`, `kubepods-burstable-pod<uid_>.slice`, or, as runc's cgroupfs driver
+/// takes a path that is meant for systemd, `kubepods-burstable-pod<uid_>.slice:cri-containerd:<id>`.
+fn uid_in(name: &str) -> Option<&str> {
+    let name = name.split(['.', ':']).next().unwrap_or_default();
+    let at = match name.strip_prefix("pod") {
+        Some(uid) => Some(uid),
+        None => name.split_once("-pod").map(|(_, uid)| uid),
+    };
+    at.filter(|uid| !uid.is_empty())
+}
+
+#[cfg(test)]
+mod tests;
