@@ -20,7 +20,7 @@ fn what_is_in_the_kernel_is_this_and_goes_with_the_process() {
     assert_eq!(bpf::left_over(), NOTHING);
     let agent = node.agent();
     let ours = bpf::ours();
-    for (kind, count) in [("program", 10), ("link", 9), ("map", 15)] {
+    for (kind, count) in [("program", 10), ("link", 9), ("map", 16)] {
         assert_eq!(
             ours.iter().filter(|name| name.starts_with(kind)).count(),
             count,

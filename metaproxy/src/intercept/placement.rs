@@ -6,7 +6,7 @@
 //!
 //! A pod is *elsewhere* if no process runs in its cgroup below the pods' cgroup and one runs in a cgroup of its name in
 //! another place. That needs no status, and no time: a kubelet never does so. A pod is *missing* if its status says that it
-//! runs, and no process is found in a cgroup of its name for [`START_TIMEOUT`]. Its status may be old, as after a reboot, so it
+//! runs, and no process is found in a cgroup of its name for ten seconds. Its status may be old, as after a reboot, so it
 //! is in doubt and not known to be unprotected. A pod without a status, of a manifest, is never missing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
