@@ -20,6 +20,11 @@ impl Block {
         self.text.starts_with("pod ") && self.text.contains("\nverdict ")
     }
 
+    /// A policy of IAM.
+    pub fn is_policy(&self) -> bool {
+        self.text.starts_with('{')
+    }
+
     /// It begins with a key.
     pub fn is_yaml(&self) -> bool {
         let first = self.text.lines().next().unwrap_or_default();

@@ -116,9 +116,9 @@ fn load(kind: u32, attach_type: u32, code: &[u64]) -> Result<OwnedFd> {
         ..Load::default()
     };
     load.name[..7].copy_from_slice(b"foreign");
-    // Before 5.11 programs count as locked memory.
+    // Before Linux 5.11 programs count as locked memory; where the limit may not be raised, they do not.
     let unlimited = nix::sys::resource::RLIM_INFINITY;
-    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK, unlimited, unlimited)?;
+    let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK, unlimited, unlimited);
     let fd = bpf(BPF_PROG_LOAD, &mut load).context("loading a foreign program")?;
     // SAFETY: the kernel just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
