@@ -50,7 +50,10 @@ fn every_block_of_every_document_is_what_programs_take() {
                 outputs += 1;
             } else if block.is_policy() {
                 let policy: Result<Value, _> = serde_json::from_str(&block.text);
-                assert!(policy.is_ok_and(|policy| policy["Version"] == "2012-10-17"), "{place}");
+                assert!(
+                    policy.is_ok_and(|policy| policy["Version"] == "2012-10-17"),
+                    "{place}"
+                );
                 files += 1;
             } else if block.is_yaml() {
                 yaml(&place, &block);
