@@ -267,7 +267,7 @@ fn a_guard_is_ready_when_it_keeps_pods_out_or_waits_for_the_first_agent_by_its_o
         "it is attached from the start: {said}"
     );
     drop(closed);
-    let nowhere = node.lab.kubepods().join("not-made-yet");
+    let nowhere = node.lab.cgroup().join("not-made-yet");
     let words = format!(
         "guard --guard connect --close at-once --cgroup {} --runtime-dir {}",
         nowhere.display(),
