@@ -247,7 +247,7 @@ fn helm(place: &str, words: &[&str], whole: bool) {
 
 fn cargo(place: &str, words: &[&str]) {
     let ["xtask", verb, rest @ ..] = words else {
-        let known = ["build", "check", "bench", "install"];
+        let known = ["bench", "build", "check", "fmt", "install", "test"];
         assert!(words.first().is_some_and(|verb| known.contains(verb)), "{place}");
         return;
     };
