@@ -282,9 +282,9 @@ mod tests {
 
     /// Each `ADDRESS:PORT` that people are told to give, wherever they are told.
     #[rstest::rstest]
-    #[case::readme(include_str!("../../README.md"))]
-    #[case::deploying(include_str!("../../deploy/README.md"))]
-    #[case::migration(include_str!("../../deploy/migration.md"))]
+    #[case::configuration(include_str!("../../deploy/docs/configuration.md"))]
+    #[case::operations(include_str!("../../deploy/docs/operations.md"))]
+    #[case::migration(include_str!("../../deploy/docs/migration.md"))]
     #[case::values(include_str!("../../deploy/helm/metaproxy/values.yaml"))]
     #[case::chart(include_str!("../../deploy/helm/metaproxy/templates/_helpers.tpl"))]
     #[case::migrate(include_str!("migrate/kube2iam.rs"))]

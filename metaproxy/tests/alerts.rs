@@ -67,6 +67,26 @@ fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_silent() {
     }
 }
 
+/// Whoever is called by an alert finds there what to do.
+#[test]
+fn every_alert_leads_to_a_section_of_the_runbook() {
+    let runbook = std::fs::read_to_string(deploy("docs/operations.md")).unwrap();
+    let (_, sections) = runbook.split_once("\n## Alerts\n").unwrap();
+    let sections: Vec<&str> = sections
+        .lines()
+        .filter_map(|line| line.strip_prefix("### "))
+        .collect();
+    let mut alerts = Vec::new();
+    for rule in alert_rules() {
+        let alert = rule["alert"].as_str().unwrap();
+        let url = rule["annotations"]["runbook_url"].as_str().unwrap();
+        let section = format!("/deploy/docs/operations.md#{}", alert.to_lowercase());
+        assert!(url.ends_with(&section), "{alert}: {url}");
+        alerts.push(alert.to_owned());
+    }
+    assert_eq!(sections, alerts);
+}
+
 /// Labels that an alert's annotations show.
 fn labels_of(rule: &Value) -> Vec<String> {
     let annotations = rule["annotations"].to_string();

@@ -446,7 +446,7 @@ fn the_startup_taint_goes_when_pods_are_served_and_others_stay() {
     eventually("a report", || cluster.reports("[+]startup-taint ok"));
 }
 
-/// deploy/README.md names what whoever removes it may want to remove too.
+/// deploy/docs/install.md names what whoever removes it may want to remove too.
 #[test]
 fn what_stays_in_the_runtime_directory_is_what_the_guide_names() {
     let Some(cluster) = cluster() else { return };
@@ -463,7 +463,7 @@ fn what_stays_in_the_runtime_directory_is_what_the_guide_names() {
         files().contains("pods.json")
     });
     assert!(agent.stop().unwrap().success() && guard.stop().unwrap().success());
-    let guide = std::fs::read_to_string(common::deployed::deploy("README.md")).unwrap();
+    let guide = std::fs::read_to_string(common::deployed::deploy("docs/install.md")).unwrap();
     let (_, section) = guide.split_once("## Removing it\n").unwrap();
     let (section, _) = section.split_once("\n## ").unwrap();
     let left = files();

@@ -231,23 +231,23 @@ fn every_metric_of_dashboard_and_alerts_is_one_of_the_agents() {
             }
         }
     }
-    // And so is what the README tells of.
-    let readme = include_str!("../../README.md");
-    let table: BTreeSet<String> = readme
+    // And so is what the document tells of.
+    let document = include_str!("../../deploy/docs/operations.md");
+    let table: BTreeSet<String> = document
         .lines()
         .filter(|line| line.starts_with("| `metaproxy_"))
         .flat_map(name)
         .collect();
     for metric in &table {
         let is_there = there.contains(metric.as_str()) || there.contains(format!("{metric}_count").as_str());
-        assert!(is_there, "README: {metric} is not among {there:?}");
+        assert!(is_there, "operations.md: {metric} is not among {there:?}");
     }
     for metric in there {
         let base = ["_bucket", "_count", "_sum"]
             .iter()
             .find_map(|end| metric.strip_suffix(end))
             .unwrap_or(metric);
-        assert!(table.contains(base), "README does not tell of {metric}");
+        assert!(table.contains(base), "operations.md does not tell of {metric}");
     }
 }
 

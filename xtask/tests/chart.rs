@@ -255,7 +255,7 @@ fn values_that_do_not_go_together_are_refused_with_a_sentence() {
     }
 }
 
-/// As `deploy/README.md` tells under "Session tags".
+/// As `deploy/docs/iam.md` tells under "Session tags".
 #[test]
 fn the_tags_of_eks_pod_identity_are_given_with_the_clusters_arn() {
     let Some(program) = tool("kubernetes/helm") else {
@@ -470,13 +470,18 @@ fn values_that_documents_name_are_the_charts() {
         regex::Regex::new(r"(?:`|--set(?:-json)? |,)([a-z][A-Za-z]+(?:\.[a-z][A-Za-z]+)*)(?:[`=:]| )")
             .unwrap();
     let mut found = 0;
-    for path in [
+    let name = |entry: std::io::Result<fs::DirEntry>| entry.unwrap().file_name().into_string().unwrap();
+    let guides = fs::read_dir(root().join("deploy/docs")).unwrap().map(name);
+    let guides = guides.map(|name| format!("deploy/docs/{name}"));
+    let others = [
         "README.md",
         "deploy/README.md",
-        "deploy/migration.md",
         "deploy/helm/metaproxy/templates/NOTES.txt",
-    ] {
-        for name in named.captures_iter(&read(path)) {
+    ];
+    let documents: Vec<String> = guides.chain(others.map(str::to_owned)).collect();
+    assert!(documents.len() > 10, "{documents:?}");
+    for path in documents {
+        for name in named.captures_iter(&read(&path)) {
             // A field of every object in Kubernetes.
             if &name[1] == "metadata.uid" {
                 continue;
@@ -500,14 +505,14 @@ fn values_that_documents_name_are_the_charts() {
 /// A policy that is no JSON, or compares a tag that no session has, allows nothing.
 #[test]
 fn policies_of_documents_are_json_and_compare_tags_that_sessions_have() {
-    let text = fs::read_to_string(root().join("deploy/README.md")).unwrap();
+    let text = fs::read_to_string(root().join("deploy/docs/iam.md")).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     let policies: Vec<serde_json::Value> = lines
         .split(|line| !line.starts_with("    "))
         .filter(|block| block.first() == Some(&"    {"))
         .map(|block| serde_json::from_str(&block.join("\n")).unwrap())
         .collect();
-    assert_eq!(policies.len(), 2);
+    assert_eq!(policies.len(), 5);
     let tag = regex::Regex::new(r"(?:RequestTag|PrincipalTag|ExistingObjectTag)/([a-z-]+)").unwrap();
     let mut found = 0;
     for policy in policies {

@@ -158,13 +158,13 @@ fn flags_that_sentences_name_are_there() {
     assert!(seen > 150, "{seen}");
 }
 
-/// Whoever adds a flag adds a value of the chart, and a row of the README.
+/// Whoever adds a flag adds a value of the chart, and a row of the document on configuration.
 #[test]
-fn every_flag_of_the_agent_is_reachable_from_values_and_told_in_the_readme() {
+fn every_flag_of_the_agent_is_reachable_from_values_and_documented() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let read = |path| std::fs::read_to_string(root.join(path)).unwrap();
     let chart = read("deploy/helm/metaproxy/templates/daemonset.yaml");
-    let readme = read("README.md");
+    let document = read("deploy/docs/configuration.md");
     let run = Cli::command().find_subcommand("run").unwrap().clone();
     let flags: Vec<&str> = run.get_arguments().filter_map(|flag| flag.get_long()).collect();
     assert!(flags.len() > 30, "{flags:?}");
@@ -179,8 +179,8 @@ fn every_flag_of_the_agent_is_reachable_from_values_and_told_in_the_readme() {
             || is_in(&chart, &format!("- name: {variable}"), &['\n']);
         assert!(is_in_chart, "{name} is in no template");
         assert!(
-            is_in(&readme, &name, &[' ', '`', '\\']),
-            "{name} is not in the README"
+            is_in(&document, &name, &[' ', '`', '\\']),
+            "{name} is not in deploy/docs/configuration.md"
         );
     }
 }

@@ -14,7 +14,7 @@ const CHECK: &str = "API server";
 const TOKENS: &str = "tokens";
 
 const LIMITS: &str = "on Kubernetes 1.30 and later the chart limits that (webIdentity.admissionPolicy); are the policy and its binding \
-                      there? See \"Roles of service accounts\" in deploy/README.md";
+                      there? See deploy/docs/iam.md#how-far-that-right-goes";
 
 const RIGHTS: &str = "the chart's ClusterRole grants exactly what is needed; is its binding there?";
 

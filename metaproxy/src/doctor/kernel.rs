@@ -275,7 +275,7 @@ fn hooks(place: &Place, runtime_dir: &Path) -> Vec<Finding> {
         Err(error) => Finding::problem(
             "guard",
             error.to_string(),
-            "see `--guard`, and the README's table of kernels",
+            "see `--guard`, and the table of kernels in deploy/docs/guard.md#what-it-does",
         ),
     };
     drop(trial);

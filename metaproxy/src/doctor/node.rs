@@ -58,7 +58,7 @@ fn ports_of_agent(status: &Status) -> Vec<Finding> {
         status.parts.iter().find(bad)?.detail.clone()
     };
     let listener = trouble(Part::Listener.label()).map(|detail| {
-        let advice = "see \"Host ports and external IPs\" in deploy/README.md";
+        let advice = "see deploy/docs/compatibility.md#host-ports-and-external-ips";
         Finding::problem(PORTS, detail, advice)
     });
     let admin = trouble(Part::Admin.label()).map(|detail| Finding::warning(PORTS, detail, other_port(ADMIN)));

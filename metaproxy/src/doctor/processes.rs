@@ -104,8 +104,8 @@ pub(super) fn sandboxes() -> Vec<Finding> {
             "{} runs here: its pods' connections are made in a kernel of their own",
             found.join(" and ")
         ),
-        "they are not redirected, and get no credentials; a guard with packets keeps them from the node's (see the README, \
-         Not covered)",
+        "they are not redirected, and get no credentials; a guard with packets keeps them from the node's (see \
+         SECURITY.md#not-covered)",
     )]
 }
 

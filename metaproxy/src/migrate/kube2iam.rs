@@ -42,7 +42,7 @@ pub const GRAMMAR: Grammar = Grammar {
 pub(super) const METRICS: &str = "/metrics is at adminAddress, which is off unless it is set, such as 0.0.0.0:16925 for Prometheus to \
                                   reach: from elsewhere than the node itself only /metrics, /healthz and \
                                   /readyz are answered. podMonitor.enabled sets both up with the Prometheus Operator. The old port is free when the old daemon is gone. The metrics' names are \
-                                  in deploy/migration.md";
+                                  in deploy/docs/migration.md#metrics-by-their-old-names";
 
 /// The version that first read globs in a namespace's list (jtblin/kube2iam#104).
 const GLOBS: Version = Version(0, 9);

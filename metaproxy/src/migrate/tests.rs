@@ -120,7 +120,7 @@ fn flags_of_every_version_of_kiam_are_known() {
 #[case::kube2iam(KUBE2IAM)]
 #[case::kiam(KIAM)]
 fn the_guide_has_a_row_for_every_flag(#[case] flags: &[&str]) {
-    let guide = include_str!("../../../deploy/migration.md");
+    let guide = include_str!("../../../deploy/docs/migration.md");
     for flag in flags {
         let name = flag.split('=').next().unwrap();
         let is_there = guide
@@ -142,7 +142,7 @@ fn the_guide_has_a_row_for_every_flag(#[case] flags: &[&str]) {
 #[case::healthz("/healthz")]
 #[case::metrics("/metrics")]
 fn the_guide_has_a_row_for_every_annotation_and_path(#[case] name: &str) {
-    let guide = include_str!("../../../deploy/migration.md");
+    let guide = include_str!("../../../deploy/docs/migration.md");
     let cell = format!("`{name}`");
     // The last column is ours.
     let is_its_row = |line: &&str| {

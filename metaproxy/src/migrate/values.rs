@@ -156,7 +156,7 @@ impl fmt::Display for Values {
         comment(
             f,
             "",
-            "deploy/migration.md has the order of steps, and how to go back. `metaproxy explain --manifests` \
+            "deploy/docs/migration.md has the order of steps, and how to go back. `metaproxy explain --manifests` \
              tells what each of your pods will get.",
         )?;
         for (section, entries) in &self.set {

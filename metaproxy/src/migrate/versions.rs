@@ -47,7 +47,7 @@ pub const FOR_EVERY_POD: [(&str, &str); 2] = [
 pub const PASSED_ALL: (&str, &str) = (
     "the node's metadata",
     "{of} passed on every path but security-credentials, user-data among them. Here pods get a list of harmless paths \
-     (README, What a pod sees); metadata.allowPaths adds to it, but never user-data",
+     (deploy/docs/imds.md#the-nodes-metadata); metadata.allowPaths adds to it, but never user-data",
 );
 
 #[cfg(test)]

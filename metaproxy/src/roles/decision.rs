@@ -1,4 +1,4 @@
-//! The decision. Order and meaning are those of the README, "Role of a pod"; a refusal is final and never falls
+//! The decision. Order and meaning are those of deploy/docs/roles.md, "Role of a pod"; a refusal is final and never falls
 //! through to the next source.
 
 use super::arn::{BaseArn, RoleArn, RoleError, WrittenRole};

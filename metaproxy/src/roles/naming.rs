@@ -1,4 +1,4 @@
-//! Who names a pod's role. The order of the README, "Role of a pod", is written here and nowhere else: the decision and its
+//! Who names a pod's role. The order of deploy/docs/roles.md, "Role of a pod", is written here and nowhere else: the decision and its
 //! explanation both ask here.
 
 use super::reason::RoleSource;

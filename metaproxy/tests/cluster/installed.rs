@@ -246,7 +246,7 @@ pub fn removal(cluster: &Cluster) {
         bpf::ours().is_empty()
     });
     eprintln!("gone after {:.1} s", start.elapsed().as_secs_f64());
-    // As deploy/README.md tells under "Removing it".
+    // As deploy/docs/install.md#removing-it tells.
     assert_eq!(
         pod.role(),
         node_asks()[0],

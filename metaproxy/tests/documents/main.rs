@@ -8,6 +8,7 @@
 )]
 
 mod commands;
+mod links;
 mod text;
 
 use std::fs;

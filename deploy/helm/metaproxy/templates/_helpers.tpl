@@ -249,7 +249,7 @@ true
 {{- fail "guard.sidecar is guard.placement now: `daemonset` (the default, which keeps pods out also while the agent's pod is away), `sidecar` or `none`" -}}
 {{- end -}}
 {{- if and .Values.kubeconfig (include "metaproxy.pinsTokens" .) -}}
-{{- fail "kubeconfig says who the agent is in the cluster, and the admission policy is about its service account: set webIdentity.admissionPolicy=false, and limit the tokens of that user by a policy of your own (deploy/README.md, Roles of service accounts)" -}}
+{{- fail "kubeconfig says who the agent is in the cluster, and the admission policy is about its service account: set webIdentity.admissionPolicy=false, and limit the tokens of that user by a policy of your own (deploy/docs/iam.md#how-far-that-right-goes)" -}}
 {{- end -}}
 {{- if and (eq (include "metaproxy.word" .Values.sessions.tags) "eks") (not .Values.sessions.clusterArn) -}}
 {{- fail "sessions.tags=eks needs sessions.clusterArn: EKS Pod Identity's tags hold the ARN of the cluster, which `aws eks describe-cluster --name NAME --query cluster.arn --output text` prints" -}}

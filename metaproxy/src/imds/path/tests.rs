@@ -352,7 +352,7 @@ fn what_is_encoded_too_often_or_too_long_is_refused() {
     assert_eq!(classify(&long), Route::Refused(Refusal::NotPlain));
 }
 
-/// The README's examples among them.
+/// The documents' examples among them.
 #[rstest]
 #[case("tags/instance/.*", "/latest/meta-data/tags/instance/Name", true)]
 #[case("tags/instance/.*", "/latest/meta-data/tags/instance/Cost%20Center", true)]
@@ -398,11 +398,11 @@ fn more_may_be_allowed_by_anchored_patterns(
     assert_eq!(paths(PassThrough::None, &[pattern]).classify(path), want);
 }
 
-/// What the README gives as patterns of one thing lets that through, list and entries alike.
+/// What the document gives as patterns of one thing lets that through, list and entries alike.
 #[test]
-fn the_readmes_patterns_do_what_it_says() {
-    let readme = include_str!("../../../../README.md");
-    let (_, told) = readme.split_once("`--allow-path` adds to that: ").unwrap();
+fn the_documents_patterns_do_what_it_says() {
+    let document = include_str!("../../../../deploy/docs/imds.md");
+    let (_, told) = document.split_once("`--allow-path` adds to that: ").unwrap();
     let (told, _) = told.split_once("A slash at the end").unwrap();
     let patterns: Vec<&str> = told.split('`').skip(1).step_by(2).collect();
     assert_eq!(patterns.len(), 3, "{told}");
