@@ -200,22 +200,15 @@ fn files_that_are_left_out_of_a_directory_are_named() {
 /// As kubectl reads them (YAML 1.1, merge keys).
 #[test]
 fn merge_keys_are_read() {
-    let text = "kind: Pod\nmetadata:\n  name: web\n  labels: &all { a: b }\n  annotations: { <<: *all, iam.amazonaws.com/role: x }\n";
-    let found = all(text, &["--namespace-policy", "off"], None).unwrap();
-    assert_eq!(
-        found.explanations[0].verdict,
-        Verdict::Granted,
-        "{}",
-        found.explanations[0]
-    );
-    let text = "kind: Pod\nmetadata:\n  name: web\n  labels: &all { iam.amazonaws.com/role: x }\n  annotations: { <<: *all }\n";
-    let found = all(text, &["--namespace-policy", "off"], None).unwrap();
-    assert_eq!(
-        found.explanations[0].verdict,
-        Verdict::Granted,
-        "{}",
-        found.explanations[0]
-    );
+    for labels in [
+        "{ a: b }\n  annotations: { <<: *all, iam.amazonaws.com/role: x }",
+        "{ iam.amazonaws.com/role: x }\n  annotations: { <<: *all }",
+    ] {
+        let text = format!("kind: Pod\nmetadata:\n  name: web\n  labels: &all {labels}\n");
+        let found = all(&text, &["--namespace-policy", "off"], None).unwrap();
+        let explanation = &found.explanations[0];
+        assert_eq!(explanation.verdict, Verdict::Granted, "{explanation}");
+    }
 }
 
 #[test]
