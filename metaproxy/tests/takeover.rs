@@ -284,7 +284,7 @@ fn at_a_fixed_port_pods_are_refused_while_a_rule_claims_it_and_served_again_when
     );
     examined(&node, &[]).has(
         "ports: problem: --listen-port 18181: pod apps/attacker",
-        "Host ports",
+        "host-ports",
     );
     // The checks that follow keep it so.
     std::thread::sleep(Duration::from_secs(6));
