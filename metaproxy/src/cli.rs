@@ -1,31 +1,39 @@
 //! The command line. Everything is parsed and checked here, before anything is started.
 
+mod agent;
 mod args;
+mod completions;
 mod doctor;
+mod explain;
 mod guard;
-mod people;
+mod migrate;
+mod probe;
 mod roles;
 mod run;
+mod status;
 mod usage;
 mod values;
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 
-use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
+use clap::{Arg, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+pub use self::agent::{AgentArgs, Output};
 pub use self::args::LoggingArgs;
+pub use self::completions::CompletionsArgs;
 pub use self::doctor::DoctorArgs;
+pub use self::explain::ExplainArgs;
 pub use self::guard::GuardArgs;
-pub use self::people::{AgentArgs, CompletionsArgs, ExplainArgs, MigrateArgs, Output, StatusArgs};
+pub use self::migrate::MigrateArgs;
+pub use self::probe::ProbeArgs;
 pub use self::roles::RoleArgs;
 pub use self::run::RunArgs;
+pub use self::status::StatusArgs;
 pub use self::usage::UsageError;
 pub use self::values::{
     AdminAddress, Close, HostNetwork, ImdsV1, LogFormat, LogLevel, NamespacePolicy, Switch, TagChoice,
     TokenPolicy,
 };
-use crate::admin::probe::Question;
 
 /// Exit status for bad usage (EX_USAGE of sysexits.h).
 pub const EX_USAGE: u8 = 64;
@@ -102,26 +110,6 @@ pub enum Command {
     Man,
     /// Ask the agent of this container how it is doing; for the kubelet's exec probes
     Probe(ProbeArgs),
-}
-
-/// `metaproxy probe`
-#[derive(Debug, Args)]
-#[command(
-    after_help = "Exit status: 0 if the answer is yes; 1 if it is no, or if there is none; 64 on bad usage.\n\n\
-                  Examples:\n  kubectl -n kube-system exec ds/metaproxy -- /metaproxy probe ready"
-)]
-pub struct ProbeArgs {
-    /// What is asked
-    pub question: Question,
-
-    /// Directory of the agent's socket
-    #[arg(
-        long,
-        env = "METAPROXY_RUNTIME_DIR",
-        value_name = "DIR",
-        default_value = "/run/metaproxy"
-    )]
-    pub runtime_dir: PathBuf,
 }
 
 #[cfg(test)]

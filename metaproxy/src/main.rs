@@ -3,12 +3,11 @@
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use metaproxy::admin::probe::{self, ProbeError};
 use metaproxy::cli::{
     Cli, Command, DoctorArgs, EX_USAGE, LogFormat, LogLevel, LoggingArgs, Switch, UsageError,
 };
 use metaproxy::doctor::Examination;
-use metaproxy::{agent, causes, guard, heap, people};
+use metaproxy::{agent, causes, commands, guard, heap};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -32,7 +31,7 @@ fn main() -> ExitCode {
             Ok(settings) => run(args.logging, Switch::Off, guard::run(settings)),
             Err(error) => bad_usage("guard", &error),
         },
-        Command::Explain(args) => match people::explain(&args) {
+        Command::Explain(args) => match commands::explain::run(&args) {
             Ok(code) => code,
             Err(error) => bad_usage("explain", &error),
         },
@@ -40,11 +39,11 @@ fn main() -> ExitCode {
             Ok(examination) => doctor(&args, &examination),
             Err(error) => bad_usage("doctor", &error),
         },
-        Command::Status(args) => people::status(&args),
-        Command::Migrate(args) => people::migrate(&args),
-        Command::Completions(args) => people::completions(args.shell),
-        Command::Man => people::man(),
-        Command::Probe(args) => answer(probe::ask(args.question, &args.runtime_dir)),
+        Command::Status(args) => commands::status::run(&args),
+        Command::Migrate(args) => commands::migrate::run(&args),
+        Command::Completions(args) => commands::completions::run(args.shell),
+        Command::Man => commands::man::run(),
+        Command::Probe(args) => commands::probe::run(&args),
     }
 }
 
@@ -55,23 +54,9 @@ fn bad_usage(command: &str, error: &UsageError) -> ExitCode {
 
 fn doctor(args: &DoctorArgs, examination: &Examination) -> ExitCode {
     match tokio::runtime::Builder::new_current_thread().enable_all().build() {
-        Ok(runtime) => runtime.block_on(people::doctor(args, examination)),
+        Ok(runtime) => runtime.block_on(commands::doctor::run(args, examination)),
         Err(error) => {
             eprintln!("error: cannot start the asynchronous runtime: {error}");
-            ExitCode::FAILURE
-        }
-    }
-}
-
-/// What a probe shows; the kubelet puts it into an event where it is bad.
-fn answer(answer: Result<String, ProbeError>) -> ExitCode {
-    match answer {
-        Ok(text) => {
-            print!("{text}");
-            ExitCode::SUCCESS
-        }
-        Err(error) => {
-            eprintln!("{error}");
             ExitCode::FAILURE
         }
     }

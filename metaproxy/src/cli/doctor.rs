@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::people::Output;
+use super::agent::Output;
 use super::run::RunArgs;
 use super::usage::{
     UsageError, check_url, imds_endpoint, kubeconfig_of_environment, node_name_of_environment, role,

@@ -5,6 +5,7 @@ use crate::roles::{SessionScope, TagRules};
 use clap::error::ErrorKind;
 use metaproxy_common::verdict::Family;
 use rstest::rstest;
+use std::path::PathBuf;
 use std::time::Duration;
 
 const CLUSTER: &str = "arn:aws:eks:eu-west-1:123456789012:cluster/blue";

@@ -17,7 +17,7 @@ use self::files::{Files, files};
 pub use self::skipped::Skipped;
 use self::taken::Taken;
 use super::{Explanation, Subject, Verdict};
-use crate::people::text_of;
+use crate::commands::migrate::text_of;
 use crate::pods::manifests::parse::objects;
 use crate::pods::templates::Template;
 use crate::pods::{Namespace, Pod, ServiceAccount};

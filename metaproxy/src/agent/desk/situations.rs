@@ -9,8 +9,8 @@ use hyper::StatusCode;
 use self::list::situations;
 use self::stage::{Said, said};
 use crate::apiserver::events::Refusal;
+use crate::commands::explain::not_known;
 use crate::explain::{AnswerLine, Explanation, Verdict};
-use crate::people::not_known;
 
 impl Said {
     /// All of it, for people to read over; times of day are another each time.

@@ -1,0 +1,55 @@
+//! `metaproxy doctor`: what keeps the pods of this node from being served, and what other agents have left on it.
+
+use std::process::ExitCode;
+
+use super::output::{print, print_json, verdict};
+use crate::cli::{DoctorArgs, Output};
+use crate::doctor::{self, Examination};
+use crate::terminal::fitted;
+
+/// Runs `metaproxy doctor`.
+pub async fn run(args: &DoctorArgs, examination: &Examination) -> ExitCode {
+    if args.fix_leftovers {
+        return fix_leftovers();
+    }
+    let report = doctor::examine(examination).await;
+    match args.output {
+        Output::Text => print(&fitted(&report.to_string())),
+        Output::Json => print_json(&report),
+    }
+    report.exit_code()
+}
+
+fn fix_leftovers() -> ExitCode {
+    let mut found = doctor::leftovers();
+    let mut failed = !found.unseen.is_empty();
+    for unseen in &found.unseen {
+        eprintln!("error: could not be looked at: {unseen}; {}", doctor::ON_THE_NODE);
+    }
+    if found.leftovers.is_empty() && !failed {
+        print("nothing of kube2iam, kiam or the EKS Pod Identity agent is left on this node\n");
+    }
+    for one in &found.leftovers {
+        print(&format!("{}\n  {}\n", one.what, one.command()));
+    }
+    if found.leftovers.iter().any(|one| one.is_kept().is_none()) {
+        print("looking once more in a few seconds, whether somebody uses them\n");
+        found = found.again();
+    }
+    for one in &found.leftovers {
+        let removed = match one.is_kept() {
+            None => one
+                .remove()
+                .map_err(|error| format!("{}: {error}", one.command())),
+            Some(why) => Err(format!("{}: {why}", one.what)),
+        };
+        match removed {
+            Ok(()) => print(&format!("removed: {}\n", one.what)),
+            Err(error) => {
+                failed = true;
+                eprintln!("error: not removed: {error}");
+            }
+        }
+    }
+    verdict(failed)
+}

@@ -1,0 +1,47 @@
+//! `metaproxy migrate`: values of the chart from the flags of kube2iam or kiam.
+
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+use super::output::{print, unavailable};
+use crate::cli::MigrateArgs;
+use crate::migrate::{self, Workload};
+
+/// Runs `metaproxy migrate`.
+pub fn run(args: &MigrateArgs) -> ExitCode {
+    match values_of(args) {
+        Ok(values) => {
+            print(&values);
+            ExitCode::SUCCESS
+        }
+        Err(error) => unavailable(&error),
+    }
+}
+
+fn values_of(args: &MigrateArgs) -> Result<String, String> {
+    let mut workloads = Vec::new();
+    if !args.words.is_empty() {
+        workloads.push(Workload::of_words(&args.words));
+    }
+    let from_input = [Path::new("-").to_owned()];
+    let files = match (args.manifests.as_slice(), workloads.is_empty()) {
+        ([], true) => &from_input[..],
+        (files, _) => files,
+    };
+    for file in files {
+        let shown = file.display().to_string();
+        let text = text_of(file).map_err(|error| format!("{shown}: {error}"))?;
+        let found = migrate::workloads(args.from, &shown, &text).map_err(|error| error.to_string())?;
+        workloads.extend(found);
+    }
+    migrate::values_for(args.from, &workloads).map_err(|error| error.to_string())
+}
+
+/// Reads a file, or standard input if the path is `-`.
+pub(crate) fn text_of(path: &Path) -> io::Result<String> {
+    if path == Path::new("-") {
+        return io::read_to_string(io::stdin());
+    }
+    std::fs::read_to_string(path)
+}

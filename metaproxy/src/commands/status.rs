@@ -1,0 +1,38 @@
+//! `metaproxy status`: how the agent of this node is doing.
+
+use std::process::ExitCode;
+
+use super::output::{print, print_json, unavailable, verdict};
+use crate::admin::asking::{self, AskError};
+use crate::cli::{AgentArgs, Output, StatusArgs};
+use crate::status::Status;
+use crate::terminal::fitted;
+
+/// Runs `metaproxy status`.
+pub fn run(args: &StatusArgs) -> ExitCode {
+    loop {
+        let answer = asking::status(&args.agent.runtime_dir);
+        if args.watch.is_some() {
+            // Moves the cursor home and clears the screen (ECMA-48).
+            print("\x1b[H\x1b[2J");
+        }
+        let code = show(&args.agent, answer);
+        let Some(pause) = args.watch else {
+            return code;
+        };
+        std::thread::sleep(pause);
+    }
+}
+
+fn show(agent: &AgentArgs, answer: Result<Status, AskError>) -> ExitCode {
+    match answer {
+        Ok(status) => {
+            match agent.output {
+                Output::Text => print(&fitted(&status.to_string())),
+                Output::Json => print_json(&status),
+            }
+            verdict(!status.ready)
+        }
+        Err(error) => unavailable(&error.to_string()),
+    }
+}
