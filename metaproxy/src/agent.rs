@@ -63,8 +63,8 @@ use crate::intercept::object::ProgramsError;
 use crate::intercept::placement::PodFinder;
 use crate::intercept::programs::{Maps, Programs};
 use crate::intercept::refusals::{Refusals, follow_failures};
-use crate::neighbours::{Presence, ServedMark, make_runtime_dir};
 use crate::roles::Rules;
+use crate::runtime_dir::{Instance, ServedMarker, make_runtime_dir};
 use crate::signals::stop_signal;
 
 /// After redirection has ended: connections that were redirected just before are still on their way.
@@ -159,10 +159,10 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     let node_netns = kernel::node_netns_cookie()?;
     let locator = || Locator::new(settings.cgroup_root.as_deref(), settings.cgroup.as_deref());
     make_runtime_dir(&settings.runtime_dir)?;
-    let presence = Presence::announce(&settings.runtime_dir, "agent")?;
-    let mark = ServedMark::of(&settings.runtime_dir);
+    let instance = Instance::register(&settings.runtime_dir, "agent")?;
+    let mark = ServedMarker::of(&settings.runtime_dir);
     if settings.mode == Mode::Observe {
-        if presence.is_beside(&settings.runtime_dir, GUARD_AT_ONCE) {
+        if instance.is_beside(&settings.runtime_dir, GUARD_AT_ONCE) {
             warn!(
                 "a guard on this node closes at once, whatever an agent does (--close at-once): pods are kept from the node's \
                  metadata service though they are only observed. Stop it to see what they do"
@@ -354,7 +354,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     drain(phase, listening, &server).await;
     drop(attachment);
     // The guard is the last to go: until here, what was not redirected any more was refused.
-    drop((guarding, tasks, presence));
+    drop((guarding, tasks, instance));
     drop(socket);
     info!(connections_served = figures.connections().served, "stopped");
     let kernel = Counter::ALL

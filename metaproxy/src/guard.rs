@@ -14,7 +14,7 @@ use crate::health::{Condition, Health, Part};
 use crate::intercept::cgroups::{CgroupError, Locator};
 use crate::intercept::guard::{Choice, Guard, GuardError, GuardState, tell};
 use crate::intercept::kernel::{self, KernelError};
-use crate::neighbours::{NeighbourError, Presence, RuntimeDirError, ServedMark, make_runtime_dir};
+use crate::runtime_dir::{Instance, InstanceError, RuntimeDirError, ServedMarker, make_runtime_dir};
 use crate::signals::{SignalError, stop_signal};
 
 /// How often the mark is looked for.
@@ -61,7 +61,7 @@ pub enum GuardProcessError {
     Socket(#[from] SocketError),
     /// Other processes of ours.
     #[error(transparent)]
-    Neighbour(#[from] NeighbourError),
+    Instance(#[from] InstanceError),
     /// A part of it is gone while it runs.
     #[error("a task of the guard has failed; it ends so that it can be started again whole")]
     TaskEnded,
@@ -78,13 +78,13 @@ pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
     let locator = Locator::new(settings.cgroup_root.as_deref(), settings.cgroup.as_deref())?;
     make_runtime_dir(&settings.runtime_dir)?;
     let what = if settings.at_once { GUARD_AT_ONCE } else { "guard" };
-    let _presence = Presence::announce(&settings.runtime_dir, what)?;
+    let _instance = Instance::register(&settings.runtime_dir, what)?;
     let Some(mut guard) = Guard::load(settings.choice, node_netns, locator).await? else {
         return Ok(());
     };
     let (_socket, probes) = AdminSocket::open(&settings.runtime_dir, Owner::Guard)?;
     let health = Health::starting([Part::Guard]);
-    let mark = ServedMark::of(&settings.runtime_dir);
+    let mark = ServedMarker::of(&settings.runtime_dir);
     let closed = settings.at_once || mark.is_set().is_ok_and(|is_set| is_set);
     if closed {
         // What is wrong is found out now, and not only said.
@@ -116,7 +116,7 @@ pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
 }
 
 /// Closes the guard when the mark is there, and opens it when it is not.
-async fn follow(mark: ServedMark, at_once: bool, close: watch::Sender<bool>) {
+async fn follow(mark: ServedMarker, at_once: bool, close: watch::Sender<bool>) {
     let mut look = tokio::time::interval(LOOK);
     loop {
         look.tick().await;

@@ -12,8 +12,8 @@ use crate::intercept::guard::GuardError;
 use crate::intercept::kernel::KernelError;
 use crate::intercept::listener::ListenError;
 use crate::intercept::object::ProgramsError;
-use crate::neighbours::{NeighbourError, RuntimeDirError};
 use crate::pods::manifests::ManifestsError;
+use crate::runtime_dir::{InstanceError, RuntimeDirError};
 use crate::signals::SignalError;
 
 /// Why the agent does not start, or does not go on. Nothing is attached then.
@@ -63,5 +63,5 @@ pub enum StartError {
     RuntimeDir(#[from] RuntimeDirError),
     /// Other processes of ours.
     #[error(transparent)]
-    Neighbour(#[from] NeighbourError),
+    Instance(#[from] InstanceError),
 }

@@ -27,9 +27,9 @@ use crate::intercept::cgroups::Locator;
 use crate::intercept::listed::{Listed, Lists};
 use crate::intercept::placement::PodFinder;
 use crate::intercept::programs::Programs;
-use crate::neighbours::ServedMark;
 use crate::pods::{PodUid, Pods};
 use crate::roles::{Decision, Rules};
+use crate::runtime_dir::ServedMarker;
 
 /// How often it is looked who connected.
 const LOOK: Duration = Duration::from_secs(1);
@@ -44,7 +44,7 @@ const AGAIN: Duration = Duration::from_secs(3600);
 pub(super) async fn run(
     settings: Settings,
     node_netns: u64,
-    mark: ServedMark,
+    mark: ServedMarker,
     stop: impl Future<Output = ()>,
 ) -> Result<(), StartError> {
     let locator = Locator::new(settings.cgroup_root.as_deref(), settings.cgroup.as_deref())?;
@@ -149,7 +149,7 @@ async fn say_ready(health: crate::health::Health) {
 }
 
 /// Guards let pods pass; an agent that still serves them beside this one may say otherwise, as long as it is there.
-async fn open_guards(mark: ServedMark) {
+async fn open_guards(mark: ServedMarker) {
     loop {
         mark.clear();
         tokio::time::sleep(LOOK).await;

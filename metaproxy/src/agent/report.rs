@@ -20,9 +20,9 @@ use crate::intercept::guard::{Guard, GuardCounters, GuardState};
 use crate::intercept::placement::Placement;
 use crate::intercept::programs::Counters;
 use crate::intercept::refusals::RefusalCount;
-use crate::neighbours::ServedMark;
 use crate::pods::Pods;
 use crate::roles::BaseArn;
+use crate::runtime_dir::ServedMarker;
 
 /// What the agent works with, in one line: what it was told stands in the line before, and this is what came of it.
 pub(super) fn tell_surroundings(
@@ -74,7 +74,7 @@ pub(super) async fn tell(health: Health, listeners: watch::Receiver<Vec<String>>
 }
 
 /// Tells guards, by the mark, that pods are served; again where it gets lost, or could not be written.
-pub(super) async fn tell_guards(health: Health, mark: ServedMark) {
+pub(super) async fn tell_guards(health: Health, mark: ServedMarker) {
     const AGAIN: Duration = Duration::from_millis(500);
     let mut complained = false;
     loop {

@@ -195,7 +195,7 @@ fn publish_key(path: &Path, key: &[u8], suffix: [u8; 8]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::neighbours::make_runtime_dir;
+    use crate::runtime_dir::make_runtime_dir;
     use proptest::prelude::*;
 
     fn uid(text: &str) -> PodUid {

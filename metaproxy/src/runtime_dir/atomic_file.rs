@@ -1,0 +1,101 @@
+//! Files that appear whole or not at all: written under a temporary name and renamed.
+//!
+//! `tempfile` would add a dependency to the binary, and removes nothing after a SIGKILL either. Here the temporary
+//! files have names that the next process recognizes.
+
+use std::fs::{self, File};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// The age from which a temporary file counts as left by a process that was killed. Writing one takes milliseconds.
+const STALE_AGE: Duration = Duration::from_secs(60);
+
+/// Returns a temporary path beside a path. It is random, because the process id is 1 in every container.
+fn temporary(path: &Path) -> PathBuf {
+    let name = path.file_name().unwrap_or_default().to_string_lossy();
+    path.with_file_name(format!(".{name}.{:016x}.new", fastrand::u64(..)))
+}
+
+/// Writes a file. Readers see the old content or the new.
+///
+/// # Errors
+/// If the file can be neither written nor renamed. The temporary file is removed then.
+pub(super) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+    publish(path, content, |_| Ok(())).map(drop)
+}
+
+/// Writes a file that is locked from the moment at which others can see it, and returns it with its lock.
+///
+/// # Errors
+/// If the file cannot be written, locked or renamed. The temporary file is removed then.
+pub(super) fn write_locked(path: &Path, content: &[u8]) -> io::Result<File> {
+    publish(path, content, File::lock)
+}
+
+fn publish(path: &Path, content: &[u8], prepare: impl Fn(&File) -> io::Result<()>) -> io::Result<File> {
+    let temporary = temporary(path);
+    let written = File::create_new(&temporary).and_then(|mut file| {
+        prepare(&file)?;
+        file.write_all(content)?;
+        fs::rename(&temporary, path)?;
+        Ok(file)
+    });
+    if written.is_err() {
+        let _ = fs::remove_file(&temporary);
+    }
+    written
+}
+
+/// Removes a file if it is a temporary file that a killed process left, and its name begins with the prefix.
+///
+/// A young file is kept, because another process may be about to rename it.
+pub(super) fn remove_stale(entry: &Path, prefix: &str) {
+    let name = entry.file_name().unwrap_or_default().to_string_lossy();
+    let is_temporary = name
+        .strip_prefix('.')
+        .is_some_and(|name| name.starts_with(prefix));
+    let is_old = || {
+        let modified = fs::metadata(entry).and_then(|file| file.modified());
+        modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > STALE_AGE))
+    };
+    if is_temporary && is_old() {
+        let _ = fs::remove_file(entry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::SystemTime;
+
+    #[test]
+    fn a_temporary_file_is_removed_only_if_it_is_old_and_of_the_prefix() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = |name: &str| dir.path().join(name);
+        for name in [".instance-a.json.new", ".other.new", ".instance-b.json.new"] {
+            File::create(path(name)).unwrap();
+        }
+        for name in [".instance-a.json.new", ".other.new"] {
+            let file = File::options().write(true).open(path(name)).unwrap();
+            file.set_modified(SystemTime::now() - STALE_AGE * 2).unwrap();
+        }
+        for entry in fs::read_dir(dir.path()).unwrap() {
+            remove_stale(&entry.unwrap().path(), "instance-");
+        }
+        assert!(!path(".instance-a.json.new").exists());
+        assert!(path(".other.new").exists() && path(".instance-b.json.new").exists());
+    }
+
+    #[test]
+    fn a_file_is_replaced_and_nothing_is_left_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        for content in ["old", "new"] {
+            write(&path, content.as_bytes()).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap(), content);
+        }
+        assert!(write(&dir.path().join("none/file"), b"").is_err());
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+}

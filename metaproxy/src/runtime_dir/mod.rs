@@ -1,0 +1,11 @@
+//! The runtime directory, through which the processes of metaproxy on one node learn of each other: which instances
+//! run, and whether pods have been served since the node booted.
+
+mod atomic_file;
+mod directory;
+mod instance;
+mod served_marker;
+
+pub use self::directory::{RuntimeDirError, make_runtime_dir};
+pub use self::instance::{Instance, InstanceError};
+pub use self::served_marker::ServedMarker;

@@ -1,0 +1,88 @@
+//! The marker that pods have been served since the node booted.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use tracing::warn;
+
+use super::atomic_file;
+
+/// How the marker's temporary files begin, those of earlier versions too.
+pub(super) const FILE_PREFIX: &str = "served-";
+
+const FILE_NAME: &str = "served-since-boot";
+
+/// Marks that pods have been served since the node booted. Guards close when it appears.
+#[derive(Clone, Debug)]
+pub struct ServedMarker {
+    path: PathBuf,
+    boot: String,
+}
+
+impl ServedMarker {
+    /// Makes the marker of a runtime directory, set or not.
+    pub fn of(runtime_dir: &Path) -> Self {
+        // A marker that has survived a boot must not close a guard. If the boot has no id, any marker counts.
+        let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+        Self {
+            path: runtime_dir.join(FILE_NAME),
+            boot,
+        }
+    }
+
+    /// Sets the marker: pods are served.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn set(&self) -> io::Result<()> {
+        if self.is_set().is_ok_and(|is_set| is_set) {
+            return Ok(());
+        }
+        atomic_file::write(&self.path, self.boot.as_bytes())
+    }
+
+    /// Removes the marker, so that guards open and pods reach the node's metadata service again.
+    pub fn clear(&self) {
+        match fs::remove_file(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => warn!(
+                "guards on this node stay closed: cannot remove {}: {error}",
+                self.path.display()
+            ),
+            _ => {}
+        }
+    }
+
+    /// Reports whether pods have been served since boot.
+    ///
+    /// # Errors
+    /// If the file exists and cannot be read.
+    pub fn is_set(&self) -> io::Result<bool> {
+        match fs::read_to_string(&self.path) {
+            Ok(boot) => Ok(boot == self.boot),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_mark_is_that_of_this_boot() {
+        let dir = tempfile::tempdir().unwrap();
+        let mark = ServedMarker::of(dir.path());
+        assert!(!mark.is_set().unwrap());
+        mark.clear();
+        mark.set().unwrap();
+        assert!(mark.is_set().unwrap());
+        fs::write(dir.path().join(FILE_NAME), "another boot").unwrap();
+        assert!(!mark.is_set().unwrap());
+        mark.set().unwrap();
+        assert!(mark.is_set().unwrap());
+        mark.clear();
+        assert!(!mark.is_set().unwrap());
+    }
+}
