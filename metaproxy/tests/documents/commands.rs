@@ -90,7 +90,12 @@ fn check(place: &str, words: &[String], whole: bool) {
             check_line(place, inner);
         }
     }
-    let is_before = |word: &&String| matches!(word.as_str(), "sudo" | "-E" | "do" | "…");
+    let is_before = |word: &&String| {
+        let is_variable = word.split_once('=').is_some_and(|(name, _)| {
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_uppercase() || c == '_')
+        });
+        is_variable || matches!(word.as_str(), "sudo" | "-E" | "do" | "…")
+    };
     let words: Vec<&str> = words.iter().skip_while(is_before).map(String::as_str).collect();
     let Some((program, rest)) = words.split_first() else {
         return;

@@ -8,6 +8,8 @@
 )]
 
 mod commands;
+mod configuration;
+mod generated;
 mod links;
 mod text;
 
