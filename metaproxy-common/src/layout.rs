@@ -164,7 +164,7 @@ impl GuardConfig {
 /// Who called `connect()`, in the kernel's own terms.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Caller {
+pub struct Origin {
     /// Cgroup v2 id (the directory's inode number) of the task that called.
     pub cgroup_id: u64,
     /// Cookie of the network namespace of its socket.
@@ -176,7 +176,7 @@ pub struct Caller {
 #[derive(Clone, Copy, Debug)]
 pub struct Stamp {
     /// Who called.
-    pub caller: Caller,
+    pub origin: Origin,
     /// The address that the program asked for: what `getpeername()` shows it.
     pub asked: Endpoint,
     /// The listener that it got.
@@ -382,7 +382,7 @@ mod tests {
     fn layouts_have_no_padding_and_keep_their_size() {
         assert_eq!(size_of::<Endpoint>(), 20);
         assert_eq!(size_of::<Target>(), 40);
-        assert_eq!(size_of::<Caller>(), 16);
+        assert_eq!(size_of::<Origin>(), 16);
         assert_eq!(size_of::<Stamp>(), 16 + 20 + 20 + 4 * 4);
         assert_eq!(size_of::<Arrival>(), 8 + 4 + 4);
         assert_eq!(size_of::<FailureKey>(), 8 + 4 + 4);

@@ -14,7 +14,7 @@ pub trait Bytes {
 
 /// What a packet begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Begins {
+pub enum LinkLayer {
     /// An Ethernet header, and perhaps VLAN tags.
     Ethernet,
     /// An IP header.
@@ -23,19 +23,19 @@ pub enum Begins {
 
 /// What a packet is to the targets. A plain struct, as [`Found`](crate::target::Found) is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Aim {
+pub struct PacketMatch {
     /// Whether it is TCP to one of them, for all that can be told.
     pub hit: bool,
     /// Where its IP header begins.
     pub ip: u32,
     /// Whether that is IPv6.
     pub is_v6: bool,
-    /// Where its TCP header begins; 0 where there is none to be read.
+    /// Where its TCP header link_layer; 0 where there is none to be read.
     pub tcp: u32,
 }
 
-impl Aim {
-    const ELSEWHERE: Self = Self {
+impl PacketMatch {
+    const NONE: Self = Self {
         hit: false,
         ip: 0,
         is_v6: false,
@@ -65,9 +65,9 @@ const MAX_EXTENSIONS: u32 = 8;
 
 /// Whether a packet is TCP to one of the targets.
 #[inline(always)]
-pub fn aim<B: Bytes>(bytes: &B, begins: Begins, targets: &Targets) -> Aim {
-    match begins {
-        Begins::Ethernet => {
+pub fn match_packet<B: Bytes>(bytes: &B, link_layer: LinkLayer, targets: &Targets) -> PacketMatch {
+    match link_layer {
+        LinkLayer::Ethernet => {
             let mut at = ETHERTYPE;
             let mut tags = 0;
             while tags <= MAX_TAGS {
@@ -75,19 +75,19 @@ pub fn aim<B: Bytes>(bytes: &B, begins: Begins, targets: &Targets) -> Aim {
                     ETH_P_IP => return ipv4(bytes, at + (ETHERNET - ETHERTYPE), targets),
                     ETH_P_IPV6 => return ipv6(bytes, at + (ETHERNET - ETHERTYPE), targets),
                     ETH_P_8021Q | ETH_P_8021AD => at += 4,
-                    _ => return Aim::ELSEWHERE,
+                    _ => return PacketMatch::NONE,
                 }
                 tags += 1;
             }
-            Aim::ELSEWHERE
+            PacketMatch::NONE
         }
-        Begins::Ip => {
+        LinkLayer::Ip => {
             let mut first = [0; 1];
             bytes.load(0, &mut first);
             match first[0] >> 4 {
                 4 => ipv4(bytes, 0, targets),
                 6 => ipv6(bytes, 0, targets),
-                _ => Aim::ELSEWHERE,
+                _ => PacketMatch::NONE,
             }
         }
     }
@@ -103,22 +103,22 @@ fn word<B: Bytes>(bytes: &B, at: u32) -> u16 {
 
 /// RFC 791.
 #[inline(always)]
-fn ipv4<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> Aim {
+fn ipv4<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> PacketMatch {
     let mut destination = [0; 4];
     if !bytes.load(at + 16, &mut destination) {
-        return Aim::ELSEWHERE;
+        return PacketMatch::NONE;
     }
     let address = Address::from_v4_word(u32::from_ne_bytes(destination));
     if !targets.has_address(&address) {
-        return Aim::ELSEWHERE;
+        return PacketMatch::NONE;
     }
     let mut head = [0; 10];
     bytes.load(at, &mut head);
     let later_fragment = (u16::from_be_bytes([head[6], head[7]]) & 0x1fff) != 0;
     if head[9] != TCP || later_fragment {
-        return Aim::ELSEWHERE;
+        return PacketMatch::NONE;
     }
-    Aim {
+    PacketMatch {
         ip: at,
         is_v6: false,
         ..at_port(bytes, at + u32::from(head[0] & 0x0f) * 4, address, targets)
@@ -127,10 +127,10 @@ fn ipv4<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> Aim {
 
 /// RFC 8200.
 #[inline(always)]
-fn ipv6<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> Aim {
+fn ipv6<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> PacketMatch {
     let mut destination = [0; 16];
     if !bytes.load(at + 24, &mut destination) {
-        return Aim::ELSEWHERE;
+        return PacketMatch::NONE;
     }
     let mut words = [0; 4];
     let mut index = 0;
@@ -146,12 +146,12 @@ fn ipv6<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> Aim {
     }
     let address = Address::from_v6_words(words);
     if !targets.has_address(&address) {
-        return Aim::ELSEWHERE;
+        return PacketMatch::NONE;
     }
     let mut next = [0; 1];
     bytes.load(at + 6, &mut next);
     let ip = at;
-    let unreadable = Aim {
+    let unreadable = PacketMatch {
         hit: true,
         ip,
         is_v6: true,
@@ -162,7 +162,7 @@ fn ipv6<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> Aim {
     let mut headers = 0;
     while headers < MAX_EXTENSIONS {
         if kind == TCP {
-            return Aim {
+            return PacketMatch {
                 ip,
                 is_v6: true,
                 ..at_port(bytes, at, address, targets)
@@ -174,7 +174,7 @@ fn ipv6<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> Aim {
             HOP_BY_HOP | ROUTING | FRAGMENT | AUTHENTICATION | DESTINATION_OPTIONS
         );
         if !is_extension {
-            return Aim::ELSEWHERE;
+            return PacketMatch::NONE;
         }
         if !bytes.load(at, &mut head) {
             return unreadable;
@@ -182,7 +182,7 @@ fn ipv6<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> Aim {
         let length = u32::from(head[1]);
         if kind == FRAGMENT {
             if u16::from_be_bytes([head[2], head[3]]) & 0xfff8 != 0 {
-                return Aim::ELSEWHERE;
+                return PacketMatch::NONE;
             }
             at += 8;
         } else if kind == AUTHENTICATION {
@@ -199,14 +199,14 @@ fn ipv6<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> Aim {
 
 /// By the destination port of a TCP header; one that can't be read counts as a target's.
 #[inline(always)]
-fn at_port<B: Bytes>(bytes: &B, tcp: u32, address: Address, targets: &Targets) -> Aim {
+fn at_port<B: Bytes>(bytes: &B, tcp: u32, address: Address, targets: &Targets) -> PacketMatch {
     let mut port = [0; 2];
     let is_there = bytes.load(tcp + 2, &mut port);
     let port = Port::from_be(u16::from_ne_bytes(port));
-    Aim {
+    PacketMatch {
         hit: !is_there || targets.find(&Endpoint::new(address, port)).hit,
         tcp: if is_there { tcp } else { 0 },
-        ..Aim::ELSEWHERE
+        ..PacketMatch::NONE
     }
 }
 

@@ -43,7 +43,7 @@ fn on_connect(ctx: &SockOpsContext) {
         return;
     }
     if stamp.state == ClientState::CALLED {
-        count_failure(stamp.caller.cgroup_id, HandshakeFailure::AnsweredElsewhere);
+        count_failure(stamp.origin.cgroup_id, HandshakeFailure::AnsweredElsewhere);
     }
     stamp.state = ClientState::NONE;
 }
@@ -62,7 +62,7 @@ fn on_established(ctx: &SockOpsContext) {
     if !is_answered(ctx, key, stamp) {
         // The option is not shown to what has taken the listener's place.
         stamp.state = ClientState::NONE;
-        count_failure(stamp.caller.cgroup_id, HandshakeFailure::AnsweredElsewhere);
+        count_failure(stamp.origin.cgroup_id, HandshakeFailure::AnsweredElsewhere);
         return;
     }
     stamp.state = ClientState::ESTABLISHED;
@@ -103,7 +103,7 @@ fn on_option_write(ctx: &SockOpsContext) {
     let Some(key) = KEY.get(0) else { return };
     // SAFETY: takes no pointer.
     let now = window(unsafe { bpf_ktime_get_ns() });
-    let option = caller_option(key, &connection(ctx, stamp), stamp.caller.cgroup_id, now);
+    let option = caller_option(key, &connection(ctx, stamp), stamp.origin.cgroup_id, now);
     if !sockops::store(ctx, &option) {
         fail(stamp, HandshakeFailure::NotWritten);
     }
@@ -124,6 +124,6 @@ fn connection(ctx: &SockOpsContext, stamp: &Stamp) -> Connection {
 fn fail(stamp: &mut Stamp, kind: HandshakeFailure) {
     if stamp.is_failure_counted == 0 {
         stamp.is_failure_counted = 1;
-        count_failure(stamp.caller.cgroup_id, kind);
+        count_failure(stamp.origin.cgroup_id, kind);
     }
 }

@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{
 use aya_ebpf::programs::SockAddrContext;
 use metaproxy_common::address::{Address, Endpoint};
 use metaproxy_common::handshake::MAX_CGROUP_ID;
-use metaproxy_common::layout::{Caller, ClientState, Config, Counter, Destination, HandshakeFailure, Stamp};
+use metaproxy_common::layout::{ClientState, Config, Counter, Destination, HandshakeFailure, Origin, Stamp};
 use metaproxy_common::verdict::{Action, Class, Family, Kind, Socket, Surroundings, classify, decide};
 
 use crate::maps::{
@@ -28,41 +28,41 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
         return;
     }
     // SAFETY: the helpers take the context that the kernel gave, or nothing.
-    let caller = unsafe {
-        Caller {
+    let origin = unsafe {
+        Origin {
             cgroup_id: bpf_get_current_cgroup_id(),
             netns_cookie: bpf_get_netns_cookie(ctx.as_ptr()),
         }
     };
-    let around = surroundings(config, &caller);
+    let around = surroundings(config, &origin);
     if config.observe != 0 {
         if class.kind == Kind::Metadata && (around.listed || !around.in_node_netns) {
-            observe(&caller);
+            observe(&origin);
         }
         return;
     }
-    let pod = pod_cgroup(&caller);
+    let pod = pod_cgroup(&origin);
     if class.kind == Kind::Listener || around.listed || !around.in_node_netns {
-        if !is_within_rate(config, &caller, pod) {
+        if !is_within_rate(config, &origin, pod) {
             refuse(ctx, family, &class.sentinel);
             return;
         }
     }
-    let destination = destination(config, caller.netns_cookie);
+    let destination = destination(config, origin.netns_cookie);
     let from = connecting(ctx, family, config, pod, &class, &destination);
     let verdict = decide(&class, &from, around, &destination);
     match verdict.action {
         Action::Pass => count(Counter::NodeLeftAlone),
         Action::Stamp => {
-            if stamp(ctx, caller, class.asked, to) {
+            if stamp(ctx, origin, class.asked, to) {
                 count(Counter::Stamped);
             }
         }
         Action::Redirect => {
-            if stamp(ctx, caller, class.asked, verdict.to) {
+            if stamp(ctx, origin, class.asked, verdict.to) {
                 sockaddr::write(ctx, family, &verdict.to);
                 count(Counter::Redirected);
-                log_redirect(ctx, &caller);
+                log_redirect(ctx, &origin);
             } else {
                 refuse(ctx, family, &class.sentinel);
             }
@@ -73,14 +73,14 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
 
 /// Notes that this cgroup has connected. Two at once may count as one.
 #[inline(always)]
-fn observe(caller: &Caller) {
+fn observe(origin: &Origin) {
     count(Counter::Observed);
-    if let Some(seen) = OBSERVED.get_ptr_mut(caller.cgroup_id) {
+    if let Some(seen) = OBSERVED.get_ptr_mut(origin.cgroup_id) {
         // SAFETY: non-null, and map values outlive the program run.
         unsafe { *seen += 1 };
     } else {
         // Where the map is full it is noted when it was read the next time.
-        let _ = OBSERVED.insert(caller.cgroup_id, 1_u64, 0);
+        let _ = OBSERVED.insert(origin.cgroup_id, 1_u64, 0);
     }
 }
 
@@ -116,7 +116,7 @@ fn connecting(
 
 /// Whether the caller's pod may make one more connection to the listener now. Two at once may count as one.
 #[inline(always)]
-fn is_within_rate(config: &Config, caller: &Caller, pod: u64) -> bool {
+fn is_within_rate(config: &Config, origin: &Origin, pod: u64) -> bool {
     if config.rate.interval_ns == 0 {
         return true;
     }
@@ -131,7 +131,7 @@ fn is_within_rate(config: &Config, caller: &Caller, pod: u64) -> bool {
     // SAFETY: as above.
     unsafe { *due = paced.due_ns };
     if !paced.is_allowed {
-        count_failure(caller.cgroup_id, HandshakeFailure::TooFast);
+        count_failure(origin.cgroup_id, HandshakeFailure::TooFast);
     }
     paced.is_allowed
 }
@@ -140,10 +140,10 @@ fn is_within_rate(config: &Config, caller: &Caller, pod: u64) -> bool {
 /// or below that of a QoS class. Whatever namespaces and cgroups the pod makes for itself, and its containers', lie within.
 /// The caller's own, where it is in no pod.
 #[inline(always)]
-fn pod_cgroup(caller: &Caller) -> u64 {
+fn pod_cgroup(origin: &Origin) -> u64 {
     let pods = match PODS.get(0) {
         Some(id) if *id != 0 => *id,
-        _ => return caller.cgroup_id,
+        _ => return origin.cgroup_id,
     };
     let mut level = 1;
     while level <= MAX_LEVEL {
@@ -161,11 +161,11 @@ fn pod_cgroup(caller: &Caller) -> u64 {
             } else {
                 below
             };
-            return if pod == 0 { caller.cgroup_id } else { pod };
+            return if pod == 0 { origin.cgroup_id } else { pod };
         }
         level += 1;
     }
-    caller.cgroup_id
+    origin.cgroup_id
 }
 
 /// Whether this is the cgroup of a QoS class.
@@ -182,8 +182,8 @@ fn refuse(ctx: &SockAddrContext, family: Family, sentinel: &Endpoint) {
 }
 
 #[inline(always)]
-fn surroundings(config: &Config, caller: &Caller) -> Surroundings {
-    let in_node_netns = sockaddr::is_node_netns(caller.netns_cookie, config.node_netns);
+fn surroundings(config: &Config, origin: &Origin) -> Surroundings {
+    let in_node_netns = sockaddr::is_node_netns(origin.netns_cookie, config.node_netns);
     Surroundings {
         in_node_netns,
         listed: in_node_netns && is_listed(),
@@ -222,9 +222,9 @@ fn destination(config: &Config, netns_cookie: u64) -> Destination {
 
 /// Notes on the socket who called and where it goes; false if the caller can't be carried to the listener.
 #[inline(always)]
-fn stamp(ctx: &SockAddrContext, caller: Caller, asked: Endpoint, listener: Endpoint) -> bool {
-    if caller.cgroup_id > MAX_CGROUP_ID {
-        count_failure(caller.cgroup_id, HandshakeFailure::IdTooLarge);
+fn stamp(ctx: &SockAddrContext, origin: Origin, asked: Endpoint, listener: Endpoint) -> bool {
+    if origin.cgroup_id > MAX_CGROUP_ID {
+        count_failure(origin.cgroup_id, HandshakeFailure::IdTooLarge);
         return false;
     }
     // SAFETY: the storage belongs to the context's socket, which lives as long as the context.
@@ -235,7 +235,7 @@ fn stamp(ctx: &SockAddrContext, caller: Caller, asked: Endpoint, listener: Endpo
     // SAFETY: just checked. The kernel calls this for unconnected sockets only, so no earlier connection needs the stamp.
     unsafe {
         *slot = Stamp {
-            caller,
+            origin,
             asked,
             listener,
             client_isn: 0,
@@ -249,15 +249,15 @@ fn stamp(ctx: &SockAddrContext, caller: Caller, asked: Endpoint, listener: Endpo
 
 #[cfg(feature = "log")]
 #[inline(always)]
-fn log_redirect(ctx: &SockAddrContext, caller: &Caller) {
+fn log_redirect(ctx: &SockAddrContext, origin: &Origin) {
     aya_log_ebpf::info!(
         ctx,
         "redirected cgroup {} netns {}",
-        caller.cgroup_id,
-        caller.netns_cookie
+        origin.cgroup_id,
+        origin.netns_cookie
     );
 }
 
 #[cfg(not(feature = "log"))]
 #[inline(always)]
-fn log_redirect(_ctx: &SockAddrContext, _caller: &Caller) {}
+fn log_redirect(_ctx: &SockAddrContext, _origin: &Origin) {}

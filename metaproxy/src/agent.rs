@@ -42,6 +42,7 @@ use self::own_roles::NotOwn;
 use self::report::{Figures, report, report_guard, tell, tell_guards, tell_surroundings};
 use crate::admin::{Admin, AdminSocket, Owner, Sources};
 use crate::apiserver::trial::AudienceLimit;
+use crate::cgroups::{Locator, OwnCgroup};
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::{Sts, StsSettings};
 use crate::credentials::{Issuer, Principals, Sessions};
@@ -54,8 +55,7 @@ use crate::imds::upstream::{Endpoint, Upstream};
 use crate::imds::{Limits, Parts, Passing, Phase, Service, Told, Version1};
 use crate::intercept::attachment::{Attachment, ListenerLink, State};
 use crate::intercept::caller::{Callers, CurrentPods};
-use crate::intercept::cgroups::{Locator, OwnCgroup};
-use crate::intercept::guard::{self, Choice, Guard, GuardCounters};
+use crate::intercept::guard::{self, Guard, GuardCounters, GuardMode};
 use crate::intercept::kernel;
 use crate::intercept::listed::Lists;
 use crate::intercept::listener::node_addresses;
@@ -110,7 +110,7 @@ pub struct Settings {
     /// What pods get.
     pub mode: Mode,
     /// What closes the ways round the redirection.
-    pub guard: Choice,
+    pub guard: GuardMode,
     /// The pods' cgroup, where it is not to be found.
     pub cgroup: Option<PathBuf>,
     /// The cgroup2 mount, likewise.

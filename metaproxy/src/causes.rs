@@ -23,18 +23,18 @@ mod tests {
 
     #[derive(Debug, Error)]
     #[error("--manifests {0}: {1}")]
-    struct Told(&'static str, #[source] std::io::Error);
+    struct ManifestsError(&'static str, #[source] std::io::Error);
 
     #[derive(Debug, Error)]
     #[error("it did not start")]
-    struct Untold(#[source] Told);
+    struct StartError(#[source] ManifestsError);
 
     #[test]
     fn each_cause_is_named_once() {
         let missing = || std::io::Error::other("no such directory");
-        let told = Told("/nosuch", missing());
-        assert_eq!(sentence(&told), "--manifests /nosuch: no such directory");
-        let whole = sentence(&Untold(told));
+        let error = ManifestsError("/nosuch", missing());
+        assert_eq!(sentence(&error), "--manifests /nosuch: no such directory");
+        let whole = sentence(&StartError(error));
         assert_eq!(whole, "it did not start: --manifests /nosuch: no such directory");
     }
 }

@@ -1,6 +1,7 @@
 //! `metaproxy doctor`: looks at everything that serving pods takes, by trying it where that is possible, and says what to do
 //! about what it finds.
 
+mod bpf_conflicts;
 mod cluster;
 mod guard;
 mod imds;
@@ -12,7 +13,6 @@ mod placement;
 mod processes;
 mod refused;
 mod sts;
-mod users;
 
 use std::fmt;
 use std::path::PathBuf;

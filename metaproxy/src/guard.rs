@@ -10,9 +10,9 @@ use tracing::info;
 
 pub use self::report::GuardReport;
 use crate::admin::{AdminSocket, Owner, SocketError, serve_guard};
+use crate::cgroups::{CgroupError, Locator};
 use crate::health::{Condition, Health, Part};
-use crate::intercept::cgroups::{CgroupError, Locator};
-use crate::intercept::guard::{Choice, Guard, GuardError, GuardState, tell};
+use crate::intercept::guard::{Guard, GuardError, GuardMode, GuardState, tell};
 use crate::intercept::kernel::{self, KernelError};
 use crate::runtime_dir::{Instance, InstanceError, RuntimeDirError, ServedMarker, make_runtime_dir};
 use crate::signals::{SignalError, stop_signal};
@@ -27,7 +27,7 @@ pub const GUARD_AT_ONCE: &str = "guard that closes at once";
 #[derive(Debug)]
 pub struct Settings {
     /// What it does.
-    pub choice: Choice,
+    pub mode: GuardMode,
     /// Whether it closes at once, or when pods have been served since boot.
     pub at_once: bool,
     /// The pods' cgroup, where it is not to be found.
@@ -79,7 +79,7 @@ pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
     make_runtime_dir(&settings.runtime_dir)?;
     let what = if settings.at_once { GUARD_AT_ONCE } else { "guard" };
     let _instance = Instance::register(&settings.runtime_dir, what)?;
-    let Some(mut guard) = Guard::load(settings.choice, node_netns, locator).await? else {
+    let Some(mut guard) = Guard::load(settings.mode, node_netns, locator).await? else {
         return Ok(());
     };
     let (_socket, probes) = AdminSocket::open(&settings.runtime_dir, Owner::Guard)?;
@@ -93,7 +93,7 @@ pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
     let (close, closes) = watch::channel(closed);
     let (states, changes) = watch::channel(guard.state(closed));
     let telling = tokio::spawn(tell(guard.counters()));
-    let (way, seen) = (guard.way().to_string(), changes.clone());
+    let (way, seen) = (guard.level().to_string(), changes.clone());
     let own_report = move || GuardReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         way: way.clone(),

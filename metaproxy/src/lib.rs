@@ -11,6 +11,7 @@ pub mod apiserver;
 #[cfg(test)]
 mod captured_log;
 pub mod causes;
+pub mod cgroups;
 pub mod cli;
 pub mod commands;
 pub mod credentials;

@@ -24,9 +24,9 @@ use self::manifest::maker;
 use self::values::Values;
 use self::words::{Flag, Grammar};
 
-/// Where somebody comes from.
+/// The software whose configuration is moved to metaproxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum From {
+pub enum SourceSoftware {
     /// kube2iam: its DaemonSet
     Kube2iam,
     /// kiam: its agent's DaemonSet, and its server's DaemonSet or Deployment
@@ -91,7 +91,7 @@ pub enum MigrateError {
     },
 }
 
-impl From {
+impl SourceSoftware {
     /// Its name.
     pub fn name(self) -> &'static str {
         match self {
@@ -112,7 +112,7 @@ impl From {
 ///
 /// # Errors
 /// Where a value makes no sense.
-pub fn values_for(from: From, workloads: &[Workload]) -> Result<String, MigrateError> {
+pub fn values_for(from: SourceSoftware, workloads: &[Workload]) -> Result<String, MigrateError> {
     let grammar = from.grammar();
     let mut workloads = workloads.to_vec();
     let workloads = &mut workloads[..];
@@ -127,8 +127,8 @@ pub fn values_for(from: From, workloads: &[Workload]) -> Result<String, MigrateE
     let flags: Vec<Flag> = lines.into_iter().flat_map(|line| line.flags).collect();
     let mut values = Values::new(from.name(), workloads);
     match from {
-        From::Kube2iam => kube2iam::migrate(&flags, workloads, &mut values)?,
-        From::Kiam => kiam::migrate(&flags, workloads, &mut values)?,
+        SourceSoftware::Kube2iam => kube2iam::migrate(&flags, workloads, &mut values)?,
+        SourceSoftware::Kiam => kiam::migrate(&flags, workloads, &mut values)?,
     }
     for workload in workloads {
         template::map(workload, &mut values);
@@ -144,7 +144,7 @@ pub fn values_for(from: From, workloads: &[Workload]) -> Result<String, MigrateE
 ///
 /// # Errors
 /// Where it can't be read, or has none.
-pub fn workloads(from: From, path: &str, text: &str) -> Result<Vec<Workload>, MigrateError> {
+pub fn workloads(from: SourceSoftware, path: &str, text: &str) -> Result<Vec<Workload>, MigrateError> {
     let objects = crate::pods::manifests::parse::objects(text).map_err(|broken| MigrateError::Manifest {
         path: path.to_owned(),
         problem: match elsewhere::template(text) {

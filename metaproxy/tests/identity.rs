@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use common::identity::{REFUSED, assert_only, twins, v4_listener};
 use common::{IMDS, Outcomes, client_binary, counts, dial, node, outcomes, start_dial};
-use metaproxy::intercept::cgroups::Locator;
+use metaproxy::cgroups::Locator;
 use xtask::lab::pod::{Pod, PodSpec};
 
 const NAMES: [&str; 8] = ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"];

@@ -55,13 +55,13 @@ fn ethernet(kind: u16, tags: &[u16], packet: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn drops(packet: Vec<u8>, begins: Begins) -> bool {
-    aim(&packet, begins, &Targets::IMDS).hit
+fn drops(packet: Vec<u8>, link_layer: LinkLayer) -> bool {
+    match_packet(&packet, link_layer, &Targets::IMDS).hit
 }
 
 #[test]
 fn tcp_to_the_metadata_service_is_told_whatever_stands_before_the_ports() {
-    let ip = |packet| drops(packet, Begins::Ip);
+    let ip = |packet| drops(packet, LinkLayer::Ip);
     assert!(ip(v4(IMDS, TCP, 0, 0, &tcp(80))));
     assert!(ip(v4(IMDS, TCP, 0, 10, &tcp(80))), "IP options");
     assert!(ip(v4(IMDS, TCP, 0x2000, 0, &tcp(80)[..8])), "a first fragment");
@@ -80,7 +80,7 @@ fn tcp_to_the_metadata_service_is_told_whatever_stands_before_the_ports() {
             ethernet(ETH_P_IPV6, tags, &v6(IMDS6, TCP, &tcp(80))),
         ];
         for frame in frames {
-            assert!(drops(frame, Begins::Ethernet), "tags {tags:x?}");
+            assert!(drops(frame, LinkLayer::Ethernet), "tags {tags:x?}");
         }
     }
 }
@@ -88,12 +88,12 @@ fn tcp_to_the_metadata_service_is_told_whatever_stands_before_the_ports() {
 #[test]
 fn where_its_headers_are_is_told() {
     let frame = ethernet(ETH_P_IP, &[ETH_P_8021Q], &v4(IMDS, TCP, 0, 2, &tcp(80)));
-    let found = aim(&frame, Begins::Ethernet, &Targets::IMDS);
+    let found = match_packet(&frame, LinkLayer::Ethernet, &Targets::IMDS);
     assert_eq!((found.ip, found.is_v6, found.tcp), (18, false, 18 + 28));
     let header = [&[TCP, 1][..], &[0; 14], &tcp(80)].concat();
-    let found = aim(
+    let found = match_packet(
         &v6(IMDS6, DESTINATION_OPTIONS, &header),
-        Begins::Ip,
+        LinkLayer::Ip,
         &Targets::IMDS,
     );
     assert_eq!((found.ip, found.is_v6, found.tcp), (0, true, 40 + 16));
@@ -101,7 +101,7 @@ fn where_its_headers_are_is_told() {
 
 #[test]
 fn other_ports_protocols_and_addresses_are_let_be() {
-    let ip = |packet| drops(packet, Begins::Ip);
+    let ip = |packet| drops(packet, LinkLayer::Ip);
     assert!(!ip(v4(IMDS, TCP, 0, 0, &tcp(81))));
     assert!(!ip(v4(IMDS, 17, 0, 0, &tcp(80))), "UDP");
     assert!(!ip(v4(IMDS, TCP, 3, 0, &tcp(80))), "a later fragment");
@@ -115,13 +115,13 @@ fn other_ports_protocols_and_addresses_are_let_be() {
     assert!(!ip(v6(other, TCP, &tcp(80))), "DNS");
     assert!(!drops(
         ethernet(0x0806, &[], &v4(IMDS, TCP, 0, 0, &tcp(80))),
-        Begins::Ethernet
+        LinkLayer::Ethernet
     ));
 }
 
 #[test]
 fn what_cannot_be_read_to_its_ports_counts_as_meant_for_the_target() {
-    let ip = |packet| drops(packet, Begins::Ip);
+    let ip = |packet| drops(packet, LinkLayer::Ip);
     assert!(ip(v4(IMDS, TCP, 0, 0, &tcp(80)[..3])));
     assert!(
         ip(v6(IMDS6, DESTINATION_OPTIONS, &[])),
@@ -142,8 +142,8 @@ proptest! {
         }
         let holds = |wanted: &[u8]| packet.windows(wanted.len()).any(|window| window == wanted);
         prop_assume!(!holds(&IMDS) && !holds(&IMDS6));
-        for begins in [Begins::Ethernet, Begins::Ip] {
-            prop_assert!(!drops(packet.clone(), begins));
+        for link_layer in [LinkLayer::Ethernet, LinkLayer::Ip] {
+            prop_assert!(!drops(packet.clone(), link_layer));
         }
     }
 }

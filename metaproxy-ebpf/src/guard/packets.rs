@@ -15,7 +15,7 @@ use aya_ebpf::helpers::generated::{
 };
 use aya_ebpf::programs::{SkBuffContext, TcContext};
 use metaproxy_common::layout::{GuardConfig, GuardCounter};
-use metaproxy_common::packet::{Aim, Begins, Bytes, aim};
+use metaproxy_common::packet::{Bytes, LinkLayer, PacketMatch, match_packet};
 
 use crate::maps::{GUARD, MARK, count};
 use crate::sockaddr;
@@ -43,11 +43,11 @@ pub enum Tell {
 
 /// At an uplink: whether the packet is to be dropped.
 #[inline(always)]
-pub fn drop_at_uplink(ctx: &TcContext, begins: Begins, tell: Tell) -> bool {
+pub fn drop_at_uplink(ctx: &TcContext, link_layer: LinkLayer, tell: Tell) -> bool {
     let Some(config) = GUARD.get(0) else { return false };
     let packet = Packet(ctx.as_ptr());
-    let aim = aim(&packet, begins, &config.targets);
-    if !aim.hit {
+    let found = match_packet(&packet, link_layer, &config.targets);
+    if !found.hit {
         return false;
     }
     let is_of_node = has_socket(ctx.skb.skb)
@@ -57,7 +57,7 @@ pub fn drop_at_uplink(ctx: &TcContext, begins: Begins, tell: Tell) -> bool {
                 let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
                 sockaddr::is_node_netns(cookie, config.node_netns)
             }
-            Tell::Lookup => is_flow_of_node(ctx, &packet, &aim),
+            Tell::Lookup => is_flow_of_node(ctx, &packet, &found),
         };
     if !is_of_node {
         count(GuardCounter::Packets);
@@ -73,20 +73,20 @@ fn has_socket(skb: *mut __sk_buff) -> bool {
 
 /// Whether a TCP socket of the device's namespace, which is the node's, has this packet's addresses and ports.
 #[inline(always)]
-fn is_flow_of_node(ctx: &TcContext, packet: &Packet, aim: &Aim) -> bool {
-    if aim.tcp == 0 {
+fn is_flow_of_node(ctx: &TcContext, packet: &Packet, found: &PacketMatch) -> bool {
+    if found.tcp == 0 {
         return false;
     }
     let mut ports = [0; 4];
-    packet.load(aim.tcp, &mut ports);
+    packet.load(found.tcp, &mut ports);
     // As the answer would come: from the packet's destination to its source.
     let (remote, local) = (
         u16::from_ne_bytes([ports[2], ports[3]]),
         u16::from_ne_bytes([ports[0], ports[1]]),
     );
-    if aim.is_v6 {
+    if found.is_v6 {
         let mut addresses = [0; 32];
-        packet.load(aim.ip + 8, &mut addresses);
+        packet.load(found.ip + 8, &mut addresses);
         let mut tuple = Tuple6 {
             remote: [
                 word(&addresses, 16),
@@ -106,7 +106,7 @@ fn is_flow_of_node(ctx: &TcContext, packet: &Packet, aim: &Aim) -> bool {
         is_tcp_socket(ctx, (&raw mut tuple).cast(), size_of::<Tuple6>())
     } else {
         let mut addresses = [0; 8];
-        packet.load(aim.ip + 12, &mut addresses);
+        packet.load(found.ip + 12, &mut addresses);
         let mut tuple = Tuple4 {
             remote: word(&addresses, 4),
             local: word(&addresses, 0),
@@ -162,7 +162,7 @@ struct Tuple6 {
 #[inline(always)]
 pub fn drop_at_socket(ctx: &SkBuffContext) -> bool {
     let Some(config) = GUARD.get(0) else { return false };
-    let hit = aim(&Packet(ctx.as_ptr()), Begins::Ip, &config.targets).hit;
+    let hit = match_packet(&Packet(ctx.as_ptr()), LinkLayer::Ip, &config.targets).hit;
     if !hit || is_node_netns(ctx, config) {
         return false;
     }

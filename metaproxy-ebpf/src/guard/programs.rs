@@ -3,7 +3,7 @@
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, classifier};
 use aya_ebpf::programs::{SkBuffContext, SockAddrContext, TcContext};
-use metaproxy_common::packet::Begins;
+use metaproxy_common::packet::LinkLayer;
 use metaproxy_common::verdict::Family;
 
 use crate::connect;
@@ -37,22 +37,22 @@ fn verdict(drops: bool) -> i32 {
 
 #[classifier]
 pub fn mp_uplink_eth(ctx: TcContext) -> i32 {
-    verdict(drop_at_uplink(&ctx, Begins::Ethernet, Tell::Namespace))
+    verdict(drop_at_uplink(&ctx, LinkLayer::Ethernet, Tell::Namespace))
 }
 
 #[classifier]
 pub fn mp_uplink_ip(ctx: TcContext) -> i32 {
-    verdict(drop_at_uplink(&ctx, Begins::Ip, Tell::Namespace))
+    verdict(drop_at_uplink(&ctx, LinkLayer::Ip, Tell::Namespace))
 }
 
 #[classifier]
 pub fn mp_uplink_eth66(ctx: TcContext) -> i32 {
-    verdict(drop_at_uplink(&ctx, Begins::Ethernet, Tell::Lookup))
+    verdict(drop_at_uplink(&ctx, LinkLayer::Ethernet, Tell::Lookup))
 }
 
 #[classifier]
 pub fn mp_uplink_ip66(ctx: TcContext) -> i32 {
-    verdict(drop_at_uplink(&ctx, Begins::Ip, Tell::Lookup))
+    verdict(drop_at_uplink(&ctx, LinkLayer::Ip, Tell::Lookup))
 }
 
 #[panic_handler]

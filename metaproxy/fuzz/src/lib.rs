@@ -11,12 +11,12 @@ mod head;
 use std::path::Path;
 use std::sync::LazyLock;
 
+use metaproxy::cgroups::Naming;
 use metaproxy::imds::path::{PassThrough, Paths, Route};
-use metaproxy::intercept::cgroups::Naming;
 use metaproxy::pods::manifests::parse;
 use metaproxy::roles::WrittenRole;
 use metaproxy::roles::policy::{AllowedRolesStyle, Candidate, Letters, PermittedMatch, Policy};
-use metaproxy_common::packet::{Begins, Bytes, aim};
+use metaproxy_common::packet::{Bytes, LinkLayer, match_packet};
 use metaproxy_common::target::Targets;
 
 /// One target.
@@ -151,8 +151,8 @@ impl Bytes for Packet<'_> {
 
 /// Packets: what is dropped is addressed to the metadata service, and where its headers are said to be, they are.
 pub fn packet(data: &[u8]) {
-    for begins in [Begins::Ethernet, Begins::Ip] {
-        let aim = aim(&Packet(data), begins, &Targets::IMDS);
+    for link_layer in [LinkLayer::Ethernet, LinkLayer::Ip] {
+        let aim = match_packet(&Packet(data), link_layer, &Targets::IMDS);
         if !aim.hit {
             continue;
         }

@@ -4,10 +4,10 @@ use thiserror::Error;
 
 use crate::admin::SocketError;
 use crate::apiserver::ConnectError;
+use crate::cgroups::CgroupError;
 use crate::credentials::sts::StsError;
 use crate::imds::token::TokenKeyError;
 use crate::intercept::attachment::AttachError;
-use crate::intercept::cgroups::CgroupError;
 use crate::intercept::guard::GuardError;
 use crate::intercept::kernel::KernelError;
 use crate::intercept::listener::ListenError;

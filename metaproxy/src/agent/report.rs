@@ -48,7 +48,7 @@ pub(super) fn tell_surroundings(
         sts = asked.map_or("not asked", Sts::endpoint),
         session_duration = %humantime::format_duration(settings.sts.duration),
         imds = %settings.imds,
-        guard = guard.map_or("off", |guard| guard.way().label()),
+        guard = guard.map_or("off", |guard| guard.level().label()),
         admin = settings.admin.map_or("off".to_owned(), |admin| admin.to_string()),
         "set up"
     );

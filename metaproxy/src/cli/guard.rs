@@ -7,7 +7,7 @@ use clap::Args;
 use super::args::{LoggingArgs, PlaceArgs};
 use super::{Close, UsageError};
 use crate::guard::Settings;
-use crate::intercept::guard::Choice;
+use crate::intercept::guard::GuardMode;
 
 /// `metaproxy guard`. Every flag can also be given as `METAPROXY_<FLAG>`.
 #[derive(Debug, Args)]
@@ -27,7 +27,7 @@ pub struct GuardArgs {
         default_value = "auto",
         help_heading = "Interception"
     )]
-    pub(super) guard: Choice,
+    pub(super) guard: GuardMode,
 
     /// From when on it keeps pods out
     #[arg(
@@ -60,11 +60,11 @@ impl GuardArgs {
     /// # Errors
     /// A guard that does nothing.
     pub fn settings(&self) -> Result<Settings, UsageError> {
-        if self.guard == Choice::Off {
+        if self.guard == GuardMode::Off {
             return Err(UsageError::IdleGuard);
         }
         Ok(Settings {
-            choice: self.guard,
+            mode: self.guard,
             at_once: self.close == Close::AtOnce,
             cgroup: self.place.cgroup.clone(),
             cgroup_root: self.place.cgroup_root.clone(),

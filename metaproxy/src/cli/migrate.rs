@@ -15,7 +15,7 @@ use crate::migrate;
 )]
 pub struct MigrateArgs {
     /// Where you come from
-    pub from: migrate::From,
+    pub from: migrate::SourceSoftware,
 
     /// Manifests of its DaemonSet (and kiam's server) [default: standard input]
     #[arg(value_name = "FILE")]

@@ -11,7 +11,7 @@ use super::roles::RoleArgs;
 use super::{AdminAddress, ImdsV1, Switch, TokenPolicy, values};
 use crate::agent::Mode;
 use crate::imds::path::PassThrough;
-use crate::intercept::guard::Choice;
+use crate::intercept::guard::GuardMode;
 
 /// `metaproxy run`. Every flag can also be given as `METAPROXY_<FLAG>`.
 #[derive(Debug, Args)]
@@ -72,7 +72,7 @@ pub struct RunArgs {
         value_name = "GUARD",
         help_heading = "Interception"
     )]
-    pub(super) guard: Option<Choice>,
+    pub(super) guard: Option<GuardMode>,
 
     #[command(flatten)]
     pub(super) roles: RoleArgs,

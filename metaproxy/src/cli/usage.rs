@@ -14,7 +14,7 @@ use crate::credentials::sts::StsSettings;
 use crate::imds::path::{BadPattern, Paths};
 use crate::imds::upstream::{BadEndpoint, Endpoint};
 use crate::imds::{Limits, Version1};
-use crate::intercept::guard::Choice;
+use crate::intercept::guard::GuardMode;
 use crate::roles::arn::RoleError;
 use crate::roles::{NotACluster, OwnRoles, RoleArn, RoleId, Rules, SessionRules};
 
@@ -212,11 +212,11 @@ impl RunArgs {
         Paths::new(self.pass_through, &patterns).map_err(UsageError::AllowPath)
     }
 
-    fn guard(&self) -> Result<Choice, UsageError> {
+    fn guard(&self) -> Result<GuardMode, UsageError> {
         match (self.mode, self.guard) {
-            (Mode::Observe, None | Some(Choice::Off)) => Ok(Choice::Off),
+            (Mode::Observe, None | Some(GuardMode::Off)) => Ok(GuardMode::Off),
             (Mode::Observe, Some(_)) => Err(UsageError::GuardWhileObserving),
-            (Mode::Enforce | Mode::Firewall, guard) => Ok(guard.unwrap_or(Choice::Auto)),
+            (Mode::Enforce | Mode::Firewall, guard) => Ok(guard.unwrap_or(GuardMode::Auto)),
         }
     }
 

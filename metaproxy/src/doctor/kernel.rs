@@ -7,10 +7,10 @@ use metaproxy_common::handshake::MAX_CGROUP_ID;
 use metaproxy_common::layout::{Config, Destination};
 use metaproxy_common::rate::RateLimit;
 
-use super::{Examination, Finding, users};
+use super::{Examination, Finding, bpf_conflicts};
 use crate::admin::asking;
-use crate::intercept::cgroups::{CgroupError, Locator, OwnCgroup, PodsCgroup};
-use crate::intercept::guard::Choice;
+use crate::cgroups::{CgroupError, Locator, OwnCgroup, PodsCgroup};
+use crate::intercept::guard::GuardMode;
 use crate::intercept::guard::programs::GuardPrograms;
 use crate::intercept::kernel;
 use crate::intercept::object::ProgramsError;
@@ -37,7 +37,7 @@ pub(super) fn examine(examination: &Examination) -> Vec<Finding> {
     };
     findings.push(cgroup_ids(place));
     findings.extend(own_cgroup(&place.root));
-    findings.extend(users::examine(&place.dir, &place.root));
+    findings.extend(bpf_conflicts::examine(&place.dir, &place.root));
     if missing.is_empty() {
         findings.extend(hooks(place, &examination.runtime_dir));
     }
@@ -86,14 +86,14 @@ fn capabilities(missing: &[(&str, &str)]) -> Finding {
     )
 }
 
-/// Where hooks are tried.
-struct Place {
+/// The cgroup to which programs are attached on trial.
+struct TrialCgroup {
     /// The pods' cgroup, or the mount where that is not there.
     dir: PathBuf,
     root: PathBuf,
 }
 
-fn pods_cgroup(examination: &Examination) -> (Finding, Option<Place>) {
+fn pods_cgroup(examination: &Examination) -> (Finding, Option<TrialCgroup>) {
     const CHECK: &str = "cgroup";
     let problem = |error: CgroupError| Finding::problem(CHECK, error.to_string(), advice(&error));
     let told = examination.cgroup.clone().or_else(|| of_agent(examination));
@@ -104,7 +104,7 @@ fn pods_cgroup(examination: &Examination) -> (Finding, Option<Place>) {
     let place = |dir: &Path| {
         // The same tree may be mounted in several places.
         let root = locator.roots().iter().find(|root| dir.starts_with(root));
-        Some(Place {
+        Some(TrialCgroup {
             dir: dir.to_owned(),
             root: root.cloned().unwrap_or_else(|| dir.to_owned()),
         })
@@ -160,7 +160,7 @@ fn of_agent(examination: &Examination) -> Option<PathBuf> {
 }
 
 /// A pod's cgroup is made later than the one above it, and ids grow.
-fn cgroup_ids(place: &Place) -> Finding {
+fn cgroup_ids(place: &TrialCgroup) -> Finding {
     use std::os::unix::fs::MetadataExt as _;
     const CHECK: &str = "cgroup ids";
     let id = fs::metadata(&place.dir).map_or(0, |dir| dir.ino());
@@ -182,7 +182,7 @@ fn own_cgroup(root: &Path) -> Option<Finding> {
     const CHECK: &str = "own cgroup";
     match OwnCgroup::find(&[root.to_owned()]) {
         Ok(own) if own.path() == root => None,
-        Ok(own) => users::keeping_out(own.path(), root),
+        Ok(own) => bpf_conflicts::keeping_out(own.path(), root),
         Err(error) => Some(Finding::warning(
             CHECK,
             error.to_string(),
@@ -224,7 +224,7 @@ impl Drop for Trial {
 }
 
 /// Loads and attaches what redirects and what guards, where no process is.
-fn hooks(place: &Place, runtime_dir: &Path) -> Vec<Finding> {
+fn hooks(place: &TrialCgroup, runtime_dir: &Path) -> Vec<Finding> {
     let (trial, dir) = match Trial::new(&place.dir) {
         Ok(trial) => trial,
         // A container sees them read-only; whoever is attached already needs no trial.
@@ -261,8 +261,8 @@ fn hooks(place: &Place, runtime_dir: &Path) -> Vec<Finding> {
         Ok(()) => Finding::ok("hooks", "what redirects and identifies loads and attaches"),
         Err(error) => refused("hooks", &error),
     };
-    let guarded = GuardPrograms::load(Choice::Auto, netns).and_then(|guard| match guard {
-        Some(guard) => Ok(guard.attach(&dir).map(|_| guard.way().to_string())?),
+    let guarded = GuardPrograms::load(GuardMode::Auto, netns).and_then(|guard| match guard {
+        Some(guard) => Ok(guard.attach(&dir).map(|_| guard.level().to_string())?),
         None => Ok("nothing".to_owned()),
     });
     let guard = match guarded {

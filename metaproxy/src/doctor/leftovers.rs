@@ -8,7 +8,7 @@
 mod netlink;
 mod rules;
 mod tables;
-mod users;
+mod usage;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::process::Command;
@@ -18,7 +18,7 @@ use nix::ifaddrs::getifaddrs;
 
 use self::rules::Rule;
 use self::tables::TABLES;
-use self::users::Users;
+use self::usage::NodeUsage;
 use super::Finding;
 
 /// Between the two looks before something is removed: a daemon may be restarting.
@@ -130,13 +130,13 @@ impl Found {
 
 pub(super) fn find() -> Found {
     let mut found = Found::default();
-    let users = Users::of_this_node();
+    let usage = NodeUsage::of_this_node();
     for tables in &TABLES {
         match tables.nat() {
             Ok(Some((change, saved))) => found.leftovers.extend(
                 rules::theirs(&saved)
                     .into_iter()
-                    .map(|rule| leftover(rule, change, &users)),
+                    .map(|rule| leftover(rule, change, &usage)),
             ),
             Ok(None) => {}
             Err(why) => found.unseen.push(format!("{}: {why}", tables.name)),
@@ -148,13 +148,13 @@ pub(super) fn find() -> Found {
             removal: ["ip", "link", "delete", POD_IDENTITY_LINK]
                 .map(str::to_owned)
                 .into(),
-            used: users.of_link(),
+            used: usage.of_link(),
         });
     }
     found
 }
 
-fn leftover(rule: Rule, change: &str, users: &Users) -> Leftover {
+fn leftover(rule: Rule, change: &str, usage: &NodeUsage) -> Leftover {
     let mut removal: Vec<String> = [change, "-w", "-t", "nat", "-D"].map(str::to_owned).into();
     removal.extend(rule.words);
     Leftover {
@@ -163,7 +163,7 @@ fn leftover(rule: Rule, change: &str, users: &Users) -> Leftover {
             rule.interface, rule.target
         ),
         removal,
-        used: users.of_rule(rule.target),
+        used: usage.of_rule(rule.target),
     }
 }
 
@@ -242,7 +242,7 @@ mod tests {
         let rule = rules::theirs(SAVED).remove(0);
         Leftover {
             used,
-            ..leftover(rule, "iptables-legacy", &Users::default())
+            ..leftover(rule, "iptables-legacy", &NodeUsage::default())
         }
     }
 

@@ -9,10 +9,10 @@ use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use super::caller::CurrentPods;
-use super::cgroups::{CgroupError, Locator, NotAPod, OwnCgroup, PodsCgroup};
 use super::listed::{Listed, Lists};
 use super::object::ProgramsError;
 use super::programs::{Links, PodsId, Programs};
+use crate::cgroups::{CgroupError, Locator, NotAPod, OwnCgroup, PodsCgroup};
 
 /// How often the pods' cgroup is looked at: one `stat` each time, one for each listed hostNetwork pod, and one small file
 /// for each link. A link to a removed cgroup, or one that was detached, stays open and does nothing: nobody would tell.

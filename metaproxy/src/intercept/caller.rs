@@ -8,8 +8,8 @@ use aya::maps::{MapData, MapError, SkStorage};
 use metaproxy_common::layout::{Arrival, ArrivalState};
 use thiserror::Error;
 
-use super::cgroups::{NotAPod, PodsCgroup};
 use super::refusals::RefusalKind;
+use crate::cgroups::{NotAPod, PodsCgroup};
 use crate::pods::{Inventory, Known, PodUid, Pods};
 
 /// Why a connection's caller is not known. Such a connection is closed without an answer.

@@ -18,13 +18,13 @@ use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use self::programs::GuardPrograms;
-pub use self::programs::{Choice, GuardCounters, Way};
+pub use self::programs::{GuardCounters, GuardLevel, GuardMode};
 use self::uplinks::Follower;
 pub use self::uplinks::UplinksError;
 use super::attachment::{AttachError, LOOK, Mended};
-use super::cgroups::{Locator, PodsCgroup};
 use super::link::Link;
 use super::object::{CgroupLinks, ProgramsError};
+use crate::cgroups::{Locator, PodsCgroup};
 use crate::health::Condition;
 
 /// What keeps pods out, in the kernel or on its way there. Dropping it opens the way.
@@ -75,15 +75,19 @@ impl Guard {
     ///
     /// # Errors
     /// What the kernel has against it.
-    pub async fn load(choice: Choice, node_netns: u64, locator: Locator) -> Result<Option<Self>, GuardError> {
-        let Some(programs) = GuardPrograms::load(choice, node_netns)? else {
+    pub async fn load(
+        mode: GuardMode,
+        node_netns: u64,
+        locator: Locator,
+    ) -> Result<Option<Self>, GuardError> {
+        let Some(programs) = GuardPrograms::load(mode, node_netns)? else {
             return Ok(None);
         };
-        let uplinks = match programs.way() {
-            Way::Uplinks => Some(Follower::start().await?),
-            Way::Sockets | Way::Connect => None,
+        let uplinks = match programs.level() {
+            GuardLevel::Uplinks => Some(Follower::start().await?),
+            GuardLevel::Sockets | GuardLevel::Connect => None,
         };
-        info!("guard: {}", programs.way());
+        info!("guard: {}", programs.level());
         Ok(Some(Self {
             programs,
             locator,
@@ -97,8 +101,8 @@ impl Guard {
     }
 
     /// What it does on this kernel.
-    pub fn way(&self) -> Way {
-        self.programs.way()
+    pub fn level(&self) -> GuardLevel {
+        self.programs.level()
     }
 
     /// What it has refused and dropped, for whoever reports it.

@@ -9,7 +9,7 @@ use metaproxy_common::layout::PodFamily;
 use metaproxy_common::verdict::Family;
 use tracing::warn;
 
-use super::cgroups::PodsCgroup;
+use crate::cgroups::PodsCgroup;
 use crate::pods::PodUid;
 
 /// What the maps are to say.

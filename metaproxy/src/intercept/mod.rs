@@ -8,10 +8,9 @@
 //! nothing redirects them.
 
 pub mod attachment;
+pub mod bpf_conflicts;
 pub mod caller;
-pub mod cgroups;
 pub mod claim;
-pub mod foreign;
 pub mod guard;
 pub mod inspect;
 pub mod kernel;

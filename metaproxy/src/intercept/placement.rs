@@ -21,7 +21,7 @@ use tokio::time::MissedTickBehavior;
 use tracing::warn;
 
 use super::caller::CurrentPods;
-use super::cgroups::PodsCgroup;
+use crate::cgroups::PodsCgroup;
 use crate::health::Condition;
 use crate::pods::{Inventory, Known, Mirror, Pod, PodUid, Pods};
 

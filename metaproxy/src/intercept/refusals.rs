@@ -10,7 +10,7 @@ use tokio::sync::Notify;
 use tracing::{debug, warn};
 
 use super::caller::{CurrentPods, current};
-use super::cgroups::NotAPod;
+use crate::cgroups::NotAPod;
 use crate::pods::{Known, PodUid, Pods};
 use crate::sparing::Sparing;
 

@@ -2,15 +2,15 @@
 
 use serde_json::Value;
 
-use super::From;
+use super::SourceSoftware;
 use super::manifest::{Workload, maker};
 
 /// What to give instead of these objects.
-pub fn hint(from: From, objects: &[&Value]) -> String {
+pub fn hint(from: SourceSoftware, objects: &[&Value]) -> String {
     let of = from.name();
     let other = match from {
-        From::Kube2iam => From::Kiam,
-        From::Kiam => From::Kube2iam,
+        SourceSoftware::Kube2iam => SourceSoftware::Kiam,
+        SourceSoftware::Kiam => SourceSoftware::Kube2iam,
     };
     let is_others = |object: &&Value| Workload::of(object, other.name()).is_ok_and(|found| found.is_some());
     if objects.iter().any(is_others) {
@@ -145,7 +145,9 @@ mod tests {
         "kubectl -n s get daemonset kube2iam -o yaml"
     )]
     fn what_is_no_workload_is_recognised_and_the_command_named(#[case] text: &str, #[case] command: &str) {
-        let error = workloads(From::Kube2iam, "x.yaml", text).unwrap_err().to_string();
+        let error = workloads(SourceSoftware::Kube2iam, "x.yaml", text)
+            .unwrap_err()
+            .to_string();
         assert!(error.starts_with("x.yaml:") && error.contains(command), "{error}");
     }
 
@@ -166,7 +168,7 @@ mod tests {
          [--verbose] }] }"
     )]
     fn a_static_pod_and_any_kind_with_a_template_are_read(#[case] text: &str) {
-        let found = workloads(From::Kube2iam, "x.yaml", text).unwrap();
+        let found = workloads(SourceSoftware::Kube2iam, "x.yaml", text).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].words, ["--verbose"]);
     }

@@ -75,15 +75,15 @@ const KIAM: &[&str] = &[
     "--pprof-listen-addr=localhost:6060",
 ];
 
-fn of_words(from: From, words: &[&str]) -> String {
+fn of_words(from: SourceSoftware, words: &[&str]) -> String {
     let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
     values_for(from, &[Workload::of_words(&words)]).unwrap()
 }
 
 #[rstest]
-#[case::kube2iam(From::Kube2iam, KUBE2IAM)]
-#[case::kiam(From::Kiam, KIAM)]
-fn every_flag_is_told_about_and_none_is_unknown(#[case] from: From, #[case] flags: &[&str]) {
+#[case::kube2iam(SourceSoftware::Kube2iam, KUBE2IAM)]
+#[case::kiam(SourceSoftware::Kiam, KIAM)]
+fn every_flag_is_told_about_and_none_is_unknown(#[case] from: SourceSoftware, #[case] flags: &[&str]) {
     let values = of_words(from, flags);
     for flag in flags {
         let name = flag.split('=').next().unwrap();
@@ -112,7 +112,7 @@ fn flags_of_every_version_of_kiam_are_known() {
         "--grpc-max-connection-age-duration=15m",
         "--grpc-max-connection-age-grace-duration=15m",
     ];
-    let values = of_words(From::Kiam, &flags);
+    let values = of_words(SourceSoftware::Kiam, &flags);
     assert!(!values.contains("not known to this"), "{values}");
 }
 
@@ -158,7 +158,7 @@ fn the_guide_has_a_row_for_every_annotation_and_path(#[case] name: &str) {
 #[test]
 fn a_switch_that_kingpin_turns_off_is_off() {
     let values = of_words(
-        From::Kiam,
+        SourceSoftware::Kiam,
         &[
             "--no-json-log",
             "--no-iptables-remove",
@@ -187,14 +187,14 @@ fn a_switch_that_kingpin_turns_off_is_off() {
 #[case("/agent --iptables", false)]
 fn a_server_of_kiams_without_a_duration_gets_a_sound_one(#[case] words: &str, #[case] is_set: bool) {
     let words: Vec<&str> = words.split(' ').collect();
-    let values = of_words(From::Kiam, &words);
+    let values = of_words(SourceSoftware::Kiam, &words);
     assert_eq!(values.contains("duration: \"1h\""), is_set, "{values}");
 }
 
 #[test]
 fn what_cannot_be_is_brought_to_what_can_and_said() {
     let values = of_words(
-        From::Kube2iam,
+        SourceSoftware::Kube2iam,
         &["--iam-role-session-ttl", "900s", "--frobnicate=7"],
     );
     assert!(values.contains("duration: \"52m\""), "{values}");
@@ -202,10 +202,10 @@ fn what_cannot_be_is_brought_to_what_can_and_said() {
         values.contains("--frobnicate=7: not known to this program"),
         "{values}"
     );
-    let values = of_words(From::Kube2iam, &["--iam-role-session-ttl=12h"]);
+    let values = of_words(SourceSoftware::Kube2iam, &["--iam-role-session-ttl=12h"]);
     assert!(values.contains("duration: \"1h\""), "{values}");
     let words = ["--iam-role-session-ttl=soon".to_owned()];
-    let error = values_for(From::Kube2iam, &[Workload::of_words(&words)]).unwrap_err();
+    let error = values_for(SourceSoftware::Kube2iam, &[Workload::of_words(&words)]).unwrap_err();
     assert!(
         error.to_string().starts_with("--iam-role-session-ttl=soon: "),
         "{error}"
@@ -214,7 +214,7 @@ fn what_cannot_be_is_brought_to_what_can_and_said() {
 
 #[test]
 fn a_default_role_that_is_the_nodes_is_never_kept() {
-    let values = of_words(From::Kube2iam, &["--auto-discover-default-role=true"]);
+    let values = of_words(SourceSoftware::Kube2iam, &["--auto-discover-default-role=true"]);
     assert!(!values.contains("default:"), "{values}");
     assert!(values.contains("They get none here"), "{values}");
 }
@@ -222,27 +222,27 @@ fn a_default_role_that_is_the_nodes_is_never_kept() {
 #[test]
 fn another_manifest_is_told_from_theirs() {
     let error = workloads(
-        From::Kiam,
+        SourceSoftware::Kiam,
         "x.yaml",
         "kind: DaemonSet\nmetadata: { name: other }\n",
     )
     .unwrap_err();
     assert!(error.to_string().contains("nothing of kiam in it"), "{error}");
-    let error = workloads(From::Kiam, "x.yaml", "a: [\n").unwrap_err();
+    let error = workloads(SourceSoftware::Kiam, "x.yaml", "a: [\n").unwrap_err();
     assert!(error.to_string().starts_with("x.yaml:"), "{error}");
 }
 
 /// With the flags of the projects' own documents and charts; each says which.
 #[rstest]
-#[case::kube2iam_readme(From::Kube2iam, "kube2iam-readme", include_str!("../../tests/migrate/kube2iam-readme.yaml"))]
-#[case::kube2iam_openshift(From::Kube2iam, "kube2iam-openshift", include_str!("../../tests/migrate/kube2iam-openshift.yaml"))]
-#[case::kube2iam_chart(From::Kube2iam, "kube2iam-chart", include_str!("../../tests/migrate/kube2iam-chart.yaml"))]
-#[case::kube2iam_of_2026(From::Kube2iam, "kube2iam-0.15", include_str!("../../tests/migrate/kube2iam-0.15.yaml"))]
-#[case::kiam_v2(From::Kiam, "kiam-v2", include_str!("../../tests/migrate/kiam-v2.yaml"))]
-#[case::kiam_v3(From::Kiam, "kiam-v3", include_str!("../../tests/migrate/kiam-v3.yaml"))]
-#[case::kiam_v4(From::Kiam, "kiam-v4", include_str!("../../tests/migrate/kiam-v4.yaml"))]
-#[case::kiam_chart(From::Kiam, "kiam-chart", include_str!("../../tests/migrate/kiam-chart.yaml"))]
-fn manifests_become_values(#[case] from: From, #[case] name: &str, #[case] manifest: &str) {
+#[case::kube2iam_readme(SourceSoftware::Kube2iam, "kube2iam-readme", include_str!("../../tests/migrate/kube2iam-readme.yaml"))]
+#[case::kube2iam_openshift(SourceSoftware::Kube2iam, "kube2iam-openshift", include_str!("../../tests/migrate/kube2iam-openshift.yaml"))]
+#[case::kube2iam_chart(SourceSoftware::Kube2iam, "kube2iam-chart", include_str!("../../tests/migrate/kube2iam-chart.yaml"))]
+#[case::kube2iam_of_2026(SourceSoftware::Kube2iam, "kube2iam-0.15", include_str!("../../tests/migrate/kube2iam-0.15.yaml"))]
+#[case::kiam_v2(SourceSoftware::Kiam, "kiam-v2", include_str!("../../tests/migrate/kiam-v2.yaml"))]
+#[case::kiam_v3(SourceSoftware::Kiam, "kiam-v3", include_str!("../../tests/migrate/kiam-v3.yaml"))]
+#[case::kiam_v4(SourceSoftware::Kiam, "kiam-v4", include_str!("../../tests/migrate/kiam-v4.yaml"))]
+#[case::kiam_chart(SourceSoftware::Kiam, "kiam-chart", include_str!("../../tests/migrate/kiam-chart.yaml"))]
+fn manifests_become_values(#[case] from: SourceSoftware, #[case] name: &str, #[case] manifest: &str) {
     let workloads = workloads(from, "manifest.yaml", manifest).unwrap();
     let values = values_for(from, &workloads).unwrap();
     insta::assert_snapshot!(name, values);
@@ -257,9 +257,9 @@ proptest! {
         role in "(arn:aws:iam::123456789012:role/)?/?[a-z<>$/-]{0,8}",
     ) {
         let (from, words) = if server {
-            (From::Kiam, vec!["server".to_owned(), format!("--role-base-arn={base}"), format!("--assume-role-arn={role}")])
+            (SourceSoftware::Kiam, vec!["server".to_owned(), format!("--role-base-arn={base}"), format!("--assume-role-arn={role}")])
         } else {
-            (From::Kube2iam, vec![format!("--base-role-arn={base}"), format!("--default-role={role}")])
+            (SourceSoftware::Kube2iam, vec![format!("--base-role-arn={base}"), format!("--default-role={role}")])
         };
         if let Ok(values) = values_for(from, &[Workload::of_words(&words)]) {
             let parsed: serde_json::Value = serde_yaml_ng::from_str(&values).unwrap();
@@ -276,7 +276,7 @@ proptest! {
     #[test]
     fn whatever_is_written_the_outcome_is_yaml(words in prop::collection::vec("[a-z-]{1,8}=[ -~\n]{0,24}|[ -~\n]{0,24}", 0..6)) {
         let words: Vec<String> = words.into_iter().map(|word| format!("--{word}")).collect();
-        for from in [From::Kube2iam, From::Kiam] {
+        for from in [SourceSoftware::Kube2iam, SourceSoftware::Kiam] {
             if let Ok(values) = values_for(from, &[Workload::of_words(&words)]) {
                 let parsed: serde_json::Value = serde_yaml_ng::from_str(&values).unwrap();
                 prop_assert_eq!(&parsed["mode"], "observe");

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
 use anyhow::{Context as _, Result};
-use metaproxy_common::packet::{Begins, Bytes, aim};
+use metaproxy_common::packet::{Bytes, LinkLayer, match_packet};
 use metaproxy_common::target::Targets;
 
 use super::netns::Netns;
@@ -107,8 +107,8 @@ fn record(socket: &OwnedFd, seen: &Seen, ends: &AtomicBool) {
             continue;
         };
         let frame = Frame(&buffer[..length.min(buffer.len())]);
-        let aim = aim(&frame, Begins::Ethernet, &Targets::IMDS);
-        if let Some(source) = aim.hit.then(|| source(&frame, aim.ip, aim.is_v6)) {
+        let found = match_packet(&frame, LinkLayer::Ethernet, &Targets::IMDS);
+        if let Some(source) = found.hit.then(|| source(&frame, found.ip, found.is_v6)) {
             *seen
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)

@@ -28,7 +28,7 @@ const SOCKETS: [(&str, Hook); 3] = [CONNECT[0], CONNECT[1], (names::GUARD_SKB, H
 
 /// What closes the ways round the redirection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Choice {
+pub enum GuardMode {
     /// packets where the kernel has tcx (Linux 6.6 and later), else connect
     Auto,
     /// refuse connections, and drop packets of raw sockets, packet sockets and earlier connections; before Linux 6.6 not
@@ -42,7 +42,7 @@ pub enum Choice {
 
 /// What a guard does on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Way {
+pub enum GuardLevel {
     /// Connections, and packets at the uplinks' egress.
     Uplinks,
     /// Connections, and packets of the pods' sockets.
@@ -51,7 +51,7 @@ pub enum Way {
     Connect,
 }
 
-impl Way {
+impl GuardLevel {
     /// In a word or two.
     pub fn label(self) -> &'static str {
         match self {
@@ -62,7 +62,7 @@ impl Way {
     }
 }
 
-impl fmt::Display for Way {
+impl fmt::Display for GuardLevel {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Uplinks => "pods' connections are refused, and their packets dropped at the uplinks",
@@ -79,7 +79,7 @@ impl fmt::Display for Way {
 #[derive(Debug)]
 pub struct GuardPrograms {
     object: Object,
-    way: Way,
+    level: GuardLevel,
     /// For frames that begin with Ethernet, and for packets that begin with IP.
     uplink: [&'static str; 2],
     counters: GuardCounters,
@@ -118,29 +118,29 @@ impl fmt::Debug for GuardCounters {
 
 impl GuardPrograms {
     /// Loads what this kernel can run of what is wanted; `None` where nothing is.
-    pub fn load(choice: Choice, node_netns: u64) -> Result<Option<Self>, GuardError> {
-        if choice == Choice::Off {
+    pub fn load(mode: GuardMode, node_netns: u64) -> Result<Option<Self>, GuardError> {
+        if mode == GuardMode::Off {
             return Ok(None);
         }
         let mut object = Object::new(OBJECT)?;
         for (name, _) in CONNECT {
             object.load(name)?;
         }
-        let uplink = match choice {
-            Choice::Auto | Choice::Packets => uplink_programs(&mut object)?,
-            Choice::Connect | Choice::Off => None,
+        let uplink = match mode {
+            GuardMode::Auto | GuardMode::Packets => uplink_programs(&mut object)?,
+            GuardMode::Connect | GuardMode::Off => None,
         };
-        let way = match (uplink, choice) {
-            (Some(_), _) => Way::Uplinks,
-            (None, Choice::Packets) => Way::Sockets,
-            (None, _) => Way::Connect,
+        let level = match (uplink, mode) {
+            (Some(_), _) => GuardLevel::Uplinks,
+            (None, GuardMode::Packets) => GuardLevel::Sockets,
+            (None, _) => GuardLevel::Connect,
         };
-        let marker = match way {
-            Way::Sockets => {
+        let marker = match level {
+            GuardLevel::Sockets => {
                 object.load(names::GUARD_SKB)?;
                 Some(mark_namespace(&mut object)?)
             }
-            Way::Uplinks | Way::Connect => None,
+            GuardLevel::Uplinks | GuardLevel::Connect => None,
         };
         let port = marker
             .as_ref()
@@ -155,7 +155,7 @@ impl GuardPrograms {
         let counters = GuardCounters(Arc::new(object.map(names::GUARD_COUNT)?));
         Ok(Some(Self {
             object,
-            way,
+            level,
             uplink: uplink.unwrap_or(["", ""]),
             counters,
             _marker: marker,
@@ -163,8 +163,8 @@ impl GuardPrograms {
     }
 
     /// What it does.
-    pub fn way(&self) -> Way {
-        self.way
+    pub fn level(&self) -> GuardLevel {
+        self.level
     }
 
     /// What it counts.
@@ -174,9 +174,9 @@ impl GuardPrograms {
 
     /// Attaches to the pods' cgroup.
     pub fn attach(&self, cgroup: &File) -> Result<CgroupLinks, ProgramsError> {
-        let wanted = match self.way {
-            Way::Sockets => &SOCKETS[..],
-            Way::Uplinks | Way::Connect => &CONNECT[..],
+        let wanted = match self.level {
+            GuardLevel::Sockets => &SOCKETS[..],
+            GuardLevel::Uplinks | GuardLevel::Connect => &CONNECT[..],
         };
         self.object.attach_all(wanted, cgroup)
     }

@@ -3,7 +3,7 @@
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use super::super::From;
+use super::super::SourceSoftware;
 use super::manifests::{KUBE2IAM, manifest, migrated, parsed, sentences};
 
 /// Each restricts namespaces, or may.
@@ -26,7 +26,11 @@ use super::manifests::{KUBE2IAM, manifest, migrated, parsed, sentences};
 #[case::dashes_forgotten(json!({ "args": ["--debug", "namespace-restrictions"] }), "a flag begins with two dashes")]
 #[case::refused_by_the_agent(json!({ "args": ["--namespace-key=bad key"] }), "--namespace-key: the agent would refuse what becomes of it")]
 fn what_nothing_is_known_about_is_an_error(#[case] container: Value, #[case] why: &str) {
-    let error = migrated(From::Kube2iam, &manifest(KUBE2IAM, container, json!({}))).unwrap_err();
+    let error = migrated(
+        SourceSoftware::Kube2iam,
+        &manifest(KUBE2IAM, container, json!({})),
+    )
+    .unwrap_err();
     assert!(error.to_string().contains(why), "{error}");
 }
 
@@ -36,7 +40,7 @@ fn what_nothing_is_known_about_is_an_error(#[case] container: Value, #[case] why
 #[case::dumb_init(json!(["/usr/bin/dumb-init", "/bin/kube2iam", "--namespace-restrictions"]))]
 fn a_wrapper_does_not_loosen_the_policy(#[case] command: Value) {
     let manifest = manifest(KUBE2IAM, json!({ "command": command }), json!({}));
-    let values = migrated(From::Kube2iam, &manifest).unwrap();
+    let values = migrated(SourceSoftware::Kube2iam, &manifest).unwrap();
     assert_eq!(parsed(&values)["namespacePolicy"], "required", "{values}");
     assert!(!values.contains("not known to this program"), "{values}");
 }
@@ -57,7 +61,7 @@ fn a_wrapper_does_not_loosen_the_policy(#[case] command: Value) {
 ]))]
 fn of_several_containers_the_one_that_runs_it_is_read(#[case] containers: Value) {
     let manifest = manifest(KUBE2IAM, json!({}), json!({ "containers": containers }));
-    let values = migrated(From::Kube2iam, &manifest).unwrap();
+    let values = migrated(SourceSoftware::Kube2iam, &manifest).unwrap();
     assert_eq!(parsed(&values)["namespacePolicy"], "required", "{values}");
 }
 
@@ -67,7 +71,9 @@ fn of_several_containers_the_one_that_runs_it_is_read(#[case] containers: Value)
 #[case::by_command(json!([{ "name": "a", "command": ["kube2iam"] }, { "name": "b", "command": ["kube2iam", "--debug"] }]))]
 fn containers_that_cannot_be_told_apart_are_named(#[case] containers: Value) {
     let manifest = manifest(KUBE2IAM, json!({}), json!({ "containers": containers }));
-    let error = migrated(From::Kube2iam, &manifest).unwrap_err().to_string();
+    let error = migrated(SourceSoftware::Kube2iam, &manifest)
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains("may be kube2iam") && error.contains("give them after --"),
         "{error}"
@@ -100,7 +106,7 @@ fn of_parts_of_different_versions_the_one_that_decides_counts(
     #[case] of: &[(&str, &str)],
     #[case] matching: Option<&str>,
 ) {
-    let values = migrated(From::Kiam, &parts(of)).unwrap();
+    let values = migrated(SourceSoftware::Kiam, &parts(of)).unwrap();
     assert_eq!(
         parsed(&values)["roles"]["permittedMatch"].as_str(),
         matching,
@@ -121,7 +127,11 @@ fn of_parts_of_different_versions_the_one_that_decides_counts(
 
 #[test]
 fn flags_in_a_file_of_kiams_are_an_error() {
-    let error = migrated(From::Kiam, &parts(&[("v4.2", "server @/etc/kiam/flags")])).unwrap_err();
+    let error = migrated(
+        SourceSoftware::Kiam,
+        &parts(&[("v4.2", "server @/etc/kiam/flags")]),
+    )
+    .unwrap_err();
     assert!(
         error
             .to_string()
@@ -133,27 +143,31 @@ fn flags_in_a_file_of_kiams_are_an_error() {
 /// Two workloads of one installation, and the two values that are named.
 #[rstest]
 #[case::servers(
-    From::Kiam,
+    SourceSoftware::Kiam,
     "server --assume-role-arn=arn:aws:iam::123456789012:role/a",
     "server --assume-role-arn=arn:aws:iam::123456789012:role/b",
     ["has arn:aws:iam::123456789012:role/a", "has arn:aws:iam::123456789012:role/b"]
 )]
 #[case::a_looser_server(
-    From::Kiam, "server --disable-strict-namespace-regexp", "server", ["has true", "has false"]
+    SourceSoftware::Kiam, "server --disable-strict-namespace-regexp", "server", ["has true", "has false"]
 )]
-#[case::routes(From::Kiam, "agent --allow-route-regexp=/a", "agent --allow-route-regexp=/b", ["has /a", "has /b"])]
-#[case::default_role(From::Kube2iam, "--default-role=a", "--default-role=b", ["has a", "has b"])]
-#[case::default_role_of_one(From::Kube2iam, "--default-role=a", "--debug", ["has a", "has none"])]
-#[case::role_key(From::Kube2iam, "--iam-role-key=a", "--iam-role-key=b", ["has a", "has b"])]
-#[case::restricted(From::Kube2iam, "--namespace-restrictions", "--debug", ["has true", "has false"])]
-#[case::in_one(From::Kube2iam, "--default-role=a --default-role=b", "--default-role=a", ["has a", "has b"])]
+#[case::routes(SourceSoftware::Kiam, "agent --allow-route-regexp=/a", "agent --allow-route-regexp=/b", ["has /a", "has /b"])]
+#[case::default_role(SourceSoftware::Kube2iam, "--default-role=a", "--default-role=b", ["has a", "has b"])]
+#[case::default_role_of_one(SourceSoftware::Kube2iam, "--default-role=a", "--debug", ["has a", "has none"])]
+#[case::role_key(SourceSoftware::Kube2iam, "--iam-role-key=a", "--iam-role-key=b", ["has a", "has b"])]
+#[case::restricted(SourceSoftware::Kube2iam, "--namespace-restrictions", "--debug", ["has true", "has false"])]
+#[case::in_one(SourceSoftware::Kube2iam, "--default-role=a --default-role=b", "--default-role=a", ["has a", "has b"])]
 fn values_that_differ_are_an_error_that_names_both(
-    #[case] from: From,
+    #[case] from: SourceSoftware,
     #[case] one: &str,
     #[case] other: &str,
     #[case] named: [&str; 2],
 ) {
-    let image = if from == From::Kiam { "kiam:v4.2" } else { KUBE2IAM };
+    let image = if from == SourceSoftware::Kiam {
+        "kiam:v4.2"
+    } else {
+        KUBE2IAM
+    };
     let of = |words: &str| {
         let args: Vec<&str> = words.split(' ').collect();
         manifest(image, json!({ "args": args }), json!({}))
@@ -174,5 +188,5 @@ fn what_decides_nothing_may_differ() {
         ("v4.2", "agent --cert=/a --level=info"),
         ("v4.2", "server --cert=/b --level=warn --region=eu-west-1"),
     ];
-    assert!(migrated(From::Kiam, &parts(&of)).is_ok());
+    assert!(migrated(SourceSoftware::Kiam, &parts(&of)).is_ok());
 }

@@ -3,7 +3,7 @@
 use rstest::rstest;
 use serde_json::{Value, json};
 
-use super::super::{From, MigrateError, values_for, workloads};
+use super::super::{MigrateError, SourceSoftware, values_for, workloads};
 
 /// A DaemonSet with this image, this container beside that, and this pod.
 pub(super) fn manifest(image: &str, container: Value, pod: Value) -> String {
@@ -19,7 +19,7 @@ pub(super) fn manifest(image: &str, container: Value, pod: Value) -> String {
     json!({ "kind": "DaemonSet", "metadata": { "name": "d" }, "spec": { "template": template } }).to_string()
 }
 
-pub(super) fn migrated(from: From, manifest: &str) -> Result<String, MigrateError> {
+pub(super) fn migrated(from: SourceSoftware, manifest: &str) -> Result<String, MigrateError> {
     values_for(from, &workloads(from, "m.yaml", manifest)?)
 }
 
@@ -30,7 +30,7 @@ pub(super) fn parsed(values: &str) -> Value {
 pub(super) const KUBE2IAM: &str = "jtblin/kube2iam:0.11.2";
 
 fn kube2iam(container: Value, pod: Value) -> String {
-    migrated(From::Kube2iam, &manifest(KUBE2IAM, container, pod)).unwrap()
+    migrated(SourceSoftware::Kube2iam, &manifest(KUBE2IAM, container, pod)).unwrap()
 }
 
 /// As text without the ends of lines in comments.
@@ -58,7 +58,9 @@ fn a_shell_wrapper_does_not_loosen_the_policy(#[case] container: Value) {
 fn a_shell_wrapper_that_cannot_be_read_is_refused(#[case] command: &str, #[case] why: &str) {
     let command = shlex::split(command).unwrap();
     let manifest = manifest(KUBE2IAM, json!({ "command": command }), json!({}));
-    let error = migrated(From::Kube2iam, &manifest).unwrap_err().to_string();
+    let error = migrated(SourceSoftware::Kube2iam, &manifest)
+        .unwrap_err()
+        .to_string();
     assert!(
         error.contains(why) && error.contains("give them after --"),
         "{error}"
@@ -136,7 +138,11 @@ fn everything_else_is_listed_without_its_secrets(
 #[case::nowhere(json!({ "name": "OTHER", "value": "x" }), "BASE is not in the manifest's `env`")]
 fn a_flag_whose_value_is_not_in_the_manifest_is_refused_by_name(#[case] variable: Value, #[case] why: &str) {
     let container = json!({ "args": ["--default-role=$(BASE)"], "env": [variable] });
-    let error = migrated(From::Kube2iam, &manifest(KUBE2IAM, container, json!({}))).unwrap_err();
+    let error = migrated(
+        SourceSoftware::Kube2iam,
+        &manifest(KUBE2IAM, container, json!({})),
+    )
+    .unwrap_err();
     let error = error.to_string();
     assert!(
         error.contains("--default-role=$(BASE)") && error.contains(why),
@@ -153,7 +159,11 @@ fn a_flag_whose_value_is_not_in_the_manifest_is_refused_by_name(#[case] variable
 #[case("--default-role={{ .Values.role }}", "{{ .Values.role }} is a placeholder")]
 fn a_placeholder_is_no_value(#[case] flag: &str, #[case] why: &str) {
     let container = json!({ "args": ["--host-interface=${host_interface}", flag] });
-    let error = migrated(From::Kube2iam, &manifest(KUBE2IAM, container, json!({}))).unwrap_err();
+    let error = migrated(
+        SourceSoftware::Kube2iam,
+        &manifest(KUBE2IAM, container, json!({})),
+    )
+    .unwrap_err();
     assert!(error.to_string().contains(why), "{error}");
     let region = json!({ "args": ["--host-interface=${x}"], "env": [{ "name": "AWS_REGION", "value": "${aws_region}" }] });
     let values = kube2iam(region, json!({ "nodeName": "new" }));
@@ -171,50 +181,54 @@ fn a_placeholder_is_no_value(#[case] flag: &str, #[case] why: &str) {
 #[rstest]
 // jtblin/kube2iam#70 and #71: it was put before the name of every role.
 #[case::by_hand(
-    From::Kube2iam,
+    SourceSoftware::Kube2iam,
     "--base-role-arn=arn:aws:iam::123456789012:role/<role-name>",
     "<role-name> is a placeholder"
 )]
 #[case::envsubst(
-    From::Kube2iam,
+    SourceSoftware::Kube2iam,
     "--default-role=$ENVIRONMENT-overview-default-role",
     "$ENVIRONMENT is a placeholder"
 )]
 // helm/charts, stable/kube2iam/values.yaml: ten digits.
 #[case::account(
-    From::Kube2iam,
+    SourceSoftware::Kube2iam,
     "--base-role-arn=arn:aws:iam::0123456789:role/",
     "the account of an ARN is 12 digits"
 )]
 #[case::no_role(
-    From::Kube2iam,
+    SourceSoftware::Kube2iam,
     "--default-role=arn:aws:iam::123456789012:instance-profile/x",
     "it is not a role's ARN"
 )]
 // jtblin/kube2iam#195 asks for what kiam does.
 #[case::a_part_of_names(
-    From::Kiam,
+    SourceSoftware::Kiam,
     "server --role-base-arn=arn:aws:iam::123456789012:role/k8s/app-",
     "Write arn:aws:iam::123456789012:role/k8s/ in its place, and the names of roles in full (app-NAME)"
 )]
 // giantswarm/kiam-app; uswitch/kiam#271 and #459.
 #[case::account_found_out(
-    From::Kiam,
+    SourceSoftware::Kiam,
     "server --role-base-arn-autodetect --assume-role-arn=uun5a-IAMManager-Role",
     "arn:aws:iam::ACCOUNT:role/uun5a-IAMManager-Role takes the account of kiam's node"
 )]
 #[case::role_of_the_server(
-    From::Kiam,
+    SourceSoftware::Kiam,
     "server --assume-role-arn=arn:aws:iam::1:role/x",
     "the account of an ARN is 12 digits"
 )]
 fn a_role_that_would_be_none_here_is_refused_by_its_flag(
-    #[case] from: From,
+    #[case] from: SourceSoftware,
     #[case] words: &str,
     #[case] why: &str,
 ) {
     let args: Vec<&str> = words.split(' ').collect();
-    let image = if from == From::Kiam { "kiam:v4.2" } else { KUBE2IAM };
+    let image = if from == SourceSoftware::Kiam {
+        "kiam:v4.2"
+    } else {
+        KUBE2IAM
+    };
     let error = migrated(from, &manifest(image, json!({ "args": args }), json!({}))).unwrap_err();
     let error = error.to_string();
     let flag = args.last().unwrap().split('=').next().unwrap();
@@ -224,53 +238,57 @@ fn a_role_that_would_be_none_here_is_refused_by_its_flag(
 #[rstest]
 // uswitch/kiam#276: a name is completed by the prefix, wherever that stands.
 #[case::by_its_prefix(
-    From::Kiam,
+    SourceSoftware::Kiam,
     "server --assume-role-arn=kiam-server --role-base-arn=arn:aws:iam::123456789012:role/",
     "/sessions/assumeRoleArn",
     json!("arn:aws:iam::123456789012:role/kiam-server")
 )]
 #[case::with_a_slash(
-    From::Kiam,
+    SourceSoftware::Kiam,
     "server --role-base-arn=arn:aws:iam::123456789012:role/k8s/ --assume-role-arn=/kiam-server",
     "/sessions/assumeRoleArn",
     json!("arn:aws:iam::123456789012:role/k8s/kiam-server")
 )]
 #[case::in_full(
-    From::Kiam,
+    SourceSoftware::Kiam,
     "server --role-base-arn-autodetect --assume-role-arn=arn:aws:iam::123456789012:role/kiam-server",
     "/sessions/assumeRoleArn",
     json!("arn:aws:iam::123456789012:role/kiam-server")
 )]
 // The charts write what nobody set as an empty text.
 #[case::of_nobody(
-    From::Kiam,
+    SourceSoftware::Kiam,
     "server --role-base-arn= --assume-role-arn=",
     "/sessions/assumeRoleArn",
     Value::Null
 )]
-#[case::no_region(From::Kiam, "server --region=", "/sessions/region", Value::Null)]
+#[case::no_region(SourceSoftware::Kiam, "server --region=", "/sessions/region", Value::Null)]
 // jtblin/kube2iam#84.
 #[case::of_a_partition(
-    From::Kube2iam,
+    SourceSoftware::Kube2iam,
     "--base-role-arn=arn:aws-us-gov:iam::916510818310:role/bosh-passed/",
     "/roles/baseArn",
     json!("arn:aws-us-gov:iam::916510818310:role/bosh-passed/")
 )]
 // jtblin/kube2iam#195: kube2iam puts a slash behind it, as metaproxy does.
 #[case::without_a_slash(
-    From::Kube2iam,
+    SourceSoftware::Kube2iam,
     "--base-role-arn=arn:aws:iam::123456789012:role/helloworld-",
     "/roles/baseArn",
     json!("arn:aws:iam::123456789012:role/helloworld-")
 )]
 fn a_role_is_kept_as_it_was_meant(
-    #[case] from: From,
+    #[case] from: SourceSoftware,
     #[case] words: &str,
     #[case] pointer: &str,
     #[case] want: Value,
 ) {
     let args: Vec<&str> = words.split(' ').collect();
-    let image = if from == From::Kiam { "kiam:v4.2" } else { KUBE2IAM };
+    let image = if from == SourceSoftware::Kiam {
+        "kiam:v4.2"
+    } else {
+        KUBE2IAM
+    };
     let values = migrated(from, &manifest(image, json!({ "args": args }), json!({}))).unwrap();
     let found = parsed(&values).pointer(pointer).cloned();
     assert_eq!(found.unwrap_or_default(), want, "{values}");
@@ -282,7 +300,7 @@ fn a_workload_beside_a_list_of_other_objects_is_found() {
     let text = "apiVersion: v1\nitems:\n  - { apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: { name: \
                 kube2iam } }\nkind: List\n---\napiVersion: apps/v1\nkind: DaemonSet\nmetadata: { name: kube2iam }\nspec: { \
                 template: { spec: { containers: [{ image: 'jtblin/kube2iam:0.10.9', args: [--namespace-restrictions] }] } } }\n";
-    let values = migrated(From::Kube2iam, text).unwrap();
+    let values = migrated(SourceSoftware::Kube2iam, text).unwrap();
     assert_eq!(parsed(&values)["namespacePolicy"], "required");
 }
 
@@ -319,7 +337,7 @@ fn what_differs_between_versions_of_kiam_is_said(
         json!({ "args": ["server"] }),
         json!({}),
     );
-    let values = migrated(From::Kiam, &manifest).unwrap();
+    let values = migrated(SourceSoftware::Kiam, &manifest).unwrap();
     let parsed = parsed(&values);
     assert_eq!(parsed["namespacePolicy"], policy);
     assert_eq!(parsed["roles"]["permittedMatch"].as_str(), matching);
@@ -335,7 +353,7 @@ fn what_differs_between_versions_of_kiam_is_said(
 fn globs_that_were_none_in_an_old_kube2iam_are_said(#[case] tag: &str, #[case] is_said: bool) {
     let container = json!({ "args": ["--namespace-restrictions"] });
     let manifest = manifest(&format!("jtblin/kube2iam:{tag}"), container, json!({}));
-    let values = sentences(&migrated(From::Kube2iam, &manifest).unwrap());
+    let values = sentences(&migrated(SourceSoftware::Kube2iam, &manifest).unwrap());
     assert_eq!(values.contains("compared the entries"), is_said, "{values}");
     assert!(values.contains("kube2iam answered requests without a session token (IMDSv1)"));
     assert!(values.contains("user-data among them"));
@@ -377,7 +395,7 @@ fn kiams_routes_match_here_what_they_matched_there(
     #[case] said: &str,
 ) {
     let container = json!({ "args": ["agent", format!("--allow-route-regexp={regexp}")] });
-    let values = migrated(From::Kiam, &manifest("kiam:v4.2", container, json!({}))).unwrap();
+    let values = migrated(SourceSoftware::Kiam, &manifest("kiam:v4.2", container, json!({}))).unwrap();
     assert_eq!(parsed(&values)["metadata"]["allowPaths"], paths, "{values}");
     assert!(sentences(&values).contains(said), "{said} in\n{values}");
     assert!(
@@ -391,7 +409,7 @@ fn a_static_pod_is_read_and_the_way_to_end_it_said() {
     let pod = json!({ "kind": "Pod", "metadata": { "name": "k" }, "spec": { "containers": [
         { "image": KUBE2IAM, "args": ["--namespace-restrictions"] },
     ] } });
-    let values = migrated(From::Kube2iam, &pod.to_string()).unwrap();
+    let values = migrated(SourceSoftware::Kube2iam, &pod.to_string()).unwrap();
     assert_eq!(parsed(&values)["namespacePolicy"], "required");
     assert!(
         sentences(&values).contains("taken out of the kubelet's staticPodPath"),

@@ -26,7 +26,7 @@ const BPF_F_ALLOW_MULTI: u32 = 2;
 
 /// More than anybody attaches to one cgroup (`BPF_CGROUP_MAX_PROGS`, kernel/bpf/cgroup.c) or interface
 /// (`BPF_MPROG_MAX`, include/linux/bpf_mprog.h); a few times that on the way up to the root.
-const MOST: usize = 256;
+const MAX_PROGRAMS: usize = 256;
 
 /// Those that we attach at.
 const HOOKS: [(Hook, &str); 5] = [
@@ -39,7 +39,7 @@ const HOOKS: [(Hook, &str); 5] = [
 
 /// A program at one of our hooks.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Foreign {
+pub struct AttachedProgram {
     /// Where.
     pub cgroup: PathBuf,
     /// At which hook.
@@ -81,7 +81,7 @@ impl fmt::Display for Program {
     }
 }
 
-impl Foreign {
+impl AttachedProgram {
     /// Whether ours can't be attached to a cgroup for it (`hierarchy_allows_attach` and the comparison of flags in
     /// `__cgroup_bpf_attach`, kernel/bpf/cgroup.c).
     pub fn blocks(&self, pods: &Path) -> bool {
@@ -99,7 +99,7 @@ impl Foreign {
     }
 }
 
-impl fmt::Display for Foreign {
+impl fmt::Display for AttachedProgram {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (hook, cgroup) = (self.hook_name(), self.cgroup.display());
         write!(f, "{} at {hook} of {cgroup}", self.program)
@@ -110,7 +110,7 @@ impl fmt::Display for Foreign {
 ///
 /// # Errors
 /// EPERM without `CAP_NET_ADMIN`; those of opening the cgroups.
-pub fn up_to(cgroup: &Path, root: &Path) -> io::Result<Vec<Foreign>> {
+pub fn up_to(cgroup: &Path, root: &Path) -> io::Result<Vec<AttachedProgram>> {
     let mut found = Vec::new();
     for dir in cgroup.ancestors().take_while(|dir| dir.starts_with(root)) {
         for (hook, _) in HOOKS {
@@ -120,16 +120,16 @@ pub fn up_to(cgroup: &Path, root: &Path) -> io::Result<Vec<Foreign>> {
     Ok(found)
 }
 
-fn at(dir: &Path, hook: Hook) -> io::Result<Vec<Foreign>> {
+fn at(dir: &Path, hook: Hook) -> io::Result<Vec<AttachedProgram>> {
     let (ids, flags) = query(File::open(dir)?.as_raw_fd() as u32, hook as u32, ITS_OWN)?;
     let programs = ids.into_iter().map(Program::of);
-    let foreign = |program| Foreign {
+    let attached = |program| AttachedProgram {
         cgroup: dir.to_owned(),
         hook,
         program,
         flags,
     };
-    Ok(programs.map(foreign).collect())
+    Ok(programs.map(attached).collect())
 }
 
 /// The programs at one of our hooks that a connection of a pod meets before it meets ours, by where they are attached:
@@ -137,12 +137,12 @@ fn at(dir: &Path, hook: Hook) -> io::Result<Vec<Foreign>> {
 ///
 /// # Errors
 /// As [`up_to`].
-pub fn before_ours(pods: &Path, attached: &[Foreign]) -> io::Result<Vec<Foreign>> {
+pub fn before_ours(pods: &Path, attached: &[AttachedProgram]) -> io::Result<Vec<AttachedProgram>> {
     let open = File::open(pods)?;
     let mut found = Vec::new();
     for (hook, _) in HOOKS {
         let (ids, _) = query(open.as_raw_fd() as u32, hook as u32, BPF_F_QUERY_EFFECTIVE)?;
-        let here: Vec<&Foreign> = attached.iter().filter(|one| one.hook == hook).collect();
+        let here: Vec<&AttachedProgram> = attached.iter().filter(|one| one.hook == hook).collect();
         let known = |id: &u32| here.iter().copied().find(|one| one.program.id == *id);
         let Some(ours) = ids
             .iter()
@@ -159,7 +159,7 @@ pub fn before_ours(pods: &Path, attached: &[Foreign]) -> io::Result<Vec<Foreign>
 }
 
 /// At cgroups below one, whose programs run first. Those that go away meanwhile have none any more.
-fn below(dir: &Path, hook: Hook) -> Vec<Foreign> {
+fn below(dir: &Path, hook: Hook) -> Vec<AttachedProgram> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
@@ -210,13 +210,13 @@ struct Query {
 
 /// Ids in the order of their turn, and the flags that they are attached with.
 fn query(target: u32, attach_type: u32, query_flags: u32) -> io::Result<(Vec<u32>, u32)> {
-    let mut ids = [0_u32; MOST];
+    let mut ids = [0_u32; MAX_PROGRAMS];
     let mut query = Query {
         target,
         attach_type,
         query_flags,
         ids: ids.as_mut_ptr() as u64,
-        count: MOST as u32,
+        count: MAX_PROGRAMS as u32,
         ..Query::default()
     };
     bpf(BPF_PROG_QUERY, &mut query)?;
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn what_leaves_no_room_is_told_by_its_flags_and_place() {
         let pods = Path::new("/sys/fs/cgroup/kubepods");
-        let at = |cgroup: &str, flags| Foreign {
+        let at = |cgroup: &str, flags| AttachedProgram {
             cgroup: cgroup.into(),
             hook: Hook::Connect4,
             program: Program {

@@ -4,7 +4,7 @@ use std::io;
 use std::path::Path;
 
 use super::Finding;
-use crate::intercept::foreign::{self, Foreign, Program};
+use crate::intercept::bpf_conflicts::{self, AttachedProgram, Program};
 use crate::intercept::link::Hook;
 
 const CHECK: &str = "hooks' users";
@@ -22,15 +22,15 @@ pub(super) fn examine(pods: &Path, root: &Path) -> Vec<Finding> {
 
 /// A program that keeps ours from being attached to a cgroup.
 pub(super) fn keeping_out(cgroup: &Path, root: &Path) -> Option<Finding> {
-    let all = foreign::up_to(cgroup, root).ok()?;
+    let all = bpf_conflicts::up_to(cgroup, root).ok()?;
     all.iter()
         .find(|one| !one.program.is_ours() && one.hook == Hook::SockOps && one.blocks(cgroup))
         .map(blocks)
 }
 
 fn found(pods: &Path, root: &Path) -> io::Result<Vec<Finding>> {
-    let all = foreign::up_to(pods, root)?;
-    let others: Vec<&Foreign> = all.iter().filter(|one| !one.program.is_ours()).collect();
+    let all = bpf_conflicts::up_to(pods, root)?;
+    let others: Vec<&AttachedProgram> = all.iter().filter(|one| !one.program.is_ours()).collect();
     let blocking: Vec<Finding> = others
         .iter()
         .filter(|one| one.blocks(pods))
@@ -49,9 +49,12 @@ fn found(pods: &Path, root: &Path) -> io::Result<Vec<Finding>> {
             ),
         )]);
     }
-    let mut findings: Vec<Finding> = foreign::before_ours(pods, &all)?.iter().map(precedes).collect();
+    let mut findings: Vec<Finding> = bpf_conflicts::before_ours(pods, &all)?
+        .iter()
+        .map(precedes)
+        .collect();
     findings.extend(
-        foreign::before_the_guard()
+        bpf_conflicts::before_the_guard()
             .iter()
             .map(|(interface, program)| precedes_guard(interface, program)),
     );
@@ -61,7 +64,7 @@ fn found(pods: &Path, root: &Path) -> io::Result<Vec<Finding>> {
     Ok(findings)
 }
 
-fn blocks(one: &Foreign) -> Finding {
+fn blocks(one: &AttachedProgram) -> Finding {
     let (cgroup, hook, id) = (one.cgroup.display(), one.hook_name(), one.program.id);
     Finding::problem(
         CHECK,
@@ -73,7 +76,7 @@ fn blocks(one: &Foreign) -> Finding {
     )
 }
 
-fn precedes(one: &Foreign) -> Finding {
+fn precedes(one: &AttachedProgram) -> Finding {
     Finding::warning(
         CHECK,
         format!("{one} runs before ours, which see what it makes of a connection"),
@@ -96,7 +99,7 @@ fn precedes_guard(interface: &str, program: &Program) -> Finding {
     )
 }
 
-fn beside(others: &[&Foreign]) -> Finding {
+fn beside(others: &[&AttachedProgram]) -> Finding {
     let names: Vec<&str> = others
         .iter()
         .filter_map(|one| one.program.name.as_deref())

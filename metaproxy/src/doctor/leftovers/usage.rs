@@ -29,7 +29,7 @@ const KIAM_FLAGS: [&str; 4] = [
 
 /// What runs and is on this node.
 #[derive(Debug, Default)]
-pub(super) struct Users {
+pub(super) struct NodeUsage {
     /// `None` where they are not all seen.
     processes: Option<Vec<Process>>,
     /// Names of pods.
@@ -78,7 +78,7 @@ fn is_kiams_flag(word: &str) -> bool {
     KIAM_FLAGS.contains(&name)
 }
 
-impl Users {
+impl NodeUsage {
     pub(super) fn of_this_node() -> Self {
         Self {
             processes: processes::sees_all().then(processes::all),
@@ -146,9 +146,9 @@ mod tests {
     use super::*;
     use rstest::rstest;
 
-    fn users(lines: &[&[u8]], pods: &[&str]) -> Users {
+    fn usage(lines: &[&[u8]], pods: &[&str]) -> NodeUsage {
         let processes = lines.iter().filter_map(|line| Process::new(line, None));
-        Users {
+        NodeUsage {
             processes: Some(processes.collect()),
             pods: pods.iter().map(|&pod| pod.to_owned()).collect(),
         }
@@ -169,7 +169,7 @@ mod tests {
     #[case::another_agent(b"/agent\0--port=8181\0", Used::No)]
     #[case::the_other_daemon(b"/eks-pod-identity-agent\0server\0", Used::No)]
     fn rules_are_in_use_while_their_daemon_runs(#[case] line: &[u8], #[case] want: Used) {
-        assert_eq!(users(&[b"/usr/bin/kubelet\0", line], &[]).of_rule(nobody()), want);
+        assert_eq!(usage(&[b"/usr/bin/kubelet\0", line], &[]).of_rule(nobody()), want);
     }
 
     #[rstest]
@@ -177,7 +177,7 @@ mod tests {
     #[case("kiam-agent-x2v4k", Used::By("kiam"))]
     #[case("tekiamo-x2v4k", Used::No)]
     fn and_while_its_pod_is_on_the_node_crashing_or_not(#[case] pod: &str, #[case] want: Used) {
-        assert_eq!(users(&[], &[pod]).of_rule(nobody()), want);
+        assert_eq!(usage(&[], &[pod]).of_rule(nobody()), want);
     }
 
     #[test]
@@ -185,7 +185,7 @@ mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let target = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), port);
-        let used = users(&[], &[]).of_rule(target);
+        let used = usage(&[], &[]).of_rule(target);
         assert!(
             matches!(&used, Used::PortOf(holder) if holder.contains("(pid ")),
             "{used:?}"
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn where_processes_are_not_seen_that_cannot_be_told() {
-        assert_eq!(Users::default().of_rule(nobody()), Used::Unknown);
+        assert_eq!(NodeUsage::default().of_rule(nobody()), Used::Unknown);
     }
 
     #[test]

@@ -30,7 +30,7 @@ pub struct PodsCgroup {
 }
 
 impl PodsCgroup {
-    pub(in crate::intercept) fn open(path: PathBuf) -> Result<Self, CgroupError> {
+    pub(crate) fn open(path: PathBuf) -> Result<Self, CgroupError> {
         let dir = File::open(&path).map_err(io_error(&path))?;
         let id = cgroup_id(&path).map_err(io_error(&path))?;
         let naming = Naming::of(&path);
