@@ -1,6 +1,8 @@
 //! Why a pod has the role it has, or none. The one place where this is put into words: response bodies, log lines and
 //! events all show a [`Reason`].
 
+mod kind;
+
 use std::fmt;
 use std::time::Duration;
 
@@ -11,6 +13,8 @@ use super::arn::RoleError;
 use super::policy::PolicyError;
 use super::web_identity::ROLE_KEY;
 use crate::pods::PodUid;
+
+pub use self::kind::ReasonKind;
 
 /// Where a pod's role is named.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]

@@ -11,6 +11,7 @@ mod commands;
 mod configuration;
 mod generated;
 mod links;
+mod reasons;
 mod text;
 
 use std::fs;
