@@ -1,7 +1,7 @@
 //! The build that logs from within the kernel (feature `ebpf-log`).
-#![cfg(feature = "ebpf-log")]
 #![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
 
+#[path = "lab/common/mod.rs"]
 mod common;
 
 use common::{counts, dial, node};

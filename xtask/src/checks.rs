@@ -9,7 +9,8 @@ use xtask::lab::require_root;
 use crate::shell::{cargo, run, step};
 use crate::{ebpf, image, setup};
 
-/// Every test. The lab's tests take turns by themselves.
+/// Runs every test, or those of one module of the lab, or those whose name contains the filter. The lab's tests take turns
+/// by themselves.
 pub fn test(filter: Option<&str>, previous: Option<&Path>) -> Result<()> {
     require_root()?;
     setup::run_all()?;
@@ -25,7 +26,7 @@ pub fn test(filter: Option<&str>, previous: Option<&Path>) -> Result<()> {
     run(with_clients(
         cargo()
             .args(["test", "--workspace", "--no-fail-fast", "--test", "*", "--"])
-            .args(filter)
+            .args(filter.map(of_module))
             .envs(previous.map(|path| ("METAPROXY_TEST_PREVIOUS", path))),
     ))?;
     if filter.is_none() {
@@ -42,6 +43,16 @@ pub fn test(filter: Option<&str>, previous: Option<&Path>) -> Result<()> {
         ])))?;
     }
     Ok(())
+}
+
+/// Turns the name of one of the lab's modules into the filter that no test of another module matches.
+fn of_module(filter: &str) -> String {
+    let module = crate::shell::root().join(format!("metaproxy/tests/lab/{filter}.rs"));
+    if module.exists() {
+        format!("{filter}::")
+    } else {
+        filter.to_owned()
+    }
 }
 
 /// The chart on a real cluster.

@@ -42,7 +42,7 @@ enum Command {
     },
     /// Run every test (root)
     Test {
-        /// Only integration tests whose name contains this; with --cluster, only scenarios
+        /// Only this module of the lab, or integration tests whose name contains this; with --cluster, only scenarios
         filter: Option<String>,
         /// Install the chart in the cluster of $KUBECONFIG, on whose one node this runs, and try it there. The cluster
         /// should be one to throw away

@@ -1,7 +1,7 @@
 //! `cargo xtask vm-test`: interception, identity and attacks on it, NAT, guard and cleanup on Debian's kernels, each booted in QEMU (without
 //! hardware virtualisation, so that it runs wherever this runs).
 //!
-//! The guest is an initramfs with the test programs of [`TESTS`], the binaries that they call, `ip` and `nft`; nothing is emulated but the machine.
+//! The guest is an initramfs with the lab's test program, the binaries that it calls, `ip` and `nft`; nothing is emulated but the machine.
 
 mod debian;
 mod guest;
@@ -26,8 +26,8 @@ use crate::{ebpf, setup};
 /// A guest that has not come to an end by then has failed.
 const TIMEOUT: Duration = Duration::from_secs(1800);
 
-/// Tests of `metaproxy/tests` that need nothing but the binaries, `ip` and `nft`.
-const TESTS: [&str; 5] = ["kernels", "outsiders", "attacks", "nat", "interceptors"];
+/// Modules of `metaproxy/tests/lab` that need nothing but the binaries, `ip` and `nft`.
+const MODULES: [&str; 5] = ["kernels", "outsiders", "attacks", "nat", "interceptors"];
 
 /// With [`VmTest::quick`], what else than the whole of [`QUICK_WHOLE`]: a case for each way in which a connection reaches
 /// the kernel's programs or gets past them.
@@ -145,9 +145,9 @@ pub fn test(options: &VmTest) -> Result<()> {
     } else {
         options.kernel.clone()
     };
-    let programs = build_tests()?;
+    let program = build_tests()?;
     let qemu = debian::qemu()?;
-    let base = initramfs::base(&programs)?;
+    let base = initramfs::base(&program)?;
     let mut outcomes = Vec::new();
     for series in series {
         let (suite, from_security) = series.suite();
@@ -194,32 +194,24 @@ fn json(outcomes: &[Outcome]) -> serde_json::Value {
     outcomes.iter().map(one).collect()
 }
 
-/// The test programs, and beside them the binaries that they call.
-fn build_tests() -> Result<Vec<PathBuf>> {
+/// Builds the lab's test program, and beside it the binaries that it calls.
+fn build_tests() -> Result<PathBuf> {
     step("building");
     run(cargo().args(["build", "--workspace", "--bins"]))?;
     let output = cargo()
-        .args(["test", "--no-run", "--quiet", "--workspace"])
-        .args(TESTS.iter().flat_map(|name| ["--test", name]))
+        .args(["test", "--no-run", "--quiet", "--workspace", "--test", "lab"])
         .args(["--message-format", "json"])
         .stderr(Stdio::inherit())
         .output()
         .context("cannot run cargo")?;
     ensure!(output.status.success(), "the tests do not build");
     let text = String::from_utf8_lossy(&output.stdout);
-    let executables = text.lines().filter_map(|line| {
+    let mut executables = text.lines().filter_map(|line| {
         let message: serde_json::Value = serde_json::from_str(line).ok()?;
-        let is_ours = TESTS.iter().any(|name| message["target"]["name"] == *name);
-        is_ours.then(|| message["executable"].as_str().map(PathBuf::from))?
+        let is_lab = message["target"]["name"] == "lab";
+        is_lab.then(|| message["executable"].as_str().map(PathBuf::from))?
     });
-    let programs: Vec<PathBuf> = executables.collect();
-    ensure!(
-        programs.len() == TESTS.len(),
-        "cargo built {} test programs of {}",
-        programs.len(),
-        TESTS.len()
-    );
-    Ok(programs)
+    executables.next().context("cargo names no test program")
 }
 
 fn boot(qemu: &Qemu, kernel: &Kernel, base: &Path, filter: Option<&str>) -> Result<Outcome> {

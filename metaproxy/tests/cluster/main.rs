@@ -9,7 +9,7 @@
     reason = "a test panics where it fails"
 )]
 
-#[path = "../common/mod.rs"]
+#[path = "../lab/common/mod.rs"]
 mod common;
 
 mod annotations;

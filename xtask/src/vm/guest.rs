@@ -1,17 +1,17 @@
 //! What runs in the guest as its first process.
 
-use std::ffi::{CString, OsString};
+use std::ffi::CString;
 use std::fs::File;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use xtask::lab::netns::ip;
 
-use super::initramfs::{MODULES, PROGRAMS};
+use super::initramfs::{MODULES, PROGRAM};
 use super::{EXIT, QUICK, QUICK_WHOLE, QUICK_WORD};
 
 /// The initial network namespace, as the lab calls it.
@@ -22,7 +22,7 @@ const DIVISOR: &str = "100";
 
 /// Whether this process is the first of such a guest.
 pub fn is_guest() -> bool {
-    std::process::id() == 1 && Path::new(PROGRAMS).exists()
+    std::process::id() == 1 && Path::new(PROGRAM).exists()
 }
 
 /// Sets the guest up, runs the tests, and ends it.
@@ -80,38 +80,47 @@ fn in_order(directory: &str) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Runs the test programs with the words that the kernel did not know; the exit status of the first that fails.
+/// Runs the tests of [`super::MODULES`] that are chosen by the word that the kernel did not know, all without one; returns
+/// the exit status.
 fn tests() -> Result<i32> {
-    let statuses: Vec<i32> = in_order(PROGRAMS)?
-        .iter()
-        .map(|program| test(program))
-        .collect::<Result<_>>()?;
-    Ok(statuses.into_iter().find(|status| *status != 0).unwrap_or(0))
+    let word = std::env::args().nth(1);
+    let listed = program()
+        .args(["--list", "--format", "terse"])
+        .stderr(Stdio::inherit())
+        .output()
+        .context("listing the tests")?;
+    let listed = String::from_utf8_lossy(&listed.stdout);
+    let names = listed.lines().filter_map(|line| line.strip_suffix(": test"));
+    let chosen: Vec<&str> = names.filter(|name| is_chosen(name, word.as_deref())).collect();
+    ensure!(!chosen.is_empty(), "no test is chosen by {word:?}");
+    let status = program()
+        .args(["--test-threads", "1", "--include-ignored", "--exact"])
+        .args(chosen)
+        .status()
+        .context("running the tests")?;
+    Ok(status.code().unwrap_or(98))
 }
 
-/// The words that the kernel did not know, or what the one for the quick selection stands for.
-fn filters(program: &Path) -> Vec<OsString> {
-    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    if words != [QUICK_WORD] {
-        return words;
-    }
-    let name = program.file_name().unwrap_or_default().to_string_lossy();
-    if QUICK_WHOLE.iter().any(|whole| name.starts_with(whole)) {
-        return Vec::new();
-    }
-    QUICK.map(OsString::from).to_vec()
+/// Whether the word chooses this test: by a part of its name, or as one of the quick selection.
+fn is_chosen(name: &str, word: Option<&str>) -> bool {
+    let Some((module, _)) = name.split_once("::") else {
+        return false;
+    };
+    super::MODULES.contains(&module)
+        && match word {
+            None => true,
+            Some(QUICK_WORD) => QUICK_WHOLE.contains(&module) || QUICK.iter().any(|part| name.contains(part)),
+            Some(part) => name.contains(part),
+        }
 }
 
-fn test(program: &Path) -> Result<i32> {
-    let status = Command::new(program)
-        .args(["--test-threads", "1", "--include-ignored"])
-        .args(filters(program))
+fn program() -> Command {
+    let mut program = Command::new(PROGRAM);
+    program
         .env_clear()
         .env("PATH", "/bin")
         .env("CI", "true")
         .env("METAPROXY_LAB_NODE", NODE)
-        .env("METAPROXY_TEST_DIVISOR", DIVISOR)
-        .status()
-        .with_context(|| format!("running {}", program.display()))?;
-    Ok(status.code().unwrap_or(98))
+        .env("METAPROXY_TEST_DIVISOR", DIVISOR);
+    program
 }

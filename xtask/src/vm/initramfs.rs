@@ -12,12 +12,12 @@ use super::debian::Kernel;
 use super::{dir, modules, quietly};
 use crate::shell::{find, root};
 
-/// Where the guest finds the test programs, and its kernel's modules.
-pub const PROGRAMS: &str = "/tests";
+/// Where the guest finds the test program, and its kernel's modules.
+pub const PROGRAM: &str = "/lab";
 pub const MODULES: &str = "/modules";
 
 /// What is the same for every kernel.
-pub fn base(tests: &[PathBuf]) -> Result<PathBuf> {
+pub fn base(test: &Path) -> Result<PathBuf> {
     let mut archive = Archive::default();
     for name in ["dev", "proc", "sys", "run", "tmp", "var"] {
         archive.dir(&format!("/{name}"));
@@ -28,15 +28,12 @@ pub fn base(tests: &[PathBuf]) -> Result<PathBuf> {
     let agent = binaries.join("metaproxy");
     let client = binaries.join("xtask");
     // The tests call the two where they were built.
-    let mut programs = vec![
+    let programs = [
         (client.clone(), "/init".to_owned()),
         (client.clone(), client.display().to_string()),
         (agent.clone(), agent.display().to_string()),
+        (test.to_owned(), PROGRAM.to_owned()),
     ];
-    for test in tests {
-        let name = test.file_name().unwrap_or_default().to_string_lossy();
-        programs.push((test.clone(), format!("{PROGRAMS}/{name}")));
-    }
     let mut libraries = BTreeSet::new();
     for (built, path) in programs {
         let stripped = dir().join("stripped");

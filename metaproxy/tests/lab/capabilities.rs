@@ -1,0 +1,77 @@
+//! The agent without the rest of root's power, as the chart's `hardened` form runs it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
+
+use crate::common::{NOTHING, Node, UNREACHABLE, agent_binary, counts, dial, node};
+use xtask::lab::agent::{Agent, AgentSpec};
+use xtask::lab::bpf;
+use xtask::lab::pod::PodSpec;
+
+/// What the chart's `hardened` form has.
+const CAPABILITIES: [&str; 4] = ["bpf", "perfmon", "net_admin", "dac_read_search"];
+
+/// The binary, with no more than these.
+fn with_capabilities(node: &Node, capabilities: &[&str]) -> PathBuf {
+    let script = node.lab.dir().join("with-capabilities");
+    let list: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
+    let text = format!(
+        "#!/bin/sh\nexec setpriv --no-new-privs --inh-caps=-all --bounding-set=-all{list} {} \"$@\"\n",
+        agent_binary().display()
+    );
+    fs::write(&script, text).unwrap();
+    fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+    script
+}
+
+#[test]
+fn a_guard_needs_three_of_them_and_none_can_be_spared() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let needed = &CAPABILITIES[..3];
+    let flags = ["--close", "at-once"];
+    for spared in needed {
+        let left: Vec<&str> = needed.iter().copied().filter(|name| name != spared).collect();
+        let mut guard = Agent::guard(&node.lab, &with_capabilities(&node, &left), &flags).unwrap();
+        assert_eq!(
+            guard.wait().unwrap().code(),
+            Some(1),
+            "without {spared}: {}",
+            guard.said()
+        );
+        assert_eq!(bpf::left_over(), NOTHING);
+    }
+    let guard = Agent::guard(&node.lab, &with_capabilities(&node, needed), &flags).unwrap();
+    guard.wait_for("guard closed").unwrap();
+    guard.wait_for("uplink=up0").unwrap();
+    assert_eq!(dial(&a, &[]), counts([(UNREACHABLE, 1)]));
+}
+
+#[test]
+fn four_capabilities_are_enough_and_none_can_be_spared() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let with = |capabilities: &[&str]| AgentSpec {
+        binary: with_capabilities(&node, capabilities),
+        ..node.spec()
+    };
+    for spared in CAPABILITIES {
+        let left: Vec<&str> = CAPABILITIES.into_iter().filter(|name| *name != spared).collect();
+        let mut agent = Agent::spawn(&node.lab, &with(&left)).unwrap();
+        assert_eq!(
+            agent.wait().unwrap().code(),
+            Some(1),
+            "without {spared}: {}",
+            agent.said()
+        );
+        assert!(
+            agent.said().contains("ermi"),
+            "without {spared}: {}",
+            agent.said()
+        );
+        assert_eq!(bpf::left_over(), NOTHING);
+    }
+    let _agent = Agent::start(&node.lab, &with(&CAPABILITIES)).unwrap();
+    assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
+}

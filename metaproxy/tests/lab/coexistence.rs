@@ -1,0 +1,288 @@
+//! What stands beside agents and guards: each other, of other builds too, and other people's programs.
+
+use crate::common::identity::{REFUSED, assert_only};
+use crate::common::{
+    IMDS, IMDS6, MAPPED, NOTHING, Node, UNREACHABLE, agent_binary, client_binary, counts, dial, eventually,
+    node,
+};
+use nix::sys::signal::Signal;
+use xtask::lab::agent::Agent;
+use xtask::lab::foreign::{Attach, Does, Foreign, attach_sock_ops, attach_to_egress, detach_links_of};
+use xtask::lab::pod::PodSpec;
+use xtask::lab::recorder::Recorder;
+use xtask::lab::{bpf, leftovers};
+
+#[test]
+fn it_stands_first_in_the_chain_of_an_uplink() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let recorder = Recorder::start(node.lab.aws()).unwrap();
+    let foreign = attach_to_egress(node.lab.node(), "up0").unwrap();
+    let craft = || {
+        let mut command = a.command(client_binary()).unwrap();
+        assert!(
+            command
+                .args(["craft", "--way", "raw"])
+                .output()
+                .unwrap()
+                .status
+                .success()
+        );
+        std::thread::sleep(std::time::Duration::from_millis(150));
+        recorder.take_from_others()
+    };
+    eventually("it arrives", || craft() > 0);
+    let _guard = node.closed_guard();
+    assert_eq!(craft(), 0, "though somebody else lets everything pass");
+    drop(foreign);
+}
+
+#[test]
+fn programs_that_somebody_else_detaches_are_missed_and_attached_again() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let agent = Agent::start(
+        &node.lab,
+        &node.spec().with(&["--admin-address", "10.200.0.1:16925"]),
+    )
+    .unwrap();
+    let guard = node.closed_guard();
+    let ready = || {
+        let mut command = node.host_command("curl");
+        let output = command
+            .args(["-s", "http://10.200.0.1:16925/readyz?verbose"])
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert!(ready().contains("[+]interception ok"), "{}", ready());
+    let seen_before = node.imds.seen_from_pods();
+    for (round, name) in [
+        "mp_connect4",
+        "mp_sock_ops",
+        "mp_getpeername4",
+        "mp_guard4",
+        "mp_uplink_eth",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let of_guard = name.contains("guard") || name.contains("uplink");
+        // The same for kernels before 6.15.
+        let older = format!("{name}66");
+        assert_eq!(
+            detach_links_of(name).unwrap() + detach_links_of(&older).unwrap(),
+            if of_guard { 2 } else { 1 },
+            "{name}, of agent and guard"
+        );
+        eventually("it is there again", || detached(&node) == 0);
+        assert_eq!(dial(&a, &["--peername"]), counts([(IMDS, 1)]), "{name}");
+        assert_eq!(dial(&a, &[]), counts([("role-a", 1)]), "{name}");
+        if round == 0 {
+            agent.wait_for("somebody else has detached mp_connect4").unwrap();
+            assert!(
+                ready().contains("[!]interception degraded: somebody else has detached our programs 1 times"),
+                "{}",
+                ready()
+            );
+        }
+    }
+    guard.wait_for("somebody else has detached").unwrap();
+    assert_eq!(node.imds.seen_from_pods(), seen_before);
+}
+
+/// Links of ours that are attached nowhere.
+fn detached(node: &Node) -> usize {
+    let output = node
+        .host_command("sh")
+        .args(["-c", "cat /proc/[0-9]*/fdinfo/* 2>/dev/null"])
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines()
+        .filter(|line| {
+            let target = line
+                .strip_prefix("cgroup_id:")
+                .or_else(|| line.strip_prefix("ifindex:"));
+            target.is_some_and(|target| target.trim() == "0")
+        })
+        .count()
+}
+
+#[test]
+fn a_program_that_wants_to_be_alone_is_named_as_the_obstacle() {
+    let Some(node) = node() else { return };
+    for cgroup in [node.lab.kubepods(), node.lab.cgroup()] {
+        let _alone = Foreign::attach(&cgroup, Attach::Alone).unwrap();
+        let mut agent = Agent::spawn(&node.lab, &node.spec()).unwrap();
+        assert_eq!(agent.wait().unwrap().code(), Some(1), "{}", agent.said());
+        assert!(
+            agent.said().contains("another program that allows no second one"),
+            "{}",
+            agent.said()
+        );
+        let mut guard = node.guard(&["--close", "at-once"]);
+        assert_eq!(guard.wait().unwrap().code(), Some(1), "{}", guard.said());
+        assert_eq!(bpf::left_over(), NOTHING);
+    }
+}
+
+/// As Cilium attaches its own, at the root of the tree, before or after.
+#[test]
+fn programs_that_allow_others_are_stood_beside() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let before = Foreign::attach(&node.lab.cgroup(), Attach::Multi).unwrap();
+    let _agent = node.agent();
+    let _guard = node.closed_guard();
+    assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
+    let after = Foreign::attach(&node.lab.kubepods(), Attach::Multi).unwrap();
+    assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
+    drop((before, after));
+    assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
+}
+
+/// Two agents and two guards attached in every order and ended from either end. One of each is of another build where
+/// `cargo xtask test --previous BINARY` names one.
+#[test]
+fn agents_and_guards_of_two_builds_stand_beside_each_other_in_every_order() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let previous = std::env::var_os("METAPROXY_TEST_PREVIOUS")
+        .map_or_else(|| agent_binary().to_owned(), std::path::PathBuf::from);
+    let before = leftovers::snapshot(node.lab.node()).unwrap();
+    let mut orders = 0;
+    for order in permutations(&[0, 1, 2, 3]) {
+        let mut running: Vec<(bool, Agent)> = Vec::new();
+        for which in &order {
+            let binary = if which % 2 == 0 {
+                agent_binary().to_owned()
+            } else {
+                previous.clone()
+            };
+            let is_agent = *which < 2;
+            let process = if is_agent {
+                let spec = xtask::lab::agent::AgentSpec {
+                    binary,
+                    ..node.spec()
+                };
+                Agent::start(&node.lab, &spec).unwrap()
+            } else {
+                let guard = Agent::guard(&node.lab, &binary, &["--close", "at-once"]).unwrap();
+                guard.wait_for("guard closed").unwrap();
+                guard
+            };
+            running.push((is_agent, process));
+            check(&running, &a, &order);
+        }
+        // The oldest first in one half of the orders, the youngest first in the other.
+        while !running.is_empty() {
+            let index = if orders % 2 == 0 { 0 } else { running.len() - 1 };
+            let (_, mut process) = running.remove(index);
+            process.signal(Signal::SIGKILL).unwrap();
+            process.wait().unwrap();
+            if !running.is_empty() {
+                check(&running, &a, &order);
+            }
+        }
+        assert_eq!(bpf::left_over(), NOTHING, "{order:?}");
+        orders += 1;
+    }
+    assert_eq!(orders, 24);
+    assert_eq!(leftovers::snapshot(node.lab.node()).unwrap(), before);
+    assert_eq!(node.imds.seen_from_pods(), []);
+}
+
+fn check(running: &[(bool, Agent)], pod: &xtask::lab::pod::Pod, order: &[usize]) {
+    let served = running.iter().any(|(is_agent, _)| *is_agent);
+    let want = if served { "role-a" } else { UNREACHABLE };
+    for to in [IMDS, MAPPED, IMDS6] {
+        assert_eq!(dial(pod, &["--to", to]), counts([(want, 1)]), "{to} of {order:?}");
+    }
+}
+
+fn permutations(items: &[usize]) -> Vec<Vec<usize>> {
+    if items.is_empty() {
+        return vec![Vec::new()];
+    }
+    let mut all = Vec::new();
+    for item in items {
+        let rest: Vec<usize> = items.iter().copied().filter(|other| other != item).collect();
+        for mut order in permutations(&rest) {
+            order.insert(0, *item);
+            all.push(order);
+        }
+    }
+    all
+}
+
+/// 1 is the contract of agents that filed callers under their 4-tuple; the other is one of the future.
+#[rstest::rstest]
+#[case(1, "0.1.0")]
+#[case(99, "7.0.0")]
+fn a_process_of_another_contract_is_named_and_takes_its_place_once_it_is_gone(
+    #[case] contract: u32,
+    #[case] version: &str,
+) {
+    let Some(node) = node() else { return };
+    let dir = node.lab.runtime_dir();
+    std::fs::create_dir_all(&dir).unwrap();
+    let path = dir.join("instance-other.json");
+    let other =
+        format!(r#"{{"contract": {contract}, "version": "{version}", "what": "agent", "pid": 4711}}"#);
+    std::fs::write(&path, other).unwrap();
+    let held = std::fs::File::open(&path).unwrap();
+    held.lock().unwrap();
+    let mut agent = Agent::spawn(&node.lab, &node.spec()).unwrap();
+    assert_eq!(agent.wait().unwrap().code(), Some(1));
+    let named = format!(
+        "metaproxy {version} (agent, pid 4711) runs on this node with interception contract {contract}"
+    );
+    assert!(agent.said().contains(&named), "{}", agent.said());
+    let mut guard = node.guard(&[]);
+    assert_eq!(guard.wait().unwrap().code(), Some(1));
+    assert_eq!(bpf::left_over(), NOTHING);
+    drop(held);
+    let pod = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let _agent = node.agent();
+    assert_eq!(dial(&pod, &[]), counts([("role-a", 1)]));
+}
+
+/// Programs of the pod's own cgroup run before ours, those above the pods' cgroup behind it.
+#[rstest::rstest]
+#[case::a_small_option_before_ours(Does::TakeRoom(4), true, None)]
+#[case::a_small_option_behind_ours(Does::TakeRoom(4), false, None)]
+#[case::an_option_that_leaves_no_room(Does::TakeRoom(16), true, Some("no_room"))]
+#[case::a_large_option_behind_ours(Does::TakeRoom(16), false, None)]
+#[case::flags_cleared_before_ours(Does::ClearFlags, true, None)]
+#[case::flags_cleared_behind_ours(Does::ClearFlags, false, Some("no_option"))]
+fn beside_another_program_of_connections_a_pod_is_served_as_itself_or_refused_by_name(
+    #[case] does: Does,
+    #[case] is_before: bool,
+    #[case] refused: Option<&str>,
+) {
+    let Some(node) = node() else { return };
+    let pod = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let agent = node.agent();
+    assert_eq!(dial(&pod, &[]), counts([("role-a", 1)]), "without it");
+    let cgroup = if is_before {
+        pod.cgroup().to_owned()
+    } else {
+        node.lab.cgroup()
+    };
+    let other = attach_sock_ops(&cgroup, does).unwrap();
+    let got = dial(&pod, &["--count", "20", "--timeout", "1000"]);
+    match refused {
+        None => assert_eq!(got, counts([("role-a", 20)])),
+        Some(kind) => {
+            assert_only(&got, &REFUSED, "beside it");
+            let line = agent.wait_for(&format!("kind=\"{kind}\"")).unwrap();
+            // Only the client's programs can tell the pod of a connection that carries no caller.
+            assert_eq!(line.contains("pod apps/a"), kind == "no_room", "{line}");
+        }
+    }
+    drop(other);
+    eventually("the program is gone", || {
+        dial(&pod, &[]) == counts([("role-a", 1)])
+    });
+}

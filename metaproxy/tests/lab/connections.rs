@@ -1,0 +1,183 @@
+//! Connections of pods: bodies, kept and pipelined requests, and limits for whoever dawdles or takes too many.
+
+use std::time::Duration;
+
+use crate::common::http::{LIST, Response, exchange, get, raw, request};
+use crate::common::{Node, node};
+use xtask::lab::agent::Agent;
+use xtask::lab::pod::{Pod, PodSpec};
+
+fn served() -> Option<(Node, Pod, Agent)> {
+    let node = node()?;
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let agent = node.agent();
+    Some((node, a, agent))
+}
+
+#[test]
+fn bodies_are_dropped_and_the_next_request_on_the_connection_is_understood() {
+    let Some((_node, a, _agent)) = served() else {
+        return;
+    };
+    let a = &a;
+    let put = "PUT /latest/api/token HTTP/1.1\r\nHost: x\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n";
+    let list = format!("GET {LIST} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n");
+    for body in [
+        "Content-Length: 5\r\n\r\nhello",
+        "Transfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+        "Transfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\nTrailer: x\r\n\r\n",
+        "Transfer-Encoding: chunked\r\nExpect: 100-continue\r\n\r\n0\r\n\r\n",
+        "Content-Length: 0\r\nExpect: 100-continue\r\n\r\n",
+    ] {
+        let answer = raw(a, &format!("{put}{body}{list}"));
+        assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 2, "{answer}");
+        assert!(answer.ends_with("\r\n\r\nrole-a"), "{answer}");
+    }
+    let expecting = format!("{put}Content-Length: 5\r\nExpect: 100-continue\r\n\r\n");
+    let answer = exchange(a, &[[expecting.as_str(), "hello", list.as_str()]], 2.0).remove(0);
+    assert!(
+        answer.starts_with("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK"),
+        "{answer}"
+    );
+    assert!(answer.ends_with("\r\n\r\nrole-a"), "{answer}");
+    let large = format!("{put}Content-Length: 999999\r\n\r\n{}", "x".repeat(999_999));
+    let answer = raw(a, &large);
+    assert!(
+        answer.is_empty() || answer.starts_with("HTTP/1.1 413"),
+        "{answer}"
+    );
+}
+
+#[test]
+fn connections_are_kept_pipelined_and_closed_as_http_has_it() {
+    let Some((_node, a, _agent)) = served() else {
+        return;
+    };
+    let a = &a;
+    // Twenty requests sent at once are answered in their order, on one connection.
+    let pipelined: String = (0..20)
+        .map(|n| {
+            let path = if n % 2 == 0 {
+                LIST.to_owned()
+            } else {
+                format!("/latest/meta-data/placement/{n}")
+            };
+            format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n")
+        })
+        .collect();
+    let answer = raw(a, &pipelined);
+    assert_eq!(answer.matches("HTTP/1.1 200 OK").count(), 20, "{answer}");
+    let order: Vec<usize> = (1..20)
+        .step_by(2)
+        .map(|n| answer.find(&format!("placement/{n}")).unwrap())
+        .collect();
+    assert!(order.is_sorted());
+    // HTTP/1.0 closes, unless it asks not to.
+    let old = raw(a, &format!("GET {LIST} HTTP/1.0\r\n\r\n"));
+    assert!(
+        old.starts_with("HTTP/1.0 200") && old.ends_with("\r\n\r\nrole-a"),
+        "{old}"
+    );
+    let kept = format!("GET {LIST} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
+    assert_eq!(raw(a, &format!("{kept}{kept}")).matches(" 200 OK").count(), 2);
+    // A head that is too long, and one that comes in pieces.
+    let long = request("GET", LIST, &format!("X-Long: {}\r\n", "x".repeat(20_000)));
+    assert_eq!(Response::parse(&raw(a, &long)).unwrap().status, 431);
+    let pieces = [
+        "GET /latest/meta-data/iam/secur",
+        "ity-credentials/ HTTP/1.1\r\nHo",
+        "st: x\r\nConnection: close\r\n\r",
+        "\n",
+    ];
+    assert!(exchange(a, &[pieces], 2.0)[0].ends_with("\r\n\r\nrole-a"));
+}
+
+#[test]
+fn whoever_dawdles_is_cut_off_and_others_are_not_affected() {
+    let Some((_node, a, _agent)) = served() else {
+        return;
+    };
+    let a = &a;
+    let slow = r#"
+import socket, time, sys
+def attempt(pieces, pause):
+    connection = socket.create_connection(("169.254.169.254", 80))
+    start = time.time()
+    try:
+        for piece in pieces:
+            connection.sendall(piece)
+            time.sleep(pause)
+        connection.settimeout(20)
+        while connection.recv(65536):
+            pass
+    except OSError:
+        pass
+    return time.time() - start
+print(attempt([b"GET / HTTP/1.1\r\n"] + [b"X: y\r\n"] * 100, 0.2), attempt([b"PUT /latest/api/token HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"] + [b"x"] * 99, 0.2))
+"#;
+    let child = a
+        .command("python3")
+        .unwrap()
+        .args(["-c", slow])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    for _ in 0..10 {
+        assert_eq!(get(a, LIST).body, "role-a");
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let output = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
+    for took in output.split_whitespace() {
+        let took: f64 = took.parse().unwrap();
+        assert!((4.0..12.0).contains(&took), "about five seconds: {output}");
+    }
+}
+
+#[test]
+fn one_pod_cannot_take_all_connections() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
+    let agent = Agent::start(&node.lab, &node.spec().with(&["--max-connections-per-pod", "20"])).unwrap();
+    let hoard = r#"
+import socket, sys
+request = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: x\r\n\r\n"
+connections, served = [], 0
+for _ in range(60):
+    connection = socket.create_connection(("169.254.169.254", 80), timeout=5)
+    connections.append(connection)
+    try:
+        connection.sendall(request)
+        served += connection.recv(4096).endswith(b"role-a")
+    except ConnectionError:
+        pass
+print(served, flush=True)
+sys.stdin.read()
+"#;
+    let mut child = a
+        .command("python3")
+        .unwrap()
+        .args(["-c", hoard])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    std::io::BufRead::read_line(
+        &mut std::io::BufReader::new(child.stdout.take().unwrap()),
+        &mut line,
+    )
+    .unwrap();
+    assert_eq!(line.trim(), "20");
+    assert_eq!(get(&b, LIST).body, "role-b", "the other pod is served");
+    assert!(
+        raw(&a, &request("GET", LIST, "")).is_empty(),
+        "this one has all that it may have"
+    );
+    agent.wait_for("has 20 connections open").unwrap();
+    drop(child.stdin.take());
+    child.wait().unwrap();
+    crate::common::eventually("its places are free again", || {
+        raw(&a, &request("GET", LIST, "")).ends_with("role-a")
+    });
+}

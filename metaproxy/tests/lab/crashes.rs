@@ -1,0 +1,152 @@
+//! Crashes and upgrades, by the hundred and the dozen: what pods see of them, and what stays behind: nothing.
+
+use std::time::Duration;
+
+use crate::common::{NOTHING, agent_binary, counts, dial, eventually, node, outcomes, start_dial};
+use nix::sys::signal::Signal;
+use rstest::rstest;
+use xtask::lab::agent::Agent;
+use xtask::lab::bpf;
+use xtask::lab::leftovers::snapshot;
+use xtask::lab::pod::PodSpec;
+use xtask::lab::recorder::Recorder;
+
+const KILLS: usize = 100;
+
+/// Pods ask through so many of them.
+const BATCH: usize = 10;
+
+/// Differs from run to run, which is what is wanted: the time at which something is killed.
+fn random_below(limit: u64) -> Duration {
+    use std::hash::{BuildHasher as _, Hasher as _};
+    let number = std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish();
+    Duration::from_millis(number % limit)
+}
+
+/// From the very start (loading and attaching) over serving to draining, with pods that ask all the time.
+#[rstest]
+#[case::with_a_guard(true)]
+#[case::without_a_guard(false)]
+fn killed_100_times_at_random_moments(#[case] guarded: bool) {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let before = snapshot(node.lab.node()).unwrap();
+    assert_eq!(bpf::left_over(), NOTHING);
+    let mut guard = guarded.then(|| node.closed_guard());
+    let of_guard = bpf::ours().len();
+    let recorder = Recorder::start(node.lab.aws()).unwrap();
+    let mut served = 0;
+    for batch in 0..KILLS / BATCH {
+        let load = start_dial(
+            &a,
+            &[
+                "--seconds",
+                "4",
+                "--threads",
+                "2",
+                "--timeout",
+                "300",
+                "--pause",
+                "2",
+            ],
+        );
+        for round in 0..BATCH {
+            let mut agent = Agent::spawn(&node.lab, &node.spec()).unwrap();
+            let lives = random_below(600);
+            std::thread::sleep(lives);
+            if round % 4 == 0 {
+                agent.signal(Signal::SIGTERM).unwrap();
+                std::thread::sleep(random_below(300));
+            }
+            agent.signal(Signal::SIGKILL).unwrap();
+            agent.wait().unwrap();
+            let left = bpf::left_over_beside(if guarded { &["mp_guard", "mp_uplink"] } else { &[] });
+            assert_eq!(
+                left, NOTHING,
+                "batch {batch}, round {round}, killed after {lives:?}"
+            );
+            eventually("what is left is the guard's own", || {
+                bpf::ours().len() == of_guard
+            });
+        }
+        let got = outcomes(load);
+        served += got.get("role-a").copied().unwrap_or_default();
+        assert!(!guarded || !got.contains_key("node"), "batch {batch}: {got:?}");
+    }
+    assert!(served > 0, "the agent lived long enough to serve");
+    if let Some(guard) = &mut guard {
+        assert_eq!(recorder.take_from_others(), 0, "while the guard lived");
+        assert_eq!(node.imds.seen_from_pods(), []);
+        assert!(of_guard > 0, "what is looked for can be found");
+        guard.signal(Signal::SIGKILL).unwrap();
+        guard.wait().unwrap();
+    } else {
+        assert!(
+            recorder.take_from_others() > 0,
+            "without a guard it would be seen"
+        );
+    }
+    assert_eq!(bpf::left_over(), NOTHING);
+    assert_eq!(snapshot(node.lab.node()).unwrap(), before);
+    let _agent = node.agent();
+    assert_eq!(
+        dial(&a, &["--count", "10"]),
+        counts([("role-a", 10)]),
+        "the next start works"
+    );
+}
+
+#[test]
+fn ten_upgrades_at_500_requests_a_second_fail_none_and_leak_none() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
+    let recorder = Recorder::start(node.lab.aws()).unwrap();
+    let mut agent = node.agent();
+    // More than ten upgrades take; it is ended when they are done.
+    let words = ["--count", "8000", "--threads", "5", "--pause", "14"];
+    let loads = [start_dial(&a, &words), start_dial(&b, &words)];
+    let begun = std::time::Instant::now();
+    for _ in 0..10 {
+        let next = node.agent();
+        assert!(agent.stop().unwrap().success());
+        agent = next;
+    }
+    let took = begun.elapsed().as_secs_f64();
+    let [mut of_a, mut of_b] = loads;
+    assert!(
+        of_a.try_wait().unwrap().is_none() && of_b.try_wait().unwrap().is_none(),
+        "pods ask through all ten"
+    );
+    let [of_a, of_b] = [of_a, of_b].map(outcomes);
+    assert_eq!(of_a.keys().collect::<Vec<_>>(), ["role-a"], "{of_a:?}");
+    assert_eq!(of_b.keys().collect::<Vec<_>>(), ["role-b"], "{of_b:?}");
+    let asked: usize = of_a.values().chain(of_b.values()).sum();
+    println!("{asked} requests; ten upgrades took {took:.1} s of the time");
+    assert_eq!(recorder.take_from_others(), 0);
+}
+
+#[test]
+fn both_killed_leaves_nothing() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let before = snapshot(node.lab.node()).unwrap();
+    for _ in 0..5 {
+        let agent = node.agent();
+        let guard = Agent::guard(&node.lab, agent_binary(), &[]).unwrap();
+        guard.wait_for("guard closed").unwrap();
+        assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
+        for process in [agent, guard] {
+            process.signal(Signal::SIGKILL).unwrap();
+        }
+        assert_eq!(bpf::left_over(), NOTHING);
+        assert_eq!(snapshot(node.lab.node()).unwrap(), before);
+        assert_eq!(
+            dial(&a, &[]),
+            counts([("node", 1)]),
+            "as if it had never been there"
+        );
+    }
+}

@@ -1,0 +1,253 @@
+//! What a real agent, whose pods come from an API server, says of the same pod in different places.
+
+use std::time::Duration;
+
+use crate::common::cluster::{Cluster, NODE, cluster};
+use crate::common::doctor::examined;
+use crate::common::http::{LIST, get};
+use crate::common::sessions::ROLE;
+use crate::common::{eventually, eventually_within};
+use metaproxy::imds::in_words;
+use serde_json::{Value, json};
+use xtask::lab::agent::Agent;
+use xtask::lab::pod::Pod;
+use xtask::lab::sts::Behaviour;
+
+/// A command for people, run on the node.
+fn told(cluster: &Cluster, words: &[&str]) -> Value {
+    let output = cluster
+        .node
+        .host_command(crate::common::agent_binary())
+        .args(words)
+        .args(["--output", "json", "--runtime-dir"])
+        .arg(cluster.node.lab.runtime_dir())
+        .output()
+        .unwrap();
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// A pod of the lab that the API server knows like this.
+fn pod(cluster: &Cluster, namespace: &str, name: &'static str, annotations: Value, phase: &str) -> Pod {
+    let pod = cluster.pod(name);
+    cluster.api.put(
+        "pods",
+        json!({
+            "metadata": { "name": name, "namespace": namespace, "uid": pod.uid(), "annotations": annotations },
+            "spec": { "nodeName": NODE, "serviceAccountName": "web", "containers": [] },
+            "status": { "phase": phase },
+        }),
+    );
+    pod
+}
+
+/// Status and words of what the pod is answered when it looks for credentials.
+fn answered(pod: &Pod) -> (u16, String) {
+    let mut answer = get(pod, LIST);
+    if answer.status == 200 {
+        answer = get(pod, &format!("{LIST}{}", answer.body));
+    }
+    (answer.status, in_words(answer.body.as_bytes()))
+}
+
+/// What is told of a pod everywhere else than in its answer.
+fn everywhere(cluster: &Cluster, agent: &Agent, pod: &Pod, explained: &Value) {
+    let (verdict, because) = (explained["verdict"].as_str().unwrap(), &explained["because"]);
+    let sentence = because.as_str().unwrap();
+    let notes = || -> Vec<(Value, Value)> {
+        let events = cluster.api.posted("/events");
+        let own = events
+            .into_iter()
+            .filter(|event| event["regarding"]["uid"] == pod.uid());
+        own.map(|event| (event["reason"].clone(), event["note"].clone()))
+            .collect()
+    };
+    let reason = match verdict {
+        "refused" => Some("RoleRefused"),
+        "unavailable" | "waiting" => Some("CredentialsUnavailable"),
+        _ => None,
+    };
+    if let Some(reason) = reason {
+        eventually_within(Duration::from_secs(20), "the event", || {
+            // A pod that goes on being answered 503 has an event.
+            assert_eq!(answered(pod).0 == 503, verdict != "refused", "{sentence}");
+            !notes().is_empty()
+        });
+        assert_eq!(notes(), [(json!(reason), because.clone())]);
+    } else {
+        assert_eq!(notes(), [], "{sentence}");
+    }
+    let logged = agent.said();
+    assert!(
+        logged.lines().any(|line| line.contains(sentence)),
+        "{sentence} in\n{logged}"
+    );
+}
+
+/// That all agree on one sentence.
+fn agree(cluster: &Cluster, agent: &Agent, pod: &Pod, name: &str, wanted: (&str, u16, &str)) {
+    let (verdict, status, sentence) = wanted;
+    let explain = || told(cluster, &["explain", name]);
+    // Until the agent has heard of the pod, and STS has answered.
+    eventually(&format!("{name}: {sentence}"), || {
+        answered(pod).1.contains(sentence) && explain()["because"].as_str().unwrap().contains(sentence)
+    });
+    let explained = explain();
+    assert_eq!(explained["verdict"], verdict, "{explained:#}");
+    let (code, words) = answered(pod);
+    let because = explained["because"].as_str().unwrap();
+    let prefix = if verdict == "refused" {
+        "AssumeRoleUnauthorizedAccess: "
+    } else {
+        ""
+    };
+    assert_eq!((code, words.as_str()), (status, &*format!("{prefix}{because}")));
+    let last = explained["answers"].as_array().unwrap().last().unwrap();
+    assert_eq!((&last["status"], &last["says"]), (&json!(code), &json!(words)));
+    everywhere(cluster, agent, pod, &explained);
+}
+
+#[test]
+fn a_pods_answer_its_event_the_log_and_explain_agree() {
+    let Some(cluster) = cluster() else { return };
+    cluster.node.sts.behave(Behaviour {
+        denies: Some("denied"),
+        ..Behaviour::default()
+    });
+    let namespace = |name: &str, annotations: Value| {
+        let metadata = json!({ "name": name, "annotations": annotations });
+        cluster.api.put("namespaces", json!({ "metadata": metadata }));
+    };
+    namespace(
+        "apps",
+        json!({ "iam.amazonaws.com/permitted": "granted|denied|away" }),
+    );
+    namespace("bare", json!({}));
+    let agent = cluster.agent(&["--namespace-policy", "required"]);
+    let asks = |namespace: &str, name: &'static str, role: &str| {
+        pod(&cluster, namespace, name, json!({ ROLE: role }), "Running")
+    };
+
+    let granted = asks("apps", "granted", "granted");
+    eventually("credentials", || answered(&granted).1.starts_with("credentials "));
+    let explained = told(&cluster, &["explain", "apps/granted"]);
+    let line = &explained["credentials"];
+    let (id, until) = (line["accessKeyId"].as_str(), line["expires"].as_str());
+    let words = format!("credentials {} until {}", id.unwrap(), until.unwrap());
+    assert_eq!(answered(&granted), (200, words.clone()));
+    assert_eq!(explained["answers"][1]["says"], words);
+    let audited = format!("access_key_id={:?}", id.unwrap());
+    assert!(agent.said().contains(&audited), "{}", agent.said());
+
+    let refused: [(&str, &'static str, &str, &str); 4] = [
+        (
+            "apps",
+            "malformed",
+            "no such name!",
+            "names the role \"no such name!\"",
+        ),
+        (
+            "apps",
+            "other",
+            "billing",
+            "(\"granted|denied|away\") does not allow it",
+        ),
+        ("bare", "bare", "granted", "it has neither annotation"),
+        ("apps", "denied", "denied", "STS refused role"),
+    ];
+    for (namespace, name, role, sentence) in refused {
+        let pod = asks(namespace, name, role);
+        let full = format!("{namespace}/{name}");
+        agree(&cluster, &agent, &pod, &full, ("refused", 200, sentence));
+    }
+    let none = pod(&cluster, "apps", "none", json!({}), "Running");
+    let wanted = ("no-role", 404, "it has no annotation iam.amazonaws.com/role");
+    agree(&cluster, &agent, &none, "apps/none", wanted);
+    let waits = asks("elsewhere", "waits", "granted");
+    let wanted = ("waiting", 503, "namespace elsewhere is not known yet");
+    agree(&cluster, &agent, &waits, "elsewhere/waits", wanted);
+    cluster.node.sts.behave(Behaviour {
+        fails: Some((400, "ExpiredTokenException")),
+        ..Behaviour::default()
+    });
+    let away = asks("apps", "away", "away");
+    let wanted = ("unavailable", 503, "at the moment: ");
+    agree(&cluster, &agent, &away, "apps/away", wanted);
+    // The table, and what the agent counts, are of what the pod is answered too.
+    let verdicts = |list: &Value| -> Vec<Value> {
+        let of_away = list
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|one| one["pod"] == "apps/away");
+        of_away.map(|one| one["verdict"].clone()).collect()
+    };
+    assert_eq!(verdicts(&told(&cluster, &["explain", "--all"])), ["unavailable"]);
+    assert_eq!(verdicts(&told(&cluster, &["status"])["pods"]), ["unavailable"]);
+    // As the alert MetaproxyPodsWithoutSession asks for it.
+    let metrics = cluster.node.asked("/metrics");
+    for verdict in ["unavailable", "waiting"] {
+        let line = format!("metaproxy_pod_verdicts{{verdict=\"{verdict}\"}} 1");
+        assert!(metrics.lines().any(|found| found == line), "{line}: {metrics}");
+    }
+}
+
+#[test]
+fn a_pod_that_is_over_is_nobodys_trouble_and_still_explained_by_name() {
+    let Some(cluster) = cluster() else { return };
+    let malformed = || json!({ ROLE: "a b" });
+    let _over = pod(&cluster, "apps", "over", malformed(), "Failed");
+    let _agent = cluster.agent(&[]);
+    let _runs = pod(&cluster, "apps", "runs", malformed(), "Running");
+    let names = |list: &Value| -> Vec<String> {
+        let list = list.as_array().unwrap().iter();
+        list.map(|one| one["pod"].as_str().unwrap().to_owned()).collect()
+    };
+    eventually("the one that runs", || {
+        names(&told(&cluster, &["explain", "--all"])) == ["apps/runs"]
+    });
+    let status = told(&cluster, &["status"]);
+    assert_eq!(names(&status["pods"]), ["apps/runs"]);
+    assert_eq!(status["podsKnown"], 2);
+    let metrics = cluster.node.asked("/metrics");
+    let line = "metaproxy_pod_verdicts{verdict=\"refused\"} 1";
+    assert!(metrics.lines().any(|found| found == line), "{metrics}");
+    let asked = told(&cluster, &["explain", "apps/over"]);
+    assert_eq!(asked["verdict"], "refused", "{asked:#}");
+}
+
+/// EKS Pod Identity, IRSA and static keys set them; no SDK falls back from there to the metadata service.
+#[test]
+fn a_pod_whose_variables_lead_past_its_role_is_named_until_they_are_gone() {
+    let Some(cluster) = cluster() else { return };
+    let pod = cluster.pod("web");
+    let put = |env: Value| {
+        cluster.api.put(
+            "pods",
+            json!({
+                "metadata": { "name": "web", "namespace": "apps", "uid": pod.uid(), "annotations": { ROLE: "role-web" } },
+                "spec": { "nodeName": NODE, "containers": [{ "name": "main", "env": env }] },
+                "status": { "phase": "Running" },
+            }),
+        );
+    };
+    let uri = "http://169.254.170.23/v1/credentials";
+    put(json!([{ "name": "AWS_CONTAINER_CREDENTIALS_FULL_URI", "value": uri }]));
+    let _agent = cluster.agent(&["--namespace-policy", "off"]);
+    let told_by_doctor = |wanted: &str| {
+        let all = examined(&cluster.node, &[]).all();
+        let mut own = all.iter().filter(|found| found.starts_with("credentials: "));
+        own.any(|found| found.contains(wanted))
+    };
+    let named = "apps/web by AWS_CONTAINER_CREDENTIALS_FULL_URI (EKS Pod Identity) -> an SDK takes those";
+    eventually("doctor names it", || told_by_doctor(named));
+    let explained = told(&cluster, &["explain", "apps/web"]);
+    let hint = explained["hints"][0].as_str().unwrap();
+    assert!(
+        hint.contains("never falls back to the metadata service"),
+        "{explained:#}"
+    );
+    put(json!([]));
+    eventually("and then no more", || {
+        told_by_doctor("ok: no pod with a role is told of others")
+    });
+}

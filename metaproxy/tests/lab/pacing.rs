@@ -1,0 +1,226 @@
+//! Tenants that have a session shaped anew hundreds of times a second.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::common::cluster::{Cluster, NODE, cluster};
+use crate::common::sessions::{ROLE, document, document_is_good};
+use crate::common::{Node, eventually, node};
+use rstest::rstest;
+use serde_json::json;
+use xtask::lab::agent::Agent;
+use xtask::lab::pod::{Pod, PodSpec};
+
+/// What a pod gets in so much time: 5 sessions at once, and one in 2 seconds; one more is for the edges.
+fn may_have(time: Duration) -> usize {
+    5 + time.as_secs() as usize / 2 + 1
+}
+
+/// Calls for anybody but the neighbours.
+fn calls_of_tenant(node: &Node) -> usize {
+    let calls = node.sts.calls();
+    calls
+        .iter()
+        .filter(|call| !call.role.contains("neighbour"))
+        .count()
+}
+
+fn audits_of_tenant(agent: &Agent) -> usize {
+    let said = agent.said();
+    let audits = said.lines().filter(|line| line.contains("audit: session issued"));
+    audits.filter(|line| !line.contains("neighbour")).count()
+}
+
+/// Changes something 400 times a second until it is told to stop. What it was last.
+fn churn(stop: &AtomicBool, mut change: impl FnMut(usize)) -> usize {
+    let start = Instant::now();
+    let mut number = 0;
+    while !stop.load(Ordering::Relaxed) {
+        number += 1;
+        change(number);
+        let due = start + Duration::from_micros(2500) * number as u32;
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+    }
+    number
+}
+
+/// Of a pod that may be refused for a while.
+fn is_served(pod: &Pod, role: &str) -> bool {
+    let answer = document(pod, role);
+    answer.status == 200 && answer.body.contains(&format!("secret-of-{role}"))
+}
+
+/// What a tenant changes.
+#[derive(Clone, Copy, Debug)]
+enum Changes {
+    Role,
+    ExternalId,
+    SessionName,
+    All,
+    ServiceAccount,
+}
+
+impl Changes {
+    fn make(self, cluster: &Cluster, tenant: &Pod, number: usize) {
+        let (id, name) = ("iam.amazonaws.com/external-id", "iam.amazonaws.com/session-name");
+        let value = format!("tenant-{number}");
+        let annotations = match self {
+            Self::Role => json!({ ROLE: value }),
+            Self::ExternalId => json!({ ROLE: "tenant", id: value }),
+            Self::SessionName => json!({ ROLE: "tenant", name: value }),
+            Self::All => json!({ ROLE: value, id: value, name: value }),
+            Self::ServiceAccount => {
+                let role = format!("arn:aws:iam::123456789012:role/{value}");
+                cluster.api.put(
+                    "serviceaccounts",
+                    json!({ "metadata": {
+                        "name": "web", "namespace": "apps", "annotations": { "eks.amazonaws.com/role-arn": role },
+                    } }),
+                );
+                return;
+            }
+        };
+        cluster.put("tenant", tenant, annotations);
+    }
+
+    fn role(self, number: usize) -> String {
+        match self {
+            Self::ExternalId | Self::SessionName => "tenant".to_owned(),
+            _ => format!("tenant-{number}"),
+        }
+    }
+}
+
+#[rstest]
+#[case::role(Changes::Role, &[])]
+#[case::external_id(Changes::ExternalId, &[])]
+#[case::session_name(Changes::SessionName, &[])]
+#[case::all_of_them(Changes::All, &[])]
+#[case::sessions_of_roles(Changes::All, &["--session-scope", "role"])]
+#[case::service_account(Changes::ServiceAccount, &["--web-identity", "on"])]
+fn what_shapes_a_session_changes_400_times_a_second_and_sts_is_asked_a_few_times(
+    #[case] changes: Changes,
+    #[case] flags: &[&str],
+) {
+    const TIME: Duration = Duration::from_secs(5);
+    let Some(cluster) = cluster() else { return };
+    let tenant = cluster.pod("tenant");
+    changes.make(&cluster, &tenant, 0);
+    cluster.put("tenant", &tenant, json!({}));
+    let neighbour = cluster.with_role("neighbour", "neighbour");
+    let late = cluster.pod("late");
+    let agent = cluster.agent(flags);
+    assert!(document_is_good(&neighbour, "neighbour"));
+    let stop = AtomicBool::new(false);
+    let start = Instant::now();
+    let number = std::thread::scope(|scope| {
+        let churning = scope.spawn(|| churn(&stop, |number| changes.make(&cluster, &tenant, number)));
+        std::thread::sleep(TIME / 2);
+        // A pod that starts meanwhile has its role in time, and so has one that was there.
+        cluster.put("late", &late, json!({ ROLE: "neighbour-late" }));
+        assert!(document_is_good(&late, "neighbour-late"));
+        while start.elapsed() < TIME {
+            assert!(document_is_good(&neighbour, "neighbour") && document_is_good(&late, "neighbour-late"));
+            // The tenant is answered in time too, one way or the other.
+            let status = document(&tenant, "tenant").status;
+            assert!([200, 404, 503].contains(&status), "{status}");
+        }
+        stop.store(true, Ordering::Relaxed);
+        churning.join().unwrap()
+    });
+    assert!(number > 1000, "{number} changes");
+    let (calls, limit) = (calls_of_tenant(&cluster.node), may_have(start.elapsed()));
+    assert!(
+        (5..=limit).contains(&calls),
+        "{calls} calls in {:?}",
+        start.elapsed()
+    );
+    eventually("what it has in the end is served", || {
+        is_served(&tenant, &changes.role(number))
+    });
+    let (calls, limit) = (calls_of_tenant(&cluster.node), may_have(start.elapsed()));
+    assert!(calls <= limit, "{calls} calls in {:?}", start.elapsed());
+    eventually("each has its line", || audits_of_tenant(&agent) == calls);
+}
+
+/// A user who may create pods may bind them to a node, past the scheduler; the kubelet refuses what it has no room for, and
+/// such a pod never runs.
+#[test]
+fn pods_are_made_400_times_a_second_and_sts_is_asked_a_few_times() {
+    const TIME: Duration = Duration::from_secs(5);
+    let Some(cluster) = cluster() else { return };
+    let neighbour = cluster.with_role("neighbour", "neighbour");
+    let late = cluster.pod("late");
+    let _agent = cluster.agent(&[]);
+    assert!(document_is_good(&neighbour, "neighbour"));
+    let make = |number: usize| {
+        let uid = format!("bbbbbbbb-0000-0000-0000-{number:012}");
+        let pod = json!({
+            "metadata": {
+                "name": format!("made-{number}"), "namespace": "apps", "uid": uid,
+                "annotations": { ROLE: format!("tenant-{number}") },
+            },
+            "spec": { "nodeName": NODE, "serviceAccountName": "web", "containers": [] },
+            "status": { "phase": "Pending" },
+        });
+        cluster.api.put("pods", pod);
+        // As many as a node may have at a time.
+        if let Some(old) = number.checked_sub(250) {
+            cluster.api.delete("pods", "apps", &format!("made-{old}"));
+        }
+    };
+    let (stop, start) = (AtomicBool::new(false), Instant::now());
+    let number = std::thread::scope(|scope| {
+        let making = scope.spawn(|| churn(&stop, make));
+        std::thread::sleep(TIME / 2);
+        // A pod that starts meanwhile has its role in time, and so has one that was there.
+        cluster.put("late", &late, json!({ ROLE: "neighbour-late" }));
+        assert!(document_is_good(&late, "neighbour-late"));
+        while start.elapsed() < TIME {
+            assert!(document_is_good(&neighbour, "neighbour") && document_is_good(&late, "neighbour-late"));
+        }
+        stop.store(true, Ordering::Relaxed);
+        making.join().unwrap()
+    });
+    let (calls, limit) = (
+        calls_of_tenant(&cluster.node),
+        250 + 10 * (start.elapsed().as_secs() as usize + 1),
+    );
+    println!("{number} pods, {calls} calls");
+    assert!(number > 600, "{number} pods");
+    assert!(
+        calls >= 200 && calls <= limit,
+        "{calls} calls of {number} pods, limit {limit}"
+    );
+}
+
+#[test]
+fn a_manifest_that_is_rewritten_again_and_again_costs_a_few_sts_calls_and_says_why_there_is_no_session() {
+    const TIME: Duration = Duration::from_secs(6);
+    let Some(node) = node() else { return };
+    let tenant = node.lab.pod(PodSpec::with_role("tenant", "tenant-0")).unwrap();
+    let neighbour = node
+        .lab
+        .pod(PodSpec::with_role("neighbour", "neighbour"))
+        .unwrap();
+    let agent = node.agent();
+    let (start, mut number, mut reasons) = (Instant::now(), 0, 0);
+    while start.elapsed() < TIME {
+        number += 1;
+        let role = format!("tenant-{number}");
+        tenant.write_manifest(&[(ROLE.to_owned(), role.clone())]).unwrap();
+        let asked = Instant::now();
+        let answer = document(&tenant, &role);
+        assert!(asked.elapsed() < Duration::from_millis(1500));
+        reasons += usize::from(answer.status == 503 && answer.body.contains("are paced"));
+        assert!(document_is_good(&neighbour, "neighbour"));
+    }
+    assert!(number > 5 && reasons > 0, "{number} changes, {reasons} reasons");
+    let role = format!("tenant-{number}");
+    eventually("what it has in the end is served", || {
+        document_is_good(&tenant, &role)
+    });
+    let (calls, limit) = (calls_of_tenant(&node), may_have(start.elapsed()));
+    assert!((5..=limit).contains(&calls), "{calls} calls");
+    assert!(agent.said().contains("a new session waits"), "{}", agent.said());
+}

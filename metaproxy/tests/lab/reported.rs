@@ -1,0 +1,202 @@
+//! What software in the field sends to the metadata service, as public reports and sources have it; each test names its own.
+
+use std::process::{Command, Stdio};
+
+use crate::common::http::{LIST, Response, exchange, raw, timed_exchange};
+use crate::common::{Node, node};
+use rstest::rstest;
+use xtask::lab::agent::Agent;
+use xtask::lab::pod::{Pod, PodSpec};
+
+const ID: &str = "/latest/meta-data/instance-id";
+
+fn served(flags: &[&str]) -> Option<(Node, Pod, Agent)> {
+    let node = node()?;
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let agent = Agent::start(&node.lab, &node.spec().with(flags)).unwrap();
+    Some((node, a, agent))
+}
+
+/// The text of a request with nothing but these headers.
+fn sent(target: &str, headers: &str) -> [String; 1] {
+    [format!(
+        "GET {target} HTTP/1.1\r\nConnection: close\r\n{headers}\r\n"
+    )]
+}
+
+/// Libraries that find out which cloud they run in. zalando/spilo (configure_spilo.py, `get_provider`) asks for the root, then
+/// OpenStack's, then `ami-id`; Google's libraries (googleapis/google-auth-library-nodejs#1944), Azure's and Oracle's ask for
+/// theirs, and what takes itself to be in ECS (uswitch/kiam#469) for that one's.
+#[test]
+fn software_that_asks_every_cloud_where_it_runs_finds_ec2_at_once() {
+    const HOST: &str = "Host: 169.254.169.254\r\n";
+    const GOOGLE: &str = "Host: metadata.google.internal\r\nMetadata-Flavor: Google\r\n";
+    let Some((node, a, _agent)) = served(&["--imds-v1", "allow"]) else {
+        return;
+    };
+    let asked = [
+        ("/", HOST, 200),
+        ("/latest/meta-data/ami-id", HOST, 200),
+        ("/", GOOGLE, 200),
+        ("/openstack/latest/meta_data.json", HOST, 404),
+        ("/openstack", HOST, 404),
+        ("/computeMetadata/v1/instance/zone", GOOGLE, 404),
+        ("/computeMetadata/v1/instance?recursive=true", GOOGLE, 404),
+        (
+            "/metadata/instance?api-version=2021-02-01",
+            "Host: 169.254.169.254\r\nMetadata: true\r\n",
+            404,
+        ),
+        (
+            "/opc/v2/instance/",
+            "Host: 169.254.169.254\r\nAuthorization: Bearer Oracle\r\n",
+            404,
+        ),
+        ("/v2/metadata", HOST, 404),
+        ("/v2/credentials/0", HOST, 404),
+        ("/v3/task", HOST, 404),
+    ];
+    let before = node.imds.seen().len();
+    let requests = asked.map(|(target, headers, _)| sent(target, headers));
+    let answers = timed_exchange(&a, &requests, 2.0);
+    assert_eq!(answers.len(), asked.len());
+    for ((target, _, status), (answer, took)) in asked.iter().zip(answers) {
+        let answer = Response::parse(&answer).unwrap_or_else(|| panic!("{target}: {answer:?}"));
+        assert_eq!(answer.status, *status, "{target}: {answer:?}");
+        assert_eq!(answer.header("metadata-flavor"), None, "{target} is not Google's");
+        assert!(took <= 0.9, "{target}: {took} s");
+    }
+    // Nothing of the other clouds' is passed on.
+    let seen = node.imds.seen().split_off(before);
+    let passed: Vec<&str> = seen.iter().map(|seen| seen.request.as_str()).collect();
+    for other in ["openstack", "computeMetadata", "/metadata/", "opc", "/v2", "/v3"] {
+        assert!(passed.iter().all(|path| !path.contains(other)), "{passed:?}");
+    }
+    assert!(passed.contains(&"GET /latest/meta-data/ami-id"), "{passed:?}");
+}
+
+/// iriusrisk/GoCD-EC2-Elastic-Agent-Plugin#23 asks for the root, and takes 200 for IMDSv1.
+#[rstest]
+#[case::version_1("allow", 200)]
+#[case::version_2("deny", 401)]
+fn a_request_for_the_root_tells_whether_session_tokens_are_required(
+    #[case] version1: &str,
+    #[case] status: u16,
+) {
+    let Some((_node, a, _agent)) = served(&["--imds-v1", version1]) else {
+        return;
+    };
+    let answer = exchange(&a, &[sent("/", "Host: 169.254.169.254\r\n")], 2.0).remove(0);
+    assert_eq!(Response::parse(&answer).unwrap().status, status, "{answer}");
+}
+
+/// andersfugmann/aws-s3 asks by EC2's name of the service, others have no name or a proxy's.
+#[rstest]
+#[case("instance-data.ec2.internal")]
+#[case("instance-data")]
+#[case("169.254.169.254:80")]
+#[case("[fd00:ec2::254]")]
+#[case("")]
+fn a_client_may_call_the_service_by_any_name(#[case] host: &str) {
+    let Some((_node, a, _agent)) = served(&["--imds-v1", "allow"]) else {
+        return;
+    };
+    for (target, body) in [
+        (LIST, "role-a"),
+        (ID, "of the node: /latest/meta-data/instance-id"),
+    ] {
+        let answer = exchange(&a, &[sent(target, &format!("Host: {host}\r\n"))], 2.0).remove(0);
+        assert!(
+            answer.starts_with("HTTP/1.1 200") && answer.ends_with(body),
+            "{host:?}: {answer}"
+        );
+    }
+}
+
+/// jtblin/kube2iam#222: a service that makes a connection for each request and closes none. EC2's service closes each itself.
+#[test]
+fn a_client_that_never_closes_its_connections_goes_on_being_served() {
+    let flags = ["--max-connections-per-pod", "16", "--idle-timeout", "1s"];
+    let Some((_node, a, _agent)) = served(&flags) else {
+        return;
+    };
+    let leaky = r#"
+import socket, time
+request = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: 169.254.169.254\r\n\r\n"
+connections, served = [], 0
+for _ in range(40):
+    connection = socket.create_connection(("169.254.169.254", 80), timeout=5)
+    connections.append(connection)
+    try:
+        connection.sendall(request)
+        served += connection.recv(4096).endswith(b"role-a")
+    except ConnectionError:
+        pass
+    time.sleep(0.12)
+print(served)
+"#;
+    let served = output(a.command("python3").unwrap().args(["-c", leaky]));
+    assert_eq!(served, "40");
+}
+
+/// What a program prints.
+fn output(command: &mut Command) -> String {
+    let output = command
+        .stdin(Stdio::null())
+        .stderr(Stdio::inherit())
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+/// Init containers and entry points: wget (rancher/os#2216), with kube-aws' version of the service
+/// (kubernetes-retired/kube-aws#1105); and libcurl's upload of nothing (s3fs-fuse/s3fs-fuse#1765), which EC2's service answers
+/// with 417, and which asks `Expect: 100-continue` and sends chunks.
+#[test]
+fn scripts_get_what_they_ask_for_with_wget_and_curl() {
+    const SERVICE: &str = "http://169.254.169.254";
+    let Some((_node, a, _agent)) = served(&["--imds-v1", "allow"]) else {
+        return;
+    };
+    let wget = |path: &str| {
+        let mut command = a.command("wget").unwrap();
+        output(command.args(["-q", "-O", "-", &format!("{SERVICE}{path}")]))
+    };
+    assert_eq!(
+        wget("/2016-09-02/meta-data/instance-id"),
+        "of the node: /2016-09-02/meta-data/instance-id"
+    );
+    assert_eq!(wget(LIST), "role-a");
+    let curl = |words: &[&str]| {
+        let mut command = a.command("curl").unwrap();
+        output(command.args(["-s", "-S", "-f"]).args(words))
+    };
+    let ttl = "X-aws-ec2-metadata-token-ttl-seconds: 21600";
+    let put = format!("{SERVICE}/latest/api/token");
+    let uploaded = curl(&["-T", "-", "-H", "Expect: 100-continue", "-H", ttl, &put]);
+    let asked = curl(&["-X", "PUT", "-H", ttl, &put]);
+    for token in [uploaded, asked] {
+        assert_eq!(token.len(), 56, "{token}");
+        let header = format!("X-aws-ec2-metadata-token: {token}");
+        assert_eq!(curl(&["-H", &header, &format!("{SERVICE}{LIST}")]), "role-a");
+    }
+}
+
+/// jtblin/kube2iam#136 and rusoto/rusoto#1840: clients that know their role's ARN ask for it without looking at the list.
+#[test]
+fn a_client_that_asks_by_the_arn_of_its_role_gets_credentials_with_its_first_request() {
+    let Some(node) = node() else { return };
+    let arn = "arn:aws:iam::123456789012:role/team/role-a";
+    let a = node.lab.pod(PodSpec::with_role("a", arn)).unwrap();
+    let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
+    let _agent = node.agent();
+    let target = format!("{LIST}{arn}");
+    let answer = raw(&a, &sent(&target, "Host: 169.254.169.254\r\n")[0]);
+    assert!(
+        answer.starts_with("HTTP/1.1 200") && answer.contains("secret-of-role-a"),
+        "{answer}"
+    );
+    let other = raw(&b, &sent(&target, "Host: 169.254.169.254\r\n")[0]);
+    assert!(other.starts_with("HTTP/1.1 404"), "{other}");
+}
