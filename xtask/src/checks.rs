@@ -65,7 +65,15 @@ pub fn cluster(filter: Option<&str>, image: Option<String>) -> Result<()> {
     setup::kubernetes_tools()?;
     ebpf::build()?;
     let mut command = cargo();
-    command.args(["test", "--workspace", "--test", "cluster", "--", "--nocapture"]);
+    command.args([
+        "test",
+        "--workspace",
+        "--test",
+        "cluster",
+        "--",
+        "--nocapture",
+        "--ignored",
+    ]);
     match image {
         Some(image) => {
             command.env("METAPROXY_TEST_IMAGE", image);

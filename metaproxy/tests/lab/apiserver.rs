@@ -312,8 +312,16 @@ fn a_refusal_is_told_to_the_pods_owner_once() {
         &a,
         json!({ ROLE: "not a role", "iam.amazonaws.com/external-id": "id-1" }),
     );
-    std::thread::sleep(Duration::from_millis(500));
-    let events = cluster.api.posted("/events");
+    // Events are sent one after the other, and that of a later change comes behind whatever this one has caused.
+    let later = cluster.with_role("later", "no role either");
+    let of = |pod: &Pod| -> Vec<Value> {
+        let events = cluster.api.posted("/events").into_iter();
+        events
+            .filter(|event| event["regarding"]["uid"] == pod.uid())
+            .collect()
+    };
+    eventually("an event of the later one", || of(&later).len() == 1);
+    let events = of(&a);
     assert_eq!(events.len(), 1, "{events:?}");
     let event = &events[0];
     assert_eq!(event["regarding"]["uid"], a.uid());
@@ -332,8 +340,9 @@ fn a_refusal_is_told_to_the_pods_owner_once() {
     eventually("STS's refusal", || {
         document(&a, "denied").json()["Code"] == "AssumeRoleUnauthorizedAccess"
     });
-    eventually("another event", || cluster.api.posted("/events").len() == 2);
+    eventually("another event", || of(&a).len() == 2);
     // Nor by an agent that starts again: it asks, and the API server has them.
+    cluster.api.delete("pods", "apps", "later");
     drop(agent);
     let asked = || {
         let requests = cluster.api.requests();
@@ -348,7 +357,7 @@ fn a_refusal_is_told_to_the_pods_owner_once() {
         document(&a, "denied").json()["Code"] == "AssumeRoleUnauthorizedAccess"
     });
     eventually("a request for an event", || asked() > before);
-    assert_eq!(cluster.api.posted("/events").len(), 2);
+    assert_eq!(of(&a).len(), 2);
 }
 
 /// Karpenter registers a node with its startup taints, and can put one back that was removed before it had.
@@ -424,7 +433,18 @@ fn the_startup_taint_goes_when_pods_are_served_and_others_stay() {
     });
     let agent = Agent::spawn(&cluster.node.lab, &cluster.spec(&["--startup-taint", TAINT])).unwrap();
     agent.wait_for("attached to the pods' cgroup").unwrap();
-    std::thread::sleep(Duration::from_millis(500));
+    // It has tried again after all that it does at its start.
+    let lists = || {
+        let requests = cluster.api.requests();
+        requests
+            .iter()
+            .filter(|request| request.contains("/pods?"))
+            .count()
+    };
+    let before = lists();
+    eventually_within(Duration::from_secs(15), "two more attempts", || {
+        lists() >= before + 2
+    });
     let taints = || cluster.api.object("nodes", "/node1")["spec"]["taints"].clone();
     assert_eq!(
         taints(),

@@ -229,10 +229,7 @@ fn a_victim_whose_syns_meet_those_of_a_thief_with_the_same_address_is_never_serv
         "500",
     ];
     let got = dial(&victim, &words);
-    let ended = spray.try_wait().unwrap();
-    assert!(ended.is_none(), "the thief was there to the end: {ended:?}");
-    spray.kill().unwrap();
-    spray.wait().unwrap();
+    crate::common::end_running(&mut spray);
     crate::common::identity::assert_only(
         &got,
         &[&crate::common::identity::REFUSED[..], &["role-victim"]].concat(),

@@ -28,7 +28,7 @@ fn it_stands_first_in_the_chain_of_an_uplink() {
                 .status
                 .success()
         );
-        std::thread::sleep(std::time::Duration::from_millis(150));
+        recorder.settle(node.lab.node()).unwrap();
         recorder.take_from_others()
     };
     eventually("it arrives", || craft() > 0);

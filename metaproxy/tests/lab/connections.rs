@@ -126,9 +126,15 @@ print(attempt([b"GET / HTTP/1.1\r\n"] + [b"X: y\r\n"] * 100, 0.2), attempt([b"PU
         assert_eq!(get(a, LIST).body, "role-a");
         std::thread::sleep(Duration::from_millis(100));
     }
-    let output = String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap();
-    for took in output.split_whitespace() {
-        let took: f64 = took.parse().unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let output = String::from_utf8(output.stdout).unwrap();
+    let took: Vec<f64> = output
+        .split_whitespace()
+        .map(|took| took.parse().unwrap())
+        .collect();
+    assert_eq!(took.len(), 2, "of a head and of a body: {output}");
+    for took in took {
         assert!((4.0..12.0).contains(&took), "about five seconds: {output}");
     }
 }
@@ -176,7 +182,7 @@ sys.stdin.read()
     );
     agent.wait_for("has 20 connections open").unwrap();
     drop(child.stdin.take());
-    child.wait().unwrap();
+    assert!(child.wait().unwrap().success(), "it held them to the end");
     crate::common::eventually("its places are free again", || {
         raw(&a, &request("GET", LIST, "")).ends_with("role-a")
     });

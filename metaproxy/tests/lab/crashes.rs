@@ -16,13 +16,20 @@ const KILLS: usize = 100;
 /// Pods ask through so many of them.
 const BATCH: usize = 10;
 
-/// Differs from run to run, which is what is wanted: the time at which something is killed.
-fn random_below(limit: u64) -> Duration {
-    use std::hash::{BuildHasher as _, Hasher as _};
-    let number = std::collections::hash_map::RandomState::new()
-        .build_hasher()
-        .finish();
-    Duration::from_millis(number % limit)
+/// Times at which something is killed: they differ from run to run, and `METAPROXY_TEST_SEED` repeats those of one.
+struct KillTimes(fastrand::Rng);
+
+impl KillTimes {
+    fn new() -> Self {
+        let seed = std::env::var("METAPROXY_TEST_SEED")
+            .map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+        println!("METAPROXY_TEST_SEED={seed}");
+        Self(fastrand::Rng::with_seed(seed))
+    }
+
+    fn below(&mut self, limit: u64) -> Duration {
+        Duration::from_millis(self.0.u64(..limit))
+    }
 }
 
 /// From the very start (loading and attaching) over serving to draining, with pods that ask all the time.
@@ -37,7 +44,7 @@ fn killed_100_times_at_random_moments(#[case] guarded: bool) {
     let mut guard = guarded.then(|| node.closed_guard());
     let of_guard = bpf::ours().len();
     let recorder = Recorder::start(node.lab.aws()).unwrap();
-    let mut served = 0;
+    let (mut served, mut times) = (0, KillTimes::new());
     for batch in 0..KILLS / BATCH {
         let load = start_dial(
             &a,
@@ -54,11 +61,11 @@ fn killed_100_times_at_random_moments(#[case] guarded: bool) {
         );
         for round in 0..BATCH {
             let mut agent = Agent::spawn(&node.lab, &node.spec()).unwrap();
-            let lives = random_below(600);
+            let lives = times.below(600);
             std::thread::sleep(lives);
             if round % 4 == 0 {
                 agent.signal(Signal::SIGTERM).unwrap();
-                std::thread::sleep(random_below(300));
+                std::thread::sleep(times.below(300));
             }
             agent.signal(Signal::SIGKILL).unwrap();
             agent.wait().unwrap();

@@ -307,8 +307,7 @@ fn a_sandboxed_runtime_is_found_by_its_processes() {
     ] {
         let mut shim = Command::new("sleep").arg0(name).arg("600").spawn().unwrap();
         let found = examined(&node, &[]);
-        shim.kill().unwrap();
-        shim.wait().unwrap();
+        crate::common::end_running(&mut shim);
         found.has_only(
             &format!("runtimes: warning: {runtime} runs here"),
             "get no credentials",

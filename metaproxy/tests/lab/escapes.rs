@@ -16,11 +16,6 @@ use xtask::lab::bpf;
 use xtask::lab::pod::{Pod, PodSpec, command_in};
 use xtask::lab::recorder::Recorder;
 
-/// Long enough for a packet to arrive.
-fn settle() {
-    std::thread::sleep(Duration::from_millis(150));
-}
-
 fn recorder(node: &Node) -> Recorder {
     Recorder::start(node.lab.aws()).unwrap()
 }
@@ -72,7 +67,7 @@ fn packets_made_by_hand_do_not_leave_the_node(#[case] words: &[&str]) {
     let recorder = recorder(&node);
     let arrived = || {
         craft(&a, words);
-        settle();
+        recorder.settle(node.lab.node()).unwrap();
         recorder.take_from_others()
     };
     // IPv6 takes a moment to be usable on a new link.
@@ -136,10 +131,11 @@ fn connections_of_every_kind_reach_the_agent_or_nobody() {
         );
     }
     drop(guard);
+    recorder.settle(node.lab.node()).unwrap();
     assert_eq!(recorder.take_from_others(), 0);
     // That it would have been seen.
     assert_eq!(dial(&a, &[]), counts([("node", 1)]));
-    settle();
+    recorder.settle(node.lab.node()).unwrap();
     assert!(recorder.take_from_others() > 0);
 }
 
@@ -231,12 +227,13 @@ fn a_connection_opened_before_the_start_is_of_no_use_afterwards(#[case] to: &str
     let agent = node.agent();
     recorder.take_from_others();
     assert!(keeper.ask().starts_with("failed"), "it is cut off");
+    recorder.settle(node.lab.node()).unwrap();
     assert_eq!(recorder.take_from_others(), 0);
     drop(agent);
     // With connections alone guarded, that way stays open; which shows that it was one.
     let _agent = Agent::start(&node.lab, &node.spec().with(&["--guard", "connect"])).unwrap();
     assert_eq!(control.ask(), "node");
-    settle();
+    recorder.settle(node.lab.node()).unwrap();
     assert!(recorder.take_from_others() > 0);
 }
 
@@ -255,7 +252,7 @@ fn a_socket_made_before_its_process_came_into_the_pods_cgroup_reaches_nobody() {
         outcomes(command.stdout(Stdio::piped()).spawn().unwrap())
     };
     assert_eq!(moving(), counts([("node", 1)]), "nothing stops it yet");
-    settle();
+    recorder.settle(node.lab.node()).unwrap();
     let _agent = node.agent();
     recorder.take_from_others();
     let got = moving();
@@ -263,6 +260,7 @@ fn a_socket_made_before_its_process_came_into_the_pods_cgroup_reaches_nobody() {
         got.keys().all(|outcome| outcome.starts_with("error ")),
         "dropped: {got:?}"
     );
+    recorder.settle(node.lab.node()).unwrap();
     assert_eq!(recorder.take_from_others(), 0);
 }
 
@@ -323,8 +321,7 @@ fn a_socket_of_the_nodes_namespace_that_an_ordinary_pod_connects_leads_to_its_ow
     let answer = ask();
     assert!(answer.ends_with("role-plain"), "{answer}");
     drop(agent);
-    handing.kill().unwrap();
-    handing.wait().unwrap();
+    crate::common::end_running(&mut handing);
 }
 
 #[test]
@@ -357,6 +354,7 @@ fn nested_cgroups_and_new_namespaces_change_nothing() {
         got.keys().all(|outcome| outcome.starts_with("error ")),
         "a network namespace: {got:?}"
     );
+    recorder.settle(node.lab.node()).unwrap();
     assert_eq!(recorder.take_from_others(), 0);
 }
 
@@ -388,7 +386,7 @@ fn an_address_that_is_translated_to_the_metadata_service_leads_nowhere(#[case] i
     let recorder = recorder(&node);
     let words = ["--to", "10.96.0.80:80", "--timeout", "700"];
     assert_eq!(dial(&a, &words), counts([("node", 1)]), "nothing stops it yet");
-    settle();
+    recorder.settle(node.lab.node()).unwrap();
     let agent = node.agent();
     recorder.take_from_others();
     let dropped = || {
@@ -399,5 +397,6 @@ fn an_address_that_is_translated_to_the_metadata_service_leads_nowhere(#[case] i
     let _guard = node.closed_guard();
     drop(agent);
     assert!(dropped(), "a guard alone");
+    recorder.settle(node.lab.node()).unwrap();
     assert_eq!(recorder.take_from_others(), 0);
 }

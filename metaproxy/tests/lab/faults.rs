@@ -237,7 +237,12 @@ fn applications_notice_no_restart_and_recover_from_a_crash() {
     });
     let mut agent = Agent::start(&node.lab, &spec).unwrap();
     let boto3 = Refreshing::start(&node, &a);
-    assert!(boto3.next(5).iter().all(|line| line.starts_with("role-a")));
+    let attempts = boto3.next(5);
+    assert_eq!(attempts.len(), 5);
+    assert!(
+        attempts.iter().all(|line| line.starts_with("role-a")),
+        "{attempts:?}"
+    );
     // New processes all the while, of which each asks anew.
     let sts = xtask::lab::sts::FakeSts::url();
     let mut javascript = new_processes(&node, &a, "node", &sts);
@@ -263,16 +268,24 @@ fn applications_notice_no_restart_and_recover_from_a_crash() {
         );
     }
     let javascript = javascript.wait_with_output().unwrap();
+    assert!(javascript.status.success(), "{javascript:?}");
     let outcomes: Vec<Option<String>> = serde_json::from_slice(&javascript.stdout).unwrap();
     assert_eq!(outcomes.iter().flatten().count(), 400, "JavaScript");
-    let cli = String::from_utf8(cli.wait_with_output().unwrap().stdout).unwrap();
+    let cli = cli.wait_with_output().unwrap();
+    assert!(cli.status.success(), "{cli:?}");
+    let cli = String::from_utf8(cli.stdout).unwrap();
     assert_eq!(cli.matches("arn:aws:sts").count(), 12, "the CLI: {cli}");
     agent.signal(nix::sys::signal::Signal::SIGKILL).unwrap();
     agent.wait().unwrap();
     eventually("it notices", || boto3.next(1) == ["none"]);
     let _agent = Agent::start(&node.lab, &spec).unwrap();
     eventually("it recovers", || boto3.next(1)[0].starts_with("role-a"));
-    assert!(boto3.next(5).iter().all(|line| line.starts_with("role-a")));
+    let attempts = boto3.next(5);
+    assert_eq!(attempts.len(), 5);
+    assert!(
+        attempts.iter().all(|line| line.starts_with("role-a")),
+        "{attempts:?}"
+    );
 }
 
 /// botocore pushes the end away that it is told of what has little left, and then goes on using it when it is dead.

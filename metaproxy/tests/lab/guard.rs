@@ -173,7 +173,7 @@ fn uplinks_are_followed_as_they_come_and_go() {
             .output()
             .unwrap();
         assert!(sent.status.success(), "{sent:?}");
-        std::thread::sleep(std::time::Duration::from_millis(150));
+        recorder.settle(node.lab.node()).unwrap();
         recorder.take_from_others()
     };
     for round in 1..=2 {

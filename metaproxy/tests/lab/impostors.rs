@@ -135,8 +135,7 @@ fn sockets_bound_to_a_victims_address_never_get_or_give_a_wrong_identity_in_100_
             "500",
         ],
     );
-    spray.kill().unwrap();
-    spray.wait().unwrap();
+    crate::common::end_running(&mut spray);
     assert_only(&got, &[&REFUSED[..], &["role-victim"]].concat(), "the victim");
     let served = got.get("role-victim").copied().unwrap_or_default();
     assert!(served > 90_000, "served {served} of 100,000: {got:?}");
@@ -209,8 +208,7 @@ fn an_ipv6_socket_bound_to_a_victims_address_gets_nothing() {
         ]
         .concat(),
     );
-    spray.kill().unwrap();
-    spray.wait().unwrap();
+    crate::common::end_running(&mut spray);
     assert_only(&got, &[&REFUSED[..], &["role-victim"]].concat(), "the victim");
     assert!(
         got.get("role-victim").is_some_and(|served| *served > 4_500),
@@ -277,7 +275,7 @@ sys.stdin.read()
         assert_only(&got, &REFUSED, "a process outside the pods' cgroup");
     }
     drop(holder.stdin.take());
-    holder.wait().unwrap();
+    assert!(holder.wait().unwrap().success(), "it held its socket to the end");
     assert!(agent.stop().unwrap().success());
     let summary = agent.wait_for("served=").unwrap();
     assert!(

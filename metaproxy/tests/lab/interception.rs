@@ -221,8 +221,7 @@ fn a_proxy_in_the_pod_that_dials_the_listener_again_is_served_as_its_pod() {
         counts([("role-a", 20)]),
         "through the proxy, at {listener}"
     );
-    proxy.kill().unwrap();
-    proxy.wait().unwrap();
+    crate::common::end_running(&mut proxy);
     assert_eq!(
         dial(&a, &[]),
         counts([("error ECONNREFUSED: Connection refused", 1)]),

@@ -153,8 +153,7 @@ fn a_recorded_option_is_never_answered_as_the_victim_from_another_address() {
     let mut asking = start_dial(&scene.victim, &words);
     replay.wait_for("closed", tries / 2 + 1);
     replay.wait_for("handshakes", tries);
-    asking.kill().unwrap();
-    asking.wait().unwrap();
+    crate::common::end_running(&mut asking);
     let counters = replay.end();
     println!("the replay: {counters:?}");
     let count = |counter: &str| counters.get(counter).copied().unwrap_or_default();

@@ -236,7 +236,7 @@ fn the_guard_refuses_connections_and_drops_packets() {
         // What is dropped at a socket, its sender hears of.
         let was_told = String::from_utf8_lossy(&output.stderr).contains("not permitted");
         assert!(output.status.success() || was_told, "{words:?}: {output:?}");
-        std::thread::sleep(std::time::Duration::from_millis(300));
+        recorder.settle(node.lab.node()).unwrap();
         recorder.take_from_others()
     };
     let mut ways: Vec<Vec<&str>> = vec![

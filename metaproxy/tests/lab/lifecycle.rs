@@ -231,7 +231,7 @@ fn kept_connections_end_with_the_agent(#[case] in_use: bool) {
     let took = start.elapsed();
     drop(asked);
     answers.read_to_string(&mut said).unwrap();
-    client.wait().unwrap();
+    assert!(client.wait().unwrap().success(), "{said}");
     assert_eq!(
         said.matches("404").count(),
         if in_use { 2 } else { 1 },

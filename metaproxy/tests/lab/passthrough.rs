@@ -253,8 +253,7 @@ fn one_pod_cannot_take_the_way_to_the_nodes_service_from_others() {
     for _ in 0..10 {
         assert_eq!(get(&b, ID).status, 200);
     }
-    greedy.kill().unwrap();
-    greedy.wait().unwrap();
+    crate::common::end_running(&mut greedy);
 }
 
 /// What pods ask for, beyond what the node's service takes: of one pod, and of several at once.

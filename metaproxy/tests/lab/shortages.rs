@@ -112,14 +112,14 @@ fn an_agent_without_descriptors_serves_again_when_there_are_some() {
     std::io::BufReader::new(holder.stdout.as_mut().unwrap())
         .read_line(&mut line)
         .unwrap();
+    assert_eq!(line, "held\n");
     agent.wait_for("cannot accept a connection").unwrap();
     let got = dial(&a, &["--timeout", "500"]);
     assert!(
         !got.contains_key("node") && !got.contains_key("role-b"),
         "nothing, or its own: {got:?}"
     );
-    holder.kill().unwrap();
-    holder.wait().unwrap();
+    crate::common::end_running(&mut holder);
     eventually("it serves again, though it has no more of them", || {
         dial(&a, &["--timeout", "900"]) == counts([("role-a", 1)])
     });

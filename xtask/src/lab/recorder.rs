@@ -2,17 +2,24 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use metaproxy_common::packet::{Bytes, LinkLayer, match_packet};
 use metaproxy_common::target::Targets;
 
 use super::netns::Netns;
+
+/// The metadata service (instance metadata service, EC2 user guide).
+const IMDS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
+
+/// How long a packet may take to the recorder.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Seen = Arc<Mutex<BTreeMap<IpAddr, usize>>>;
 
@@ -55,6 +62,33 @@ impl Recorder {
     /// Packets so far, by the address that they came from.
     pub fn seen(&self) -> BTreeMap<IpAddr, usize> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Waits until a packet that the node sends now has been seen: all that was sent before has arrived by then, or never
+    /// will.
+    ///
+    /// # Errors
+    /// Where that takes longer than five seconds.
+    pub fn settle(&self, node: &Netns) -> Result<()> {
+        let to = SocketAddr::from((IMDS, 80));
+        let of_node = || {
+            self.seen()
+                .get(&IpAddr::from(super::NODE_IP))
+                .copied()
+                .unwrap_or_default()
+        };
+        let before = of_node();
+        let end = Instant::now() + SETTLE_TIMEOUT;
+        // Refused or not, it has been there and back.
+        let _ = node.run(|| TcpStream::connect_timeout(&to, SETTLE_TIMEOUT))?;
+        while of_node() == before {
+            ensure!(
+                Instant::now() < end,
+                "the recorder does not see the node's own packets"
+            );
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
     }
 
     /// Packets so far that did not come from the node's own addresses; forgotten with that.

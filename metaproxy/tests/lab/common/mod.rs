@@ -178,6 +178,14 @@ impl Node {
     }
 }
 
+/// Ends a program that must have run until now, as a test that it was to disturb would pass without it.
+pub fn end_running(child: &mut Child) {
+    let ended = child.try_wait().expect("its status");
+    assert!(ended.is_none(), "it ended by itself: {ended:?}");
+    child.kill().expect("its end");
+    child.wait().expect("its status");
+}
+
 /// Starts the lab's client in a pod.
 pub fn start_dial(pod: &Pod, words: &[&str]) -> Child {
     let mut command = pod.command(client_binary()).expect("a command");
