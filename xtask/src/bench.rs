@@ -6,12 +6,14 @@ mod cached;
 mod cluster;
 mod cold;
 mod connects;
+mod counts;
 mod figures;
 mod floods;
 mod footprint;
 mod guarded;
 pub mod hold;
 pub mod load;
+mod null;
 mod plot;
 mod report;
 mod serving;
@@ -37,7 +39,7 @@ use crate::{ebpf, setup};
 /// `cargo xtask bench`
 #[derive(Clone, Debug, Args)]
 pub struct Bench {
-    /// Only parts whose name contains this: connects, redirect, cached, cold, footprint, guard
+    /// Only parts whose name contains this: counts, connects, redirect, cached, cold, footprint, guard
     filter: Option<String>,
     /// Another server of credentials to measure beside: http://HOST:PORT/PATH
     #[arg(long, value_name = "URL")]
@@ -65,6 +67,9 @@ pub enum Inside {
     /// For use inside the lab: a server to compare with
     #[command(name = "bench-bare", hide = true)]
     Bare(bare::Bare),
+    /// For use inside the lab: a server that parses nothing, to compare with
+    #[command(name = "bench-null", hide = true)]
+    Null(bare::Bare),
     /// For use inside a pod of the lab: one answer, as it comes
     #[command(name = "bench-record", hide = true)]
     Record(hold::Hold),
@@ -87,12 +92,16 @@ pub fn inside(inside: &Inside) -> Result<()> {
     match inside {
         Inside::Load(load) => load::run(load),
         Inside::Bare(bare) => bare::run(bare),
+        Inside::Null(null) => null::run(null),
         Inside::Record(record) => hold::record(record),
         Inside::Hold(hold) => hold::hold(hold),
         Inside::Sink(sink) => traffic::sink(sink),
         Inside::Send(send) => traffic::send(send),
     }
 }
+
+/// The part whose bounds hold in every build and on every machine.
+const COUNTS: &str = "counts";
 
 type Part<'a> = (&'static str, &'a dyn Fn(&Site) -> Result<Section>);
 
@@ -113,7 +122,8 @@ pub fn bench(bench: &Bench) -> Result<()> {
         smoke: bench.smoke,
     };
     let cached = |site: &Site| serving::cached(site, bench.peer.as_ref(), bench.before.as_deref());
-    let parts: [Part<'_>; 7] = [
+    let parts: [Part<'_>; 8] = [
+        (COUNTS, &counts::counts),
         ("connects", &connects::elsewhere),
         ("redirect", &connects::redirected),
         ("cached", &cached),
@@ -147,6 +157,7 @@ pub fn bench(bench: &Bench) -> Result<()> {
     let dir = root().join("target/bench").join(&kind);
     let partial = root().join("target/bench").join(kind + ".partial");
     catch_interrupts()?;
+    let mut bounded = Vec::new();
     for (name, part) in parts {
         if bench.filter.as_ref().is_some_and(|filter| !name.contains(filter)) {
             continue;
@@ -159,6 +170,9 @@ pub fn bench(bench: &Bench) -> Result<()> {
         for figure in &section.figures {
             print!("{}", row(figure));
         }
+        if name == COUNTS {
+            bounded.clone_from(&section.figures);
+        }
         report.sections.push(section);
         // What was measured is kept where a later part fails.
         report.write(&partial)?;
@@ -170,6 +184,12 @@ pub fn bench(bench: &Bench) -> Result<()> {
     }
     fs::rename(&partial, &dir)?;
     step(&format!("written to {}", dir.join("report.md").display()));
+    let above: Vec<String> = bounded
+        .iter()
+        .filter(|figure| figure.met == Some(false))
+        .map(row)
+        .collect();
+    ensure!(above.is_empty(), "above what is allowed:\n{}", above.concat());
     if !bench.smoke {
         for figure in report.missed() {
             print!("missed: {}", row(figure));

@@ -22,9 +22,10 @@ const TOOLS: [(&str, &str); 7] = [
 ];
 
 /// What only the tests call: clients, and what looks at the agent as people do.
-const TEST_TOOLS: [(&str, &str); 5] = [
+const TEST_TOOLS: [(&str, &str); 6] = [
     ("node", "nodejs"),
     ("npm", "npm"),
+    ("strace", "strace"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
     ("chromium", "chromium"),

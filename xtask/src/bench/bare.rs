@@ -27,12 +27,27 @@ pub struct Bare {
     answer: PathBuf,
 }
 
+impl Bare {
+    /// Where to serve.
+    pub fn listen(&self) -> SocketAddr {
+        self.listen
+    }
+
+    /// The answer as it was recorded.
+    ///
+    /// # Errors
+    /// If the file can't be read.
+    pub fn recorded(&self) -> Result<Vec<u8>> {
+        std::fs::read(&self.answer).with_context(|| format!("{}", self.answer.display()))
+    }
+}
+
 /// Serves until it is killed.
 ///
 /// # Errors
 /// Where it can't.
 pub fn run(bare: &Bare) -> Result<()> {
-    let recorded = std::fs::read(&bare.answer).with_context(|| format!("{}", bare.answer.display()))?;
+    let recorded = bare.recorded()?;
     let (headers, body) = parse(&recorded).context("the recorded answer")?;
     let processors = std::thread::available_parallelism()?.get();
     let runtime = tokio::runtime::Builder::new_multi_thread()

@@ -17,6 +17,10 @@ use super::load::{Each, Outcome};
 use super::site::{CREDENTIALS, IMDS, Process, Site, at_node, listener, processor_time, stop};
 
 const BARE: u16 = 7003;
+const NULL: u16 = 7004;
+
+/// The floor: what a server costs that parses nothing.
+const NULL_NAME: &str = "null server";
 
 /// Clients at a time.
 const CLIENTS: [usize; 6] = [32, 1, 8, 64, 128, 256];
@@ -97,6 +101,7 @@ struct Scene<'a> {
     agents: Vec<Agent>,
     servers: Vec<Server<'a>>,
     _bare: Process,
+    _null: Process,
 }
 
 impl<'a> Scene<'a> {
@@ -105,6 +110,7 @@ impl<'a> Scene<'a> {
         let other = before.map(|binary| site.agent_of(binary)).transpose()?;
         let answer = site.record(pod, CREDENTIALS)?;
         let bare = site.bare(site.lab.node(), at_node(BARE), &answer)?;
+        let null = site.null(site.lab.node(), at_node(NULL), &answer)?;
         let here = |name: &str, to: String, pid: u32| Server {
             name: name.to_owned(),
             to,
@@ -119,6 +125,7 @@ impl<'a> Scene<'a> {
         let mut servers = vec![
             here("metaproxy", to, agent.pid()),
             here(BARE_NAME, at_node(BARE).to_string(), bare.pid()),
+            here(NULL_NAME, at_node(NULL).to_string(), null.pid()),
         ];
         if let Some(other) = &other {
             servers.push(here(
@@ -140,6 +147,7 @@ impl<'a> Scene<'a> {
             agents: [Some(agent), other].into_iter().flatten().collect(),
             servers,
             _bare: bare,
+            _null: null,
         })
     }
 }
@@ -170,7 +178,8 @@ pub fn cached(site: &Site, peer: Option<&Peer>, before: Option<&Path>) -> Result
     let mut section = Section {
         title: "Cached credentials",
         how: "clients in a pod that ask again as soon as they are answered, on the same processors as the server; the bare \
-              server is hyper on the same runtime, which answers the same bytes and asks nothing; a peer is asked from \
+              server is hyper on the same runtime, which answers the same bytes and asks nothing; the null server is one thread with epoll, which answers them to \
+              whatever it reads; a peer is asked from \
               this machine's own network namespace. With another build beside it, both agents are asked at their \
               listeners, and not redirected. Agent and bare server are started anew for each round. Processor time \
               is that of the server's process. All clients are one thread: where that has a whole processor, it sets the \

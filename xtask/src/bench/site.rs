@@ -179,10 +179,19 @@ impl Site {
 
     /// A bare server in this namespace, which answers what was recorded.
     pub fn bare(&self, netns: &Netns, address: SocketAddr, answer: &Path) -> Result<Process> {
+        self.server("bench-bare", netns, address, answer)
+    }
+
+    /// The same without parsing what is asked.
+    pub fn null(&self, netns: &Netns, address: SocketAddr, answer: &Path) -> Result<Process> {
+        self.server("bench-null", netns, address, answer)
+    }
+
+    fn server(&self, command: &str, netns: &Netns, address: SocketAddr, answer: &Path) -> Result<Process> {
         let listen = address.to_string();
-        let mut command = self.in_netns(netns, &["bench-bare", "--listen", &listen, "--answer"])?;
+        let mut command = self.in_netns(netns, &[command, "--listen", &listen, "--answer"])?;
         let process = Process::spawn(command.arg(answer))?;
-        within(Duration::from_secs(5), "a bare server that listens", || {
+        within(Duration::from_secs(5), "a server that listens", || {
             Ok(netns.run(|| std::net::TcpStream::connect(address))?.is_ok())
         })?;
         Ok(process)

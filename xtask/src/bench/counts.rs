@@ -1,0 +1,157 @@
+//! Counts that do not depend on the machine: a change for the worse shows in them on any machine and in a debug build.
+//! Each has a bound, and `cargo xtask bench`, with which CI ends, fails above it.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use aya::programs::loaded_programs;
+use metaproxy_common::names;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use xtask::lab::pod::{Pod, PodSpec};
+
+use super::figures::{Figure, Goal, Section};
+use super::site::{CREDENTIALS, IMDS, Site, collect, start, stop, within};
+use crate::shell::has;
+
+/// Requests whose system calls are counted, as a number and as a word.
+const REQUESTS: usize = 2000;
+const REQUESTS_WORD: &str = "2000";
+
+/// System calls of the agent for a request on a connection that is kept, with one client: to wait, to read, to write
+/// (3.07 were counted). One more for each request is above the bound.
+const MAX_CALLS_KEPT: f64 = 4.0;
+
+/// The same for a connection with one request, which is accepted, identified, limited and closed as well (15.3 were
+/// counted).
+const MAX_CALLS_CONNECTION: f64 = 20.0;
+
+/// Instructions that the verifier walks for one program (at most 5,177 were counted, by Linux 6.18). The kernel accepts a
+/// million (`BPF_COMPLEXITY_LIMIT_INSNS`), and walking them is part of the time to the first answer.
+const MAX_VERIFIED: f64 = 10_000.0;
+
+pub fn counts(site: &Site) -> Result<Section> {
+    let pod = site.pod(PodSpec::with_role("counted", "app"))?;
+    let agent = site.agent(&[])?;
+    let guard = site.guard()?;
+    // There is a session, and everything that is made once is made.
+    site.load(&pod, &words("keep"))?;
+    let mut section = Section {
+        title: "Counts",
+        how: "system calls of the agent's process, by strace, with one client that has cached credentials, and for each \
+              program the instructions that the kernel's verifier has walked (Linux 5.16 and newer). They do not depend on \
+              the machine",
+        ..Section::default()
+    };
+    if has("strace") {
+        for (each, what, most) in [
+            ("keep", "system calls for a request, kept open", MAX_CALLS_KEPT),
+            (
+                "connection",
+                "system calls for a request, a connection each",
+                MAX_CALLS_CONNECTION,
+            ),
+        ] {
+            let calls = system_calls(site, &pod, agent.pid(), each)?;
+            let figure = Figure::once(what, "", calls as f64 / REQUESTS as f64);
+            section.figures.push(figure.with_goal(Goal::AtMost(most)));
+        }
+    } else {
+        ensure!(
+            std::env::var_os("CI").is_none(),
+            "strace is missing: run `sudo cargo xtask setup`"
+        );
+        println!("system calls are not counted, as strace is missing");
+    }
+    section.figures.extend(verified()?);
+    stop(agent)?;
+    stop(guard)?;
+    Ok(section)
+}
+
+fn words(each: &str) -> Vec<&str> {
+    let to = ["--to", IMDS, "--path", CREDENTIALS];
+    [&to[..], &["--count", REQUESTS_WORD, "--each", each]].concat()
+}
+
+/// What the process calls while a client has [`REQUESTS`] requests answered.
+fn system_calls(site: &Site, pod: &Pod, pid: u32, each: &str) -> Result<u64> {
+    let report = site.lab.dir().join(format!("strace-{each}"));
+    let mut tracer = Command::new("strace")
+        .args(["-f", "-c", "-q", "-U", "name,calls", "-o"])
+        .arg(&report)
+        .args(["-p", &pid.to_string()])
+        .stdin(Stdio::null())
+        .spawn()
+        .context("cannot run strace")?;
+    within(Duration::from_secs(10), "a tracer of every thread", || {
+        is_traced(pid)
+    })?;
+    let load = [&["bench-load"], &words(each)[..]].concat();
+    let outcome = collect(start(&mut site.in_pod(pod, &load)?)?);
+    // strace writes its summary and detaches.
+    kill(Pid::from_raw(tracer.id().try_into()?), Signal::SIGINT)?;
+    tracer.wait()?;
+    let outcome = outcome?;
+    ensure!(
+        outcome.failed == 0 && outcome.done == REQUESTS,
+        "{} of {REQUESTS} requests were answered",
+        outcome.done
+    );
+    total(&report)
+}
+
+/// Whether each thread has a tracer (proc_pid_status(5)).
+fn is_traced(pid: u32) -> Result<bool> {
+    for task in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(task?.path().join("status"))?;
+        if status.lines().any(|line| line == "TracerPid:\t0") {
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+/// The sum of what strace's summary lists: `NAME CALLS` a line, under a head.
+fn total(report: &Path) -> Result<u64> {
+    let text = fs::read_to_string(report)?;
+    let calls: Vec<u64> = text
+        .lines()
+        .filter_map(|line| {
+            let (name, calls) = line.trim().split_once(char::is_whitespace)?;
+            if name == "total" {
+                return None;
+            }
+            calls.trim().parse().ok()
+        })
+        .collect();
+    ensure!(!calls.is_empty(), "strace has counted nothing: {text}");
+    Ok(calls.into_iter().sum())
+}
+
+fn verified() -> Result<Vec<Figure>> {
+    // Agent and guard load some of the same.
+    let mut counted = BTreeMap::new();
+    for program in loaded_programs() {
+        let program = program?;
+        let name = program.name_as_str().unwrap_or_default().to_owned();
+        if !name.starts_with(names::PREFIX) {
+            continue;
+        }
+        // Kernels before 5.16 do not tell.
+        let Some(count) = program.verified_instruction_count() else {
+            continue;
+        };
+        let most: &mut u32 = counted.entry(name).or_default();
+        *most = count.max(*most);
+    }
+    let figures = counted.into_iter().map(|(name, count)| {
+        Figure::once(format!("`{name}`, verified instructions"), "", f64::from(count))
+            .with_goal(Goal::AtMost(MAX_VERIFIED))
+    });
+    Ok(figures.collect())
+}
