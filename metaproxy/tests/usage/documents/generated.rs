@@ -29,7 +29,7 @@ pub fn check(document: &str, name: &str, wanted: &str) {
     let is_current = present == wanted;
     assert!(
         is_current,
-        "{document}: the part `{name}` is not current; `{WRITE}=1 cargo test --package metaproxy --test documents` writes it"
+        "{document}: the part `{name}` is not current; `{WRITE}=1 cargo test --package metaproxy --test usage` writes it"
     );
 }
 
