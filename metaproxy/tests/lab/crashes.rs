@@ -21,8 +21,11 @@ struct KillTimes(fastrand::Rng);
 
 impl KillTimes {
     fn new() -> Self {
-        let seed = std::env::var("METAPROXY_TEST_SEED")
-            .map_or_else(|_| fastrand::u64(..), |seed| seed.parse().unwrap());
+        let seed = std::env::var_os("METAPROXY_TEST_SEED");
+        let seed = seed.map_or_else(
+            || fastrand::u64(..),
+            |seed| seed.to_string_lossy().parse().unwrap(),
+        );
         println!("METAPROXY_TEST_SEED={seed}");
         Self(fastrand::Rng::with_seed(seed))
     }
