@@ -1,6 +1,7 @@
 //! Where the pods live in the cgroup v2 tree: finding the mount and the pods' cgroup, and telling which pod a cgroup
 //! belongs to.
 
+mod file_handle;
 mod naming;
 mod own;
 mod pods;

@@ -77,9 +77,9 @@ fn run<E: std::error::Error + Send + Sync + 'static>(
     }
 }
 
-/// A thread answers tens of thousands of requests a second (`cargo xtask bench cached`), which is more than the pods of a
-/// large node ask for; and each takes memory.
-const MOST_WORKERS: usize = 4;
+/// How many threads serve requests. One answers tens of thousands a second (`cargo xtask bench cached`), more than the
+/// pods of a large node ask for, and each takes memory.
+const MAX_WORKERS: usize = 4;
 
 fn run_to_the_end<E: std::error::Error + Send + Sync + 'static>(
     process: impl Future<Output = Result<(), E>>,
@@ -88,7 +88,7 @@ fn run_to_the_end<E: std::error::Error + Send + Sync + 'static>(
     unsafe { heap::share_one() };
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(processors.min(MOST_WORKERS))
+        .worker_threads(processors.min(MAX_WORKERS))
         .enable_all()
         .build()
         .context("cannot start the asynchronous runtime")?;

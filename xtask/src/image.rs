@@ -20,7 +20,7 @@ use crate::shell::{cargo, has, root, run, step};
 use crate::{ebpf, setup};
 
 /// Images are pulled by every node of a cluster.
-const LARGEST: usize = 20_000_000;
+const MAX_IMAGE_SIZE: usize = 20_000_000;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
@@ -102,9 +102,9 @@ fn archive(arch: Arch, name: &str, profile: &str) -> Result<PathBuf> {
     let binary = build(arch, profile)?;
     let binary = fs::read(&binary).with_context(|| format!("cannot read {}", binary.display()))?;
     let packed = pack(arch, name, &binary)?;
-    if packed.len() > LARGEST {
+    if packed.len() > MAX_IMAGE_SIZE {
         bail!(
-            "the image has {} bytes, and should have {LARGEST} at the most",
+            "the image has {} bytes, and should have {MAX_IMAGE_SIZE} at the most",
             packed.len()
         );
     }

@@ -10,12 +10,12 @@ use std::sync::{Mutex, PoisonError};
 use metaproxy_common::layout::PODS_CGROUPS;
 use thiserror::Error;
 
+use super::file_handle::open_cgroup;
 use super::{CgroupError, Naming, cgroup_id, io_error};
-use crate::intercept::kernel;
 use crate::pods::PodUid;
 
-/// How many cgroups' pods are remembered: more than a node's containers, and pods may make cgroups of their own.
-const REMEMBERED: usize = 4096;
+/// How many cgroups are remembered with their pods. A node has fewer containers, and pods may make cgroups of their own.
+const MAX_REMEMBERED: usize = 4096;
 
 /// The pods' cgroup, held open.
 #[derive(Debug)]
@@ -91,7 +91,7 @@ impl PodsCgroup {
         }
         let pod = self.look_up(cgroup_id)?;
         let mut known = known();
-        if known.len() >= REMEMBERED {
+        if known.len() >= MAX_REMEMBERED {
             known.clear();
         }
         known.insert(cgroup_id, pod.clone());
@@ -110,12 +110,11 @@ impl PodsCgroup {
 
     /// One lookup by file handle: no scan, and no race, as ids are not used twice.
     fn path_of(&self, cgroup_id: u64) -> Result<PathBuf, NotAPod> {
-        let opened = kernel::open_cgroup(self.dir.as_fd(), cgroup_id).map_err(|source| {
-            match source.raw_os_error() {
+        let opened =
+            open_cgroup(self.dir.as_fd(), cgroup_id).map_err(|source| match source.raw_os_error() {
                 Some(libc::ESTALE | libc::ENOENT) => NotAPod::Gone(cgroup_id),
                 _ => NotAPod::Unreadable { cgroup_id, source },
-            }
-        })?;
+            })?;
         let link = format!("/proc/self/fd/{}", opened.as_raw_fd());
         let path = fs::read_link(link).map_err(|source| NotAPod::Unreadable { cgroup_id, source })?;
         match path.to_str() {

@@ -8,8 +8,8 @@ use std::time::Duration;
 use super::{Finding, Level};
 use crate::imds::upstream::{Endpoint, Upstream};
 
-/// For the metadata service, which answers within milliseconds.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The time limit of a request to the metadata service, which answers within milliseconds.
+const IMDS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Whether it is there, wants tokens, and how far its answers go; and the node's role. `identity` is who the node is to STS,
 /// where that has told: whoever has other credentials can do without.
@@ -133,8 +133,8 @@ fn authority(endpoint: &Endpoint) -> String {
 fn hop_limit_is_one(authority: &str) -> Option<bool> {
     let address = authority.to_socket_addrs().ok()?.find(SocketAddr::is_ipv4)?;
     let asked = |least_ttl: Option<libc::c_int>| -> Option<bool> {
-        let mut stream = TcpStream::connect_timeout(&address, PATIENCE).ok()?;
-        stream.set_read_timeout(Some(PATIENCE)).ok()?;
+        let mut stream = TcpStream::connect_timeout(&address, IMDS_TIMEOUT).ok()?;
+        stream.set_read_timeout(Some(IMDS_TIMEOUT)).ok()?;
         if let Some(ttl) = least_ttl {
             // SAFETY: an integer, as long as said, that lives through the call.
             let set = unsafe {

@@ -21,8 +21,8 @@ use self::tables::TABLES;
 use self::usage::NodeUsage;
 use super::Finding;
 
-/// Between the two looks before something is removed: a daemon may be restarting.
-const AGAIN: Duration = Duration::from_secs(5);
+/// The time between the two checks before anything is removed, because a daemon may be restarting.
+const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 
 /// Of the EKS Pod Identity agent, with its addresses (its configuration package).
 const POD_IDENTITY_LINK: &str = "pod-id-link0";
@@ -107,7 +107,7 @@ pub struct Found {
 impl Found {
     /// Looks once more, a while later. What is used by now, or was, counts as used; what is gone is gone.
     pub fn again(self) -> Self {
-        std::thread::sleep(AGAIN);
+        std::thread::sleep(RECHECK_INTERVAL);
         self.confirmed_by(find())
     }
 

@@ -11,8 +11,8 @@ use crate::pods::{Annotations, CredentialVariable, Pod};
 use crate::roles::web_identity;
 use crate::roles::{AnnotationKeys, Reason, RoleArn, Rules};
 
-/// Hints that somebody reads.
-const MOST: usize = 8;
+/// How many hints an explanation shows. A longer list would not be read.
+const MAX_HINTS: usize = 8;
 
 /// All hints for a pod, the likeliest first. `asked` is the role that it asks for, as it is written and as it is read.
 pub(super) fn of(
@@ -66,7 +66,7 @@ pub(super) fn of(
         ));
     }
     hints.extend(misplaced(rules, subject));
-    hints.truncate(MOST);
+    hints.truncate(MAX_HINTS);
     hints
 }
 

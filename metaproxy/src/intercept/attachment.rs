@@ -14,9 +14,10 @@ use super::object::ProgramsError;
 use super::programs::{Links, PodsId, Programs};
 use crate::cgroups::{CgroupError, Locator, NotAPod, OwnCgroup, PodsCgroup};
 
-/// How often the pods' cgroup is looked at: one `stat` each time, one for each listed hostNetwork pod, and one small file
-/// for each link. A link to a removed cgroup, or one that was detached, stays open and does nothing: nobody would tell.
-pub(super) const LOOK: Duration = Duration::from_millis(200);
+/// How often cgroup and links are checked. A link to a removed cgroup, or one that was detached, stays open and does
+/// nothing, and the kernel sends no notice of it. A check costs one `stat` for the pods' cgroup, one for each listed
+/// hostNetwork pod, and one small file for each link.
+pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The programs on their way into the kernel and out again.
 #[derive(Debug)]
@@ -73,8 +74,8 @@ pub(super) struct Mended {
 }
 
 impl Mended {
-    /// For how long it is told.
-    const TOLD: Duration = Duration::from_secs(600);
+    /// For how long health is degraded after a detached link was attached again.
+    const DEGRADED_TIME: Duration = Duration::from_secs(600);
 
     pub(super) fn note(&mut self, programs: &[&str]) {
         self.times = self.recently() + 1;
@@ -90,7 +91,7 @@ impl Mended {
     }
 
     pub(super) fn recently(&self) -> u32 {
-        let is_recent = self.last.is_some_and(|last| last.elapsed() < Self::TOLD);
+        let is_recent = self.last.is_some_and(|last| last.elapsed() < Self::DEGRADED_TIME);
         if is_recent { self.times } else { 0 }
     }
 }
@@ -157,7 +158,7 @@ impl Attachment {
     /// Runs until `stop` fires, then detaches what redirects and hands itself back; what carries and verifies callers
     /// stays attached until it is dropped.
     pub async fn keep(mut self, state: watch::Sender<State>, mut stop: oneshot::Receiver<()>) -> Self {
-        let mut look = tokio::time::interval(LOOK);
+        let mut look = tokio::time::interval(CHECK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {

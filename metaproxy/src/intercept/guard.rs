@@ -21,7 +21,7 @@ use self::programs::GuardPrograms;
 pub use self::programs::{GuardCounters, GuardLevel, GuardMode};
 use self::uplinks::Follower;
 pub use self::uplinks::UplinksError;
-use super::attachment::{AttachError, LOOK, Mended};
+use super::attachment::{AttachError, CHECK_INTERVAL, Mended};
 use super::link::Link;
 use super::object::{CgroupLinks, ProgramsError};
 use crate::cgroups::{Locator, PodsCgroup};
@@ -206,7 +206,7 @@ impl Guard {
 
     /// Keeps pods out whenever `closed` says so, until it is dropped. It ends only where a part of it has failed.
     pub async fn keep(mut self, mut closed: watch::Receiver<bool>, state: watch::Sender<GuardState>) {
-        let mut look = tokio::time::interval(LOOK);
+        let mut look = tokio::time::interval(CHECK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             let now = if *closed.borrow_and_update() {
@@ -244,11 +244,11 @@ async fn changed(uplinks: &mut Option<Follower>) -> bool {
 
 /// Logs that packets were dropped, a while after it began: once an hour at the most.
 pub async fn tell(counters: GuardCounters) {
-    const LOOK: Duration = Duration::from_secs(10);
-    const PAUSE: Duration = Duration::from_secs(3600);
+    const POLL_INTERVAL: Duration = Duration::from_secs(10);
+    const REPORT_INTERVAL: Duration = Duration::from_secs(3600);
     let mut told = 0;
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         let dropped = counters.total(GuardCounter::Packets);
         if dropped == told {
             continue;
@@ -259,7 +259,7 @@ pub async fn tell(counters: GuardCounters) {
              opened earlier, or from containers that are no pods"
         );
         told = dropped;
-        tokio::time::sleep(PAUSE).await;
+        tokio::time::sleep(REPORT_INTERVAL).await;
     }
 }
 

@@ -1,10 +1,9 @@
-//! What must be true of the kernel before anything of ours is loaded into it, and the three system calls for which
-//! no library has a wrapper.
+//! Checks the kernel before anything is loaded into it, and makes the socket calls for which no library has a wrapper.
 
 use std::io;
 use std::mem::size_of;
 use std::net::UdpSocket;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::path::Path;
 
 use aya::util::KernelVersion;
@@ -127,43 +126,6 @@ fn option<const N: usize>(socket: BorrowedFd<'_>, level: i32, name: i32) -> io::
     } else {
         Err(io::Error::last_os_error())
     }
-}
-
-/// A `struct file_handle` of a kernfs node (include/linux/exportfs.h).
-#[repr(C)]
-struct KernfsHandle {
-    handle_bytes: u32,
-    handle_type: i32,
-    id: u64,
-}
-
-/// `FILEID_KERNFS`: 64 bits of kernfs node id, which for a cgroup is the cgroup id.
-const FILEID_KERNFS: i32 = 0xfe;
-
-/// Opens (as a path only) the directory of a cgroup by its id. `mount` is any directory of the cgroup2 mount.
-/// Needs CAP_DAC_READ_SEARCH.
-///
-/// # Errors
-/// ESTALE where no such cgroup exists any more.
-pub fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
-    let mut handle = KernfsHandle {
-        handle_bytes: size_of::<u64>() as u32,
-        handle_type: FILEID_KERNFS,
-        id,
-    };
-    // SAFETY: the handle is laid out as the kernel wants it and lives through the call.
-    let fd = unsafe {
-        libc::open_by_handle_at(
-            mount.as_raw_fd(),
-            (&raw mut handle).cast(),
-            libc::O_PATH | libc::O_DIRECTORY | libc::O_CLOEXEC,
-        )
-    };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel just made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 #[cfg(test)]

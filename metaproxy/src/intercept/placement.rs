@@ -28,8 +28,8 @@ use crate::pods::{Inventory, Known, Mirror, Pod, PodUid, Pods};
 /// How often pods are looked for: for each one up to three `stat`s and one small file.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Least time between two looks, if pods change all the time.
-const MIN_PAUSE: Duration = Duration::from_secs(1);
+/// The least time between two checks, even if pods change all the time.
+const MIN_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a pod that runs by its status may have no process, before it counts as missing.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
@@ -158,7 +158,7 @@ impl PodFinder {
                 *last = Arc::new(now);
                 is_news
             });
-            tokio::time::sleep(MIN_PAUSE).await;
+            tokio::time::sleep(MIN_CHECK_INTERVAL).await;
         }
     }
 

@@ -14,7 +14,7 @@ use crate::tools::{agent_process, guard_process, processes};
 const AGENTS: &str = "app.kubernetes.io/name=metaproxy";
 
 /// How long a pod asks, about 100 times a second, while an agent goes and comes.
-const ASKING: Duration = Duration::from_secs(25);
+const ASKING_TIME: Duration = Duration::from_secs(25);
 
 fn asking(cluster: &Cluster) -> Running {
     cluster.permit(".*");
@@ -28,7 +28,7 @@ fn asking(cluster: &Cluster) -> Running {
 fn nothing_of_the_node_while(cluster: &Cluster, pod: &Running, what: &str, happens: impl FnOnce()) {
     let of_node = node_asks().remove(0);
     let seen = cluster.imds.seen().len();
-    let seconds = ASKING.as_secs().to_string();
+    let seconds = ASKING_TIME.as_secs().to_string();
     let words = [
         "--count",
         "0",

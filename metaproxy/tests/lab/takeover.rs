@@ -18,7 +18,7 @@ use xtask::lab::pod::{Pod, PodSpec};
 const NODE: &str = "10.200.0.1";
 
 /// What a failed check, its confirmation and a move take at the most, on a busy machine.
-const NOTICED: Duration = Duration::from_secs(20);
+const NOTICE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Answers every request with credentials of its own.
 const ATTACKER: &str = r#"
@@ -270,9 +270,11 @@ fn at_a_fixed_port_pods_are_refused_while_a_rule_claims_it_and_served_again_when
     );
 
     portmap(&node, 18_181, &attacker.target());
-    eventually_within(NOTICED, "connections that would go elsewhere are refused", || {
-        dial(&victim, &[]) == counts([(UNREACHABLE, 1)])
-    });
+    eventually_within(
+        NOTICE_TIMEOUT,
+        "connections that would go elsewhere are refused",
+        || dial(&victim, &[]) == counts([(UNREACHABLE, 1)]),
+    );
     let (_, report) = is_ready(&node);
     assert!(
         report.contains("pod apps/attacker declares hostPort 18181") && report.contains("--listen-port 0"),
@@ -288,11 +290,11 @@ fn at_a_fixed_port_pods_are_refused_while_a_rule_claims_it_and_served_again_when
 
     // Without a pod that declares it, all that is known is that there is a rule.
     attacker.declare(&node, 18_182);
-    eventually_within(NOTICED, "a rule is told", || {
+    eventually_within(NOTICE_TIMEOUT, "a rule is told", || {
         is_ready(&node).1.contains("a NAT rule of this node")
     });
     iptables(&node, "-F CNI-HOSTPORT-DNAT");
-    eventually_within(NOTICED, "it is ready again", || is_ready(&node).0);
+    eventually_within(NOTICE_TIMEOUT, "it is ready again", || is_ready(&node).0);
     assert_eq!(dial(&victim, &["--count", "200"]), counts([("role-victim", 200)]));
     agent.wait_for_nth(" ready ", 2).unwrap();
 }

@@ -25,8 +25,8 @@ const HEADER: usize = 16;
 /// That and `struct nfgenmsg`.
 const HEADERS: usize = HEADER + 4;
 
-/// The kernel answers at once.
-const PATIENCE: Duration = Duration::from_secs(1);
+/// The time limit of a netlink request, which the kernel answers at once.
+const NETLINK_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Whether nftables has this table for IPv4, as iptables-nft names it.
 ///
@@ -43,8 +43,8 @@ pub(super) fn has(name: &str) -> io::Result<bool> {
         Err(Errno::EPROTONOSUPPORT) => return Ok(false),
         result => result?,
     };
-    let patience = TimeVal::milliseconds(PATIENCE.as_millis() as i64);
-    setsockopt(&socket, sockopt::ReceiveTimeout, &patience)?;
+    let timeout = TimeVal::milliseconds(NETLINK_TIMEOUT.as_millis() as i64);
+    setsockopt(&socket, sockopt::ReceiveTimeout, &timeout)?;
     send(socket.as_raw_fd(), &request(), MsgFlags::empty())?;
     let mut buffer = vec![0; 32 * 1024];
     loop {

@@ -16,8 +16,8 @@ const POD_LOGS: &str = "/var/log/pods";
 /// Where the EKS Pod Identity agent listens (its configuration package).
 const POD_IDENTITY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)), 80);
 
-/// For something that listens on the node, in whatever network namespace.
-const PATIENCE: Duration = Duration::from_millis(300);
+/// The time limit of a connection to a listener on this node, in any of its network namespaces.
+const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Flags of kiam's agent, whose second version runs as `/agent`.
 const KIAM_FLAGS: [&str; 4] = [
@@ -130,7 +130,7 @@ impl NodeUsage {
 const RULES: [Maker; 2] = [Maker::Kube2iam, Maker::Kiam];
 
 fn answers(target: SocketAddrV4) -> bool {
-    TcpStream::connect_timeout(&target.into(), PATIENCE).is_ok()
+    TcpStream::connect_timeout(&target.into(), CONNECT_TIMEOUT).is_ok()
 }
 
 /// Pods that are on this node; none where their logs are elsewhere.

@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use crate::roles::policy::{AllowedRolesStyle, Candidate, Letters, PermittedMatch};
 use crate::roles::{PolicyKind, RoleArn, Rules};
 
-/// Longest annotation that is tried in other ways, in bytes: nobody mistakes a character in a longer one.
-const LONGEST: usize = 4096;
+/// The length in bytes up to which an annotation is searched for a slip. Longer ones are generated and not typed.
+const MAX_ANNOTATION_LENGTH: usize = 4096;
 
-/// Accounts of an annotation that are tried.
-const ACCOUNTS: usize = 8;
+/// How many accounts of an annotation are tried.
+const MAX_ACCOUNTS: usize = 8;
 
 /// A role that a policy does not allow.
 pub(super) struct Near<'a> {
@@ -39,7 +39,7 @@ impl Near<'_> {
 
     /// What was probably meant by `permitted`.
     pub(super) fn permitted(&self, annotation: Option<&String>) -> Option<String> {
-        let annotation = annotation.filter(|annotation| annotation.len() <= LONGEST)?;
+        let annotation = annotation.filter(|annotation| annotation.len() <= MAX_ANNOTATION_LENGTH)?;
         let keys = &self.rules.keys;
         if serde_json::from_str::<Vec<String>>(annotation).is_ok() {
             return Some(format!(
@@ -103,7 +103,7 @@ impl Near<'_> {
 
     /// What was probably meant by `allowed-roles`.
     pub(super) fn allowed_roles(&self, annotation: Option<&String>) -> Option<String> {
-        let annotation = annotation.filter(|annotation| annotation.len() <= LONGEST)?;
+        let annotation = annotation.filter(|annotation| annotation.len() <= MAX_ANNOTATION_LENGTH)?;
         let style = self.rules.namespaces.allowed_roles_style;
         let key = &self.rules.keys.allowed_roles;
         if serde_json::from_str::<Vec<String>>(annotation).is_err() {
@@ -160,7 +160,7 @@ impl Near<'_> {
             .split(|c: char| !c.is_ascii_digit())
             .filter(|digits| digits.len() == 12 && *digits != own)
             .collect();
-        let account = accounts.into_iter().take(ACCOUNTS).find(|account| {
+        let account = accounts.into_iter().take(MAX_ACCOUNTS).find(|account| {
             let replaced = annotation.replace(account, own);
             self.allows(kind, &replaced, Letters::AsWritten)
         })?;

@@ -80,8 +80,8 @@ const WITHOUT_PODS: [&str; 40] = [
     "ValidatingWebhookConfiguration",
 ];
 
-/// Files that were left out and are shown by name.
-const SHOWN: usize = 8;
+/// How many of the files that were left out are shown by name.
+const MAX_SHOWN_FILES: usize = 8;
 
 /// What an object has that says nothing about a pod.
 pub(super) fn of(place: &str, object: &Value, taken: &Taken<'_>, rules: &Rules) -> Vec<Skipped> {
@@ -220,8 +220,8 @@ impl fmt::Display for Skipped {
                 "{place} has {key}, but was left out: its name does not end with .yaml, .yml or .json"
             ),
             Why::Files(files) => {
-                let more = files.len().saturating_sub(SHOWN);
-                let shown = files[..files.len().min(SHOWN)].join(", ");
+                let more = files.len().saturating_sub(MAX_SHOWN_FILES);
+                let shown = files[..files.len().min(MAX_SHOWN_FILES)].join(", ");
                 let and = if more > 0 {
                     format!(" and {more} more")
                 } else {

@@ -16,17 +16,17 @@ use thiserror::Error;
 use tokio::sync::watch;
 use tracing::warn;
 
-/// Changes come in bursts; what is dumped after this is what they led to.
-const SETTLE: Duration = Duration::from_millis(20);
+/// The time after a change before interfaces are listed, because changes come in bursts.
+const SETTLE_TIME: Duration = Duration::from_millis(20);
 
-/// How often they are listed again where they change meanwhile, as on a node that starts many pods.
-const ATTEMPTS: u32 = 20;
+/// How often interfaces are listed anew if they change during the listing, as on a node that starts many pods.
+const MAX_ATTEMPTS: u32 = 20;
 
-/// After the connection to the kernel has failed.
-const RETRY: Duration = Duration::from_secs(1);
+/// The time before the next attempt if the connection to the kernel has failed.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Looked at even where the kernel told of no change: it may have been lost.
-const AT_LEAST: Duration = Duration::from_secs(30);
+/// The time after which interfaces are listed even without a notice of a change, because a notice may be lost.
+const MAX_LIST_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Why the interfaces are not known.
 #[derive(Debug, Error)]
@@ -81,7 +81,7 @@ impl Follower {
                 if let Err(error) = follow(&publish).await {
                     warn!("guard: {error}; trying again");
                 }
-                tokio::time::sleep(RETRY).await;
+                tokio::time::sleep(RETRY_INTERVAL).await;
             }
         });
         Ok(Self { uplinks, task })
@@ -124,13 +124,13 @@ async fn follow(publish: &watch::Sender<Uplinks>) -> Result<(), UplinksError> {
             }
             Err(error) => {
                 warn!("guard: {error}; trying again");
-                tokio::time::sleep(RETRY).await;
+                tokio::time::sleep(RETRY_INTERVAL).await;
                 continue;
             }
         }
-        match tokio::time::timeout(AT_LEAST, changes.next()).await {
+        match tokio::time::timeout(MAX_LIST_INTERVAL, changes.next()).await {
             Ok(Some(_)) => {
-                tokio::time::sleep(SETTLE).await;
+                tokio::time::sleep(SETTLE_TIME).await;
                 while changes.try_recv().is_ok() {}
             }
             Ok(None) => {
@@ -154,11 +154,11 @@ impl Drop for Task {
 
 async fn uplinks() -> Result<Uplinks, UplinksError> {
     let mut result = list().await;
-    for _ in 0..ATTEMPTS {
+    for _ in 0..MAX_ATTEMPTS {
         if !matches!(result, Err(UplinksError::Changing)) {
             break;
         }
-        tokio::time::sleep(SETTLE).await;
+        tokio::time::sleep(SETTLE_TIME).await;
         result = list().await;
     }
     result
