@@ -1,5 +1,5 @@
-//! `metaproxy migrate`: what kube2iam and kiam were told, as values of our chart; with a line on everything that has no
-//! counterpart, and why.
+//! Turns the configuration of kube2iam or kiam into values of the chart. Everything without a counterpart gets a line that
+//! says why.
 
 mod command;
 mod conflicts;
@@ -33,52 +33,52 @@ pub enum SourceSoftware {
     Kiam,
 }
 
-/// Why there is nothing to show.
+/// The reasons why no values can be given.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum MigrateError {
-    /// A manifest that can't be read.
+    /// A manifest cannot be read.
     #[error("{path}:{problem}")]
     Manifest {
-        /// Which file.
+        /// The manifest's path.
         path: String,
-        /// Line and problem.
+        /// The line and the problem.
         problem: String,
     },
-    /// A manifest of something else.
+    /// A manifest holds no workload of this software.
     #[error("{path}: nothing of {of} in it: {why}")]
     NotThere {
-        /// Which file.
+        /// The manifest's path.
         path: String,
-        /// `kube2iam` or `kiam`
+        /// The software: `kube2iam` or `kiam`.
         of: &'static str,
-        /// What it is, and what to give instead.
+        /// Says what the objects are, and what to give instead.
         why: String,
     },
-    /// A command line that can't be read.
+    /// A command line cannot be read.
     #[error("{path}: {why}")]
     Unreadable {
-        /// Which file.
+        /// The manifest's path.
         path: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// A value that can't be used.
+    /// The value of a flag cannot be used.
     #[error("{flag}: {problem}")]
     Value {
         /// The flag, as it was given.
         flag: String,
-        /// What is wrong.
+        /// Says what is wrong with the value.
         problem: String,
     },
-    /// What the agent would not start with.
+    /// The agent would not start with the values.
     #[error("{of}: the agent would refuse what becomes of it: {problem}")]
     Refused {
-        /// The flags that it comes from.
+        /// The flags from which the refused value comes.
         of: String,
-        /// What the agent would say.
+        /// The agent's error.
         problem: String,
     },
-    /// A value that is not known.
+    /// The manifest does not have the value of a flag.
     #[error(
         "{flag}: {missing}, so the flag's value is not known; write the value in its place, or give the flags after -- \
          (`metaproxy migrate … -- --flag=value …`)"
@@ -86,13 +86,13 @@ pub enum MigrateError {
     Missing {
         /// The flag, as it was given.
         flag: String,
-        /// What is missing.
+        /// Says where the value comes from instead.
         missing: String,
     },
 }
 
 impl SourceSoftware {
-    /// Its name.
+    /// Returns the software's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::Kube2iam => "kube2iam",
@@ -108,10 +108,10 @@ impl SourceSoftware {
     }
 }
 
-/// Values for what these workloads were told, as YAML.
+/// Makes the values, as YAML, from the flags of workloads.
 ///
 /// # Errors
-/// Where a value makes no sense.
+/// If a flag has a value that cannot be used.
 pub fn values_for(from: SourceSoftware, workloads: &[Workload]) -> Result<String, MigrateError> {
     let grammar = from.grammar();
     let mut workloads = workloads.to_vec();
@@ -140,10 +140,10 @@ pub fn values_for(from: SourceSoftware, workloads: &[Workload]) -> Result<String
     Ok(values.to_string())
 }
 
-/// The workloads of this kind in a manifest.
+/// Finds the workloads of a software in a manifest.
 ///
 /// # Errors
-/// Where it can't be read, or has none.
+/// If the manifest cannot be read, or holds none.
 pub fn workloads(from: SourceSoftware, path: &str, text: &str) -> Result<Vec<Workload>, MigrateError> {
     let objects = crate::pods::manifests::parse::objects(text).map_err(|broken| MigrateError::Manifest {
         path: path.to_owned(),
@@ -153,7 +153,7 @@ pub fn workloads(from: SourceSoftware, path: &str, text: &str) -> Result<Vec<Wor
         },
     })?;
     let mut found = Vec::new();
-    // What another object has made says the same once more, with what Kubernetes has added.
+    // An object that another one of the manifest has made is skipped: it repeats the same flags, with Kubernetes' additions.
     for (_, object) in objects.iter().filter(|(_, object)| maker(object).is_none()) {
         let workload = Workload::of(object, from.name()).map_err(|why| MigrateError::Unreadable {
             path: path.to_owned(),

@@ -1,12 +1,12 @@
-//! The command line of a container. A shell's script is read if it is one plain command; what a shell would have to run to
-//! know is refused, as a flag that is overlooked could loosen what pods may have.
+//! Reads the command line of a container. A shell script is read if it is one plain command. A script that a shell would
+//! have to run is refused, because a flag that is overlooked could give pods more than before.
 
 use super::variables::{Variable, Variables, reference};
 use super::words::placeholder;
 
 const SHELLS: [&str; 6] = ["sh", "bash", "ash", "dash", "zsh", "ksh"];
 
-/// Programs that start the one that is named after them, and leave its words as they are.
+/// Programs that start another program and leave its words as they are.
 const WRAPPERS: [&str; 8] = [
     "catatonit",
     "dumb-init",
@@ -18,14 +18,14 @@ const WRAPPERS: [&str; 8] = [
     "tini",
 ];
 
-/// How many wrappers and shells may stand one in the other.
+/// How deep wrappers and shells may be nested.
 const MAX_DEPTH: usize = 8;
 
-/// The words of a command line from its program on, with its variables replaced. If it begins with a flag, the image names the
-/// program.
+/// Returns the words of a command line from its program on, with its variables replaced. If it begins with a flag, the
+/// image names the program.
 ///
 /// # Errors
-/// Why they are not known.
+/// If the words cannot be known; the error says why.
 pub fn words(command: &[String], variables: &Variables, of: &str) -> Result<Vec<String>, String> {
     let words: Vec<String> = command.iter().map(|word| variables.expand(word)).collect();
     match words.first() {
@@ -34,13 +34,13 @@ pub fn words(command: &[String], variables: &Variables, of: &str) -> Result<Vec<
     }
 }
 
-/// Whether the command line names one of these programs itself, as far as it can be read.
+/// Reports whether the command line names one of the programs, as far as it can be read.
 pub fn names_program(command: &[String], variables: &Variables, of: &str) -> bool {
     let words = words(command, variables, of);
     words.is_ok_and(|words| words.first().is_some_and(|first| is_of(program(first), of)))
 }
 
-/// What is left of a command line without the programs that only start another one.
+/// Removes the programs that only start another one from a command line.
 fn unwrapped(
     mut words: Vec<String>,
     variables: &Variables,
@@ -73,7 +73,7 @@ fn unwrapped(
         return unwrapped(words, variables, of, depth);
     }
     if !WRAPPERS.contains(&called.as_str()) {
-        // What is before an equals sign is the name of a variable; its value may be secret.
+        // Only the name before the equals sign is shown, because the variable's value may be secret.
         return Err(if first.contains('=') {
             not_plain("a variable of its own")
         } else {
@@ -84,10 +84,10 @@ fn unwrapped(
     unwrapped(words.split_off(1 + behind), variables, of, depth)
 }
 
-/// How many words of a wrapper's own stand before the program that it starts.
+/// Counts the words of a wrapper before the program that it starts.
 ///
 /// # Errors
-/// An option that may take a value, or change what is started.
+/// If an option may take a value, or change what is started.
 fn behind_wrapper(wrapper: &str, words: &[String]) -> Result<usize, String> {
     const SWITCHES: [&str; 6] = ["-s", "-g", "-v", "-w", "--single-child", "--verbose"];
     let options = words
@@ -102,17 +102,17 @@ fn behind_wrapper(wrapper: &str, words: &[String]) -> Result<usize, String> {
     }
     let mut count = options.count();
     count += usize::from(words.get(count).is_some_and(|word| word == "--"));
-    // The user.
+    // The first word without a dash is the user.
     count += usize::from(matches!(wrapper, "gosu" | "su-exec") && count < words.len());
     Ok(count)
 }
 
-/// A program's name without its directory.
+/// Returns a program's name without its directory.
 fn program(word: &str) -> &str {
     word.rsplit('/').next().unwrap_or(word)
 }
 
-/// What stands after `-c`, which may stand among other letters (`-ec`).
+/// Returns the script after `-c`, which may be one of several letters (`-ec`).
 fn script(words: &[String]) -> Option<&str> {
     let at = words
         .iter()
@@ -129,15 +129,15 @@ fn of_script(script: &str, variables: &Variables) -> Result<Vec<String>, String>
     shlex::split(&plain).ok_or_else(|| "a quotation mark in its script is not closed".to_owned())
 }
 
-/// Whether a program is one of these; kiam's were called `agent` and `server` before version 3. A release's file has its platform
-/// behind the name; a script with the name in its own (`kube2iam-start.sh`) is another program.
+/// Reports whether a program is one of the named. kiam's programs were called `agent` and `server` before version 3. A
+/// release's file has its platform behind the name. A script whose name contains it (`kube2iam-start.sh`) is another program.
 pub(super) fn is_of(program: &str, of: &str) -> bool {
     let behind = program.strip_prefix(of);
     behind.is_some_and(|rest| rest.is_empty() || rest.starts_with("-linux") || rest.starts_with("_linux"))
         || (of == "kiam" && matches!(program, "agent" | "server"))
 }
 
-/// A script with its variables replaced, if it is one command that a shell runs as it is written.
+/// Splits a script into words and replaces its variables, if it is one command that a shell runs as it is written.
 fn plain(script: &str, variables: &Variables) -> Result<String, String> {
     let mut out = String::with_capacity(script.len());
     let (mut rest, mut quote, mut before) = (script, None, ' ');
@@ -147,7 +147,7 @@ fn plain(script: &str, variables: &Variables) -> Result<String, String> {
         match (next, quote) {
             ('\\', None | Some('"')) => {
                 taken += rest[width..].chars().next().map_or(0, char::len_utf8);
-                // At the end of a line it joins the next one.
+                // A backslash at the end of a line joins the next line.
                 if !rest[..taken].ends_with('\n') {
                     out.push_str(&rest[..taken]);
                 }
@@ -180,11 +180,12 @@ fn plain(script: &str, variables: &Variables) -> Result<String, String> {
     Ok(out)
 }
 
-/// The value of the variable at the beginning of a text, and what follows it. A value from elsewhere stays a `$(NAME)`.
+/// Returns the value of the variable at the beginning of a text, and the text after it. A value that the manifest does
+/// not have stays a `$(NAME)`.
 fn variable<'a>(text: &'a str, variables: &Variables) -> Result<(String, &'a str), String> {
     let is_letter = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let (name, after) = if let Some(found) = reference(text) {
-        // The kubelet has replaced those of `env`; what is left is the shell's.
+        // The kubelet has replaced the references to `env`, so the shell gets the others.
         if variables.get(found.0).is_none() {
             return Err(not_plain("a command within the command"));
         }
@@ -297,7 +298,7 @@ mod tests {
         assert!(read(command).unwrap_err().contains("its flags stand elsewhere"));
     }
 
-    /// Its flags may be anything.
+    /// Checks a command whose flags cannot be known.
     #[rstest]
     #[case::entrypoint(&["/entrypoint.sh"], "it runs `entrypoint.sh`, which is not kube2iam")]
     #[case::called_alike(&["/opt/kube2iam-start.sh"], "it runs `kube2iam-start.sh`, which is not kube2iam")]

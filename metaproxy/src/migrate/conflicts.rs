@@ -1,14 +1,15 @@
-//! Workloads of one installation that are told different things: the chart has one value for all nodes, and neither of two may
-//! become the other's.
+//! Finds flags in which the workloads of one installation differ. The chart has one value for all nodes, and neither of two
+//! workloads may get the other's.
 
 use super::MigrateError;
 use super::manifest::Workload;
 use super::words::{Flag, Grammar, Line, shown};
 
-/// Refuses a flag that decides what pods get and has two values, or a value in one workload and none in another of the same part.
+/// Refuses a flag that decides what pods get and has two values, or a value in one workload and none in another of the
+/// same part.
 ///
 /// # Errors
-/// The first such flag, with both values.
+/// If there is such a flag; the error names the first, with both values.
 pub fn check(workloads: &[Workload], lines: &[Line], grammar: Grammar) -> Result<(), MigrateError> {
     for flag in grammar.single {
         let mut known: Vec<(&Line, String, String)> = Vec::new();
@@ -32,7 +33,8 @@ pub fn check(workloads: &[Workload], lines: &[Line], grammar: Grammar) -> Result
     Ok(())
 }
 
-/// All values of a flag in a command line, as they are shown. Without the flag a switch is off, and anything else empty.
+/// Returns all values of a flag in a command line, as they may be shown. Without the flag a switch is off, and another flag
+/// empty.
 fn values(line: &Line, flag: &str, grammar: Grammar) -> Vec<String> {
     let is_switch = grammar.switches.contains(&flag);
     let value = |of: &Flag| {

@@ -1,11 +1,11 @@
-//! What is given to `migrate` and holds no workload: what it is, and the command that gives what is needed.
+//! Recognizes input without a workload, and names the command that gives the right one.
 
 use serde_json::Value;
 
 use super::SourceSoftware;
 use super::manifest::{Workload, maker};
 
-/// What to give instead of these objects.
+/// Says what to give instead of the objects.
 pub fn hint(from: SourceSoftware, objects: &[&Value]) -> String {
     let of = from.name();
     let other = match from {
@@ -74,7 +74,7 @@ fn of_object(of: &str, object: &Value) -> Option<String> {
     }
 }
 
-/// Text in a ConfigMap may be a manifest.
+/// Finds a manifest in the text of a ConfigMap.
 fn of_data(of: &str, kind: &str, name: &str, namespace: &str, object: &Value) -> String {
     let data = object["data"].as_object();
     let has_it = |value: &Value| value.as_str().is_some_and(|text| text.contains(of));
@@ -92,7 +92,7 @@ fn of_data(of: &str, kind: &str, name: &str, namespace: &str, object: &Value) ->
     )
 }
 
-/// What to do about a text that is no YAML because it is a template of Helm's.
+/// Says what to do about a text that is not YAML because it is a Helm template.
 pub fn template(text: &str) -> Option<&'static str> {
     text.contains("{{").then_some(
         "it looks like a template of a Helm chart: `helm template RELEASE CHART` gives the manifest that becomes of it",

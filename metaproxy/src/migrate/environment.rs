@@ -1,4 +1,4 @@
-//! The environment of the container: what means the same for metaproxy is mapped, and everything else is listed.
+//! Maps the environment of the container. Variables that mean the same for metaproxy become values, and all others are listed.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use super::values::Values;
 use super::variables::{Variable, Variables};
 use super::words::{MASK, placeholder, shown};
 
-/// Variables of the agent that mean the same for metaproxy.
+/// The variables that mean the same for metaproxy.
 const KEPT: [&str; 8] = [
     "HTTPS_PROXY",
     "HTTP_PROXY",
@@ -42,7 +42,7 @@ pub fn map(workload: &Workload, values: &mut Values) {
     }
 }
 
-/// One variable of the container.
+/// Maps one variable of the container.
 fn variable(entry: &Value, workload: &Workload, values: &mut Values) {
     let Some(name) = entry["name"].as_str() else {
         return;

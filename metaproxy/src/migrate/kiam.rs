@@ -1,4 +1,4 @@
-//! kiam's flags, of its agent and its server (cmd/kiam of versions 2 to 4).
+//! Maps the flags of kiam's agent and server (cmd/kiam of versions 2 to 4).
 
 use std::collections::BTreeSet;
 
@@ -35,7 +35,7 @@ pub const GRAMMAR: Grammar = Grammar {
     is_kingpin: true,
 };
 
-/// The version that first asked namespaces (`v2.2-rc1`, "Namespace restrictions", uswitch/kiam#2).
+/// The version that first checked namespaces (`v2.2-rc1`, "Namespace restrictions", uswitch/kiam#2).
 const ASKED: Version = Version(2, 2);
 
 /// The version that first passed on no other metadata by default (CHANGELOG, v3.0).
@@ -78,8 +78,8 @@ pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> R
     Ok(())
 }
 
-/// The version of the part that decides about namespaces: the server's, and of several the newest, which lets nothing become
-/// looser. `None` where a tag tells none, or no server is given.
+/// Returns the version of the part that decides about namespaces, which is the server's. Of several servers the newest
+/// counts, because with it no rule becomes looser. `None` if a tag has no version, or no server is given.
 fn deciding(workloads: &[Workload]) -> Option<Version> {
     let is_known = workloads.iter().any(|workload| workload.part.is_some());
     let deciding = workloads
@@ -89,7 +89,7 @@ fn deciding(workloads: &[Workload]) -> Option<Version> {
     versions?.into_iter().max()
 }
 
-/// What differs between versions.
+/// Maps what differs between versions.
 fn by_version(workloads: &[Workload], values: &mut Values) {
     let versions: Option<Vec<Version>> = workloads.iter().map(Workload::version).collect();
     let is_before = |version| {
@@ -145,7 +145,7 @@ fn by_version(workloads: &[Workload], values: &mut Values) {
     }
 }
 
-/// What is said of parts that are of different versions.
+/// Says that the parts have different versions.
 fn by_parts(workloads: &[Workload], values: &mut Values) {
     let known: BTreeSet<Version> = workloads.iter().filter_map(Workload::version).collect();
     if let (Some(oldest), Some(newest)) = (known.first(), known.last())
@@ -161,14 +161,15 @@ fn by_parts(workloads: &[Workload], values: &mut Values) {
     }
 }
 
-/// The server's flags are among these; an agent's alone say nothing about sessions.
+/// Reports whether the server's flags are given, because those of an agent alone say nothing about sessions.
 fn is_of_server(flags: &[Flag], workloads: &[Workload]) -> bool {
     let mut names = flags.iter().map(|flag| flag.name.as_str());
     names.any(|name| matches!(name, "role-base-arn" | "role-base-arn-autodetect"))
         || workloads.iter().any(|workload| workload.is_part("server"))
 }
 
-/// What kiam put before names, if its flags tell it. Of several the last one counts, and what it finds out counts more.
+/// Returns kiam's prefix of role names, if its flags have one. The last of several counts, and a prefix that kiam finds out
+/// itself counts more.
 fn base(flags: &[Flag]) -> Option<&str> {
     let finds_out = |flag: &Flag| flag.name == "role-base-arn-autodetect" && flag.is_on();
     let named = flags.iter().rfind(|flag| flag.name == "role-base-arn");
@@ -250,7 +251,7 @@ fn one(flag: &Flag, base: Option<&str>, values: &mut Values) -> Result<(), Migra
     Ok(())
 }
 
-/// Its patterns match anywhere in a path, and `metadata.allowPaths` a whole one.
+/// Maps kiam's route pattern, which matches anywhere in a path. `metadata.allowPaths` matches whole paths.
 fn routes(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
     let found = allowed(flag.known()?).map_err(|problem| MigrateError::Value {
         flag: flag.shown(),

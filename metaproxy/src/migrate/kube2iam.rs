@@ -1,4 +1,4 @@
-//! kube2iam's flags (cmd/main.go of its last releases, and older ones that are still in use).
+//! Maps kube2iam's flags (cmd/main.go of its last releases, and of older ones that are still in use).
 
 use std::time::Duration;
 
@@ -94,7 +94,7 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
             "required",
             "--namespace-restrictions. The default role is exempt, as in kube2iam",
         ),
-        // Whatever is not `regexp` is a glob there (mappings/mapper.go).
+        // kube2iam takes every value but `regexp` for globs (mappings/mapper.go).
         "namespace-restriction-format" => {
             let is_regexp = flag.known()?.eq_ignore_ascii_case("regexp");
             let style = if is_regexp { "regexp" } else { "glob" };
@@ -150,7 +150,8 @@ pub(super) fn is_off_switch(flag: &Flag) -> bool {
     matches!(flag.value.to_ascii_lowercase().as_str(), "false" | "f" | "0")
 }
 
-/// STS takes 15m to 1h where one role assumes another (role chaining), and sessions of 52m and more are sound with every SDK.
+/// Maps the duration of sessions. STS takes 15m to 1h if one role assumes another (role chaining), and sessions of 52m and
+/// more work with every SDK.
 pub(super) fn session(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
     let (least, most) = (Duration::from_secs(52 * 60), Duration::from_secs(3600));
     let asked = duration(flag)?;
@@ -169,7 +170,7 @@ pub(super) fn session(flag: &Flag, values: &mut Values) -> Result<(), MigrateErr
     Ok(())
 }
 
-/// As Go writes durations: `15m0s`, `900s`, `1h30m`.
+/// Parses a duration in Go's form: `15m0s`, `900s`, `1h30m`.
 fn duration(flag: &Flag) -> Result<Duration, MigrateError> {
     humantime::parse_duration(flag.known()?).map_err(|error| MigrateError::Value {
         flag: flag.shown(),

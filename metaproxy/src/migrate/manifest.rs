@@ -1,4 +1,4 @@
-//! The workload of kube2iam or kiam in a manifest, and what its container is told.
+//! Finds the workload of kube2iam or kiam in a manifest, and the flags of its container.
 
 use serde_json::Value;
 
@@ -11,24 +11,24 @@ use crate::pods::templates::templates;
 /// A workload of kube2iam or kiam.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Workload {
-    /// `namespace/name`, with its kind before it; empty of a command line.
+    /// The kind and `namespace/name`; empty if a command line was given.
     pub name: String,
-    /// Command and arguments of its container.
+    /// The command and arguments of the container.
     pub words: Vec<String>,
-    /// `agent` or `server` of kiam.
+    /// The part of kiam: `agent` or `server`.
     pub part: Option<String>,
-    /// The variables of its container.
+    /// The variables of the container.
     pub variables: Variables,
     /// The image.
     pub image: String,
-    /// The pod template, or the pod; null of a command line.
+    /// The pod template, or the pod; null if a command line was given.
     pub template: Value,
-    /// Its container.
+    /// The container.
     pub container: Value,
 }
 
 impl Workload {
-    /// Of a command line.
+    /// Makes a workload from a command line.
     pub fn of_words(words: &[String]) -> Self {
         Self {
             words: words.to_vec(),
@@ -36,10 +36,10 @@ impl Workload {
         }
     }
 
-    /// Of an object, if it is one of these.
+    /// Makes a workload from an object; `None` if it is not one of this software.
     ///
     /// # Errors
-    /// Why its command line can't be read.
+    /// If its command line cannot be read; the error says why.
     pub fn of(object: &Value, of: &str) -> Result<Option<Self>, String> {
         let metadata = &object["metadata"];
         let text = |name: &str| metadata[name].as_str().unwrap_or("default");
@@ -84,21 +84,22 @@ impl Workload {
         }))
     }
 
-    /// Whether it is the part of this name; kiam has two.
+    /// Reports whether this is the part with the name, of which kiam has two.
     pub fn is_part(&self, part: &str) -> bool {
         self.part.as_deref() == Some(part)
     }
 
-    /// The version that its image's tag tells.
+    /// Returns the version in the image's tag.
     pub fn version(&self) -> Option<Version> {
         Version::of_image(&self.image)
     }
 }
 
-/// The container: the one whose command line names the program, else the one with its image, else the only one that is called so.
+/// Finds the container: the one whose command line names the program, else the one with its image, else the only one with
+/// its name.
 ///
 /// # Errors
-/// Several that may be it.
+/// If several may be the one.
 fn container<'a>(spec: &'a Value, of: &str) -> Result<Option<&'a Value>, String> {
     let containers = spec["containers"].as_array().into_iter().flatten();
     let candidates: Vec<&Value> = containers
@@ -108,7 +109,7 @@ fn container<'a>(spec: &'a Value, of: &str) -> Result<Option<&'a Value>, String>
         let words = command_line(container).unwrap_or_default();
         command::names_program(&words, &Variables::of(container), of)
     };
-    // A command takes the place of the image's program.
+    // A command replaces the image's program.
     let by_image = |container: &&&Value| container["command"].is_null() && repository(container) == of;
     let ways: [&dyn Fn(&&&Value) -> bool; 3] = [&own, &by_image, &|_| true];
     for way in ways {
@@ -125,7 +126,7 @@ fn container<'a>(spec: &'a Value, of: &str) -> Result<Option<&'a Value>, String>
     Ok(None)
 }
 
-/// Whether anything about a container is called so.
+/// Reports whether the name occurs anywhere in a container.
 fn is_candidate(container: &Value, of: &str) -> bool {
     let is_called = |text: &Value| text.as_str().is_some_and(|text| text.contains(of));
     let command = container["command"].as_array().into_iter().flatten();
@@ -136,7 +137,7 @@ fn is_candidate(container: &Value, of: &str) -> bool {
             .any(is_called)
 }
 
-/// The last part of its image's name, without tag and digest.
+/// Returns the last part of the image's name, without tag and digest.
 fn repository(container: &Value) -> &str {
     let image = container["image"].as_str().unwrap_or_default();
     let repository = image.split('@').next().unwrap_or(image);
@@ -144,17 +145,18 @@ fn repository(container: &Value) -> &str {
     name.split(':').next().unwrap_or(name)
 }
 
-/// Command and arguments.
+/// Returns command and arguments.
 ///
 /// # Errors
-/// Which of the two is no list of strings.
+/// If one of the two is not a list of strings; the error names it.
 fn command_line(container: &Value) -> Result<Vec<String>, String> {
     let mut words = texts("command", &container["command"])?;
     words.extend(texts("args", &container["args"])?);
     Ok(words)
 }
 
-/// Kind, namespace and name of what made an object. A static pod's copy is owned by its node, which made nothing of it.
+/// Returns kind, namespace and name of the object's controller. The copy of a static pod is owned by its node, which is not
+/// a controller.
 pub fn maker(object: &Value) -> Option<(&str, &str, &str)> {
     let metadata = &object["metadata"];
     let owners = metadata["ownerReferences"].as_array()?;

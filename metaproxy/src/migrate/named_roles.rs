@@ -1,5 +1,5 @@
-//! Roles among the flags. What the agent would refuse at its start is refused here, with what to do; so is what kiam made a role
-//! of in another way.
+//! Maps roles among the flags. A role that the agent would refuse at its start is refused here, with advice, and so is a name
+//! that kiam completed to another role.
 
 use std::str::FromStr;
 
@@ -8,18 +8,18 @@ use super::words::{Flag, unfilled};
 use crate::roles::arn::RoleError;
 use crate::roles::{BaseArn, RoleArn, WrittenRole, placeholder};
 
-/// The prefix of names; `None` if it is empty, as charts write what nobody set.
+/// Maps the prefix of names. `None` if it is empty, which is what charts write for an unset value.
 ///
 /// # Errors
-/// Why it is none.
+/// If it is not a prefix of role ARNs.
 pub fn base(flag: &Flag) -> Result<Option<&str>, MigrateError> {
     checked::<BaseArn>(flag)
 }
 
-/// kiam's prefix of names. It put a name right behind it (`pkg/aws/sts/arn_resolver.go`), whatever it ends with.
+/// Maps kiam's prefix of names. kiam appended the name without a separator (`pkg/aws/sts/arn_resolver.go`).
 ///
 /// # Errors
-/// Why it is none, or why names behind it are other ones here.
+/// If it is not a prefix of role ARNs, or names behind it become other roles here.
 pub fn base_of_kiam(flag: &Flag) -> Result<Option<&str>, MigrateError> {
     let base = base(flag)?;
     let part_of_names = base
@@ -39,18 +39,18 @@ pub fn base_of_kiam(flag: &Flag) -> Result<Option<&str>, MigrateError> {
     }
 }
 
-/// A role, by its ARN or its name; `None` if it is empty.
+/// Maps a role, by its ARN or its name; `None` if it is empty.
 ///
 /// # Errors
-/// Why it is none.
+/// If it is not a role.
 pub fn role(flag: &Flag) -> Result<Option<&str>, MigrateError> {
     checked::<WrittenRole>(flag)
 }
 
-/// The role of kiam's server, in full. kiam completed a name by its prefix (uswitch/kiam#276).
+/// Returns the ARN of the role of kiam's server. kiam completed a name by its prefix (uswitch/kiam#276).
 ///
 /// # Errors
-/// Why it is none, or what is missing before its name.
+/// If it is not a role, or a name has no prefix.
 pub fn of_server(flag: &Flag, base: Option<&str>) -> Result<Option<String>, MigrateError> {
     let Some(written) = role(flag)? else {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! What the agent would refuse at its start is refused here: the values would only fail on the cluster.
+//! Refuses values with which the agent would not start, because they would fail only on the cluster otherwise.
 
 use serde_json::Value;
 
@@ -6,7 +6,7 @@ use super::MigrateError;
 use super::values::Values;
 use crate::cli::{Cli, Command};
 
-/// Values of the chart, and the flags of the agent that they become (`templates/daemonset.yaml`).
+/// Pairs each value of the chart with the agent's flag that it becomes (`templates/daemonset.yaml`).
 const FLAGS: [(&str, &str, &str); 14] = [
     ("", "namespacePolicy", "--namespace-policy"),
     ("roles", "baseArn", "--base-role-arn"),
@@ -27,7 +27,7 @@ const FLAGS: [(&str, &str, &str); 14] = [
 /// Tries the values as flags of the agent.
 ///
 /// # Errors
-/// What the agent would say, with the flags that its value comes from.
+/// If the agent would refuse a flag; the error has the agent's sentence and the flags from which the value comes.
 pub fn check(values: &Values) -> Result<(), MigrateError> {
     let mut words = vec![
         "metaproxy".to_owned(),
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
     use rstest::rstest;
 
-    /// Whoever adds a value that `migrate` writes adds it here, or it is never tried.
+    /// Checks that the list is complete: a value that `migrate` writes and that is not listed is never tried.
     #[test]
     fn the_chart_gives_the_agent_each_of_these_values_by_this_flag() {
         let template = include_str!("../../../deploy/helm/metaproxy/templates/daemonset.yaml");

@@ -1,5 +1,5 @@
-//! kiam's `--allow-route-regexp`, which matches any part of a request's path, as `metadata.allowPaths`, whose patterns match
-//! a path from its beginning to its end.
+//! Turns kiam's `--allow-route-regexp` into `metadata.allowPaths`. kiam's pattern matches any part of a request's path, and
+//! the patterns of `metadata.allowPaths` match a whole path.
 
 use regex_syntax::ast::{AssertionKind, Ast, Group, parse::Parser};
 
@@ -13,34 +13,34 @@ const ANSWERED: &str = "the agent answers that itself, to every pod, and of the 
 /// Parts of the paths that the agent answers itself.
 const OWN: [&str; 3] = ["iam/info", "iam/security-credentials", "api/token"];
 
-/// What comes of one alternative of such a pattern.
+/// The result for one alternative of a pattern.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Allowed {
-    /// This pattern.
+    /// A pattern.
     Pattern(String),
-    /// This pattern, which opens everything that can be opened.
+    /// A pattern that opens everything that can be opened.
     Everything(String),
-    /// Nothing, and why.
+    /// No pattern, with the reason.
     Nothing(&'static str),
 }
 
-/// Paths of the node's metadata that have nothing else in common.
+/// Paths of the node's metadata that share no prefix.
 const SAMPLES: [&str; 3] = [
     "/latest/meta-data/ami-id",
     "/latest/meta-data/zz/9",
     "/latest/meta-data/network/interfaces/macs/02:00:00:00:00:01/mac",
 ];
 
-/// The patterns for a pattern of kiam's, each with the alternative that it is for.
+/// Makes the patterns for a pattern of kiam's, each with the alternative that it comes from.
 ///
 /// # Errors
-/// What is wrong with it.
+/// If kiam's pattern is not valid; the error says why.
 pub fn allowed(pattern: &str) -> Result<Vec<(String, Allowed)>, String> {
     let pattern = plain_slashes(&crate::roles::go_regexp(pattern));
     let ast = Parser::new()
         .parse(&pattern)
         .map_err(|error| error.kind().to_string())?;
-    // Flags in one alternative count in those after it too. `(?:` has none.
+    // Flags in one alternative apply to the later ones too. `(?:` has no flags.
     let has_flags = pattern.matches("(?").count() != pattern.matches("(?:").count();
     let parts = if has_flags {
         vec![pattern.clone()]
@@ -53,8 +53,8 @@ pub fn allowed(pattern: &str) -> Result<Vec<(String, Allowed)>, String> {
         .collect()
 }
 
-/// What a pattern matches one of, groups around the whole of it left out: `(a|b)` is `a` and `b`, and `^(a|b)$` is `^a$` and
-/// `^b$`.
+/// Splits a pattern into its alternatives, without groups around the whole: `(a|b)` gives `a` and `b`, and `^(a|b)$` gives
+/// `^a$` and `^b$`.
 fn alternatives(ast: &Ast, pattern: &str) -> Vec<String> {
     let inner = |group: &Group| {
         let is_plain = group.flags().is_none_or(|flags| flags.items.is_empty());
@@ -83,7 +83,7 @@ fn alternatives(ast: &Ast, pattern: &str) -> Vec<String> {
     found.unwrap_or_else(|| vec![text(start, end)])
 }
 
-/// A slash needs no backslash, but often has one.
+/// Removes the backslash before a slash, which patterns often have and do not need.
 fn plain_slashes(pattern: &str) -> String {
     let mut out = String::with_capacity(pattern.len());
     let mut letters = pattern.chars();
@@ -147,7 +147,7 @@ fn one(part: &str) -> Result<Allowed, String> {
     })
 }
 
-/// Whether something but its first character asks for the beginning of the text, or a quantified first slash does.
+/// Reports whether a part other than the first character, or a quantified first slash, asks for the beginning of the text.
 fn has_other_start(part: &str) -> bool {
     let inner = part.replace("[^", "").replace("\\^", "");
     let inner = inner.strip_prefix('^').unwrap_or(&inner);

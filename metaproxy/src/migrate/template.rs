@@ -1,5 +1,5 @@
-//! The rest of the pod template: what the chart has a value for is mapped, and everything else is listed with the reason why
-//! it was left out.
+//! Maps the rest of the pod template. A field for which the chart has a value is mapped, and every other is listed with the
+//! reason why it is left out.
 
 use serde_json::Value;
 
@@ -7,7 +7,7 @@ use super::environment;
 use super::manifest::Workload;
 use super::values::Values;
 
-/// Maps what stands around the command line of the container.
+/// Maps the fields around the command line of the container.
 pub fn map(workload: &Workload, values: &mut Values) {
     if workload.template.is_null() {
         return;
@@ -20,7 +20,7 @@ pub fn map(workload: &Workload, values: &mut Values) {
              end it",
         );
     }
-    // Where a server of kiam's ran, and how, is no matter: there is none. What shapes its calls to AWS is.
+    // Scheduling of kiam's server has no counterpart, because metaproxy has no server. Its settings for calls to AWS have.
     let is_server = workload.is_part("server");
     if is_server {
         values.left(
@@ -38,14 +38,14 @@ pub fn map(workload: &Workload, values: &mut Values) {
     environment::map(workload, values);
 }
 
-/// What is said of a field.
+/// How a field is treated.
 #[derive(Clone, Copy)]
 enum Field {
-    /// It is read elsewhere, or says nothing of its own.
+    /// Another function reads the field, or it has no meaning of its own.
     Read,
-    /// The chart does it by itself.
+    /// The chart sets it anyway.
     Same(&'static str),
-    /// It is left out.
+    /// The field is left out.
     Left(&'static str),
 }
 
@@ -54,7 +54,7 @@ use Field::{Left, Read, Same};
 const OWN_SECURITY: &str = "the chart has what the agent needs (`hardened` for less)";
 const OWN_PROBES: &str = "the chart has probes of its own";
 
-/// Fields of a pod's spec.
+/// Says how a field of a pod's spec is treated.
 const POD: &[(&str, Field)] = &[
     ("affinity", Read),
     ("containers", Read),
@@ -105,7 +105,7 @@ const POD: &[(&str, Field)] = &[
     ),
 ];
 
-/// Fields of a container.
+/// Says how a field of a container is treated.
 const CONTAINER: &[(&str, Field)] = &[
     ("args", Read),
     ("command", Read),
@@ -232,7 +232,7 @@ fn annotations(metadata: &Value, values: &mut Values) {
     }
 }
 
-/// Its name, for people.
+/// Returns the name of an entry, for messages.
 pub(super) fn name(of: &Value) -> &str {
     of["name"].as_str().unwrap_or("?")
 }

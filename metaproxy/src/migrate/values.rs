@@ -13,11 +13,11 @@ use super::words::Flag;
 #[derive(Debug)]
 pub struct Values {
     head: String,
-    /// Section (empty for the top) → key → value and comment, in order of writing.
+    /// Maps section (empty for the top) → key → value and comment, in the order of writing.
     set: BTreeMap<&'static str, Vec<(&'static str, Value, String)>>,
-    /// `extraEnv`, and where it comes from.
+    /// The entries of `extraEnv`, each with its source.
     env: Vec<(Value, String)>,
-    /// What, and a sentence.
+    /// Notes: a subject and a sentence each.
     same: Vec<(String, String)>,
     gone: Vec<(String, String)>,
     left: Vec<(String, String)>,
@@ -25,7 +25,7 @@ pub struct Values {
 }
 
 impl Values {
-    /// With what is always advised: to look before anything changes.
+    /// Makes values with the advice that always applies: to observe before anything changes.
     pub fn new(of: &str, workloads: &[Workload]) -> Self {
         let names: Vec<&str> = workloads
             .iter()
@@ -66,7 +66,7 @@ impl Values {
         let (value, why) = (value.into(), why.into());
         let section = self.set.entry(section).or_default();
         match section.iter_mut().find(|(known, ..)| *known == key) {
-            // Of two flags both are named.
+            // If two flags set the value, the comment names both.
             Some(known) if known.2.starts_with("--") => {
                 known.1 = value;
                 if !known.2.contains(&why) {
@@ -78,17 +78,17 @@ impl Values {
         }
     }
 
-    /// A value that is set, and where it comes from.
+    /// Returns a value that is set, and its source.
     pub fn get(&self, section: &str, key: &str) -> Option<(&Value, &str)> {
         let entries = self.set.get(section)?;
         let (_, value, why) = entries.iter().find(|(known, ..)| *known == key)?;
         Some((value, why))
     }
 
-    /// Sets a value as a flag has it.
+    /// Sets a value to that of a flag.
     ///
     /// # Errors
-    /// Where the manifest does not have the flag's value.
+    /// If the manifest does not have the flag's value.
     pub fn keep(
         &mut self,
         section: &'static str,
@@ -113,7 +113,7 @@ impl Values {
         }
     }
 
-    /// Adds a variable of the agent's.
+    /// Adds a variable of the agent.
     pub fn add_env(&mut self, entry: Value, why: impl Into<String>) {
         let is_known = self.env.iter().any(|(known, _)| known["name"] == entry["name"]);
         if !is_known {
@@ -121,27 +121,27 @@ impl Values {
         }
     }
 
-    /// Something that metaproxy does without being told.
+    /// Notes a flag whose effect metaproxy has by default.
     pub fn same(&mut self, what: impl Into<String>, why: impl Into<String>) {
         self.same.push((what.into(), why.into()));
     }
 
-    /// A flag without counterpart.
+    /// Notes a flag without a counterpart.
     pub fn gone(&mut self, flag: &Flag, why: impl Into<String>) {
         self.gone.push((flag.shown(), why.into()));
     }
 
-    /// A part of the pod template that is left out.
+    /// Notes a part of the pod template that is left out.
     pub fn left(&mut self, what: impl Into<String>, why: impl Into<String>) {
         self.left.push((what.into(), why.into()));
     }
 
-    /// Something that pods will notice.
+    /// Notes a difference that pods will see.
     pub fn change(&mut self, what: impl Into<String>, how: impl Into<String>) {
         self.changes.push((what.into(), how.into()));
     }
 
-    /// A flag that is not known.
+    /// Notes a flag that is not known.
     pub fn unknown(&mut self, flag: &Flag) {
         self.gone(
             flag,
@@ -167,7 +167,7 @@ impl fmt::Display for Values {
             }
             for (key, value, why) in entries {
                 comment(f, indent, why)?;
-                // JSON is YAML.
+                // Each JSON text is YAML.
                 writeln!(f, "{indent}{key}: {value}")?;
             }
         }
@@ -197,7 +197,7 @@ impl fmt::Display for Values {
     }
 }
 
-/// Flags of one reason together, in order.
+/// Groups flags by their reason, in order.
 fn by_reason(list: &[(String, String)]) -> Vec<(Vec<&str>, &str)> {
     let mut grouped: Vec<(Vec<&str>, &str)> = Vec::new();
     for (flag, why) in list {
@@ -210,7 +210,7 @@ fn by_reason(list: &[(String, String)]) -> Vec<(Vec<&str>, &str)> {
     grouped
 }
 
-/// In lines of a readable length; what is in it can't end the comment.
+/// Wraps a text into comment lines of a readable length. Nothing in the text can end the comment.
 fn comment(f: &mut fmt::Formatter<'_>, indent: &str, text: &str) -> fmt::Result {
     const WIDTH: usize = 112;
     let lead: String = text.chars().take_while(|c| *c == ' ').collect();

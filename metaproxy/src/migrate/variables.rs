@@ -1,19 +1,19 @@
-//! The environment of a container, and the `$(NAME)` in its command line that the kubelet replaces by it.
+//! Reads the environment of a container, and replaces `$(NAME)` in its command line as the kubelet does.
 
 use std::collections::BTreeMap;
 
 use serde_json::Value;
 
-/// A variable.
+/// The value of a variable.
 #[derive(Clone, PartialEq, Eq)]
 pub enum Variable {
-    /// Its value stands in the manifest.
+    /// The manifest has the value.
     Known(String),
-    /// Its value comes from elsewhere, in words.
+    /// The value comes from another source, which is named.
     Elsewhere(String),
 }
 
-/// Values may be secret.
+/// Shows no value, because values may be secret.
 impl std::fmt::Debug for Variable {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
@@ -27,12 +27,12 @@ impl std::fmt::Debug for Variable {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Variables {
     known: BTreeMap<String, Variable>,
-    /// Whether others come from a ConfigMap or Secret as a whole.
+    /// Whether more variables come from a whole ConfigMap or Secret.
     has_more: bool,
 }
 
 impl Variables {
-    /// Of a container. A value may refer to variables that stand before it.
+    /// Reads the variables of a container. A value may refer to variables before it.
     pub fn of(container: &Value) -> Self {
         let mut variables = Self {
             known: BTreeMap::new(),
@@ -53,7 +53,7 @@ impl Variables {
         variables
     }
 
-    /// One of them.
+    /// Returns one variable.
     pub fn get(&self, name: &str) -> Option<&Variable> {
         self.known.get(name)
     }
@@ -84,7 +84,7 @@ impl Variables {
         out
     }
 
-    /// Why a text that was expanded is not known in full.
+    /// Says why an expanded text is not known in full.
     pub fn missing(&self, text: &str) -> Option<String> {
         let mut rest = text;
         while let Some(at) = rest.find("$(") {
@@ -109,12 +109,12 @@ impl Variables {
     }
 }
 
-/// The name in a reference at the beginning of a text, and what follows it.
+/// Returns the name in a reference at the beginning of a text, and the text after it.
 pub fn reference(text: &str) -> Option<(&str, &str)> {
     text.strip_prefix("$(")?.split_once(')')
 }
 
-/// A value of `env` as text; YAML takes some for numbers.
+/// Returns a value of `env` as text, because YAML takes some for numbers.
 fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -123,7 +123,7 @@ fn text(value: &Value) -> String {
     }
 }
 
-/// Where a variable's value comes from.
+/// Names the source of a variable's value.
 fn source(from: &Value) -> Option<String> {
     let name = |key: &str| {
         let reference = &from[key];

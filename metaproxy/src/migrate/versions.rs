@@ -1,12 +1,12 @@
-//! Versions of kube2iam and kiam, as their images' tags tell them, and what differs between them for pods.
+//! Reads the versions of kube2iam and kiam from image tags, and lists the differences that pods see.
 
-/// Major and minor version.
+/// A major and a minor version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version(pub u32, pub u32);
 
 impl Version {
-    /// Of an image's tag: `0.10.9`, `v3.6`, `v4.0-beta1`, `2.8`, with or without a digest. A tag such as `latest`, or a
-    /// digest alone, tells none.
+    /// Parses the tag of an image: `0.10.9`, `v3.6`, `v4.0-beta1`, `2.8`, with or without a digest. A tag such as `latest`, or
+    /// a digest alone, has no version.
     pub fn of_image(image: &str) -> Option<Self> {
         let without_digest = image.split('@').next()?;
         let (_, name) = without_digest.rsplit_once('/').unwrap_or(("", without_digest));
@@ -14,7 +14,7 @@ impl Version {
         let tag = tag.strip_prefix('v').unwrap_or(tag);
         let mut numbers = tag.split(|c: char| !c.is_ascii_digit());
         let major = numbers.next()?.parse().ok()?;
-        // `master-2020`, but also a tag that is only a number, is no version of these.
+        // Neither `master-2020` nor a tag that is only a number is a version.
         if !tag.contains('.') && major > 9 {
             return None;
         }
@@ -29,7 +29,7 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// What pods will notice, whichever version they come from.
+/// Lists the differences that pods see, with every version.
 pub const FOR_EVERY_POD: [(&str, &str); 2] = [
     (
         "IMDSv1",
@@ -43,7 +43,7 @@ pub const FOR_EVERY_POD: [(&str, &str); 2] = [
     ),
 ];
 
-/// kube2iam, and kiam before version 3, passed on every other path.
+/// Notes that kube2iam, and kiam before version 3, passed on every other path.
 pub const PASSED_ALL: (&str, &str) = (
     "the node's metadata",
     "{of} passed on every path but security-credentials, user-data among them. Here pods get a list of harmless paths \

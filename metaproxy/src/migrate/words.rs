@@ -1,5 +1,5 @@
-//! Flags as Go programs take them: `--name=value`, `--name value`, one dash or two; a switch stands alone, and kingpin's
-//! (kiam's) may be turned off by `--no-name`.
+//! Parses flags as Go programs do: `--name=value` or `--name value`, with one dash or two. A switch has no value, and
+//! kingpin (which kiam uses) turns one off by `--no-name`.
 
 use std::fmt;
 use std::iter::Peekable;
@@ -8,50 +8,50 @@ use super::MigrateError;
 use super::command::is_of;
 use super::variables::Variables;
 
-/// How a program's command line is read.
+/// The grammar of a program's command line.
 #[derive(Clone, Copy, Debug)]
 pub struct Grammar {
     /// The program's name.
     pub program: &'static str,
-    /// Its subcommands.
+    /// The subcommands.
     pub parts: &'static [&'static str],
     /// Flags that are not followed by a value of their own.
     pub switches: &'static [&'static str],
-    /// Flags that decide what pods get: of one installation they can have one value only.
+    /// Flags that decide what pods get. They may have only one value in an installation.
     pub single: &'static [&'static str],
-    /// Whether it is kingpin: `--no-` before a switch turns it off, and a word `@FILE` stands for the lines of a file.
+    /// Whether kingpin parses it: `--no-` before a switch turns it off, and a word `@FILE` stands for the lines of a file.
     pub is_kingpin: bool,
 }
 
 impl Grammar {
-    /// The switch that `no-switch` turns off.
+    /// Returns the switch that `no-switch` turns off.
     fn turned_off(self, flag: &str) -> Option<&str> {
         let switch = flag.strip_prefix("no-").filter(|_| self.is_kingpin)?;
         self.switches.contains(&switch).then_some(switch)
     }
 }
 
-/// What a command line says.
+/// A parsed command line.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Line {
-    /// Its flags, in order.
+    /// The flags, in order.
     pub flags: Vec<Flag>,
-    /// The subcommand, or the program that stands for one.
+    /// The subcommand, or the program that replaces one.
     pub part: Option<String>,
 }
 
 /// One flag.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Flag {
-    /// Without its dashes.
+    /// The name without dashes.
     pub name: String,
-    /// `true` of a switch that stands alone, `false` of one that is turned off.
+    /// The value: `true` for a switch, `false` for one that is turned off.
     pub value: String,
-    /// Why the value is not known in full.
+    /// The reason why the value is not known in full.
     pub missing: Option<String>,
 }
 
-/// Values may be secret.
+/// Shows no value, because values may be secret.
 impl fmt::Debug for Flag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.shown())
@@ -59,20 +59,20 @@ impl fmt::Debug for Flag {
 }
 
 impl Flag {
-    /// As it was written, more or less, without secrets.
+    /// Shows the flag about as it was written, without secrets.
     pub fn shown(&self) -> String {
         format!("--{}={}", self.name, shown(&self.name, &self.value))
     }
 
-    /// Of a switch, whether it is on.
+    /// Reports whether a switch is on.
     pub fn is_on(&self) -> bool {
         matches!(self.value.to_ascii_lowercase().as_str(), "true" | "t" | "1")
     }
 
-    /// Its value, if the manifest has it.
+    /// Returns the value.
     ///
     /// # Errors
-    /// What is missing.
+    /// If the manifest does not have it; the error says what is missing.
     pub fn known(&self) -> Result<&str, MigrateError> {
         match &self.missing {
             None => Ok(&self.value),
@@ -97,10 +97,10 @@ impl Flag {
     }
 }
 
-/// What stands in place of a secret.
+/// The text shown instead of a secret.
 pub const MASK: &str = "***";
 
-/// A value as it may be shown: secrets, and passwords in URLs, are not.
+/// Makes a value that may be shown, without secrets and without passwords in URLs.
 pub fn shown(name: &str, value: &str) -> String {
     const SECRET: [&str; 6] = [
         "token",
@@ -128,11 +128,11 @@ pub fn shown(name: &str, value: &str) -> String {
     }
 }
 
-/// Reads a command line. Every word of it is a flag, the value of a flag, the program, its subcommand, or an error: a word that
-/// is overlooked could loosen what pods may have.
+/// Parses a command line. Every word is a flag, the value of a flag, the program, its subcommand, or an error, because a word
+/// that is overlooked could give pods more than before.
 ///
 /// # Errors
-/// A word that is none of these, a switch whose value makes no sense, a flag without its value.
+/// If a word is none of these, a switch has a value other than on or off, or a flag lacks its value.
 pub fn parse(words: &[String], variables: &Variables, grammar: Grammar) -> Result<Line, MigrateError> {
     let mut line = Line::default();
     let mut words = words.iter().map(String::as_str).enumerate().peekable();
@@ -147,7 +147,7 @@ pub fn parse(words: &[String], variables: &Variables, grammar: Grammar) -> Resul
             }
             continue;
         };
-        // What is behind two dashes is no flag.
+        // Words after two dashes are not flags.
         if flag.is_empty() && words.peek().is_none() {
             continue;
         }
@@ -175,7 +175,7 @@ pub fn parse(words: &[String], variables: &Variables, grammar: Grammar) -> Resul
     Ok(line)
 }
 
-/// The word behind a flag that takes a value. A flag that is not known may be a switch.
+/// Returns the word after a flag that takes a value. A flag that is not known may be a switch.
 fn next_value<'a>(
     flag: &str,
     words: &mut Peekable<impl Iterator<Item = (usize, &'a str)>>,
@@ -208,7 +208,7 @@ fn check_file(word: &str, grammar: Grammar) -> Result<(), MigrateError> {
     })
 }
 
-/// What is said of a word that nothing is known about.
+/// Describes a word that is not understood.
 fn no_flag(word: &str, variables: &Variables, grammar: Grammar) -> MigrateError {
     let flag = shown("", word);
     if let Some(missing) = variables.missing(word).or_else(|| placeholder(word)) {
@@ -235,7 +235,7 @@ fn no_flag(word: &str, variables: &Variables, grammar: Grammar) -> MigrateError 
     }
 }
 
-/// What another tool should have replaced.
+/// Finds a placeholder that another tool should have replaced.
 pub fn placeholder(value: &str) -> Option<String> {
     let (open, close) = [("${", "}"), ("{{", "}}")]
         .into_iter()
@@ -245,7 +245,7 @@ pub fn placeholder(value: &str) -> Option<String> {
     Some(unfilled(&found[..end]))
 }
 
-/// What is said of a placeholder.
+/// Describes a placeholder.
 pub fn unfilled(placeholder: &str) -> String {
     format!("{placeholder} is a placeholder that nothing has filled in (Terraform, Helm, envsubst, or you)")
 }
@@ -304,7 +304,7 @@ mod tests {
         assert_eq!(line(words, KINGPIN).unwrap().part.as_deref(), part);
     }
 
-    /// Each could be a flag that restricts pods.
+    /// Checks words each of which could be a flag that restricts pods.
     #[rstest]
     #[case::without_dashes(&["namespace-restrictions"], PLAIN, "a flag begins with two dashes")]
     #[case::another_word(&["kube2iam", "restricted"], PLAIN, "restricted: it is no flag")]
