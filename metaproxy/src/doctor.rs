@@ -1,5 +1,4 @@
-//! `metaproxy doctor`: looks at everything that serving pods takes, by trying it where that is possible, and says what to do
-//! about what it finds.
+//! Examines everything that serving pods needs, by trying it if possible, and says what to do about each finding.
 
 mod bpf_conflicts;
 mod cluster;
@@ -28,29 +27,29 @@ use crate::credentials::sts::StsSettings;
 use crate::imds::upstream::Endpoint;
 use crate::roles::RoleArn;
 
-/// How bad a finding is.
+/// The severity of a finding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
-    /// As it should be.
+    /// Everything is as it should be.
     Ok,
-    /// Pods are served, but somebody should look at it.
+    /// Pods are served, but an operator should look at it.
     Warning,
     /// Pods are not served, or not kept from the node's credentials.
     Problem,
 }
 
-/// What one check has found.
+/// The finding of one check.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// Which check.
+    /// The check's name.
     pub check: &'static str,
-    /// How bad it is.
+    /// The severity.
     pub level: Level,
-    /// One sentence.
+    /// The finding, in one sentence.
     pub says: String,
-    /// What to do about it.
+    /// The advice.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub advice: Option<String>,
 }
@@ -82,24 +81,24 @@ impl Finding {
     }
 }
 
-/// What is looked at.
+/// The settings of an examination.
 #[derive(Debug)]
 pub struct Examination {
-    /// The pods' cgroup, where it is not to be found.
+    /// The pods' cgroup; `None` if it is to be found.
     pub cgroup: Option<PathBuf>,
-    /// The cgroup2 mount, likewise.
+    /// The cgroup2 mount; `None` if it is to be found.
     pub cgroup_root: Option<PathBuf>,
-    /// Where the listener is to be; port 0 for a free one.
+    /// The listener's address; port 0 stands for a free one.
     pub listen: std::net::SocketAddr,
-    /// Where health and metrics are to be answered.
+    /// The address for health and metrics.
     pub admin: Option<std::net::SocketAddr>,
-    /// The API server, where there is one.
+    /// The API server, if the agent uses one.
     pub kubeconfig: Option<KubeconfigSource>,
     /// The node's name in the cluster, if it is given.
     pub node: Option<String>,
-    /// Whether namespaces are asked for their policy.
+    /// Whether the policies of namespaces count.
     pub namespaces: bool,
-    /// Whether pods' roles by service accounts are asked for.
+    /// Whether service accounts' roles count.
     pub web_identity: bool,
     /// Whether the agent asks for tokens only while a policy limits their audience.
     pub token_policy_required: bool,
@@ -107,25 +106,25 @@ pub struct Examination {
     pub startup_taint: bool,
     /// The node's metadata service.
     pub imds: Endpoint,
-    /// How STS is asked.
+    /// The settings for STS.
     pub sts: StsSettings,
-    /// A role to assume, to see whether that is possible.
+    /// A role that the node tries to assume.
     pub role: Option<RoleArn>,
-    /// Directory of the sockets of agents and guards.
+    /// The directory with the sockets of agents and guards.
     pub runtime_dir: PathBuf,
-    /// Where a guard is to run, if that is known.
+    /// Where the chart puts a guard, if that is known.
     pub guard_placement: Option<GuardPlacement>,
 }
 
-/// What was found.
+/// The report of an examination.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    /// In the order of the checks.
+    /// The findings, in the order of the checks.
     pub findings: Vec<Finding>,
 }
 
 impl Report {
-    /// The worst of it.
+    /// Returns the worst severity.
     pub fn worst(&self) -> Level {
         self.findings
             .iter()
@@ -134,7 +133,7 @@ impl Report {
             .unwrap_or(Level::Ok)
     }
 
-    /// 0 where everything is as it should be, 1 with warnings, 2 with problems.
+    /// Returns the exit status: 0 without findings to act on, 1 with warnings, 2 with problems.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self.worst() {
             Level::Ok => 0,
@@ -180,13 +179,13 @@ impl fmt::Display for Report {
     }
 }
 
-/// `1 problem`, `2 problems`
+/// Counts in words: `1 problem`, `2 problems`.
 fn counted(count: usize, what: &str) -> String {
     let plural = if count == 1 { "" } else { "s" };
     format!("{count} {what}{plural}")
 }
 
-/// Looks at everything. Nothing is changed; what is attached to try it is gone again at once.
+/// Runs all checks. They change nothing, and detach at once what they attach on trial.
 pub async fn examine(examination: &Examination) -> Report {
     let mut findings = kernel::examine(examination);
     findings.extend(placement::examine(&examination.runtime_dir));
@@ -206,7 +205,7 @@ pub async fn examine(examination: &Examination) -> Report {
     Report { findings }
 }
 
-/// What others have left on this node, and what removes it.
+/// Finds what other software has left on this node, and the commands that remove it.
 pub fn leftovers() -> Found {
     leftovers::find()
 }

@@ -1,4 +1,4 @@
-//! Who else is attached at our hooks, and whether that is in the way.
+//! Finds eBPF programs of other software at the same hooks, and reports those that conflict.
 
 use std::io;
 use std::path::Path;
@@ -9,7 +9,7 @@ use crate::intercept::link::Hook;
 
 const CHECK: &str = "hooks' users";
 
-/// Programs of others, from the pods' cgroup up to the root, below it, and at the uplinks.
+/// Checks the pods' cgroup, those above it up to the root and those below it, and the uplinks.
 pub(super) fn examine(pods: &Path, root: &Path) -> Vec<Finding> {
     found(pods, root).unwrap_or_else(|error| {
         vec![Finding::warning(
@@ -20,7 +20,7 @@ pub(super) fn examine(pods: &Path, root: &Path) -> Vec<Finding> {
     })
 }
 
-/// A program that keeps ours from being attached to a cgroup.
+/// Finds a program that keeps metaproxy's from being attached to a cgroup.
 pub(super) fn keeping_out(cgroup: &Path, root: &Path) -> Option<Finding> {
     let all = bpf_conflicts::up_to(cgroup, root).ok()?;
     all.iter()

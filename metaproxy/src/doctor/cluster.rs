@@ -1,5 +1,5 @@
-//! The API server, and what the agent may do there: by trying it with the account of this process, and by asking an agent that
-//! runs.
+//! Checks the agent's rights at the API server, by trying them with the account of this process and by asking an agent
+//! that runs.
 
 use super::{Examination, Finding};
 use crate::admin::asking;
@@ -34,7 +34,7 @@ pub(super) async fn examine(examination: &Examination) -> Vec<Finding> {
     findings
 }
 
-/// An agent that reads manifests asks no API server.
+/// Reports that no API server is needed, because the agent reads manifests.
 fn has_api_server(agent: &Status) -> bool {
     let permissions = Part::Permissions.label();
     agent.parts.iter().any(|part| part.part == permissions)
@@ -105,7 +105,7 @@ async fn tried(api: &ApiServer, examination: &Examination) -> Vec<Finding> {
     }]
 }
 
-/// Tries a token for a pod of this node, and one that a policy should refuse. Neither is made (`dryRun`).
+/// Tries to make a token for a pod of this node, and one that a policy should refuse. Both are dry runs (`dryRun`).
 async fn tokens(api: &ApiServer, node: &str, is_limit_required: bool) -> Vec<Finding> {
     let pods = pods_of_node(api, node).await.unwrap_or_default();
     let subjects = trial::subjects_among(&pods);

@@ -1,4 +1,4 @@
-//! Whether a guard of its own runs on this node and keeps pods out: what each reports of itself.
+//! Reports whether a separate guard runs on this node and keeps pods out, as each guard says of itself.
 
 use clap::ValueEnum;
 
@@ -23,7 +23,7 @@ pub enum GuardPlacement {
     None,
 }
 
-/// One finding for each guard, or one that says that there is none.
+/// Makes a finding for each guard, or one that says that none runs.
 pub(super) fn examine(examination: &Examination) -> Vec<Finding> {
     let guards = asking::guards(&examination.runtime_dir);
     if guards.is_empty() {
@@ -34,7 +34,7 @@ pub(super) fn examine(examination: &Examination) -> Vec<Finding> {
     guards.iter().map(|guard| found(guard.as_ref(), cgroup)).collect()
 }
 
-/// No guard has a socket in the runtime directory. Pods are kept out by an agent meanwhile, if one runs.
+/// Makes the finding if no guard has a socket in the runtime directory. An agent, if one runs, still keeps pods out.
 fn missing(placement: Option<GuardPlacement>, agent_runs: bool) -> Finding {
     const OPEN: &str = "while no agent runs, pods reach the node's metadata service and its role";
     let (placement, advice) = match placement {

@@ -1,4 +1,4 @@
-//! The node's metadata service, and the role that it gives.
+//! Checks the node's metadata service, and the role that it has.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
@@ -11,8 +11,8 @@ use crate::imds::upstream::{Endpoint, Upstream};
 /// The time limit of a request to the metadata service, which answers within milliseconds.
 const IMDS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Whether it is there, wants tokens, and how far its answers go; and the node's role. `identity` is who the node is to STS,
-/// where that has told: whoever has other credentials can do without.
+/// Checks whether it answers, whether it requires tokens, how many hops its answers travel, and which role it has.
+/// `identity` is the node's identity at STS, if that is known: a node with other credentials needs no role here.
 pub(super) async fn examine(endpoint: &Endpoint, identity: Option<&str>) -> Vec<Finding> {
     const CHECK: &str = "IMDS";
     let upstream = Upstream::new(endpoint.clone());
@@ -128,8 +128,8 @@ fn authority(endpoint: &Endpoint) -> String {
     }
 }
 
-/// Whether the answer to a PUT arrives with a TTL of 1 (`HttpPutResponseHopLimit`): with `IP_MINTTL` 2 the kernel drops it
-/// then. `None` where that can't be told.
+/// Reports whether the answer to a PUT arrives with a TTL of 1 (`HttpPutResponseHopLimit`), because the kernel drops it
+/// then with `IP_MINTTL` 2. `None` if that cannot be known.
 fn hop_limit_is_one(authority: &str) -> Option<bool> {
     let address = authority.to_socket_addrs().ok()?.find(SocketAddr::is_ipv4)?;
     let asked = |least_ttl: Option<libc::c_int>| -> Option<bool> {
@@ -158,7 +158,7 @@ fn hop_limit_is_one(authority: &str) -> Option<bool> {
         let mut first = [0; 12];
         Some(stream.read_exact(&mut first).is_ok())
     };
-    // Only where it answers at all.
+    // The trial says something only if the service answers at all.
     asked(None).filter(|answers| *answers)?;
     asked(Some(2)).map(|answers| !answers)
 }

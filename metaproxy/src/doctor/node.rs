@@ -1,4 +1,4 @@
-//! The node: ports, and the environment.
+//! Checks the node's ports and the environment of this process.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
@@ -10,14 +10,14 @@ use crate::intercept::port;
 use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
 use crate::status::{PartLine, Status};
 
-/// Ports that the agent is told to take.
+/// Checks the ports that flags name.
 pub(super) fn ports(examination: &Examination) -> Vec<Finding> {
     let listen = Some(examination.listen).filter(|listen| listen.port() != 0);
     let told: Vec<(&str, SocketAddr)> = [(ADMIN, examination.admin), (LISTEN, listen)]
         .into_iter()
         .filter_map(|(flag, address)| Some((flag, address?)))
         .collect();
-    // One that runs already has them.
+    // An agent that runs has taken them already.
     let mut found = match asking::status(&examination.runtime_dir) {
         Ok(status) => ports_of_agent(&status),
         Err(_) => taken_ports(&told),
@@ -41,7 +41,7 @@ const PORTS: &str = "ports";
 const ADMIN: &str = "--admin-address";
 const LISTEN: &str = "--listen-port";
 
-/// What to do about a port of that flag.
+/// Says what to do about a port of a flag.
 fn other_port(flag: &str) -> String {
     if flag == LISTEN {
         "leave --listen-port away: a free port is found then, and nobody has to know it".to_owned()
@@ -85,7 +85,7 @@ fn wanted_port(flag: &str, address: SocketAddr) -> Option<Finding> {
     Some(Finding::warning(PORTS, says, other_port(flag)))
 }
 
-/// A proxy that is in the way of what must not go through it.
+/// Finds a proxy for connections that must not go through one.
 #[expect(
     clippy::disallowed_methods,
     reason = "conventions of the environment, which are no flags of ours"
@@ -136,7 +136,7 @@ fn syncookies_finding(setting: &str) -> Option<Finding> {
     })
 }
 
-/// By a host, a suffix of names, a network (`169.254.0.0/16`) or `*`, as curl and the SDKs read it.
+/// Matches an entry of NO_PROXY as curl and the SDKs do: a host, a suffix of names, a network (`169.254.0.0/16`) or `*`.
 fn is_exempt(rules: &str, address: Ipv4Addr) -> bool {
     rules.split(',').map(str::trim).any(|rule| {
         let (network, bits) = rule.split_once('/').unwrap_or((rule, "32"));

@@ -1,4 +1,4 @@
-//! Pods whose SDKs never ask for the role that they have.
+//! Finds pods whose SDKs never ask for the role that they have.
 
 use super::{Examination, Finding};
 use crate::admin::asking;
@@ -6,10 +6,10 @@ use crate::explain::Explanation;
 
 const CHECK: &str = "credentials";
 
-/// Pods that are named in one sentence.
+/// How many pods a sentence names.
 const MAX_NAMED: usize = 5;
 
-/// Asks the agent that runs here. Without one there is nothing to say.
+/// Asks the agent of this node. Without an agent there is no finding.
 pub(super) fn examine(examination: &Examination) -> Option<Finding> {
     let pods = asking::explain(&examination.runtime_dir, None).ok()?;
     finding(&pods)

@@ -1,4 +1,4 @@
-//! Whether the node's pods are below the cgroup where they are intercepted, as the agent that runs here has found them.
+//! Reports whether the agent of this node has found its pods below the cgroup where they are intercepted.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ pub(super) fn examine(runtime_dir: &Path) -> Option<Finding> {
     finding(&asking::status(runtime_dir).ok()?)
 }
 
-/// Nothing while the agent has no pods' cgroup or knows no pod: that says nothing of the cgroup.
+/// Makes the findings. There are none while the agent has no pods' cgroup or knows no pod.
 fn finding(status: &Status) -> Option<Finding> {
     const CHECK: &str = "pods' place";
     let cgroup = status.cgroup.as_deref()?;

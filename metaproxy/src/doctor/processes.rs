@@ -1,4 +1,4 @@
-//! What runs on this node.
+//! Reads the processes of this node from /proc.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -6,7 +6,7 @@ use std::path::Path;
 
 use super::Finding;
 
-/// Processes by which a runtime keeps pods in a kernel of their own, by how their names begin.
+/// How the names of processes begin that run pods in a kernel of their own.
 const SANDBOXES: [(&str, &str); 4] = [
     ("runsc", "gVisor"),
     ("containerd-shim-runsc", "gVisor"),
@@ -17,12 +17,12 @@ const SANDBOXES: [(&str, &str); 4] = [
 /// The inode of the machine's first PID namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
 const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
-/// A process, as far as it tells whose it is.
+/// A process, as far as it identifies the software.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Process {
-    /// How it was called, word by word.
+    /// The words of its command line.
     words: Vec<String>,
-    /// The file that it runs, where that may be seen.
+    /// The file that it runs, if this process may see it.
     program: Option<String>,
 }
 
@@ -33,7 +33,7 @@ impl Process {
         Self::new(&fs::read(directory.join("cmdline")).ok()?, program)
     }
 
-    /// `None` for threads of the kernel, which were not called by any word.
+    /// Makes a process from its command line; `None` for threads of the kernel, which have none.
     pub(super) fn new(command_line: &[u8], program: Option<String>) -> Option<Self> {
         let words: Vec<String> = command_line
             .split(|byte| *byte == 0)
@@ -43,16 +43,16 @@ impl Process {
         is_called.then_some(Self { words, program })
     }
 
-    /// What it is called, and what its file is called: a container's entry point may be a link.
+    /// Returns its name and that of its file, which differ if a container's entry point is a link.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        // The file may have been replaced since.
+        // The kernel marks a file that was replaced since.
         let program = self.program.as_deref();
         let program = program.map(|path| path.strip_suffix(" (deleted)").unwrap_or(path));
         let called = self.words.first().map(String::as_str);
         [called, program].into_iter().flatten().map(last_part)
     }
 
-    /// What follows its name.
+    /// Returns the words after its name.
     pub(super) fn arguments(&self) -> impl Iterator<Item = &str> {
         self.words.iter().skip(1).map(String::as_str)
     }
@@ -62,12 +62,12 @@ fn last_part(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// Whether processes of the whole node are seen: not in a container without hostPID.
+/// Reports whether all processes of the node are visible, as they are not in a container without hostPID.
 pub(super) fn sees_all() -> bool {
     fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_PID_NAMESPACE)
 }
 
-/// All that are seen here.
+/// Returns all visible processes.
 pub(super) fn all() -> Vec<Process> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     entries
@@ -82,7 +82,7 @@ pub(super) fn all() -> Vec<Process> {
         .collect()
 }
 
-/// Runtimes whose pods' connections no cgroup hook of the node sees.
+/// Finds runtimes whose pods' connections pass no cgroup hook of the node.
 pub(super) fn sandboxes() -> Vec<Finding> {
     const CHECK: &str = "runtimes";
     if !sees_all() {
@@ -109,7 +109,7 @@ pub(super) fn sandboxes() -> Vec<Finding> {
     )]
 }
 
-/// The runtime that a process is of.
+/// Returns the runtime of a process.
 fn sandbox(process: &Process) -> Option<&'static str> {
     let of = |name: &str| SANDBOXES.iter().find(|(process, _)| name.starts_with(process));
     process.names().find_map(of).map(|(_, runtime)| *runtime)

@@ -1,4 +1,4 @@
-//! Connections that the agent of this node has refused, or that did not reach it.
+//! Reports connections that the agent of this node has refused, or that did not reach it.
 
 use std::path::Path;
 
@@ -8,7 +8,7 @@ use crate::status::RefusedLine;
 
 const CHECK: &str = "connections";
 
-/// Asks the agent that runs here. Without one there is nothing to say.
+/// Asks the agent of this node. Without an agent there is no finding.
 pub(super) fn examine(runtime_dir: &Path) -> Vec<Finding> {
     asking::status(runtime_dir).map_or_else(|_| Vec::new(), |status| findings(&status.refused))
 }

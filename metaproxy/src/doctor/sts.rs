@@ -1,4 +1,4 @@
-//! STS, and the roles that the node may assume, or may not.
+//! Checks STS, and which roles the node may assume.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use crate::explain::{CredentialsLine, Verdict};
 use crate::imds::upstream::Upstream;
 use crate::roles::{BaseArn, Principal, RoleArn, RoleId, SessionShape, SessionTags};
 
-/// STS, as the node, and a role as a trial; and who the node is to it.
+/// Calls STS with the node's credentials, tries to assume a role, and returns the node's identity.
 pub(super) async fn examine(examination: &Examination) -> (Option<String>, Vec<Finding>) {
     const CHECK: &str = "STS";
     let sts = match Sts::connect(&examination.sts, &NetworkEnv::read()).await {
@@ -39,8 +39,8 @@ pub(super) async fn examine(examination: &Examination) -> (Option<String>, Vec<F
     (identity.ok(), findings)
 }
 
-/// Tries whether the node's own role may assume itself. Then IAM does not stand against a pod that asks for it, and only
-/// the agent's own refusal does. No finding if the node's credentials are no role's, or STS does not answer.
+/// Tries whether the node's own role may assume itself. If it may, only the agent keeps it from pods, and IAM does not.
+/// There is no finding if the node's credentials are not those of a role, or STS does not answer.
 async fn trusts_itself(sts: &Sts, examination: &Examination, arn: &str) -> Option<Finding> {
     const CHECK: &str = "own role";
     RoleId::of_session(arn)?;
@@ -84,7 +84,7 @@ fn own_role_arns(session: &str, profile: Option<&str>) -> Vec<RoleArn> {
         .collect()
 }
 
-/// What is in the way of assuming a role.
+/// Reports why a role cannot be assumed.
 const ADVICE: &str = "the role's trust policy must name the node's role as a principal (or that of --assume-role-arn), whose own \
                       policy must allow sts:AssumeRole of it";
 
@@ -112,13 +112,13 @@ async fn tried(sts: Sts, examination: &Examination, role: &RoleArn) -> Finding {
 
 const CHECK: &str = "pods' roles";
 
-/// The pods' roles, as the agent that runs here has fared with them.
+/// Reports for which pods' roles the agent of this node has no session.
 pub(super) fn pods_roles(examination: &Examination) -> Vec<Finding> {
     let Ok(pods) = asking::explain(&examination.runtime_dir, None) else {
         return Vec::new();
     };
     let asked = pods.iter().filter_map(|one| {
-        // What is refused without asking STS is `explain`'s to tell.
+        // Refusals that need no call to STS are left to `explain`.
         Some((one.role.as_deref()?, one.pod.as_str(), one.credentials.as_ref()?))
     });
     let mut findings = fared(asked);
@@ -134,7 +134,7 @@ pub(super) fn pods_roles(examination: &Examination) -> Vec<Finding> {
     findings
 }
 
-/// Pods that are answered 503 as the agent lacks what decides about their roles, each with what it lacks.
+/// Reports pods that get 503 because the agent does not know yet what decides about their roles.
 fn not_decided(waiting: &[(&str, &str)]) -> Option<Finding> {
     let (pod, because) = waiting.first()?;
     let more = match waiting.len() - 1 {
@@ -150,7 +150,7 @@ fn not_decided(waiting: &[(&str, &str)]) -> Option<Finding> {
     ))
 }
 
-/// By role, pod, and what there is of its session: of each role one that STS has given no session, or will not renew.
+/// Picks, for each role, one pod for which STS has given no session or renews none.
 fn fared<'a>(asked: impl Iterator<Item = (&'a str, &'a str, &'a CredentialsLine)>) -> Vec<Finding> {
     let (mut given, mut failing) = (BTreeSet::new(), BTreeMap::new());
     for (role, pod, credentials) in asked {

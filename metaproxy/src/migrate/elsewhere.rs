@@ -74,7 +74,7 @@ fn of_object(of: &str, object: &Value) -> Option<String> {
     }
 }
 
-/// Finds a manifest in the text of a ConfigMap.
+/// Names the command that reads a manifest from the text of a ConfigMap.
 fn of_data(of: &str, kind: &str, name: &str, namespace: &str, object: &Value) -> String {
     let data = object["data"].as_object();
     let has_it = |value: &Value| value.as_str().is_some_and(|text| text.contains(of));

@@ -168,8 +168,8 @@ fn is_of_server(flags: &[Flag], workloads: &[Workload]) -> bool {
         || workloads.iter().any(|workload| workload.is_part("server"))
 }
 
-/// Returns kiam's prefix of role names, if its flags have one. The last of several counts, and a prefix that kiam finds out
-/// itself counts more.
+/// Returns kiam's prefix of role names, if its flags have one. The last of several counts. `None` if kiam finds the prefix
+/// out itself, because kiam prefers that to the flag.
 fn base(flags: &[Flag]) -> Option<&str> {
     let finds_out = |flag: &Flag| flag.name == "role-base-arn-autodetect" && flag.is_on();
     let named = flags.iter().rfind(|flag| flag.name == "role-base-arn");

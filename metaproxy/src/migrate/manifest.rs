@@ -155,8 +155,8 @@ fn command_line(container: &Value) -> Result<Vec<String>, String> {
     Ok(words)
 }
 
-/// Returns kind, namespace and name of the object's controller. The copy of a static pod is owned by its node, which is not
-/// a controller.
+/// Returns kind, namespace and name of the object's owner. A node does not count: it owns the copy of a static pod, which
+/// nothing else in a manifest describes.
 pub fn maker(object: &Value) -> Option<(&str, &str, &str)> {
     let metadata = &object["metadata"];
     let owners = metadata["ownerReferences"].as_array()?;

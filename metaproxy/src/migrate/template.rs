@@ -54,7 +54,7 @@ use Field::{Left, Read, Same};
 const OWN_SECURITY: &str = "the chart has what the agent needs (`hardened` for less)";
 const OWN_PROBES: &str = "the chart has probes of its own";
 
-/// Says how a field of a pod's spec is treated.
+/// The fields of a pod's spec, and how each is treated.
 const POD: &[(&str, Field)] = &[
     ("affinity", Read),
     ("containers", Read),
@@ -105,7 +105,7 @@ const POD: &[(&str, Field)] = &[
     ),
 ];
 
-/// Says how a field of a container is treated.
+/// The fields of a container, and how each is treated.
 const CONTAINER: &[(&str, Field)] = &[
     ("args", Read),
     ("command", Read),

@@ -29,7 +29,7 @@ impl std::fmt::Display for Version {
     }
 }
 
-/// Lists the differences that pods see, with every version.
+/// The differences that pods see with every version.
 pub const FOR_EVERY_POD: [(&str, &str); 2] = [
     (
         "IMDSv1",
@@ -43,7 +43,7 @@ pub const FOR_EVERY_POD: [(&str, &str); 2] = [
     ),
 ];
 
-/// Notes that kube2iam, and kiam before version 3, passed on every other path.
+/// A difference to kube2iam, and to kiam before version 3, which passed on every other path.
 pub const PASSED_ALL: (&str, &str) = (
     "the node's metadata",
     "{of} passed on every path but security-credentials, user-data among them. Here pods get a list of harmless paths \
