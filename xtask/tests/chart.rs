@@ -255,6 +255,30 @@ fn values_that_do_not_go_together_are_refused_with_a_sentence() {
     }
 }
 
+#[test]
+fn alerts_lead_to_the_runbook_by_the_base_url_or_by_its_path() {
+    let Some(program) = tool("kubernetes/helm") else {
+        return;
+    };
+    let rules = fs::read_to_string(root().join(CHART).join("alerts.yaml")).unwrap();
+    let alerts = rules.matches("- alert: ").count();
+    assert!(alerts > 10, "{alerts}");
+    for (flags, prefix) in [
+        ("", ""),
+        (
+            ",prometheusRule.runbookBaseUrl=https://git.example.com/a/",
+            "https://git.example.com/a/",
+        ),
+    ] {
+        let flags = format!("namespacePolicy=off,prometheusRule.enabled=true{flags}");
+        let text = template(&program, "1.30", &["--set", &flags]).unwrap();
+        let runbook = format!("runbook_url: {prefix}deploy/docs/operations.md#");
+        assert_eq!(text.matches(&runbook).count(), alerts, "{flags}: {text}");
+    }
+    let text = template(&program, "1.30", &["--set", "namespacePolicy=off"]).unwrap();
+    assert!(!text.contains("PrometheusRule"), "{text}");
+}
+
 /// As `deploy/docs/iam.md` tells under "Session tags".
 #[test]
 fn the_tags_of_eks_pod_identity_are_given_with_the_clusters_arn() {
@@ -645,11 +669,11 @@ fn the_pod_takes_no_port_of_the_node_and_its_probes_need_none() {
     };
     for values in value_sets() {
         let text = template(&program, "1.30", &["--values", values.to_str().unwrap()]).unwrap();
-        assert!(
-            !text.contains("ports:") && !text.contains("hostPort"),
-            "{}",
-            values.display()
-        );
+        let takes_port = |line: &str| {
+            let key = line.trim_start_matches([' ', '-']);
+            key.starts_with("ports:") || key.starts_with("hostPort:")
+        };
+        assert!(!text.lines().any(takes_port), "{}", values.display());
         let guards = text.matches("- guard\n").count();
         assert_eq!(
             text.matches("command: [/metaproxy, probe, ").count(),

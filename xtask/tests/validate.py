@@ -8,7 +8,7 @@ import yaml
 from kubernetes_validate.utils import SchemaNotFoundError
 
 # No schema of Kubernetes' own.
-FOREIGN = {("monitoring.coreos.com/v1", "PodMonitor")}
+FOREIGN = {("monitoring.coreos.com/v1", "PodMonitor"), ("monitoring.coreos.com/v1", "PrometheusRule")}
 
 
 class Strict(yaml.SafeLoader):

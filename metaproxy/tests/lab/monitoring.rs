@@ -59,7 +59,10 @@ fn prometheus(node: &Node) -> Prometheus {
         "global: {{ scrape_interval: {0}s, evaluation_interval: {0}s }}\nrule_files: [{1}]\nscrape_configs:\n\
          - {{ job_name: metaproxy, static_configs: [{{ targets: ['{ADMIN}'] }}] }}\n",
         SCRAPE_INTERVAL.as_secs(),
-        deploy("alerts/metaproxy.yaml").canonicalize().unwrap().display()
+        deploy("helm/metaproxy/alerts.yaml")
+            .canonicalize()
+            .unwrap()
+            .display()
     );
     fs::write(&config, text).unwrap();
     let mut command = node.host_command("prometheus");

@@ -11,7 +11,7 @@ pub fn deploy(path: &str) -> PathBuf {
 
 /// The alerting rules.
 pub fn alert_rules() -> Vec<Value> {
-    let text = fs::read_to_string(deploy("alerts/metaproxy.yaml")).unwrap();
+    let text = fs::read_to_string(deploy("helm/metaproxy/alerts.yaml")).unwrap();
     let rules: Value = serde_yaml_ng::from_str(&text).unwrap();
     let groups = rules["groups"].as_array().unwrap();
     let rules = groups.iter().flat_map(|group| group["rules"].as_array().unwrap());

@@ -1,10 +1,12 @@
 //! What documents tell people to type is what the programs take, and what they tell them to write is what those read. Every block
 //! of every document is looked at: one of a kind that nothing here knows how to check is a failure.
 
+mod changelog;
 mod commands;
 mod configuration;
 mod generated;
 mod links;
+mod paths;
 mod reasons;
 mod text;
 
