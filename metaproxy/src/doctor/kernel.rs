@@ -1,4 +1,4 @@
-//! The kernel, the cgroups, and the hooks: by trying them.
+//! Checks the kernel, the cgroups and the hooks by trying them.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use crate::intercept::kernel;
 use crate::intercept::object::ProgramsError;
 use crate::intercept::programs::Programs;
 
-/// Capabilities and what they are for (linux/capability.h; `CAP_BPF` and `CAP_PERFMON` since Linux 5.8).
+/// The capabilities of the agent and their purpose (linux/capability.h; `CAP_BPF` and `CAP_PERFMON` since Linux 5.8).
 const CAPABILITIES: [(u32, &str, &str); 4] = [
     (39, "BPF", "to load the programs"),
     (38, "PERFMON", "for the verifier to take their pointers"),
@@ -53,7 +53,7 @@ fn version() -> Finding {
     }
 }
 
-/// Of [`CAPABILITIES`], those that are not effective.
+/// Returns those of [`CAPABILITIES`] that are not effective.
 fn missing_capabilities(status: &str) -> Vec<(&'static str, &'static str)> {
     let effective = status
         .lines()
@@ -63,7 +63,7 @@ fn missing_capabilities(status: &str) -> Vec<(&'static str, &'static str)> {
     let has = |bit: u32| effective >> bit & 1 == 1;
     CAPABILITIES
         .iter()
-        // What the first two stand for was a part of this one.
+        // CAP_BPF and CAP_PERFMON were split off CAP_SYS_ADMIN.
         .filter(|(bit, ..)| !(has(*bit) || *bit >= 38 && has(SYS_ADMIN)))
         .map(|(_, name, why)| (*name, *why))
         .collect()
@@ -88,7 +88,7 @@ fn capabilities(missing: &[(&str, &str)]) -> Finding {
 
 /// The cgroup to which programs are attached on trial.
 struct TrialCgroup {
-    /// The pods' cgroup, or the mount where that is not there.
+    /// The pods' cgroup, or the mount if that does not exist.
     dir: PathBuf,
     root: PathBuf,
 }
@@ -102,7 +102,7 @@ fn pods_cgroup(examination: &Examination) -> (Finding, Option<TrialCgroup>) {
         Err(error) => return (problem(error), None),
     };
     let place = |dir: &Path| {
-        // The same tree may be mounted in several places.
+        // The same tree may be mounted at several paths.
         let root = locator.roots().iter().find(|root| dir.starts_with(root));
         Some(TrialCgroup {
             dir: dir.to_owned(),
@@ -145,21 +145,21 @@ fn pods_cgroup(examination: &Examination) -> (Finding, Option<TrialCgroup>) {
     }
 }
 
-/// The id of the pods' cgroup, if it is there.
+/// Returns the id of the pods' cgroup, if it exists.
 pub(super) fn pods_cgroup_id(examination: &Examination) -> Option<u64> {
     let told = examination.cgroup.clone().or_else(|| of_agent(examination));
     let locator = Locator::new(examination.cgroup_root.as_deref(), told.as_deref()).ok()?;
     Some(locator.locate().ok()??.id())
 }
 
-/// The one that an agent that runs has found, if it is seen at the same place from here; unless this command is told where to look.
+/// Returns the cgroup that a running agent has found, if this process sees it at the same path. Flags come first.
 fn of_agent(examination: &Examination) -> Option<PathBuf> {
     let status = asking::status(&examination.runtime_dir).ok()?;
     let found = PathBuf::from(status.cgroup?);
     (examination.cgroup_root.is_none() && found.is_dir()).then_some(found)
 }
 
-/// A pod's cgroup is made later than the one above it, and ids grow.
+/// Checks that ids of cgroups fit into the option. A pod's cgroup is made after the pods' cgroup, and ids grow.
 fn cgroup_ids(place: &TrialCgroup) -> Finding {
     use std::os::unix::fs::MetadataExt as _;
     const CHECK: &str = "cgroup ids";
@@ -177,7 +177,8 @@ fn cgroup_ids(place: &TrialCgroup) -> Finding {
     Finding::ok(CHECK, "they fit into the 40 bits in which a caller is carried")
 }
 
-/// Where the agent verifies callers, if this command runs in its container: nothing is attached there that keeps it out.
+/// Checks that no program at the cgroup of this process keeps the agent's listener program out. It is the agent's cgroup if
+/// this command runs in its container.
 fn own_cgroup(root: &Path) -> Option<Finding> {
     const CHECK: &str = "own cgroup";
     match OwnCgroup::find(&[root.to_owned()]) {
@@ -204,7 +205,7 @@ fn advice(error: &CgroupError) -> &'static str {
     }
 }
 
-/// A cgroup of our own below the pods', which is removed with it.
+/// A cgroup below the pods' cgroup for trials, which is removed when this is dropped.
 struct Trial(PathBuf);
 
 impl Trial {
@@ -223,11 +224,11 @@ impl Drop for Trial {
     }
 }
 
-/// Loads and attaches what redirects and what guards, where no process is.
+/// Loads and attaches the programs of agent and guard to a cgroup without processes.
 fn hooks(place: &TrialCgroup, runtime_dir: &Path) -> Vec<Finding> {
     let (trial, dir) = match Trial::new(&place.dir) {
         Ok(trial) => trial,
-        // A container sees them read-only; whoever is attached already needs no trial.
+        // A container sees cgroups read-only, and needs no trial if programs are attached already.
         Err(_) if is_attached(runtime_dir) => {
             return vec![Finding::ok("hooks", "attached by the agent that runs here")];
         }
@@ -306,7 +307,7 @@ mod tests {
     fn capabilities_that_are_missing_are_named() {
         let of = |mask: &str| missing_capabilities(&format!("Name:\tx\nCapEff:\t{mask}\nCapBnd:\t0\n"));
         assert!(of("000001ffffffffff").is_empty());
-        // What the hardened chart gives.
+        // The capabilities are those of the hardened chart.
         assert!(of("000000c000001004").is_empty());
         let names: Vec<_> = of("0000000000001000").iter().map(|(name, _)| *name).collect();
         assert_eq!(names, ["BPF", "PERFMON", "DAC_READ_SEARCH"]);

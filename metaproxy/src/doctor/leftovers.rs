@@ -1,9 +1,9 @@
-//! What kube2iam, kiam and the EKS Pod Identity agent leave behind when they are gone: rules that send the metadata
-//! service's connections to a port where nobody listens any more, and an interface.
+//! Finds what kube2iam, kiam and the EKS Pod Identity agent leave on a node: rules that send connections for the metadata
+//! service to a port without a listener, and an interface.
 //!
-//! Rules are read and removed by iptables' own tools, as only they know how they wrote them. Only what looks exactly as
-//! those three make it is named, and only what nobody seems to use is removed: no daemon of theirs runs, none of their pods
-//! is on the node, nothing listens where it leads, now and some seconds later.
+//! Rules are read and removed by iptables' own tools, because only those know how they store rules. A rule is named only if
+//! it is exactly as one of the three writes it. It is removed only if it seems unused, now and some seconds later: their
+//! daemon does not run, none of their pods is on the node, and its port has no listener.
 
 mod netlink;
 mod rules;
@@ -24,45 +24,45 @@ use super::Finding;
 /// The time between the two checks before anything is removed, because a daemon may be restarting.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// Of the EKS Pod Identity agent, with its addresses (its configuration package).
+/// The interface of the EKS Pod Identity agent, with its addresses (its configuration package).
 const POD_IDENTITY_LINK: &str = "pod-id-link0";
 const POD_IDENTITY_IPS: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
 ];
 
-/// Something that nobody needs any more.
+/// Something that other software left and that is not needed any more.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
-    /// In words.
+    /// The description.
     pub what: String,
-    /// Program and arguments that remove it.
+    /// The program and arguments that remove it.
     pub removal: Vec<String>,
-    /// Whether whoever made it is still there.
+    /// Whether it is still in use.
     pub used: Used,
 }
 
 /// Whether something is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Used {
-    /// Nobody who makes such things is here, and nobody listens where it leads.
+    /// The software that makes it is not here, and its port has no listener.
     No,
-    /// By this one.
+    /// The software that makes it is here.
     By(&'static str),
-    /// Whoever made it, this one listens where it leads.
+    /// A process listens at its port.
     PortOf(String),
-    /// That can't be told from this container, which does not see the node's processes.
+    /// It cannot be known from this container, which does not see the node's processes.
     Unknown,
 }
 
 impl Leftover {
-    /// The command as one would type it.
+    /// Returns the command as it is typed in a shell.
     pub fn command(&self) -> String {
         let words = self.removal.iter().map(String::as_str);
         shlex::try_join(words).unwrap_or_else(|_| self.removal.join(" "))
     }
 
-    /// Why it must stay, where it must.
+    /// Returns the reason why it must stay, if it must.
     pub fn is_kept(&self) -> Option<String> {
         match &self.used {
             Used::No => None,
@@ -81,7 +81,7 @@ impl Leftover {
     /// Removes it.
     ///
     /// # Errors
-    /// What the program says.
+    /// If the program fails; the error has its output.
     pub fn remove(&self) -> Result<(), String> {
         let (program, arguments) = self.removal.split_first().ok_or("no command")?;
         let output = Command::new(program)
@@ -95,17 +95,17 @@ impl Leftover {
     }
 }
 
-/// What was found, and what could not be looked at.
+/// The leftovers of a node, and what could not be examined.
 #[derive(Debug, Default)]
 pub struct Found {
-    /// What was found.
+    /// The leftovers.
     pub leftovers: Vec<Leftover>,
-    /// What could not be looked at, and why not.
+    /// What could not be examined, and the reasons.
     pub unseen: Vec<String>,
 }
 
 impl Found {
-    /// Looks once more, a while later. What is used by now, or was, counts as used; what is gone is gone.
+    /// Examines the node again after [`RECHECK_INTERVAL`]. What is in use in either examination counts as used.
     pub fn again(self) -> Self {
         std::thread::sleep(RECHECK_INTERVAL);
         self.confirmed_by(find())
@@ -113,14 +113,14 @@ impl Found {
 
     fn confirmed_by(mut self, mut later: Self) -> Self {
         for one in &mut later.leftovers {
-            // Each of the first look confirms one of the second.
+            // Each leftover of the first examination confirms one of the second.
             let before = self
                 .leftovers
                 .iter()
                 .position(|before| before.removal == one.removal);
             let before = before.map(|index| self.leftovers.swap_remove(index).used);
             if one.used == Used::No {
-                // What has just been made is in use by somebody.
+                // What was made in between is in use.
                 one.used = before.unwrap_or(Used::PortOf("somebody who has just made it".to_owned()));
             }
         }
@@ -167,7 +167,7 @@ fn leftover(rule: Rule, change: &str, usage: &NodeUsage) -> Leftover {
     }
 }
 
-/// One that has an address of theirs; another one of that name is not known.
+/// Finds the interface by name and address, because other software may use the name.
 fn has_pod_identity_link() -> bool {
     let addresses = getifaddrs().into_iter().flatten();
     addresses
@@ -180,7 +180,7 @@ fn has_pod_identity_link() -> bool {
         .any(|address| POD_IDENTITY_IPS.contains(&address))
 }
 
-/// How to run it where the tools are, in words.
+/// Says how to run the command on the node, which has the tools.
 pub(crate) const ON_THE_NODE: &str = "install iptables, or run it as root on the node itself; where only the agent's container \
      has this program, the node runs it as `/proc/$(pidof -s metaproxy)/exe doctor`";
 

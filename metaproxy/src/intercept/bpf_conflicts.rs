@@ -1,4 +1,7 @@
-//! Who else is attached at our hooks.
+//! Finds programs of other software at the hooks where metaproxy attaches.
+//!
+//! The queries are made here and not by aya, whose queries open each program, which needs CAP_SYS_ADMIN: the agent has to
+//! find a conflict without it.
 
 use std::fmt;
 use std::fs::File;
@@ -11,24 +14,24 @@ use metaproxy_common::names;
 use super::inspect::program_name;
 use super::link::{Hook, TCX_EGRESS};
 
-/// Commands of bpf(2).
+// Commands of bpf(2).
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_PROG_QUERY: libc::c_long = 16;
 
-/// Those that run for a cgroup, in their order: its own, then those of the cgroups above it (`compute_effective_progs`,
-/// kernel/bpf/cgroup.c), but for those that want to go first (`BPF_F_PREORDER`, Linux 6.15).
+/// Asks for the programs that run for a cgroup, in their order: its own, then those of the cgroups above it
+/// (`compute_effective_progs`, kernel/bpf/cgroup.c), except that those with `BPF_F_PREORDER` (Linux 6.15) run first.
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
-/// Those of the cgroup itself.
+/// Asks for the programs of the cgroup itself.
 const ITS_OWN: u32 = 0;
 
 const BPF_F_ALLOW_OVERRIDE: u32 = 1;
 const BPF_F_ALLOW_MULTI: u32 = 2;
 
-/// More than anybody attaches to one cgroup (`BPF_CGROUP_MAX_PROGS`, kernel/bpf/cgroup.c) or interface
-/// (`BPF_MPROG_MAX`, include/linux/bpf_mprog.h); a few times that on the way up to the root.
+/// How many programs a query returns. One cgroup (`BPF_CGROUP_MAX_PROGS`, kernel/bpf/cgroup.c) or interface
+/// (`BPF_MPROG_MAX`, include/linux/bpf_mprog.h) has at most 64, and a cgroup inherits those above it.
 const MAX_PROGRAMS: usize = 256;
 
-/// Those that we attach at.
+/// The hooks where the agent attaches, with bpftool's names.
 const HOOKS: [(Hook, &str); 5] = [
     (Hook::SockOps, "cgroup_sock_ops"),
     (Hook::Connect4, "cgroup_inet4_connect"),
@@ -37,25 +40,25 @@ const HOOKS: [(Hook, &str); 5] = [
     (Hook::Getpeername6, "cgroup_inet6_getpeername"),
 ];
 
-/// A program at one of our hooks.
+/// A program at one of these hooks, metaproxy's own too.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachedProgram {
-    /// Where.
+    /// The cgroup.
     pub cgroup: PathBuf,
-    /// At which hook.
+    /// The hook.
     pub hook: Hook,
-    /// Which.
+    /// The program.
     pub program: Program,
-    /// Those of its attachment.
+    /// The flags of its attachment.
     flags: u32,
 }
 
 /// A program in the kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Program {
-    /// Its id.
+    /// The id.
     pub id: u32,
-    /// Its name; none where that may not be asked.
+    /// The name; `None` if this process may not read it.
     pub name: Option<String>,
 }
 
@@ -64,7 +67,7 @@ impl Program {
         Self { id, name: name(id) }
     }
 
-    /// Whether it is one of ours, of whichever process.
+    /// Reports whether it is a program of metaproxy, of any process.
     pub fn is_ours(&self) -> bool {
         self.name
             .as_ref()
@@ -82,7 +85,7 @@ impl fmt::Display for Program {
 }
 
 impl AttachedProgram {
-    /// Whether ours can't be attached to a cgroup for it (`hierarchy_allows_attach` and the comparison of flags in
+    /// Reports whether it keeps metaproxy's from being attached to a cgroup (`hierarchy_allows_attach` and the comparison of flags in
     /// `__cgroup_bpf_attach`, kernel/bpf/cgroup.c).
     pub fn blocks(&self, pods: &Path) -> bool {
         match self.flags & (BPF_F_ALLOW_OVERRIDE | BPF_F_ALLOW_MULTI) {
@@ -92,7 +95,7 @@ impl AttachedProgram {
         }
     }
 
-    /// The hook, as bpftool calls it.
+    /// Returns bpftool's name of the hook.
     pub fn hook_name(&self) -> &'static str {
         let known = HOOKS.iter().find(|(hook, _)| *hook == self.hook);
         known.map_or("", |(_, name)| name)
@@ -106,10 +109,10 @@ impl fmt::Display for AttachedProgram {
     }
 }
 
-/// All that are attached to a cgroup, and to those above it up to the root of the tree.
+/// Lists the programs of a cgroup, and of those above it up to the root of the tree.
 ///
 /// # Errors
-/// EPERM without `CAP_NET_ADMIN`; those of opening the cgroups.
+/// EPERM without `CAP_NET_ADMIN`, or the error of opening a cgroup.
 pub fn up_to(cgroup: &Path, root: &Path) -> io::Result<Vec<AttachedProgram>> {
     let mut found = Vec::new();
     for dir in cgroup.ancestors().take_while(|dir| dir.starts_with(root)) {
@@ -132,8 +135,8 @@ fn at(dir: &Path, hook: Hook) -> io::Result<Vec<AttachedProgram>> {
     Ok(programs.map(attached).collect())
 }
 
-/// The programs at one of our hooks that a connection of a pod meets before it meets ours, by where they are attached:
-/// earlier at the pods' cgroup, below it, or above it and wanting to go first. None where ours are not attached.
+/// Lists the programs that run before metaproxy's for a connection of a pod: those attached earlier at the pods' cgroup,
+/// below it, or above it with `BPF_F_PREORDER`. There are none while metaproxy's are not attached.
 ///
 /// # Errors
 /// As [`up_to`].
@@ -158,7 +161,7 @@ pub fn before_ours(pods: &Path, attached: &[AttachedProgram]) -> io::Result<Vec<
     Ok(found)
 }
 
-/// At cgroups below one, whose programs run first. Those that go away meanwhile have none any more.
+/// Lists the programs of the cgroups below one, which run first. A cgroup that is removed meanwhile has none.
 fn below(dir: &Path, hook: Hook) -> Vec<AttachedProgram> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries
@@ -172,13 +175,13 @@ fn below(dir: &Path, hook: Hook) -> Vec<AttachedProgram> {
         .collect()
 }
 
-/// The programs at the egress of the interfaces of this network namespace that a packet meets before it meets the guard's,
-/// by the interface's name.
+/// Lists the programs at the egress of this network namespace's interfaces that run before the guard's, each with the
+/// interface's name.
 pub fn before_the_guard() -> Vec<(String, Program)> {
     let interfaces = nix::net::if_::if_nameindex();
     let mut found = Vec::new();
     for interface in interfaces.iter().flat_map(|list| list.iter()) {
-        // Before Linux 6.6 there are none, and no guard there either.
+        // Before Linux 6.6 there is no tcx, and so neither programs nor a guard.
         let Ok((ids, _)) = query(interface.index(), TCX_EGRESS, ITS_OWN) else {
             continue;
         };
@@ -195,7 +198,7 @@ pub fn before_the_guard() -> Vec<(String, Program)> {
     found
 }
 
-/// The part of `union bpf_attr` that `BPF_PROG_QUERY` uses.
+/// Mirrors the part of `union bpf_attr` that `BPF_PROG_QUERY` uses.
 #[repr(C)]
 #[derive(Default)]
 struct Query {
@@ -208,7 +211,7 @@ struct Query {
     pad: u32,
 }
 
-/// Ids in the order of their turn, and the flags that they are attached with.
+/// Returns program ids in the order in which they run, and the flags of their attachment.
 fn query(target: u32, attach_type: u32, query_flags: u32) -> io::Result<(Vec<u32>, u32)> {
     let mut ids = [0_u32; MAX_PROGRAMS];
     let mut query = Query {
@@ -243,7 +246,7 @@ fn name(id: u32) -> Option<String> {
 }
 
 fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<i32> {
-    // SAFETY: the attributes live through the call and are as long as said; so does what they point to.
+    // SAFETY: the attributes and what they point to live through the call and have the given length.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

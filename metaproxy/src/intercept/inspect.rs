@@ -1,34 +1,36 @@
-//! What this process has attached, as the kernel says: read from its own descriptors, which needs no capability.
+//! Lists what this process has attached, by its own descriptors in /proc.
+//!
+//! aya lists links and programs by their ids, which needs CAP_SYS_ADMIN; own descriptors need no capability.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::mem::size_of;
 use std::path::Path;
 
-/// `BPF_OBJ_GET_INFO_BY_FD`
+/// A command of bpf(2).
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 
-/// One attached program.
+/// An attached program.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Attached {
     /// The link's id, as `bpftool link` shows it.
     pub link: u32,
     /// The program's name.
     pub program: String,
-    /// Where it is attached.
+    /// The target of the link.
     pub target: Target,
 }
 
-/// Where a program is attached.
+/// What a program is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// A cgroup, by its id; 0 where it was detached.
+    /// A cgroup, by its id; 0 if the link was detached.
     Cgroup(u64),
-    /// The egress of a network interface, by its index; 0 where it was detached.
+    /// The egress of a network interface, by its index; 0 if the link was detached.
     Interface(u32),
 }
 
-/// All links of this process, in order of their ids.
+/// Lists the links of this process, in the order of their ids.
 pub fn attached() -> Vec<Attached> {
     let mut links = Vec::new();
     let mut programs = BTreeMap::new();
@@ -66,7 +68,7 @@ pub fn attached() -> Vec<Attached> {
     attached
 }
 
-/// Link id, program id and target (`bpf_link_show_fdinfo` and those of its kinds).
+/// Reads link id, program id and target from a link's fdinfo (`bpf_link_show_fdinfo` and those of its kinds).
 fn link(fdinfo: &str) -> Option<(u32, u32, Target)> {
     let cgroup = field(fdinfo, "cgroup_id:").map(Target::Cgroup);
     let target = cgroup.or_else(|| field(fdinfo, "ifindex:").map(Target::Interface))?;
@@ -78,7 +80,7 @@ fn field<T: std::str::FromStr>(fdinfo: &str, name: &str) -> Option<T> {
     value.split_whitespace().next()?.parse().ok()
 }
 
-/// The beginning of `struct bpf_prog_info` (include/uapi/linux/bpf.h), up to its name.
+/// Mirrors the beginning of `struct bpf_prog_info` (include/uapi/linux/bpf.h), up to its name.
 #[repr(C)]
 #[derive(Default)]
 struct ProgramInfo {
@@ -94,7 +96,7 @@ struct ProgramInfo {
     name: [u8; 16],
 }
 
-/// The name of the program that a descriptor of this process is of.
+/// Returns the name of the program of a descriptor of this process.
 pub(super) fn program_name(descriptor: u32) -> Option<String> {
     #[repr(C)]
     struct Attributes {
@@ -108,7 +110,7 @@ pub(super) fn program_name(descriptor: u32) -> Option<String> {
         length: size_of::<ProgramInfo>() as u32,
         info: std::ptr::from_mut(&mut info) as u64,
     };
-    // SAFETY: both structures live through the call and are as long as said; the kernel writes no more than that.
+    // SAFETY: both structures live through the call and have the given lengths, beyond which the kernel does not write.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,

@@ -1,11 +1,11 @@
-//! A program's attachment: a file descriptor of this process, with which it ends, however that happens.
+//! The attachment of a program: a link that ends with a file descriptor of this process, even after SIGKILL.
 
 use std::fs;
 use std::io;
 use std::mem::size_of;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
-/// Where in the kernel a program runs (enum bpf_attach_type, include/uapi/linux/bpf.h).
+/// The hook at which a program runs (enum bpf_attach_type, include/uapi/linux/bpf.h).
 #[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Hook {
@@ -23,13 +23,13 @@ pub enum Hook {
     Getpeername6 = 30,
 }
 
-/// `BPF_TCX_EGRESS`; Linux 6.6.
+/// The attach type `BPF_TCX_EGRESS` (Linux 6.6).
 pub(super) const TCX_EGRESS: u32 = 47;
-/// Before all others, as no other is named.
+/// Attaches a program before all others, because no other is named.
 const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_LINK_CREATE: libc::c_long = 28;
 
-/// The part of `union bpf_attr` that `BPF_LINK_CREATE` reads, as far as cgroup and tcx links need it.
+/// Mirrors the part of `union bpf_attr` that `BPF_LINK_CREATE` reads for cgroup and tcx links.
 #[repr(C)]
 #[derive(Default)]
 struct LinkCreate {
@@ -42,21 +42,21 @@ struct LinkCreate {
     expected_revision: u64,
 }
 
-/// An attached program; dropping detaches it.
+/// An attached program, which is detached on drop.
 ///
-/// Made here and not by aya: its links can't be asked whether they are still attached, and on kernels without links
-/// it falls back to attachments that outlive the process.
+/// Links are made here and not by aya, because aya's cannot be asked whether they are still attached, and aya falls back to
+/// attachments that outlive the process on kernels without links.
 #[derive(Debug)]
 pub struct Link {
     fd: OwnedFd,
 }
 
 impl Link {
-    /// To a cgroup and all below it. A link allows others beside it (kernel/bpf/cgroup.c: links imply
+    /// Attaches a program to a cgroup and all below it. A link allows others beside it (kernel/bpf/cgroup.c: links imply
     /// `BPF_F_ALLOW_MULTI`).
     ///
     /// # Errors
-    /// EPERM where a program is attached there, or above, that allows no second one.
+    /// EPERM if a program there, or above, allows no second one.
     pub fn to_cgroup(program: BorrowedFd<'_>, hook: Hook, cgroup: BorrowedFd<'_>) -> io::Result<Self> {
         Self::create(&LinkCreate {
             program: program.as_raw_fd() as u32,
@@ -66,10 +66,10 @@ impl Link {
         })
     }
 
-    /// To the egress of a network interface of this process's network namespace, first in the chain.
+    /// Attaches a program to the egress of an interface of this network namespace, first in the chain.
     ///
     /// # Errors
-    /// ENODEV where there is no such interface; EINVAL before Linux 6.6.
+    /// ENODEV if there is no such interface; EINVAL before Linux 6.6.
     pub fn to_egress_of(program: BorrowedFd<'_>, interface: u32) -> io::Result<Self> {
         Self::create(&LinkCreate {
             program: program.as_raw_fd() as u32,
@@ -98,10 +98,10 @@ impl Link {
         Ok(Self { fd })
     }
 
-    /// Whether it is attached still: its cgroup or interface may be gone, or somebody may have detached it
-    /// (`BPF_LINK_DETACH`). The descriptor stays open then, and nobody tells.
+    /// Reports whether it is still attached. Its cgroup or interface may be gone, or another process may have detached it
+    /// (`BPF_LINK_DETACH`); the descriptor stays open then, and the kernel sends no notice.
     pub fn is_attached(&self) -> bool {
-        // Where it can't be told, it counts as attached: attaching again and again would be worse.
+        // If that cannot be read, it counts as attached, because attaching again and again would be worse.
         fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))
             .map_or(true, |info| has_target(&info))
     }

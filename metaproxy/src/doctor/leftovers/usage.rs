@@ -1,5 +1,5 @@
-//! Who may still use what looks left over. Where anything speaks for it, it counts as used: a rule too many does no harm
-//! beside an agent, and one too few gives pods the node's credentials.
+//! Decides whether a leftover may still be in use. If there is any sign, it counts as used: a rule too many does no harm
+//! beside an agent, and a rule too few gives pods the node's credentials.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
@@ -10,10 +10,10 @@ use super::Used;
 use crate::doctor::processes::{self, Process};
 use crate::intercept::port;
 
-/// Where the kubelet keeps the logs of each pod that is on the node, as `NAMESPACE_NAME_UID`, whether or not it runs.
+/// The directory in which the kubelet keeps the logs of each pod of the node, as `NAMESPACE_NAME_UID`, running or not.
 const POD_LOGS: &str = "/var/log/pods";
 
-/// Where the EKS Pod Identity agent listens (its configuration package).
+/// The address at which the EKS Pod Identity agent listens (its configuration package).
 const POD_IDENTITY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)), 80);
 
 /// The time limit of a connection to a listener on this node, in any of its network namespaces.
@@ -27,16 +27,16 @@ const KIAM_FLAGS: [&str; 4] = [
     "--no-iptables-remove",
 ];
 
-/// What runs and is on this node.
+/// The processes and pods of this node.
 #[derive(Debug, Default)]
 pub(super) struct NodeUsage {
-    /// `None` where they are not all seen.
+    /// The processes; `None` if not all are visible.
     processes: Option<Vec<Process>>,
-    /// Names of pods.
+    /// The names of pods.
     pods: Vec<String>,
 }
 
-/// Who makes what is left.
+/// The software that makes a leftover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Maker {
     Kube2iam,
@@ -62,7 +62,7 @@ impl Maker {
         }
     }
 
-    /// As their manifests and charts name them: `kube2iam-x2v4k`, `kiam-agent-x2v4k`.
+    /// Recognizes a pod by the names of their manifests and charts: `kube2iam-x2v4k`, `kiam-agent-x2v4k`.
     fn is_pod(self, pod: &str) -> bool {
         let has = |word| pod.split('-').any(|part| part == word);
         match self {
@@ -86,9 +86,9 @@ impl NodeUsage {
         }
     }
 
-    /// Whether a rule is in use that sends connections there.
+    /// Reports whether a rule is in use that sends connections to a target.
     pub(super) fn of_rule(&self, target: SocketAddrV4) -> Used {
-        // Of any address: it may have been another when the rule was made.
+        // A listener at any address counts, because the node's address may have changed since the rule was made.
         match port::listener(target.port(), None) {
             Some(listener) => self.unless_made_by(&RULES, Used::PortOf(listener)),
             None if answers(target) => {
@@ -98,7 +98,7 @@ impl NodeUsage {
         }
     }
 
-    /// Whether the interface is.
+    /// Reports whether the interface of the EKS Pod Identity agent is in use.
     pub(super) fn of_link(&self) -> Used {
         let makers = [Maker::PodIdentity];
         match port::listener(POD_IDENTITY.port(), Some(POD_IDENTITY.ip())) {
@@ -107,7 +107,7 @@ impl NodeUsage {
         }
     }
 
-    /// No, as far as processes are seen.
+    /// Returns `No` if all processes are visible.
     fn seen(&self) -> Used {
         if self.processes.is_some() {
             Used::No
@@ -116,7 +116,7 @@ impl NodeUsage {
         }
     }
 
-    /// By one of these where it is here, or else what else is known.
+    /// Returns the software that is here, or else `otherwise`.
     fn unless_made_by(&self, makers: &[Maker], otherwise: Used) -> Used {
         let runs = |maker: &Maker| self.processes.iter().flatten().any(|process| maker.is(process));
         let is_here = |maker: &Maker| self.pods.iter().any(|pod| maker.is_pod(pod));
@@ -133,7 +133,7 @@ fn answers(target: SocketAddrV4) -> bool {
     TcpStream::connect_timeout(&target.into(), CONNECT_TIMEOUT).is_ok()
 }
 
-/// Pods that are on this node; none where their logs are elsewhere.
+/// Returns the names of this node's pods; none if their logs are in another directory.
 fn pods(logs: &Path) -> Vec<String> {
     let entries = fs::read_dir(logs).into_iter().flatten().flatten();
     entries
@@ -154,7 +154,7 @@ mod tests {
         }
     }
 
-    /// A port of which nobody makes use.
+    /// Returns a port without a listener.
     fn nobody() -> SocketAddrV4 {
         SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1)
     }
