@@ -1,18 +1,18 @@
-//! Which packets a guard may have to drop: a pure decision over the bytes of one.
+//! Matches packets that a guard may have to drop: a pure decision about the bytes of a packet.
 //!
-//! Only the first fragment of a datagram has ports; without it the others are of no use to anybody, and are let be.
-//! What is addressed to a metadata address and can't be read to its ports counts as meant for it.
+//! Only the first fragment of a datagram has ports. Later fragments pass, because a receiver cannot use them without the
+//! first. A packet to a metadata address whose ports cannot be read counts as a match.
 
 use crate::address::{Address, Endpoint, Port};
 use crate::target::Targets;
 
-/// The bytes of a packet, wherever the kernel keeps them.
+/// Reads the bytes of a packet, in kernel memory or on the host.
 pub trait Bytes {
-    /// Fills `into` from this offset; `false` where the packet ends before that.
+    /// Fills `into` from an offset; `false` if the packet ends before that.
     fn load<const N: usize>(&self, at: u32, into: &mut [u8; N]) -> bool;
 }
 
-/// What a packet begins with.
+/// The header with which a packet begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkLayer {
     /// An Ethernet header, and perhaps VLAN tags.
@@ -21,16 +21,17 @@ pub enum LinkLayer {
     Ip,
 }
 
-/// What a packet is to the targets. A plain struct, as [`Found`](crate::target::Found) is.
+/// The result of matching a packet with the targets. A plain struct, for the reason given at
+/// [`Found`](crate::target::Found).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketMatch {
-    /// Whether it is TCP to one of them, for all that can be told.
+    /// Whether it is TCP to a target, as far as its headers can be read.
     pub hit: bool,
-    /// Where its IP header begins.
+    /// The offset of the IP header.
     pub ip: u32,
-    /// Whether that is IPv6.
+    /// Whether the IP header is IPv6.
     pub is_v6: bool,
-    /// Where its TCP header link_layer; 0 where there is none to be read.
+    /// The offset of the TCP header; 0 if it cannot be read.
     pub tcp: u32,
 }
 
@@ -50,7 +51,7 @@ const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
-/// An outer and an inner tag (IEEE 802.1ad).
+/// The VLAN tags of a frame: an outer and an inner one (IEEE 802.1ad).
 const MAX_TAGS: u32 = 2;
 
 // include/uapi/linux/in.h, include/uapi/linux/in6.h
@@ -60,10 +61,10 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
-/// RFC 8200 recommends each at most once (destination options twice), which makes six.
+/// The extension headers that are read. RFC 8200 recommends each at most once (destination options twice), which makes six.
 const MAX_EXTENSIONS: u32 = 8;
 
-/// Whether a packet is TCP to one of the targets.
+/// Matches a packet with the targets.
 #[inline(always)]
 pub fn match_packet<B: Bytes>(bytes: &B, link_layer: LinkLayer, targets: &Targets) -> PacketMatch {
     match link_layer {
@@ -93,7 +94,7 @@ pub fn match_packet<B: Bytes>(bytes: &B, link_layer: LinkLayer, targets: &Target
     }
 }
 
-/// Two bytes in network byte order; 0 where there are none.
+/// Reads two bytes in network byte order; 0 if the packet ends before them.
 #[inline(always)]
 fn word<B: Bytes>(bytes: &B, at: u32) -> u16 {
     let mut word = [0; 2];
@@ -101,7 +102,7 @@ fn word<B: Bytes>(bytes: &B, at: u32) -> u16 {
     u16::from_be_bytes(word)
 }
 
-/// RFC 791.
+/// Matches an IPv4 packet (RFC 791).
 #[inline(always)]
 fn ipv4<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> PacketMatch {
     let mut destination = [0; 4];
@@ -125,7 +126,7 @@ fn ipv4<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> PacketMatch {
     }
 }
 
-/// RFC 8200.
+/// Matches an IPv6 packet (RFC 8200).
 #[inline(always)]
 fn ipv6<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> PacketMatch {
     let mut destination = [0; 16];
@@ -186,7 +187,7 @@ fn ipv6<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> PacketMatch {
             }
             at += 8;
         } else if kind == AUTHENTICATION {
-            // RFC 4302: in words of four bytes, less two.
+            // RFC 4302 gives the length in words of four bytes, less two.
             at += (length + 2) * 4;
         } else {
             at += (length + 1) * 8;
@@ -197,7 +198,7 @@ fn ipv6<B: Bytes>(bytes: &B, at: u32, targets: &Targets) -> PacketMatch {
     unreadable
 }
 
-/// By the destination port of a TCP header; one that can't be read counts as a target's.
+/// Matches the destination port of a TCP header. A port that cannot be read counts as a target's.
 #[inline(always)]
 fn at_port<B: Bytes>(bytes: &B, tcp: u32, address: Address, targets: &Targets) -> PacketMatch {
     let mut port = [0; 2];

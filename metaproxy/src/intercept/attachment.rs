@@ -1,4 +1,4 @@
-//! Keeps the programs attached to the pods' cgroup: it may not exist yet, and may be removed and made again.
+//! Keeps the programs attached to the pods' cgroup, which may not exist yet, and may be removed and made again.
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
@@ -19,7 +19,7 @@ use crate::cgroups::{CgroupError, Locator, NotAPod, OwnCgroup, PodsCgroup};
 /// hostNetwork pod, and one small file for each link.
 pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
-/// The programs on their way into the kernel and out again.
+/// The programs, and their attachment to the pods' cgroup.
 #[derive(Debug)]
 pub struct Attachment {
     programs: Programs,
@@ -34,7 +34,7 @@ pub struct Attachment {
     mended: Mended,
 }
 
-/// What verifies callers, attached to the agent's own cgroup for as long as it runs.
+/// The program that verifies callers, attached to the agent's own cgroup until this is dropped.
 #[derive(Debug)]
 pub struct ListenerLink {
     cgroup: OwnCgroup,
@@ -42,31 +42,31 @@ pub struct ListenerLink {
 }
 
 impl ListenerLink {
-    /// Attaches it: before there are listeners, as it must see them listen.
+    /// Attaches the program. This must happen before listeners are opened, because the program must see them listen.
     ///
     /// # Errors
-    /// What the kernel has against it.
+    /// If the kernel refuses.
     pub fn attach(programs: &Programs, cgroup: OwnCgroup) -> Result<Self, ProgramsError> {
         let links = programs.attach_listener(cgroup.dir())?;
         Ok(Self { cgroup, links })
     }
 }
 
-/// Whether pods are intercepted at the moment.
+/// The state of the attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// The pods' cgroup does not exist (yet, or again), or can't be attached to.
+    /// The pods' cgroup does not exist (any more), or programs cannot be attached to it.
     Waiting,
-    /// Attached.
+    /// The programs are attached.
     Attached,
-    /// Attached again, after somebody else had detached it.
+    /// The programs are attached again, after another process had detached one.
     Mended {
-        /// How often, since it was last left alone for a while.
+        /// How often that happened lately.
         times: u32,
     },
 }
 
-/// Attachments that somebody else has ended.
+/// Counts attachments that another process has ended.
 #[derive(Debug, Default)]
 pub(super) struct Mended {
     times: u32,
@@ -80,7 +80,7 @@ impl Mended {
     pub(super) fn note(&mut self, programs: &[&str]) {
         self.times = self.recently() + 1;
         self.last = Some(Instant::now());
-        // Whoever does so may do it again and again.
+        // The other process may detach again and again.
         if self.times.is_power_of_two() {
             warn!(
                 times = self.times,
@@ -97,8 +97,8 @@ impl Mended {
 }
 
 impl Attachment {
-    /// Nothing is attached to the pods' cgroup before [`Self::start`]. There is no listener if pods are only observed.
-    /// `wanted` is what the lists are to say.
+    /// Makes an attachment that attaches nothing to the pods' cgroup before [`Self::start`]. There is no listener if pods are
+    /// only observed. `wanted` has the content of the lists in the kernel.
     pub fn new(
         programs: Programs,
         locator: Locator,
@@ -122,15 +122,15 @@ impl Attachment {
         }
     }
 
-    /// The pods' cgroup, where it is there.
+    /// Returns the pods' cgroup, if it exists.
     pub fn pods(&self) -> CurrentPods {
         Arc::clone(&self.pods)
     }
 
-    /// Attaches at once where the cgroup exists, so that start-up fails here and not later.
+    /// Attaches at once if the cgroup exists, so that start-up fails here and not later.
     ///
     /// # Errors
-    /// What the kernel or the cgroup tree have against it. A cgroup that does not exist is none.
+    /// If the kernel refuses, or the cgroup tree cannot be used. A cgroup that does not exist is not an error.
     pub fn start(&mut self) -> Result<State, AttachError> {
         match self.locator.locate()? {
             Some(pods) => self.attach(pods).map(|()| State::Attached),
@@ -142,8 +142,8 @@ impl Attachment {
         }
     }
 
-    /// In this order: whose pods they are is known before the first connection can be redirected, and the pods' cgroup and
-    /// what is said of single pods are in the kernel's maps before the programs ask for them.
+    /// Attaches in a fixed order: callers can be looked up before the first connection is redirected, and the kernel's maps
+    /// hold the pods' cgroup and the lists before the programs read them.
     fn attach(&mut self, pods: PodsCgroup) -> Result<(), AttachError> {
         pods.check_lookup()?;
         self.pods_id.set(pods.ids())?;
@@ -155,15 +155,15 @@ impl Attachment {
         Ok(())
     }
 
-    /// Runs until `stop` fires, then detaches what redirects and hands itself back; what carries and verifies callers
-    /// stays attached until it is dropped.
+    /// Runs until `stop` fires, then detaches the programs that redirect and returns itself. The programs that carry and verify
+    /// callers stay attached until it is dropped.
     pub async fn keep(mut self, state: watch::Sender<State>, mut stop: oneshot::Receiver<()>) -> Self {
         let mut look = tokio::time::interval(CHECK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = &mut stop => break,
-                // Whoever computes the list ends with the agent; until then a closed channel is only slow.
+                // The task that computes the list ends with the agent, so a closed channel needs no other handling.
                 Ok(()) = self.wanted.changed() => self.list(),
                 _ = look.tick() => {
                     self.look();
@@ -199,7 +199,7 @@ impl Attachment {
         if let Some(links) = &mut self.links {
             if let Some(pods) = pods.filter(|pods| pods.is_current()) {
                 mended.extend(self.programs.mend(links, pods.dir())?);
-                // A kubelet may make those of the QoS classes later.
+                // A kubelet may make the cgroups of the QoS classes later.
                 self.pods_id.set(pods.ids())?;
                 if !mended.is_empty() {
                     self.mended.note(&mended);
@@ -233,16 +233,16 @@ impl Attachment {
     }
 }
 
-/// Why the programs could not be attached.
+/// The reasons why programs could not be attached.
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
-    /// The cgroup tree.
+    /// The cgroup tree cannot be used.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// Looking up callers.
+    /// Callers cannot be looked up.
     #[error("callers could not be identified: {0}")]
     Lookup(#[from] NotAPod),
-    /// The kernel.
+    /// The kernel refuses the programs.
     #[error(transparent)]
     Programs(#[from] ProgramsError),
 }

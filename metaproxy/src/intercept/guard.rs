@@ -1,9 +1,9 @@
-//! The guard: keeps pods from the node's metadata service where nothing redirects them.
+//! The guard keeps pods from the node's metadata service while no agent redirects them.
 //!
-//! Its connect hooks turn a metadata address into its sentinel, which whoever redirects takes for the address; so any
-//! number of guards and agents stand beside each other in any order. What connect hooks can't see (raw and packet
-//! sockets, flows opened earlier) is dropped at the uplinks, or, before Linux 6.6, at the pods' sockets. Sockets of
-//! the node's own network namespace are left alone by all of it.
+//! Its connect hooks turn a metadata address into its sentinel, which agents accept in place of the address. So any number
+//! of guards and agents work side by side in any order. Connect hooks do not see raw and packet sockets, nor flows that
+//! were opened earlier: their packets are dropped at the uplinks, or, before Linux 6.6, at the pods' sockets. Sockets of
+//! the node's own network namespace are never touched.
 
 pub mod programs;
 mod uplinks;
@@ -27,7 +27,7 @@ use super::object::{CgroupLinks, ProgramsError};
 use crate::cgroups::{Locator, PodsCgroup};
 use crate::health::Condition;
 
-/// What keeps pods out, in the kernel or on its way there. Dropping it opens the way.
+/// The guard's programs and their attachment. Dropping it lets pods through.
 #[derive(Debug)]
 pub struct Guard {
     programs: GuardPrograms,
@@ -40,17 +40,17 @@ pub struct Guard {
     trouble: Option<String>,
 }
 
-/// How a guard is doing.
+/// The state of a guard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum GuardState {
-    /// It lets everything pass, as it was told to.
+    /// It lets everything pass, as it should.
     Open,
-    /// It should keep pods out, and can't (yet).
+    /// It should keep pods out, and cannot (yet).
     Waiting,
     /// It keeps pods out.
     Closed {
-        /// How often somebody else has detached it lately.
+        /// How often another process has detached it lately.
         mended: u32,
         /// The id of the cgroup whose pods it keeps out.
         cgroup: u64,
@@ -58,7 +58,7 @@ pub enum GuardState {
 }
 
 impl GuardState {
-    /// What health makes of it; `waiting` is what it makes of a guard that can't keep pods out.
+    /// Returns the condition for health. `waiting` is the condition of a guard that cannot keep pods out.
     pub fn condition(self, waiting: Condition) -> Condition {
         match self {
             Self::Open | Self::Closed { mended: 0, .. } => Condition::Fine,
@@ -74,7 +74,7 @@ impl Guard {
     /// Loads the programs, and begins to follow the uplinks; nothing is attached before [`Self::close`].
     ///
     /// # Errors
-    /// What the kernel has against it.
+    /// If the kernel refuses.
     pub async fn load(
         mode: GuardMode,
         node_netns: u64,
@@ -100,21 +100,21 @@ impl Guard {
         }))
     }
 
-    /// What it does on this kernel.
+    /// Returns what the guard covers on this kernel.
     pub fn level(&self) -> GuardLevel {
         self.programs.level()
     }
 
-    /// What it has refused and dropped, for whoever reports it.
+    /// Returns the counters of what it has refused and dropped.
     pub fn counters(&self) -> GuardCounters {
         self.programs.counters()
     }
 
-    /// Brings the kernel in line: attaches what is not attached, at once where the pods' cgroup exists. Trouble with an
-    /// uplink is logged, and tried again: the rest stands without it.
+    /// Attaches what is not attached, at once if the pods' cgroup exists. An uplink that fails is logged and tried again,
+    /// because the rest works without it.
     ///
     /// # Errors
-    /// What the kernel or the cgroup tree has against it.
+    /// If the kernel refuses, or the cgroup tree cannot be used.
     pub fn close(&mut self) -> Result<(), GuardError> {
         let trouble = self.close_uplinks().err().map(|error| error.to_string());
         if trouble.is_some() && trouble != self.trouble {
@@ -172,7 +172,7 @@ impl Guard {
                         info!(uplink = %uplink.name, "guard: attached to an uplink");
                     }
                 }
-                // It went in the meantime; whoever follows the uplinks hears of it.
+                // The interface is gone meanwhile, of which the follower of uplinks gets a notice.
                 Err(ProgramsError::Attach { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {
                     detached.remove(index);
                 }
@@ -192,7 +192,7 @@ impl Guard {
         self.guarded.clear();
     }
 
-    /// How it is doing, if it is to be closed or not.
+    /// Returns the state of a guard that should be closed or open.
     pub fn state(&self, closed: bool) -> GuardState {
         match &self.pods {
             _ if !closed => GuardState::Open,
@@ -204,7 +204,7 @@ impl Guard {
         }
     }
 
-    /// Keeps pods out whenever `closed` says so, until it is dropped. It ends only where a part of it has failed.
+    /// Keeps pods out while `closed` is true, until it is dropped. It returns only if a part of it has failed.
     pub async fn keep(mut self, mut closed: watch::Receiver<bool>, state: watch::Sender<GuardState>) {
         let mut look = tokio::time::interval(CHECK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -242,7 +242,7 @@ async fn changed(uplinks: &mut Option<Follower>) -> bool {
     }
 }
 
-/// Logs that packets were dropped, a while after it began: once an hour at the most.
+/// Logs that packets were dropped, at most once an hour. The log line comes a while after the first packet.
 pub async fn tell(counters: GuardCounters) {
     const POLL_INTERVAL: Duration = Duration::from_secs(10);
     const REPORT_INTERVAL: Duration = Duration::from_secs(3600);
@@ -263,19 +263,19 @@ pub async fn tell(counters: GuardCounters) {
     }
 }
 
-/// Why a guard can't keep pods out.
+/// The reasons why a guard cannot keep pods out.
 #[derive(Debug, thiserror::Error)]
 pub enum GuardError {
-    /// The kernel.
+    /// The kernel refuses the programs.
     #[error(transparent)]
     Programs(#[from] ProgramsError),
-    /// The cgroup tree.
+    /// The cgroup tree cannot be used.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// The network interfaces.
+    /// The network interfaces cannot be followed.
     #[error(transparent)]
     Uplinks(#[from] UplinksError),
-    /// What marks the node's network namespace.
+    /// The socket that marks the node's network namespace cannot be opened.
     #[error("cannot mark the node's network namespace: {0}")]
     Marker(String),
 }
