@@ -2,9 +2,9 @@
 
 mod cache;
 pub mod http;
+mod intermediate_role;
 mod session;
 pub mod sts;
-mod through;
 mod web_identity;
 
 pub use cache::view::{Tally, View};

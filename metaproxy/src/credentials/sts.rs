@@ -25,8 +25,8 @@ use thiserror::Error;
 pub use self::identity::IdentityError;
 
 use super::http::{HttpError, NetworkEnv};
+use super::intermediate_role::IntermediateRole;
 use super::session::Issued;
-use super::through::Through;
 use super::web_identity::Token;
 use super::{ObtainError, Session, SessionKey};
 use crate::roles::session_name::SessionName;
@@ -162,11 +162,12 @@ impl Sts {
         let client = match &settings.through {
             None => node.clone(),
             Some(role) => {
-                let through = Through::new(node.clone(), role.clone(), settings.own_name.clone());
+                let intermediate =
+                    IntermediateRole::new(node.clone(), role.clone(), settings.own_name.clone());
                 let identities = IdentityCache::lazy().load_timeout(CALL).build();
                 Client::from_conf(
                     config
-                        .credentials_provider(through)
+                        .credentials_provider(intermediate)
                         .identity_cache(identities)
                         .build(),
                 )

@@ -23,22 +23,22 @@ const DENIED: Duration = Duration::from_secs(30);
 const DURATION: Duration = Duration::from_secs(3600);
 
 /// Credentials of the role, for the SDK, which keeps them until shortly before their end and asks once for all that wait.
-pub(super) struct Through {
+pub(super) struct IntermediateRole {
     client: Client,
     role: RoleArn,
     name: SessionName,
     denied: Mutex<Option<(Instant, ObtainError)>>,
 }
 
-impl fmt::Debug for Through {
+impl fmt::Debug for IntermediateRole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Through")
+        f.debug_struct("IntermediateRole")
             .field("role", &self.role)
             .finish_non_exhaustive()
     }
 }
 
-impl Through {
+impl IntermediateRole {
     /// By a client that has the node's own credentials.
     pub(super) fn new(client: Client, role: RoleArn, name: SessionName) -> Self {
         let denied = Mutex::default();
@@ -86,7 +86,7 @@ impl Through {
     }
 }
 
-impl ProvideCredentials for Through {
+impl ProvideCredentials for IntermediateRole {
     fn provide_credentials<'a>(&'a self) -> future::ProvideCredentials<'a>
     where
         Self: 'a,
