@@ -5,10 +5,10 @@
 //! agent that starts meanwhile knows it too.
 
 mod change;
-mod remembered;
+mod snapshot;
 mod store;
 mod stream;
-mod trouble;
+mod watch_health;
 
 use std::path::Path;
 use std::sync::Arc;
@@ -25,12 +25,12 @@ use tokio::time::Instant;
 use tracing::info;
 
 use self::change::{Change, of, of_account, of_namespace, of_pod, sound, tells};
-use self::remembered::{Memory, Remembered};
+use self::snapshot::{Memory, Snapshot};
 use self::store::Store;
 use self::stream::events;
-use self::trouble::{Kind, Troubles};
+use self::watch_health::{Kind, WatchHealth};
 use super::annotations::trimmed;
-use super::wire::PodObject;
+use super::api::PodObject;
 use super::{Inventory, Namespace, Pod, PodUid, ServiceAccount, Source};
 use crate::apiserver::{ApiServer, PATIENCE, within};
 use crate::health::{Condition, Health, Part};
@@ -63,7 +63,7 @@ pub struct Watch {
     node: String,
     kept: Kept,
     known: Stores,
-    troubles: Troubles,
+    troubles: WatchHealth,
     memory: Memory,
     health: Health,
 }
@@ -105,7 +105,7 @@ impl Watch {
     pub fn open(api: ApiServer, node: String, kept: Kept, runtime_dir: &Path, health: Health) -> Self {
         let memory = Memory::new(runtime_dir, node.clone(), kept.clone());
         let mut known = Stores::default();
-        if let Some(Remembered {
+        if let Some(Snapshot {
             pods,
             namespaces,
             service_accounts,
@@ -129,7 +129,7 @@ impl Watch {
             node,
             kept,
             known,
-            troubles: Troubles::default(),
+            troubles: WatchHealth::default(),
             memory,
             health,
         };

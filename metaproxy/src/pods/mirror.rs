@@ -12,7 +12,7 @@ use kube::core::ObjectMeta;
 use serde::{Deserialize, Serialize};
 
 use super::PodUid;
-use super::wire::{PodSpec, PodStatus};
+use super::api::{PodSpec, PodStatus};
 
 /// The kubelet's hash of a static pod's manifest: 32 hexadecimal digits, after which it names the pod's cgroup.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";

@@ -3,6 +3,7 @@
 //! A [`Source`] publishes an [`Inventory`] whenever something changes; everything else only reads the latest one.
 
 pub mod annotations;
+mod api;
 mod credential_variables;
 mod inventory;
 pub mod kubernetes;
@@ -11,7 +12,6 @@ mod mirror;
 mod objects;
 pub(crate) mod templates;
 mod uid;
-mod wire;
 
 use std::future::Future;
 use std::sync::Arc;

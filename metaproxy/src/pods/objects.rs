@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use super::annotations::trimmed;
+use super::api::{ContainerPort, PodObject};
 use super::credential_variables::CredentialVariable;
-use super::wire::{ContainerPort, PodObject};
 use super::{Mirror, PodUid};
 
 /// Annotations of an object.

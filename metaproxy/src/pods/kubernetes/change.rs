@@ -7,7 +7,7 @@ use kube::runtime::watcher::Event;
 use tracing::warn;
 
 use super::stream::Events;
-use super::trouble::Kind;
+use super::watch_health::Kind;
 use crate::pods::{Namespace, Pod, PodUid, Problem, ServiceAccount};
 
 /// Something that a watch tells.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::super::wire::{OnlyMetadata, PodObject};
+use super::super::api::{OnlyMetadata, PodObject};
 use super::super::{Namespace, Pod, Problem, ServiceAccount};
 
 /// What a file holds.

@@ -24,7 +24,7 @@ const DELAY: Duration = Duration::from_millis(500);
 
 /// What the file holds: pods, and of namespaces and service accounts those that they have.
 #[derive(Debug, Default, Serialize, Deserialize)]
-pub struct Remembered {
+pub struct Snapshot {
     version: u32,
     node: String,
     kept: Kept,
@@ -58,7 +58,7 @@ impl Memory {
 
     /// What the last run knew; none where it was another node's, or knew less than is asked now: an annotation that was
     /// not kept must not look like one that is not there.
-    pub fn recall(&self) -> Option<Remembered> {
+    pub fn recall(&self) -> Option<Snapshot> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
@@ -67,7 +67,7 @@ impl Memory {
                 return None;
             }
         };
-        match serde_json::from_slice::<Remembered>(&text) {
+        match serde_json::from_slice::<Snapshot>(&text) {
             Ok(found) => (found.version == VERSION && found.node == self.node && found.kept == self.kept)
                 .then_some(found),
             Err(error) => {
@@ -93,7 +93,7 @@ impl Memory {
         }
     }
 
-    fn snapshot(&self, known: &Stores) -> Remembered {
+    fn snapshot(&self, known: &Stores) -> Snapshot {
         let pods: Vec<Pod> = known.pods.all().map(|pod| (*pod).clone()).collect();
         let namespaces: BTreeSet<&str> = pods.iter().map(|pod| pod.namespace.as_str()).collect();
         let accounts: BTreeSet<(&str, &str)> = pods
@@ -104,7 +104,7 @@ impl Memory {
         let is_used = |account: &ServiceAccount| {
             accounts.contains(&(account.namespace.as_str(), account.name.as_str()))
         };
-        Remembered {
+        Snapshot {
             version: VERSION,
             node: self.node.clone(),
             kept: self.kept.clone(),
@@ -170,7 +170,7 @@ fn picked<T: Clone>(all: impl Iterator<Item = Arc<T>>, is_wanted: impl Fn(&T) ->
 }
 
 /// Whole or not at all; another instance may write it too.
-fn write(path: &Path, remembered: &Remembered) -> io::Result<()> {
+fn write(path: &Path, remembered: &Snapshot) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }

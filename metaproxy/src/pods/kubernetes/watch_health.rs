@@ -40,14 +40,14 @@ impl Kind {
 
 /// A watch that has failed and is not known to work again.
 #[derive(Debug)]
-pub struct Trouble {
+pub struct WatchFailure {
     kind: Kind,
     since: SystemTime,
     last: Instant,
     error: String,
 }
 
-impl fmt::Display for Trouble {
+impl fmt::Display for WatchFailure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let since = humantime::format_rfc3339_seconds(self.since);
         write!(
@@ -64,16 +64,16 @@ fn tell_recovery(kind: Kind) {
 
 /// One for each watch at the most.
 #[derive(Debug, Default)]
-pub struct Troubles(Vec<Trouble>);
+pub struct WatchHealth(Vec<WatchFailure>);
 
-impl Troubles {
+impl WatchHealth {
     /// Whether every watch works.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
     /// That of a watch.
-    pub fn of(&self, kind: Kind) -> Option<&Trouble> {
+    pub fn of(&self, kind: Kind) -> Option<&WatchFailure> {
         self.0.iter().find(|trouble| trouble.kind == kind)
     }
 
@@ -90,7 +90,7 @@ impl Troubles {
             "watching {} has failed, and is tried again: {error}",
             kind.resource()
         );
-        self.0.push(Trouble {
+        self.0.push(WatchFailure {
             kind,
             since: SystemTime::now(),
             last,
