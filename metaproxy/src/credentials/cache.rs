@@ -4,7 +4,7 @@
 //! obtained is let go. What is valid is served whatever STS does; what has expired never is.
 
 mod pacing;
-mod said;
+mod session_log;
 mod times;
 pub mod view;
 
@@ -20,7 +20,7 @@ use tracing::debug;
 
 pub use self::pacing::{MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
 use self::pacing::{Pacing, Turn};
-use self::said::Said;
+use self::session_log::SessionLog;
 use self::times::{outcome, quiet_pause, remembered, until_renewal};
 use super::{ObtainError, Session, SessionError, SessionKey};
 use crate::measured::{StsCalls, TurnOutcome, Turns};
@@ -51,7 +51,7 @@ struct Shared<I> {
     ahead: Semaphore,
     pacing: Pacing,
     calls: StsCalls,
-    said: Said,
+    log: SessionLog,
 }
 
 type Slot = watch::Sender<State>;
@@ -158,7 +158,7 @@ impl<I: Issuer> Sessions<I> {
             ahead: Semaphore::new(AHEAD),
             pacing: Pacing::default(),
             calls: StsCalls::default(),
-            said: Said::default(),
+            log: SessionLog::default(),
         }))
     }
 
@@ -379,12 +379,12 @@ impl<I: Issuer> Sessions<I> {
         drop(permit);
         self.0.calls.ended(outcome(&result), began.elapsed());
         let mut pause = None;
-        let said = &self.0.said;
+        let log = &self.0.log;
         slot.send_modify(|state| match result {
             Ok(session) => {
-                said.obtained(key, &session, state.failure.as_ref());
+                log.obtained(key, &session, state.failure.as_ref());
                 if state.urgent.is_some() {
-                    said.waited(key, began);
+                    log.waited(key, began);
                 }
                 pause = Some(until_renewal(&session, (self.0.clock)()));
                 state.session = Some(session);
@@ -402,7 +402,7 @@ impl<I: Issuer> Sessions<I> {
                     attempts,
                     since: before.as_ref().map_or(began, |failure| failure.since),
                 };
-                said.failed(key, before.as_ref(), &failure);
+                log.failed(key, before.as_ref(), &failure);
                 state.failure = Some(failure);
             }
         });

@@ -177,7 +177,7 @@ impl<I: Issuer> Sessions<I> {
                 }
                 Attempt::Wait(wait) => {
                     if outcome == TurnOutcome::Prompt {
-                        self.0.said.paced(key, wait);
+                        self.0.log.paced(key, wait);
                     }
                     outcome = TurnOutcome::Slowed;
                     // Another pod may ask for the session meanwhile, or it may be forgotten.

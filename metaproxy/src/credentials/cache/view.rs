@@ -4,7 +4,7 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::said::SLOW;
+use super::session_log::SLOW;
 use super::{Issuer, Sessions, State, unanswered};
 use crate::credentials::{ObtainError, Session, SessionKey, paced};
 use crate::roles::{Grant, Reason};

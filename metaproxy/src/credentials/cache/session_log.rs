@@ -18,14 +18,14 @@ const MIN_ID: usize = 8;
 
 /// Says it.
 #[derive(Debug)]
-pub(super) struct Said {
+pub(super) struct SessionLog {
     failures: Sparing,
     recoveries: Sparing,
     slow: Sparing,
     paced: Sparing,
 }
 
-impl Default for Said {
+impl Default for SessionLog {
     fn default() -> Self {
         Self {
             failures: Sparing::new(|more| {
@@ -38,7 +38,7 @@ impl Default for Said {
     }
 }
 
-impl Said {
+impl SessionLog {
     /// An attempt failed, after another that may have failed in the same way.
     pub(super) fn failed(&self, key: &SessionKey, before: Option<&Failure>, now: &Failure) {
         let Failure { error, attempts, .. } = now;
