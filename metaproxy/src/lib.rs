@@ -8,6 +8,7 @@
 pub mod admin;
 pub mod agent;
 pub mod apiserver;
+pub mod cached_watch;
 #[cfg(test)]
 mod captured_log;
 pub mod causes;
@@ -33,4 +34,3 @@ pub mod signals;
 mod sparing;
 pub mod status;
 pub mod terminal;
-pub mod watched;

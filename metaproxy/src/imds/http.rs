@@ -25,9 +25,9 @@ use super::per_pod::{Limits, Place};
 use super::recent::Recent;
 use super::shown::{ShownPath, shown_method};
 use super::{Caller, Service};
+use crate::cached_watch::{CachedWatch, Changes};
 use crate::credentials::Issuer;
 use crate::measured::{RequestKind, Requests};
-use crate::watched::{Changes, Watched};
 
 /// How long a connection may take over a request's body.
 const BODY: Duration = Duration::from_secs(5);
@@ -96,7 +96,7 @@ impl<I: Issuer> Http<I> {
         slowed: impl Fn(),
     ) -> hyper::Result<()> {
         let stage = Stage::default();
-        let recent = RefCell::new((self.service.recent(caller), Watched::new(self.phase.clone())));
+        let recent = RefCell::new((self.service.recent(caller), CachedWatch::new(self.phase.clone())));
         let (stage, slowed) = (&stage, &slowed);
         let service = service_fn(move |request: Request<Incoming>| {
             stage.busy();
@@ -144,7 +144,7 @@ impl<I: Issuer> Http<I> {
     /// The answer to a request without a body, where there is nothing to wait for.
     fn at_once(
         &self,
-        (recent, phase): &mut (Recent<'_>, Watched<Phase>),
+        (recent, phase): &mut (Recent<'_>, CachedWatch<Phase>),
         request: &Request<Incoming>,
         began: Instant,
     ) -> Option<Answer> {

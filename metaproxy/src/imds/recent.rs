@@ -7,10 +7,10 @@ use tokio::sync::watch;
 
 use super::decisions::{Decided, Decisions};
 use super::{Caller, Version1};
+use crate::cached_watch::{CachedWatch, Changes};
 use crate::credentials::RecentSession;
 use crate::pods::{Inventory, Pods};
 use crate::roles::Rules;
-use crate::watched::{Changes, Watched};
 
 /// Of one connection, and so of one caller.
 #[derive(Debug)]
@@ -19,7 +19,7 @@ pub struct Recent<'a> {
     pods: Changes<Arc<Inventory>>,
     rules: Changes<Arc<Rules>>,
     last: Option<(Arc<Decided>, RecentSession)>,
-    version1: Watched<Version1>,
+    version1: CachedWatch<Version1>,
 }
 
 impl<'a> Recent<'a> {
@@ -35,7 +35,7 @@ impl<'a> Recent<'a> {
             pods: Changes::new(pods),
             rules: Changes::new(rules),
             last: None,
-            version1: Watched::new(version1),
+            version1: CachedWatch::new(version1),
         }
     }
 

@@ -35,12 +35,12 @@ impl<T> Changes<T> {
 
 /// The latest value.
 #[derive(Clone, Debug)]
-pub struct Watched<T> {
+pub struct CachedWatch<T> {
     changes: Changes<T>,
     value: T,
 }
 
-impl<T: Copy> Watched<T> {
+impl<T: Copy> CachedWatch<T> {
     /// From the value of this moment on.
     pub fn new(receiver: watch::Receiver<T>) -> Self {
         let changes = Changes::new(receiver);
@@ -65,7 +65,7 @@ mod tests {
     fn each_look_shows_the_latest_value_and_the_last_one_after_its_end() {
         let (sender, receiver) = watch::channel(1);
         sender.send_replace(2);
-        let mut watched = Watched::new(receiver);
+        let mut watched = CachedWatch::new(receiver);
         assert_eq!(watched.now(), 2);
         sender.send_replace(3);
         assert_eq!((watched.now(), watched.now()), (3, 3));
