@@ -4,7 +4,6 @@
 //! accepting for a grace period, drain, detach the rest, close. Whatever ends the process in between, the kernel
 //! detaches everything: the links are file descriptors of this process.
 
-mod audit;
 mod cluster;
 mod consequences;
 mod desk;
@@ -30,8 +29,6 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tracing::{debug, info, warn};
 
-pub use self::audit::AUDIT;
-use self::audit::Audited;
 pub use self::cluster::PodSource;
 use self::cluster::PodsHere;
 use self::consequences::{consequences, follow};
@@ -47,7 +44,6 @@ use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::{Sts, StsSettings};
 use crate::credentials::{Issuer, Principals, Sessions};
 use crate::guard::GUARD_AT_ONCE;
-use crate::health::{Condition, Health, Part};
 use crate::imds::path::Paths;
 use crate::imds::server::Server;
 use crate::imds::token::Tokens;
@@ -65,7 +61,9 @@ use crate::intercept::programs::{Maps, Programs};
 use crate::intercept::refusals::{Refusals, follow_failures};
 use crate::roles::Rules;
 use crate::runtime_dir::{Instance, ServedMarker, make_runtime_dir};
-use crate::signals::stop_signal;
+use crate::shutdown::stop_signal;
+use crate::telemetry::audit::Audited;
+use crate::telemetry::health::{Condition, Health, Part};
 
 /// After redirection has ended: connections that were redirected just before are still on their way.
 const GRACE: Duration = Duration::from_millis(500);

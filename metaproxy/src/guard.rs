@@ -11,11 +11,11 @@ use tracing::info;
 pub use self::report::GuardReport;
 use crate::admin::{AdminSocket, Owner, SocketError, serve_guard};
 use crate::cgroups::{CgroupError, Locator};
-use crate::health::{Condition, Health, Part};
 use crate::intercept::guard::{Guard, GuardError, GuardMode, GuardState, tell};
 use crate::intercept::kernel::{self, KernelError};
 use crate::runtime_dir::{Instance, InstanceError, RuntimeDirError, ServedMarker, make_runtime_dir};
-use crate::signals::{SignalError, stop_signal};
+use crate::shutdown::{SignalError, stop_signal};
+use crate::telemetry::health::{Condition, Health, Part};
 
 /// How often the mark is looked for.
 const LOOK: std::time::Duration = std::time::Duration::from_millis(200);

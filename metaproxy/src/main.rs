@@ -7,7 +7,8 @@ use metaproxy::cli::{
     Cli, Command, DoctorArgs, EX_USAGE, LogFormat, LogLevel, LoggingArgs, Switch, UsageError,
 };
 use metaproxy::doctor::Examination;
-use metaproxy::{agent, causes, commands, guard, heap};
+use metaproxy::telemetry::audit::AUDIT;
+use metaproxy::{agent, causes, commands, guard, memory};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -85,7 +86,7 @@ fn run_to_the_end<E: std::error::Error + Send + Sync + 'static>(
     process: impl Future<Output = Result<(), E>>,
 ) -> anyhow::Result<()> {
     // SAFETY: the runtime is not made yet, so this is the only thread.
-    unsafe { heap::share_one() };
+    unsafe { memory::share_one() };
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(processors.min(MAX_WORKERS))
@@ -109,7 +110,7 @@ fn start_logging(format: LogFormat, level: LogLevel, audit: Switch) {
     // Only what is ours: the SDK prints whole requests and responses, with warnings too. What goes wrong in a library
     // comes to us as an error, and is said in our own words.
     let audited = if audit == Switch::On { "info" } else { "off" };
-    let filter = EnvFilter::new(format!("off,metaproxy={level},{}={audited}", agent::AUDIT));
+    let filter = EnvFilter::new(format!("off,metaproxy={level},{}={audited}", AUDIT));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

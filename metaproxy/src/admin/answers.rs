@@ -17,8 +17,8 @@ use super::host::is_for_host;
 use super::metrics::{self, Sources};
 use super::page;
 use crate::explain::{AnswerLine, Explanation, Verdict};
-use crate::health::Health;
 use crate::status::Status;
+use crate::telemetry::health::Health;
 
 /// What a pod is answered, once that was asked in its place.
 pub type Answering<'a> = Pin<Box<dyn Future<Output = Vec<AnswerLine>> + Send + 'a>>;

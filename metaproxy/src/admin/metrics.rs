@@ -14,9 +14,9 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::credentials::Tally;
 use crate::explain::Verdict;
-use crate::health::{Condition, Health};
 use crate::imds::server::Counts;
 use crate::intercept::refusals::RefusalCount;
+use crate::telemetry::health::{Condition, Health};
 
 /// What scrapers take it for.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

@@ -22,8 +22,8 @@ use super::answers::{self, Answers, Asker, Desk};
 use super::asking::GUARD_PATH;
 use super::metrics::Sources;
 use crate::guard::GuardReport;
-use crate::health::{Condition, Health, Part};
 use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
+use crate::telemetry::health::{Condition, Health, Part};
 
 /// Between two attempts at a port that is taken.
 const AGAIN: Duration = Duration::from_secs(10);

@@ -13,11 +13,11 @@ use crate::apiserver::access::{self, Uses};
 use crate::apiserver::events::{self, Refusals};
 use crate::apiserver::trial::AudienceLimit;
 use crate::apiserver::{ApiServer, KubeconfigSource, taint};
-use crate::health::{Condition, Health, Part};
 use crate::pods::kubernetes::Watch;
 use crate::pods::manifests::Manifests;
 use crate::pods::{Inventory, Pods, Source as _};
 use crate::roles::Rules;
+use crate::telemetry::health::{Condition, Health, Part};
 
 /// How long the start waits for the API server's first lists: hostNetwork pods and ports of the node are known from the
 /// beginning then. Pods are kept from the node's credentials all the sooner without it.

@@ -15,7 +15,6 @@ use super::{Mode, Settings};
 use crate::admin::{Answering, Desk, Sources};
 use crate::credentials::{Issuer, SessionKey, Sessions, View, timestamp};
 use crate::explain::{Explanation, Subject, Verdict, short};
-use crate::health::Health;
 use crate::imds::Told;
 use crate::intercept::caller::CurrentPods;
 use crate::intercept::inspect;
@@ -24,6 +23,7 @@ use crate::intercept::refusals::RefusalCount;
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
 use crate::roles::{Decision, Reason, RoleArn, Rules, WrittenRole};
 use crate::status::{AttachedLine, PodLine, Status};
+use crate::telemetry::health::Health;
 
 /// What was told longer ago is not worth a hint.
 const LATELY: Duration = Duration::from_secs(15 * 60);

@@ -14,7 +14,7 @@ use crate::intercept::listener::ListenError;
 use crate::intercept::object::ProgramsError;
 use crate::pods::manifests::ManifestsError;
 use crate::runtime_dir::{InstanceError, RuntimeDirError};
-use crate::signals::SignalError;
+use crate::shutdown::SignalError;
 
 /// Why the agent does not start, or does not go on. Nothing is attached then.
 #[derive(Debug, Error)]

@@ -19,7 +19,6 @@ use tracing::warn;
 use self::action::{Action, action, condition};
 use super::StartError;
 use crate::credentials::Issuer;
-use crate::health::{Condition, Health, Part};
 use crate::imds::server::Server;
 use crate::intercept::claim::{Claim, claim};
 use crate::intercept::listener::{
@@ -29,6 +28,7 @@ use crate::intercept::port::Avoid;
 use crate::intercept::programs::LiveConfig;
 use crate::intercept::self_check::{CHECK_INTERVAL, CHECK_TIMEOUT, CONFIRM_TIMEOUT, Fault};
 use crate::pods::Pods;
+use crate::telemetry::health::{Condition, Health, Part};
 
 /// How long the old listeners accept connections after a move. A connection that was redirected before it may have lost
 /// its SYN, which is sent again after 1 s (RFC 6298).

@@ -139,7 +139,7 @@ pub(super) async fn run(
     Ok(())
 }
 
-async fn say_ready(health: crate::health::Health) {
+async fn say_ready(health: crate::telemetry::health::Health) {
     loop {
         health.ready().await;
         info!("ready: observing; pods reach the node's metadata service as without metaproxy");

@@ -13,7 +13,6 @@ use super::{Mode, Settings};
 use crate::admin;
 use crate::credentials::sts::Sts;
 use crate::credentials::{Issuer, Sessions, Tally};
-use crate::health::{Condition, Health, Part};
 use crate::imds::server::{Counts, Server};
 use crate::intercept::attachment::State;
 use crate::intercept::guard::{Guard, GuardCounters, GuardState};
@@ -23,6 +22,7 @@ use crate::intercept::refusals::RefusalCount;
 use crate::pods::Pods;
 use crate::roles::BaseArn;
 use crate::runtime_dir::ServedMarker;
+use crate::telemetry::health::{Condition, Health, Part};
 
 /// What the agent works with, in one line: what it was told stands in the line before, and this is what came of it.
 pub(super) fn tell_surroundings(

@@ -7,7 +7,7 @@ use tracing::info;
 
 use crate::pods::{Inventory, Known, PodUid};
 use crate::roles::{Decision, RoleArn, Rules};
-use crate::sparing::Sparing;
+use crate::telemetry::log_limiter::LogLimiter;
 
 /// Where more pods than these change at once, only their number is told.
 const FEW: usize = 10;
@@ -30,7 +30,7 @@ pub(super) enum Verdict {
 pub(super) struct Verdicts {
     last: HashMap<PodUid, Verdict>,
     is_new: bool,
-    lines: Sparing,
+    lines: LogLimiter,
 }
 
 impl Default for Verdicts {
@@ -38,7 +38,7 @@ impl Default for Verdicts {
         Self {
             last: HashMap::new(),
             is_new: true,
-            lines: Sparing::new(|more| {
+            lines: LogLimiter::new(|more| {
                 info!("and {more} more pods whose role is new; `metaproxy status` has them");
             }),
         }

@@ -14,8 +14,8 @@ use tracing::{info, warn};
 
 use super::trial::{self, AudienceLimit, NO_LIMIT, Trial};
 use super::{ApiServer, PATIENCE, within};
-use crate::health::{Condition, Health, Part};
 use crate::pods::Pods;
+use crate::telemetry::health::{Condition, Health, Part};
 
 /// Between two looks at what is denied; doubles with each.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);

@@ -10,7 +10,7 @@ use serde_json::json;
 use tracing::{info, warn};
 
 use super::{ApiServer, PATIENCE, within};
-use crate::health::{Condition, Health, Part};
+use crate::telemetry::health::{Condition, Health, Part};
 
 /// Waiting time after a first failure; doubles with each further one.
 const BACKOFF: Duration = Duration::from_millis(500);

@@ -23,8 +23,8 @@ use self::pacing::{Pacing, Turn};
 use self::session_log::SessionLog;
 use self::times::{outcome, quiet_pause, remembered, until_renewal};
 use super::{ObtainError, Session, SessionError, SessionKey};
-use crate::measured::{StsCalls, TurnOutcome, Turns};
 use crate::pods::PodUid;
+use crate::telemetry::metrics::{StsCalls, TurnOutcome, Turns};
 
 /// Nothing with less left is served where more can be had in time. botocore moves the end away of what has less than 17 to 25
 /// minutes left: its window of 15 (`ec2_credential_refresh_window`, as its provider sets it) and 2 to 10 more at random

@@ -6,9 +6,9 @@ use crate::admin::asking;
 use crate::apiserver::ApiServer;
 use crate::apiserver::access::{Uses, denied};
 use crate::apiserver::trial::{self, Trial};
-use crate::health::Part;
 use crate::pods::kubernetes::pods_of_node;
 use crate::status::Status;
+use crate::telemetry::health::Part;
 
 const CHECK: &str = "API server";
 const TOKENS: &str = "tokens";

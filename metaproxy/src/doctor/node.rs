@@ -5,10 +5,10 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use super::{Examination, Finding};
 use crate::admin::asking;
 use crate::credentials::http::NetworkEnv;
-use crate::health::Part;
 use crate::intercept::port;
 use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
 use crate::status::{PartLine, Status};
+use crate::telemetry::health::Part;
 
 /// Checks the ports that flags name.
 pub(super) fn ports(examination: &Examination) -> Vec<Finding> {

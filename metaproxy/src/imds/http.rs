@@ -27,7 +27,7 @@ use super::shown::{ShownPath, shown_method};
 use super::{Caller, Service};
 use crate::cached_watch::{CachedWatch, Changes};
 use crate::credentials::Issuer;
-use crate::measured::{RequestKind, Requests};
+use crate::telemetry::metrics::{RequestKind, Requests};
 
 /// How long a connection may take over a request's body.
 const BODY: Duration = Duration::from_secs(5);

@@ -22,8 +22,8 @@ use super::passage::MAX_BODY;
 use super::path::NodePath;
 use super::shown::ShownPath;
 use super::upstream::{Upstream, UpstreamError};
-use crate::measured::{TurnOutcome, Turns};
 use crate::pods::PodUid;
+use crate::telemetry::metrics::{TurnOutcome, Turns};
 
 /// Requests under way at a time, of all pods of the node; more wait.
 pub(super) const MAX_UNDER_WAY: usize = 32;

@@ -16,7 +16,7 @@ use self::list::{Reading, is_of_tags, is_secret, reading_of_allowed};
 use self::normal::{Normal, encoded};
 pub use self::pattern::BadPattern;
 use self::pattern::Pattern;
-use crate::measured::RequestKind;
+use crate::telemetry::metrics::RequestKind;
 
 /// Parts of a path that are never passed through, whatever else allows them: credentials, and what serves as the node
 /// elsewhere. In any letter case.

@@ -19,8 +19,8 @@ use crate::credentials::Issuer;
 use crate::intercept::caller::{Callers, Unidentified};
 use crate::intercept::refusals::Refusals;
 use crate::intercept::self_check::SelfChecks;
-use crate::measured::{Requests, Turns};
 use crate::pods::PodUid;
+use crate::telemetry::metrics::{Requests, Turns};
 
 /// What all connections share.
 pub struct Server<I> {

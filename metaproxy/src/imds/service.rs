@@ -19,9 +19,9 @@ use super::told::Told;
 use crate::credentials::{
     Issuer, ObtainError, RecentSession, Session, SessionError, SessionKey, Sessions, paced,
 };
-use crate::measured::RequestKind;
 use crate::pods::{Known, PodUid, Pods};
 use crate::roles::{Grant, Reason, Rules};
+use crate::telemetry::metrics::RequestKind;
 
 /// Every answer is on its way within this time: two SDKs try once and give up after a second. What is left of it is for getting there.
 const ANSWER: Duration = Duration::from_millis(800);

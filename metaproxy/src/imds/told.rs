@@ -10,7 +10,7 @@ use tracing::{Level, debug, info, warn};
 use crate::apiserver::events::{EventReason, Refusal, Refusals};
 use crate::pods::PodUid;
 use crate::roles::Reason;
-use crate::sparing::Sparing;
+use crate::telemetry::log_limiter::LogLimiter;
 
 /// For how long a pod is answered 503 before that is an event: most such failures end by themselves within seconds.
 const UNSERVED_EVENT_AFTER: Duration = Duration::from_secs(10);
@@ -23,7 +23,7 @@ const UNSERVED_GAP: Duration = Duration::from_secs(300);
 pub struct Told {
     last: Mutex<HashMap<PodUid, Last>>,
     owners: Option<Refusals>,
-    lines: Sparing,
+    lines: LogLimiter,
 }
 
 /// What was said last about one pod.
@@ -41,7 +41,7 @@ impl Told {
 
     /// With a way to tell pods' owners, if there is one.
     pub fn new(owners: Option<Refusals>) -> Self {
-        let lines = Sparing::new(|more| {
+        let lines = LogLimiter::new(|more| {
             warn!(
                 "and {more} more pods that get no credentials; `metaproxy explain --all` tells which, and why"
             );

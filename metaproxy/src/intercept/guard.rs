@@ -25,7 +25,7 @@ use super::attachment::{AttachError, CHECK_INTERVAL, Mended};
 use super::link::Link;
 use super::object::{CgroupLinks, ProgramsError};
 use crate::cgroups::{Locator, PodsCgroup};
-use crate::health::Condition;
+use crate::telemetry::health::Condition;
 
 /// The guard's programs and their attachment. Dropping it lets pods through.
 #[derive(Debug)]

@@ -22,8 +22,8 @@ use tracing::warn;
 
 use super::caller::CurrentPods;
 use crate::cgroups::PodsCgroup;
-use crate::health::Condition;
 use crate::pods::{Inventory, Known, Mirror, Pod, PodUid, Pods};
+use crate::telemetry::health::Condition;
 
 /// How often pods are looked for: for each one up to three `stat`s and one small file.
 const LOOK_INTERVAL: Duration = Duration::from_secs(5);

@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 use super::caller::{CurrentPods, current};
 use crate::cgroups::NotAPod;
 use crate::pods::{Known, PodUid, Pods};
-use crate::sparing::Sparing;
+use crate::telemetry::log_limiter::LogLimiter;
 
 /// How often the failures that the kernel has counted are read.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -144,7 +144,7 @@ pub struct Refusals {
     pods: Pods,
     counts: Arc<Mutex<BTreeMap<CountKey, Entry>>>,
     answered_elsewhere: Arc<Notify>,
-    lines: Sparing,
+    lines: LogLimiter,
 }
 
 type CountKey = (RefusalKind, Option<PodUid>);
@@ -169,7 +169,7 @@ impl Refusals {
                     .into(),
             )),
             answered_elsewhere: Arc::default(),
-            lines: Sparing::new(|more| {
+            lines: LogLimiter::new(|more| {
                 warn!("and {more} more pods had connections that were not served; the metrics have each");
             }),
         }

@@ -33,8 +33,8 @@ use super::annotations::trimmed;
 use super::api::PodObject;
 use super::{Inventory, Namespace, Pod, PodUid, ServiceAccount, Source};
 use crate::apiserver::{ApiServer, PATIENCE, within};
-use crate::health::{Condition, Health, Part};
-use crate::heap;
+use crate::memory;
+use crate::telemetry::health::{Condition, Health, Part};
 
 /// Between two looks at whether a watch that broke has been taken up again.
 const LOOK: Duration = Duration::from_millis(500);
@@ -306,7 +306,7 @@ impl Source for Watch {
                 () = tokio::time::sleep_until(given_back), if listed.is_some() => {
                     listed = None;
                     // It reads files and takes the heap's lock. Nobody waits for its end.
-                    drop(tokio::task::spawn_blocking(heap::give_back));
+                    drop(tokio::task::spawn_blocking(memory::give_back));
                 }
             }
         }

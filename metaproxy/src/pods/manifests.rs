@@ -21,7 +21,7 @@ use tracing::{error, info, warn};
 
 use self::parse::Objects;
 use super::{Inventory, Known, Source};
-use crate::health::{Condition, Health, Part};
+use crate::telemetry::health::{Condition, Health, Part};
 
 /// A file is read this long after the last change, so that it is not read half written.
 const SETTLE: Duration = Duration::from_millis(50);

@@ -1,7 +1,7 @@
 use super::*;
-use crate::health::Part;
 use crate::intercept::refusals::RefusalKind;
-use crate::measured::{RequestKind, Requests, StsCalls, StsOutcome, TurnOutcome, Turns};
+use crate::telemetry::health::Part;
+use crate::telemetry::metrics::{RequestKind, Requests, StsCalls, StsOutcome, TurnOutcome, Turns};
 
 struct Fixed;
 

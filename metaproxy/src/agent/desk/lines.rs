@@ -6,10 +6,10 @@ use metaproxy_common::layout::{Counter, GuardCounter};
 
 use crate::admin::Sources;
 use crate::explain::{Explanation, Verdict};
-use crate::health::{Condition, Part};
 use crate::intercept::inspect::Target;
 use crate::intercept::refusals::RefusalCount;
 use crate::status::{PartLine, PodLine, RefusedLine};
+use crate::telemetry::health::{Condition, Part};
 
 /// A pod that has, or asks for, a role.
 pub(super) fn pod(one: Explanation) -> PodLine {

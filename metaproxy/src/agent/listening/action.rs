@@ -1,8 +1,8 @@
 //! What is done about a listener whose port is claimed, or at which connections do not arrive.
 
-use crate::health::Condition;
 use crate::intercept::claim::Claim;
 use crate::intercept::self_check::Fault;
+use crate::telemetry::health::Condition;
 
 /// What is done.
 #[derive(Clone, Debug, PartialEq, Eq)]

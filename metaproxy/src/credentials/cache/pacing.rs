@@ -16,9 +16,9 @@ use tokio::time::Instant;
 
 use super::{Issuer, Sessions, Slot, State};
 use crate::credentials::SessionKey;
-use crate::measured::{TurnOutcome, Turns};
 use crate::pace::Pace;
 use crate::pods::PodUid;
+use crate::telemetry::metrics::{TurnOutcome, Turns};
 
 /// New sessions that a pod may have at once. A pod has one in its life, and one more for each change of its role, external
 /// id, session name or service account: several within seconds are a deployment tool that annotates step by step.

@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 
 use super::Failure;
 use crate::credentials::{ObtainError, Session, SessionKey};
-use crate::sparing::Sparing;
+use crate::telemetry::log_limiter::LogLimiter;
 
 /// A request that waits longer for an STS call is answered 503, to try again.
 pub(super) const SLOW: Duration = Duration::from_millis(800);
@@ -19,21 +19,21 @@ const MIN_ID: usize = 8;
 /// Says it.
 #[derive(Debug)]
 pub(super) struct SessionLog {
-    failures: Sparing,
-    recoveries: Sparing,
-    slow: Sparing,
-    paced: Sparing,
+    failures: LogLimiter,
+    recoveries: LogLimiter,
+    slow: LogLimiter,
+    paced: LogLimiter,
 }
 
 impl Default for SessionLog {
     fn default() -> Self {
         Self {
-            failures: Sparing::new(|more| {
+            failures: LogLimiter::new(|more| {
                 warn!("no session: and {more} more; `metaproxy status` has each with its error");
             }),
-            recoveries: Sparing::new(|more| info!("session obtained: and {more} more")),
-            slow: Sparing::new(|more| warn!("an STS call took too long: and {more} more")),
-            paced: Sparing::new(|more| warn!("a new session waits for its pod's turn: and {more} more")),
+            recoveries: LogLimiter::new(|more| info!("session obtained: and {more} more")),
+            slow: LogLimiter::new(|more| warn!("an STS call took too long: and {more} more")),
+            paced: LogLimiter::new(|more| warn!("a new session waits for its pod's turn: and {more} more")),
         }
     }
 }

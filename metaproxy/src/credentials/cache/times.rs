@@ -3,7 +3,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::credentials::{ObtainError, Session};
-use crate::measured::StsOutcome;
+use crate::telemetry::metrics::StsOutcome;
 
 /// The part of its life after which a session is renewed, and how much earlier it may be: sessions that were obtained
 /// together are not renewed together.

@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime};
 use tracing::{debug, info, warn};
 
 use crate::apiserver::ApiServer;
-use crate::health::Part;
+use crate::telemetry::health::Part;
 
 /// What a watch is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

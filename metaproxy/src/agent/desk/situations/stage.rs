@@ -13,7 +13,6 @@ use super::list::{Situation, Sts};
 use crate::admin::Desk as _;
 use crate::admin::idle::Nothing;
 use crate::agent::Mode;
-use crate::agent::audit::Audited;
 use crate::agent::desk::rehearsal::{LIST, Rehearse, Rehearsing, line};
 use crate::agent::desk::{Answers, Identity, Serving};
 use crate::apiserver::events::{self, Refusal};
@@ -21,7 +20,6 @@ use crate::captured_log::Log;
 use crate::cli::{Cli, Command};
 use crate::credentials::{Issued, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey, Sessions};
 use crate::explain::{AnswerLine, Explanation, Verdict};
-use crate::health::Health;
 use crate::imds::path::Paths;
 use crate::imds::token::Tokens;
 use crate::imds::upstream::Upstream;
@@ -29,6 +27,8 @@ use crate::imds::{Caller, Parts, Passing, Service, Told, Version1};
 use crate::intercept::caller::CurrentPods;
 use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
 use crate::roles::{Decision, OwnRole, OwnRoles, RoleId, Rules};
+use crate::telemetry::audit::Audited;
+use crate::telemetry::health::Health;
 
 const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
 

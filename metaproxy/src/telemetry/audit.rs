@@ -19,7 +19,7 @@ const NAMED: usize = 20;
 
 /// Writes down what another one issues.
 #[derive(Debug)]
-pub(super) struct Audited<I> {
+pub(crate) struct Audited<I> {
     pub issuer: I,
     pub pods: Pods,
     pub rules: watch::Receiver<Arc<Rules>>,

@@ -15,7 +15,7 @@ const WINDOW: Duration = Duration::from_secs(10);
 
 /// Lines of one kind. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Sparing(Arc<Kind>);
+pub struct LogLimiter(Arc<Kind>);
 
 #[derive(Debug)]
 struct Kind {
@@ -31,7 +31,7 @@ struct Window {
     held_back: u32,
 }
 
-impl Sparing {
+impl LogLimiter {
     /// Lines of a kind; `more` says how many were held back, when the window is over.
     pub fn new(more: fn(u32)) -> Self {
         let window = Mutex::default();
@@ -98,11 +98,11 @@ mod tests {
         static TOLD: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     }
 
-    fn lines() -> Sparing {
-        Sparing::new(|more| TOLD.with_borrow_mut(|told| told.push(more)))
+    fn lines() -> LogLimiter {
+        LogLimiter::new(|more| TOLD.with_borrow_mut(|told| told.push(more)))
     }
 
-    fn said_of(lines: &Sparing, tried: u32) -> u32 {
+    fn said_of(lines: &LogLimiter, tried: u32) -> u32 {
         (0..tried).map(|_| u32::from(lines.may_say())).sum()
     }
 
