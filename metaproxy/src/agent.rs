@@ -48,7 +48,7 @@ use crate::imds::path::Paths;
 use crate::imds::server::Server;
 use crate::imds::token::Tokens;
 use crate::imds::upstream::{Endpoint, Upstream};
-use crate::imds::{Limits, Parts, Passing, Phase, Service, Told, Version1};
+use crate::imds::{ImdsV1Policy, Limits, Parts, Passing, Phase, Service, Told};
 use crate::intercept::attachment::{Attachment, ListenerLink, State};
 use crate::intercept::caller::{Callers, CurrentPods};
 use crate::intercept::guard::{self, Guard, GuardCounters, GuardMode};
@@ -130,7 +130,7 @@ pub struct Settings {
     /// What pods may see of the node's metadata.
     pub paths: Paths,
     /// Whether requests without session token are answered.
-    pub version1: Version1,
+    pub imds_v1: ImdsV1Policy,
     /// What one pod may take.
     pub limits: Limits,
     /// Where health and metrics are answered, beside the socket.
@@ -237,7 +237,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         pods: pods.clone(),
         rules: rules.clone(),
     });
-    let (publish_version1, version1) = watch::channel(settings.version1);
+    let (publish_imds_v1, imds_v1) = watch::channel(settings.imds_v1);
     let (phase, phases) = watch::channel(Phase::Serving);
     let service = Service::new(Parts {
         pods: pods.clone(),
@@ -246,7 +246,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         tokens,
         paths: settings.paths,
         passing: Passing::new(upstream.clone()),
-        version1,
+        imds_v1,
         told: Arc::clone(&told),
     });
     let server = Arc::new(Server::new(
@@ -319,7 +319,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         ));
         tasks.spawn(discovery::base_arn(upstream.clone(), sts, publish_rules));
     }
-    tasks.spawn(discovery::version1(upstream, publish_version1));
+    tasks.spawn(discovery::imds_v1(upstream, publish_imds_v1));
     let mut keeping = tokio::spawn(attachment.keep(states.clone(), stopped));
     let (stop_listening, stopped) = oneshot::channel();
     let mut listening = tokio::spawn(listening.keep(stopped));

@@ -7,7 +7,7 @@ use metaproxy::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, S
 use metaproxy::imds::path::Paths;
 use metaproxy::imds::token::Tokens;
 use metaproxy::imds::upstream::Upstream;
-use metaproxy::imds::{Caller, Http, Limits, Parts, Passing, Phase, Service, Shares, Told, Version1};
+use metaproxy::imds::{Caller, Http, ImdsV1Policy, Limits, Parts, Passing, Phase, Service, Shares, Told};
 use metaproxy::pods::{Inventory, Pod};
 use metaproxy::roles::{AnnotationKeys, NamespaceRules, OwnRoles, Rules, SessionRules};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
@@ -76,7 +76,7 @@ static SCENE: LazyLock<Scene> = LazyLock::new(|| {
         enforce_host_network: false,
         own: OwnRoles::default(),
     }));
-    let (_, version1) = watch::channel(Version1::Allowed);
+    let (_, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
     let dir = tempfile::tempdir().unwrap();
     let (phase, phases) = watch::channel(Phase::Serving);
     let service = Service::new(Parts {
@@ -87,7 +87,7 @@ static SCENE: LazyLock<Scene> = LazyLock::new(|| {
         paths: Paths::default(),
         // Nobody is there.
         passing: Passing::new(Upstream::new("http://127.0.0.1:1".parse().unwrap())),
-        version1,
+        imds_v1,
         told: Arc::new(Told::new(None)),
     });
     drop(_inside);

@@ -9,7 +9,7 @@ use tokio::sync::watch;
 use tracing::{info, warn};
 
 use crate::credentials::sts::Sts;
-use crate::imds::Version1;
+use crate::imds::ImdsV1Policy;
 use crate::imds::upstream::Upstream;
 use crate::roles::{BaseArn, Rules};
 
@@ -81,23 +81,23 @@ async fn of_node(upstream: &Upstream, sts: &Sts, is_alone: bool) -> Result<BaseA
 }
 
 /// Finds out whether the node's metadata service requires session tokens, where that decides.
-pub(super) async fn version1(upstream: Upstream, version1: watch::Sender<Version1>) {
+pub(super) async fn imds_v1(upstream: Upstream, imds_v1: watch::Sender<ImdsV1Policy>) {
     let mut backoff = BACKOFF;
-    let mut is_open = *version1.borrow() == Version1::Unknown;
+    let mut is_open = *imds_v1.borrow() == ImdsV1Policy::Unknown;
     while is_open {
         match upstream.requires_tokens().await {
             Ok(true) => {
                 info!("the node's metadata service requires session tokens, so pods need them too");
-                version1.send_replace(Version1::Denied);
+                imds_v1.send_replace(ImdsV1Policy::Denied);
                 is_open = false;
             }
             Ok(false) => {
-                version1.send_replace(Version1::Allowed);
+                imds_v1.send_replace(ImdsV1Policy::Allowed);
                 is_open = false;
             }
             Err(error) => {
                 // It requires none that anybody knows of.
-                if version1.send_replace(Version1::Allowed) == Version1::Unknown {
+                if imds_v1.send_replace(ImdsV1Policy::Allowed) == ImdsV1Policy::Unknown {
                     warn!(
                         "cannot find out whether the node's metadata service requires session tokens; until then pods \
                          need none (--imds-v1 decides it): {error}"

@@ -253,7 +253,7 @@ fn defaults_are_those_of_the_contract() {
     assert_eq!(settings.rules.base, None, "found out");
     assert_eq!(settings.rules.sessions.scope, SessionScope::Pod);
     assert_eq!(settings.rules.sessions.tags, TagRules::Off);
-    assert_eq!(settings.version1, crate::imds::Version1::Unknown, "found out");
+    assert_eq!(settings.imds_v1, crate::imds::ImdsV1Policy::Unknown, "found out");
     assert_eq!(settings.rules.keys.role, "iam.amazonaws.com/role");
     let is_passed = |path: &str| matches!(settings.paths.classify(path), crate::imds::path::Route::Node(_));
     assert!(is_passed("/latest/meta-data/public-ipv4") && is_passed("/latest/meta-data/tags/instance"));

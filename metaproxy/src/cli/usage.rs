@@ -13,7 +13,7 @@ use crate::apiserver::KubeconfigSource;
 use crate::credentials::sts::StsSettings;
 use crate::imds::path::{BadPattern, Paths};
 use crate::imds::upstream::{BadEndpoint, Endpoint};
-use crate::imds::{Limits, Version1};
+use crate::imds::{ImdsV1Policy, Limits};
 use crate::intercept::guard::GuardMode;
 use crate::roles::arn::RoleError;
 use crate::roles::{NotACluster, OwnRoles, RoleArn, RoleId, Rules, SessionRules};
@@ -185,10 +185,10 @@ impl RunArgs {
             token_policy_required: self.token_policy == TokenPolicy::Required,
             imds: self.imds()?,
             paths: self.paths()?,
-            version1: match self.imds_v1 {
-                ImdsV1::Auto => Version1::Unknown,
-                ImdsV1::Allow => Version1::Allowed,
-                ImdsV1::Deny => Version1::Denied,
+            imds_v1: match self.imds_v1 {
+                ImdsV1::Auto => ImdsV1Policy::Unknown,
+                ImdsV1::Allow => ImdsV1Policy::Allowed,
+                ImdsV1::Deny => ImdsV1Policy::Denied,
             },
             limits: Limits {
                 connections: self.max_connections_per_pod as usize,

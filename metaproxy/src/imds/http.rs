@@ -258,7 +258,7 @@ impl<F: Future<Output = ()> + Unpin> Closing<F> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::imds::Version1;
+    use crate::imds::ImdsV1Policy;
     use crate::imds::decisions::tests::{caller, decisions};
     use crate::imds::per_pod::Shares;
     use crate::imds::recent::tests::service;
@@ -284,9 +284,9 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_silent_connection_is_closed_with_the_phase_and_not_before(#[case] phases: &[Phase]) {
         let (pods, rules, _) = decisions("one");
-        let (_version1, version1) = watch::channel(Version1::Allowed);
+        let (_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
         let (phase, watched) = watch::channel(Phase::Serving);
-        let service = service(pods.subscribe(), rules.subscribe(), version1);
+        let service = service(pods.subscribe(), rules.subscribe(), imds_v1);
         let http = Http::new(service, watched, limits());
         let caller = caller("aaaaaaaa-0000-0000-0000-000000000001");
         let place = Shares::new(limits()).take(&()).unwrap();

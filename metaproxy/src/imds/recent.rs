@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::decisions::{Decided, Decisions};
-use super::{Caller, Version1};
+use super::{Caller, ImdsV1Policy};
 use crate::cached_watch::{CachedWatch, Changes};
 use crate::credentials::RecentSession;
 use crate::pods::{Inventory, Pods};
@@ -19,7 +19,7 @@ pub struct Recent<'a> {
     pods: Changes<Arc<Inventory>>,
     rules: Changes<Arc<Rules>>,
     last: Option<(Arc<Decided>, RecentSession)>,
-    version1: CachedWatch<Version1>,
+    imds_v1: CachedWatch<ImdsV1Policy>,
 }
 
 impl<'a> Recent<'a> {
@@ -28,14 +28,14 @@ impl<'a> Recent<'a> {
         caller: &'a Caller,
         pods: Pods,
         rules: watch::Receiver<Arc<Rules>>,
-        version1: watch::Receiver<Version1>,
+        imds_v1: watch::Receiver<ImdsV1Policy>,
     ) -> Self {
         Self {
             caller,
             pods: Changes::new(pods),
             rules: Changes::new(rules),
             last: None,
-            version1: CachedWatch::new(version1),
+            imds_v1: CachedWatch::new(imds_v1),
         }
     }
 
@@ -45,8 +45,8 @@ impl<'a> Recent<'a> {
     }
 
     /// Whether requests without a session token are answered.
-    pub fn version1(&mut self) -> Version1 {
-        self.version1.now()
+    pub fn imds_v1(&mut self) -> ImdsV1Policy {
+        self.imds_v1.now()
     }
 
     /// What is decided about the caller at this moment, and the session that this connection was served last for that.
@@ -85,9 +85,9 @@ pub(super) mod tests {
     #[test]
     fn a_change_counts_with_the_next_request_of_an_open_connection() {
         let (pods, rules, decisions) = decisions("one");
-        let (_version1, version1) = watch::channel(Version1::Allowed);
+        let (_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
         let caller = caller(UID);
-        let mut recent = Recent::new(&caller, pods.subscribe(), rules.subscribe(), version1);
+        let mut recent = Recent::new(&caller, pods.subscribe(), rules.subscribe(), imds_v1);
         let first: *const Decided = recent.decided(&decisions).0;
         assert!(
             std::ptr::eq(first, recent.decided(&decisions).0),
@@ -107,12 +107,12 @@ pub(super) mod tests {
     #[test]
     fn whether_tokens_are_required_counts_too() {
         let (pods, rules, _) = decisions("one");
-        let (publish, version1) = watch::channel(Version1::Unknown);
+        let (publish, imds_v1) = watch::channel(ImdsV1Policy::Unknown);
         let caller = caller(UID);
-        let mut recent = Recent::new(&caller, pods.subscribe(), rules.subscribe(), version1);
-        assert_eq!(recent.version1(), Version1::Unknown);
-        publish.send_replace(Version1::Denied);
-        assert_eq!(recent.version1(), Version1::Denied);
+        let mut recent = Recent::new(&caller, pods.subscribe(), rules.subscribe(), imds_v1);
+        assert_eq!(recent.imds_v1(), ImdsV1Policy::Unknown);
+        publish.send_replace(ImdsV1Policy::Denied);
+        assert_eq!(recent.imds_v1(), ImdsV1Policy::Denied);
     }
 
     /// Whose access key is the role's name.
@@ -135,9 +135,9 @@ pub(super) mod tests {
     pub(in crate::imds) fn service(
         pods: Pods,
         rules: watch::Receiver<Arc<Rules>>,
-        version1: watch::Receiver<Version1>,
+        imds_v1: watch::Receiver<ImdsV1Policy>,
     ) -> Service<ByName> {
-        service_with(Sessions::new(ByName), NOBODY, pods, rules, version1)
+        service_with(Sessions::new(ByName), NOBODY, pods, rules, imds_v1)
     }
 
     /// Where no metadata service is.
@@ -148,7 +148,7 @@ pub(super) mod tests {
         imds: &str,
         pods: Pods,
         rules: watch::Receiver<Arc<Rules>>,
-        version1: watch::Receiver<Version1>,
+        imds_v1: watch::Receiver<ImdsV1Policy>,
     ) -> Service<ByName> {
         let dir = tempfile::tempdir().unwrap();
         Service::new(Parts {
@@ -158,7 +158,7 @@ pub(super) mod tests {
             tokens: Tokens::open(dir.path()).unwrap(),
             paths: Paths::default(),
             passing: Passing::new(Upstream::new(imds.parse().unwrap())),
-            version1,
+            imds_v1,
             told: Arc::new(Told::new(None)),
         })
     }
@@ -183,14 +183,14 @@ pub(super) mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_request_that_waits_for_a_turn_while_the_role_changes_is_answered_for_the_role_that_is() {
         let (pods, rules, _) = decisions("one");
-        let (_version1, version1) = watch::channel(Version1::Allowed);
+        let (_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
         let sessions = Sessions::new(ByName);
         let service = service_with(
             sessions.clone(),
             NOBODY,
             pods.subscribe(),
             rules.subscribe(),
-            version1,
+            imds_v1,
         );
         let caller = caller(UID);
         let mut recent = service.recent(&caller);
@@ -226,8 +226,8 @@ pub(super) mod tests {
     #[tokio::test]
     async fn an_open_connection_is_never_served_the_session_of_a_role_that_was() {
         let (pods, rules, _) = decisions("one");
-        let (_version1, version1) = watch::channel(Version1::Allowed);
-        let service = service(pods.subscribe(), rules.subscribe(), version1);
+        let (_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
+        let service = service(pods.subscribe(), rules.subscribe(), imds_v1);
         let caller = caller(UID);
         let mut recent = service.recent(&caller);
         for now in ["one", "other", "one"] {

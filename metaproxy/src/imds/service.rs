@@ -37,7 +37,7 @@ pub struct Caller {
 
 /// Whether requests without a session token (IMDSv1) are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Version1 {
+pub enum ImdsV1Policy {
     /// They are.
     Allowed,
     /// They are not: 401.
@@ -62,7 +62,7 @@ pub struct Parts<I> {
     /// The way to the node's metadata service.
     pub passing: Passing,
     /// Whether tokens are required.
-    pub version1: watch::Receiver<Version1>,
+    pub imds_v1: watch::Receiver<ImdsV1Policy>,
     /// What was said about pods.
     pub told: Arc<Told>,
 }
@@ -132,8 +132,8 @@ impl<I: Issuer> Service<I> {
             Err(Pending(route)) => route,
         };
         let kind = route.kind();
-        let version1 = *self.parts.version1.borrow();
-        let left = match self.entitled(caller, headers, version1) {
+        let imds_v1 = *self.parts.imds_v1.borrow();
+        let left = match self.entitled(caller, headers, imds_v1) {
             Err(Unentitled::NotYet) => self.entitled_later(deadline).await,
             known => known,
         };
@@ -168,7 +168,7 @@ impl<I: Issuer> Service<I> {
             caller,
             parts.pods.clone(),
             parts.rules.clone(),
-            parts.version1.clone(),
+            parts.imds_v1.clone(),
         )
     }
 
@@ -203,8 +203,8 @@ impl<I: Issuer> Service<I> {
             (&Method::PUT, Route::Token) => self.issue_token(recent.caller(), headers),
             (_, Route::Token) => answer::not_that_method("PUT", "A token is asked for with PUT."),
             (&Method::GET | &Method::HEAD, route) => {
-                let version1 = recent.version1();
-                match self.entitled(recent.caller(), headers, version1) {
+                let imds_v1 = recent.imds_v1();
+                match self.entitled(recent.caller(), headers, imds_v1) {
                     Ok(left) => match self.at_once(recent, &route) {
                         Some(response) => answer::with_token_left(response, left),
                         None => return Err(Pending(route)),
@@ -227,7 +227,7 @@ impl<I: Issuer> Service<I> {
 
     /// Whether a request without a session token is answered 401.
     pub fn requires_tokens(&self) -> bool {
-        *self.parts.version1.borrow() == Version1::Denied
+        *self.parts.imds_v1.borrow() == ImdsV1Policy::Denied
     }
 
     fn issue_token(&self, caller: &Caller, headers: &HeaderMap) -> Answer {
@@ -259,7 +259,7 @@ impl<I: Issuer> Service<I> {
         &self,
         caller: &Caller,
         headers: &HeaderMap,
-        version1: Version1,
+        imds_v1: ImdsV1Policy,
     ) -> Result<Option<Duration>, Unentitled> {
         if let Some(token) = the_one(headers, &TOKEN) {
             let check = |token: &HeaderValue| {
@@ -269,19 +269,19 @@ impl<I: Issuer> Service<I> {
             let left = token.ok().and_then(check);
             return left.map(Some).ok_or(Unentitled::BadToken);
         }
-        match version1 {
-            Version1::Allowed => Ok(None),
-            Version1::Denied => Err(Unentitled::NoToken),
-            Version1::Unknown => Err(Unentitled::NotYet),
+        match imds_v1 {
+            ImdsV1Policy::Allowed => Ok(None),
+            ImdsV1Policy::Denied => Err(Unentitled::NoToken),
+            ImdsV1Policy::Unknown => Err(Unentitled::NotYet),
         }
     }
 
     /// The same of a request without a token, once it is known whether it needs one.
     async fn entitled_later(&self, deadline: Instant) -> Result<Option<Duration>, Unentitled> {
-        let mut version1 = self.parts.version1.clone();
-        let known = version1.wait_for(|known| *known != Version1::Unknown);
+        let mut imds_v1 = self.parts.imds_v1.clone();
+        let known = imds_v1.wait_for(|known| *known != ImdsV1Policy::Unknown);
         match Box::pin(tokio::time::timeout_at(deadline, known)).await {
-            Ok(Ok(known)) if *known == Version1::Allowed => Ok(None),
+            Ok(Ok(known)) if *known == ImdsV1Policy::Allowed => Ok(None),
             Ok(_) => Err(Unentitled::NoToken),
             Err(_) => Err(Unentitled::NotYet),
         }
@@ -476,14 +476,14 @@ mod tests {
     ) {
         let (pods, rules, _) = decisions("one");
         pods.send_replace(role.map(inventory).unwrap_or_default());
-        let (_version1, version1) = watch::channel(Version1::Allowed);
+        let (_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
         let sessions = Sessions::new(ByName);
         let service = service_with(
             sessions,
             &node().await,
             pods.subscribe(),
             rules.subscribe(),
-            version1,
+            imds_v1,
         );
         let answer = service.rehearse(&caller(UID), "/latest/meta-data/").await;
         assert_eq!(answer.status(), status);

@@ -80,10 +80,10 @@ fn software_that_asks_every_cloud_where_it_runs_finds_ec2_at_once() {
 #[case::version_1("allow", 200)]
 #[case::version_2("deny", 401)]
 fn a_request_for_the_root_tells_whether_session_tokens_are_required(
-    #[case] version1: &str,
+    #[case] imds_v1: &str,
     #[case] status: u16,
 ) {
-    let Some((_node, a, _agent)) = served(&["--imds-v1", version1]) else {
+    let Some((_node, a, _agent)) = served(&["--imds-v1", imds_v1]) else {
         return;
     };
     let answer = exchange(&a, &[sent("/", "Host: 169.254.169.254\r\n")], 2.0).remove(0);

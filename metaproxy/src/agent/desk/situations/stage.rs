@@ -23,7 +23,7 @@ use crate::explain::{AnswerLine, Explanation, Verdict};
 use crate::imds::path::Paths;
 use crate::imds::token::Tokens;
 use crate::imds::upstream::Upstream;
-use crate::imds::{Caller, Parts, Passing, Service, Told, Version1};
+use crate::imds::{Caller, ImdsV1Policy, Parts, Passing, Service, Told};
 use crate::intercept::caller::CurrentPods;
 use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
 use crate::roles::{Decision, OwnRole, OwnRoles, RoleId, Rules};
@@ -100,7 +100,7 @@ struct Stage {
     _published: (
         watch::Sender<Arc<Inventory>>,
         watch::Sender<Arc<Rules>>,
-        watch::Sender<Version1>,
+        watch::Sender<ImdsV1Policy>,
     ),
 }
 
@@ -108,7 +108,7 @@ impl Stage {
     fn set(situation: &Situation) -> Self {
         let (publish_pods, pods) = watch::channel(Arc::new(inventory(situation)));
         let (publish_rules, rules) = watch::channel(Arc::new(rules(situation)));
-        let (publish_version1, version1) = watch::channel(Version1::Allowed);
+        let (publish_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
         let (owners, events) = events::channel();
         let told = Arc::new(Told::new(Some(owners)));
         let sessions = Sessions::new(Audited {
@@ -124,7 +124,7 @@ impl Stage {
             tokens: Tokens::open(dir.path()).unwrap(),
             paths: Paths::default(),
             passing: Passing::new(Upstream::new("http://127.0.0.1:9".parse().unwrap())),
-            version1,
+            imds_v1,
             told: Arc::clone(&told),
         }));
         let desk = Answers {
@@ -154,7 +154,7 @@ impl Stage {
                 uid: UID.parse().unwrap(),
             },
             events,
-            _published: (publish_pods, publish_rules, publish_version1),
+            _published: (publish_pods, publish_rules, publish_imds_v1),
         }
     }
 
