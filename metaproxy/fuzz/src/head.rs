@@ -1,4 +1,4 @@
-//! HTTP through the real server: bytes of a connection whose caller is known.
+//! HTTP through the real server: bytes of a connection whose client is known.
 
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
@@ -7,7 +7,7 @@ use metaproxy::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, S
 use metaproxy::imds::path::Paths;
 use metaproxy::imds::token::Tokens;
 use metaproxy::imds::upstream::Upstream;
-use metaproxy::imds::{Caller, Http, ImdsV1Policy, Limits, Parts, Passing, Phase, Service, Shares, Told};
+use metaproxy::imds::{Client, Http, ImdsV1Policy, Limits, Parts, Passing, Phase, Service, Shares, Told};
 use metaproxy::pods::{Inventory, Pod};
 use metaproxy::roles::{AnnotationKeys, NamespaceRules, OwnRoles, Rules, SessionRules};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
@@ -106,7 +106,7 @@ pub fn head(data: &[u8]) {
         let (mut client, server) = duplex(64 * 1024);
         let shares = Shares::new(limits());
         let place = shares.take(&()).unwrap();
-        let caller = Caller {
+        let client = Client {
             uid: UID.parse().unwrap(),
         };
         let asking = async {
@@ -116,7 +116,7 @@ pub fn head(data: &[u8]) {
             let _ = client.read_to_end(&mut answer).await;
             answer
         };
-        let serving = scene.http.serve(server, &caller, &place, || {});
+        let serving = scene.http.serve(server, &client, &place, || {});
         let (answer, _) = tokio::join!(asking, serving);
         answer
     });

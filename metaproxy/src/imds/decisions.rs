@@ -7,7 +7,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Caller;
+use super::Client;
 use crate::credentials::{SessionKey, SessionPlace};
 use crate::pods::{Inventory, PodUid, Pods};
 use crate::roles::{Decision, Grant, Reason, Rules};
@@ -99,28 +99,28 @@ impl Decisions {
         }
     }
 
-    /// What is decided about the caller at this moment.
-    pub fn of(&self, caller: &Caller) -> Arc<Decided> {
-        self.table().find(&caller.uid)
+    /// What is decided about the client at this moment.
+    pub fn of(&self, client: &Client) -> Arc<Decided> {
+        self.table().find(&client.uid)
     }
 
-    /// What is decided about the caller once it can be told; what there is to wait for where it still can't at the deadline.
-    pub async fn once_known(&self, caller: &Caller, deadline: Instant) -> Arc<Decided> {
-        let decided = self.of(caller);
+    /// What is decided about the client once it can be told; what there is to wait for where it still can't at the deadline.
+    pub async fn once_known(&self, client: &Client, deadline: Instant) -> Arc<Decided> {
+        let decided = self.of(client);
         if !matches!(*decided, Decided::Wait(_)) {
             return decided;
         }
-        Box::pin(self.held(caller, deadline)).await
+        Box::pin(self.held(client, deadline)).await
     }
 
-    async fn held(&self, caller: &Caller, deadline: Instant) -> Arc<Decided> {
+    async fn held(&self, client: &Client, deadline: Instant) -> Arc<Decided> {
         let (mut pods, mut rules) = (self.pods.clone(), self.rules.clone());
         let late = tokio::time::sleep_until(deadline);
         tokio::pin!(late);
         loop {
             pods.mark_unchanged();
             rules.mark_unchanged();
-            let decided = self.of(caller);
+            let decided = self.of(client);
             if !matches!(*decided, Decided::Wait(_)) {
                 return decided;
             }
@@ -194,8 +194,8 @@ pub(super) mod tests {
         Arc::new(Inventory::new([Arc::new(pod)], [], []))
     }
 
-    pub(in crate::imds) fn caller(uid: &str) -> Caller {
-        Caller {
+    pub(in crate::imds) fn client(uid: &str) -> Client {
+        Client {
             uid: uid.parse().unwrap(),
         }
     }
@@ -219,18 +219,18 @@ pub(super) mod tests {
     #[test]
     fn what_is_remembered_is_void_with_the_next_change_of_pods_or_rules() {
         let (pods, rules, decisions) = decisions("one");
-        let caller = caller(UID);
-        let one = decisions.of(&caller);
+        let client = client(UID);
+        let one = decisions.of(&client);
         assert_eq!(role(&one), Some("one"));
-        assert!(Arc::ptr_eq(&one, &decisions.of(&caller)), "worked out once");
+        assert!(Arc::ptr_eq(&one, &decisions.of(&client)), "worked out once");
         pods.send_replace(inventory("other"));
-        assert_eq!(role(&decisions.of(&caller)), Some("other"));
+        assert_eq!(role(&decisions.of(&client)), Some("other"));
         pods.send_replace(Arc::default());
-        assert!(matches!(*decisions.of(&caller), Decided::Wait(_)));
+        assert!(matches!(*decisions.of(&client), Decided::Wait(_)));
         pods.send_replace(inventory("other"));
-        assert_eq!(role(&decisions.of(&caller)), Some("other"));
+        assert_eq!(role(&decisions.of(&client)), Some("other"));
         rules.send_modify(|rules| Arc::make_mut(rules).firewall = true);
-        assert!(matches!(*decisions.of(&caller), Decided::NoRole(_)));
+        assert!(matches!(*decisions.of(&client), Decided::NoRole(_)));
     }
 
     #[test]
@@ -238,7 +238,7 @@ pub(super) mod tests {
         let (_pods, _rules, decisions) = decisions("one");
         for number in 0..100 {
             let uid = format!("bbbbbbbb-0000-0000-0000-{number:012}");
-            assert!(matches!(*decisions.of(&caller(&uid)), Decided::Wait(_)));
+            assert!(matches!(*decisions.of(&client(&uid)), Decided::Wait(_)));
         }
         assert!(decisions.table().decided.read().unwrap().is_empty());
     }

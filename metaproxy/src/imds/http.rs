@@ -24,7 +24,7 @@ use super::patience::{Patient, Stage};
 use super::per_pod::{Limits, Place};
 use super::recent::Recent;
 use super::shown::{ShownPath, shown_method};
-use super::{Caller, Service};
+use super::{Client, Service};
 use crate::cached_watch::{CachedWatch, Changes};
 use crate::credentials::Issuer;
 use crate::telemetry::metrics::{RequestKind, Requests};
@@ -46,7 +46,7 @@ pub enum Phase {
     Closing,
 }
 
-/// What answers the requests of connections whose caller is known.
+/// What answers the requests of connections whose client is known.
 pub struct Http<I> {
     service: Service<I>,
     phase: watch::Receiver<Phase>,
@@ -91,12 +91,12 @@ impl<I: Issuer> Http<I> {
     pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
-        caller: &Caller,
+        client: &Client,
         place: &Place,
         slowed: impl Fn(),
     ) -> hyper::Result<()> {
         let stage = Stage::default();
-        let recent = RefCell::new((self.service.recent(caller), CachedWatch::new(self.phase.clone())));
+        let recent = RefCell::new((self.service.recent(client), CachedWatch::new(self.phase.clone())));
         let (stage, slowed) = (&stage, &slowed);
         let service = service_fn(move |request: Request<Incoming>| {
             stage.busy();
@@ -114,7 +114,7 @@ impl<I: Issuer> Http<I> {
                     slowed();
                     tokio::time::sleep(wait).await;
                 }
-                let answer = self.request(caller, request, began).await;
+                let answer = self.request(client, request, began).await;
                 stage.idle();
                 Ok(answer)
             }))
@@ -153,10 +153,10 @@ impl<I: Issuer> Http<I> {
         }
         let (method, uri) = (request.method(), request.uri());
         let answer = self.service.begin(recent, method, uri, request.headers()).ok()?;
-        Some(self.sent(recent.caller(), (method, uri), phase.now(), began, answer))
+        Some(self.sent(recent.client(), (method, uri), phase.now(), began, answer))
     }
 
-    async fn request(&self, caller: &Caller, request: Request<Incoming>, began: Instant) -> Answer {
+    async fn request(&self, client: &Client, request: Request<Incoming>, began: Instant) -> Answer {
         let (head, body) = request.into_parts();
         // Read and dropped, or the next request on this connection would begin in the middle of it.
         let drained = if body.is_end_stream() {
@@ -168,7 +168,7 @@ impl<I: Issuer> Http<I> {
         let answer = match drained {
             Ok(Ok(())) => {
                 self.service
-                    .answer(caller, &head.method, &head.uri, &head.headers)
+                    .answer(client, &head.method, &head.uri, &head.headers)
                     .await
             }
             Ok(Err(_)) => {
@@ -182,13 +182,13 @@ impl<I: Issuer> Http<I> {
             }
         };
         let phase = *self.phase.borrow();
-        self.sent(caller, (&head.method, &head.uri), phase, began, answer)
+        self.sent(client, (&head.method, &head.uri), phase, began, answer)
     }
 
     /// An answer on its way.
     fn sent(
         &self,
-        caller: &Caller,
+        client: &Client,
         (method, uri): (&Method, &Uri),
         phase: Phase,
         began: Instant,
@@ -204,8 +204,8 @@ impl<I: Issuer> Http<I> {
         // Names are looked up only for a level that shows them.
         if tracing::enabled!(tracing::Level::DEBUG) {
             debug!(
-                pod = self.service.pod_name(caller),
-                uid = %caller.uid,
+                pod = self.service.pod_name(client),
+                uid = %client.uid,
                 kind = kind.label(),
                 method = shown_method(method),
                 path = %ShownPath(uri.path()),
@@ -259,7 +259,7 @@ impl<F: Future<Output = ()> + Unpin> Closing<F> {
 mod tests {
     use super::*;
     use crate::imds::ImdsV1Policy;
-    use crate::imds::decisions::tests::{caller, decisions};
+    use crate::imds::decisions::tests::{client, decisions};
     use crate::imds::per_pod::Shares;
     use crate::imds::recent::tests::service;
     use rstest::rstest;
@@ -288,12 +288,11 @@ mod tests {
         let (phase, watched) = watch::channel(Phase::Serving);
         let service = service(pods.subscribe(), rules.subscribe(), imds_v1);
         let http = Http::new(service, watched, limits());
-        let caller = caller("aaaaaaaa-0000-0000-0000-000000000001");
+        let client = client("aaaaaaaa-0000-0000-0000-000000000001");
         let place = Shares::new(limits()).take(&()).unwrap();
-        let (mut client, server) = tokio::io::duplex(4096);
-        let mut serving = pin!(http.serve(server, &caller, &place, || {}));
-        client
-            .write_all(b"GET /latest/meta-data/iam/ HTTP/1.1\r\nHost: a\r\n\r\n")
+        let (mut pod, server) = tokio::io::duplex(4096);
+        let mut serving = pin!(http.serve(server, &client, &place, || {}));
+        pod.write_all(b"GET /latest/meta-data/iam/ HTTP/1.1\r\nHost: a\r\n\r\n")
             .await
             .unwrap();
         for next in phases {
@@ -303,7 +302,7 @@ mod tests {
         let ended = tokio::time::timeout(SECOND, serving).await;
         assert!(ended.is_ok_and(|ended| ended.is_ok()));
         let mut answer = String::new();
-        client.read_to_string(&mut answer).await.unwrap();
+        pod.read_to_string(&mut answer).await.unwrap();
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 }

@@ -22,5 +22,5 @@ pub use answer::in_words;
 pub use http::{Http, Phase};
 pub use passing::Passing;
 pub use per_pod::{Limits, Place, Shares};
-pub use service::{Caller, ImdsV1Policy, Parts, Service};
+pub use service::{Client, ImdsV1Policy, Parts, Service};
 pub use told::Told;

@@ -6,16 +6,16 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::decisions::{Decided, Decisions};
-use super::{Caller, ImdsV1Policy};
+use super::{Client, ImdsV1Policy};
 use crate::cached_watch::{CachedWatch, Changes};
 use crate::credentials::RecentSession;
 use crate::pods::{Inventory, Pods};
 use crate::roles::Rules;
 
-/// Of one connection, and so of one caller.
+/// Of one connection, and so of one client.
 #[derive(Debug)]
 pub struct Recent<'a> {
-    caller: &'a Caller,
+    client: &'a Client,
     pods: Changes<Arc<Inventory>>,
     rules: Changes<Arc<Rules>>,
     last: Option<(Arc<Decided>, RecentSession)>,
@@ -25,13 +25,13 @@ pub struct Recent<'a> {
 impl<'a> Recent<'a> {
     /// Of a connection that has not asked for anything yet.
     pub fn new(
-        caller: &'a Caller,
+        client: &'a Client,
         pods: Pods,
         rules: watch::Receiver<Arc<Rules>>,
         imds_v1: watch::Receiver<ImdsV1Policy>,
     ) -> Self {
         Self {
-            caller,
+            client,
             pods: Changes::new(pods),
             rules: Changes::new(rules),
             last: None,
@@ -40,8 +40,8 @@ impl<'a> Recent<'a> {
     }
 
     /// Whose connection it is.
-    pub fn caller(&self) -> &'a Caller {
-        self.caller
+    pub fn client(&self) -> &'a Client {
+        self.client
     }
 
     /// Whether requests without a session token are answered.
@@ -49,16 +49,16 @@ impl<'a> Recent<'a> {
         self.imds_v1.now()
     }
 
-    /// What is decided about the caller at this moment, and the session that this connection was served last for that.
+    /// What is decided about the client at this moment, and the session that this connection was served last for that.
     pub fn decided(&mut self, decisions: &Decisions) -> (&Decided, &mut RecentSession) {
         // Both are asked, as each tells of its changes once; and before it is decided anew, so that none is missed.
         if self.pods.any() | self.rules.any() {
             self.last = None;
         }
-        let caller = self.caller;
+        let client = self.client;
         let (decided, session) = self
             .last
-            .get_or_insert_with(|| (decisions.of(caller), RecentSession::default()));
+            .get_or_insert_with(|| (decisions.of(client), RecentSession::default()));
         (decided, session)
     }
 }
@@ -69,7 +69,7 @@ pub(super) mod tests {
     use crate::credentials::{
         Issued, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey, Sessions,
     };
-    use crate::imds::decisions::tests::{caller, decisions, inventory, role};
+    use crate::imds::decisions::tests::{client, decisions, inventory, role};
     use crate::imds::path::Paths;
     use crate::imds::token::Tokens;
     use crate::imds::upstream::Upstream;
@@ -86,8 +86,8 @@ pub(super) mod tests {
     fn a_change_counts_with_the_next_request_of_an_open_connection() {
         let (pods, rules, decisions) = decisions("one");
         let (_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
-        let caller = caller(UID);
-        let mut recent = Recent::new(&caller, pods.subscribe(), rules.subscribe(), imds_v1);
+        let client = client(UID);
+        let mut recent = Recent::new(&client, pods.subscribe(), rules.subscribe(), imds_v1);
         let first: *const Decided = recent.decided(&decisions).0;
         assert!(
             std::ptr::eq(first, recent.decided(&decisions).0),
@@ -108,8 +108,8 @@ pub(super) mod tests {
     fn whether_tokens_are_required_counts_too() {
         let (pods, rules, _) = decisions("one");
         let (publish, imds_v1) = watch::channel(ImdsV1Policy::Unknown);
-        let caller = caller(UID);
-        let mut recent = Recent::new(&caller, pods.subscribe(), rules.subscribe(), imds_v1);
+        let client = client(UID);
+        let mut recent = Recent::new(&client, pods.subscribe(), rules.subscribe(), imds_v1);
         assert_eq!(recent.imds_v1(), ImdsV1Policy::Unknown);
         publish.send_replace(ImdsV1Policy::Denied);
         assert_eq!(recent.imds_v1(), ImdsV1Policy::Denied);
@@ -171,7 +171,7 @@ pub(super) mod tests {
             Ok(answered) => answered,
             Err(_) => {
                 service
-                    .answer(recent.caller(), &Method::GET, &target, &headers)
+                    .answer(recent.client(), &Method::GET, &target, &headers)
                     .await
             }
         };
@@ -192,8 +192,8 @@ pub(super) mod tests {
             rules.subscribe(),
             imds_v1,
         );
-        let caller = caller(UID);
-        let mut recent = service.recent(&caller);
+        let client = client(UID);
+        let mut recent = service.recent(&client);
         for number in 0..MAX_SESSIONS_AT_ONCE {
             let role = format!("role-{number}");
             pods.send_replace(inventory(&role));
@@ -228,8 +228,8 @@ pub(super) mod tests {
         let (pods, rules, _) = decisions("one");
         let (_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
         let service = service(pods.subscribe(), rules.subscribe(), imds_v1);
-        let caller = caller(UID);
-        let mut recent = service.recent(&caller);
+        let client = client(UID);
+        let mut recent = service.recent(&client);
         for now in ["one", "other", "one"] {
             pods.send_replace(inventory(now));
             for _ in 0..3 {

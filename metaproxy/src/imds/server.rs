@@ -14,7 +14,7 @@ use tracing::{debug, warn};
 use super::answer::Answer;
 use super::http::{Http, Phase, reached};
 use super::per_pod::{Limits, Place, Shares};
-use super::{Caller, Service};
+use super::{Client, Service};
 use crate::credentials::Issuer;
 use crate::intercept::caller::{Callers, Unidentified};
 use crate::intercept::refusals::Refusals;
@@ -120,8 +120,8 @@ impl<I: Issuer> Server<I> {
     }
 
     /// As [`Service::rehearse`].
-    pub async fn rehearse(&self, caller: &Caller, path: &str) -> Answer {
-        self.http.service().rehearse(caller, path).await
+    pub async fn rehearse(&self, client: &Client, path: &str) -> Answer {
+        self.http.service().rehearse(client, path).await
     }
 
     /// As [`Service::requires_tokens`].
@@ -213,7 +213,7 @@ impl<I: Issuer> Server<I> {
         own.contains(&peer.ip().to_canonical())
     }
 
-    /// Counts and reports a connection without a caller, unless it is a check of the agent's own.
+    /// Counts and reports a connection without a client, unless it is a check of the agent's own.
     async fn refuse(&self, mut stream: TcpStream, peer: SocketAddr, reason: Unidentified) {
         let is_own = self.is_own(peer);
         let refused = if is_own {
@@ -231,12 +231,12 @@ impl<I: Issuer> Server<I> {
         if let Some(place) = &of_address {
             self.slow(place).await;
         }
-        let caller = match self.callers.identify(&stream, peer.ip()) {
-            Ok(uid) => Caller { uid },
+        let client = match self.callers.identify(&stream, peer.ip()) {
+            Ok(uid) => Client { uid },
             Err(reason) => return self.refuse(stream, peer, reason).await,
         };
-        let Some(place) = self.by_pod.take(&caller.uid) else {
-            self.over_limit(&caller.uid);
+        let Some(place) = self.by_pod.take(&client.uid) else {
+            self.over_limit(&client.uid);
             return;
         };
         count(&self.counters.served);
@@ -245,8 +245,8 @@ impl<I: Issuer> Server<I> {
         }
         let _ = stream.set_nodelay(true);
         let counted = || count(&self.counters.slowed_requests);
-        if let Err(error) = self.http.serve(stream, &caller, &place, counted).await {
-            debug!(%peer, pod = %caller.uid, "connection ended: {error}");
+        if let Err(error) = self.http.serve(stream, &client, &place, counted).await {
+            debug!(%peer, pod = %client.uid, "connection ended: {error}");
         }
     }
 }

@@ -30,7 +30,7 @@ const FORWARDED: &str = "x-forwarded-for";
 
 /// Who asks: identified once per connection.
 #[derive(Clone, Debug)]
-pub struct Caller {
+pub struct Client {
     /// The pod.
     pub uid: PodUid,
 }
@@ -121,25 +121,25 @@ impl<I: Issuer> Service<I> {
     /// Answers one request; its body, if any, was read and dropped.
     pub async fn answer(
         &self,
-        caller: &Caller,
+        client: &Client,
         method: &Method,
         target: &Uri,
         headers: &HeaderMap,
     ) -> (RequestKind, Answer) {
         let deadline = Instant::now() + ANSWER;
-        let route = match self.begin(&mut self.recent(caller), method, target, headers) {
+        let route = match self.begin(&mut self.recent(client), method, target, headers) {
             Ok(answered) => return answered,
             Err(Pending(route)) => route,
         };
         let kind = route.kind();
         let imds_v1 = *self.parts.imds_v1.borrow();
-        let left = match self.entitled(caller, headers, imds_v1) {
+        let left = match self.entitled(client, headers, imds_v1) {
             Err(Unentitled::NotYet) => self.entitled_later(deadline).await,
             known => known,
         };
         let answer = match left {
             Ok(left) => {
-                let response = self.read(caller, method, route, deadline).await;
+                let response = self.read(client, method, route, deadline).await;
                 answer::with_token_left(response, left)
             }
             Err(unentitled) => unentitled.answer(),
@@ -152,20 +152,20 @@ impl<I: Issuer> Service<I> {
         &self.parts.passing
     }
 
-    /// The pod of a caller, as `namespace/name`.
-    pub fn pod_name(&self, caller: &Caller) -> String {
-        match self.parts.pods.borrow().by_uid(&caller.uid) {
+    /// The pod of a client, as `namespace/name`.
+    pub fn pod_name(&self, client: &Client) -> String {
+        match self.parts.pods.borrow().by_uid(&client.uid) {
             Some(Known::Pod(pod)) => pod.to_string(),
             Some(Known::Ambiguous(_)) => "(several)".to_owned(),
             None => "(not known yet)".to_owned(),
         }
     }
 
-    /// What a caller's connection keeps of its requests.
-    pub fn recent<'a>(&self, caller: &'a Caller) -> Recent<'a> {
+    /// What a client's connection keeps of its requests.
+    pub fn recent<'a>(&self, client: &'a Client) -> Recent<'a> {
         let parts = &self.parts;
         Recent::new(
-            caller,
+            client,
             parts.pods.clone(),
             parts.rules.clone(),
             parts.imds_v1.clone(),
@@ -200,11 +200,11 @@ impl<I: Issuer> Service<I> {
         let route = self.parts.paths.classify(path.as_str());
         let kind = route.kind();
         let answer = match (method, route) {
-            (&Method::PUT, Route::Token) => self.issue_token(recent.caller(), headers),
+            (&Method::PUT, Route::Token) => self.issue_token(recent.client(), headers),
             (_, Route::Token) => answer::not_that_method("PUT", "A token is asked for with PUT."),
             (&Method::GET | &Method::HEAD, route) => {
                 let imds_v1 = recent.imds_v1();
-                match self.entitled(recent.caller(), headers, imds_v1) {
+                match self.entitled(recent.client(), headers, imds_v1) {
                     Ok(left) => match self.at_once(recent, &route) {
                         Some(response) => answer::with_token_left(response, left),
                         None => return Err(Pending(route)),
@@ -219,9 +219,9 @@ impl<I: Issuer> Service<I> {
     }
 
     /// What a request for a path would be answered, by whoever asks in the pod's place: without a session token.
-    pub async fn rehearse(&self, caller: &Caller, path: &str) -> Answer {
+    pub async fn rehearse(&self, client: &Client, path: &str) -> Answer {
         let route = self.parts.paths.classify(path);
-        self.read(caller, &Method::GET, route, Instant::now() + ANSWER)
+        self.read(client, &Method::GET, route, Instant::now() + ANSWER)
             .await
     }
 
@@ -230,7 +230,7 @@ impl<I: Issuer> Service<I> {
         *self.parts.imds_v1.borrow() == ImdsV1Policy::Denied
     }
 
-    fn issue_token(&self, caller: &Caller, headers: &HeaderMap) -> Answer {
+    fn issue_token(&self, client: &Client, headers: &HeaderMap) -> Answer {
         let ttl = the_one(headers, &TOKEN_TTL)
             .and_then(Result::ok)
             .and_then(|ttl| ttl.to_str().ok())
@@ -242,7 +242,7 @@ impl<I: Issuer> Service<I> {
                 "X-aws-ec2-metadata-token-ttl-seconds must be a number from 1 to 21600.",
             );
         };
-        match self.parts.tokens.issue(&caller.uid, ttl, SystemTime::now()) {
+        match self.parts.tokens.issue(&client.uid, ttl, SystemTime::now()) {
             Ok(token) => answer::token(token, ttl),
             Err(error) => {
                 warn!("cannot issue a token: {error}");
@@ -257,14 +257,14 @@ impl<I: Issuer> Service<I> {
     /// What is left of the request's token; `None` where it has none and needs none.
     fn entitled(
         &self,
-        caller: &Caller,
+        client: &Client,
         headers: &HeaderMap,
         imds_v1: ImdsV1Policy,
     ) -> Result<Option<Duration>, Unentitled> {
         if let Some(token) = the_one(headers, &TOKEN) {
             let check = |token: &HeaderValue| {
                 let tokens = &self.parts.tokens;
-                tokens.check(&caller.uid, token.as_bytes(), SystemTime::now())
+                tokens.check(&client.uid, token.as_bytes(), SystemTime::now())
             };
             let left = token.ok().and_then(check);
             return left.map(Some).ok_or(Unentitled::BadToken);
@@ -293,9 +293,9 @@ impl<I: Issuer> Service<I> {
             Route::Node(_) => None,
             Route::Refused(refusal) => Some(answer::failure(StatusCode::NOT_FOUND, &refusal.to_string())),
             route => {
-                let caller = recent.caller();
+                let client = recent.client();
                 let (decided, session) = recent.decided(&self.decisions);
-                self.by_decision(caller, route, decided, session).ok()
+                self.by_decision(client, route, decided, session).ok()
             }
         }
     }
@@ -306,7 +306,7 @@ impl<I: Issuer> Service<I> {
     /// What there is to wait for.
     fn by_decision<'a>(
         &self,
-        caller: &Caller,
+        client: &Client,
         route: &Route,
         decided: &'a Decided,
         recent: &mut RecentSession,
@@ -315,7 +315,7 @@ impl<I: Issuer> Service<I> {
             Decided::Granted { grant, key, place } => (grant.role.name(), Ok((grant, key, place))),
             Decided::Refused { name, reason } => (name.as_str(), Err(reason)),
             Decided::NoRole(reason) => {
-                let sentence = self.parts.told.tell(&caller.uid, reason);
+                let sentence = self.parts.told.tell(&client.uid, reason);
                 return Ok(answer::failure(StatusCode::NOT_FOUND, &sentence));
             }
             Decided::Wait(reason) => return Err(Lacking::Decision(reason)),
@@ -337,18 +337,18 @@ impl<I: Issuer> Service<I> {
                     None => Err(Lacking::Session { grant, key, extended }),
                 }
             }
-            (_, Err(reason)) => Ok(refused(&self.parts.told.tell(&caller.uid, reason))),
+            (_, Err(reason)) => Ok(refused(&self.parts.told.tell(&client.uid, reason))),
         }
     }
 
-    async fn read(&self, caller: &Caller, method: &Method, route: Route, deadline: Instant) -> Answer {
+    async fn read(&self, client: &Client, method: &Method, route: Route, deadline: Instant) -> Answer {
         let route = match route {
             Route::Node(path) if path.is_listing() => {
-                return Box::pin(self.list(caller, &path, deadline)).await;
+                return Box::pin(self.list(client, &path, deadline)).await;
             }
             Route::Node(path) => {
                 let passing = &self.parts.passing;
-                return Box::pin(passing.pass(&caller.uid, method, &path, deadline)).await;
+                return Box::pin(passing.pass(&client.uid, method, &path, deadline)).await;
             }
             Route::Refused(refusal) => {
                 return answer::failure(StatusCode::NOT_FOUND, &refusal.to_string());
@@ -356,18 +356,18 @@ impl<I: Issuer> Service<I> {
             own => own,
         };
         loop {
-            let decided = self.decisions.once_known(caller, deadline).await;
-            match self.by_decision(caller, &route, &decided, &mut RecentSession::default()) {
+            let decided = self.decisions.once_known(client, deadline).await;
+            match self.by_decision(client, &route, &decided, &mut RecentSession::default()) {
                 Ok(answer) => return answer,
                 Err(Lacking::Decision(reason)) => {
-                    let sentence = self.parts.told.tell(&caller.uid, reason);
+                    let sentence = self.parts.told.tell(&client.uid, reason);
                     return answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence);
                 }
                 Err(Lacking::Session { grant, key, extended }) => {
                     let pod = &grant.subject.uid;
                     let obtained = Box::pin(self.parts.sessions.get(pod, key, deadline)).await;
                     // It may have taken a while, and another role, or none, may be the pod's by now.
-                    let now = self.decisions.of(caller);
+                    let now = self.decisions.of(client);
                     let is_forgotten = matches!(obtained, Err(SessionError::Forgotten));
                     if !is_forgotten && (Arc::ptr_eq(&now, &decided) || now.key() == Some(key)) {
                         return self.credentials(grant, obtained, extended);
@@ -378,20 +378,20 @@ impl<I: Issuer> Service<I> {
     }
 
     /// A list of the node's metadata, with what the pod may read of it.
-    async fn list(&self, caller: &Caller, path: &NodePath, deadline: Instant) -> Answer {
+    async fn list(&self, client: &Client, path: &NodePath, deadline: Instant) -> Answer {
         let has_role = path.lists_roles()
-            && match &*self.decisions.once_known(caller, deadline).await {
+            && match &*self.decisions.once_known(client, deadline).await {
                 Decided::Granted { .. } | Decided::Refused { .. } => true,
                 Decided::NoRole(_) => false,
                 Decided::Wait(reason) => {
-                    let sentence = self.parts.told.tell(&caller.uid, reason);
+                    let sentence = self.parts.told.tell(&client.uid, reason);
                     return answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence);
                 }
             };
         let visible = |entries: &str| self.parts.paths.visible(path, entries, has_role);
         self.parts
             .passing
-            .list(&caller.uid, path, deadline, visible)
+            .list(&client.uid, path, deadline, visible)
             .await
     }
 
@@ -432,7 +432,7 @@ fn refused(sentence: &str) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::imds::decisions::tests::{caller, decisions, inventory};
+    use crate::imds::decisions::tests::{client, decisions, inventory};
     use crate::imds::recent::tests::{ByName, service_with};
     use http_body_util::BodyExt as _;
     use rstest::rstest;
@@ -485,7 +485,7 @@ mod tests {
             rules.subscribe(),
             imds_v1,
         );
-        let answer = service.rehearse(&caller(UID), "/latest/meta-data/").await;
+        let answer = service.rehearse(&client(UID), "/latest/meta-data/").await;
         assert_eq!(answer.status(), status);
         assert!(!answer.headers().contains_key("etag"), "that is another list's");
         let body = answer.into_body().collect().await.unwrap().to_bytes();

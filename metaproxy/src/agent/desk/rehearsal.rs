@@ -11,7 +11,7 @@ use super::{Answers, caller_uid};
 use crate::credentials::Issuer;
 use crate::explain::AnswerLine;
 use crate::imds::server::Server;
-use crate::imds::{Caller, in_words};
+use crate::imds::{Client, in_words};
 use crate::pods::{Known, PodUid};
 
 /// Where a pod is told its role's name.
@@ -19,8 +19,8 @@ pub(super) const LIST: &str = "/latest/meta-data/iam/security-credentials/";
 
 /// What answers pods, and tells what it would.
 pub(in crate::agent) trait Rehearse: Send + Sync {
-    /// What a request of this caller for this path is answered.
-    fn rehearse<'a>(&'a self, caller: &'a Caller, path: String) -> Rehearsing<'a>;
+    /// What a request of this client for this path is answered.
+    fn rehearse<'a>(&'a self, client: &'a Client, path: String) -> Rehearsing<'a>;
 
     /// Whether a request without a session token is answered 401, whatever it asks for.
     fn requires_tokens(&self) -> bool;
@@ -30,9 +30,9 @@ pub(in crate::agent) trait Rehearse: Send + Sync {
 pub(super) type Rehearsing<'a> = Pin<Box<dyn Future<Output = AnswerLine> + Send + 'a>>;
 
 impl<I: Issuer> Rehearse for Server<I> {
-    fn rehearse<'a>(&'a self, caller: &'a Caller, path: String) -> Rehearsing<'a> {
+    fn rehearse<'a>(&'a self, client: &'a Client, path: String) -> Rehearsing<'a> {
         Box::pin(async move {
-            let answer = self.rehearse(caller, &path).await;
+            let answer = self.rehearse(client, &path).await;
             line(path, answer).await
         })
     }
@@ -68,10 +68,10 @@ impl<I: Issuer> Answers<I> {
         if pod.host_network && !rules.intercepts_host_pod(pod, inventory.service_account(pod)) {
             return vec![of_the_node("a hostNetwork pod without a role is not intercepted")];
         }
-        let caller = Caller {
+        let client = Client {
             uid: caller_uid(pod).clone(),
         };
-        let list = serving.answering.rehearse(&caller, LIST.to_owned()).await;
+        let list = serving.answering.rehearse(&client, LIST.to_owned()).await;
         let role = Some(&list)
             .filter(|list| list.status == StatusCode::OK.as_u16())
             .map(|list| format!("{LIST}{}", list.says));
@@ -85,7 +85,7 @@ impl<I: Issuer> Answers<I> {
         }
         answers.push(list);
         if let Some(path) = role {
-            answers.push(serving.answering.rehearse(&caller, path).await);
+            answers.push(serving.answering.rehearse(&client, path).await);
         }
         answers
     }

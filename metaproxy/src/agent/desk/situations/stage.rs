@@ -23,7 +23,7 @@ use crate::explain::{AnswerLine, Explanation, Verdict};
 use crate::imds::path::Paths;
 use crate::imds::token::Tokens;
 use crate::imds::upstream::Upstream;
-use crate::imds::{Caller, ImdsV1Policy, Parts, Passing, Service, Told};
+use crate::imds::{Client, ImdsV1Policy, Parts, Passing, Service, Told};
 use crate::intercept::caller::CurrentPods;
 use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
 use crate::roles::{Decision, OwnRole, OwnRoles, RoleId, Rules};
@@ -95,7 +95,7 @@ type Audits = Audited<Mutex<Vec<Sts>>>;
 struct Stage {
     desk: Answers<Audits>,
     service: Arc<Service<Audits>>,
-    caller: Caller,
+    client: Client,
     events: mpsc::Receiver<Refusal>,
     _published: (
         watch::Sender<Arc<Inventory>>,
@@ -150,7 +150,7 @@ impl Stage {
         Self {
             desk,
             service,
-            caller: Caller {
+            client: Client {
                 uid: UID.parse().unwrap(),
             },
             events,
@@ -161,14 +161,14 @@ impl Stage {
     /// As many sessions as the pod may have at once, each of another shape.
     async fn use_up_turns(&self) {
         let (pods, rules) = (self.desk.pods.borrow().clone(), self.desk.rules.borrow().clone());
-        let Decision::Granted(grant) = rules.resolve(&pods, &self.caller.uid) else {
+        let Decision::Granted(grant) = rules.resolve(&pods, &self.client.uid) else {
             panic!("not granted");
         };
         for number in 0..MAX_SESSIONS_AT_ONCE {
             let mut key = SessionKey::of_grant(&grant);
             key.shape.external_id = Some(format!("id-{number}"));
             let sessions = &self.desk.serving.as_ref().unwrap().sessions;
-            sessions.prefetch(&self.caller.uid, &key);
+            sessions.prefetch(&self.client.uid, &key);
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
@@ -176,16 +176,16 @@ impl Stage {
     /// A request of the pod, as its connection brings it.
     async fn ask(&self, path: &str) -> AnswerLine {
         let (target, none): (Uri, _) = (path.parse().unwrap(), HeaderMap::new());
-        let (caller, service) = (&self.caller, &self.service);
-        let (_, answer) = service.answer(caller, &Method::GET, &target, &none).await;
+        let (client, service) = (&self.client, &self.service);
+        let (_, answer) = service.answer(client, &Method::GET, &target, &none).await;
         line(path.to_owned(), answer).await
     }
 }
 
 impl Rehearse for Service<Audits> {
-    fn rehearse<'a>(&'a self, caller: &'a Caller, path: String) -> Rehearsing<'a> {
+    fn rehearse<'a>(&'a self, client: &'a Client, path: String) -> Rehearsing<'a> {
         Box::pin(async move {
-            let answer = self.rehearse(caller, &path).await;
+            let answer = self.rehearse(client, &path).await;
             line(path, answer).await
         })
     }
