@@ -48,7 +48,7 @@ use crate::imds::path::Paths;
 use crate::imds::server::Server;
 use crate::imds::token::Tokens;
 use crate::imds::upstream::{Endpoint, Upstream};
-use crate::imds::{ImdsV1Policy, Limits, Parts, Passing, Phase, Service, Told};
+use crate::imds::{ImdsV1Policy, Limits, Parts, Passing, Phase, Service};
 use crate::intercept::attachment::{Attachment, ListenerLink, State};
 use crate::intercept::caller::{Callers, CurrentPods};
 use crate::intercept::guard::{self, Guard, GuardCounters, GuardMode};
@@ -64,6 +64,7 @@ use crate::runtime_dir::{Instance, ServedMarker, make_runtime_dir};
 use crate::shutdown::stop_signal;
 use crate::telemetry::audit::Audited;
 use crate::telemetry::health::{Condition, Health, Part};
+use crate::telemetry::refusal_reporter::RefusalReporter;
 
 /// After redirection has ended: connections that were redirected just before are still on their way.
 const GRACE: Duration = Duration::from_millis(500);
@@ -221,7 +222,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         listed,
     );
 
-    let told = Arc::new(Told::new(
+    let reporter = Arc::new(RefusalReporter::new(
         cluster
             .as_ref()
             .map(|cluster| cluster.tell_owners(&mut tasks, pods.clone())),
@@ -247,7 +248,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         paths: settings.paths,
         passing: Passing::new(upstream.clone()),
         imds_v1,
-        told: Arc::clone(&told),
+        reporter: Arc::clone(&reporter),
     });
     let server = Arc::new(Server::new(
         callers,
@@ -299,7 +300,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         serving: Some(Serving {
             sessions: sessions.clone(),
             answering: Arc::clone(&server) as _,
-            told: Arc::clone(&told),
+            reporter: Arc::clone(&reporter),
         }),
     };
     let admin = Admin::new(health.clone(), Arc::clone(&figures), Arc::new(desk));
@@ -310,7 +311,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     if let Some(cluster) = &cluster {
         cluster.attend(&mut tasks, &rules.borrow(), limit, pods.clone(), &health);
     }
-    tasks.spawn(follow(pods, rules, sessions, wanted, told));
+    tasks.spawn(follow(pods, rules, sessions, wanted, reporter));
     if settings.mode == Mode::Enforce {
         tasks.spawn(own_roles::discover(
             upstream.clone(),

@@ -7,9 +7,10 @@ use metaproxy::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, S
 use metaproxy::imds::path::Paths;
 use metaproxy::imds::token::Tokens;
 use metaproxy::imds::upstream::Upstream;
-use metaproxy::imds::{Client, Http, ImdsV1Policy, Limits, Parts, Passing, Phase, Service, Shares, Told};
+use metaproxy::imds::{Client, Http, ImdsV1Policy, Limits, Parts, Passing, Phase, Service, Shares};
 use metaproxy::pods::{Inventory, Pod};
 use metaproxy::roles::{AnnotationKeys, NamespaceRules, OwnRoles, Rules, SessionRules};
+use metaproxy::telemetry::refusal_reporter::RefusalReporter;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, duplex};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
@@ -88,7 +89,7 @@ static SCENE: LazyLock<Scene> = LazyLock::new(|| {
         // Nobody is there.
         passing: Passing::new(Upstream::new("http://127.0.0.1:1".parse().unwrap())),
         imds_v1,
-        told: Arc::new(Told::new(None)),
+        reporter: Arc::new(RefusalReporter::new(None)),
     });
     drop(_inside);
     Scene {

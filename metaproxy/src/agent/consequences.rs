@@ -7,10 +7,10 @@ use tokio::sync::watch;
 
 use super::verdicts::{Verdict, Verdicts};
 use crate::credentials::{Issuer, SessionKey, Sessions};
-use crate::imds::Told;
 use crate::intercept::listed::Listed;
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
 use crate::roles::{Decision, Reason, Rules};
+use crate::telemetry::refusal_reporter::RefusalReporter;
 
 /// Keeps what follows from the pods in line with them: sessions (fetched before they are asked for, forgotten with
 /// their pod) and what the kernel's maps say of single pods.
@@ -19,7 +19,7 @@ pub(super) async fn follow<I: Issuer>(
     mut rules: watch::Receiver<Arc<Rules>>,
     sessions: Sessions<I>,
     wanted: watch::Sender<Listed>,
-    told: Arc<Told>,
+    reporter: Arc<RefusalReporter>,
 ) {
     let (mut before, mut listed) = (HashSet::new(), wanted.borrow().in_node_netns.clone());
     let mut log = Verdicts::default();
@@ -40,11 +40,11 @@ pub(super) async fn follow<I: Issuer>(
         // Until then every role waits, which is no news of any pod.
         if !rules_now.own.holds_decisions() {
             for uid in log.tell(verdicts, &inventory, &rules_now) {
-                told.forget(&uid);
+                reporter.forget(&uid);
             }
         }
         for (uid, reason) in &refused {
-            told.tell(uid, reason);
+            reporter.report(uid, reason);
         }
         before = ahead;
         listed.clone_from(&now.in_node_netns);

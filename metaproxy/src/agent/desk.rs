@@ -15,7 +15,6 @@ use super::{Mode, Settings};
 use crate::admin::{Answering, Desk, Sources};
 use crate::credentials::{Issuer, SessionKey, Sessions, View, timestamp};
 use crate::explain::{Explanation, Subject, Verdict, short};
-use crate::imds::Told;
 use crate::intercept::caller::CurrentPods;
 use crate::intercept::inspect;
 use crate::intercept::placement::Placement;
@@ -24,6 +23,7 @@ use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
 use crate::roles::{Decision, Reason, RoleArn, Rules, WrittenRole};
 use crate::status::{AttachedLine, PodLine, Status};
 use crate::telemetry::health::Health;
+use crate::telemetry::refusal_reporter::RefusalReporter;
 
 /// What was told longer ago is not worth a hint.
 const LATELY: Duration = Duration::from_secs(15 * 60);
@@ -56,7 +56,7 @@ pub(super) struct Answers<I> {
 pub(super) struct Serving<I> {
     pub sessions: Sessions<I>,
     pub answering: Arc<dyn Rehearse>,
-    pub told: Arc<Told>,
+    pub reporter: Arc<RefusalReporter>,
 }
 
 impl Identity {
@@ -240,7 +240,7 @@ impl<I: Issuer> Answers<I> {
 
     /// What the pod, or a connection that passed for its own, was told lately that is no more true, or true only there.
     fn told_otherwise(&self, pod: &Pod, because: &str) -> Option<String> {
-        let last = self.serving.as_ref()?.told.last(caller_uid(pod));
+        let last = self.serving.as_ref()?.reporter.last(caller_uid(pod));
         let (said, ago) = last.filter(|(said, ago)| said != because && *ago < LATELY)?;
         Some(format!(
             "{} ago it was told otherwise: {said}",

@@ -15,7 +15,6 @@ pub mod server;
 mod service;
 mod shown;
 pub mod token;
-mod told;
 pub mod upstream;
 
 pub use answer::in_words;
@@ -23,4 +22,3 @@ pub use http::{Http, Phase};
 pub use passing::Passing;
 pub use per_pod::{Limits, Place, Shares};
 pub use service::{Client, ImdsV1Policy, Parts, Service};
-pub use told::Told;

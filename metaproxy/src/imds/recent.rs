@@ -73,7 +73,8 @@ pub(super) mod tests {
     use crate::imds::path::Paths;
     use crate::imds::token::Tokens;
     use crate::imds::upstream::Upstream;
-    use crate::imds::{Parts, Passing, Service, Told};
+    use crate::imds::{Parts, Passing, Service};
+    use crate::telemetry::refusal_reporter::RefusalReporter;
     use http_body_util::BodyExt as _;
     use hyper::header::HeaderMap;
     use hyper::{Method, StatusCode};
@@ -159,7 +160,7 @@ pub(super) mod tests {
             paths: Paths::default(),
             passing: Passing::new(Upstream::new(imds.parse().unwrap())),
             imds_v1,
-            told: Arc::new(Told::new(None)),
+            reporter: Arc::new(RefusalReporter::new(None)),
         })
     }
 

@@ -15,13 +15,13 @@ use super::passing::Passing;
 use super::path::{NodePath, Paths, Route};
 use super::recent::Recent;
 use super::token::{MAX_TTL, Tokens};
-use super::told::Told;
 use crate::credentials::{
     Issuer, ObtainError, RecentSession, Session, SessionError, SessionKey, Sessions, paced,
 };
 use crate::pods::{Known, PodUid, Pods};
 use crate::roles::{Grant, Reason, Rules};
 use crate::telemetry::metrics::RequestKind;
+use crate::telemetry::refusal_reporter::RefusalReporter;
 
 /// Every answer is on its way within this time: two SDKs try once and give up after a second. What is left of it is for getting there.
 const ANSWER: Duration = Duration::from_millis(800);
@@ -64,7 +64,7 @@ pub struct Parts<I> {
     /// Whether tokens are required.
     pub imds_v1: watch::Receiver<ImdsV1Policy>,
     /// What was said about pods.
-    pub told: Arc<Told>,
+    pub reporter: Arc<RefusalReporter>,
 }
 
 /// What answers requests.
@@ -315,7 +315,7 @@ impl<I: Issuer> Service<I> {
             Decided::Granted { grant, key, place } => (grant.role.name(), Ok((grant, key, place))),
             Decided::Refused { name, reason } => (name.as_str(), Err(reason)),
             Decided::NoRole(reason) => {
-                let sentence = self.parts.told.tell(&client.uid, reason);
+                let sentence = self.parts.reporter.report(&client.uid, reason);
                 return Ok(answer::failure(StatusCode::NOT_FOUND, &sentence));
             }
             Decided::Wait(reason) => return Err(Lacking::Decision(reason)),
@@ -337,7 +337,7 @@ impl<I: Issuer> Service<I> {
                     None => Err(Lacking::Session { grant, key, extended }),
                 }
             }
-            (_, Err(reason)) => Ok(refused(&self.parts.told.tell(&client.uid, reason))),
+            (_, Err(reason)) => Ok(refused(&self.parts.reporter.report(&client.uid, reason))),
         }
     }
 
@@ -360,7 +360,7 @@ impl<I: Issuer> Service<I> {
             match self.by_decision(client, &route, &decided, &mut RecentSession::default()) {
                 Ok(answer) => return answer,
                 Err(Lacking::Decision(reason)) => {
-                    let sentence = self.parts.told.tell(&client.uid, reason);
+                    let sentence = self.parts.reporter.report(&client.uid, reason);
                     return answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence);
                 }
                 Err(Lacking::Session { grant, key, extended }) => {
@@ -384,7 +384,7 @@ impl<I: Issuer> Service<I> {
                 Decided::Granted { .. } | Decided::Refused { .. } => true,
                 Decided::NoRole(_) => false,
                 Decided::Wait(reason) => {
-                    let sentence = self.parts.told.tell(&client.uid, reason);
+                    let sentence = self.parts.reporter.report(&client.uid, reason);
                     return answer::failure(StatusCode::SERVICE_UNAVAILABLE, &sentence);
                 }
             };
@@ -404,7 +404,7 @@ impl<I: Issuer> Service<I> {
             SessionError::Obtain(error) => error.reason(&grant.role),
             SessionError::Paced | SessionError::Forgotten => paced(grant),
         };
-        let sentence = self.parts.told.tell(&grant.subject.uid, &reason);
+        let sentence = self.parts.reporter.report(&grant.subject.uid, &reason);
         match error {
             SessionError::Obtain(ObtainError::Denied(_) | ObtainError::NoToken(_)) => refused(&sentence),
             SessionError::Obtain(ObtainError::Unavailable(_))

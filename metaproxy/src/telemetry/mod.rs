@@ -4,3 +4,4 @@ pub mod audit;
 pub mod health;
 pub(crate) mod log_limiter;
 pub mod metrics;
+pub mod refusal_reporter;

@@ -23,12 +23,13 @@ use crate::explain::{AnswerLine, Explanation, Verdict};
 use crate::imds::path::Paths;
 use crate::imds::token::Tokens;
 use crate::imds::upstream::Upstream;
-use crate::imds::{Client, ImdsV1Policy, Parts, Passing, Service, Told};
+use crate::imds::{Client, ImdsV1Policy, Parts, Passing, Service};
 use crate::intercept::caller::CurrentPods;
 use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
 use crate::roles::{Decision, OwnRole, OwnRoles, RoleId, Rules};
 use crate::telemetry::audit::Audited;
 use crate::telemetry::health::Health;
+use crate::telemetry::refusal_reporter::RefusalReporter;
 
 const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
 
@@ -110,7 +111,7 @@ impl Stage {
         let (publish_rules, rules) = watch::channel(Arc::new(rules(situation)));
         let (publish_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
         let (owners, events) = events::channel();
-        let told = Arc::new(Told::new(Some(owners)));
+        let reporter = Arc::new(RefusalReporter::new(Some(owners)));
         let sessions = Sessions::new(Audited {
             issuer: Mutex::new(situation.sts.clone()),
             pods: pods.clone(),
@@ -125,7 +126,7 @@ impl Stage {
             paths: Paths::default(),
             passing: Passing::new(Upstream::new("http://127.0.0.1:9".parse().unwrap())),
             imds_v1,
-            told: Arc::clone(&told),
+            reporter: Arc::clone(&reporter),
         }));
         let desk = Answers {
             identity: Identity {
@@ -144,7 +145,7 @@ impl Stage {
             serving: Some(Serving {
                 sessions,
                 answering: Arc::clone(&service) as _,
-                told,
+                reporter,
             }),
         };
         Self {

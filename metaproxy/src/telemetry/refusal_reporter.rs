@@ -20,7 +20,7 @@ const UNSERVED_GAP: Duration = Duration::from_secs(300);
 
 /// What was said last about each pod, so that one that asks again and again does not fill the log.
 #[derive(Debug)]
-pub struct Told {
+pub struct RefusalReporter {
     last: Mutex<HashMap<PodUid, Last>>,
     owners: Option<Refusals>,
     lines: LogLimiter,
@@ -35,7 +35,7 @@ struct Last {
     unserved: Option<Instant>,
 }
 
-impl Told {
+impl RefusalReporter {
     /// More pods than a node has; then it begins anew.
     const MAX: usize = 4096;
 
@@ -55,7 +55,7 @@ impl Told {
 
     /// Logs a reason where it is new for this pod, tells the pod's owner of a refusal and of what goes on to keep credentials
     /// from it, and returns the sentence.
-    pub fn tell(&self, uid: &PodUid, reason: &Reason) -> String {
+    pub fn report(&self, uid: &PodUid, reason: &Reason) -> String {
         let sentence = reason.to_string();
         let (is_news, unserved) = self.note(uid, &sentence, reason.is_unavailable());
         let event = match reason {
@@ -134,24 +134,24 @@ fn level(reason: &Reason) -> Level {
 mod tests {
     use super::*;
 
-    fn is_news(told: &Told, uid: &str, sentence: &str) -> bool {
-        told.note(&uid.parse().unwrap(), sentence, false).0
+    fn is_news(reporter: &RefusalReporter, uid: &str, sentence: &str) -> bool {
+        reporter.note(&uid.parse().unwrap(), sentence, false).0
     }
 
     #[test]
     fn a_pod_is_told_of_once_until_it_is_forgotten() {
-        let (told, uid) = (Told::new(None), "u".parse().unwrap());
-        let sentence = told.tell(&uid, &Reason::Firewall);
-        assert!(!is_news(&told, "u", &sentence), "it was said");
-        assert!(is_news(&told, "other", &sentence));
-        told.forget(&uid);
-        assert!(is_news(&told, "u", &sentence));
+        let (reporter, uid) = (RefusalReporter::new(None), "u".parse().unwrap());
+        let sentence = reporter.report(&uid, &Reason::Firewall);
+        assert!(!is_news(&reporter, "u", &sentence), "it was said");
+        assert!(is_news(&reporter, "other", &sentence));
+        reporter.forget(&uid);
+        assert!(is_news(&reporter, "u", &sentence));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_pod_that_goes_on_being_answered_503_has_an_event() {
         let (owners, mut events) = crate::apiserver::events::channel();
-        let told = Told::new(Some(owners));
+        let reporter = RefusalReporter::new(Some(owners));
         let uid: PodUid = "u".parse().unwrap();
         let away = Reason::StsUnavailable {
             role: "arn:aws:iam::123456789012:role/app".parse().unwrap(),
@@ -159,7 +159,7 @@ mod tests {
         };
         let mut has_event = async |seconds| {
             tokio::time::advance(Duration::from_secs(seconds)).await;
-            told.tell(&uid, &away);
+            reporter.report(&uid, &away);
             events.try_recv().ok().map(|event| event.reason)
         };
         assert_eq!(has_event(0).await, None, "it may be over in a second");
@@ -170,7 +170,7 @@ mod tests {
             None,
             "it has not asked for so long that it may have been served"
         );
-        told.tell(&uid, &Reason::Firewall);
+        reporter.report(&uid, &Reason::Firewall);
         assert_eq!(has_event(60).await, None, "it was answered otherwise");
     }
 
