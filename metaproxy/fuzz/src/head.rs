@@ -7,7 +7,7 @@ use metaproxy::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, S
 use metaproxy::imds::path::Paths;
 use metaproxy::imds::token::Tokens;
 use metaproxy::imds::upstream::Upstream;
-use metaproxy::imds::{Client, Http, ImdsV1Policy, Limits, Parts, Passing, Phase, Service, Shares};
+use metaproxy::imds::{Client, ClientLimits, Http, ImdsV1Policy, Limits, Parts, Passing, Phase, Service};
 use metaproxy::pods::{Inventory, Pod};
 use metaproxy::roles::{AnnotationKeys, NamespaceRules, OwnRoles, Rules, SessionRules};
 use metaproxy::telemetry::refusal_reporter::RefusalReporter;
@@ -105,8 +105,8 @@ pub fn head(data: &[u8]) {
     let scene = &*SCENE;
     let answer = scene.runtime.block_on(async {
         let (mut client, server) = duplex(64 * 1024);
-        let shares = Shares::new(limits());
-        let place = shares.take(&()).unwrap();
+        let limits = ClientLimits::new(limits());
+        let permit = limits.acquire(&()).unwrap();
         let client = Client {
             uid: UID.parse().unwrap(),
         };
@@ -117,7 +117,7 @@ pub fn head(data: &[u8]) {
             let _ = client.read_to_end(&mut answer).await;
             answer
         };
-        let serving = scene.http.serve(server, &client, &place, || {});
+        let serving = scene.http.serve(server, &client, &permit, || {});
         let (answer, _) = tokio::join!(asking, serving);
         answer
     });

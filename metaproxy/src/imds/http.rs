@@ -20,8 +20,8 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::answer::{self, Answer};
+use super::limits::{Limits, Permit};
 use super::patience::{Patient, Stage};
-use super::per_pod::{Limits, Place};
 use super::recent::Recent;
 use super::shown::{ShownPath, shown_method};
 use super::{Client, Service};
@@ -92,7 +92,7 @@ impl<I: Issuer> Http<I> {
         &self,
         stream: S,
         client: &Client,
-        place: &Place,
+        permit: &Permit,
         slowed: impl Fn(),
     ) -> hyper::Result<()> {
         let stage = Stage::default();
@@ -101,7 +101,7 @@ impl<I: Issuer> Http<I> {
         let service = service_fn(move |request: Request<Incoming>| {
             stage.busy();
             let began = Instant::now();
-            let wait = place.wait_for_request(began);
+            let wait = permit.wait_for_request(began);
             if wait.is_none()
                 && let Some(answer) = self.at_once(&mut recent.borrow_mut(), &request, began)
             {
@@ -260,7 +260,7 @@ mod tests {
     use super::*;
     use crate::imds::ImdsV1Policy;
     use crate::imds::decisions::tests::{client, decisions};
-    use crate::imds::per_pod::Shares;
+    use crate::imds::limits::ClientLimits;
     use crate::imds::recent::tests::service;
     use rstest::rstest;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -289,9 +289,9 @@ mod tests {
         let service = service(pods.subscribe(), rules.subscribe(), imds_v1);
         let http = Http::new(service, watched, limits());
         let client = client("aaaaaaaa-0000-0000-0000-000000000001");
-        let place = Shares::new(limits()).take(&()).unwrap();
+        let permit = ClientLimits::new(limits()).acquire(&()).unwrap();
         let (mut pod, server) = tokio::io::duplex(4096);
-        let mut serving = pin!(http.serve(server, &client, &place, || {}));
+        let mut serving = pin!(http.serve(server, &client, &permit, || {}));
         pod.write_all(b"GET /latest/meta-data/iam/ HTTP/1.1\r\nHost: a\r\n\r\n")
             .await
             .unwrap();

@@ -5,11 +5,11 @@
 mod answer;
 mod decisions;
 mod http;
+mod limits;
 mod passage;
 mod passing;
 pub mod path;
 mod patience;
-mod per_pod;
 mod recent;
 pub mod server;
 mod service;
@@ -19,6 +19,6 @@ pub mod upstream;
 
 pub use answer::in_words;
 pub use http::{Http, Phase};
+pub use limits::{ClientLimits, Limits, Permit};
 pub use passing::Passing;
-pub use per_pod::{Limits, Place, Shares};
 pub use service::{Client, ImdsV1Policy, Parts, Service};

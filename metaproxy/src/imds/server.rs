@@ -13,7 +13,7 @@ use tracing::{debug, warn};
 
 use super::answer::Answer;
 use super::http::{Http, Phase, reached};
-use super::per_pod::{Limits, Place, Shares};
+use super::limits::{ClientLimits, Limits, Permit};
 use super::{Client, Service};
 use crate::credentials::Issuer;
 use crate::intercept::caller::{Callers, Unidentified};
@@ -32,8 +32,8 @@ pub struct Server<I> {
     counters: Counters,
     open: TaskTracker,
     /// Before anybody knows whose a connection is: to find that out is the most of what it costs.
-    by_address: Shares<IpAddr>,
-    by_pod: Shares<PodUid>,
+    by_address: ClientLimits<IpAddr>,
+    by_pod: ClientLimits<PodUid>,
     /// hostNetwork pods share the node's.
     own_addresses: RwLock<Vec<IpAddr>>,
     complained: Mutex<Option<Instant>>,
@@ -95,8 +95,8 @@ impl<I: Issuer> Server<I> {
             phase,
             counters: Counters::default(),
             open: TaskTracker::new(),
-            by_address: Shares::new(limits),
-            by_pod: Shares::new(limits),
+            by_address: ClientLimits::new(limits),
+            by_pod: ClientLimits::new(limits),
             own_addresses: RwLock::new(own_addresses),
             complained: Mutex::new(None),
             told_of_limit: Mutex::new(None),
@@ -165,13 +165,14 @@ impl<I: Issuer> Server<I> {
             match accepted {
                 Ok((stream, peer)) => {
                     let is_own = self.is_own(peer);
-                    let place = if is_own {
+                    let permit = if is_own {
                         None
                     } else {
-                        self.by_address.take(&peer.ip())
+                        self.by_address.acquire(&peer.ip())
                     };
-                    if is_own || place.is_some() {
-                        self.open.spawn(Arc::clone(&self).connection(stream, peer, place));
+                    if is_own || permit.is_some() {
+                        self.open
+                            .spawn(Arc::clone(&self).connection(stream, peer, permit));
                     } else {
                         self.over_limit(&peer.ip());
                     }
@@ -196,8 +197,8 @@ impl<I: Issuer> Server<I> {
         }
     }
 
-    async fn slow(&self, place: &Place) {
-        if let Some(wait) = place.wait_for_connection() {
+    async fn slow(&self, permit: &Permit) {
+        if let Some(wait) = permit.wait_for_connection() {
             count(&self.counters.slowed_connections);
             tokio::time::sleep(wait).await;
         }
@@ -227,25 +228,25 @@ impl<I: Issuer> Server<I> {
         self.refusals.note(reason.kind(), reason.pod(), 1);
     }
 
-    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, of_address: Option<Place>) {
-        if let Some(place) = &of_address {
-            self.slow(place).await;
+    async fn connection(self: Arc<Self>, stream: TcpStream, peer: SocketAddr, of_address: Option<Permit>) {
+        if let Some(permit) = &of_address {
+            self.slow(permit).await;
         }
         let client = match self.callers.identify(&stream, peer.ip()) {
             Ok(uid) => Client { uid },
             Err(reason) => return self.refuse(stream, peer, reason).await,
         };
-        let Some(place) = self.by_pod.take(&client.uid) else {
+        let Some(permit) = self.by_pod.acquire(&client.uid) else {
             self.over_limit(&client.uid);
             return;
         };
         count(&self.counters.served);
         if of_address.is_none() {
-            self.slow(&place).await;
+            self.slow(&permit).await;
         }
         let _ = stream.set_nodelay(true);
         let counted = || count(&self.counters.slowed_requests);
-        if let Err(error) = self.http.serve(stream, &client, &place, counted).await {
+        if let Err(error) = self.http.serve(stream, &client, &permit, counted).await {
             debug!(%peer, pod = %client.uid, "connection ended: {error}");
         }
     }

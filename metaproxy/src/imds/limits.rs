@@ -43,11 +43,11 @@ impl Limits {
 }
 
 /// Whoever has not been heard of for so long starts anew.
-const FORGOTTEN: Duration = Duration::from_secs(10);
+const CLIENT_MEMORY: Duration = Duration::from_secs(10);
 
 /// Each one's share: each pod's, or each address's.
 #[derive(Debug)]
-pub struct Shares<K> {
+pub struct ClientLimits<K> {
     limits: Limits,
     table: Mutex<Table<K>>,
 }
@@ -69,9 +69,9 @@ struct Share {
 
 /// One connection of a share, until it is dropped.
 #[derive(Debug)]
-pub struct Place(Arc<Share>);
+pub struct Permit(Arc<Share>);
 
-impl<K: Eq + Hash + Clone> Shares<K> {
+impl<K: Eq + Hash + Clone> ClientLimits<K> {
     /// With these limits for each.
     pub fn new(limits: Limits) -> Self {
         let (shares, looked) = (HashMap::new(), Instant::now());
@@ -87,7 +87,7 @@ impl<K: Eq + Hash + Clone> Shares<K> {
     }
 
     /// `None` where it has as many connections as it may.
-    pub fn take(&self, key: &K) -> Option<Place> {
+    pub fn acquire(&self, key: &K) -> Option<Permit> {
         let share = self.share(key);
         // Compared and counted in one step: two at once must not both be the last.
         let counted = share
@@ -95,17 +95,17 @@ impl<K: Eq + Hash + Clone> Shares<K> {
             .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| {
                 (open < self.limits.connections).then_some(open + 1)
             });
-        counted.is_ok().then(|| Place(share))
+        counted.is_ok().then(|| Permit(share))
     }
 
     fn share(&self, key: &K) -> Arc<Share> {
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if now.duration_since(table.looked) > FORGOTTEN {
+        if now.duration_since(table.looked) > CLIENT_MEMORY {
             table.looked = now;
             table
                 .shares
-                .retain(|_, share| share.is_open() || now.duration_since(share.last()) < FORGOTTEN);
+                .retain(|_, share| share.is_open() || now.duration_since(share.last()) < CLIENT_MEMORY);
         }
         if let Some(share) = table.shares.get(key) {
             *share.last.lock().unwrap_or_else(PoisonError::into_inner) = now;
@@ -132,7 +132,7 @@ impl Share {
     }
 }
 
-impl Place {
+impl Permit {
     /// How long this connection has to wait before anything is done about it.
     pub fn wait_for_connection(&self) -> Option<Duration> {
         self.0.connections.turn(Instant::now())
@@ -144,7 +144,7 @@ impl Place {
     }
 }
 
-impl Drop for Place {
+impl Drop for Permit {
     fn drop(&mut self) {
         self.0.open.fetch_sub(1, Ordering::AcqRel);
     }
@@ -167,20 +167,20 @@ mod tests {
 
     #[test]
     fn each_has_so_many_connections_and_one_that_ends_makes_room() {
-        let shares = Shares::new(limits());
-        let first = shares.take(&"a");
-        let _second = shares.take(&"a");
-        assert!(first.is_some() && shares.take(&"a").is_none());
-        assert!(shares.take(&"b").is_some(), "another has its own");
+        let shares = ClientLimits::new(limits());
+        let first = shares.acquire(&"a");
+        let _second = shares.acquire(&"a");
+        assert!(first.is_some() && shares.acquire(&"a").is_none());
+        assert!(shares.acquire(&"b").is_some(), "another has its own");
         drop(first);
-        assert!(shares.take(&"a").is_some());
+        assert!(shares.acquire(&"a").is_some());
     }
 
     #[test]
     fn a_pods_pace_outlives_its_connections() {
-        let shares = Shares::new(limits());
-        let waits = (0..15).map(|_| shares.take(&"a").unwrap().wait_for_connection());
+        let shares = ClientLimits::new(limits());
+        let waits = (0..15).map(|_| shares.acquire(&"a").unwrap().wait_for_connection());
         assert!(waits.flatten().count() >= 5);
-        assert!(shares.take(&"b").unwrap().wait_for_connection().is_none());
+        assert!(shares.acquire(&"b").unwrap().wait_for_connection().is_none());
     }
 }
