@@ -45,7 +45,7 @@ fn limits() -> Limits {
         connection_rate: 1_000_000,
         request_rate: 1_000_000,
         head: 16 * 1024,
-        head_time: Duration::from_secs(5),
+        head_timeout: Duration::from_secs(5),
         idle: Duration::from_secs(60),
     }
 }

@@ -195,7 +195,7 @@ impl RunArgs {
                 connection_rate: self.max_connection_rate_per_pod,
                 request_rate: self.max_request_rate_per_pod,
                 head: self.max_head_size as usize * 1024,
-                head_time: self.head_timeout,
+                head_timeout: self.head_timeout,
                 idle: self.idle_timeout,
             },
             admin: self.admin_address.0,

@@ -20,8 +20,8 @@ use tokio::sync::watch;
 use tracing::debug;
 
 use super::answer::{self, Answer};
+use super::io_timeouts::{Stage, TimedStream};
 use super::limits::{Limits, Permit};
-use super::patience::{Patient, Stage};
 use super::recent::Recent;
 use super::shown::{ShownPath, shown_method};
 use super::{Client, Service};
@@ -30,7 +30,7 @@ use crate::credentials::Issuer;
 use crate::telemetry::metrics::{RequestKind, Requests};
 
 /// How long a connection may take over a request's body.
-const BODY: Duration = Duration::from_secs(5);
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Longest body that is read and dropped; the metadata service has no use for one.
 const MAX_BODY: usize = 16 * 1024;
@@ -119,7 +119,7 @@ impl<I: Issuer> Http<I> {
                 Ok(answer)
             }))
         });
-        let stream = Patient::new(stream, stage.clone(), self.limits.idle, self.limits.head_time);
+        let stream = TimedStream::new(stream, stage.clone(), self.limits.idle, self.limits.head_timeout);
         let connection = http1::Builder::new()
             .header_read_timeout(None)
             .max_buf_size(self.limits.head)
@@ -163,7 +163,7 @@ impl<I: Issuer> Http<I> {
             Ok(Ok(()))
         } else {
             let body = Limited::new(body, MAX_BODY).collect();
-            tokio::time::timeout(BODY, async { body.await.map(drop) }).await
+            tokio::time::timeout(BODY_TIMEOUT, async { body.await.map(drop) }).await
         };
         let answer = match drained {
             Ok(Ok(())) => {
@@ -273,7 +273,7 @@ mod tests {
             connection_rate: 512,
             request_rate: 512,
             head: 8192,
-            head_time: 5 * SECOND,
+            head_timeout: 5 * SECOND,
             idle: 60 * SECOND,
         }
     }

@@ -23,7 +23,7 @@ pub struct Limits {
     /// Longest head of a request, in bytes.
     pub head: usize,
     /// For the head of a request, from its first byte.
-    pub head_time: Duration,
+    pub head_timeout: Duration,
     /// For a connection to say nothing between requests.
     pub idle: Duration,
 }
@@ -160,7 +160,7 @@ mod tests {
             connection_rate: 50,
             request_rate: 10,
             head: 8192,
-            head_time: Duration::from_secs(1),
+            head_timeout: Duration::from_secs(1),
             idle: Duration::from_secs(1),
         }
     }

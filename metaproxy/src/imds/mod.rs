@@ -5,11 +5,11 @@
 mod answer;
 mod decisions;
 mod http;
+mod io_timeouts;
 mod limits;
 mod passage;
 mod passing;
 pub mod path;
-mod patience;
 mod recent;
 pub mod server;
 mod service;

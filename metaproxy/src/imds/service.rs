@@ -24,7 +24,7 @@ use crate::telemetry::metrics::RequestKind;
 use crate::telemetry::refusal_reporter::RefusalReporter;
 
 /// Every answer is on its way within this time: two SDKs try once and give up after a second. What is left of it is for getting there.
-const ANSWER: Duration = Duration::from_millis(800);
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(800);
 
 const FORWARDED: &str = "x-forwarded-for";
 
@@ -126,7 +126,7 @@ impl<I: Issuer> Service<I> {
         target: &Uri,
         headers: &HeaderMap,
     ) -> (RequestKind, Answer) {
-        let deadline = Instant::now() + ANSWER;
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
         let route = match self.begin(&mut self.recent(client), method, target, headers) {
             Ok(answered) => return answered,
             Err(Pending(route)) => route,
@@ -221,7 +221,7 @@ impl<I: Issuer> Service<I> {
     /// What a request for a path would be answered, by whoever asks in the pod's place: without a session token.
     pub async fn rehearse(&self, client: &Client, path: &str) -> Answer {
         let route = self.parts.paths.classify(path);
-        self.read(client, &Method::GET, route, Instant::now() + ANSWER)
+        self.read(client, &Method::GET, route, Instant::now() + ANSWER_TIMEOUT)
             .await
     }
 

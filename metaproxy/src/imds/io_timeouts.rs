@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 /// For the peer to take anything of what is sent.
-const WRITE: Duration = Duration::from_secs(10);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Where a connection stands.
 #[derive(Clone, Debug, Default)]
@@ -54,25 +54,25 @@ enum Waiting {
 
 /// A stream that fails where its peer dawdles.
 #[derive(Debug)]
-pub struct Patient<S> {
+pub struct TimedStream<S> {
     stream: S,
     stage: Stage,
-    idle_time: Duration,
-    head_time: Duration,
+    idle_timeout: Duration,
+    head_timeout: Duration,
     waiting: Waiting,
     clock: Option<Pin<Box<Sleep>>>,
     write: Option<Pin<Box<Sleep>>>,
 }
 
-impl<S> Patient<S> {
-    /// The stage is moved on by whoever answers the requests. `idle_time` is for a request to begin, `head_time` for its
+impl<S> TimedStream<S> {
+    /// The stage is moved on by whoever answers the requests. `idle_timeout` is for a request to begin, `head_timeout` for its
     /// head, from its first byte.
-    pub fn new(stream: S, stage: Stage, idle_time: Duration, head_time: Duration) -> Self {
+    pub fn new(stream: S, stage: Stage, idle_timeout: Duration, head_timeout: Duration) -> Self {
         Self {
             stream,
             stage,
-            idle_time,
-            head_time,
+            idle_timeout,
+            head_timeout,
             waiting: Waiting::No,
             clock: None,
             write: None,
@@ -83,8 +83,8 @@ impl<S> Patient<S> {
     fn end(&self) -> Option<Instant> {
         match self.waiting {
             Waiting::No => None,
-            Waiting::ForRequest(since) => Some(since + self.idle_time),
-            Waiting::ForHead(since) => Some(since + self.head_time),
+            Waiting::ForRequest(since) => Some(since + self.idle_timeout),
+            Waiting::ForHead(since) => Some(since + self.head_timeout),
         }
     }
 
@@ -116,7 +116,7 @@ impl<S> Patient<S> {
         }
         let write = self
             .write
-            .get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE)));
+            .get_or_insert_with(|| Box::pin(tokio::time::sleep(WRITE_TIMEOUT)));
         match write.as_mut().poll(context) {
             Poll::Ready(()) => Poll::Ready(Err(io::ErrorKind::TimedOut.into())),
             Poll::Pending => Poll::Pending,
@@ -124,7 +124,7 @@ impl<S> Patient<S> {
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -160,7 +160,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Patient<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for Patient<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for TimedStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -204,7 +204,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_head_that_has_begun_must_end() {
         let (mut peer, ours) = duplex(1024);
-        let mut ours = Patient::new(ours, Stage::default(), IDLE, HEAD);
+        let mut ours = TimedStream::new(ours, Stage::default(), IDLE, HEAD);
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(3600)).await;
             loop {
@@ -231,7 +231,7 @@ mod tests {
     async fn a_body_and_the_next_request_have_time() {
         let (mut peer, ours) = duplex(1024);
         let stage = Stage::default();
-        let mut ours = Patient::new(ours, stage.clone(), IDLE, HEAD);
+        let mut ours = TimedStream::new(ours, stage.clone(), IDLE, HEAD);
         let mut byte = [0];
         for _ in 0..3 {
             peer.write_all(b"ab").await.unwrap();
@@ -249,7 +249,7 @@ mod tests {
         let idle = Duration::from_secs(60);
         let (mut peer, ours) = duplex(1024);
         let stage = Stage::default();
-        let mut ours = Patient::new(ours, stage.clone(), idle, HEAD);
+        let mut ours = TimedStream::new(ours, stage.clone(), idle, HEAD);
         let mut byte = [0];
         for _ in 0..3 {
             let (wrote, read) = tokio::join!(
@@ -272,7 +272,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_head_has_its_own_time_though_the_clock_runs_for_a_longer_one() {
         let (mut peer, ours) = duplex(1024);
-        let mut ours = Patient::new(ours, Stage::default(), IDLE, HEAD);
+        let mut ours = TimedStream::new(ours, Stage::default(), IDLE, HEAD);
         let mut bytes = [0; 2];
         let reading = async {
             let begun = ours.read(&mut bytes).await.map(|_| Instant::now());
@@ -293,9 +293,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_peer_that_takes_nothing_is_given_up() {
         let (_peer, ours) = duplex(16);
-        let mut ours = Patient::new(ours, Stage::default(), IDLE, HEAD);
+        let mut ours = TimedStream::new(ours, Stage::default(), IDLE, HEAD);
         let start = Instant::now();
         let error = ours.write_all(&[0; 64]).await.unwrap_err();
-        assert_eq!((error.kind(), start.elapsed()), (io::ErrorKind::TimedOut, WRITE));
+        assert_eq!(
+            (error.kind(), start.elapsed()),
+            (io::ErrorKind::TimedOut, WRITE_TIMEOUT)
+        );
     }
 }
