@@ -48,7 +48,7 @@ use crate::imds::path::Paths;
 use crate::imds::server::Server;
 use crate::imds::token::Tokens;
 use crate::imds::upstream::{Endpoint, Upstream};
-use crate::imds::{ImdsV1Policy, Limits, Parts, Passing, Phase, Service};
+use crate::imds::{ImdsV1Policy, Limits, Parts, Passthrough, Phase, Service};
 use crate::intercept::attachment::{Attachment, ListenerLink, State};
 use crate::intercept::caller::{Callers, CurrentPods};
 use crate::intercept::guard::{self, Guard, GuardCounters, GuardMode};
@@ -246,7 +246,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         sessions: sessions.clone(),
         tokens,
         paths: settings.paths,
-        passing: Passing::new(upstream.clone()),
+        passthrough: Passthrough::new(upstream.clone()),
         imds_v1,
         reporter: Arc::clone(&reporter),
     });

@@ -7,7 +7,7 @@ use metaproxy::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, S
 use metaproxy::imds::path::Paths;
 use metaproxy::imds::token::Tokens;
 use metaproxy::imds::upstream::Upstream;
-use metaproxy::imds::{Client, ClientLimits, Http, ImdsV1Policy, Limits, Parts, Passing, Phase, Service};
+use metaproxy::imds::{Client, ClientLimits, Http, ImdsV1Policy, Limits, Parts, Passthrough, Phase, Service};
 use metaproxy::pods::{Inventory, Pod};
 use metaproxy::roles::{AnnotationKeys, NamespaceRules, OwnRoles, Rules, SessionRules};
 use metaproxy::telemetry::refusal_reporter::RefusalReporter;
@@ -87,7 +87,7 @@ static SCENE: LazyLock<Scene> = LazyLock::new(|| {
         tokens: Tokens::open(dir.path()).unwrap(),
         paths: Paths::default(),
         // Nobody is there.
-        passing: Passing::new(Upstream::new("http://127.0.0.1:1".parse().unwrap())),
+        passthrough: Passthrough::new(Upstream::new("http://127.0.0.1:1".parse().unwrap())),
         imds_v1,
         reporter: Arc::new(RefusalReporter::new(None)),
     });

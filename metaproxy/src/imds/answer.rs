@@ -15,13 +15,13 @@ use hyper::{Response, StatusCode, Version};
 use ring::digest::{SHA256, digest};
 use serde::Serialize;
 
-use super::passage::{self, Passage};
-use super::passing::Place;
+use super::passthrough::Permits;
+use super::passthrough::body::{self as passthrough_body, PassthroughBody};
 use crate::credentials::{Session, timestamp};
 use crate::roles::RoleArn;
 
 /// What a response carries: words of our own, or what the node's metadata service sends.
-pub type Answer = Response<Either<Full<Bytes>, Passage>>;
+pub type Answer = Response<Either<Full<Bytes>, PassthroughBody>>;
 
 /// A session token.
 pub const TOKEN: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
@@ -102,17 +102,17 @@ pub fn info(role: &RoleArn, now: SystemTime) -> Answer {
 }
 
 /// What the node's metadata service answers, on its way to a pod.
-pub fn from_node(response: Response<Incoming>, place: Place) -> Answer {
+pub fn from_node(response: Response<Incoming>, place: Permits) -> Answer {
     let (mut head, body) = response.into_parts();
-    passage::strip(&mut head.headers);
+    passthrough_body::strip(&mut head.headers);
     // The version is of that hop too; an older one has no way to tell a body that is cut off from a whole one.
     head.version = Version::HTTP_11;
-    Response::from_parts(head, Either::Right(Passage::new(body, place)))
+    Response::from_parts(head, Either::Right(PassthroughBody::new(body, place)))
 }
 
 /// A list of the node's metadata service, of which a pod is shown this much.
 pub fn list_from_node(mut head: Parts, visible: String) -> Answer {
-    passage::strip(&mut head.headers);
+    passthrough_body::strip(&mut head.headers);
     // They are those of the whole list.
     for name in [CONTENT_LENGTH, ETAG] {
         head.headers.remove(name);

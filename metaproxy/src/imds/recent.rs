@@ -73,7 +73,7 @@ pub(super) mod tests {
     use crate::imds::path::Paths;
     use crate::imds::token::Tokens;
     use crate::imds::upstream::Upstream;
-    use crate::imds::{Parts, Passing, Service};
+    use crate::imds::{Parts, Passthrough, Service};
     use crate::telemetry::refusal_reporter::RefusalReporter;
     use http_body_util::BodyExt as _;
     use hyper::header::HeaderMap;
@@ -158,7 +158,7 @@ pub(super) mod tests {
             sessions,
             tokens: Tokens::open(dir.path()).unwrap(),
             paths: Paths::default(),
-            passing: Passing::new(Upstream::new(imds.parse().unwrap())),
+            passthrough: Passthrough::new(Upstream::new(imds.parse().unwrap())),
             imds_v1,
             reporter: Arc::new(RefusalReporter::new(None)),
         })

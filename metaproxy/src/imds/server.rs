@@ -116,7 +116,7 @@ impl<I: Issuer> Server<I> {
 
     /// What is measured of requests for the node's metadata.
     pub fn node_requests(&self) -> &Turns {
-        self.http.service().passing().turns()
+        self.http.service().passthrough().turns()
     }
 
     /// As [`Service::rehearse`].

@@ -11,7 +11,7 @@ use tracing::warn;
 
 use super::answer::{self, Answer, TOKEN, TOKEN_TTL};
 use super::decisions::{Decided, Decisions};
-use super::passing::Passing;
+use super::passthrough::Passthrough;
 use super::path::{NodePath, Paths, Route};
 use super::recent::Recent;
 use super::token::{MAX_TTL, Tokens};
@@ -60,7 +60,7 @@ pub struct Parts<I> {
     /// What pods may see of the node's metadata.
     pub paths: Paths,
     /// The way to the node's metadata service.
-    pub passing: Passing,
+    pub passthrough: Passthrough,
     /// Whether tokens are required.
     pub imds_v1: watch::Receiver<ImdsV1Policy>,
     /// What was said about pods.
@@ -148,8 +148,8 @@ impl<I: Issuer> Service<I> {
     }
 
     /// The way to the node's metadata service.
-    pub fn passing(&self) -> &Passing {
-        &self.parts.passing
+    pub fn passthrough(&self) -> &Passthrough {
+        &self.parts.passthrough
     }
 
     /// The pod of a client, as `namespace/name`.
@@ -347,8 +347,8 @@ impl<I: Issuer> Service<I> {
                 return Box::pin(self.list(client, &path, deadline)).await;
             }
             Route::Node(path) => {
-                let passing = &self.parts.passing;
-                return Box::pin(passing.pass(&client.uid, method, &path, deadline)).await;
+                let passthrough = &self.parts.passing;
+                return Box::pin(passthrough.pass(&client.uid, method, &path, deadline)).await;
             }
             Route::Refused(refusal) => {
                 return answer::failure(StatusCode::NOT_FOUND, &refusal.to_string());
@@ -390,7 +390,7 @@ impl<I: Issuer> Service<I> {
             };
         let visible = |entries: &str| self.parts.paths.visible(path, entries, has_role);
         self.parts
-            .passing
+            .passthrough
             .list(&client.uid, path, deadline, visible)
             .await
     }

@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use self::node_token::{REMEMBERED, TokenState};
 use super::answer::TOKEN;
-use super::passing::MAX_UNDER_WAY;
+use super::passthrough::MAX_CONCURRENT_REQUESTS;
 use super::path::NodePath;
 use crate::roles::{BaseArn, RoleId};
 
@@ -34,7 +34,7 @@ const MAX_ANSWER: usize = 64 * 1024;
 
 /// Idle connections that are kept: as many as requests may be under way, since a new connection costs more packets than a
 /// request.
-const KEPT: usize = MAX_UNDER_WAY;
+const KEPT: usize = MAX_CONCURRENT_REQUESTS;
 
 /// Why the node's metadata service gave nothing.
 #[derive(Debug, Error)]

@@ -23,7 +23,7 @@ use crate::explain::{AnswerLine, Explanation, Verdict};
 use crate::imds::path::Paths;
 use crate::imds::token::Tokens;
 use crate::imds::upstream::Upstream;
-use crate::imds::{Client, ImdsV1Policy, Parts, Passing, Service};
+use crate::imds::{Client, ImdsV1Policy, Parts, Passthrough, Service};
 use crate::intercept::caller::CurrentPods;
 use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
 use crate::roles::{Decision, OwnRole, OwnRoles, RoleId, Rules};
@@ -124,7 +124,7 @@ impl Stage {
             sessions: sessions.clone(),
             tokens: Tokens::open(dir.path()).unwrap(),
             paths: Paths::default(),
-            passing: Passing::new(Upstream::new("http://127.0.0.1:9".parse().unwrap())),
+            passthrough: Passthrough::new(Upstream::new("http://127.0.0.1:9".parse().unwrap())),
             imds_v1,
             reporter: Arc::clone(&reporter),
         }));

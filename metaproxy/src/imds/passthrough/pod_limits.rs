@@ -12,25 +12,25 @@ use crate::pace::Pace;
 use crate::pods::PodUid;
 
 /// Requests of a pod under way at a time.
-pub(super) const MAX_UNDER_WAY: usize = 4;
+pub(super) const MAX_CONCURRENT_REQUESTS: usize = 4;
 
 /// From one request of a pod to the next: 20 a second, a fifth of the node's.
-pub(super) const INTERVAL: Duration = Duration::from_millis(50);
+pub(super) const REQUEST_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Requests of a pod at once: an agent that reads the whole tree when it starts asks for a few dozen paths.
 const BURST: u32 = 40;
 
 /// The share of each pod that asked lately.
 #[derive(Debug, Default)]
-pub(super) struct Shares(Mutex<HashMap<PodUid, Arc<Share>>>);
+pub(super) struct PodLimits(Mutex<HashMap<PodUid, Arc<PodLimit>>>);
 
 #[derive(Debug)]
-struct Share {
+struct PodLimit {
     places: Arc<Semaphore>,
     pace: Pace,
 }
 
-impl Shares {
+impl PodLimits {
     /// Waits for a place and for the turn of a pod's request; notes whether it had to. `None` never comes in practice:
     /// the semaphore is not closed.
     pub async fn turn(&self, uid: &PodUid, has_waited: &mut bool) -> Option<OwnedSemaphorePermit> {
@@ -56,7 +56,7 @@ impl Shares {
         self.0.lock().map_or(0, |shares| shares.len())
     }
 
-    fn share(&self, uid: &PodUid) -> Arc<Share> {
+    fn share(&self, uid: &PodUid) -> Arc<PodLimit> {
         let mut shares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(share) = shares.get(uid) {
             return Arc::clone(share);
@@ -64,18 +64,18 @@ impl Shares {
         let now = Instant::now().into_std();
         // Those that are as good as new make room, so no more are kept than asked within two seconds.
         shares.retain(|_, share| Arc::strong_count(share) > 1 || !share.is_unused(now));
-        let share = Arc::new(Share {
-            places: Arc::new(Semaphore::new(MAX_UNDER_WAY)),
-            pace: Pace::new(INTERVAL, BURST, now),
+        let share = Arc::new(PodLimit {
+            places: Arc::new(Semaphore::new(MAX_CONCURRENT_REQUESTS)),
+            pace: Pace::new(REQUEST_INTERVAL, BURST, now),
         });
         shares.insert(uid.clone(), Arc::clone(&share));
         share
     }
 }
 
-impl Share {
+impl PodLimit {
     /// Tells whether nothing is under way, and all turns are there.
     fn is_unused(&self, now: std::time::Instant) -> bool {
-        self.places.available_permits() == MAX_UNDER_WAY && self.pace.is_idle(now)
+        self.places.available_permits() == MAX_CONCURRENT_REQUESTS && self.pace.is_idle(now)
     }
 }

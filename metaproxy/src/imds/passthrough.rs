@@ -1,8 +1,9 @@
 //! The way of pods to the node's metadata service. It is narrow: the service limits what the whole node may ask, and one
 //! pod must not take that from the others.
 
+pub(super) mod body;
+mod pod_limits;
 mod queue;
-mod share;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,10 +16,10 @@ use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 use tracing::debug;
 
+use self::body::MAX_BODY;
+use self::pod_limits::PodLimits;
 use self::queue::Queue;
-use self::share::Shares;
 use super::answer::{self, Answer};
-use super::passage::MAX_BODY;
 use super::path::NodePath;
 use super::shown::ShownPath;
 use super::upstream::{Upstream, UpstreamError};
@@ -26,7 +27,7 @@ use crate::pods::PodUid;
 use crate::telemetry::metrics::{TurnOutcome, Turns};
 
 /// Requests under way at a time, of all pods of the node; more wait.
-pub(super) const MAX_UNDER_WAY: usize = 32;
+pub(super) const MAX_CONCURRENT_REQUESTS: usize = 32;
 
 /// From one request of the node to the next: 100 requests a second.
 ///
@@ -43,13 +44,13 @@ const NODE_BURST: u32 = 50;
 const MAX_LIST: usize = 64 * 1024;
 
 /// A place on the way, of the pod's and of all.
-pub type Place = [OwnedSemaphorePermit; 2];
+pub type Permits = [OwnedSemaphorePermit; 2];
 
 /// The way to the node's metadata service.
 #[derive(Debug)]
-pub struct Passing {
+pub struct Passthrough {
     upstream: Upstream,
-    shares: Shares,
+    shares: PodLimits,
     queue: Arc<Queue>,
     turns: Turns,
 }
@@ -67,13 +68,13 @@ impl Late {
             Self::Pod => format!(
                 "At the moment, this pod has more requests for the node's metadata than it may: {} at a time, {} a second; \
                  ask less often.",
-                share::MAX_UNDER_WAY,
-                per_second(share::INTERVAL),
+                pod_limits::MAX_CONCURRENT_REQUESTS,
+                per_second(pod_limits::REQUEST_INTERVAL),
             ),
             Self::Node => format!(
                 "At the moment, the pods of this node have more requests for the node's metadata than it is asked: {} at a \
                  time, {} a second; try again shortly.",
-                MAX_UNDER_WAY,
+                MAX_CONCURRENT_REQUESTS,
                 per_second(NODE_INTERVAL),
             ),
         }
@@ -106,13 +107,13 @@ fn per_second(interval: Duration) -> u128 {
     Duration::from_secs(1).as_nanos() / interval.as_nanos().max(1)
 }
 
-impl Passing {
+impl Passthrough {
     /// Nothing is on the way yet.
     pub fn new(upstream: Upstream) -> Self {
         Self {
             upstream,
-            shares: Shares::default(),
-            queue: Arc::new(Queue::new(MAX_UNDER_WAY, NODE_INTERVAL, NODE_BURST)),
+            shares: PodLimits::default(),
+            queue: Arc::new(Queue::new(MAX_CONCURRENT_REQUESTS, NODE_INTERVAL, NODE_BURST)),
             turns: Turns::default(),
         }
     }
@@ -163,7 +164,7 @@ impl Passing {
         method: &Method,
         path: &NodePath,
         deadline: Instant,
-    ) -> Result<(Response<Incoming>, Place), Failure> {
+    ) -> Result<(Response<Incoming>, Permits), Failure> {
         let place = self.place(uid, deadline).await.map_err(Failure::Late)?;
         let passed = tokio::time::timeout_at(deadline, self.upstream.get(method, path));
         let error = match passed.await {
@@ -186,7 +187,7 @@ impl Passing {
     ///
     /// # Errors
     /// The limit that it waits for at the deadline.
-    async fn place(&self, uid: &PodUid, deadline: Instant) -> Result<Place, Late> {
+    async fn place(&self, uid: &PodUid, deadline: Instant) -> Result<Permits, Late> {
         let mut late = Late::Pod;
         let mut has_waited = false;
         let turn = async {

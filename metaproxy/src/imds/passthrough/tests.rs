@@ -5,15 +5,17 @@ use std::sync::Mutex;
 /// As in the service.
 const DEADLINE: Duration = Duration::from_millis(800);
 
-fn passing() -> Arc<Passing> {
-    Arc::new(Passing::new(Upstream::new("http://127.0.0.1:1".parse().unwrap())))
+fn passing() -> Arc<Passthrough> {
+    Arc::new(Passthrough::new(Upstream::new(
+        "http://127.0.0.1:1".parse().unwrap(),
+    )))
 }
 
 fn pod(number: usize) -> PodUid {
     format!("uid-{number}").parse().unwrap()
 }
 
-async fn place(passing: &Passing, number: usize) -> Result<Place, Late> {
+async fn place(passing: &Passthrough, number: usize) -> Result<Permits, Late> {
     passing.place(&pod(number), Instant::now() + DEADLINE).await
 }
 
@@ -25,7 +27,7 @@ async fn pass(time: Duration) {
 type Passed = Arc<Mutex<HashMap<usize, Vec<Instant>>>>;
 
 /// Pods that ask on `connections` connections each, again as soon as they are answered, which takes that long.
-fn flood(passing: &Arc<Passing>, pods: usize, connections: usize, takes: Duration) -> Passed {
+fn flood(passing: &Arc<Passthrough>, pods: usize, connections: usize, takes: Duration) -> Passed {
     let passed = Passed::default();
     for number in (0..pods).flat_map(|pod| std::iter::repeat_n(pod, connections)) {
         let (passing, passed) = (Arc::clone(passing), Arc::clone(&passed));
@@ -121,15 +123,15 @@ async fn whose_limit_it_is_that_a_request_waited_for_in_vain_is_said_in_time() {
     let passing = passing();
     // One pod has all its places taken.
     let mut held = Vec::new();
-    for _ in 0..share::MAX_UNDER_WAY {
+    for _ in 0..pod_limits::MAX_CONCURRENT_REQUESTS {
         held.push(place(&passing, 0).await.unwrap());
     }
     let start = Instant::now();
     assert_eq!(place(&passing, 0).await.unwrap_err(), Late::Pod);
     assert_eq!(start.elapsed(), DEADLINE);
     // All places of the node are taken.
-    for number in 1..MAX_UNDER_WAY / share::MAX_UNDER_WAY {
-        for _ in 0..share::MAX_UNDER_WAY {
+    for number in 1..MAX_CONCURRENT_REQUESTS / pod_limits::MAX_CONCURRENT_REQUESTS {
+        for _ in 0..pod_limits::MAX_CONCURRENT_REQUESTS {
             held.push(place(&passing, number).await.unwrap());
         }
     }

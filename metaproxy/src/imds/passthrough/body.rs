@@ -14,14 +14,14 @@ use hyper::header::{
 use thiserror::Error;
 use tokio::time::Sleep;
 
-use super::answer::{TOKEN, TOKEN_TTL};
-use super::passing::Place;
+use super::Permits;
+use crate::imds::answer::{TOKEN, TOKEN_TTL};
 
 /// Longest body that is passed on; the longest real ones are lists of a few kilobytes.
 pub const MAX_BODY: u64 = 1024 * 1024;
 
 /// For the whole of a body.
-const PATIENCE: Duration = Duration::from_secs(5);
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
@@ -41,26 +41,26 @@ pub enum Cut {
 
 /// A body on its way to a pod.
 #[derive(Debug)]
-pub struct Passage {
+pub struct PassthroughBody {
     body: Incoming,
     left: u64,
     until: Pin<Box<Sleep>>,
-    _place: Place,
+    _place: Permits,
 }
 
-impl Passage {
+impl PassthroughBody {
     /// Holds its place until it has passed.
-    pub fn new(body: Incoming, place: Place) -> Self {
+    pub fn new(body: Incoming, place: Permits) -> Self {
         Self {
             body,
             left: MAX_BODY,
-            until: Box::pin(tokio::time::sleep(PATIENCE)),
+            until: Box::pin(tokio::time::sleep(BODY_TIMEOUT)),
             _place: place,
         }
     }
 }
 
-impl Body for Passage {
+impl Body for PassthroughBody {
     type Data = Bytes;
     type Error = Cut;
 
