@@ -22,8 +22,8 @@ use tracing::debug;
 use super::answer::{self, Answer};
 use super::io_timeouts::{Stage, TimedStream};
 use super::limits::{Limits, Permit};
+use super::log_fields::{LoggedPath, logged_method};
 use super::recent::Recent;
-use super::shown::{ShownPath, shown_method};
 use super::{Client, Service};
 use crate::cached_watch::{CachedWatch, Changes};
 use crate::credentials::Issuer;
@@ -207,8 +207,8 @@ impl<I: Issuer> Http<I> {
                 pod = self.service.pod_name(client),
                 uid = %client.uid,
                 kind = kind.label(),
-                method = shown_method(method),
-                path = %ShownPath(uri.path()),
+                method = logged_method(method),
+                path = %LoggedPath(uri.path()),
                 status = answer.status().as_u16(),
                 took = ?began.elapsed(),
             );

@@ -7,12 +7,12 @@ mod decisions;
 mod http;
 mod io_timeouts;
 mod limits;
+mod log_fields;
 mod passthrough;
 pub mod path;
 mod recent;
 pub mod server;
 mod service;
-mod shown;
 pub mod token;
 pub mod upstream;
 

@@ -20,8 +20,8 @@ use self::body::MAX_BODY;
 use self::pod_limits::PodLimits;
 use self::queue::Queue;
 use super::answer::{self, Answer};
+use super::log_fields::LoggedPath;
 use super::path::NodePath;
-use super::shown::ShownPath;
 use super::upstream::{Upstream, UpstreamError};
 use crate::pods::PodUid;
 use crate::telemetry::metrics::{TurnOutcome, Turns};
@@ -179,7 +179,7 @@ impl Passthrough {
             Ok(Err(error)) => error,
             Err(_) => UpstreamError::Slow,
         };
-        debug!(path = %ShownPath(path.as_str()), "not passed through: {error}");
+        debug!(path = %LoggedPath(path.as_str()), "not passed through: {error}");
         Err(Failure::Upstream(error))
     }
 

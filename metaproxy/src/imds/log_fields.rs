@@ -12,7 +12,7 @@ const MAX_SEGMENTS: usize = 10;
 
 /// Segments of paths of EC2's metadata service ("Instance metadata categories", EC2 user guide) that say nothing about a
 /// client. Names of roles and tags, addresses and ids are not among them.
-const WORDS: [&str; 65] = [
+const METADATA_WORDS: [&str; 65] = [
     "ami-id",
     "ami-launch-index",
     "ami-manifest-path",
@@ -81,9 +81,9 @@ const WORDS: [&str; 65] = [
 ];
 
 /// Shows the path of a request, without its query: `…` stands for what is no word of the metadata service.
-pub struct ShownPath<'a>(pub &'a str);
+pub struct LoggedPath<'a>(pub &'a str);
 
-impl fmt::Display for ShownPath<'_> {
+impl fmt::Display for LoggedPath<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let path = self.0.split(['?', '#']).next().unwrap_or_default();
         for (index, segment) in path.split('/').enumerate() {
@@ -94,7 +94,7 @@ impl fmt::Display for ShownPath<'_> {
             if index > MAX_SEGMENTS {
                 return f.write_str("…");
             }
-            let is_known = segment.is_empty() || WORDS.contains(&segment) || is_version(segment);
+            let is_known = segment.is_empty() || METADATA_WORDS.contains(&segment) || is_version(segment);
             f.write_str(if is_known { segment } else { "…" })?;
         }
         Ok(())
@@ -102,7 +102,7 @@ impl fmt::Display for ShownPath<'_> {
 }
 
 /// Shows a method: those of HTTP, and `…` for one that the client made up.
-pub fn shown_method(method: &Method) -> &str {
+pub fn logged_method(method: &Method) -> &str {
     match *method {
         Method::GET
         | Method::HEAD
@@ -145,13 +145,13 @@ mod tests {
     #[case("", "")]
     #[case("/a/b/c/d/e/f/g/h/i/j/k/l/m", "/…/…/…/…/…/…/…/…/…/…/…")]
     fn only_words_of_the_metadata_service_are_shown(#[case] path: &str, #[case] want: &str) {
-        assert_eq!(ShownPath(path).to_string(), want);
+        assert_eq!(LoggedPath(path).to_string(), want);
     }
 
     #[test]
     fn a_method_that_is_none_is_not_shown() {
-        assert_eq!(shown_method(&Method::PUT), "PUT");
-        assert_eq!(shown_method(&Method::from_bytes(b"AQAEAKiG").unwrap()), "…");
+        assert_eq!(logged_method(&Method::PUT), "PUT");
+        assert_eq!(logged_method(&Method::from_bytes(b"AQAEAKiG").unwrap()), "…");
     }
 
     proptest! {
@@ -163,8 +163,8 @@ mod tests {
         ) {
             let token = token.replace('/', "_");
             for path in [format!("{before}/{token}{after}"), format!("{before}{after}?{token}")] {
-                let shown = ShownPath(&path).to_string();
-                prop_assert!(WORDS.contains(&token.as_str()) || !shown.contains(&token), "{}", shown);
+                let shown = LoggedPath(&path).to_string();
+                prop_assert!(METADATA_WORDS.contains(&token.as_str()) || !shown.contains(&token), "{}", shown);
             }
         }
     }
