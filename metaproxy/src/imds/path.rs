@@ -20,7 +20,7 @@ use crate::telemetry::metrics::RequestKind;
 
 /// Parts of a path that are never passed through, whatever else allows them: credentials, and what serves as the node
 /// elsewhere. In any letter case.
-pub(crate) const NEVER: [&str; 8] = [
+pub(crate) const DENIED_SEGMENTS: [&str; 8] = [
     "iam",
     "identity-credentials",
     "user-data",
@@ -155,7 +155,7 @@ impl Paths {
         }
         let written = normal.to_string();
         let is_plain = is_bare && written == path;
-        if !is_plain && !rest.is_some_and(is_of_tags) && normal.smells(target) {
+        if !is_plain && !rest.is_some_and(is_of_tags) && normal.has_sensitive_word(target) {
             return Route::Refused(Refusal::NotPlain);
         }
         let reading = match rest {
@@ -278,11 +278,11 @@ pub(super) fn is_version(segment: &str) -> bool {
     segment == "latest" || segment == "1.0" || is_date()
 }
 
-fn is_never(segment: &str) -> bool {
+fn is_denied_segment(segment: &str) -> bool {
     let segment = segment.to_ascii_lowercase();
     // `user-data.` may mean `user-data` to somebody.
     let bare = segment.trim_matches(|c: char| !c.is_ascii_alphanumeric());
-    NEVER.contains(&bare) || segment.contains("credential")
+    DENIED_SEGMENTS.contains(&bare) || segment.contains("credential")
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use regex_syntax::ast::{AssertionKind, Ast, Group, parse::Parser};
 
-use crate::imds::path::{BadPattern, NEVER, PassThrough, Paths};
+use crate::imds::path::{BadPattern, DENIED_SEGMENTS, PassThrough, Paths};
 
 const NEVER_PASSED: &str =
     "what it names is never passed to pods; software that needs it of the node runs in a hostNetwork pod";
@@ -107,7 +107,7 @@ fn one(part: &str) -> Result<Allowed, String> {
         return Ok(Allowed::Nothing(ANSWERED));
     }
     // The last is always below the first of those.
-    if NEVER
+    if DENIED_SEGMENTS
         .iter()
         .chain(&["security-credentials"])
         .any(|word| part.contains(word))

@@ -1,7 +1,7 @@
 //! What of the node's metadata is passed through, by name. Paths are those of the EC2 user guide, "Instance metadata
 //! categories", relative to the version.
 
-use super::is_never;
+use super::is_denied_segment;
 
 /// `--pass-through`: how much of the node's metadata pods see, beside what `--allow-path` adds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -113,7 +113,7 @@ pub(super) fn is_of_tags(path: &[&str]) -> bool {
 
 /// Whether it is never passed through.
 pub(super) fn is_secret(path: &[&str]) -> bool {
-    !is_of_tags(path) && path.iter().copied().any(is_never)
+    !is_of_tags(path) && path.iter().copied().any(is_denied_segment)
 }
 
 fn is_within(path: &str, tree: &str) -> bool {

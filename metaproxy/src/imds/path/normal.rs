@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-use super::is_never;
+use super::is_denied_segment;
 use super::list::is_of_tags;
 
 /// Longest path that is looked at, in bytes.
@@ -12,7 +12,7 @@ pub(super) const MAX_LENGTH: usize = 2048;
 pub(super) const MAX_ENCODINGS: usize = 4;
 
 /// Words that a path which is not in normal form must not contain to be passed through, in any letter case.
-const SMELLS: [&str; 5] = ["iam", "credential", "user-data", "security", "signature"];
+const SENSITIVE_WORDS: [&str; 5] = ["iam", "credential", "user-data", "security", "signature"];
 
 /// A path in normal form: no part of it is encoded, empty, `.` or `..`.
 ///
@@ -67,12 +67,12 @@ impl Normal {
     }
 
     /// Whether it, or the target that it was made of, could mean a secret.
-    pub(super) fn smells(&self, target: &str) -> bool {
+    pub(super) fn has_sensitive_word(&self, target: &str) -> bool {
         let texts = [target.to_ascii_lowercase(), self.to_string().to_ascii_lowercase()];
         texts
             .iter()
-            .any(|text| SMELLS.iter().any(|word| text.contains(word)))
-            || self.segments.iter().any(|segment| is_never(segment))
+            .any(|text| SENSITIVE_WORDS.iter().any(|word| text.contains(word)))
+            || self.segments.iter().any(|segment| is_denied_segment(segment))
     }
 }
 

@@ -13,7 +13,7 @@ use regex_automata::util::{start, syntax};
 use regex_automata::{Anchored, MatchKind};
 use thiserror::Error;
 
-use super::NEVER;
+use super::DENIED_SEGMENTS;
 
 /// Largest automaton of a pattern, in bytes; one for a path takes some ten thousand.
 const MAX_COMPILED: usize = 1 << 20;
@@ -140,10 +140,10 @@ impl Shapes {
         let version = r"(latest|1\.0|\d{4}-\d\d-\d\d)";
         let part = r"/[\w.~:@!$&'()*+,=-]+";
         let below = format!("(meta-data|dynamic)({part})*/?");
-        // As `is_never` has it.
+        // As `is_denied_segment` has it.
         let secret = format!(
             r"[^a-z0-9/]*({})[^a-z0-9/]*|[^/]*credential[^/]*",
-            NEVER.join("|")
+            DENIED_SEGMENTS.join("|")
         );
         Ok(Self {
             whole: Pattern::compile(&format!("/({version}(/{below})?/?)?"))?,

@@ -482,9 +482,9 @@ fn a_pattern_that_is_none_is_an_error() {
 #[case::keys("public-keys/0/openssh-key|managed-ssh-keys/.*", true)]
 #[case::signatures("dynamic/instance-identity/(pkcs7|rsa2048|signature)", true)]
 #[case::credentials("identity-credentials/ec2/.*", true)]
-fn a_pattern_that_lets_nothing_through_is_an_error(#[case] pattern: &str, #[case] is_never: bool) {
+fn a_pattern_that_lets_nothing_through_is_an_error(#[case] pattern: &str, #[case] is_denied_segment: bool) {
     let error = Paths::new(PassThrough::Default, &[pattern.to_owned()]).unwrap_err();
-    let want = if is_never {
+    let want = if is_denied_segment {
         BadPattern::Never(pattern.to_owned())
     } else {
         BadPattern::Nothing(pattern.to_owned())
@@ -633,7 +633,8 @@ fn check(paths: &Paths, target: &str) -> Result<(), TestCaseError> {
                 let segment = segment.to_lowercase();
                 prop_assert!(segment != "." && segment != "..", "{}", passed);
                 prop_assert!(
-                    is_of_tags || !NEVER.contains(&segment.as_str()) && !segment.contains("credential"),
+                    is_of_tags
+                        || !DENIED_SEGMENTS.contains(&segment.as_str()) && !segment.contains("credential"),
                     "{}",
                     passed
                 );
