@@ -102,12 +102,12 @@ pub fn info(role: &RoleArn, now: SystemTime) -> Answer {
 }
 
 /// What the node's metadata service answers, on its way to a pod.
-pub fn from_node(response: Response<Incoming>, place: Permits) -> Answer {
+pub fn from_node(response: Response<Incoming>, permits: Permits) -> Answer {
     let (mut head, body) = response.into_parts();
     passthrough_body::strip(&mut head.headers);
     // The version is of that hop too; an older one has no way to tell a body that is cut off from a whole one.
     head.version = Version::HTTP_11;
-    Response::from_parts(head, Either::Right(PassthroughBody::new(body, place)))
+    Response::from_parts(head, Either::Right(PassthroughBody::new(body, permits)))
 }
 
 /// A list of the node's metadata service, of which a pod is shown this much.

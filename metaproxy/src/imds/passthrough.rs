@@ -43,14 +43,14 @@ const NODE_BURST: u32 = 50;
 /// Longest list that is read, to leave something out of it; real ones have some hundred bytes.
 const MAX_LIST: usize = 64 * 1024;
 
-/// A place on the way, of the pod's and of all.
+/// A permits on the way, of the pod's and of all.
 pub type Permits = [OwnedSemaphorePermit; 2];
 
 /// The way to the node's metadata service.
 #[derive(Debug)]
 pub struct Passthrough {
     upstream: Upstream,
-    shares: PodLimits,
+    pod_limits: PodLimits,
     queue: Arc<Queue>,
     turns: Turns,
 }
@@ -112,7 +112,7 @@ impl Passthrough {
     pub fn new(upstream: Upstream) -> Self {
         Self {
             upstream,
-            shares: PodLimits::default(),
+            pod_limits: PodLimits::default(),
             queue: Arc::new(Queue::new(MAX_CONCURRENT_REQUESTS, NODE_INTERVAL, NODE_BURST)),
             turns: Turns::default(),
         }
@@ -126,7 +126,7 @@ impl Passthrough {
     /// Metadata of the node, as the node has it; or why not, by the deadline.
     pub async fn pass(&self, uid: &PodUid, method: &Method, path: &NodePath, deadline: Instant) -> Answer {
         match self.fetch(uid, method, path, deadline).await {
-            Ok((response, place)) => answer::from_node(response, place),
+            Ok((response, permits)) => answer::from_node(response, permits),
             Err(failure) => failure.answer(),
         }
     }
@@ -139,12 +139,12 @@ impl Passthrough {
         deadline: Instant,
         visible: impl FnOnce(&str) -> String,
     ) -> Answer {
-        let (response, place) = match self.fetch(uid, &Method::GET, path, deadline).await {
+        let (response, permits) = match self.fetch(uid, &Method::GET, path, deadline).await {
             Ok(fetched) => fetched,
             Err(failure) => return failure.answer(),
         };
         if response.status() != StatusCode::OK {
-            return answer::from_node(response, place);
+            return answer::from_node(response, permits);
         }
         let (head, body) = response.into_parts();
         let read = Limited::new(body, MAX_LIST).collect();
@@ -165,14 +165,14 @@ impl Passthrough {
         path: &NodePath,
         deadline: Instant,
     ) -> Result<(Response<Incoming>, Permits), Failure> {
-        let place = self.place(uid, deadline).await.map_err(Failure::Late)?;
+        let permits = self.permits(uid, deadline).await.map_err(Failure::Late)?;
         let passed = tokio::time::timeout_at(deadline, self.upstream.get(method, path));
         let error = match passed.await {
             Ok(Ok(response)) => {
                 let length = response.headers().get(CONTENT_LENGTH);
                 let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
                 if length.is_none_or(|length| length <= MAX_BODY) {
-                    return Ok((response, place));
+                    return Ok((response, permits));
                 }
                 return Err(Failure::TooLong);
             }
@@ -187,23 +187,23 @@ impl Passthrough {
     ///
     /// # Errors
     /// The limit that it waits for at the deadline.
-    async fn place(&self, uid: &PodUid, deadline: Instant) -> Result<Permits, Late> {
+    async fn permits(&self, uid: &PodUid, deadline: Instant) -> Result<Permits, Late> {
         let mut late = Late::Pod;
         let mut has_waited = false;
         let turn = async {
-            let of_pod = self.shares.turn(uid, &mut has_waited).await?;
+            let of_pod = self.pod_limits.turn(uid, &mut has_waited).await?;
             late = Late::Node;
             let of_all = self.queue.turn(uid, &mut has_waited).await?;
             Some([of_pod, of_all])
         };
-        let place = tokio::time::timeout_at(deadline, turn).await;
-        let outcome = match &place {
+        let permits = tokio::time::timeout_at(deadline, turn).await;
+        let outcome = match &permits {
             Ok(Some(_)) if !has_waited => TurnOutcome::Prompt,
             Ok(Some(_)) => TurnOutcome::Slowed,
             _ => TurnOutcome::GivenUp,
         };
         self.turns.ended(outcome);
-        place.ok().flatten().ok_or(late)
+        permits.ok().flatten().ok_or(late)
     }
 }
 

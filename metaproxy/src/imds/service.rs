@@ -347,7 +347,7 @@ impl<I: Issuer> Service<I> {
                 return Box::pin(self.list(client, &path, deadline)).await;
             }
             Route::Node(path) => {
-                let passthrough = &self.parts.passing;
+                let passthrough = &self.parts.passthrough;
                 return Box::pin(passthrough.pass(&client.uid, method, &path, deadline)).await;
             }
             Route::Refused(refusal) => {

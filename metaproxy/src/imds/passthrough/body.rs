@@ -45,17 +45,17 @@ pub struct PassthroughBody {
     body: Incoming,
     left: u64,
     until: Pin<Box<Sleep>>,
-    _place: Permits,
+    _permits: Permits,
 }
 
 impl PassthroughBody {
-    /// Holds its place until it has passed.
-    pub fn new(body: Incoming, place: Permits) -> Self {
+    /// Holds its permits until it has passed.
+    pub fn new(body: Incoming, permits: Permits) -> Self {
         Self {
             body,
             left: MAX_BODY,
             until: Box::pin(tokio::time::sleep(BODY_TIMEOUT)),
-            _place: place,
+            _permits: permits,
         }
     }
 }

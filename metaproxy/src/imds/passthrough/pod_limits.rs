@@ -20,62 +20,62 @@ pub(super) const REQUEST_INTERVAL: Duration = Duration::from_millis(50);
 /// Requests of a pod at once: an agent that reads the whole tree when it starts asks for a few dozen paths.
 const BURST: u32 = 40;
 
-/// The share of each pod that asked lately.
+/// The limit of each pod that asked lately.
 #[derive(Debug, Default)]
 pub(super) struct PodLimits(Mutex<HashMap<PodUid, Arc<PodLimit>>>);
 
 #[derive(Debug)]
 struct PodLimit {
-    places: Arc<Semaphore>,
+    slots: Arc<Semaphore>,
     pace: Pace,
 }
 
 impl PodLimits {
-    /// Waits for a place and for the turn of a pod's request; notes whether it had to. `None` never comes in practice:
+    /// Waits for a slot and for the turn of a pod's request; notes whether it had to. `None` never comes in practice:
     /// the semaphore is not closed.
     pub async fn turn(&self, uid: &PodUid, has_waited: &mut bool) -> Option<OwnedSemaphorePermit> {
-        let share = self.share(uid);
-        let place = match Arc::clone(&share.places).try_acquire_owned() {
-            Ok(place) => place,
+        let limit = self.limit(uid);
+        let slot = match Arc::clone(&limit.slots).try_acquire_owned() {
+            Ok(slot) => slot,
             Err(_) => {
                 *has_waited = true;
-                Arc::clone(&share.places).acquire_owned().await.ok()?
+                Arc::clone(&limit.slots).acquire_owned().await.ok()?
             }
         };
         // The turn is taken when it is there: a request that is given up before takes none from those that come later.
-        while let Err(wait) = share.pace.take(Instant::now().into_std()) {
+        while let Err(wait) = limit.pace.take(Instant::now().into_std()) {
             *has_waited = true;
             tokio::time::sleep(wait).await;
         }
-        Some(place)
+        Some(slot)
     }
 
     /// The number of pods that are known.
     #[cfg(test)]
     pub fn len(&self) -> usize {
-        self.0.lock().map_or(0, |shares| shares.len())
+        self.0.lock().map_or(0, |limits| limits.len())
     }
 
-    fn share(&self, uid: &PodUid) -> Arc<PodLimit> {
-        let mut shares = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(share) = shares.get(uid) {
-            return Arc::clone(share);
+    fn limit(&self, uid: &PodUid) -> Arc<PodLimit> {
+        let mut limits = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(limit) = limits.get(uid) {
+            return Arc::clone(limit);
         }
         let now = Instant::now().into_std();
         // Those that are as good as new make room, so no more are kept than asked within two seconds.
-        shares.retain(|_, share| Arc::strong_count(share) > 1 || !share.is_unused(now));
-        let share = Arc::new(PodLimit {
-            places: Arc::new(Semaphore::new(MAX_CONCURRENT_REQUESTS)),
+        limits.retain(|_, limit| Arc::strong_count(limit) > 1 || !limit.is_unused(now));
+        let limit = Arc::new(PodLimit {
+            slots: Arc::new(Semaphore::new(MAX_CONCURRENT_REQUESTS)),
             pace: Pace::new(REQUEST_INTERVAL, BURST, now),
         });
-        shares.insert(uid.clone(), Arc::clone(&share));
-        share
+        limits.insert(uid.clone(), Arc::clone(&limit));
+        limit
     }
 }
 
 impl PodLimit {
     /// Tells whether nothing is under way, and all turns are there.
     fn is_unused(&self, now: std::time::Instant) -> bool {
-        self.places.available_permits() == MAX_CONCURRENT_REQUESTS && self.pace.is_idle(now)
+        self.slots.available_permits() == MAX_CONCURRENT_REQUESTS && self.pace.is_idle(now)
     }
 }

@@ -17,7 +17,7 @@ const SERVED_MEMORY: Duration = Duration::from_secs(10);
 /// Requests of all pods, and the pace at which they go.
 #[derive(Debug)]
 pub(super) struct Queue {
-    places: Arc<Semaphore>,
+    slots: Arc<Semaphore>,
     pace: Pace,
     inner: Mutex<Inner>,
 }
@@ -41,10 +41,10 @@ struct Waiting {
 }
 
 impl Queue {
-    /// `places` requests under way at a time, `burst` begun at once, and one begun for each interval after those.
-    pub fn new(places: usize, interval: Duration, burst: u32) -> Self {
+    /// `slots` requests under way at a time, `burst` begun at once, and one begun for each interval after those.
+    pub fn new(slots: usize, interval: Duration, burst: u32) -> Self {
         Self {
-            places: Arc::new(Semaphore::new(places)),
+            slots: Arc::new(Semaphore::new(slots)),
             pace: Pace::new(interval, burst, Instant::now().into_std()),
             inner: Mutex::default(),
         }
@@ -57,10 +57,10 @@ impl Queue {
             let mut inner = self.lock();
             inner.prune();
             if inner.waiting.is_empty()
-                && let Some(place) = self.place_at_once()
+                && let Some(slot) = self.slot_at_once()
             {
                 inner.note_served(uid);
-                return Some(place);
+                return Some(slot);
             }
             let (turn, given) = oneshot::channel();
             inner.arrivals += 1;
@@ -83,16 +83,16 @@ impl Queue {
         inner.waiting.len() + inner.served.len()
     }
 
-    fn place_at_once(&self) -> Option<OwnedSemaphorePermit> {
-        let place = Arc::clone(&self.places).try_acquire_owned().ok()?;
+    fn slot_at_once(&self) -> Option<OwnedSemaphorePermit> {
+        let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;
         self.pace.take(Instant::now().into_std()).ok()?;
-        Some(place)
+        Some(slot)
     }
 
     /// Gives out turns until no request waits.
     async fn dispatch(self: Arc<Self>) {
         while !self.is_done() {
-            let Ok(mut place) = Arc::clone(&self.places).acquire_owned().await else {
+            let Ok(mut slot) = Arc::clone(&self.slots).acquire_owned().await else {
                 return;
             };
             while let Err(wait) = self.pace.take(Instant::now().into_std()) {
@@ -101,13 +101,13 @@ impl Queue {
             // Who is next is seen at the last moment: a request that came just now may go before all others.
             let mut inner = self.lock();
             while let Some((uid, next)) = inner.next() {
-                match next.turn.send(place) {
+                match next.turn.send(slot) {
                     Ok(()) => {
                         inner.note_served(&uid);
                         break;
                     }
                     // It is not waited for any more.
-                    Err(back) => place = back,
+                    Err(back) => slot = back,
                 }
             }
         }

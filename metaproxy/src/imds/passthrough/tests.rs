@@ -5,7 +5,7 @@ use std::sync::Mutex;
 /// As in the service.
 const DEADLINE: Duration = Duration::from_millis(800);
 
-fn passing() -> Arc<Passthrough> {
+fn passthrough() -> Arc<Passthrough> {
     Arc::new(Passthrough::new(Upstream::new(
         "http://127.0.0.1:1".parse().unwrap(),
     )))
@@ -15,8 +15,8 @@ fn pod(number: usize) -> PodUid {
     format!("uid-{number}").parse().unwrap()
 }
 
-async fn place(passing: &Passthrough, number: usize) -> Result<Permits, Late> {
-    passing.place(&pod(number), Instant::now() + DEADLINE).await
+async fn permits(passthrough: &Passthrough, number: usize) -> Result<Permits, Late> {
+    passthrough.permits(&pod(number), Instant::now() + DEADLINE).await
 }
 
 async fn pass(time: Duration) {
@@ -27,13 +27,13 @@ async fn pass(time: Duration) {
 type Passed = Arc<Mutex<HashMap<usize, Vec<Instant>>>>;
 
 /// Pods that ask on `connections` connections each, again as soon as they are answered, which takes that long.
-fn flood(passing: &Arc<Passthrough>, pods: usize, connections: usize, takes: Duration) -> Passed {
+fn flood(passthrough: &Arc<Passthrough>, pods: usize, connections: usize, takes: Duration) -> Passed {
     let passed = Passed::default();
     for number in (0..pods).flat_map(|pod| std::iter::repeat_n(pod, connections)) {
-        let (passing, passed) = (Arc::clone(passing), Arc::clone(&passed));
+        let (passthrough, passed) = (Arc::clone(passthrough), Arc::clone(&passed));
         tokio::spawn(async move {
             loop {
-                if let Ok(_place) = place(&passing, number).await {
+                if let Ok(_permits) = permits(&passthrough, number).await {
                     let now = Instant::now();
                     passed.lock().unwrap().entry(number).or_default().push(now);
                     pass(takes).await;
@@ -57,8 +57,8 @@ fn most_in_a_second(passed: &Passed) -> usize {
 
 #[tokio::test(start_paused = true)]
 async fn one_pod_that_floods_gets_its_share_and_no_more() {
-    let passing = passing();
-    let passed = flood(&passing, 1, 200, Duration::from_millis(1));
+    let passthrough = passthrough();
+    let passed = flood(&passthrough, 1, 200, Duration::from_millis(1));
     pass(Duration::from_secs(10)).await;
     let count = passed.lock().unwrap()[&0].len();
     assert!(
@@ -70,8 +70,8 @@ async fn one_pod_that_floods_gets_its_share_and_no_more() {
 
 #[tokio::test(start_paused = true)]
 async fn all_pods_together_get_what_the_node_may_ask_and_take_turns() {
-    let passing = passing();
-    let passed = flood(&passing, 50, 10, Duration::from_millis(1));
+    let passthrough = passthrough();
+    let passed = flood(&passthrough, 50, 10, Duration::from_millis(1));
     pass(Duration::from_secs(20)).await;
     let counts: Vec<usize> = passed.lock().unwrap().values().map(Vec::len).collect();
     let sum: usize = counts.iter().sum();
@@ -86,12 +86,12 @@ async fn however_many_pods_flood_one_that_asks_less_often_than_their_turn_comes_
     // How long the service takes, how long one pauses, and how long it waits at most, in milliseconds. If the service is
     // slow, all places are taken until its answers come.
     for (pods, takes, pause, limit) in [(40, 1, 500, 20), (240, 1, 3000, 20), (240, 400, 5000, 700)] {
-        let passing = passing();
-        let passed = flood(&passing, pods, 8, Duration::from_millis(takes));
+        let passthrough = passthrough();
+        let passed = flood(&passthrough, pods, 8, Duration::from_millis(takes));
         pass(Duration::from_secs(5)).await;
         for _ in 0..10 {
             let start = Instant::now();
-            assert!(place(&passing, 1000).await.is_ok());
+            assert!(permits(&passthrough, 1000).await.is_ok());
             let limit = Duration::from_millis(limit);
             assert!(start.elapsed() <= limit, "{pods}, {takes}: {:?}", start.elapsed());
             pass(Duration::from_millis(pause)).await;
@@ -106,52 +106,52 @@ async fn however_many_pods_flood_one_that_asks_less_often_than_their_turn_comes_
 
 #[tokio::test(start_paused = true)]
 async fn a_few_requests_do_not_wait_at_all() {
-    let passing = passing();
+    let passthrough = passthrough();
     for number in 0..NODE_BURST as usize {
         let start = Instant::now();
-        assert!(place(&passing, number).await.is_ok());
+        assert!(permits(&passthrough, number).await.is_ok());
         assert_eq!(start.elapsed(), Duration::ZERO);
     }
-    let count = |outcome| passing.turns().count(outcome);
+    let count = |outcome| passthrough.turns().count(outcome);
     assert_eq!(count(TurnOutcome::Prompt), u64::from(NODE_BURST));
-    assert!(place(&passing, 0).await.is_ok());
+    assert!(permits(&passthrough, 0).await.is_ok());
     assert_eq!((count(TurnOutcome::Slowed), count(TurnOutcome::GivenUp)), (1, 0));
 }
 
 #[tokio::test(start_paused = true)]
 async fn whose_limit_it_is_that_a_request_waited_for_in_vain_is_said_in_time() {
-    let passing = passing();
+    let passthrough = passthrough();
     // One pod has all its places taken.
     let mut held = Vec::new();
     for _ in 0..pod_limits::MAX_CONCURRENT_REQUESTS {
-        held.push(place(&passing, 0).await.unwrap());
+        held.push(permits(&passthrough, 0).await.unwrap());
     }
     let start = Instant::now();
-    assert_eq!(place(&passing, 0).await.unwrap_err(), Late::Pod);
+    assert_eq!(permits(&passthrough, 0).await.unwrap_err(), Late::Pod);
     assert_eq!(start.elapsed(), DEADLINE);
     // All places of the node are taken.
     for number in 1..MAX_CONCURRENT_REQUESTS / pod_limits::MAX_CONCURRENT_REQUESTS {
         for _ in 0..pod_limits::MAX_CONCURRENT_REQUESTS {
-            held.push(place(&passing, number).await.unwrap());
+            held.push(permits(&passthrough, number).await.unwrap());
         }
     }
     let start = Instant::now();
-    assert_eq!(place(&passing, 100).await.unwrap_err(), Late::Node);
+    assert_eq!(permits(&passthrough, 100).await.unwrap_err(), Late::Node);
     assert_eq!(start.elapsed(), DEADLINE);
-    assert_eq!(passing.turns().count(TurnOutcome::GivenUp), 2);
+    assert_eq!(passthrough.turns().count(TurnOutcome::GivenUp), 2);
     // What is given up takes nothing from those who come later.
     drop(held);
-    assert!(place(&passing, 0).await.is_ok() && place(&passing, 100).await.is_ok());
+    assert!(permits(&passthrough, 0).await.is_ok() && permits(&passthrough, 100).await.is_ok());
     assert!(Late::Pod.sentence().contains("4 at a time, 20 a second"));
     assert!(Late::Node.sentence().contains("32 at a time, 100 a second"));
 }
 
 #[tokio::test(start_paused = true)]
 async fn pods_that_are_gone_take_no_memory() {
-    let passing = passing();
+    let passthrough = passthrough();
     for number in 0..1000 {
-        assert!(place(&passing, number).await.is_ok());
+        assert!(permits(&passthrough, number).await.is_ok());
         pass(Duration::from_millis(50)).await;
     }
-    assert!(passing.shares.len() < 50 && passing.queue.len() <= 250);
+    assert!(passthrough.pod_limits.len() < 50 && passthrough.queue.len() <= 250);
 }
