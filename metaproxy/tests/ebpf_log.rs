@@ -7,7 +7,6 @@
 mod common;
 
 use common::{counts, dial, node};
-use xtask::lab::bpf;
 use xtask::lab::pod::PodSpec;
 
 #[test]
@@ -22,5 +21,5 @@ fn each_redirected_connection_is_logged_by_the_program_itself() {
         .wait_for(&format!("redirected cgroup {cgroup} netns "))
         .unwrap();
     drop(agent);
-    assert_eq!(bpf::left_over(), Vec::<String>::new());
+    node.assert_nothing_loaded();
 }

@@ -46,7 +46,7 @@ pub fn run() -> Result<()> {
     run_command(cargo().args(["build", "--quiet", "--workspace", "--bins"]))?;
     catch_interrupts()?;
     step("a node, its pods and its metadata service (cgroups and network namespaces of this machine)");
-    let lab = Lab::new()?;
+    let lab = Lab::alone()?;
     demonstrate(&lab).inspect_err(|_| println!())
 }
 
@@ -65,11 +65,6 @@ fn demonstrate(lab: &Lab) -> Result<()> {
     ))?;
     let plain = lab.pod(PodSpec::without_role("plain"))?;
     let before = snapshot(lab.node())?;
-    ensure!(
-        bpf::ours().is_empty(),
-        "programs of another metaproxy are loaded on this machine: {:?}",
-        bpf::ours()
-    );
 
     step("without metaproxy, every pod gets the role of the node");
     for (name, pod) in [("reader", &reader), ("writer", &writer), ("plain", &plain)] {
@@ -174,17 +169,13 @@ fn demonstrate(lab: &Lab) -> Result<()> {
         "as before",
         during == before,
     )?;
-    show(
-        "kernel",
-        "programs, links and maps of ours:",
-        bpf::ours().len(),
-        bpf::ours().len() > 5,
-    )?;
+    let loaded = bpf::held_in(lab)?.len();
+    show("kernel", "programs, links and maps of ours:", loaded, loaded > 5)?;
 
     step("metaproxy is killed with SIGKILL");
     agent.signal(Signal::SIGKILL)?;
     agent.wait()?;
-    let left = bpf::left_over();
+    let left = bpf::left_over(lab, &[])?;
     show(
         "kernel",
         "programs, links and maps of ours:",

@@ -13,7 +13,7 @@ use crate::common::dial;
 use crate::kit::{
     Cluster, MadeByHand, NAMESPACE, Running, apply, kubectl, node_asks, process, try_kubectl, within,
 };
-use crate::tools::agent_process;
+use crate::tools::{agent_process, processes};
 
 const ROLE: &str = "iam.amazonaws.com/role";
 
@@ -227,6 +227,9 @@ pub fn jobs(cluster: &Cluster) {
 pub fn removal(cluster: &Cluster) {
     let pod: Running = cluster.pod("left-over", json!({}), json!({}));
     assert_eq!(pod.role(), "status 404");
+    let processes: Vec<u32> = processes("metaproxy").collect();
+    let loaded = bpf::held_by(&processes).unwrap();
+    assert!(!loaded.is_empty(), "agents and guards have programs");
     for release in ["metaproxy", "second"] {
         let _ = try_kubectl(&[
             "delete",
@@ -243,7 +246,7 @@ pub fn removal(cluster: &Cluster) {
         process("metaproxy").is_none()
     });
     within(Duration::from_secs(5), "programs that are gone", || {
-        bpf::ours().is_empty()
+        bpf::still_loaded(&loaded).unwrap().is_empty()
     });
     eprintln!("gone after {:.1} s", start.elapsed().as_secs_f64());
     // As deploy/docs/install.md#removing-it tells.

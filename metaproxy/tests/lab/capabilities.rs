@@ -4,9 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
-use crate::common::{NOTHING, Node, UNREACHABLE, agent_binary, counts, dial, node};
+use crate::common::{Node, UNREACHABLE, agent_binary, counts, dial, node};
 use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::bpf;
 use xtask::lab::pod::PodSpec;
 
 /// What the chart's `hardened` form has.
@@ -40,7 +39,7 @@ fn a_guard_needs_three_of_them_and_none_can_be_spared() {
             "without {spared}: {}",
             guard.said()
         );
-        assert_eq!(bpf::left_over(), NOTHING);
+        node.assert_nothing_loaded();
     }
     let guard = Agent::guard(&node.lab, &with_capabilities(&node, needed), &flags).unwrap();
     guard.wait_for("guard closed").unwrap();
@@ -70,7 +69,7 @@ fn four_capabilities_are_enough_and_none_can_be_spared() {
             "without {spared}: {}",
             agent.said()
         );
-        assert_eq!(bpf::left_over(), NOTHING);
+        node.assert_nothing_loaded();
     }
     let _agent = Agent::start(&node.lab, &with(&CAPABILITIES)).unwrap();
     assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));

@@ -2,8 +2,7 @@
 
 use crate::common::identity::{REFUSED, assert_only};
 use crate::common::{
-    IMDS, IMDS6, MAPPED, NOTHING, Node, UNREACHABLE, agent_binary, client_binary, counts, dial, eventually,
-    node,
+    IMDS, IMDS6, MAPPED, UNREACHABLE, agent_binary, client_binary, counts, dial, eventually, node,
 };
 use nix::sys::signal::Signal;
 use xtask::lab::agent::Agent;
@@ -71,11 +70,11 @@ fn programs_that_somebody_else_detaches_are_missed_and_attached_again() {
         // The same for kernels before 6.15.
         let older = format!("{name}66");
         assert_eq!(
-            detach_links_of(name).unwrap() + detach_links_of(&older).unwrap(),
+            detach_links_of(&node.lab, name).unwrap() + detach_links_of(&node.lab, &older).unwrap(),
             if of_guard { 2 } else { 1 },
             "{name}, of agent and guard"
         );
-        eventually("it is there again", || detached(&node) == 0);
+        eventually("it is there again", || bpf::detached_links(&node.lab) == 0);
         assert_eq!(dial(&a, &["--peername"]), counts([(IMDS, 1)]), "{name}");
         assert_eq!(dial(&a, &[]), counts([("role-a", 1)]), "{name}");
         if round == 0 {
@@ -89,24 +88,6 @@ fn programs_that_somebody_else_detaches_are_missed_and_attached_again() {
     }
     guard.wait_for("somebody else has detached").unwrap();
     assert_eq!(node.imds.seen_from_pods(), seen_before);
-}
-
-/// Links of ours that are attached nowhere.
-fn detached(node: &Node) -> usize {
-    let output = node
-        .host_command("sh")
-        .args(["-c", "cat /proc/[0-9]*/fdinfo/* 2>/dev/null"])
-        .output()
-        .unwrap();
-    let text = String::from_utf8_lossy(&output.stdout);
-    text.lines()
-        .filter(|line| {
-            let target = line
-                .strip_prefix("cgroup_id:")
-                .or_else(|| line.strip_prefix("ifindex:"));
-            target.is_some_and(|target| target.trim() == "0")
-        })
-        .count()
 }
 
 #[test]
@@ -123,7 +104,7 @@ fn a_program_that_wants_to_be_alone_is_named_as_the_obstacle() {
         );
         let mut guard = node.guard(&["--close", "at-once"]);
         assert_eq!(guard.wait().unwrap().code(), Some(1), "{}", guard.said());
-        assert_eq!(bpf::left_over(), NOTHING);
+        node.assert_nothing_loaded();
     }
 }
 
@@ -185,7 +166,7 @@ fn agents_and_guards_of_two_builds_stand_beside_each_other_in_every_order() {
                 check(&running, &a, &order);
             }
         }
-        assert_eq!(bpf::left_over(), NOTHING, "{order:?}");
+        node.assert_nothing_loaded();
         orders += 1;
     }
     assert_eq!(orders, 24);
@@ -241,7 +222,7 @@ fn a_process_of_another_contract_is_named_and_takes_its_place_once_it_is_gone(
     assert!(agent.said().contains(&named), "{}", agent.said());
     let mut guard = node.guard(&[]);
     assert_eq!(guard.wait().unwrap().code(), Some(1));
-    assert_eq!(bpf::left_over(), NOTHING);
+    node.assert_nothing_loaded();
     drop(held);
     let pod = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let _agent = node.agent();

@@ -2,11 +2,10 @@
 
 use std::time::Duration;
 
-use crate::common::{NOTHING, agent_binary, counts, dial, eventually, node, outcomes, start_dial};
+use crate::common::{agent_binary, counts, dial, eventually, node, node_alone, outcomes, start_dial};
 use nix::sys::signal::Signal;
 use rstest::rstest;
 use xtask::lab::agent::Agent;
-use xtask::lab::bpf;
 use xtask::lab::leftovers::snapshot;
 use xtask::lab::pod::PodSpec;
 use xtask::lab::recorder::Recorder;
@@ -43,9 +42,10 @@ fn killed_100_times_at_random_moments(#[case] guarded: bool) {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let before = snapshot(node.lab.node()).unwrap();
-    assert_eq!(bpf::left_over(), NOTHING);
+    node.assert_nothing_loaded();
     let mut guard = guarded.then(|| node.closed_guard());
-    let of_guard = bpf::ours().len();
+    let of_guard = node.loaded().len();
+    let guards: Vec<u32> = guard.iter().map(Agent::pid).collect();
     let recorder = Recorder::start(node.lab.aws()).unwrap();
     let (mut served, mut times) = (0, KillTimes::new());
     for batch in 0..KILLS / BATCH {
@@ -72,14 +72,9 @@ fn killed_100_times_at_random_moments(#[case] guarded: bool) {
             }
             agent.signal(Signal::SIGKILL).unwrap();
             agent.wait().unwrap();
-            let left = bpf::left_over_beside(if guarded { &["mp_guard", "mp_uplink"] } else { &[] });
-            assert_eq!(
-                left, NOTHING,
-                "batch {batch}, round {round}, killed after {lives:?}"
-            );
-            eventually("what is left is the guard's own", || {
-                bpf::ours().len() == of_guard
-            });
+            println!("batch {batch}, round {round}, killed after {lives:?}");
+            node.assert_nothing_loaded_beside(&guards);
+            eventually("the guard has what it had", || node.loaded().len() == of_guard);
         }
         let got = outcomes(load);
         served += got.get("role-a").copied().unwrap_or_default();
@@ -98,7 +93,7 @@ fn killed_100_times_at_random_moments(#[case] guarded: bool) {
             "without a guard it would be seen"
         );
     }
-    assert_eq!(bpf::left_over(), NOTHING);
+    node.assert_nothing_loaded();
     assert_eq!(snapshot(node.lab.node()).unwrap(), before);
     let _agent = node.agent();
     assert_eq!(
@@ -110,7 +105,7 @@ fn killed_100_times_at_random_moments(#[case] guarded: bool) {
 
 #[test]
 fn ten_upgrades_at_500_requests_a_second_fail_none_and_leak_none() {
-    let Some(node) = node() else { return };
+    let Some(node) = node_alone() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
     let recorder = Recorder::start(node.lab.aws()).unwrap();
@@ -151,7 +146,7 @@ fn both_killed_leaves_nothing() {
         for process in [agent, guard] {
             process.signal(Signal::SIGKILL).unwrap();
         }
-        assert_eq!(bpf::left_over(), NOTHING);
+        node.assert_nothing_loaded();
         assert_eq!(snapshot(node.lab.node()).unwrap(), before);
         assert_eq!(
             dial(&a, &[]),

@@ -7,12 +7,12 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::common::doctor::{Report, doctor_by, examined, must_see_the_nodes_processes, report};
-use crate::common::{ADMIN, Node, agent_binary, eventually, eventually_within, node};
+use crate::common::{ADMIN, Node, agent_binary, eventually, eventually_within, node, node_alone};
 use xtask::lab::agent::{Agent, AgentSpec};
 use xtask::lab::apiserver::{Behaviour, FakeApiServer};
 use xtask::lab::foreign::{Attach, Foreign, attach_first_to_egress, attach_to_egress};
 use xtask::lab::pod::PodSpec;
-use xtask::lab::{bpf, imds, sts};
+use xtask::lab::{imds, sts};
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/";
 
@@ -48,7 +48,7 @@ fn a_clean_node_gives_no_warning_and_nothing_of_the_trial_stays() {
         .has("API server: ok: reached, and everything needed is allowed", "")
         .has("assume role: ok: the node may assume", "")
         .has("hooks' users: ok: nobody else", "");
-    assert_eq!(bpf::left_over(), crate::common::NOTHING, "what was tried is gone");
+    node.assert_nothing_loaded();
     assert!(!node.lab.kubepods().read_dir().unwrap().flatten().any(|entry| {
         entry
             .file_name()
@@ -300,7 +300,7 @@ fn a_proxy_that_is_not_told_of_the_metadata_service_is_a_trap() {
 #[test]
 fn a_sandboxed_runtime_is_found_by_its_processes() {
     must_see_the_nodes_processes();
-    let Some(node) = node() else { return };
+    let Some(node) = node_alone() else { return };
     for (name, runtime) in [
         ("/usr/local/bin/containerd-shim-runsc-v1", "gVisor"),
         ("/opt/kata/bin/containerd-shim-kata-v2", "Kata Containers"),

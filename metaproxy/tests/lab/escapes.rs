@@ -7,12 +7,10 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use crate::common::{
-    IMDS, IMDS6, MAPPED, NOTHING, Node, Outcomes, UNREACHABLE, client_binary, counts, dial, eventually, node,
-    outcomes,
+    IMDS, IMDS6, MAPPED, Node, Outcomes, UNREACHABLE, client_binary, counts, dial, eventually, node, outcomes,
 };
 use rstest::rstest;
 use xtask::lab::agent::Agent;
-use xtask::lab::bpf;
 use xtask::lab::pod::{Pod, PodSpec, command_in};
 use xtask::lab::recorder::Recorder;
 
@@ -80,7 +78,7 @@ fn packets_made_by_hand_do_not_leave_the_node(#[case] words: &[&str]) {
     agent.wait().unwrap();
     assert_eq!(arrived(), 0, "a guard alone");
     drop(guard);
-    assert_eq!(bpf::left_over(), NOTHING);
+    node.assert_nothing_loaded();
     assert!(arrived() > 0, "nothing stops it any more");
 }
 

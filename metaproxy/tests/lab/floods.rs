@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::common::attackers::{Attacker, assert_ready, unlimited_agent};
 use crate::common::identity::{REFUSED, assert_only, v4_listener};
-use crate::common::{Node, counts, dial, eventually_within, node, outcomes, start_dial};
+use crate::common::{Node, counts, dial, eventually_within, node_alone, outcomes, start_dial};
 use nix::sys::signal::Signal;
 use rstest::rstest;
 use xtask::lab::agent::Agent;
@@ -25,7 +25,7 @@ struct Scene {
 
 impl Scene {
     fn new(flood: Flood) -> Option<Self> {
-        let node = node()?;
+        let node = node_alone()?;
         let bad = node.lab.pod(PodSpec::with_role("bad", "role-bad")).unwrap();
         let neighbour = node
             .lab

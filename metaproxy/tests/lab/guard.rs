@@ -3,12 +3,10 @@
 use std::process::{Command, Stdio};
 
 use crate::common::{
-    IMDS, IMDS6, MAPPED, NOTHING, UNREACHABLE, agent_binary, client_binary, counts, dial, eventually, node,
-    outcomes,
+    IMDS, IMDS6, MAPPED, UNREACHABLE, agent_binary, client_binary, counts, dial, eventually, node, outcomes,
 };
 use nix::sys::signal::Signal;
 use xtask::lab::agent::Agent;
-use xtask::lab::bpf;
 use xtask::lab::netns::{Netns, ip};
 use xtask::lab::pod::{PodSpec, command_in};
 use xtask::lab::recorder::Recorder;
@@ -182,7 +180,11 @@ fn uplinks_are_followed_as_they_come_and_go() {
         assert_eq!(craft(), 0);
         remove();
         eventually("its program went with it", || {
-            bpf::ours().iter().filter(|name| name.starts_with("link")).count() == 3
+            node.loaded()
+                .iter()
+                .filter(|name| name.starts_with("link"))
+                .count()
+                == 3
         });
         assert_eq!(craft(), 0, "by the first uplink");
     }
@@ -223,7 +225,7 @@ fn a_guard_closes_when_pods_were_served_and_stays_so_over_crashes() {
     assert_eq!(dial(&a, &[]), counts([("node", 1)]));
     drop(observer);
     assert!(guard.stop().unwrap().success());
-    assert_eq!(bpf::left_over(), NOTHING);
+    node.assert_nothing_loaded();
 }
 
 #[test]

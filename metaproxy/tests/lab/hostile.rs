@@ -3,7 +3,7 @@
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use crate::common::{Node, Outcomes, client_binary, dial, node, outcomes};
+use crate::common::{Node, Outcomes, client_binary, dial, node_alone, outcomes};
 use xtask::lab::agent::Agent;
 use xtask::lab::pod::{Pod, PodSpec};
 
@@ -139,7 +139,7 @@ fn slowest(neighbour: &Pod) -> (u64, usize) {
 }
 
 fn scene() -> Option<(Node, Pod, Pod, Agent)> {
-    let node = node()?;
+    let node = node_alone()?;
     let bad = node.lab.pod(PodSpec::with_role("bad", "role-bad")).unwrap();
     let neighbour = node
         .lab
@@ -286,7 +286,7 @@ fn slowest_rate(node: &Node) -> Agent {
 /// What a pod makes for itself gives it no second share.
 #[test]
 fn a_pod_has_one_rate_however_many_network_namespaces_it_makes() {
-    let Some(node) = node() else { return };
+    let Some(node) = node_alone() else { return };
     let bad = node.lab.pod(PodSpec::with_role("bad", "role-bad")).unwrap();
     let neighbour = node
         .lab
@@ -328,7 +328,7 @@ for container in sys.argv[1:]:
 /// Of each QoS class.
 #[test]
 fn a_pod_has_one_rate_however_many_containers_it_has() {
-    let Some(node) = node() else { return };
+    let Some(node) = node_alone() else { return };
     let _agent = slowest_rate(&node);
     let mut classes = std::collections::BTreeSet::new();
     for name in ["one", "two", "three"] {
@@ -363,7 +363,7 @@ fn a_pod_has_one_rate_however_many_containers_it_has() {
 /// Nothing grows with the number of requests. `METAPROXY_TEST_REQUESTS` asks for more of them: two million, say.
 #[test]
 fn requests_leave_nothing_behind() {
-    let Some(node) = node() else { return };
+    let Some(node) = node_alone() else { return };
     let requests: usize = std::env::var_os("METAPROXY_TEST_REQUESTS")
         .map_or(40_000, |count| count.to_string_lossy().parse().unwrap());
     let pods: Vec<Pod> = ["a", "b"]

@@ -1,6 +1,6 @@
 //! What is intercepted, and what is not touched: real programs, real connections of every kind.
 
-use crate::common::{IMDS, IMDS6, MAPPED, counts, dial, eventually, node};
+use crate::common::{IMDS, IMDS6, MAPPED, counts, dial, eventually, node, node_alone};
 use rstest::rstest;
 use xtask::lab::agent::{Agent, AgentSpec};
 use xtask::lab::pod::PodSpec;
@@ -122,7 +122,7 @@ fn a_hostnetwork_pod_that_asks_for_a_role_is_never_given_the_nodes_instead() {
 
 #[test]
 fn the_mount_and_the_pods_cgroup_are_found() {
-    let Some(node) = node() else { return };
+    let Some(node) = node_alone() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let spec = AgentSpec {
         told_cgroup: false,
@@ -228,7 +228,7 @@ fn a_proxy_in_the_pod_that_dials_the_listener_again_is_served_as_its_pod() {
         "it did go through the proxy"
     );
     drop(agent);
-    assert_eq!(xtask::lab::bpf::left_over(), Vec::<String>::new());
+    node.assert_nothing_loaded();
 }
 
 /// As a network plugin enforces it: on the pod's end of its link, where packets have the address that was rewritten to.

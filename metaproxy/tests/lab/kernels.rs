@@ -5,13 +5,12 @@ use std::path::Path;
 
 use crate::common::identity::{REFUSED, assert_only};
 use crate::common::{
-    IMDS, IMDS6, MAPPED, NOTHING, Node, UNREACHABLE, agent_binary, client_binary, counts, dial, eventually,
-    node, outcomes, start_dial,
+    IMDS, IMDS6, MAPPED, Node, UNREACHABLE, agent_binary, client_binary, counts, dial, eventually, node,
+    outcomes, start_dial,
 };
 use aya::util::KernelVersion;
 use nix::sys::signal::Signal;
 use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::bpf;
 use xtask::lab::pod::{Families, Pod, PodSpec};
 use xtask::lab::recorder::Recorder;
 
@@ -278,7 +277,7 @@ fn the_guard_refuses_connections_and_drops_packets() {
     assert_eq!(recorder.take_from_others(), 0);
     assert_eq!(node.host_dial(&[]), counts([("node", 1)]), "the node itself");
     drop(guard);
-    assert_eq!(bpf::left_over(), NOTHING);
+    node.assert_nothing_loaded();
     assert!(arrived(&ways[0]) > 0, "nothing stops it any more");
 }
 
@@ -307,7 +306,7 @@ fn agents_and_guards_in_either_order_and_nothing_stays_behind() {
     check(UNREACHABLE, "the guard that is left");
     second.signal(Signal::SIGKILL).unwrap();
     drop(second);
-    assert_eq!(bpf::left_over(), NOTHING);
+    node.assert_nothing_loaded();
     check("node", "nobody");
 }
 

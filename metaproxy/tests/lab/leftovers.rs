@@ -24,20 +24,20 @@ fn said(output: &Output) -> String {
 /// As kube2iam and kiam write it.
 fn rule(tool: &str, interface: &str, target: &str) -> String {
     format!(
-        "{tool} -t nat -A PREROUTING -p tcp -d 169.254.169.254 --dport 80 -j DNAT --to-destination {target} {interface}"
+        "{tool} -w -t nat -A PREROUTING -p tcp -d 169.254.169.254 --dport 80 -j DNAT --to-destination {target} {interface}"
     )
 }
 
 /// What looks much like theirs: of the ECS agent, of lyft's metadataproxy, of an administrator.
 const OF_OTHERS: [&str; 9] = [
-    "iptables-legacy -t nat -A PREROUTING -p tcp -d 169.254.170.2 --dport 80 -j DNAT --to-destination 127.0.0.1:51679",
+    "iptables-legacy -w -t nat -A PREROUTING -p tcp -d 169.254.170.2 --dport 80 -j DNAT --to-destination 127.0.0.1:51679",
     "iptables-nft -t nat -A PREROUTING -i docker0 -p tcp -d 169.254.169.254 --dport 80 -j DNAT --to-destination 127.0.0.1:8000",
-    "iptables-legacy -t nat -N THEIRS",
-    "iptables-legacy -t nat -A THEIRS -i docker0 -p tcp -d 169.254.169.254 --dport 80 -j DNAT --to-destination 10.0.0.1:8181",
+    "iptables-legacy -w -t nat -N THEIRS",
+    "iptables-legacy -w -t nat -A THEIRS -i docker0 -p tcp -d 169.254.169.254 --dport 80 -j DNAT --to-destination 10.0.0.1:8181",
     "iptables-nft -t nat -A PREROUTING -i docker0 -p tcp -d 169.254.169.254 --dport 80 -j REDIRECT --to-ports 8181",
     "iptables-nft -t nat -A POSTROUTING -s 10.9.0.0/16 -j MASQUERADE",
     "iptables-nft -t nat -A PREROUTING -d 169.254.169.254 -p tcp --dport 8080 -j DNAT --to-destination 127.0.0.1:1",
-    "iptables-legacy -A FORWARD -d 169.254.169.254 -p tcp --dport 80 -j REJECT",
+    "iptables-legacy -w -A FORWARD -d 169.254.169.254 -p tcp --dport 80 -j REJECT",
     "ip6tables-nft -t nat -A PREROUTING -i docker0 -p tcp -d fd00:ec2::254 --dport 80 -j DNAT --to-destination [fd00::1]:8181",
 ];
 

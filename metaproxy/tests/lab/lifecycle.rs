@@ -3,34 +3,36 @@
 use std::fs;
 use std::time::{Duration, Instant};
 
-use crate::common::{NOTHING, Outcomes, agent_binary, counts, dial, eventually, node, outcomes, start_dial};
+use crate::common::{
+    Outcomes, agent_binary, counts, dial, eventually, node, node_alone, outcomes, start_dial,
+};
 use nix::sys::signal::Signal;
 use rstest::rstest;
 use xtask::lab::agent::Agent;
 use xtask::lab::pod::PodSpec;
-use xtask::lab::{bpf, kill_all_in, remove_cgroup};
+use xtask::lab::{kill_all_in, remove_cgroup};
 
 #[test]
 fn what_is_in_the_kernel_is_this_and_goes_with_the_process() {
     let Some(node) = node() else { return };
-    assert_eq!(bpf::left_over(), NOTHING);
+    node.assert_nothing_loaded();
     let agent = node.agent();
-    let ours = bpf::ours();
+    let loaded = node.loaded();
     for (kind, count) in [("program", 10), ("link", 9), ("map", 16)] {
         assert_eq!(
-            ours.iter().filter(|name| name.starts_with(kind)).count(),
+            loaded.iter().filter(|name| name.starts_with(kind)).count(),
             count,
-            "{ours:?}"
+            "{loaded:?}"
         );
     }
     agent.signal(Signal::SIGKILL).unwrap();
     drop(agent);
-    assert_eq!(bpf::left_over(), NOTHING);
+    node.assert_nothing_loaded();
 }
 
 #[test]
 fn the_pods_cgroup_may_come_late_and_be_made_again() {
-    let Some(node) = node() else { return };
+    let Some(node) = node_alone() else { return };
     let kubepods = node.lab.kubepods();
     remove_cgroup(&kubepods);
     let agent = Agent::spawn(&node.lab, &node.spec()).unwrap();
@@ -79,7 +81,7 @@ fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder_and_nothing_was_
         said.contains("--listen-port 18181: 10.200.0.1:18181 is already taken by") && said.contains(&holder),
         "{said}"
     );
-    assert_eq!(bpf::left_over(), NOTHING);
+    node.assert_nothing_loaded();
     drop(taken);
     let agent = Agent::start(&node.lab, &node.spec().with(&["--listen-port", "18181"])).unwrap();
     assert!(
@@ -162,7 +164,7 @@ fn of_two_agents_the_older_serves_until_it_ends_and_no_request_is_lost() {
 
 #[test]
 fn sigterm_under_load_ends_within_seconds_without_a_failed_request() {
-    let Some(node) = node() else { return };
+    let Some(node) = node_alone() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let mut agent = node.agent();
     let load = start_dial(&a, &["--seconds", "3", "--threads", "8"]);
@@ -177,7 +179,7 @@ fn sigterm_under_load_ends_within_seconds_without_a_failed_request() {
         ["error ENETUNREACH: Network is unreachable", "node", "role-a"],
         "{got:?}"
     );
-    assert_eq!(bpf::left_over(), NOTHING);
+    node.assert_nothing_loaded();
 }
 
 /// Asks once for each line that it reads, on one connection.
@@ -259,7 +261,7 @@ fn bad_usage_is_a_sentence_and_nothing_is_attached(
     let mut agent = Agent::spawn(&node.lab, &node.spec().with(flags)).unwrap();
     assert_eq!(agent.wait().unwrap().code(), Some(code), "{}", agent.said());
     assert!(agent.said().contains(sentence), "{}", agent.said());
-    assert_eq!(bpf::left_over(), NOTHING);
+    node.assert_nothing_loaded();
 }
 
 #[test]

@@ -1,9 +1,8 @@
 //! `--mode observe` and `--mode firewall`.
 
-use crate::common::{IMDS, IMDS6, MAPPED, NOTHING, agent_binary, counts, dial, eventually, node};
+use crate::common::{IMDS, IMDS6, MAPPED, agent_binary, counts, dial, eventually, node};
 use rstest::rstest;
 use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::bpf;
 use xtask::lab::pod::PodSpec;
 
 #[test]
@@ -61,7 +60,7 @@ fn observing_changes_nothing_and_tells_what_would() {
     let said = agent.said();
     assert_eq!(said.matches("role/role-a ").count(), 1, "{said}");
     drop(agent);
-    assert_eq!(bpf::left_over(), NOTHING);
+    node.assert_nothing_loaded();
 }
 
 #[test]

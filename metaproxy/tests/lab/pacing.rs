@@ -3,9 +3,9 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::common::cluster::{Cluster, NODE, cluster};
+use crate::common::cluster::{Cluster, NODE, cluster_alone};
 use crate::common::sessions::{ROLE, document, document_is_good};
-use crate::common::{Node, eventually, node};
+use crate::common::{Node, eventually, node_alone};
 use rstest::rstest;
 use serde_json::json;
 use xtask::lab::agent::Agent;
@@ -103,7 +103,7 @@ fn what_shapes_a_session_changes_400_times_a_second_and_sts_is_asked_a_few_times
     #[case] flags: &[&str],
 ) {
     const TIME: Duration = Duration::from_secs(5);
-    let Some(cluster) = cluster() else { return };
+    let Some(cluster) = cluster_alone() else { return };
     let tenant = cluster.pod("tenant");
     changes.make(&cluster, &tenant, 0);
     cluster.put("tenant", &tenant, json!({}));
@@ -148,7 +148,7 @@ fn what_shapes_a_session_changes_400_times_a_second_and_sts_is_asked_a_few_times
 #[test]
 fn pods_are_made_400_times_a_second_and_sts_is_asked_a_few_times() {
     const TIME: Duration = Duration::from_secs(5);
-    let Some(cluster) = cluster() else { return };
+    let Some(cluster) = cluster_alone() else { return };
     let neighbour = cluster.with_role("neighbour", "neighbour");
     let late = cluster.pod("late");
     let _agent = cluster.agent(&[]);
@@ -197,7 +197,7 @@ fn pods_are_made_400_times_a_second_and_sts_is_asked_a_few_times() {
 #[test]
 fn a_manifest_that_is_rewritten_again_and_again_costs_a_few_sts_calls_and_says_why_there_is_no_session() {
     const TIME: Duration = Duration::from_secs(6);
-    let Some(node) = node() else { return };
+    let Some(node) = node_alone() else { return };
     let tenant = node.lab.pod(PodSpec::with_role("tenant", "tenant-0")).unwrap();
     let neighbour = node
         .lab

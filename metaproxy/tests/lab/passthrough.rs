@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::common::http::{LIST, TTL, ask, exchange, get, raw, request, timed_exchange, token, with_token};
-use crate::common::{Node, eventually, node, outcomes, start_dial};
+use crate::common::{Node, eventually, node, node_alone, outcomes, start_dial};
 use rstest::rstest;
 use xtask::lab::agent::Agent;
 use xtask::lab::imds::Behaviour;
@@ -12,12 +12,20 @@ use xtask::lab::pod::{Pod, PodSpec};
 const ID: &str = "/latest/meta-data/instance-id";
 
 fn served(behaviour: Behaviour, flags: &[&str]) -> Option<(Node, Pod, Agent)> {
-    let node = node()?;
+    Some(served_on(node()?, behaviour, flags))
+}
+
+/// The same, with no other lab beside it.
+fn served_alone(behaviour: Behaviour, flags: &[&str]) -> Option<(Node, Pod, Agent)> {
+    Some(served_on(node_alone()?, behaviour, flags))
+}
+
+fn served_on(node: Node, behaviour: Behaviour, flags: &[&str]) -> (Node, Pod, Agent) {
     node.imds.behave(behaviour);
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let spec = node.spec().with(&["--imds-v1", "allow"]).with(flags);
     let agent = Agent::start(&node.lab, &spec).unwrap();
-    Some((node, a, agent))
+    (node, a, agent)
 }
 
 /// What the agent asks for itself, to know the node's own role.
@@ -141,7 +149,7 @@ fn sizes_and_times_are_bounded() {
 
 #[test]
 fn a_service_that_is_slow_or_broken_holds_nobody_up() {
-    let Some((node, a, _agent)) = served(Behaviour::default(), &[]) else {
+    let Some((node, a, _agent)) = served_alone(Behaviour::default(), &[]) else {
         return;
     };
     assert_eq!(get(&a, &format!("{LIST}role-a")).status, 200);
@@ -182,7 +190,7 @@ fn a_token_that_takes_long_is_waited_for_behind_and_renewed_while_the_old_one_is
         token_ttl: Some(ttl),
         ..Behaviour::default()
     };
-    let Some((node, a, _agent)) = served(slow(1500, 6), &["--region", "us-east-1"]) else {
+    let Some((node, a, _agent)) = served_alone(slow(1500, 6), &["--region", "us-east-1"]) else {
         return;
     };
     let at_once = || {
@@ -238,7 +246,7 @@ fn a_service_in_trouble_is_not_asked_for_token_after_token(#[case] behaviour: Be
 /// One pod that asks for all it can leaves the way free for another.
 #[test]
 fn one_pod_cannot_take_the_way_to_the_nodes_service_from_others() {
-    let Some((node, a, _agent)) = served(Behaviour::default(), &[]) else {
+    let Some((node, a, _agent)) = served_alone(Behaviour::default(), &[]) else {
         return;
     };
     let b = node.lab.pod(PodSpec::without_role("b")).unwrap();
@@ -267,7 +275,7 @@ fn a_flood_of_requests_reaches_the_nodes_service_at_a_pace_and_another_pod_is_an
 ) {
     const NAMES: [&str; 8] = ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"];
     const TIME: Duration = Duration::from_secs(5);
-    let Some((node, a, _agent)) = served(Behaviour::default(), &[]) else {
+    let Some((node, a, _agent)) = served_alone(Behaviour::default(), &[]) else {
         return;
     };
     assert_eq!(get(&a, ID).status, 200);

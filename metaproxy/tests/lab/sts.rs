@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use crate::common::http::{LIST, get};
 use crate::common::sessions::{ROLE, document, document_is_good, in_time, start};
 use crate::common::{
-    agent_binary, counts, dial, eventually, eventually_within, node, node_with_sts, outcomes, start_dial,
+    agent_binary, counts, dial, eventually, eventually_within, node_alone, node_with_sts, outcomes,
+    start_dial,
 };
 use rstest::rstest;
 use xtask::lab::agent::{Agent, AgentSpec};
@@ -74,7 +75,7 @@ fn every_answer_comes_within_a_second_however_slow_sts_is() {
 #[case::far_away(Behaviour { expiration: Some("2099-01-01T00:00:00Z".to_owned()), ..Behaviour::default() })]
 #[case::slow(Behaviour { takes: Duration::from_secs(5), ..Behaviour::default() })]
 fn while_sts_fails_the_pod_is_told_in_time_and_what_is_there_is_served(#[case] behaviour: Behaviour) {
-    let Some(node) = node() else { return };
+    let Some(node) = node_alone() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let agent = node.agent();
     eventually("the session is there", || document(&a, "role-a").status == 200);
@@ -110,7 +111,7 @@ fn while_sts_fails_the_pod_is_told_in_time_and_what_is_there_is_served(#[case] b
 #[case::bad_gateway(502)]
 fn an_answer_that_is_not_from_sts_is_told_of_by_its_status_and_once(#[case] status: u16) {
     const LONG: Duration = Duration::from_secs(40);
-    let Some(node) = node() else { return };
+    let Some(node) = node_alone() else { return };
     node.sts.behave(Behaviour {
         page: Some(status),
         ..Behaviour::default()
@@ -137,7 +138,7 @@ fn an_answer_that_is_not_from_sts_is_told_of_by_its_status_and_once(#[case] stat
 /// Nobody at all at its address.
 #[test]
 fn an_sts_that_cannot_be_reached_is_told_of_in_time() {
-    let Some(node) = node() else { return };
+    let Some(node) = node_alone() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     // Refused at once, and without an answer: nothing routes there.
     for address in ["http://10.200.0.2:9", "http://10.200.0.77"] {
@@ -203,7 +204,7 @@ fn a_role_that_is_taken_away_while_a_request_waits_is_not_served_to_it() {
 
 #[test]
 fn a_denied_role_is_asked_for_once_and_says_so_and_its_neighbours_are_served() {
-    let Some(node) = node() else { return };
+    let Some(node) = node_alone() else { return };
     let denied = node.lab.pod(PodSpec::with_role("denied", "denied-role")).unwrap();
     let fine = node.lab.pod(PodSpec::with_role("fine", "role-fine")).unwrap();
     node.sts.behave(Behaviour {
@@ -251,7 +252,7 @@ fn a_denied_role_is_asked_for_once_and_says_so_and_its_neighbours_are_served() {
 
 #[test]
 fn fractions_of_seconds_are_not_passed_on_and_never_rounded_up() {
-    let Some(node) = node() else { return };
+    let Some(node) = node_alone() else { return };
     let soon = std::time::SystemTime::now() + Duration::from_secs(3000);
     let second = humantime::format_rfc3339_seconds(soon).to_string();
     let expiration = Some(second.replace('Z', ".999999Z"));

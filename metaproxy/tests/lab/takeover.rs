@@ -7,11 +7,9 @@ use crate::common::doctor::examined;
 use crate::common::http::LIST;
 use crate::common::identity::{REFUSED, assert_only};
 use crate::common::{
-    NOTHING, Node, UNREACHABLE, agent_binary, counts, dial, eventually, eventually_within, node, outcomes,
-    start_dial,
+    Node, UNREACHABLE, agent_binary, counts, dial, eventually, eventually_within, node, outcomes, start_dial,
 };
 use xtask::lab::agent::Agent;
-use xtask::lab::bpf;
 use xtask::lab::pod::{Pod, PodSpec};
 
 /// The address and port of the listener that pods' IPv4 connections go to.
@@ -247,7 +245,7 @@ fn a_service_with_the_nodes_external_ip_is_noticed_by_the_self_check_and_the_lis
     assert_eq!(node.kernel_count("no_option"), 0);
     assert!(agent.stop().unwrap().success());
     agent.wait_for("refused=0").unwrap();
-    assert_eq!(bpf::left_over(), NOTHING);
+    node.assert_nothing_loaded();
 }
 
 #[test]

@@ -67,7 +67,7 @@ impl Effort {
 
 impl Site {
     pub fn new(binaries: &Path, effort: Effort) -> Result<Self> {
-        let lab = Lab::new()?;
+        let lab = Lab::alone()?;
         let keys = ("node".to_owned(), "node".to_owned(), "node".to_owned());
         let imds = FakeImds::start(lab.aws(), keys)?;
         let sts = FakeSts::start(lab.aws(), Duration::ZERO)?;
@@ -87,12 +87,8 @@ impl Site {
         self.limited().with(&NO_LIMITS).with(flags)
     }
 
-    /// In a cgroup of its own: the program of its listeners runs for every socket below its cgroup.
     fn limited(&self) -> AgentSpec {
-        AgentSpec {
-            cgroup: Some(self.lab.agent_cgroup()),
-            ..AgentSpec::new(&self.agent, &FakeSts::url())
-        }
+        AgentSpec::new(&self.agent, &FakeSts::url())
     }
 
     /// An agent that serves, with the limits that it has by default.

@@ -19,7 +19,7 @@ use super::pod::command_in;
 pub struct AgentSpec {
     /// The binary.
     pub binary: PathBuf,
-    /// The cgroup that it runs in; none for this process's own.
+    /// The cgroup that it runs in, if that is not [`Lab::agent_cgroup`].
     pub cgroup: Option<PathBuf>,
     /// Whether it is told where the pods' cgroup is, or has to find it.
     pub told_cgroup: bool,
@@ -86,7 +86,8 @@ pub struct Agent {
 impl Agent {
     /// Starts one without waiting for anything.
     pub fn spawn(lab: &Lab, spec: &AgentSpec) -> Result<Self> {
-        let mut command = command_in(&spec.binary, spec.cgroup.as_deref(), lab.node().file())?;
+        let cgroup = spec.cgroup.clone().unwrap_or_else(|| lab.agent_cgroup());
+        let mut command = command_in(&spec.binary, Some(&cgroup), lab.node().file())?;
         command
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
@@ -109,7 +110,7 @@ impl Agent {
 
     /// Starts a guard of this binary in the node's network namespace, with the agents' runtime directory.
     pub fn guard(lab: &Lab, binary: &Path, flags: &[&str]) -> Result<Self> {
-        let mut command = command_in(binary, None, lab.node().file())?;
+        let mut command = command_in(binary, Some(&lab.agent_cgroup()), lab.node().file())?;
         command
             .env_clear()
             .env("RUST_BACKTRACE", "1")

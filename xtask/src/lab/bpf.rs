@@ -1,77 +1,317 @@
-//! What of ours is in the kernel.
+//! The eBPF objects that processes of a lab have loaded.
+//!
+//! Other labs, and other instances of metaproxy, may load and unload objects of the same names on the same machine, so
+//! objects are told apart by the processes that hold them. The kernel keeps an object as long as a process has a descriptor
+//! of it, or a link or a program uses it, or it is pinned or attached without a link (bpf(2)). Which descriptors a process
+//! has is in `/proc/PID/fdinfo`.
 
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
 use std::time::{Duration, Instant};
 
-use aya::programs::{loaded_links, loaded_programs};
+use anyhow::{Context as _, Result};
+use aya::maps::{MapError, loaded_maps};
+use aya::programs::links::LinkError;
+use aya::programs::{ProgramError, loaded_links, loaded_programs};
 use metaproxy_common::names;
 
-/// Programs, links and maps whose names are ours, as `kind id name`. What can't be listed is listed as an error, so that
-/// it never passes for nothing.
-pub fn ours() -> Vec<String> {
-    let mut found = Vec::new();
-    let mut ids = Vec::new();
-    for program in loaded_programs() {
-        match program {
-            Ok(program) => {
-                let name = program.name_as_str().unwrap_or_default();
-                if name.starts_with(names::PREFIX) {
-                    found.push(format!("program {} {name}", program.id()));
-                    ids.push(program.id());
-                }
-            }
-            Err(error) => found.push(format!("error: {error}")),
-        }
-    }
-    for link in loaded_links() {
-        match link {
-            Ok(link) if ids.contains(&link.program_id()) => {
-                found.push(format!("link {} of program {}", link.id(), link.program_id()));
-            }
-            Ok(_) => {}
-            Err(error) => found.push(format!("error: {error}")),
-        }
-    }
-    for map in aya::maps::loaded_maps() {
-        match map {
-            Ok(map) => {
-                let name = map.name_as_str().unwrap_or_default();
-                if name.starts_with(names::PREFIX) {
-                    found.push(format!("map {} {name}", map.id()));
-                }
-            }
-            Err(error) => found.push(format!("error: {error}")),
-        }
-    }
-    found
+use super::Lab;
+
+/// How long the kernel may take to unload what a process had: it does so after the process has ended.
+const UNLOAD_TIMEOUT: Duration = Duration::from_secs(5);
+
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
+
+/// An object by its id, which the kernel does not give to another object soon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Object {
+    Program(u32),
+    Link(u32),
+    Map(u32),
 }
 
-/// What is still there after the kernel had time to take it down: it does so behind the end of a process.
-pub fn left_over() -> Vec<String> {
-    left_over_beside(&[])
+/// Descriptions of objects, such as `program 12 mp_connect4`.
+type Objects = BTreeMap<Object, String>;
+
+/// Everything of metaproxy's names that is loaded on this machine.
+struct Loaded {
+    objects: Objects,
+    /// The programs of links, and the maps of programs.
+    uses: BTreeMap<Object, Vec<Object>>,
 }
 
-/// The same, beside programs and maps whose names begin with one of these, and the links of such programs.
-pub fn left_over_beside(expected: &[&str]) -> Vec<String> {
-    let deadline = Instant::now() + Duration::from_secs(5);
-    loop {
-        let all = ours();
-        let is_expected = |line: &String| {
-            let name = line.rsplit(' ').next().unwrap_or_default();
-            let by_name = expected.iter().any(|begin| name.starts_with(begin));
-            // `link 7 of program 3`
-            let of_program = line.starts_with("link ").then(|| format!("program {name} "));
-            let by_program = of_program.is_some_and(|of| {
-                all.iter().any(|program| {
-                    let named = program.strip_prefix(&of);
-                    named.is_some_and(|named| expected.iter().any(|begin| named.starts_with(begin)))
-                })
-            });
-            by_name || by_program
+impl Loaded {
+    fn now() -> Result<Self> {
+        let mut loaded = Self {
+            objects: Objects::new(),
+            uses: BTreeMap::new(),
         };
-        let left: Vec<String> = all.iter().filter(|line| !is_expected(line)).cloned().collect();
-        if left.is_empty() || Instant::now() > deadline {
-            return left;
+        for program in loaded_programs() {
+            let Some(program) = present(program, gone_program)? else {
+                continue;
+            };
+            let name = program.name_as_str().unwrap_or_default();
+            if !name.starts_with(names::PREFIX) {
+                continue;
+            }
+            let Some(maps) = present(program.map_ids(), gone_program)? else {
+                continue;
+            };
+            let object = Object::Program(program.id());
+            let maps = maps.unwrap_or_default();
+            loaded
+                .objects
+                .insert(object, format!("program {} {name}", program.id()));
+            loaded
+                .uses
+                .insert(object, maps.into_iter().map(Object::Map).collect());
         }
-        std::thread::sleep(Duration::from_millis(20));
+        for link in loaded_links() {
+            let Some(link) = present(link, gone_link)? else {
+                continue;
+            };
+            let program = Object::Program(link.program_id());
+            let Some(of) = loaded.objects.get(&program) else {
+                continue;
+            };
+            let object = Object::Link(link.id());
+            let description = format!("link {} of {of}", link.id());
+            loaded.objects.insert(object, description);
+            loaded.uses.insert(object, vec![program]);
+        }
+        for map in loaded_maps() {
+            let Some(map) = present(map, gone_map)? else {
+                continue;
+            };
+            let name = map.name_as_str().unwrap_or_default();
+            if name.starts_with(names::PREFIX) {
+                let description = format!("map {} {name}", map.id());
+                loaded.objects.insert(Object::Map(map.id()), description);
+            }
+        }
+        Ok(loaded)
+    }
+
+    /// Objects that these processes have descriptors of, and what those use.
+    fn held_by(&self, processes: impl IntoIterator<Item = u32>) -> BTreeSet<Object> {
+        self.used_by(processes.into_iter().flat_map(descriptors).collect())
+    }
+
+    /// These objects, and what they use.
+    fn used_by(&self, mut next: Vec<Object>) -> BTreeSet<Object> {
+        let mut held = BTreeSet::new();
+        while let Some(object) = next.pop() {
+            if self.objects.contains_key(&object) && held.insert(object) {
+                next.extend(self.uses.get(&object).into_iter().flatten());
+            }
+        }
+        held
+    }
+
+    fn described(mut self, objects: &BTreeSet<Object>) -> Objects {
+        self.objects.retain(|object, _| objects.contains(object));
+        self.objects
+    }
+}
+
+/// The result, or `None` if the object was unloaded after its id was listed.
+fn present<T, E>(result: Result<T, E>, is_gone: impl Fn(&E) -> bool) -> Result<Option<T>>
+where
+    E: std::error::Error + Send + Sync + 'static,
+{
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_gone(&error) => Ok(None),
+        Err(error) => Err(error).context("cannot list the eBPF objects of this machine"),
+    }
+}
+
+fn gone_program(error: &ProgramError) -> bool {
+    matches!(error, ProgramError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::NotFound)
+}
+
+fn gone_link(error: &LinkError) -> bool {
+    matches!(error, LinkError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::NotFound)
+}
+
+fn gone_map(error: &MapError) -> bool {
+    matches!(error, MapError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::NotFound)
+}
+
+/// The eBPF objects that a process has descriptors of; none if it has ended.
+fn descriptors(process: u32) -> Vec<Object> {
+    let entries = fs::read_dir(format!("/proc/{process}/fd"));
+    let entries = entries.into_iter().flatten().flatten();
+    let is_bpf = |path: &std::path::Path| {
+        // anon_inode:bpf-prog, anon_inode:bpf-map, anon_inode:bpf_link
+        fs::read_link(path).is_ok_and(|to| to.to_string_lossy().starts_with("anon_inode:bpf"))
+    };
+    let infos = entries.filter(|entry| is_bpf(&entry.path())).map(|entry| {
+        let number = entry.file_name().to_string_lossy().into_owned();
+        fs::read_to_string(format!("/proc/{process}/fdinfo/{number}")).unwrap_or_default()
+    });
+    infos.flat_map(|info| objects_of(&info)).collect()
+}
+
+/// The objects that a descriptor's information names (`bpf_prog_show_fdinfo` and its neighbours, kernel/bpf/syscall.c).
+fn objects_of(info: &str) -> Vec<Object> {
+    let objects = info.lines().filter_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        let id = value.trim().parse().ok()?;
+        match key {
+            "prog_id" => Some(Object::Program(id)),
+            "link_id" => Some(Object::Link(id)),
+            "map_id" => Some(Object::Map(id)),
+            _ => None,
+        }
+    });
+    objects.collect()
+}
+
+/// What is loaded now, to be set aside later.
+pub(super) fn loaded() -> Result<BTreeSet<Object>> {
+    Ok(Loaded::now()?.objects.into_keys().collect())
+}
+
+/// Programs, links and maps that processes of this lab hold, such as `map 7 mp_sockets`.
+///
+/// # Errors
+/// If the kernel's objects cannot be listed.
+pub fn held_in(lab: &Lab) -> Result<Vec<String>> {
+    held_by(&lab.processes())
+}
+
+/// The same of any processes.
+///
+/// # Errors
+/// If the kernel's objects cannot be listed.
+pub fn held_by(processes: &[u32]) -> Result<Vec<String>> {
+    let loaded = Loaded::now()?;
+    let held = loaded.held_by(processes.iter().copied());
+    Ok(loaded.described(&held).into_values().collect())
+}
+
+/// Which of these, as [`held_by`] describes them, are still loaded.
+///
+/// # Errors
+/// If the kernel's objects cannot be listed.
+pub fn still_loaded(objects: &[String]) -> Result<Vec<String>> {
+    let now = Loaded::now()?.objects;
+    Ok(now.into_values().filter(|one| objects.contains(one)).collect())
+}
+
+/// What of this lab is still loaded after the kernel had time to unload it, except what these of its processes hold.
+///
+/// A process may have been killed at any moment, so this is everything that was loaded since the lab was made, and that no
+/// other process of this machine holds.
+///
+/// # Errors
+/// If the kernel's objects cannot be listed.
+pub fn left_over(lab: &Lab, beside: &[u32]) -> Result<Vec<String>> {
+    let deadline = Instant::now() + UNLOAD_TIMEOUT;
+    let mut left = unowned(lab, beside)?;
+    // What a process of another lab has just left counts only as long as it is there.
+    while !left.is_empty() && Instant::now() < deadline {
+        std::thread::sleep(POLL_INTERVAL);
+        let now = unowned(lab, beside)?;
+        left.retain(|object, _| now.contains_key(object));
+    }
+    Ok(left.into_values().collect())
+}
+
+fn unowned(lab: &Lab, beside: &[u32]) -> Result<Objects> {
+    // Processes are read after the objects, so that whatever holds an object that was listed is among them.
+    let loaded = Loaded::now()?;
+    let own = lab.processes();
+    let others = all_processes().filter(|pid| beside.contains(pid) || !own.contains(pid));
+    let held = loaded.held_by(others);
+    let mut objects = loaded.objects;
+    objects.retain(|object, _| !held.contains(object) && !lab.loaded_before.contains(object));
+    Ok(objects)
+}
+
+fn all_processes() -> impl Iterator<Item = u32> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// How many links of the processes of this lab are attached to nothing, because their cgroup or interface is gone or
+/// another process has detached them.
+pub fn detached_links(lab: &Lab) -> usize {
+    let infos = lab.processes().into_iter().flat_map(|pid| {
+        let entries = fs::read_dir(format!("/proc/{pid}/fdinfo"));
+        let entries = entries.into_iter().flatten().flatten();
+        entries.map(|entry| fs::read_to_string(entry.path()).unwrap_or_default())
+    });
+    infos.filter(|info| is_detached(info)).count()
+}
+
+fn is_detached(info: &str) -> bool {
+    let target = info.lines().find_map(|line| {
+        line.strip_prefix("cgroup_id:")
+            .or_else(|| line.strip_prefix("ifindex:"))
+    });
+    target.is_some_and(|target| target.trim() == "0")
+}
+
+/// Ids of the links of this lab's processes whose program has this name.
+///
+/// # Errors
+/// If the kernel's objects cannot be listed.
+pub(super) fn links_of(lab: &Lab, name: &str) -> Result<Vec<u32>> {
+    let loaded = Loaded::now()?;
+    let held = loaded.held_by(lab.processes());
+    let is_of = |object: &Object| {
+        let description = loaded.objects.get(object);
+        description.is_some_and(|text| text.ends_with(&format!(" {name}")))
+    };
+    let links = held.into_iter().filter(is_of).filter_map(|object| match object {
+        Object::Link(id) => Some(id),
+        Object::Program(_) | Object::Map(_) => None,
+    });
+    Ok(links.collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptors_information_names_its_objects() {
+        let link = "pos:\t0\nflags:\t02000000\nmnt_id:\t15\nlink_type:\tcgroup\nlink_id:\t31\nprog_tag:\tabc\n\
+                    prog_id:\t12\ncgroup_id:\t0\nattach_type:\t10\n";
+        assert_eq!(objects_of(link), [Object::Link(31), Object::Program(12)]);
+        assert!(is_detached(link));
+        assert!(!is_detached(&link.replace("cgroup_id:\t0", "cgroup_id:\t77")));
+        assert_eq!(
+            objects_of("pos:\t0\nmap_type:\t1\nmap_id:\t5\n"),
+            [Object::Map(5)]
+        );
+        assert_eq!(objects_of("pos:\t0\n"), []);
+    }
+
+    #[test]
+    fn a_link_holds_its_program_and_that_its_maps() {
+        let objects = [
+            Object::Link(1),
+            Object::Program(2),
+            Object::Map(3),
+            Object::Map(4),
+        ];
+        let loaded = Loaded {
+            objects: objects.map(|object| (object, String::new())).into(),
+            uses: [
+                (objects[0], vec![objects[1]]),
+                // Map 9 has no name of metaproxy.
+                (objects[1], vec![objects[2], Object::Map(9)]),
+            ]
+            .into(),
+        };
+        assert_eq!(
+            loaded.used_by(vec![objects[0]]),
+            BTreeSet::from([objects[0], objects[1], objects[2]])
+        );
+        assert_eq!(loaded.used_by(vec![objects[3]]), BTreeSet::from([objects[3]]));
     }
 }

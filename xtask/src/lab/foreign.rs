@@ -9,9 +9,10 @@ use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::path::Path;
 
 use anyhow::{Context as _, Result};
-use aya::programs::{loaded_links, loaded_programs};
 
 pub use self::sock_ops::{Does, attach_sock_ops};
+use super::Lab;
+use super::bpf::links_of;
 use super::netns::Netns;
 
 // include/uapi/linux/bpf.h
@@ -233,23 +234,19 @@ impl Drop for Foreign {
     }
 }
 
-/// Detaches every link of our programs with this name, as `bpftool link detach` does; how many.
-pub fn detach_links_of(name: &str) -> Result<usize> {
-    let programs: Vec<u32> = loaded_programs()
-        .filter_map(Result::ok)
-        .filter(|program| program.name_as_str() == Some(name))
-        .map(|program| program.id())
-        .collect();
-    let mut count = 0;
-    for link in loaded_links().filter_map(Result::ok) {
-        if programs.contains(&link.program_id()) {
-            let mut by_id = [link.id(), 0, 0];
-            let fd = bpf(BPF_LINK_GET_FD_BY_ID, &mut by_id).context("a link's descriptor")?;
-            // SAFETY: the kernel just made this descriptor for us.
-            let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-            bpf(BPF_LINK_DETACH, &mut [fd.as_raw_fd() as u32]).context("detaching a link")?;
-            count += 1;
-        }
+/// Detaches every link of the lab's agents and guards whose program has this name, as `bpftool link detach` does; returns
+/// how many.
+///
+/// # Errors
+/// If the links cannot be listed or detached.
+pub fn detach_links_of(lab: &Lab, name: &str) -> Result<usize> {
+    let links = links_of(lab, name)?;
+    for link in &links {
+        let mut by_id = [*link, 0, 0];
+        let fd = bpf(BPF_LINK_GET_FD_BY_ID, &mut by_id).context("a link's descriptor")?;
+        // SAFETY: the kernel just made this descriptor for us.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        bpf(BPF_LINK_DETACH, &mut [fd.as_raw_fd() as u32]).context("detaching a link")?;
     }
-    Ok(count)
+    Ok(links.len())
 }

@@ -15,20 +15,29 @@ pub mod leftovers;
 pub mod netns;
 pub mod pod;
 pub mod recorder;
+mod remains;
+mod slot;
 pub mod sts;
 
-use std::fs::{self, File};
+use std::collections::BTreeSet;
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use anyhow::{Context as _, Result, bail};
 
+use self::bpf::Object;
 use self::netns::{Netns, ip};
 use self::pod::{Pod, PodSpec};
+use self::remains::OwnedDir;
+use self::slot::Slot;
 
-/// What every name of a lab begins with, so that remains of one that was killed can be told and removed.
+/// The prefix of all names of labs, by which remains of a lab that was killed are found.
 const PREFIX: &str = "mplab-";
+
+/// The labs that this process has made.
+static LABS: AtomicU32 = AtomicU32::new(0);
 
 /// Where STS and S3 are.
 pub const AWS_IP: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);
@@ -48,48 +57,70 @@ pub const IMDS_IPS: [IpAddr; 2] = [
 #[derive(Debug)]
 pub struct Lab {
     name: String,
+    number: u32,
     node: Netns,
     aws: Netns,
     files: Files,
     pods: AtomicU32,
-    _turn: File,
+    /// eBPF objects that were there before the lab.
+    loaded_before: BTreeSet<Object>,
+    _slot: Slot,
 }
 
-/// The lab's cgroup and directory.
+/// The lab's cgroups and directory.
 #[derive(Debug)]
 struct Files {
     cgroup: PathBuf,
-    dir: PathBuf,
+    agents: PathBuf,
+    dir: OwnedDir,
 }
 
 impl Drop for Files {
     fn drop(&mut self) {
-        kill_all_in(&self.cgroup);
-        remove_cgroup(&self.cgroup);
-        let _ = fs::remove_dir_all(&self.dir);
+        for cgroup in [&self.cgroup, &self.agents] {
+            kill_all_in(cgroup);
+            remove_cgroup(cgroup);
+        }
     }
 }
 
 impl Lab {
-    /// Sets one up; waits for its turn where another test has one.
+    /// Makes a lab. Others may stand beside it; waits while there are as many as this machine has room for.
     ///
     /// # Errors
-    /// Where this is not root, or no cgroup v2 is mounted, or a tool is missing.
+    /// If this process is not root, no cgroup v2 is mounted, or a tool is missing.
     pub fn new() -> Result<Self> {
         require_root()?;
-        let turn = take_turn()?;
-        remove_remains()?;
-        let name = format!("{PREFIX}{}", std::process::id());
-        // From here on whatever fails is cleaned up after.
-        let files = Files {
-            cgroup: cgroup2_mount()?.join(&name),
-            dir: std::env::temp_dir().join(&name),
+        Self::in_slot(Slot::any()?)
+    }
+
+    /// Makes a lab beside which there is no other, for what measures time or load, or changes what labs share.
+    ///
+    /// # Errors
+    /// The same as those of [`Self::new`].
+    pub fn alone() -> Result<Self> {
+        require_root()?;
+        Self::in_slot(Slot::all()?)
+    }
+
+    fn in_slot(slot: Slot) -> Result<Self> {
+        let number = LABS.fetch_add(1, Ordering::Relaxed) + 1;
+        let name = format!("{PREFIX}{}-{number}", std::process::id());
+        let dir = {
+            let _lock = slot::lock("remains")?;
+            remains::remove()?;
+            OwnedDir::new(std::env::temp_dir().join(&name))?
         };
-        for path in ["kubepods/burstable", "kubepods/besteffort", "host", "agent"]
-            .map(|name| files.cgroup.join(name))
-            .iter()
-            .chain([&files.dir.join("pods")])
-        {
+        // What is made from here on is removed with it if the rest fails.
+        let mount = cgroup2_mount()?;
+        let files = Files {
+            cgroup: mount.join(&name),
+            agents: mount.join(format!("{name}-agents")),
+            dir,
+        };
+        let cgroups = ["kubepods/burstable", "kubepods/besteffort", "host"];
+        let dirs = cgroups.map(|name| files.cgroup.join(name));
+        for path in dirs.iter().chain([&files.agents, &files.dir.path().join("pods")]) {
             fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
         }
         // Before Linux 5.14 an agent knows no node's namespace but the initial one.
@@ -101,11 +132,13 @@ impl Lab {
         connect_uplink(&node, &aws)?;
         Ok(Self {
             name,
+            number,
             node,
             aws,
             files,
             pods: AtomicU32::new(0),
-            _turn: turn,
+            loaded_before: bpf::loaded()?,
+            _slot: slot,
         })
     }
 
@@ -124,7 +157,7 @@ impl Lab {
         &self.name
     }
 
-    /// The lab's part of the cgroup tree.
+    /// The cgroup of the pods and of the node's own processes.
     pub fn cgroup(&self) -> PathBuf {
         self.files.cgroup.clone()
     }
@@ -139,24 +172,32 @@ impl Lab {
         self.files.cgroup.join("host")
     }
 
-    /// A cgroup for an agent alone, as a container and a service of the node have one.
+    /// The cgroup of agents and guards, which have one of their own as containers and services of a node have. It is not
+    /// below [`Self::cgroup`], so that programs which a test attaches there do not see agents.
     pub fn agent_cgroup(&self) -> PathBuf {
-        self.files.cgroup.join("agent")
+        self.files.agents.clone()
+    }
+
+    /// All processes of the lab: agents, guards, and what runs in pods and on the node.
+    pub fn processes(&self) -> Vec<u32> {
+        let cgroups = [&self.files.cgroup, &self.files.agents];
+        let processes = cgroups.into_iter().flat_map(|cgroup| processes_in(cgroup));
+        processes.filter_map(|pid| u32::try_from(pid).ok()).collect()
     }
 
     /// A directory for files of this lab.
     pub fn dir(&self) -> &Path {
-        &self.files.dir
+        self.files.dir.path()
     }
 
     /// What agents and guards of this node share.
     pub fn runtime_dir(&self) -> PathBuf {
-        self.files.dir.join("run")
+        self.files.dir.path().join("run")
     }
 
     /// The manifests.
     pub fn manifests(&self) -> PathBuf {
-        self.files.dir.join("pods")
+        self.files.dir.path().join("pods")
     }
 
     /// A pod: its cgroup, its network namespace and, with a UID, its manifest.
@@ -246,14 +287,6 @@ pub fn require_root() -> Result<()> {
     Ok(())
 }
 
-/// Labs share the machine's list of eBPF programs, in which leftovers are looked for: one at a time.
-fn take_turn() -> Result<File> {
-    let path = std::env::temp_dir().join("metaproxy-lab.lock");
-    let file = File::create(&path).with_context(|| format!("cannot make {}", path.display()))?;
-    file.lock().context("cannot wait for other labs")?;
-    Ok(file)
-}
-
 /// The machine's cgroup v2 mount.
 ///
 /// # Errors
@@ -267,42 +300,6 @@ pub fn cgroup2_mount() -> Result<PathBuf> {
             (fields.get(2) == Some(&"cgroup2")).then(|| PathBuf::from(fields[1]))
         })
         .context("no cgroup v2 is mounted on this machine; `mount -t cgroup2 none /sys/fs/cgroup/unified` mounts it")
-}
-
-/// Removes what a lab left that was killed before it could clean up.
-fn remove_remains() -> Result<()> {
-    let remains = |dir: &Path| -> Vec<PathBuf> {
-        let entries =
-            fs::read_dir(dir).map(|entries| entries.filter_map(Result::ok).map(|entry| entry.path()));
-        entries.map_or_else(
-            |_| Vec::new(),
-            |entries| {
-                entries
-                    .filter(|path| {
-                        path.file_name()
-                            .is_some_and(|name| name.to_string_lossy().starts_with(PREFIX))
-                    })
-                    .collect()
-            },
-        )
-    };
-    for cgroup in remains(&cgroup2_mount()?) {
-        kill_all_in(&cgroup);
-        remove_cgroup(&cgroup);
-    }
-    for netns in remains(Path::new("/run/netns")) {
-        if let Some(name) = netns.file_name().and_then(|name| name.to_str()) {
-            let deleted = ip(&["netns", "delete", name]);
-            // The lab that made it may have been about to delete it.
-            if Path::new("/run/netns").join(name).exists() {
-                deleted?;
-            }
-        }
-    }
-    for dir in remains(&std::env::temp_dir()) {
-        let _ = fs::remove_dir_all(dir);
-    }
-    Ok(())
 }
 
 /// Ends every process in a cgroup and in those below it, and waits until they are gone.

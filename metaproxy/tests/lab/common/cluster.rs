@@ -8,7 +8,7 @@ use xtask::lab::apiserver::FakeApiServer;
 use xtask::lab::pod::{Pod, PodSpec};
 
 use super::sessions::ROLE;
-use super::{Node, agent_binary, counts, dial, node};
+use super::{Node, agent_binary, counts, dial, node, node_alone};
 
 pub const NODE: &str = "node1";
 pub const TAINT: &str = "metaproxy/agent-not-ready";
@@ -19,13 +19,21 @@ pub struct Cluster {
 }
 
 pub fn cluster() -> Option<Cluster> {
-    let node = node()?;
-    let api = FakeApiServer::start(node.lab.aws()).unwrap();
-    api.put("namespaces", json!({ "metadata": { "name": "apps" } }));
-    Some(Cluster { node, api })
+    Some(Cluster::of(node()?))
+}
+
+/// The same, with no other lab beside it.
+pub fn cluster_alone() -> Option<Cluster> {
+    Some(Cluster::of(node_alone()?))
 }
 
 impl Cluster {
+    fn of(node: Node) -> Self {
+        let api = FakeApiServer::start(node.lab.aws()).unwrap();
+        api.put("namespaces", json!({ "metadata": { "name": "apps" } }));
+        Self { node, api }
+    }
+
     pub fn spec(&self, flags: &[&str]) -> AgentSpec {
         let mut spec = self.node.spec();
         if flags.contains(&"--namespace-policy") {

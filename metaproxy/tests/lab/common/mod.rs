@@ -22,11 +22,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use xtask::lab::Lab;
 use xtask::lab::agent::{Agent, AgentSpec};
 use xtask::lab::imds::{FakeImds, Keys};
 use xtask::lab::pod::{Pod, command_in};
 use xtask::lab::sts::FakeSts;
+use xtask::lab::{Lab, bpf};
 
 /// Outcome → how often.
 pub type Outcomes = BTreeMap<String, usize>;
@@ -58,19 +58,25 @@ pub fn client_binary() -> PathBuf {
 /// The admin port that tests give an agent (`--admin-address`); it has none by itself.
 pub const ADMIN: &str = "127.0.0.1:16925";
 
-/// Nothing in the kernel.
-pub const NOTHING: [String; 0] = [];
-
 /// What a connection comes to that a guard keeps from the metadata service.
 pub const UNREACHABLE: &str = "error ENETUNREACH: Network is unreachable";
 
 /// A lab, or `None` on a developer's machine without root. Under CI that is a failure, never a silent skip.
 pub fn lab() -> Option<Lab> {
-    if !nix::unistd::geteuid().is_root() && std::env::var_os("CI").is_none() {
+    may_have_a_lab().then(|| Lab::new().expect("the lab"))
+}
+
+/// The same, with no other lab beside it.
+fn lab_alone() -> Option<Lab> {
+    may_have_a_lab().then(|| Lab::alone().expect("the lab"))
+}
+
+fn may_have_a_lab() -> bool {
+    let may = nix::unistd::geteuid().is_root() || std::env::var_os("CI").is_some();
+    if !may {
         eprintln!("skipped: needs root (sudo cargo xtask test)");
-        return None;
     }
-    Some(Lab::new().expect("the lab"))
+    may
 }
 
 pub fn node_keys() -> Keys {
@@ -89,17 +95,44 @@ pub struct Node {
 }
 
 pub fn node() -> Option<Node> {
+    Some(Node::of(lab()?, Duration::ZERO))
+}
+
+/// A node beside which there is no other lab, for a test that measures time or load, or whose time limits are tight.
+pub fn node_alone() -> Option<Node> {
     node_with_sts(Duration::ZERO)
 }
 
+/// A node whose STS takes this long for an answer, beside which there is no other lab.
 pub fn node_with_sts(takes: Duration) -> Option<Node> {
-    let lab = lab()?;
-    let imds = FakeImds::start(lab.aws(), node_keys()).expect("the metadata service");
-    let sts = FakeSts::start(lab.aws(), takes).expect("STS");
-    Some(Node { imds, sts, lab })
+    Some(Node::of(lab_alone()?, takes))
 }
 
 impl Node {
+    fn of(lab: Lab, sts_takes: Duration) -> Self {
+        let imds = FakeImds::start(lab.aws(), node_keys()).expect("the metadata service");
+        let sts = FakeSts::start(lab.aws(), sts_takes).expect("STS");
+        Self { imds, sts, lab }
+    }
+
+    /// Asserts that nothing that this lab's processes had loaded into the kernel outlasts them.
+    #[track_caller]
+    pub fn assert_nothing_loaded(&self) {
+        self.assert_nothing_loaded_beside(&[]);
+    }
+
+    /// Asserts the same of processes other than these.
+    #[track_caller]
+    pub fn assert_nothing_loaded_beside(&self, processes: &[u32]) {
+        let left = bpf::left_over(&self.lab, processes).expect("the kernel's objects");
+        assert!(left.is_empty(), "still loaded: {left:#?}");
+    }
+
+    /// What this lab's processes have loaded into the kernel.
+    pub fn loaded(&self) -> Vec<String> {
+        bpf::held_in(&self.lab).expect("the kernel's objects")
+    }
+
     pub fn spec(&self) -> AgentSpec {
         AgentSpec::new(agent_binary(), &FakeSts::url())
     }
