@@ -7,7 +7,7 @@
 mod common;
 
 use common::{counts, dial, node};
-use xtask::lab::pod::PodSpec;
+use metaproxy_lab::pod::PodSpec;
 
 #[test]
 fn each_redirected_connection_is_logged_by_the_program_itself() {

@@ -27,7 +27,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context as _, Result, ensure};
 use clap::{Args, Subcommand};
-use xtask::lab::require_root;
+use metaproxy_lab::require_root;
 
 use self::figures::Section;
 use self::report::{Report, row};

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Result, bail};
-use xtask::lab::require_root;
+use metaproxy_lab::require_root;
 
 use crate::shell::{cargo, run, step};
 use crate::{ebpf, image, setup};

@@ -3,24 +3,27 @@
 
 use std::fmt::Display;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::imds::{FakeImds, NODE_ROLE};
+use metaproxy_lab::leftovers::snapshot;
+use metaproxy_lab::pod::{Pod, PodSpec, command_in};
+use metaproxy_lab::sts::FakeSts;
+use metaproxy_lab::{Lab, bpf, require_root};
 use nix::sys::signal::Signal;
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::imds::{FakeImds, NODE_ROLE};
-use xtask::lab::leftovers::snapshot;
-use xtask::lab::pod::{Pod, PodSpec, command_in};
-use xtask::lab::sts::FakeSts;
-use xtask::lab::{Lab, bpf, require_root};
 
 use crate::shell::{cargo, catch_interrupts, go_on, root, run as run_command, step};
 use crate::{ebpf, setup};
 
 /// The port of kube2iam's and kiam's agents, which others on a node want.
 const CONTESTED_PORT: u16 = 8181;
+
+/// The program that asks from within pods.
+const CLIENT: &str = "metaproxy-lab";
 
 const LIST: &str = "/latest/meta-data/iam/security-credentials/";
 
@@ -48,6 +51,11 @@ pub fn run() -> Result<()> {
     step("a node, its pods and its metadata service (cgroups and network namespaces of this machine)");
     let lab = Lab::alone()?;
     demonstrate(&lab).inspect_err(|_| println!())
+}
+
+/// A binary of this workspace, which was just built.
+fn binary(name: &str) -> PathBuf {
+    root().join("target/debug").join(name)
 }
 
 fn demonstrate(lab: &Lab) -> Result<()> {
@@ -78,7 +86,7 @@ fn demonstrate(lab: &Lab) -> Result<()> {
     }
 
     step("metaproxy starts");
-    let spec = AgentSpec::new(&root().join("target/debug/metaproxy"), &FakeSts::url());
+    let spec = AgentSpec::new(&binary("metaproxy"), &FakeSts::url());
     let mut agent = Agent::start(lab, &spec)?;
     let listeners = agent.listeners()?;
     let shown = listeners
@@ -200,16 +208,13 @@ fn demonstrate(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// This very program, also where it was built anew since it was started.
-const CLIENT: &str = "/proc/self/exe";
-
 fn ask(pod: &Pod, path: &str) -> Result<String> {
-    answer(&mut pod.command(CLIENT)?, path)
+    answer(&mut pod.command(binary(CLIENT))?, path)
 }
 
 fn ask_from_host(lab: &Lab, path: &str) -> Result<String> {
     answer(
-        &mut command_in(Path::new(CLIENT), Some(&lab.host_cgroup()), lab.node().file())?,
+        &mut command_in(&binary(CLIENT), Some(&lab.host_cgroup()), lab.node().file())?,
         path,
     )
 }

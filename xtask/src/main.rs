@@ -14,7 +14,6 @@ mod vm;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use xtask::{attack, craft, dial, redirect};
 
 /// metaproxy's development commands.
 #[derive(Debug, Parser)]
@@ -65,18 +64,6 @@ enum Command {
     Inside(bench::Inside),
     /// Run rustfmt, clippy and cargo-deny
     Lint,
-    /// For use inside a pod of the lab: connect and count the answers
-    #[command(hide = true)]
-    Dial(dial::Dial),
-    /// For use inside a pod of the lab: attack the identification of callers
-    #[command(hide = true)]
-    Attack(attack::Attack),
-    /// For use inside a pod of the lab: send packets made by hand
-    #[command(hide = true)]
-    Craft(craft::Craft),
-    /// For use inside a pod of the lab: a transparent proxy
-    #[command(hide = true)]
-    RedirectProxy(redirect::RedirectProxy),
 }
 
 fn main() -> ExitCode {
@@ -104,10 +91,6 @@ fn main() -> ExitCode {
         Command::Bench(options) => bench::bench(&options),
         Command::Inside(inside) => bench::inside(&inside),
         Command::Lint => checks::lint(),
-        Command::Attack(attack) => attack::run(&attack),
-        Command::Craft(craft) => craft::run(&craft),
-        Command::Dial(dial) => dial::run(&dial),
-        Command::RedirectProxy(proxy) => redirect::run(&proxy),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

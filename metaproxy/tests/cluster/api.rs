@@ -3,9 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use metaproxy_lab as lab;
+use metaproxy_lab::agent::Agent;
 use serde_json::{Value, json};
-use xtask::lab;
-use xtask::lab::agent::Agent;
 
 use crate::common::agent_binary;
 use crate::kit::{Cluster, NAMESPACE, apply, kubectl, kubectl_json, within};

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use metaproxy_lab::netns::Netns;
+use metaproxy_lab::{bpf, leftovers};
 use serde_json::json;
-use xtask::lab::netns::Netns;
-use xtask::lab::{bpf, leftovers};
 
 use crate::api::{agent_of, kubepods, readiness};
 use crate::common::dial;

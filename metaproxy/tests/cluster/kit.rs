@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use metaproxy_lab as lab;
+use metaproxy_lab::imds::FakeImds;
+use metaproxy_lab::netns::{Netns, ip};
+use metaproxy_lab::pod::Pod;
+use metaproxy_lab::sts::FakeSts;
 use serde_json::{Value, json};
-use xtask::lab;
-use xtask::lab::imds::FakeImds;
-use xtask::lab::netns::{Netns, ip};
-use xtask::lab::pod::Pod;
-use xtask::lab::sts::FakeSts;
 
 use crate::common::{client_binary, dial, node_keys, outcomes, start_dial};
 pub use crate::tools::{apply, kubectl, kubectl_json, process, try_kubectl, within};

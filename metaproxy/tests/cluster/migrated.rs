@@ -157,7 +157,7 @@ fn the_servers_role_assumes_all_others(cluster: &Cluster) {
     is_served(&pod, "migrated-v4", true);
     let calls = cluster.sts.calls();
     let signed_by = |role: &str| {
-        let of_role = |call: &&xtask::lab::sts::Call| call.role == format!("{BASE}{role}");
+        let of_role = |call: &&metaproxy_lab::sts::Call| call.role == format!("{BASE}{role}");
         let call = calls.iter().rfind(of_role).unwrap();
         call.signed_by.clone()
     };

@@ -85,7 +85,7 @@ pub fn taint(cluster: &Cluster) {
     // Not before pods are served: the pods' cgroup is not there.
     let kubeconfig = kubeconfig_of(cluster, "can-patch", &json!(rules));
     let (waiting, runtime_dir) = {
-        let nowhere = xtask::lab::cgroup2_mount()
+        let nowhere = metaproxy_lab::cgroup2_mount()
             .unwrap()
             .join("metaproxy-test-nowhere");
         agent(

@@ -2,8 +2,8 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use metaproxy_lab::sts::Call;
 use serde_json::{Value, json};
-use xtask::lab::sts::Call;
 
 use crate::common::eventually;
 use crate::kit::{BASE, Cluster, NAMESPACE, apply, kubectl, within};

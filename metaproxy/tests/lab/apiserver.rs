@@ -6,10 +6,10 @@ use std::time::Duration;
 use crate::common::cluster::{NODE, TAINT, cluster, has};
 use crate::common::sessions::{ROLE, document, document_is_good};
 use crate::common::{counts, eventually, eventually_within, outcomes, start_dial};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::apiserver::Behaviour;
+use metaproxy_lab::pod::Pod;
 use serde_json::{Value, json};
-use xtask::lab::agent::Agent;
-use xtask::lab::apiserver::Behaviour;
-use xtask::lab::pod::Pod;
 
 #[test]
 fn pods_come_and_change_and_go_and_only_those_of_this_node_are_asked_for() {
@@ -332,9 +332,9 @@ fn a_refusal_is_told_to_the_pods_owner_once() {
     let message = document(&a, "notarole").json()["Message"].clone();
     assert_eq!(event["note"], message, "the same sentence");
     // STS's refusals too.
-    cluster.node.sts.behave(xtask::lab::sts::Behaviour {
+    cluster.node.sts.behave(metaproxy_lab::sts::Behaviour {
         denies: Some("denied"),
-        ..xtask::lab::sts::Behaviour::default()
+        ..metaproxy_lab::sts::Behaviour::default()
     });
     cluster.put("a", &a, json!({ ROLE: "denied" }));
     eventually("STS's refusal", || {

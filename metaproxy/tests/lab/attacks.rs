@@ -8,9 +8,9 @@ use crate::common::attackers::{
 };
 use crate::common::identity::v4_listener;
 use crate::common::{Node, counts, dial, node};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::{Pod, PodSpec};
 use rstest::rstest;
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::{Pod, PodSpec};
 
 struct Scene {
     node: Node,

@@ -5,8 +5,8 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
 use crate::common::{Node, UNREACHABLE, agent_binary, counts, dial, node};
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::pod::PodSpec;
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::pod::PodSpec;
 
 /// What the chart's `hardened` form has.
 const CAPABILITIES: [&str; 4] = ["bpf", "perfmon", "net_admin", "dac_read_search"];

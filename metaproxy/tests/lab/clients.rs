@@ -5,12 +5,12 @@ use std::path::PathBuf;
 
 use crate::common::clients::{MOTO, Server, fixtures, in_pod, json_of, script, venv};
 use crate::common::{agent_binary, counts, dial, eventually, lab, node};
+use metaproxy_lab::Lab;
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::imds::FakeImds;
+use metaproxy_lab::pod::{Pod, PodSpec, command_in};
 use rstest::rstest;
 use serde_json::{Value, json};
-use xtask::lab::Lab;
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::imds::FakeImds;
-use xtask::lab::pod::{Pod, PodSpec, command_in};
 
 fn boto3(pod: &Pod, lab: &Lab) -> Value {
     json_of(in_pod(pod, lab, "python3").arg(script("pod.py")))

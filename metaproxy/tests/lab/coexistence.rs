@@ -4,12 +4,12 @@ use crate::common::identity::{REFUSED, assert_only};
 use crate::common::{
     IMDS, IMDS6, MAPPED, UNREACHABLE, agent_binary, client_binary, counts, dial, eventually, node,
 };
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::foreign::{Attach, Does, Foreign, attach_sock_ops, attach_to_egress, detach_links_of};
+use metaproxy_lab::pod::PodSpec;
+use metaproxy_lab::recorder::Recorder;
+use metaproxy_lab::{bpf, leftovers};
 use nix::sys::signal::Signal;
-use xtask::lab::agent::Agent;
-use xtask::lab::foreign::{Attach, Does, Foreign, attach_sock_ops, attach_to_egress, detach_links_of};
-use xtask::lab::pod::PodSpec;
-use xtask::lab::recorder::Recorder;
-use xtask::lab::{bpf, leftovers};
 
 #[test]
 fn it_stands_first_in_the_chain_of_an_uplink() {
@@ -143,7 +143,7 @@ fn agents_and_guards_of_two_builds_stand_beside_each_other_in_every_order() {
             };
             let is_agent = *which < 2;
             let process = if is_agent {
-                let spec = xtask::lab::agent::AgentSpec {
+                let spec = metaproxy_lab::agent::AgentSpec {
                     binary,
                     ..node.spec()
                 };
@@ -174,7 +174,7 @@ fn agents_and_guards_of_two_builds_stand_beside_each_other_in_every_order() {
     assert_eq!(node.imds.seen_from_pods(), []);
 }
 
-fn check(running: &[(bool, Agent)], pod: &xtask::lab::pod::Pod, order: &[usize]) {
+fn check(running: &[(bool, Agent)], pod: &metaproxy_lab::pod::Pod, order: &[usize]) {
     let served = running.iter().any(|(is_agent, _)| *is_agent);
     let want = if served { "role-a" } else { UNREACHABLE };
     for to in [IMDS, MAPPED, IMDS6] {

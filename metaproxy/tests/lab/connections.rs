@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::common::http::{LIST, Response, exchange, get, raw, request};
 use crate::common::{Node, node};
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::{Pod, PodSpec};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::{Pod, PodSpec};
 
 fn served() -> Option<(Node, Pod, Agent)> {
     let node = node()?;

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use crate::common::{agent_binary, counts, dial, eventually, node, node_alone, outcomes, start_dial};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::leftovers::snapshot;
+use metaproxy_lab::pod::PodSpec;
+use metaproxy_lab::recorder::Recorder;
 use nix::sys::signal::Signal;
 use rstest::rstest;
-use xtask::lab::agent::Agent;
-use xtask::lab::leftovers::snapshot;
-use xtask::lab::pod::PodSpec;
-use xtask::lab::recorder::Recorder;
 
 const KILLS: usize = 100;
 

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::common::http::{LIST, ask, get, token, with_token};
 use crate::common::node;
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::imds::Behaviour;
-use xtask::lab::pod::PodSpec;
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::imds::Behaviour;
+use metaproxy_lab::pod::PodSpec;
 
 #[test]
 fn tokens_are_required_where_the_node_requires_them_or_a_flag_says_so() {

@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use crate::common::doctor::{Report, doctor_by, examined, must_see_the_nodes_processes, report};
 use crate::common::{ADMIN, Node, agent_binary, eventually, eventually_within, node, node_alone};
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::apiserver::{Behaviour, FakeApiServer};
-use xtask::lab::foreign::{Attach, Foreign, attach_first_to_egress, attach_to_egress};
-use xtask::lab::pod::PodSpec;
-use xtask::lab::{imds, sts};
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::apiserver::{Behaviour, FakeApiServer};
+use metaproxy_lab::foreign::{Attach, Foreign, attach_first_to_egress, attach_to_egress};
+use metaproxy_lab::pod::PodSpec;
+use metaproxy_lab::{imds, sts};
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/";
 

@@ -9,10 +9,10 @@ use std::time::Duration;
 use crate::common::{
     IMDS, IMDS6, MAPPED, Node, Outcomes, UNREACHABLE, client_binary, counts, dial, eventually, node, outcomes,
 };
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::{Pod, PodSpec, command_in};
+use metaproxy_lab::recorder::Recorder;
 use rstest::rstest;
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::{Pod, PodSpec, command_in};
-use xtask::lab::recorder::Recorder;
 
 fn recorder(node: &Node) -> Recorder {
     Recorder::start(node.lab.aws()).unwrap()

@@ -8,10 +8,10 @@ use crate::common::http::{LIST, get};
 use crate::common::sessions::ROLE;
 use crate::common::{eventually, eventually_within};
 use metaproxy::imds::in_words;
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::Pod;
+use metaproxy_lab::sts::Behaviour;
 use serde_json::{Value, json};
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::Pod;
-use xtask::lab::sts::Behaviour;
 
 /// A command for people, run on the node.
 fn told(cluster: &Cluster, words: &[&str]) -> Value {

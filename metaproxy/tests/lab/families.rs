@@ -1,10 +1,10 @@
 //! Pods and nodes with one address family or both: a listener beside another one takes nothing away.
 
 use crate::common::{IMDS, IMDS6, MAPPED, Node, UNREACHABLE, counts, dial, eventually, node};
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::pod::{Families, Pod, PodSpec};
+use metaproxy_lab::{NODE_IP, NODE_IP6};
 use rstest::rstest;
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::pod::{Families, Pod, PodSpec};
-use xtask::lab::{NODE_IP, NODE_IP6};
 
 const MODES: [&str; 5] = ["plain", "nonblocking", "fastopen", "uring", "mptcp"];
 

@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use crate::common::clients::{Server, as_application, fixtures, in_pod, script, venv};
 use crate::common::{Node, agent_binary, eventually, lab, node};
-use xtask::lab::Lab;
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::imds::{Behaviour, FakeImds};
-use xtask::lab::pod::{Pod, PodSpec, command_in};
-use xtask::lab::sts::Behaviour as StsBehaviour;
+use metaproxy_lab::Lab;
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::imds::{Behaviour, FakeImds};
+use metaproxy_lab::pod::{Pod, PodSpec, command_in};
+use metaproxy_lab::sts::Behaviour as StsBehaviour;
 
 const ATTEMPTS: &str = "3";
 
@@ -244,7 +244,7 @@ fn applications_notice_no_restart_and_recover_from_a_crash() {
         "{attempts:?}"
     );
     // New processes all the while, of which each asks anew.
-    let sts = xtask::lab::sts::FakeSts::url();
+    let sts = metaproxy_lab::sts::FakeSts::url();
     let mut javascript = new_processes(&node, &a, "node", &sts);
     javascript
         .arg(script("attempts.mjs"))

@@ -5,10 +5,10 @@ use std::time::Duration;
 use crate::common::attackers::{Attacker, assert_ready, unlimited_agent};
 use crate::common::identity::{REFUSED, assert_only, v4_listener};
 use crate::common::{Node, counts, dial, eventually_within, node_alone, outcomes, start_dial};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::{Pod, PodSpec};
 use nix::sys::signal::Signal;
 use rstest::rstest;
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::{Pod, PodSpec};
 
 /// A neighbour's connections of one look.
 const CONNECTIONS: usize = 150;

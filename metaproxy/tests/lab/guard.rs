@@ -5,11 +5,11 @@ use std::process::{Command, Stdio};
 use crate::common::{
     IMDS, IMDS6, MAPPED, UNREACHABLE, agent_binary, client_binary, counts, dial, eventually, node, outcomes,
 };
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::netns::{Netns, ip};
+use metaproxy_lab::pod::{PodSpec, command_in};
+use metaproxy_lab::recorder::Recorder;
 use nix::sys::signal::Signal;
-use xtask::lab::agent::Agent;
-use xtask::lab::netns::{Netns, ip};
-use xtask::lab::pod::{PodSpec, command_in};
-use xtask::lab::recorder::Recorder;
 
 #[test]
 fn the_nodes_own_namespace_and_other_ports_are_left_alone() {

@@ -4,8 +4,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::common::{Node, Outcomes, client_binary, dial, node_alone, outcomes};
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::{Pod, PodSpec};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::{Pod, PodSpec};
 
 /// Of each kind of misbehaviour.
 const ROUNDS: usize = 2;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::common::identity::{REFUSED, assert_only, twins, v4_listener};
 use crate::common::{IMDS, Outcomes, client_binary, counts, dial, node, outcomes, start_dial};
 use metaproxy::cgroups::Locator;
-use xtask::lab::pod::{Pod, PodSpec};
+use metaproxy_lab::pod::{Pod, PodSpec};
 
 const NAMES: [&str; 8] = ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"];
 

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use crate::common::identity::{REFUSED, assert_only, twins, v4_listener};
 use crate::common::{Outcomes, client_binary, counts, dial, node, outcomes, start_dial};
-use xtask::lab::pod::{Pod, PodSpec, command_in};
+use metaproxy_lab::pod::{Pod, PodSpec, command_in};
 
 #[test]
 fn whoever_dials_from_a_4_tuple_that_a_pod_has_just_used_gets_nothing() {

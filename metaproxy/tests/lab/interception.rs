@@ -1,9 +1,9 @@
 //! What is intercepted, and what is not touched: real programs, real connections of every kind.
 
 use crate::common::{IMDS, IMDS6, MAPPED, counts, dial, eventually, node, node_alone};
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::pod::PodSpec;
 use rstest::rstest;
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::pod::PodSpec;
 
 #[test]
 fn a_pod_is_intercepted_in_every_way_that_the_kernel_offers_and_known_as_itself() {
@@ -99,7 +99,7 @@ fn a_hostnetwork_pod_that_asks_for_a_role_is_never_given_the_nodes_instead() {
             ..PodSpec::with_role("a", "role-a")
         })
         .unwrap();
-    let flags = ["--sts-endpoint", &xtask::lab::sts::FakeSts::url()]
+    let flags = ["--sts-endpoint", &metaproxy_lab::sts::FakeSts::url()]
         .map(str::to_owned)
         .to_vec();
     let _agent = Agent::start(&node.lab, &AgentSpec { flags, ..node.spec() }).unwrap();

@@ -6,9 +6,9 @@ use crate::common::attackers::{Attacker, CLOSED, assert_ready, requests, unlimit
 use crate::common::identity::{REFUSED, assert_only, v4_listener};
 use crate::common::nested::{Nested, nft};
 use crate::common::{Node, counts, dial, eventually, node, start_dial};
+use metaproxy_lab::foreign::Foreign;
+use metaproxy_lab::pod::{Pod, PodSpec};
 use rstest::rstest;
-use xtask::lab::foreign::Foreign;
-use xtask::lab::pod::{Pod, PodSpec};
 
 /// A victim whose packets to the listener reach the attacker instead, by a rule of the node as the portmap plugin makes
 /// it for `hostPort`. The attacker's own connections reach the listener.
@@ -16,7 +16,7 @@ struct Intercepted {
     node: Node,
     attacker: Pod,
     victim: Pod,
-    _agent: xtask::lab::agent::Agent,
+    _agent: metaproxy_lab::agent::Agent,
     listener: String,
     front: String,
 }

@@ -9,10 +9,10 @@ use crate::common::{
     outcomes, start_dial,
 };
 use aya::util::KernelVersion;
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::pod::{Families, Pod, PodSpec};
+use metaproxy_lab::recorder::Recorder;
 use nix::sys::signal::Signal;
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::pod::{Families, Pod, PodSpec};
-use xtask::lab::recorder::Recorder;
 
 /// Without tcx, packets are dropped at the pods' sockets where that is asked for.
 fn spec(node: &Node) -> AgentSpec {

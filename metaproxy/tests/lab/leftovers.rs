@@ -4,7 +4,7 @@ use std::process::{Command, Output};
 
 use crate::common::doctor::{doctor, doctor_by, examined, must_see_the_nodes_processes};
 use crate::common::{Node, agent_binary, node};
-use xtask::lab::leftovers::snapshot;
+use metaproxy_lab::leftovers::snapshot;
 
 /// Runs a command, with words separated by blanks, in the node's network namespace.
 #[track_caller]

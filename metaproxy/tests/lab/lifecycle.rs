@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use crate::common::{
     Outcomes, agent_binary, counts, dial, eventually, node, node_alone, outcomes, start_dial,
 };
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::PodSpec;
+use metaproxy_lab::{kill_all_in, remove_cgroup};
 use nix::sys::signal::Signal;
 use rstest::rstest;
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::PodSpec;
-use xtask::lab::{kill_all_in, remove_cgroup};
 
 #[test]
 fn what_is_in_the_kernel_is_this_and_goes_with_the_process() {

@@ -3,10 +3,10 @@
 use crate::common::http::{exchange, get, request};
 use crate::common::sessions::{ROLE, start};
 use crate::common::{counts, dial, eventually, node};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::PodSpec;
+use metaproxy_lab::sts::Behaviour;
 use serde_json::Value;
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::PodSpec;
-use xtask::lab::sts::Behaviour;
 
 /// Pods of which only the manifests are there.
 fn pods(number: usize, role: impl Fn(usize) -> String) -> String {
@@ -128,7 +128,7 @@ fn the_start_tells_what_somebody_asks_first() {
         format!("pods_from=\"{}\"", node.lab.manifests().display()),
         "base_role_arn=\"arn:aws:iam::123456789012:role/\"".to_owned(),
         "region=\"eu-west-1\"".to_owned(),
-        format!("sts=\"{}\"", xtask::lab::sts::FakeSts::url()),
+        format!("sts=\"{}\"", metaproxy_lab::sts::FakeSts::url()),
         "session_duration=1h".to_owned(),
         "imds=http://169.254.169.254".to_owned(),
         "guard=\"packets\"".to_owned(),

@@ -1,9 +1,9 @@
 //! `--mode observe` and `--mode firewall`.
 
 use crate::common::{IMDS, IMDS6, MAPPED, agent_binary, counts, dial, eventually, node};
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::pod::PodSpec;
 use rstest::rstest;
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::pod::PodSpec;
 
 #[test]
 fn observing_changes_nothing_and_tells_what_would() {

@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use crate::common::deployed::{alert_rules, deploy};
 use crate::common::sessions::{ROLE, document_is_good};
 use crate::common::{ADMIN, Node, agent_binary, counts, dial, node};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::PodSpec;
 use serde_json::Value;
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::PodSpec;
 
 /// How often Prometheus asks.
 const SCRAPE_INTERVAL: Duration = Duration::from_secs(1);

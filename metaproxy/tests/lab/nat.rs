@@ -7,8 +7,8 @@ use crate::common::attackers::{CLOSED, requests, unlimited_agent};
 use crate::common::identity::{assert_only, twins};
 use crate::common::nested::Nested;
 use crate::common::{counts, dial, node, outcomes, start_dial};
+use metaproxy_lab::pod::{Pod, PodSpec};
 use rstest::rstest;
-use xtask::lab::pod::{Pod, PodSpec};
 
 /// A pod whose manifest names these addresses.
 fn reported(pod: &'static str, ips: &[&str]) -> PodSpec {

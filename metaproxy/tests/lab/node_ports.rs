@@ -4,8 +4,8 @@ use std::net::{Ipv6Addr, TcpListener};
 
 use crate::common::{Node, counts, dial, node};
 use metaproxy::node_ports::{WELL_KNOWN, wanted_by};
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::PodSpec;
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::PodSpec;
 
 /// A server of the node on each of the ports, at all addresses of both families, as daemons of Go listen.
 fn servers(node: &Node) -> Vec<TcpListener> {

@@ -5,10 +5,10 @@ use std::time::{Duration, Instant};
 use crate::common::cluster::{cluster, has};
 use crate::common::sessions::{ROLE, document, document_is_good};
 use crate::common::{eventually, outcomes, start_dial};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::apiserver::Behaviour;
 use rstest::rstest;
 use serde_json::json;
-use xtask::lab::agent::Agent;
-use xtask::lab::apiserver::Behaviour;
 
 /// Each time something changes that only a new list, or a new watch, can tell.
 #[rstest]

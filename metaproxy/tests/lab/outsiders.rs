@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use crate::common::attackers::{Attacker, CLOSED, assert_ready, unlimited_agent};
 use crate::common::identity::{assert_only, v4_listener};
 use crate::common::{Outcomes, client_binary, counts, dial, node, outcomes};
-use xtask::lab::pod::{Pod, PodSpec, command_in};
+use metaproxy_lab::pod::{Pod, PodSpec, command_in};
 
 /// Closed within this time: an agent that cannot know the caller has nothing to wait for.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);

@@ -7,10 +7,10 @@ use crate::common::http::{LIST, Response, get};
 use crate::common::sessions::document;
 use crate::common::{Node, eventually, eventually_within, node};
 use hyper::StatusCode;
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::imds;
-use xtask::lab::pod::{Pod, PodSpec};
-use xtask::lab::sts::Behaviour;
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::imds;
+use metaproxy_lab::pod::{Pod, PodSpec};
+use metaproxy_lab::sts::Behaviour;
 
 /// Gives every role, the node's own too.
 fn everything() -> Behaviour {

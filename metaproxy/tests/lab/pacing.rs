@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use crate::common::cluster::{Cluster, NODE, cluster_alone};
 use crate::common::sessions::{ROLE, document, document_is_good};
 use crate::common::{Node, eventually, node_alone};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::{Pod, PodSpec};
 use rstest::rstest;
 use serde_json::json;
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::{Pod, PodSpec};
 
 /// What a pod gets in so much time: 5 sessions at once, and one in 2 seconds; one more is for the edges.
 fn may_have(time: Duration) -> usize {

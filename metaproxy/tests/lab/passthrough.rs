@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use crate::common::http::{LIST, TTL, ask, exchange, get, raw, request, timed_exchange, token, with_token};
 use crate::common::{Node, eventually, node, node_alone, outcomes, start_dial};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::imds::Behaviour;
+use metaproxy_lab::pod::{Pod, PodSpec};
 use rstest::rstest;
-use xtask::lab::agent::Agent;
-use xtask::lab::imds::Behaviour;
-use xtask::lab::pod::{Pod, PodSpec};
 
 const ID: &str = "/latest/meta-data/instance-id";
 
@@ -36,7 +36,7 @@ const OWN_REQUESTS: [&str; 2] = [
 
 /// Requests that were passed on, by their user agent; the SDK has another.
 fn passed(node: &Node) -> Vec<String> {
-    let ours = |seen: &xtask::lab::imds::Seen| {
+    let ours = |seen: &metaproxy_lab::imds::Seen| {
         let agent = seen
             .headers
             .get("user-agent")

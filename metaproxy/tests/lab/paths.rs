@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use crate::common::http::{Response, exchange, raw, request};
 use crate::common::{Node, node};
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::pod::{Pod, PodSpec};
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::pod::{Pod, PodSpec};
 
 /// Everything of the node that a pod must never see, relative to the version.
 const SECRETS: [&str; 12] = [

@@ -3,10 +3,10 @@
 use std::process::Output;
 
 use crate::common::{ADMIN, Node, agent_binary, counts, dial, eventually, node};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::PodSpec;
+use metaproxy_lab::sts::Behaviour;
 use serde_json::Value;
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::PodSpec;
-use xtask::lab::sts::Behaviour;
 
 /// A command for people, run on the node.
 fn told(node: &Node, words: &[&str]) -> Output {

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::common::http::{LIST, Response, TTL, ask, exchange, request, token, with_token};
 use crate::common::{Node, node};
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::{Pod, PodSpec};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::{Pod, PodSpec};
 
 /// A pod with role `team/role-a`, one without a role, one whose annotation is malformed, and an agent.
 struct Served {

@@ -4,9 +4,9 @@ use std::process::{Command, Stdio};
 
 use crate::common::http::{LIST, Response, exchange, raw, timed_exchange};
 use crate::common::{Node, node};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::{Pod, PodSpec};
 use rstest::rstest;
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::{Pod, PodSpec};
 
 const ID: &str = "/latest/meta-data/instance-id";
 

@@ -3,9 +3,9 @@
 use crate::common::http::{LIST, get};
 use crate::common::sessions::{ROLE, document, document_is_good, start};
 use crate::common::{counts, dial, eventually, node};
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::pod::{Pod, PodSpec};
-use xtask::lab::sts::{Behaviour, FakeSts};
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::pod::{Pod, PodSpec};
+use metaproxy_lab::sts::{Behaviour, FakeSts};
 
 fn annotated(name: &'static str, annotations: &[(&str, &str)]) -> PodSpec {
     let annotations = annotations

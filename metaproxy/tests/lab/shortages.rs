@@ -6,10 +6,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::common::{agent_binary, counts, dial, eventually, node};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::PodSpec;
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::Signal;
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::PodSpec;
 
 /// A small file system, until it is dropped.
 struct Small(PathBuf);

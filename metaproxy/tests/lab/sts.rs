@@ -8,10 +8,10 @@ use crate::common::{
     agent_binary, counts, dial, eventually, eventually_within, node_alone, node_with_sts, outcomes,
     start_dial,
 };
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::pod::PodSpec;
+use metaproxy_lab::sts::Behaviour;
 use rstest::rstest;
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::pod::PodSpec;
-use xtask::lab::sts::Behaviour;
 
 #[test]
 fn five_hundred_that_ask_at_once_for_a_session_that_is_not_there_cost_one_call() {

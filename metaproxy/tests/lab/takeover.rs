@@ -9,8 +9,8 @@ use crate::common::identity::{REFUSED, assert_only};
 use crate::common::{
     Node, UNREACHABLE, agent_binary, counts, dial, eventually, eventually_within, node, outcomes, start_dial,
 };
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::{Pod, PodSpec};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::{Pod, PodSpec};
 
 /// The address and port of the listener that pods' IPv4 connections go to.
 const NODE: &str = "10.200.0.1";

@@ -1,10 +1,10 @@
 //! Pods of an API server in miniature, all on one node and with one role.
 
 use anyhow::Result;
+use metaproxy_lab::agent::AgentSpec;
+use metaproxy_lab::apiserver::FakeApiServer;
+use metaproxy_lab::pod::{Pod, PodSpec};
 use serde_json::{Value, json};
-use xtask::lab::agent::AgentSpec;
-use xtask::lab::apiserver::FakeApiServer;
-use xtask::lab::pod::{Pod, PodSpec};
 
 use super::site::Site;
 

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
-use xtask::lab::agent::Agent;
+use metaproxy_lab::agent::Agent;
 
 use super::cluster::{Cluster, running};
 use super::figures::{Figure, Goal, Samples, Section};

@@ -9,8 +9,8 @@ use anyhow::{Context as _, Result, ensure};
 use aya::programs::loaded_programs;
 use aya::sys::{Stats, enable_stats};
 use metaproxy_common::names;
-use xtask::lab::netns::{Netns, ip};
-use xtask::lab::pod::{Pod, PodSpec};
+use metaproxy_lab::netns::{Netns, ip};
+use metaproxy_lab::pod::{Pod, PodSpec};
 
 use super::figures::{Figure, Goal, Samples, Section};
 use super::site::{CREDENTIALS, IMDS, Process, Site, at_node, listener, no_time_wait, stop};

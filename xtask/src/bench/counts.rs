@@ -10,9 +10,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use aya::programs::loaded_programs;
 use metaproxy_common::names;
+use metaproxy_lab::pod::{Pod, PodSpec};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use xtask::lab::pod::{Pod, PodSpec};
 
 use super::figures::{Figure, Goal, Section};
 use super::site::{CREDENTIALS, IMDS, Site, collect, start, stop, within};

@@ -6,8 +6,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use xtask::lab::netns::{Netns, ip};
-use xtask::lab::pod::{Pod, PodSpec};
+use metaproxy_lab::netns::{Netns, ip};
+use metaproxy_lab::pod::{Pod, PodSpec};
 
 use super::figures::{Figure, Goal, Samples, Section};
 use super::load::Outcome;
@@ -25,7 +25,7 @@ const SPOOFED: &str = "198.18.0.0";
 /// A flood has filled what it fills.
 const STARTED: Duration = Duration::from_secs(1);
 
-/// Floods, by what they are called in the report and what `xtask attack` calls them.
+/// Floods, by what they are called in the report and what `metaproxy-lab attack` calls them.
 const FLOODS: [(&str, Flood); 4] = [
     ("SYNs from 65,536 addresses", Flood::SpoofedSyns),
     ("half-open connections", Flood::Connects("half-open")),
@@ -128,7 +128,6 @@ fn one(
     let listener = listener.to_string();
     let attack = match flood {
         Flood::SpoofedSyns => vec![
-            "attack",
             "--privileges",
             "default",
             "syn-flood",
@@ -137,9 +136,9 @@ fn one(
             "--source",
             SPOOFED,
         ],
-        Flood::Connects(kind) => vec!["attack", "--privileges", "none", kind, "--to", &to],
+        Flood::Connects(kind) => vec!["--privileges", "none", kind, "--to", &to],
     };
-    let _attacker = Process::spawn(site.in_pod(bad, &attack)?.stdout(Stdio::null()))?;
+    let _attacker = Process::spawn(site.attack(bad, &attack)?.stdout(Stdio::null()))?;
     std::thread::sleep(STARTED);
     Ok((quiet, look()?))
 }

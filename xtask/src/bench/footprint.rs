@@ -6,8 +6,8 @@ use std::process::Child;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::Pod;
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::Pod;
 
 use super::cluster::{Cluster, running};
 use super::figures::{Curve, Figure, Goal, Plot, Samples, Section};

@@ -6,9 +6,9 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use xtask::lab::AWS_IP;
-use xtask::lab::netns::Netns;
-use xtask::lab::pod::PodSpec;
+use metaproxy_lab::AWS_IP;
+use metaproxy_lab::netns::Netns;
+use metaproxy_lab::pod::PodSpec;
 
 use super::connects::programs;
 use super::figures::{Figure, Goal, Samples, Section};

@@ -7,9 +7,9 @@ use std::str::FromStr;
 use anyhow::{Context as _, Error, Result, ensure};
 use clap::ValueEnum as _;
 use hyper::Uri;
-use xtask::lab::agent::Agent;
-use xtask::lab::netns::Netns;
-use xtask::lab::pod::{Pod, PodSpec};
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::netns::Netns;
+use metaproxy_lab::pod::{Pod, PodSpec};
 
 use super::cached::{BARE_NAME, Row, tell};
 use super::figures::Section;

@@ -7,12 +7,12 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::imds::FakeImds;
-use xtask::lab::netns::Netns;
-use xtask::lab::pod::{Pod, PodSpec, command_in};
-use xtask::lab::sts::{Behaviour, FakeSts};
-use xtask::lab::{Lab, NODE_IP};
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::imds::FakeImds;
+use metaproxy_lab::netns::Netns;
+use metaproxy_lab::pod::{Pod, PodSpec, command_in};
+use metaproxy_lab::sts::{Behaviour, FakeSts};
+use metaproxy_lab::{Lab, NODE_IP};
 
 use super::load::Outcome;
 use crate::shell::go_on;
@@ -42,6 +42,8 @@ pub struct Site {
     agent: PathBuf,
     /// This program, built as the agent is.
     tools: PathBuf,
+    /// The lab's attacker, built likewise.
+    attacker: PathBuf,
     pub effort: Effort,
 }
 
@@ -78,6 +80,7 @@ impl Site {
             _imds: imds,
             agent: binaries.join("metaproxy"),
             tools: binaries.join("xtask"),
+            attacker: binaries.join("metaproxy-lab"),
             effort,
         })
     }
@@ -138,7 +141,14 @@ impl Site {
         Ok(command)
     }
 
-    /// The same outside of every pod.
+    /// An attack from within a pod.
+    pub fn attack(&self, pod: &Pod, words: &[&str]) -> Result<Command> {
+        let mut command = pod.command(&self.attacker)?;
+        command.arg("attack").args(words);
+        Ok(command)
+    }
+
+    /// This program as one of its hidden commands, outside of every pod.
     pub fn in_netns(&self, netns: &Netns, words: &[&str]) -> Result<Command> {
         let mut command = command_in(&self.tools, Some(&self.lab.host_cgroup()), netns.file())?;
         command.args(words);

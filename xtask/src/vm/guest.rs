@@ -7,9 +7,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, Result, ensure};
+use metaproxy_lab::netns::ip;
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
-use xtask::lab::netns::ip;
 
 use super::initramfs::{MODULES, PROGRAM};
 use super::{EXIT, QUICK, QUICK_WHOLE, QUICK_WORD};

@@ -26,10 +26,10 @@ pub fn base(test: &Path) -> Result<PathBuf> {
     archive.device("/dev/null", 1, 3);
     let binaries = root().join("target/debug");
     let agent = binaries.join("metaproxy");
-    let client = binaries.join("xtask");
-    // The tests call the two where they were built.
+    let client = binaries.join("metaproxy-lab");
+    // The tests call agent and client where they were built.
     let programs = [
-        (client.clone(), "/init".to_owned()),
+        (binaries.join("xtask"), "/init".to_owned()),
         (client.clone(), client.display().to_string()),
         (agent.clone(), agent.display().to_string()),
         (test.to_owned(), PROGRAM.to_owned()),

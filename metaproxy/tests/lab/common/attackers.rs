@@ -6,9 +6,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::Pod;
 use nix::sys::signal::{Signal, kill};
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::Pod;
 
 use super::{Node, Outcomes, agent_binary, client_binary, counts, eventually, outcomes, start_dial};
 
@@ -24,7 +24,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Counters = BTreeMap<String, u64>;
 
-/// `cargo xtask attack`, which prints its counters; ended when dropped.
+/// `metaproxy-lab attack`, which prints its counters; ended when dropped.
 pub struct Attacker {
     child: Child,
     counters: Arc<Mutex<Counters>>,

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 
-use xtask::lab::Lab;
-use xtask::lab::pod::{Pod, command_in};
+use metaproxy_lab::Lab;
+use metaproxy_lab::pod::{Pod, command_in};
 
 pub const MOTO: &str = "http://10.200.0.2:5000";
 

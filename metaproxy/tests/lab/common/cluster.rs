@@ -2,10 +2,10 @@
 
 use std::process::Command;
 
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::apiserver::FakeApiServer;
+use metaproxy_lab::pod::{Pod, PodSpec};
 use serde_json::{Value, json};
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::apiserver::FakeApiServer;
-use xtask::lab::pod::{Pod, PodSpec};
 
 use super::sessions::ROLE;
 use super::{Node, agent_binary, counts, dial, node, node_alone};

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Output;
 
+use metaproxy_lab::sts::FakeSts;
 use serde_json::Value;
-use xtask::lab::sts::FakeSts;
 
 use super::{Node, agent_binary};
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::process::Stdio;
 
-use xtask::lab::pod::Pod;
+use metaproxy_lab::pod::Pod;
 
 pub const LIST: &str = "/latest/meta-data/iam/security-credentials/";
 pub const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";

@@ -1,6 +1,6 @@
 //! Pods that look alike.
 
-use xtask::lab::pod::{Pod, PodSpec};
+use metaproxy_lab::pod::{Pod, PodSpec};
 
 use super::{Node, Outcomes};
 
@@ -36,7 +36,7 @@ pub const REFUSED: [&str; 8] = [
     "error EADDRINUSE: Address already in use",
 ];
 
-pub fn v4_listener(agent: &xtask::lab::agent::Agent) -> String {
+pub fn v4_listener(agent: &metaproxy_lab::agent::Agent) -> String {
     agent
         .listeners()
         .unwrap()

@@ -22,11 +22,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::LazyLock;
 use std::time::Duration;
 
-use xtask::lab::agent::{Agent, AgentSpec};
-use xtask::lab::imds::{FakeImds, Keys};
-use xtask::lab::pod::{Pod, command_in};
-use xtask::lab::sts::FakeSts;
-use xtask::lab::{Lab, bpf};
+use metaproxy_lab::agent::{Agent, AgentSpec};
+use metaproxy_lab::imds::{FakeImds, Keys};
+use metaproxy_lab::pod::{Pod, command_in};
+use metaproxy_lab::sts::FakeSts;
+use metaproxy_lab::{Lab, bpf};
 
 /// Outcome → how often.
 pub type Outcomes = BTreeMap<String, usize>;
@@ -46,7 +46,7 @@ pub fn agent_binary() -> &'static Path {
 
 /// The lab's client; `cargo xtask test` builds it, and so does `cargo build --workspace`.
 pub fn client_binary() -> PathBuf {
-    let path = Path::new(env!("CARGO_BIN_EXE_metaproxy")).with_file_name("xtask");
+    let path = Path::new(env!("CARGO_BIN_EXE_metaproxy")).with_file_name("metaproxy-lab");
     assert!(
         path.exists(),
         "{} is missing: run `cargo build --workspace`",

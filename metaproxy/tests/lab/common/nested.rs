@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use xtask::lab::netns::{Netns, ip};
-use xtask::lab::pod::{Pod, command_in};
+use metaproxy_lab::netns::{Netns, ip};
+use metaproxy_lab::pod::{Pod, command_in};
 
 use super::{Node, Outcomes, client_binary, outcomes};
 

@@ -1,7 +1,7 @@
 //! Documents and lists, as tests of roles and sessions ask for them.
 
-use xtask::lab::agent::Agent;
-use xtask::lab::pod::Pod;
+use metaproxy_lab::agent::Agent;
+use metaproxy_lab::pod::Pod;
 
 use super::Node;
 use super::http::{LIST, Response, get, request, timed_exchange};

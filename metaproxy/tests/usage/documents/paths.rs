@@ -48,7 +48,7 @@ fn paths(line: &str) -> impl Iterator<Item = &str> {
 /// Files that are made in the runtime directory of a node, and directories of the lab's own.
 fn is_elsewhere(path: &str) -> bool {
     const OF_THE_RUNTIME_DIRECTORY: [&str; 1] = ["pods.json"];
-    const OF_THE_LAB: &str = "xtask/src/lab";
+    const OF_THE_LAB: &str = "xtask/lab/src";
     const OF_THE_TESTS: &str = "metaproxy/tests/lab";
     OF_THE_RUNTIME_DIRECTORY.contains(&path)
         || [OF_THE_LAB, OF_THE_TESTS]

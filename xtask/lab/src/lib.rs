@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod apiserver;
 pub mod bpf;
+pub mod clients;
 pub mod foreign;
 pub mod imds;
 pub mod leftovers;

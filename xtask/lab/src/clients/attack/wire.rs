@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use crate::craft::{checksum, ipv4};
+use crate::clients::craft::{checksum, ipv4};
 
 /// Control bits of a TCP header (RFC 9293, 3.1).
 pub const FIN: u8 = 0x01;

@@ -14,7 +14,7 @@ use super::progress::{Pace, Progress};
 use super::sockets::{Receiver, Sender, stream, with_address};
 use super::wire::{ACK, SYN, Segment};
 use super::{InNamespace, Raw, privileges};
-use crate::lab::netns::ip;
+use crate::netns::ip;
 
 /// How long a connection may wait for its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(100);
