@@ -24,7 +24,7 @@ use crate::shell::{cargo, root, run, step};
 use crate::{ebpf, setup};
 
 /// A guest that has not come to an end by then has failed.
-const TIMEOUT: Duration = Duration::from_secs(1800);
+const GUEST_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// Modules of `metaproxy/tests/lab` that need nothing but the binaries, `ip` and `nft`.
 const MODULES: [&str; 5] = ["kernels", "outsiders", "attacks", "nat", "interceptors"];
@@ -244,7 +244,7 @@ fn boot(qemu: &Qemu, kernel: &Kernel, base: &Path, filter: Option<&str>) -> Resu
         String::from_utf8_lossy(&text).replace('\r', "")
     });
     while child.try_wait()?.is_none() {
-        if begun.elapsed() > TIMEOUT {
+        if begun.elapsed() > GUEST_TIMEOUT {
             child.kill()?;
         }
         std::thread::sleep(Duration::from_millis(50));

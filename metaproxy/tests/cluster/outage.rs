@@ -79,7 +79,7 @@ pub fn forgotten(cluster: &Cluster) {
         readiness(&runtime_dir).1.contains("[+]pods ok")
     });
     let told: Vec<String> = agent
-        .said()
+        .logged()
         .lines()
         .filter(|line| line.contains("has failed again"))
         .map(str::to_owned)

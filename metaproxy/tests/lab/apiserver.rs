@@ -230,9 +230,9 @@ fn a_service_accounts_role_is_had_with_its_token_which_nobody_sees() {
         })
     );
     assert!(
-        !agent.said().contains("token-of-a-service-account"),
+        !agent.logged().contains("token-of-a-service-account"),
         "{}",
-        agent.said()
+        agent.logged()
     );
     let remembered =
         std::fs::read_to_string(cluster.node.lab.dir().join("run/pods.json")).unwrap_or_default();

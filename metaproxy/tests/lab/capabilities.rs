@@ -37,7 +37,7 @@ fn a_guard_needs_three_of_them_and_none_can_be_spared() {
             guard.wait().unwrap().code(),
             Some(1),
             "without {spared}: {}",
-            guard.said()
+            guard.logged()
         );
         node.assert_nothing_loaded();
     }
@@ -62,12 +62,12 @@ fn four_capabilities_are_enough_and_none_can_be_spared() {
             agent.wait().unwrap().code(),
             Some(1),
             "without {spared}: {}",
-            agent.said()
+            agent.logged()
         );
         assert!(
-            agent.said().contains("ermi"),
+            agent.logged().contains("ermi"),
             "without {spared}: {}",
-            agent.said()
+            agent.logged()
         );
         node.assert_nothing_loaded();
     }

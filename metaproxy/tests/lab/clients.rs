@@ -126,7 +126,7 @@ fn each_pod_gets_its_own_role_and_no_other(#[case] inside: bool) {
     );
     let document: Value = serde_json::from_str(document.keys().next().unwrap()).unwrap();
     let pods = ["SecretAccessKey", "Token"].map(|field| document[field].as_str().unwrap().to_owned());
-    let said = agent.said();
+    let said = agent.logged();
     assert!(said.contains("DEBUG") && said.contains("role-a"), "{said}");
     for secret in [&keys.1, &keys.2, &pods[0], &pods[1]] {
         assert!(

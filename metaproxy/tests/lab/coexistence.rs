@@ -5,7 +5,9 @@ use crate::common::{
     IMDS, IMDS6, MAPPED, UNREACHABLE, agent_binary, client_binary, counts, dial, eventually, node,
 };
 use metaproxy_lab::agent::Agent;
-use metaproxy_lab::foreign::{Attach, Does, Foreign, attach_sock_ops, attach_to_egress, detach_links_of};
+use metaproxy_lab::bpf_conflicts::{
+    AttachMode, ConnectProgram, SockOpsAction, attach_sock_ops, attach_to_egress, detach_links_of,
+};
 use metaproxy_lab::pod::PodSpec;
 use metaproxy_lab::recorder::Recorder;
 use metaproxy_lab::{bpf, leftovers};
@@ -16,12 +18,12 @@ fn it_stands_first_in_the_chain_of_an_uplink() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let recorder = Recorder::start(node.lab.aws()).unwrap();
-    let foreign = attach_to_egress(node.lab.node(), "up0").unwrap();
+    let other = attach_to_egress(node.lab.node(), "up0").unwrap();
     let craft = || {
         let mut command = a.command(client_binary()).unwrap();
         assert!(
             command
-                .args(["craft", "--way", "raw"])
+                .args(["craft", "--method", "raw"])
                 .output()
                 .unwrap()
                 .status
@@ -33,7 +35,7 @@ fn it_stands_first_in_the_chain_of_an_uplink() {
     eventually("it arrives", || craft() > 0);
     let _guard = node.closed_guard();
     assert_eq!(craft(), 0, "though somebody else lets everything pass");
-    drop(foreign);
+    drop(other);
 }
 
 #[test]
@@ -94,16 +96,18 @@ fn programs_that_somebody_else_detaches_are_missed_and_attached_again() {
 fn a_program_that_wants_to_be_alone_is_named_as_the_obstacle() {
     let Some(node) = node() else { return };
     for cgroup in [node.lab.kubepods(), node.lab.cgroup()] {
-        let _alone = Foreign::attach(&cgroup, Attach::Alone).unwrap();
+        let _alone = ConnectProgram::attach(&cgroup, AttachMode::Exclusive).unwrap();
         let mut agent = Agent::spawn(&node.lab, &node.spec()).unwrap();
-        assert_eq!(agent.wait().unwrap().code(), Some(1), "{}", agent.said());
+        assert_eq!(agent.wait().unwrap().code(), Some(1), "{}", agent.logged());
         assert!(
-            agent.said().contains("another program that allows no second one"),
+            agent
+                .logged()
+                .contains("another program that allows no second one"),
             "{}",
-            agent.said()
+            agent.logged()
         );
         let mut guard = node.guard(&["--close", "at-once"]);
-        assert_eq!(guard.wait().unwrap().code(), Some(1), "{}", guard.said());
+        assert_eq!(guard.wait().unwrap().code(), Some(1), "{}", guard.logged());
         node.assert_nothing_loaded();
     }
 }
@@ -113,11 +117,11 @@ fn a_program_that_wants_to_be_alone_is_named_as_the_obstacle() {
 fn programs_that_allow_others_are_stood_beside() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
-    let before = Foreign::attach(&node.lab.cgroup(), Attach::Multi).unwrap();
+    let before = ConnectProgram::attach(&node.lab.cgroup(), AttachMode::Multi).unwrap();
     let _agent = node.agent();
     let _guard = node.closed_guard();
     assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
-    let after = Foreign::attach(&node.lab.kubepods(), Attach::Multi).unwrap();
+    let after = ConnectProgram::attach(&node.lab.kubepods(), AttachMode::Multi).unwrap();
     assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
     drop((before, after));
     assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
@@ -219,7 +223,7 @@ fn a_process_of_another_contract_is_named_and_takes_its_place_once_it_is_gone(
     let named = format!(
         "metaproxy {version} (agent, pid 4711) runs on this node with interception contract {contract}"
     );
-    assert!(agent.said().contains(&named), "{}", agent.said());
+    assert!(agent.logged().contains(&named), "{}", agent.logged());
     let mut guard = node.guard(&[]);
     assert_eq!(guard.wait().unwrap().code(), Some(1));
     node.assert_nothing_loaded();
@@ -231,14 +235,14 @@ fn a_process_of_another_contract_is_named_and_takes_its_place_once_it_is_gone(
 
 /// Programs of the pod's own cgroup run before ours, those above the pods' cgroup behind it.
 #[rstest::rstest]
-#[case::a_small_option_before_ours(Does::TakeRoom(4), true, None)]
-#[case::a_small_option_behind_ours(Does::TakeRoom(4), false, None)]
-#[case::an_option_that_leaves_no_room(Does::TakeRoom(16), true, Some("no_room"))]
-#[case::a_large_option_behind_ours(Does::TakeRoom(16), false, None)]
-#[case::flags_cleared_before_ours(Does::ClearFlags, true, None)]
-#[case::flags_cleared_behind_ours(Does::ClearFlags, false, Some("no_option"))]
+#[case::a_small_option_before_ours(SockOpsAction::TakeRoom(4), true, None)]
+#[case::a_small_option_behind_ours(SockOpsAction::TakeRoom(4), false, None)]
+#[case::an_option_that_leaves_no_room(SockOpsAction::TakeRoom(16), true, Some("no_room"))]
+#[case::a_large_option_behind_ours(SockOpsAction::TakeRoom(16), false, None)]
+#[case::flags_cleared_before_ours(SockOpsAction::ClearFlags, true, None)]
+#[case::flags_cleared_behind_ours(SockOpsAction::ClearFlags, false, Some("no_option"))]
 fn beside_another_program_of_connections_a_pod_is_served_as_itself_or_refused_by_name(
-    #[case] does: Does,
+    #[case] action: SockOpsAction,
     #[case] is_before: bool,
     #[case] refused: Option<&str>,
 ) {
@@ -251,7 +255,7 @@ fn beside_another_program_of_connections_a_pod_is_served_as_itself_or_refused_by
     } else {
         node.lab.cgroup()
     };
-    let other = attach_sock_ops(&cgroup, does).unwrap();
+    let other = attach_sock_ops(&cgroup, action).unwrap();
     let got = dial(&pod, &["--count", "20", "--timeout", "1000"]);
     match refused {
         None => assert_eq!(got, counts([("role-a", 20)])),

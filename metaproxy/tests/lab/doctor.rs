@@ -10,7 +10,7 @@ use crate::common::doctor::{Report, doctor_by, examined, must_see_the_nodes_proc
 use crate::common::{ADMIN, Node, agent_binary, eventually, eventually_within, node, node_alone};
 use metaproxy_lab::agent::{Agent, AgentSpec};
 use metaproxy_lab::apiserver::{Behaviour, FakeApiServer};
-use metaproxy_lab::foreign::{Attach, Foreign, attach_first_to_egress, attach_to_egress};
+use metaproxy_lab::bpf_conflicts::{AttachMode, ConnectProgram, attach_first_to_egress, attach_to_egress};
 use metaproxy_lab::pod::PodSpec;
 use metaproxy_lab::{imds, sts};
 
@@ -101,10 +101,10 @@ fn a_node_without_cgroup_v2_is_told_how_to_have_it() {
 fn programs_that_keep_ours_out_are_named_with_what_detaches_them() {
     let Some(node) = node() else { return };
     for cgroup in [node.lab.kubepods(), node.lab.cgroup()] {
-        let _alone = Foreign::attach(&cgroup, Attach::Alone).unwrap();
+        let _alone = ConnectProgram::attach(&cgroup, AttachMode::Exclusive).unwrap();
         let found = examined(&node, &[]);
         found.has(
-            "hooks' users: problem: program foreign (id ",
+            "hooks' users: problem: program other_software (id ",
             "bpftool cgroup detach",
         );
         found.has(
@@ -114,40 +114,40 @@ fn programs_that_keep_ours_out_are_named_with_what_detaches_them() {
         found.has("hooks: problem:", "see the users of our hooks above");
         assert_eq!(found.code, Some(2));
     }
-    let _beside = Foreign::attach(&node.lab.kubepods(), Attach::Multi).unwrap();
+    let _beside = ConnectProgram::attach(&node.lab.kubepods(), AttachMode::Multi).unwrap();
     examined(&node, &[])
         .is_clean()
-        .has("hooks' users: ok: shared with foreign", "");
+        .has("hooks' users: ok: shared with other_software", "");
 }
 
 #[test]
 fn programs_that_run_before_ours_are_named_and_those_that_run_after_are_no_fault() {
     let Some(node) = node() else { return };
-    let earlier = Foreign::attach(&node.lab.kubepods(), Attach::Multi).unwrap();
+    let earlier = ConnectProgram::attach(&node.lab.kubepods(), AttachMode::Multi).unwrap();
     let _agent = node.agent();
     let before = "runs before ours, which see what it makes of a connection";
-    examined(&node, &[]).has_only("hooks' users: warning: program foreign (id ", before, 1);
+    examined(&node, &[]).has_only("hooks' users: warning: program other_software (id ", before, 1);
     drop(earlier);
 
-    let above = Foreign::attach(&node.lab.cgroup(), Attach::Multi).unwrap();
-    let later = Foreign::attach(&node.lab.kubepods(), Attach::Multi).unwrap();
+    let above = ConnectProgram::attach(&node.lab.cgroup(), AttachMode::Multi).unwrap();
+    let later = ConnectProgram::attach(&node.lab.kubepods(), AttachMode::Multi).unwrap();
     examined(&node, &[])
         .is_clean()
-        .has("hooks' users: ok: shared with foreign, foreign", "");
+        .has("hooks' users: ok: shared with other_software, other_software", "");
     drop((above, later));
 
     let below = node.lab.kubepods().join("burstable");
-    let below = Foreign::attach(&below, Attach::Multi).unwrap();
+    let below = ConnectProgram::attach(&below, AttachMode::Multi).unwrap();
     examined(&node, &[]).has_only(
-        "hooks' users: warning: program foreign (id ",
+        "hooks' users: warning: program other_software (id ",
         "burstable runs before ours",
         1,
     );
     drop(below);
 
     // Kernels before 6.15 know no such flag.
-    if let Ok(_first) = Foreign::attach(&node.lab.cgroup(), Attach::First) {
-        examined(&node, &[]).has_only("hooks' users: warning: program foreign (id ", before, 1);
+    if let Ok(_first) = ConnectProgram::attach(&node.lab.cgroup(), AttachMode::Preorder) {
+        examined(&node, &[]).has_only("hooks' users: warning: program other_software (id ", before, 1);
     }
 }
 
@@ -176,7 +176,7 @@ fn programs_before_the_guards_at_an_uplink_are_named() {
     drop(behind);
     let _first = attach_first_to_egress(node.lab.node(), "up0").unwrap();
     examined(&node, &[]).has_only(
-        "hooks' users: warning: program foreign (id ",
+        "hooks' users: warning: program other_software (id ",
         "at the egress of up0 runs before the guard's",
         1,
     );
@@ -222,7 +222,7 @@ fn a_guard_that_is_not_attached_to_the_pods_cgroup_is_a_problem() {
     let guard = node.guard(&[]);
     guard.wait_for("guard open").unwrap();
     {
-        let _alone = Foreign::attach(&node.lab.kubepods(), Attach::Alone).unwrap();
+        let _alone = ConnectProgram::attach(&node.lab.kubepods(), AttachMode::Exclusive).unwrap();
         // Pods were served since the node booted.
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
         std::fs::write(node.lab.runtime_dir().join("served-since-boot"), boot).unwrap();
@@ -558,7 +558,7 @@ fn an_agent_that_is_attached_elsewhere_than_its_pods_is_not_ready_and_every_comm
     let mut process = a.command("sleep").unwrap().arg("300").spawn().unwrap();
     let attached_to = |cgroup: PathBuf| {
         let mut spec = node.spec().with(&["--cgroup", cgroup.to_str().unwrap()]);
-        spec.told_cgroup = false;
+        spec.passes_cgroup = false;
         Agent::spawn(&node.lab, &spec).unwrap()
     };
 
@@ -593,5 +593,5 @@ fn an_agent_that_is_attached_elsewhere_than_its_pods_is_not_ready_and_every_comm
         "no process is elsewhere any more",
         || node.asked("/readyz").contains("[+]interception ok"),
     );
-    assert_eq!(host.said().matches("the pod is not below").count(), 1);
+    assert_eq!(host.logged().matches("the pod is not below").count(), 1);
 }

@@ -42,16 +42,16 @@ fn hardware_address(pod: &Pod) -> String {
 }
 
 #[rstest]
-#[case::raw_ip(&["--way", "raw"])]
-#[case::raw_ip_with_options(&["--way", "raw-options"])]
-#[case::raw_ip_in_fragments(&["--way", "raw-fragments"])]
-#[case::raw_tcp(&["--way", "raw-tcp"])]
-#[case::packet_socket(&["--way", "packet"])]
-#[case::raw_ip_v6(&["--way", "raw", "--to", IMDS6])]
-#[case::raw_ip_v6_with_extension_headers(&["--way", "raw-options", "--to", IMDS6])]
-#[case::raw_tcp_v6(&["--way", "raw-tcp", "--to", IMDS6])]
-#[case::packet_socket_v6(&["--way", "packet", "--to", IMDS6])]
-#[case::raw_ip_from_another_pods_address(&["--way", "raw", "--source", "10.244.77.2"])]
+#[case::raw_ip(&["--method", "raw"])]
+#[case::raw_ip_with_options(&["--method", "raw-options"])]
+#[case::raw_ip_in_fragments(&["--method", "raw-fragments"])]
+#[case::raw_tcp(&["--method", "raw-tcp"])]
+#[case::packet_socket(&["--method", "packet"])]
+#[case::raw_ip_v6(&["--method", "raw", "--to", IMDS6])]
+#[case::raw_ip_v6_with_extension_headers(&["--method", "raw-options", "--to", IMDS6])]
+#[case::raw_tcp_v6(&["--method", "raw-tcp", "--to", IMDS6])]
+#[case::packet_socket_v6(&["--method", "packet", "--to", IMDS6])]
+#[case::raw_ip_from_another_pods_address(&["--method", "raw", "--source", "10.244.77.2"])]
 fn packets_made_by_hand_do_not_leave_the_node(#[case] words: &[&str]) {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();

@@ -13,8 +13,8 @@ use metaproxy_lab::pod::Pod;
 use metaproxy_lab::sts::Behaviour;
 use serde_json::{Value, json};
 
-/// A command for people, run on the node.
-fn told(cluster: &Cluster, words: &[&str]) -> Value {
+/// Runs a command for operators on the node.
+fn run_command(cluster: &Cluster, words: &[&str]) -> Value {
     let output = cluster
         .node
         .host_command(crate::common::agent_binary())
@@ -76,7 +76,7 @@ fn everywhere(cluster: &Cluster, agent: &Agent, pod: &Pod, explained: &Value) {
     } else {
         assert_eq!(notes(), [], "{sentence}");
     }
-    let logged = agent.said();
+    let logged = agent.logged();
     assert!(
         logged.lines().any(|line| line.contains(sentence)),
         "{sentence} in\n{logged}"
@@ -86,7 +86,7 @@ fn everywhere(cluster: &Cluster, agent: &Agent, pod: &Pod, explained: &Value) {
 /// That all agree on one sentence.
 fn agree(cluster: &Cluster, agent: &Agent, pod: &Pod, name: &str, wanted: (&str, u16, &str)) {
     let (verdict, status, sentence) = wanted;
-    let explain = || told(cluster, &["explain", name]);
+    let explain = || run_command(cluster, &["explain", name]);
     // Until the agent has heard of the pod, and STS has answered.
     eventually(&format!("{name}: {sentence}"), || {
         answered(pod).1.contains(sentence) && explain()["because"].as_str().unwrap().contains(sentence)
@@ -129,14 +129,14 @@ fn a_pods_answer_its_event_the_log_and_explain_agree() {
 
     let granted = asks("apps", "granted", "granted");
     eventually("credentials", || answered(&granted).1.starts_with("credentials "));
-    let explained = told(&cluster, &["explain", "apps/granted"]);
+    let explained = run_command(&cluster, &["explain", "apps/granted"]);
     let line = &explained["credentials"];
     let (id, until) = (line["accessKeyId"].as_str(), line["expires"].as_str());
     let words = format!("credentials {} until {}", id.unwrap(), until.unwrap());
     assert_eq!(answered(&granted), (200, words.clone()));
     assert_eq!(explained["answers"][1]["says"], words);
     let audited = format!("access_key_id={:?}", id.unwrap());
-    assert!(agent.said().contains(&audited), "{}", agent.said());
+    assert!(agent.logged().contains(&audited), "{}", agent.logged());
 
     let refused: [(&str, &'static str, &str, &str); 4] = [
         (
@@ -181,8 +181,14 @@ fn a_pods_answer_its_event_the_log_and_explain_agree() {
             .filter(|one| one["pod"] == "apps/away");
         of_away.map(|one| one["verdict"].clone()).collect()
     };
-    assert_eq!(verdicts(&told(&cluster, &["explain", "--all"])), ["unavailable"]);
-    assert_eq!(verdicts(&told(&cluster, &["status"])["pods"]), ["unavailable"]);
+    assert_eq!(
+        verdicts(&run_command(&cluster, &["explain", "--all"])),
+        ["unavailable"]
+    );
+    assert_eq!(
+        verdicts(&run_command(&cluster, &["status"])["pods"]),
+        ["unavailable"]
+    );
     // As the alert MetaproxyPodsWithoutSession asks for it.
     let metrics = cluster.node.asked("/metrics");
     for verdict in ["unavailable", "waiting"] {
@@ -203,15 +209,15 @@ fn a_pod_that_is_over_is_nobodys_trouble_and_still_explained_by_name() {
         list.map(|one| one["pod"].as_str().unwrap().to_owned()).collect()
     };
     eventually("the one that runs", || {
-        names(&told(&cluster, &["explain", "--all"])) == ["apps/runs"]
+        names(&run_command(&cluster, &["explain", "--all"])) == ["apps/runs"]
     });
-    let status = told(&cluster, &["status"]);
+    let status = run_command(&cluster, &["status"]);
     assert_eq!(names(&status["pods"]), ["apps/runs"]);
     assert_eq!(status["podsKnown"], 2);
     let metrics = cluster.node.asked("/metrics");
     let line = "metaproxy_pod_verdicts{verdict=\"refused\"} 1";
     assert!(metrics.lines().any(|found| found == line), "{metrics}");
-    let asked = told(&cluster, &["explain", "apps/over"]);
+    let asked = run_command(&cluster, &["explain", "apps/over"]);
     assert_eq!(asked["verdict"], "refused", "{asked:#}");
 }
 
@@ -233,14 +239,14 @@ fn a_pod_whose_variables_lead_past_its_role_is_named_until_they_are_gone() {
     let uri = "http://169.254.170.23/v1/credentials";
     put(json!([{ "name": "AWS_CONTAINER_CREDENTIALS_FULL_URI", "value": uri }]));
     let _agent = cluster.agent(&["--namespace-policy", "off"]);
-    let told_by_doctor = |wanted: &str| {
+    let doctor_says = |wanted: &str| {
         let all = examined(&cluster.node, &[]).all();
         let mut own = all.iter().filter(|found| found.starts_with("credentials: "));
         own.any(|found| found.contains(wanted))
     };
     let named = "apps/web by AWS_CONTAINER_CREDENTIALS_FULL_URI (EKS Pod Identity) -> an SDK takes those";
-    eventually("doctor names it", || told_by_doctor(named));
-    let explained = told(&cluster, &["explain", "apps/web"]);
+    eventually("doctor names it", || doctor_says(named));
+    let explained = run_command(&cluster, &["explain", "apps/web"]);
     let hint = explained["hints"][0].as_str().unwrap();
     assert!(
         hint.contains("never falls back to the metadata service"),
@@ -248,6 +254,6 @@ fn a_pod_whose_variables_lead_past_its_role_is_named_until_they_are_gone() {
     );
     put(json!([]));
     eventually("and then no more", || {
-        told_by_doctor("ok: no pod with a role is told of others")
+        doctor_says("ok: no pod with a role is told of others")
     });
 }

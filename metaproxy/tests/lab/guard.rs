@@ -69,9 +69,9 @@ fn the_nodes_own_namespace_and_other_ports_are_left_alone() {
     // What the node makes by hand is its own business too.
     let recorder = Recorder::start(node.lab.aws()).unwrap();
     for words in [
-        &["--way", "raw"][..],
-        &["--way", "raw-tcp"],
-        &["--way", "raw", "--to", IMDS6],
+        &["--method", "raw"][..],
+        &["--method", "raw-tcp"],
+        &["--method", "raw", "--to", IMDS6],
     ] {
         let before: usize = recorder.seen().values().sum();
         let sent = node
@@ -90,7 +90,7 @@ fn the_nodes_own_namespace_and_other_ports_are_left_alone() {
 #[test]
 fn a_guard_that_closes_at_its_start_says_so_and_nothing_else_before() {
     let Some(node) = node() else { return };
-    let said = node.closed_guard().said();
+    let said = node.closed_guard().logged();
     for other in ["waiting", "guard open", "not kept out"] {
         assert!(!said.contains(other), "{said}");
     }
@@ -167,7 +167,7 @@ fn uplinks_are_followed_as_they_come_and_go() {
         let sent = a
             .command(client_binary())
             .unwrap()
-            .args(["craft", "--way", "raw"])
+            .args(["craft", "--method", "raw"])
             .output()
             .unwrap();
         assert!(sent.status.success(), "{sent:?}");
@@ -259,7 +259,7 @@ fn a_guard_is_ready_when_it_keeps_pods_out_or_waits_for_the_first_agent_by_its_o
     let closed = node.closed_guard();
     assert_eq!(probe("live"), (true, "ok\n".to_owned()));
     assert_eq!(probe("ready"), (true, "[+]guard ok\n".to_owned()));
-    let said = closed.said();
+    let said = closed.logged();
     assert!(
         !said.contains("guard waiting"),
         "it is attached from the start: {said}"

@@ -125,7 +125,7 @@ fn the_mount_and_the_pods_cgroup_are_found() {
     let Some(node) = node_alone() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let spec = AgentSpec {
-        told_cgroup: false,
+        passes_cgroup: false,
         ..node.spec()
     };
     let agent = Agent::start(&node.lab, &spec).unwrap();

@@ -6,7 +6,7 @@ use crate::common::attackers::{Attacker, CLOSED, assert_ready, requests, unlimit
 use crate::common::identity::{REFUSED, assert_only, v4_listener};
 use crate::common::nested::{Nested, nft};
 use crate::common::{Node, counts, dial, eventually, node, start_dial};
-use metaproxy_lab::foreign::Foreign;
+use metaproxy_lab::bpf_conflicts::ConnectProgram;
 use metaproxy_lab::pod::{Pod, PodSpec};
 use rstest::rstest;
 
@@ -197,7 +197,7 @@ fn a_connection_that_a_socket_load_balancer_sends_elsewhere_shows_no_option_and_
     let places = ["--front", &front, "--listener", &listener, "--own", &own];
     let mut replay = Attacker::start(&attacker, &[&words[..], &places].concat());
     replay.wait_for("ready", 1);
-    let translates = Foreign::translate(
+    let translates = ConnectProgram::translate(
         &node.lab.cgroup(),
         listener.parse().unwrap(),
         front.parse().unwrap(),

@@ -239,19 +239,19 @@ fn the_guard_refuses_connections_and_drops_packets() {
         recorder.take_from_others()
     };
     let mut ways: Vec<Vec<&str>> = vec![
-        vec!["--way", "raw"],
-        vec!["--way", "raw-options"],
-        vec!["--way", "raw-fragments"],
-        vec!["--way", "raw-tcp"],
-        vec!["--way", "raw", "--to", IMDS6],
-        vec!["--way", "raw-options", "--to", IMDS6],
-        vec!["--way", "raw-tcp", "--to", IMDS6],
+        vec!["--method", "raw"],
+        vec!["--method", "raw-options"],
+        vec!["--method", "raw-fragments"],
+        vec!["--method", "raw-tcp"],
+        vec!["--method", "raw", "--to", IMDS6],
+        vec!["--method", "raw-options", "--to", IMDS6],
+        vec!["--method", "raw-tcp", "--to", IMDS6],
     ];
     // AF_PACKET is seen at the uplinks only.
     let has_tcx = KernelVersion::current().unwrap() >= KernelVersion::new(6, 6, 0);
     let sees_next_hop = Path::new(&format!("/sys/class/net/pod{}", a.number())).exists();
     if has_tcx && sees_next_hop {
-        ways.push(vec!["--way", "packet"]);
+        ways.push(vec!["--method", "packet"]);
     }
     for way in &ways {
         eventually("nothing stops it yet", || arrived(way) > 0);

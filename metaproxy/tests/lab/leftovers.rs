@@ -52,7 +52,7 @@ fn what_others_have_left_is_removed_and_nothing_else() {
     let Some(node) = node() else { return };
     OF_OTHERS.iter().for_each(|line| run_in(&node, line));
     let before = snapshot(node.lab.node()).unwrap();
-    for foreign in [
+    for rule in [
         "169.254.170.2/32",
         "-j REJECT",
         "--to-destination 127.0.0.1:8000",
@@ -60,7 +60,7 @@ fn what_others_have_left_is_removed_and_nothing_else() {
         "-A THEIRS -d 169.254.169.254/32",
         "fd00:ec2::254",
     ] {
-        assert!(before.contains(foreign), "{foreign} in {before}");
+        assert!(before.contains(rule), "{rule} in {before}");
     }
     let target = "10.0.0.1:8181";
     for line in [

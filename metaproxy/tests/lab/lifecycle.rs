@@ -75,7 +75,7 @@ fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder_and_nothing_was_
         .unwrap();
     let mut agent = Agent::spawn(&node.lab, &node.spec().with(&["--listen-port", "18181"])).unwrap();
     assert_eq!(agent.wait().unwrap().code(), Some(1));
-    let said = agent.said();
+    let said = agent.logged();
     let holder = format!("(pid {})", std::process::id());
     assert!(
         said.contains("--listen-port 18181: 10.200.0.1:18181 is already taken by") && said.contains(&holder),
@@ -121,7 +121,7 @@ fn a_free_port_is_outside_the_ephemeral_and_nodeport_ranges_and_no_pods_host_por
             .iter()
             .all(|listener| listener.port() == 10_244),
         "{}",
-        agent.said()
+        agent.logged()
     );
     // A second one finds another all the same.
     let second = node.agent();
@@ -145,7 +145,7 @@ fn of_two_agents_the_older_serves_until_it_ends_and_no_request_is_lost() {
         assert!(
             !older.wait_for("served=").unwrap().contains("served=0 "),
             "{}",
-            older.said()
+            older.logged()
         );
     }
     // And the other way round: the younger goes, unasked.
@@ -259,8 +259,8 @@ fn bad_usage_is_a_sentence_and_nothing_is_attached(
 ) {
     let Some(node) = node() else { return };
     let mut agent = Agent::spawn(&node.lab, &node.spec().with(flags)).unwrap();
-    assert_eq!(agent.wait().unwrap().code(), Some(code), "{}", agent.said());
-    assert!(agent.said().contains(sentence), "{}", agent.said());
+    assert_eq!(agent.wait().unwrap().code(), Some(code), "{}", agent.logged());
+    assert!(agent.logged().contains(sentence), "{}", agent.logged());
     node.assert_nothing_loaded();
 }
 

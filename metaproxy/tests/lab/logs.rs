@@ -59,7 +59,7 @@ fn no_text_of_a_request_is_in_the_log_at_any_level() {
     agent
         .wait_for("path=/latest/dynamic/instance-identity/document")
         .unwrap();
-    let said = agent.said();
+    let said = agent.logged();
     assert!(count(&said, "path=/latest/api/token/…") == 1, "{said}");
     let secret = SECRET.to_ascii_lowercase();
     assert!(!said.to_ascii_lowercase().contains(&secret), "{said}");
@@ -82,7 +82,7 @@ fn an_ordinary_end_warns_of_nothing_and_tells_what_an_operator_understands() {
         assert!(line.contains(&part), "{part} in {line}");
     }
     assert!(agent.stop().unwrap().success());
-    let said = agent.said();
+    let said = agent.logged();
     assert_eq!(count(&said, " WARN ") + count(&said, " ERROR "), 0, "{said}");
     assert_eq!(count(&said, "stopped connections_served="), 1, "{said}");
     let kernel = said.lines().find(|line| line.contains("counted in the kernel"));
@@ -143,7 +143,7 @@ fn the_start_tells_what_somebody_asks_first() {
         line.contains("pods=30 with_role=30 refused=0 without=0"),
         "{line}"
     );
-    assert_eq!(count(&agent.said(), "has a role"), 0, "{}", agent.said());
+    assert_eq!(count(&agent.logged(), "has a role"), 0, "{}", agent.logged());
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn a_hundred_pods_that_fail_do_not_fill_the_log() {
         .unwrap();
     agent.wait_for("no session: and ").unwrap();
     agent.wait_for("more pods that get no credentials").unwrap();
-    let said = agent.said();
+    let said = agent.logged();
     assert!(count(&said, "no session: no credentials") <= 20, "{said}");
     assert!(count(&said, "cannot be used") <= 20, "{said}");
     assert_eq!(count(&said, ": 200 are new, or have another role"), 1, "{said}");
@@ -197,10 +197,10 @@ fn a_change_of_a_pods_role_is_told_and_whoever_asks_without_one_is_named_once() 
         assert_eq!(dial(&without, &[]), counts([("status 404", 1)]));
     }
     eventually("it is told", || {
-        agent.said().contains("pod apps/without has no role")
+        agent.logged().contains("pod apps/without has no role")
     });
-    assert_eq!(count(&agent.said(), "pod apps/without has no role"), 1);
-    let said = agent.said();
+    assert_eq!(count(&agent.logged(), "pod apps/without has no role"), 1);
+    let said = agent.logged();
     let lines: Vec<Value> = said
         .lines()
         .map(|line| serde_json::from_str(line).unwrap())

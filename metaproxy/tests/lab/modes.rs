@@ -42,22 +42,22 @@ fn observing_changes_nothing_and_tells_what_would() {
         let line = agent.wait_for(change).unwrap();
         assert!(
             agent
-                .said()
+                .logged()
                 .lines()
                 .any(|line| line.contains(change) && line.contains(&format!("pod=\"{pod}\""))),
             "{pod}: {line}"
         );
     }
-    assert!(!agent.said().contains("apps/quiet"), "it did not ask");
+    assert!(!agent.logged().contains("apps/quiet"), "it did not ask");
     drop(quiet);
     // Said once, however often it asks; and again when it would be something else.
     assert_eq!(dial(&a, &["--count", "20"]), counts([("node", 20)]));
     a.write_manifest(&[("iam.amazonaws.com/role".to_owned(), "role-new".to_owned())])
         .unwrap();
     eventually("the change is told", || {
-        dial(&a, &[]) == counts([("node", 1)]) && agent.said().contains("role/role-new")
+        dial(&a, &[]) == counts([("node", 1)]) && agent.logged().contains("role/role-new")
     });
-    let said = agent.said();
+    let said = agent.logged();
     assert_eq!(said.matches("role/role-a ").count(), 1, "{said}");
     drop(agent);
     node.assert_nothing_loaded();

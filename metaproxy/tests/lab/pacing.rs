@@ -26,7 +26,7 @@ fn calls_of_tenant(node: &Node) -> usize {
 }
 
 fn audits_of_tenant(agent: &Agent) -> usize {
-    let said = agent.said();
+    let said = agent.logged();
     let audits = said.lines().filter(|line| line.contains("audit: session issued"));
     audits.filter(|line| !line.contains("neighbour")).count()
 }
@@ -102,7 +102,7 @@ fn what_shapes_a_session_changes_400_times_a_second_and_sts_is_asked_a_few_times
     #[case] changes: Changes,
     #[case] flags: &[&str],
 ) {
-    const TIME: Duration = Duration::from_secs(5);
+    const ATTACK_TIME: Duration = Duration::from_secs(5);
     let Some(cluster) = cluster_alone() else { return };
     let tenant = cluster.pod("tenant");
     changes.make(&cluster, &tenant, 0);
@@ -115,11 +115,11 @@ fn what_shapes_a_session_changes_400_times_a_second_and_sts_is_asked_a_few_times
     let start = Instant::now();
     let number = std::thread::scope(|scope| {
         let churning = scope.spawn(|| churn(&stop, |number| changes.make(&cluster, &tenant, number)));
-        std::thread::sleep(TIME / 2);
+        std::thread::sleep(ATTACK_TIME / 2);
         // A pod that starts meanwhile has its role in time, and so has one that was there.
         cluster.put("late", &late, json!({ ROLE: "neighbour-late" }));
         assert!(document_is_good(&late, "neighbour-late"));
-        while start.elapsed() < TIME {
+        while start.elapsed() < ATTACK_TIME {
             assert!(document_is_good(&neighbour, "neighbour") && document_is_good(&late, "neighbour-late"));
             // The tenant is answered in time too, one way or the other.
             let status = document(&tenant, "tenant").status;
@@ -147,7 +147,7 @@ fn what_shapes_a_session_changes_400_times_a_second_and_sts_is_asked_a_few_times
 /// such a pod never runs.
 #[test]
 fn pods_are_made_400_times_a_second_and_sts_is_asked_a_few_times() {
-    const TIME: Duration = Duration::from_secs(5);
+    const ATTACK_TIME: Duration = Duration::from_secs(5);
     let Some(cluster) = cluster_alone() else { return };
     let neighbour = cluster.with_role("neighbour", "neighbour");
     let late = cluster.pod("late");
@@ -172,11 +172,11 @@ fn pods_are_made_400_times_a_second_and_sts_is_asked_a_few_times() {
     let (stop, start) = (AtomicBool::new(false), Instant::now());
     let number = std::thread::scope(|scope| {
         let making = scope.spawn(|| churn(&stop, make));
-        std::thread::sleep(TIME / 2);
+        std::thread::sleep(ATTACK_TIME / 2);
         // A pod that starts meanwhile has its role in time, and so has one that was there.
         cluster.put("late", &late, json!({ ROLE: "neighbour-late" }));
         assert!(document_is_good(&late, "neighbour-late"));
-        while start.elapsed() < TIME {
+        while start.elapsed() < ATTACK_TIME {
             assert!(document_is_good(&neighbour, "neighbour") && document_is_good(&late, "neighbour-late"));
         }
         stop.store(true, Ordering::Relaxed);
@@ -196,7 +196,7 @@ fn pods_are_made_400_times_a_second_and_sts_is_asked_a_few_times() {
 
 #[test]
 fn a_manifest_that_is_rewritten_again_and_again_costs_a_few_sts_calls_and_says_why_there_is_no_session() {
-    const TIME: Duration = Duration::from_secs(6);
+    const ATTACK_TIME: Duration = Duration::from_secs(6);
     let Some(node) = node_alone() else { return };
     let tenant = node.lab.pod(PodSpec::with_role("tenant", "tenant-0")).unwrap();
     let neighbour = node
@@ -205,7 +205,7 @@ fn a_manifest_that_is_rewritten_again_and_again_costs_a_few_sts_calls_and_says_w
         .unwrap();
     let agent = node.agent();
     let (start, mut number, mut reasons) = (Instant::now(), 0, 0);
-    while start.elapsed() < TIME {
+    while start.elapsed() < ATTACK_TIME {
         number += 1;
         let role = format!("tenant-{number}");
         tenant.write_manifest(&[(ROLE.to_owned(), role.clone())]).unwrap();
@@ -222,5 +222,9 @@ fn a_manifest_that_is_rewritten_again_and_again_costs_a_few_sts_calls_and_says_w
     });
     let (calls, limit) = (calls_of_tenant(&node), may_have(start.elapsed()));
     assert!((5..=limit).contains(&calls), "{calls} calls");
-    assert!(agent.said().contains("a new session waits"), "{}", agent.said());
+    assert!(
+        agent.logged().contains("a new session waits"),
+        "{}",
+        agent.logged()
+    );
 }

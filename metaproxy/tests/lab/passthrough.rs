@@ -274,7 +274,7 @@ fn a_flood_of_requests_reaches_the_nodes_service_at_a_pace_and_another_pod_is_an
     #[case] in_a_second: usize,
 ) {
     const NAMES: [&str; 8] = ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"];
-    const TIME: Duration = Duration::from_secs(5);
+    const ATTACK_TIME: Duration = Duration::from_secs(5);
     let Some((node, a, _agent)) = served_alone(Behaviour::default(), &[]) else {
         return;
     };
@@ -289,7 +289,7 @@ fn a_flood_of_requests_reaches_the_nodes_service_at_a_pace_and_another_pod_is_an
         .collect();
     let (before, start) = (passed(&node).len(), Instant::now());
     let mut asked = 0;
-    while start.elapsed() < TIME - Duration::from_millis(500) {
+    while start.elapsed() < ATTACK_TIME - Duration::from_millis(500) {
         for path in [ID, "/latest/meta-data/placement/region"] {
             let (answer, took) = timed_exchange(&a, &[[request("GET", path, "")]], 3.0).remove(0);
             assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");

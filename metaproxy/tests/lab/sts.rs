@@ -102,7 +102,7 @@ fn while_sts_fails_the_pod_is_told_in_time_and_what_is_there_is_served(#[case] b
     eventually("and all is well again", || {
         document(&b, "role-b").body.contains("secret-of-role-b")
     });
-    assert!(!agent.said().contains("secret-of"), "{}", agent.said());
+    assert!(!agent.logged().contains("secret-of"), "{}", agent.logged());
 }
 
 /// A proxy or a firewall that answers in its place.
@@ -110,7 +110,7 @@ fn while_sts_fails_the_pod_is_told_in_time_and_what_is_there_is_served(#[case] b
 #[case::forbidden(403)]
 #[case::bad_gateway(502)]
 fn an_answer_that_is_not_from_sts_is_told_of_by_its_status_and_once(#[case] status: u16) {
-    const LONG: Duration = Duration::from_secs(40);
+    const RECOVERY_TIMEOUT: Duration = Duration::from_secs(40);
     let Some(node) = node_alone() else { return };
     node.sts.behave(Behaviour {
         page: Some(status),
@@ -120,17 +120,17 @@ fn an_answer_that_is_not_from_sts_is_told_of_by_its_status_and_once(#[case] stat
     let agent = node.agent();
     let want = format!("the answer is not from STS: HTTP status {status}, content type text/html");
     let mut attempts = 0;
-    eventually_within(LONG, "STS is tried again and again", || {
+    eventually_within(RECOVERY_TIMEOUT, "STS is tried again and again", || {
         let (list, document) = in_time(&a, "role-a");
         assert_eq!((list.status, document.status), (200, 503), "{document:?}");
         attempts += usize::from(document.body.contains(&want));
         attempts >= 3 && node.sts.calls().len() >= 4
     });
-    let said = agent.said();
+    let said = agent.logged();
     assert_eq!(said.matches("no session: ").count(), 1, "{said}");
     assert!(said.contains(&want) && !said.contains("Incident"), "{said}");
     node.sts.behave(Behaviour::default());
-    eventually_within(LONG, "and all is well again", || {
+    eventually_within(RECOVERY_TIMEOUT, "and all is well again", || {
         document(&a, "role-a").status == 200
     });
 }
@@ -175,8 +175,10 @@ fn an_sts_that_always_takes_five_seconds_gives_sessions_all_the_same() {
 /// A request that waits for STS while the role is taken away.
 #[test]
 fn a_role_that_is_taken_away_while_a_request_waits_is_not_served_to_it() {
-    const TAKES: Duration = Duration::from_millis(750);
-    let Some(node) = node_with_sts(TAKES) else { return };
+    const STS_LATENCY: Duration = Duration::from_millis(750);
+    let Some(node) = node_with_sts(STS_LATENCY) else {
+        return;
+    };
     let a = node.lab.pod(PodSpec::without_role("a")).unwrap();
     let _agent = node.agent();
     for round in 1..20 {
@@ -190,7 +192,7 @@ fn a_role_that_is_taken_away_while_a_request_waits_is_not_served_to_it() {
             std::thread::sleep(Duration::from_millis(200));
             a.write_manifest(&[]).unwrap();
             eventually("it has no role", || get(&a, LIST).status == 404);
-            let was_in_time = asked.elapsed() < TAKES - Duration::from_millis(50);
+            let was_in_time = asked.elapsed() < STS_LATENCY - Duration::from_millis(50);
             (waiting.join().unwrap(), was_in_time)
         });
         if was_in_time {

@@ -205,7 +205,7 @@ fn a_pod_that_declares_the_listeners_port_is_named_and_the_listener_moves_away()
     assert_only(&got, &allowed(), "the victim");
     println!("moved {took:?} after the manifest; the victim got {got:?}");
     assert_eq!(troubles(&node), 1, "readiness was lost");
-    assert!(is_ready(&node).0, "and came back: {}", agent.said());
+    assert!(is_ready(&node).0, "and came back: {}", agent.logged());
     assert_eq!(node.imds.seen_from_pods(), []);
 }
 
@@ -239,7 +239,7 @@ fn a_service_with_the_nodes_external_ip_is_noticed_by_the_self_check_and_the_lis
         .unwrap();
     assert!(line.contains("answered_elsewhere"), "{line}");
     assert_eq!(troubles(&node), 1, "readiness was lost");
-    assert!(is_ready(&node).0, "and came back: {}", agent.said());
+    assert!(is_ready(&node).0, "and came back: {}", agent.logged());
     assert_eq!(node.imds.seen_from_pods(), []);
     // No check counts as a refused connection.
     assert_eq!(node.kernel_count("no_option"), 0);
@@ -369,7 +369,7 @@ fn an_agent_in_a_pod_checks_its_listeners_and_moves_too() {
     let mut agent = Agent::start(&node.lab, &spec).unwrap();
     let claimed = port(&agent);
     std::thread::sleep(Duration::from_secs(7));
-    assert_eq!(troubles(&node), 0, "{}", agent.said());
+    assert_eq!(troubles(&node), 0, "{}", agent.logged());
     external_ip(&node, claimed, "10.244.250.2:8080");
     agent.wait_for("the listener has moved to another port").unwrap();
     assert_eq!(dial(&victim, &["--count", "100"]), counts([("role-victim", 100)]));
@@ -390,7 +390,7 @@ fn an_agent_that_was_slow_accuses_no_rule() {
         std::thread::sleep(Duration::from_millis(700));
     }
     assert!(is_ready(&node).0);
-    assert_eq!(troubles(&node), 0, "{}", agent.said());
+    assert_eq!(troubles(&node), 0, "{}", agent.logged());
     let status = Command::new(agent_binary())
         .args(["status", "--runtime-dir"])
         .arg(node.lab.runtime_dir())

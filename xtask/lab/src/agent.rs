@@ -22,7 +22,7 @@ pub struct AgentSpec {
     /// The cgroup that it runs in, if that is not [`Lab::agent_cgroup`].
     pub cgroup: Option<PathBuf>,
     /// Whether it is told where the pods' cgroup is, or has to find it.
-    pub told_cgroup: bool,
+    pub passes_cgroup: bool,
     /// A kubeconfig, instead of the lab's manifests; and the node's name.
     pub cluster: Option<(PathBuf, &'static str)>,
     /// `--base-role-arn`
@@ -42,7 +42,7 @@ impl AgentSpec {
         Self {
             binary: binary.to_owned(),
             cgroup: None,
-            told_cgroup: true,
+            passes_cgroup: true,
             cluster: None,
             base: Some("arn:aws:iam::123456789012:role/"),
             flags,
@@ -99,13 +99,13 @@ impl Agent {
             .arg(lab.runtime_dir())
             .args(spec.base.map(|base| format!("--base-role-arn={base}")))
             .args(
-                spec.told_cgroup
+                spec.passes_cgroup
                     .then(|| ["--cgroup".into(), lab.kubepods()])
                     .into_iter()
                     .flatten(),
             )
             .args(&spec.flags);
-        Self::listened_to(command)
+        Self::with_log(command)
     }
 
     /// Starts a guard of this binary in the node's network namespace, with the agents' runtime directory.
@@ -120,17 +120,17 @@ impl Agent {
             .arg("--cgroup")
             .arg(lab.kubepods())
             .args(flags);
-        Self::listened_to(command)
+        Self::with_log(command)
     }
 
     /// Starts one with these words and this process's environment, where this process is.
     pub fn run(binary: &Path, words: &[String]) -> Result<Self> {
         let mut command = Command::new(binary);
         command.args(words);
-        Self::listened_to(command)
+        Self::with_log(command)
     }
 
-    fn listened_to(mut command: Command) -> Result<Self> {
+    fn with_log(mut command: Command) -> Result<Self> {
         command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -194,7 +194,7 @@ impl Agent {
     }
 
     /// Everything that it said.
-    pub fn said(&self) -> String {
+    pub fn logged(&self) -> String {
         self.log
             .lines
             .lock()

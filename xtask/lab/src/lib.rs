@@ -9,8 +9,8 @@
 pub mod agent;
 pub mod apiserver;
 pub mod bpf;
+pub mod bpf_conflicts;
 pub mod clients;
-pub mod foreign;
 pub mod imds;
 pub mod leftovers;
 pub mod netns;

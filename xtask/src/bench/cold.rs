@@ -11,13 +11,13 @@ use super::figures::{Figure, Goal, Samples, Section};
 use super::site::{CREDENTIALS, IMDS, Site, collect, ordinary, start, stop, within};
 
 /// What STS takes.
-const STS: Duration = Duration::from_millis(50);
+const STS_LATENCY: Duration = Duration::from_millis(50);
 
 /// Longer than the way from the API server to the agent's decisions.
-const KNOWN: Duration = Duration::from_millis(200);
+const PROPAGATION_TIME: Duration = Duration::from_millis(200);
 
 /// As many as ask at once, where it does not only have to run.
-const AT_ONCE: usize = 1000;
+const BURST: usize = 1000;
 
 /// The SDKs' own limit is a second.
 const LIMIT_MS: f64 = 1000.0;
@@ -25,7 +25,7 @@ const LIMIT_MS: f64 = 1000.0;
 pub fn cold(site: &Site) -> Result<Section> {
     let cluster = Cluster::new(site)?;
     let agent = Agent::start(&site.lab, &cluster.spec)?;
-    site.sts.behave(ordinary(STS));
+    site.sts.behave(ordinary(STS_LATENCY));
     let (first, hasty, crowd) = (
         running(site, "first")?,
         running(site, "hasty")?,
@@ -35,7 +35,7 @@ pub fn cold(site: &Site) -> Result<Section> {
     // Its session is forgotten with it.
     let forget = |name: &str| {
         cluster.delete(name);
-        std::thread::sleep(KNOWN);
+        std::thread::sleep(PROPAGATION_TIME);
     };
 
     let (mut prefetched, mut hurried, mut failed) = (Samples::default(), Samples::default(), 0);
@@ -46,7 +46,7 @@ pub fn cold(site: &Site) -> Result<Section> {
         within(Duration::from_secs(5), "a session that is fetched ahead", || {
             Ok(site.sts.calls().len() > calls)
         })?;
-        std::thread::sleep(STS + KNOWN);
+        std::thread::sleep(STS_LATENCY + PROPAGATION_TIME);
         let outcome = collect(start(&mut site.in_pod(&first, &one)?)?)?;
         failed += outcome.failed;
         if outcome.done > 0 {
@@ -64,7 +64,7 @@ pub fn cold(site: &Site) -> Result<Section> {
     }
 
     let calls = site.sts.calls().len();
-    let at_once = if site.effort.smoke { 50 } else { AT_ONCE };
+    let at_once = if site.effort.smoke { 50 } else { BURST };
     let clients = at_once.to_string();
     let words = [&one[..], &["--clients", &clients]].concat();
     let command = start(&mut site.in_pod(&crowd, &words)?)?;
@@ -78,7 +78,7 @@ pub fn cold(site: &Site) -> Result<Section> {
     let at_once = |what: &str| format!("{at_once} first requests at once: {what}");
     Ok(Section {
         title: "First requests",
-        how: "from connect() to the last byte, STS takes 50 ms, an API server in miniature; the second kind is asked while \
+        how: "from connect() to the last byte, STS_LATENCY takes 50 ms, an API server in miniature; the second kind is asked while \
               the agent hears of the pod; those at once are held until their pod is known, a quarter of a second after \
               the first of them began to connect",
         figures: vec![

@@ -21,7 +21,7 @@ const BARE: u16 = 7002;
 const BEHIND_RULE: u16 = 8181;
 
 /// Short turns for each round.
-const SHORT: usize = 20;
+const SHORT_TURNS: usize = 20;
 
 /// connect() to another address, with and without the agent.
 pub fn elsewhere(site: &Site) -> Result<Section> {
@@ -42,7 +42,7 @@ pub fn elsewhere(site: &Site) -> Result<Section> {
     };
     let all = site.effort.connections;
     let short = |inside: &mut Samples, outside: &mut Samples| -> Result<()> {
-        for turn in 0..SHORT {
+        for turn in 0..SHORT_TURNS {
             for is_inside in [turn % 2 == 0, turn % 2 != 0] {
                 let samples = if is_inside { &mut *inside } else { &mut *outside };
                 samples.push(connect(is_inside, all / 5)?);

@@ -23,7 +23,7 @@ const PAUSE: &str = "2";
 const SPOOFED: &str = "198.18.0.0";
 
 /// A flood has filled what it fills.
-const STARTED: Duration = Duration::from_secs(1);
+const START_TIME: Duration = Duration::from_secs(1);
 
 /// Floods, by what they are called in the report and what `metaproxy-lab attack` calls them.
 const FLOODS: [(&str, Flood); 4] = [
@@ -139,7 +139,7 @@ fn one(
         Flood::Connects(kind) => vec!["--privileges", "none", kind, "--to", &to],
     };
     let _attacker = Process::spawn(site.attack(bad, &attack)?.stdout(Stdio::null()))?;
-    std::thread::sleep(STARTED);
+    std::thread::sleep(START_TIME);
     Ok((quiet, look()?))
 }
 

@@ -28,7 +28,7 @@ const MIB: f64 = 1024.0;
 const SESSIONS_TIMEOUT: Duration = Duration::from_secs(150);
 
 /// An agent at rest: what it no longer needs of its start is given back.
-const SETTLED: Duration = Duration::from_secs(4);
+const SETTLE_TIME: Duration = Duration::from_secs(4);
 
 /// What an agent has taken of the node.
 #[derive(Clone, Copy)]
@@ -347,7 +347,7 @@ fn served(site: &Site, cluster: &Cluster, pods: usize) -> Result<(Agent, f64)> {
     within(SESSIONS_TIMEOUT, "a session for each pod", || {
         Ok(site.sts.calls().len() >= calls + pods)
     })?;
-    std::thread::sleep(SETTLED);
+    std::thread::sleep(SETTLE_TIME);
     Ok((agent, took))
 }
 

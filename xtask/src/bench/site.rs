@@ -267,10 +267,10 @@ pub fn stop(mut agent: Agent) -> Result<()> {
     ensure!(
         agent.is_running(),
         "the agent had ended by itself: {}",
-        agent.said()
+        agent.logged()
     );
     let status = agent.stop()?;
-    ensure!(status.success(), "the agent: {status}: {}", agent.said());
+    ensure!(status.success(), "the agent: {status}: {}", agent.logged());
     Ok(())
 }
 

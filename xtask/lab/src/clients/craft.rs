@@ -8,13 +8,13 @@ use anyhow::{Context as _, Result, ensure};
 use clap::{Args, ValueEnum};
 use nix::sys::socket::{LinkAddr, SockaddrLike as _, SockaddrStorage};
 
-/// What to send.
+/// The arguments of `craft`.
 #[derive(Clone, Debug, Args)]
 pub struct Craft {
-    /// How
+    /// How the packet is sent
     #[arg(long, value_enum)]
-    way: Way,
-    /// Where to
+    method: Method,
+    /// The address that it is sent to
     #[arg(long, default_value = "169.254.169.254:80")]
     to: SocketAddr,
     /// Source address [default: that of the route]
@@ -26,14 +26,14 @@ pub struct Craft {
     /// For packet: the next hop's hardware address
     #[arg(long, default_value = "ff:ff:ff:ff:ff:ff")]
     next_hop: String,
-    /// How often
+    /// How many times it is sent
     #[arg(long, default_value_t = 3)]
     count: usize,
 }
 
-/// Ways past connect hooks.
+/// How a packet is sent past connect hooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Way {
+pub enum Method {
     /// IPPROTO_RAW: the IP header is the sender's
     Raw,
     /// The same with IP options, or an extension header of IPv6
@@ -56,18 +56,22 @@ pub fn run(craft: &Craft) -> Result<()> {
         None => source_to(craft.to)?,
     };
     let tcp = syn(source, craft.to);
-    let packets = match (craft.way, source, craft.to.ip()) {
-        (Way::RawTcp, _, _) => vec![tcp],
-        (Way::RawFragments, IpAddr::V4(from), IpAddr::V4(to)) => vec![
+    let packets = match (craft.method, source, craft.to.ip()) {
+        (Method::RawTcp, _, _) => vec![tcp],
+        (Method::RawFragments, IpAddr::V4(from), IpAddr::V4(to)) => vec![
             ipv4(from, to, 0x2000, &[], &tcp[..8]),
             ipv4(from, to, 1, &[], &tcp[8..]),
         ],
-        (way, IpAddr::V4(from), IpAddr::V4(to)) => {
+        (method, IpAddr::V4(from), IpAddr::V4(to)) => {
             // Four times "no operation" (RFC 791, 3.1).
-            let options: &[u8] = if way == Way::RawOptions { &[1; 4] } else { &[] };
+            let options: &[u8] = if method == Method::RawOptions {
+                &[1; 4]
+            } else {
+                &[]
+            };
             vec![ipv4(from, to, 0, options, &tcp)]
         }
-        (Way::RawOptions, IpAddr::V6(from), IpAddr::V6(to)) => {
+        (Method::RawOptions, IpAddr::V6(from), IpAddr::V6(to)) => {
             // Destination options: one of padding (RFC 8200, 4.6).
             let padded = [&[TCP, 0, 1, 4, 0, 0, 0, 0][..], &tcp].concat();
             vec![ipv6(from, to, 60, &padded)]
@@ -75,10 +79,10 @@ pub fn run(craft: &Craft) -> Result<()> {
         (_, IpAddr::V6(from), IpAddr::V6(to)) => vec![ipv6(from, to, TCP, &tcp)],
         _ => anyhow::bail!("two families"),
     };
-    let (domain, kind, protocol) = match (craft.way, craft.to) {
-        (Way::Packet, _) => (libc::AF_PACKET, libc::SOCK_RAW, 0),
-        (Way::RawTcp, SocketAddr::V4(_)) => (libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP),
-        (Way::RawTcp, SocketAddr::V6(_)) => (libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_TCP),
+    let (domain, kind, protocol) = match (craft.method, craft.to) {
+        (Method::Packet, _) => (libc::AF_PACKET, libc::SOCK_RAW, 0),
+        (Method::RawTcp, SocketAddr::V4(_)) => (libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP),
+        (Method::RawTcp, SocketAddr::V6(_)) => (libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_TCP),
         (_, SocketAddr::V4(_)) => (libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW),
         (_, SocketAddr::V6(_)) => (libc::AF_INET6, libc::SOCK_RAW, libc::IPPROTO_RAW),
     };
@@ -89,7 +93,7 @@ pub fn run(craft: &Craft) -> Result<()> {
     let socket = unsafe { OwnedFd::from_raw_fd(fd) };
     for _ in 0..craft.count {
         for packet in &packets {
-            if craft.way == Way::Packet {
+            if craft.method == Method::Packet {
                 send_frame(&socket, craft, packet)?;
             } else {
                 let to = SockaddrStorage::from(SocketAddr::new(craft.to.ip(), 0));

@@ -15,7 +15,7 @@ use super::wire::{SYN, Segment};
 use super::{Connects, SynFlood};
 
 /// How many counted events are reported at once.
-const REPORT: u64 = 64;
+const REPORT_EVERY: u64 = 64;
 
 /// Sends SYNs, each from another address and port.
 pub fn syn(options: &SynFlood, progress: &Progress, end: Instant) -> Result<()> {
@@ -42,7 +42,7 @@ pub fn syn(options: &SynFlood, progress: &Progress, end: Instant) -> Result<()> 
             .send_packet(packet, *options.listener.ip())
             .context("cannot send")?;
         sent += 1;
-        if sent == REPORT {
+        if sent == REPORT_EVERY {
             progress.add("sent", sent);
             sent = 0;
         }

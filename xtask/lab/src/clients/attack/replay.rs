@@ -20,7 +20,7 @@ const REQUEST: &[u8] = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.
 const PORTS: std::ops::Range<u16> = 47_000..47_400;
 
 /// Connections at one time.
-const CONCURRENT: usize = 32;
+const MAX_CONCURRENT: usize = 32;
 
 /// How long a connection may wait for the listener.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
@@ -49,7 +49,7 @@ pub fn replay(options: &Replay, progress: &Progress, end: Instant) -> Result<()>
         progress.add("options", 1);
         for _ in 0..options.tries {
             hand.begin(&recorded)?;
-            while hand.open.len() >= CONCURRENT {
+            while hand.open.len() >= MAX_CONCURRENT {
                 hand.step(progress)?;
             }
         }
@@ -159,7 +159,7 @@ pub fn hand_made(options: &HandMade, progress: &Progress, end: Instant) -> Resul
     progress.add("ready", 1);
     while Instant::now() < end {
         hand.begin(&recorded)?;
-        while hand.open.len() >= CONCURRENT {
+        while hand.open.len() >= MAX_CONCURRENT {
             hand.step(progress)?;
         }
     }

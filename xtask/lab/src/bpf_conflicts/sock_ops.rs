@@ -20,22 +20,22 @@ const RESERVE_HDR_OPT: i32 = 144;
 
 /// What the program does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Does {
+pub enum SockOpsAction {
     /// Sets the callback flags of an established connection to none, whatever others have set.
     ClearFlags,
     /// Takes this many bytes of each packet's options, at most 40.
     TakeRoom(u8),
 }
 
-fn code(does: Does) -> Vec<u64> {
+fn code(action: SockOpsAction) -> Vec<u64> {
     let copy = |to, from| instruction(0xbf, to, from, 0, 0);
     let set = |to, value| instruction(0xb7, to, 0, 0, value);
     let read_op = instruction(0x61, 7, 6, 0, 0);
     let skip_unless = |op, instructions| instruction(0x55, 7, 0, instructions, op);
     let call = |helper| instruction(0x85, 0, 0, 0, helper);
-    let flags = match does {
-        Does::ClearFlags => 0,
-        Does::TakeRoom(_) => WRITE_HDR_OPT_CB_FLAG,
+    let flags = match action {
+        SockOpsAction::ClearFlags => 0,
+        SockOpsAction::TakeRoom(_) => WRITE_HDR_OPT_CB_FLAG,
     };
     let mut code = vec![
         copy(6, 1),
@@ -45,7 +45,7 @@ fn code(does: Does) -> Vec<u64> {
         set(2, flags),
         call(CB_FLAGS_SET),
     ];
-    if let Does::TakeRoom(bytes) = does {
+    if let SockOpsAction::TakeRoom(bytes) = action {
         code.extend([
             skip_unless(HDR_OPT_LEN, 4),
             copy(1, 6),
@@ -62,8 +62,8 @@ fn code(does: Does) -> Vec<u64> {
 ///
 /// # Errors
 /// What the kernel has against it.
-pub fn attach_sock_ops(cgroup: &Path, does: Does) -> Result<OwnedFd> {
-    let program = load(BPF_PROG_TYPE_SOCK_OPS, BPF_CGROUP_SOCK_OPS, &code(does))?;
+pub fn attach_sock_ops(cgroup: &Path, action: SockOpsAction) -> Result<OwnedFd> {
+    let program = load(BPF_PROG_TYPE_SOCK_OPS, BPF_CGROUP_SOCK_OPS, &code(action))?;
     let cgroup = File::open(cgroup)?;
     let mut attach = [
         program.as_raw_fd() as u32,
@@ -71,7 +71,7 @@ pub fn attach_sock_ops(cgroup: &Path, does: Does) -> Result<OwnedFd> {
         BPF_CGROUP_SOCK_OPS,
         0,
     ];
-    let link = bpf(BPF_LINK_CREATE, &mut attach).context("attaching a foreign program")?;
+    let link = bpf(BPF_LINK_CREATE, &mut attach).context("attaching another program")?;
     // SAFETY: the kernel just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(link) })
 }

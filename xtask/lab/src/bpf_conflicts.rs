@@ -10,7 +10,7 @@ use std::path::Path;
 
 use anyhow::{Context as _, Result};
 
-pub use self::sock_ops::{Does, attach_sock_ops};
+pub use self::sock_ops::{SockOpsAction, attach_sock_ops};
 use super::Lab;
 use super::bpf::links_of;
 use super::netns::Netns;
@@ -29,20 +29,23 @@ const BPF_PROG_TYPE_CGROUP_SOCK_ADDR: u32 = 18;
 /// `BPF_CGROUP_INET4_CONNECT`
 const CONNECT4: u32 = 10;
 
+/// The name under which `bpftool` and `metaproxy doctor` show these programs.
+const NAME: &[u8] = b"other_software";
+
 /// How a program is attached (bpf(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attach {
+pub enum AttachMode {
     /// Alone: no other may be there or below.
-    Alone = 0,
+    Exclusive = 0,
     /// `BPF_F_ALLOW_MULTI`
     Multi = 2,
     /// That and `BPF_F_PREORDER`, before those of the cgroups below; Linux 6.15.
-    First = 2 | 1 << 6,
+    Preorder = 2 | 1 << 6,
 }
 
 /// A program of somebody else at connect4 of a cgroup; dropping detaches it.
 #[derive(Debug)]
-pub struct Foreign {
+pub struct ConnectProgram {
     program: OwnedFd,
     cgroup: File,
 }
@@ -116,11 +119,11 @@ fn load(kind: u32, attach_type: u32, code: &[u64]) -> Result<OwnedFd> {
         attach_type,
         ..Load::default()
     };
-    load.name[..7].copy_from_slice(b"foreign");
+    load.name[..NAME.len()].copy_from_slice(NAME);
     // Before Linux 5.11 programs count as locked memory; where the limit may not be raised, they do not.
     let unlimited = nix::sys::resource::RLIM_INFINITY;
     let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK, unlimited, unlimited);
-    let fd = bpf(BPF_PROG_LOAD, &mut load).context("loading a foreign program")?;
+    let fd = bpf(BPF_PROG_LOAD, &mut load).context("loading another program")?;
     // SAFETY: the kernel just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
@@ -154,7 +157,7 @@ fn attach_to_egress_with(netns: &Netns, interface: &str, flags: u32) -> Result<O
             flags,
             ..Tcx::default()
         };
-        bpf(BPF_LINK_CREATE, &mut attach).context("attaching a foreign program")
+        bpf(BPF_LINK_CREATE, &mut attach).context("attaching another program")
     })??;
     // SAFETY: the kernel just made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(link) })
@@ -193,9 +196,9 @@ fn translation(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u64> {
     ]
 }
 
-impl Foreign {
+impl ConnectProgram {
     /// Attaches one that allows everything.
-    pub fn attach(cgroup: &Path, how: Attach) -> Result<Self> {
+    pub fn attach(cgroup: &Path, how: AttachMode) -> Result<Self> {
         Self::attach_program(program(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, CONNECT4, 1)?, cgroup, how)
     }
 
@@ -206,10 +209,10 @@ impl Foreign {
     pub fn translate(cgroup: &Path, from: SocketAddrV4, to: SocketAddrV4) -> Result<Self> {
         let code = translation(from, to);
         let program = load(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, CONNECT4, &code)?;
-        Self::attach_program(program, cgroup, Attach::Multi)
+        Self::attach_program(program, cgroup, AttachMode::Multi)
     }
 
-    fn attach_program(program: OwnedFd, cgroup: &Path, how: Attach) -> Result<Self> {
+    fn attach_program(program: OwnedFd, cgroup: &Path, how: AttachMode) -> Result<Self> {
         let cgroup = File::open(cgroup)?;
         let mut attach = [
             cgroup.as_raw_fd() as u32,
@@ -217,12 +220,12 @@ impl Foreign {
             CONNECT4,
             how as u32,
         ];
-        bpf(BPF_PROG_ATTACH, &mut attach).context("attaching a foreign program")?;
+        bpf(BPF_PROG_ATTACH, &mut attach).context("attaching another program")?;
         Ok(Self { program, cgroup })
     }
 }
 
-impl Drop for Foreign {
+impl Drop for ConnectProgram {
     fn drop(&mut self) {
         let mut detach = [
             self.cgroup.as_raw_fd() as u32,

@@ -1,4 +1,4 @@
-//! What people are told: explain, status and the page, by an agent that serves pods.
+//! Commands for operators, explain and status, and the status page, all of an agent that serves pods.
 
 use std::process::Output;
 
@@ -8,8 +8,8 @@ use metaproxy_lab::pod::PodSpec;
 use metaproxy_lab::sts::Behaviour;
 use serde_json::Value;
 
-/// A command for people, run on the node.
-fn told(node: &Node, words: &[&str]) -> Output {
+/// Runs a command for operators on the node.
+fn run_command(node: &Node, words: &[&str]) -> Output {
     node.host_command(agent_binary())
         .args(words)
         .arg("--runtime-dir")
@@ -19,7 +19,7 @@ fn told(node: &Node, words: &[&str]) -> Output {
 }
 
 fn json(node: &Node, words: &[&str]) -> Value {
-    let output = told(node, &[words, &["--output", "json"]].concat());
+    let output = run_command(node, &[words, &["--output", "json"]].concat());
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
@@ -33,7 +33,7 @@ fn text(bytes: &[u8]) -> String {
 
 /// The audit log, of an agent that logs for machines.
 fn audited(agent: &Agent) -> Vec<Value> {
-    let said = agent.said();
+    let said = agent.logged();
     let lines = said
         .lines()
         .filter_map(|line| serde_json::from_str::<Value>(line).ok());
@@ -69,7 +69,7 @@ fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
     let whole = granted.to_string();
     assert!(!whole.contains("secret") && !whole.contains("Secret"), "{whole}");
 
-    let refused = told(&node, &["explain", "apps/malformed"]);
+    let refused = run_command(&node, &["explain", "apps/malformed"]);
     assert_eq!(code(&refused), Some(1));
     let refused = text(&refused.stdout);
     assert!(
@@ -78,12 +78,12 @@ fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
     );
     assert!(refused.contains("AssumeRoleUnauthorizedAccess"), "{refused}");
     assert_eq!(
-        code(&told(&node, &["explain", "apps/without"])),
+        code(&run_command(&node, &["explain", "apps/without"])),
         Some(0),
         "it asks for nothing"
     );
 
-    let all = told(&node, &["explain", "--all"]);
+    let all = run_command(&node, &["explain", "--all"]);
     assert_eq!(code(&all), Some(1));
     let all = text(&all.stdout);
     for row in [
@@ -94,7 +94,7 @@ fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
         assert!(all.contains(row), "{row} in\n{all}");
     }
 
-    let elsewhere = told(&node, &["explain", "apps/elsewhere"]);
+    let elsewhere = run_command(&node, &["explain", "apps/elsewhere"]);
     assert_eq!(code(&elsewhere), Some(69));
     assert!(text(&elsewhere.stderr).contains("no pod apps/elsewhere is known to the agent here"));
 
@@ -132,7 +132,7 @@ fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
     assert_eq!(status["pods"][0]["pod"], "apps/a");
     assert!(status["pods"][0]["secondsLeft"].as_u64().unwrap() > 1800);
     assert!(status["counters"]["connections served"].as_u64().unwrap() >= 1);
-    let shown = told(&node, &["status"]);
+    let shown = run_command(&node, &["status"]);
     assert_eq!(code(&shown), Some(0));
     let counted = text(&shown.stdout);
     let (_, counted) = counted.split_once("COUNTED SINCE THE START").unwrap();
@@ -182,14 +182,14 @@ fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
     ] {
         assert_eq!(fields[field], wanted, "{field} of {fields}");
     }
-    let said = agent.said();
+    let said = agent.logged();
     assert!(
         !said.contains("secret-of-role-a") && !said.contains("token-of-role-a"),
         "{said}"
     );
 
     drop(agent);
-    let gone = told(&node, &["status"]);
+    let gone = run_command(&node, &["status"]);
     assert_eq!(code(&gone), Some(69));
     assert!(
         text(&gone.stderr).contains("no agent answers in"),
@@ -211,16 +211,16 @@ fn the_audit_log_has_a_switch_of_its_own() {
     let quiet = agent(&["--log", "error"]);
     eventually("an audit line", || audited(&quiet).len() == 1);
     assert_eq!(
-        quiet.said().lines().count(),
+        quiet.logged().lines().count(),
         1,
         "and nothing else: {}",
-        quiet.said()
+        quiet.logged()
     );
     drop(quiet);
     let mut without = agent(&["--audit", "off", "--log", "debug"]);
     without.wait_for("obtained Session").unwrap();
     without.stop().unwrap();
-    assert!(audited(&without).is_empty(), "{}", without.said());
+    assert!(audited(&without).is_empty(), "{}", without.logged());
 }
 
 #[test]
