@@ -1,10 +1,9 @@
 //! How many labs there are on this machine at the same time.
 //!
-//! A lab waits most of its time, so as many as the machine has processors stand side by side. A test that measures time
-//! or load, or that changes what all labs share, takes the machine for itself instead.
+//! A lab waits most of its time, so several may stand side by side. A test that measures time or load, or that changes
+//! what all labs share, takes the machine for itself instead.
 
 use std::fs::{File, TryLockError};
-use std::num::NonZero;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -55,12 +54,13 @@ impl Slot {
     }
 }
 
-/// `METAPROXY_LAB_SLOTS`, or the number of processors, which is also how many tests cargo runs at the same time.
+/// The number of slots unless `METAPROXY_LAB_SLOTS` says another.
+const DEFAULT_SLOTS: usize = 1;
+
 fn slots() -> usize {
     let given = std::env::var("METAPROXY_LAB_SLOTS").ok();
     let count = given.and_then(|text| text.parse().ok());
-    let count = count.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, NonZero::get));
-    count.clamp(1, MAX_SLOTS)
+    count.unwrap_or(DEFAULT_SLOTS).clamp(1, MAX_SLOTS)
 }
 
 fn slot_name(number: usize) -> String {
