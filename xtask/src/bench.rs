@@ -202,7 +202,7 @@ pub fn bench(bench: &Bench) -> Result<()> {
 /// What it is that was measured.
 fn form(bench: &Bench) -> String {
     let mut form = match &bench.binaries {
-        Some(dir) => format!("what somebody has built in {}", dir.display()),
+        Some(dir) => format!("the binaries in {}", dir.display()),
         None if bench.smoke => "a debug build that only had to run".to_owned(),
         None => "release build".to_owned(),
     };

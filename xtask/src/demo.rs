@@ -164,12 +164,7 @@ fn demonstrate(lab: &Lab) -> Result<()> {
         )?;
     }
     let bound = is_bound(lab, CONTESTED_PORT)?;
-    show(
-        "port 8181",
-        "bound by anybody:",
-        if bound { "yes" } else { "no" },
-        !bound,
-    )?;
+    show("port 8181", "in use:", if bound { "yes" } else { "no" }, !bound)?;
     let during = snapshot(lab.node())?;
     show(
         "node's network",

@@ -21,7 +21,7 @@ const TOOLS: [(&str, &str); 7] = [
     ("setpriv", "util-linux"),
 ];
 
-/// What only the tests call: clients, and what looks at the agent as people do.
+/// Programs that only the tests call: clients, and tools of operators.
 const TEST_TOOLS: [(&str, &str); 6] = [
     ("node", "nodejs"),
     ("npm", "npm"),

@@ -1,4 +1,4 @@
-//! Running commands, saying so, and ending between two steps where somebody asks for it.
+//! Runs commands, prints the steps, and ends between two steps on request.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -24,10 +24,10 @@ pub fn catch_interrupts() -> Result<()> {
     Ok(())
 }
 
-/// Between two steps.
+/// Checks between two steps whether to go on.
 ///
 /// # Errors
-/// Where somebody has asked for the end.
+/// If Ctrl-C or SIGTERM asked for the end.
 pub fn go_on() -> Result<()> {
     ensure!(
         !INTERRUPTED.load(Ordering::SeqCst),
@@ -36,13 +36,13 @@ pub fn go_on() -> Result<()> {
     Ok(())
 }
 
-/// The workspace's root.
+/// Returns the workspace's root.
 pub fn root() -> PathBuf {
     let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
     manifest.parent().unwrap_or(manifest).to_owned()
 }
 
-/// Prints a step.
+/// Prints the name of a step.
 pub fn step(text: &str) {
     println!("==> {text}");
 }
@@ -58,16 +58,16 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// What a command prints, if it succeeds.
+/// Returns what a command prints, if it succeeds.
 pub fn output(command: &mut Command) -> Option<String> {
     let output = command.output().ok().filter(|output| output.status.success())?;
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// A command that calls cargo in the workspace's root.
+/// Prepares a command that calls cargo in the workspace's root.
 ///
-/// Without what the cargo that runs this program says of its package: ring is built anew where that changes, and with it
-/// most of what there is, each time that one calls cargo now by itself and now through this program.
+/// It has none of the variables that describe the package of this program. ring is built anew if they change, and with it
+/// most crates, whenever cargo is called by itself after it was called through this program, and the other way round.
 pub fn cargo() -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(root());
@@ -82,12 +82,12 @@ pub fn cargo() -> Command {
     command
 }
 
-/// Whether a program is in `PATH`.
+/// Reports whether a program is in `PATH`.
 pub fn has(program: &str) -> bool {
     find(program).is_some()
 }
 
-/// Where a program is in `PATH`.
+/// Returns the path of a program in `PATH`.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path)

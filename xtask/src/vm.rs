@@ -67,7 +67,7 @@ pub struct VmTest {
 }
 
 impl VmTest {
-    /// What the guest is told of it.
+    /// Returns the word by which the guest selects the tests.
     fn word(&self) -> Option<&str> {
         if self.quick {
             return Some(QUICK_WORD);
@@ -287,7 +287,7 @@ fn read_outcome(text: &str, kernel: &Kernel, took: Duration, log: &Path) -> Outc
     }
 }
 
-/// Runs a command whose output nobody needs; its error is ours.
+/// Runs a command and returns its output, which is shown only if it fails.
 fn quietly(command: &mut Command) -> Result<String> {
     let output = command
         .output()

@@ -76,7 +76,7 @@ fn template(program: &Path, version: &str, flags: &[&str]) -> Result<String, Str
     }
 }
 
-/// Sets of values: those of the tests, and the examples for people (the pods beside them are no values).
+/// Sets of values: those of the tests, and the examples (the pods beside them are no values).
 fn value_sets() -> Vec<PathBuf> {
     let mut files = yaml_files("deploy/helm/tests/values");
     assert!(files.len() >= 6);
@@ -435,17 +435,17 @@ fn the_notes_promise_what_the_guards_placement_keeps() {
             "reach the node's metadata service, as without metaproxy",
         ),
     ] {
-        let told = notes(&flags);
-        assert!(told.contains(promise), "{flags}: {told}");
+        let notes = notes(&flags);
+        assert!(notes.contains(promise), "{flags}: {notes}");
         assert!(
-            told.contains("`helm uninstall` ends both. From then on pods reach the node's"),
-            "{told}"
+            notes.contains("`helm uninstall` ends both. From then on pods reach the node's"),
+            "{notes}"
         );
         let rollout = "rollout status daemonset/metaproxy-guard";
         assert_eq!(
-            told.contains(rollout),
+            notes.contains(rollout),
             promise.contains("pods of its own"),
-            "{told}"
+            "{notes}"
         );
     }
 }
@@ -683,7 +683,7 @@ fn the_pod_takes_no_port_of_the_node_and_its_probes_need_none() {
     }
 }
 
-/// As people write them, and as nobody would.
+/// Plausible values, and implausible ones.
 #[test]
 fn odd_values_come_through_as_they_are() {
     let Some(program) = tool("kubernetes/helm") else {

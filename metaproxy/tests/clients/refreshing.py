@@ -1,4 +1,4 @@
-"""boto3 in a process that goes on: asks for fresh credentials all the while, and what it is told about their end.
+"""boto3 in a process that goes on: asks for fresh credentials all the while, and prints when they expire.
 
 Prints a line for each attempt: the role's name and by how many seconds boto3 believes in its credentials beyond what the
 metadata service says, or `none`. Ends with its standard input.
@@ -18,7 +18,7 @@ ended = threading.Event()
 threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
 
 
-def told():
+def served():
     role = urllib.request.urlopen(BASE, timeout=2).read().decode()
     document = json.load(urllib.request.urlopen(BASE + role, timeout=2))
     expiration = datetime.strptime(document["Expiration"], "%Y-%m-%dT%H:%M:%SZ")
@@ -29,7 +29,7 @@ while not ended.is_set():
     try:
         credentials = boto3.Session().get_credentials()
         frozen = credentials.get_frozen_credentials()
-        role, key, expiration = told()
+        role, key, expiration = served()
         # Renewed in between: the next attempt tells.
         if frozen.access_key == key:
             belief = (credentials._expiry_time - expiration).total_seconds()

@@ -99,7 +99,7 @@ sts.socket = tls.wrap_socket(sts.socket, server_side=True)
 threading.Thread(target=sts.serve_forever, daemon=True).start()
 socketserver.ThreadingTCPServer.allow_reuse_address = True
 proxy = socketserver.ThreadingTCPServer((HERE, PROXY_PORT), Proxy)
-# Last: whoever finds it finds the rest.
+# This file is written last, because its reader then needs the others.
 (directory / "ca.new").write_bytes(pem(ca))
 (directory / "ca.new").rename(directory / "ca.pem")
 proxy.serve_forever()

@@ -1,4 +1,4 @@
-//! Annotations count as soon as they are there, and for nobody else.
+//! Annotations take effect as soon as they are set, and for no other pod.
 
 use std::time::Duration;
 

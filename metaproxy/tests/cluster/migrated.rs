@@ -12,7 +12,7 @@ use crate::kit::{BASE, Cluster, NAMESPACE, Running, within};
 use crate::rollout::remove;
 use crate::tools::{apply, root};
 
-/// Where somebody comes from, the manifest, and what is particular to the cluster that it was for.
+/// The product that is migrated from, its manifest, and what is particular to the cluster that it was for.
 type Migrated = (&'static str, &'static str, fn(&Cluster));
 
 const MANIFESTS: [Migrated; 5] = [

@@ -78,13 +78,13 @@ pub fn forgotten(cluster: &Cluster) {
     within(Duration::from_secs(10), "health", || {
         readiness(&runtime_dir).1.contains("[+]pods ok")
     });
-    let told: Vec<String> = agent
+    let failures: Vec<String> = agent
         .logged()
         .lines()
         .filter(|line| line.contains("has failed again"))
         .map(str::to_owned)
         .collect();
-    eprintln!("the watch failed {} times: {told:?}", told.len());
+    eprintln!("the watch failed {} times: {failures:?}", failures.len());
     pod.until_role("changed");
 }
 
@@ -130,7 +130,7 @@ pub fn away(cluster: &Cluster) {
         ],
     );
     assert_eq!(host.role(), of_node);
-    // One that nobody has told of: held for as long as an answer may take, then refused.
+    // A pod that the agent cannot know is held for as long as an answer may take, and then refused.
     let unknown = MadeByHand::new("5d9e3a52-8c0f-4f2e-9f0e-2f8c3c1f77aa", &known.netns, &kubepods);
     let held = Instant::now();
     assert!(only("status 503", &dial(&unknown.pod, &[])));

@@ -1,4 +1,4 @@
-//! Pods from an API server, whatever it does: the real programs, pods of the lab, and a server that fails as it is told.
+//! Pods from an API server that fails on request, with the real programs and pods of the lab.
 //! `cargo xtask test --cluster` has the real one.
 
 use std::time::Duration;
@@ -22,7 +22,7 @@ fn pods_come_and_change_and_go_and_only_those_of_this_node_are_asked_for() {
     cluster.put("a", &a, json!({}));
     eventually("none", || has(&a, "status 404"));
     cluster.api.delete("pods", "apps", "a");
-    eventually("nobody", || has(&a, "status 503"));
+    eventually("no pod has a role", || has(&a, "status 503"));
     let requests = cluster.api.requests();
     let lists = requests
         .iter()
@@ -41,7 +41,7 @@ fn pods_come_and_change_and_go_and_only_those_of_this_node_are_asked_for() {
         !requests
             .iter()
             .any(|request| request.contains("namespaces") || request.contains("serviceaccounts")),
-        "nobody asks them (--namespace-policy=off): {requests:?}"
+        "namespaces are not read (--namespace-policy=off): {requests:?}"
     );
 }
 
@@ -237,7 +237,7 @@ fn a_service_accounts_role_is_had_with_its_token_which_nobody_sees() {
     let remembered =
         std::fs::read_to_string(cluster.node.lab.dir().join("run/pods.json")).unwrap_or_default();
     assert!(!remembered.contains("token-of"), "{remembered}");
-    // Without a token there is no session, and the pod is told why.
+    // Without a token there is no session, and the answer says why.
     cluster.api.behave(Behaviour {
         gives_no_token: true,
         ..Behaviour::default()
@@ -457,12 +457,12 @@ fn the_startup_taint_goes_when_pods_are_served_and_others_stay() {
     let patches = cluster.api.posted("/nodes/node1");
     assert!(
         patches[0]["metadata"]["resourceVersion"].is_string(),
-        "only if nobody changed it meanwhile: {patches:?}"
+        "only if no other client changed it meanwhile: {patches:?}"
     );
     eventually("a report", || cluster.reports("[+]startup-taint ok"));
 }
 
-/// deploy/docs/install.md names what whoever removes it may want to remove too.
+/// deploy/docs/install.md names what may be removed with it.
 #[test]
 fn what_stays_in_the_runtime_directory_is_what_the_guide_names() {
     let Some(cluster) = cluster() else { return };

@@ -270,7 +270,7 @@ fn sts_is_reached_through_a_proxy_and_by_a_private_ca_and_the_metadata_service_i
         );
         assert!(!imds.seen().is_empty());
     }
-    // Without the bundle the CA is nobody's, and no session comes of it.
+    // Without the bundle the CA is not trusted, and there is no session.
     let distrusting = environment
         .into_iter()
         .filter(|(name, _)| name != "AWS_CA_BUNDLE")
@@ -327,7 +327,7 @@ fn a_token_for_eks_that_a_pod_makes_says_that_it_is_the_pods_role() {
         &unenforced,
     ]);
     let url = url.replace("https://sts.us-east-1.amazonaws.com", MOTO);
-    // Which service is meant moto reads from a header only: the same credential, where it looks for it.
+    // moto reads the service from a header only, so the credential is there too.
     let field = |name: &str| {
         url.split(['?', '&'])
             .find_map(|pair| pair.strip_prefix(name))

@@ -1,4 +1,4 @@
-//! What stands beside agents and guards: each other, of other builds too, and other people's programs.
+//! Agents and guards beside each other, also of other builds, and beside programs of other software.
 
 use crate::common::identity::{REFUSED, assert_only};
 use crate::common::{
@@ -34,7 +34,7 @@ fn it_stands_first_in_the_chain_of_an_uplink() {
     };
     eventually("it arrives", || craft() > 0);
     let _guard = node.closed_guard();
-    assert_eq!(craft(), 0, "though somebody else lets everything pass");
+    assert_eq!(craft(), 0, "though another program lets everything pass");
     drop(other);
 }
 

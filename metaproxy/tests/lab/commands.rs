@@ -138,7 +138,7 @@ fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
     let (_, counted) = counted.split_once("COUNTED SINCE THE START").unwrap();
     assert!(
         counted.contains("connections served") && !counted.lines().any(|line| line.ends_with("  0")),
-        "what has not happened is not told: {counted}"
+        "what has not happened is not reported: {counted}"
     );
     assert!(
         text(&shown.stdout).contains("enforce: ready, up "),
@@ -278,7 +278,7 @@ fn what_sts_said_last_is_told() {
     assert!(because.ends_with(line["lastError"].as_str().unwrap()), "{line}");
 }
 
-/// The page as a browser shows it, in this directory of the build for whoever wants to look at it.
+/// Saves the page as a browser shows it to this directory of the build, to be looked at.
 #[test]
 fn a_browser_shows_the_page() {
     let Some(node) = node() else { return };
@@ -315,7 +315,7 @@ fn a_browser_shows_the_page() {
     for cells in [
         "<td>apps/api</td><td class=\"good\">granted</td><td class=\"role\"><code>arn:aws:iam::123456789012:role/orders-reader</code>",
         "<td>apps/worker</td><td class=\"good\">granted</td>",
-        // What somebody wrote into an annotation is text in the browser's own tree too.
+        // The content of an annotation is text in the browser's tree too.
         "<td>apps/malformed</td><td class=\"bad\">refused</td><td class=\"role\"><code>–</code></td><td>–</td><td>annotation \
          iam.amazonaws.com/role of the pod of apps/malformed names the role \"no such &lt;b&gt;name&lt;/b&gt;\"",
         "<td><code>mp_connect4</code></td>",

@@ -1,4 +1,4 @@
-//! Connections of pods: bodies, kept and pipelined requests, and limits for whoever dawdles or takes too many.
+//! Connections of pods: bodies, kept and pipelined requests, and limits for slow clients and for the number of connections.
 
 use std::time::Duration;
 

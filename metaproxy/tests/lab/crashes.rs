@@ -1,4 +1,4 @@
-//! Crashes and upgrades, by the hundred and the dozen: what pods see of them, and what stays behind: nothing.
+//! Crashes by the hundred and upgrades by the dozen: what pods see of them, and that nothing is left behind.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use rstest::rstest;
 
 const KILLS: usize = 100;
 
-/// Pods ask through so many of them.
+/// The number of kills during which pods ask without a break.
 const BATCH: usize = 10;
 
 /// Times at which something is killed: they differ from run to run, and `METAPROXY_TEST_SEED` repeats those of one.

@@ -89,7 +89,7 @@ fn names_of_roles_are_those_of_the_nodes_own_account_unless_a_flag_says_otherwis
             "secret-of-role-a"
         );
     }
-    // No instance profile: whoever the node's credentials belong to, by STS.
+    // Without an instance profile STS says to whom the node's credentials belong.
     node.imds.behave(Behaviour {
         has_no_role: true,
         ..Behaviour::default()

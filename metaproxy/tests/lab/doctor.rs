@@ -151,7 +151,7 @@ fn programs_that_run_before_ours_are_named_and_those_that_run_after_are_no_fault
     }
 }
 
-/// As the hardened chart has it: our own programs are not taken for somebody else's.
+/// Doctor runs as in the hardened chart, and does not take metaproxy's own programs for those of other software.
 #[test]
 fn where_names_of_programs_cannot_be_read_that_is_said() {
     let Some(node) = node() else { return };

@@ -262,7 +262,7 @@ fn a_socket_made_before_its_process_came_into_the_pods_cgroup_reaches_nobody() {
     assert_eq!(recorder.take_from_others(), 0);
 }
 
-/// Makes a socket and hands it to whoever asks.
+/// Makes a socket and hands it to a process that asks for it.
 const HAND_OVER: &str = r#"
 import socket, sys
 made = socket.socket()

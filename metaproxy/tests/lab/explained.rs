@@ -49,7 +49,7 @@ fn answered(pod: &Pod) -> (u16, String) {
     (answer.status, in_words(answer.body.as_bytes()))
 }
 
-/// What is told of a pod everywhere else than in its answer.
+/// What events, logs and metrics say of a pod, beside its answer.
 fn everywhere(cluster: &Cluster, agent: &Agent, pod: &Pod, explained: &Value) {
     let (verdict, because) = (explained["verdict"].as_str().unwrap(), &explained["because"]);
     let sentence = because.as_str().unwrap();

@@ -192,7 +192,7 @@ impl Refreshing {
         Self { child, lines }
     }
 
-    /// The next so many attempts.
+    /// Returns the next attempts.
     fn next(&self, count: usize) -> Vec<String> {
         (0..count)
             .map(|_| self.lines.recv_timeout(Duration::from_secs(20)).unwrap())
@@ -288,7 +288,7 @@ fn applications_notice_no_restart_and_recover_from_a_crash() {
     );
 }
 
-/// botocore pushes the end away that it is told of what has little left, and then goes on using it when it is dead.
+/// botocore extends the expiry of credentials that expire soon, and goes on using them after they have expired.
 #[test]
 fn boto3_never_believes_in_credentials_for_longer_than_sts_said() {
     let Some(node) = node() else { return };

@@ -1,4 +1,4 @@
-//! The guard: what it must not touch, and what it does when uplinks and agents come and go.
+//! The guard: what it must leave alone, and how it follows uplinks and agents as they come and go.
 
 use std::process::{Command, Stdio};
 
@@ -204,7 +204,7 @@ fn a_guard_closes_when_pods_were_served_and_stays_so_over_crashes() {
     assert_eq!(
         dial(&a, &[]),
         counts([("node", 1)]),
-        "a first installation that fails harms nobody"
+        "a first installation that fails changes nothing for pods"
     );
     let mut agent = node.agent();
     guard.wait_for("guard closed").unwrap();

@@ -7,11 +7,11 @@ use crate::common::{Node, Outcomes, client_binary, dial, node_alone, outcomes};
 use metaproxy_lab::agent::Agent;
 use metaproxy_lab::pod::{Pod, PodSpec};
 
-/// Of each kind of misbehaviour.
+/// How often each kind of misbehaviour is compared with quiet.
 const ROUNDS: usize = 2;
 
-/// A program for the inside of a pod, at the lowest priority: on a node a pod has its share of the processors, and it
-/// is ours that is to be looked at.
+/// Starts a program in a pod, at the lowest priority: on a node a pod has its share of the processors, and the agent's
+/// share is tested here.
 fn misbehave(pod: &Pod, script: &str) -> Bad {
     let mut command = pod.command("nice").unwrap();
     command.args(["-n", "19", "python3", "-c", script]);
@@ -22,11 +22,11 @@ fn misbehave(pod: &Pod, script: &str) -> Bad {
         .unwrap())
 }
 
-/// Ended with whoever has it.
+/// A misbehaving program, which ends when this is dropped.
 struct Bad(Child);
 
 impl Bad {
-    /// Ends what must have gone on until now.
+    /// Ends the program, which must have run until now.
     fn end(mut self) {
         crate::common::end_running(&mut self.0);
     }

@@ -129,7 +129,7 @@ fn the_listener_serves_nobody_who_is_not_a_pod() {
     });
     let got: Outcomes = serde_json::from_slice(&elsewhere.unwrap().unwrap().stdout).unwrap();
     assert_only(&got, &REFUSED, "another host");
-    // A pod that is not in the inventory is held, and told to come again: it is never told that it has no role.
+    // A pod that is not in the inventory is held and then gets 503, never the answer of a pod without a role.
     let start = std::time::Instant::now();
     assert_eq!(dial(&unknown, &[]), counts([("status 503", 1)]));
     assert!(start.elapsed() >= Duration::from_millis(800), "it was held");

@@ -42,7 +42,7 @@ fn whoever_dials_from_a_4_tuple_that_a_pod_has_just_used_gets_nothing() {
 }
 
 /// Both claim one address and port at the same time, while the agent can't accept: whose connection it is in the end,
-/// it is nobody else's.
+/// it is no other pod's.
 #[test]
 fn claims_that_alternate_on_one_4_tuple_while_connections_wait_never_mix() {
     let Some(node) = node() else { return };
@@ -175,7 +175,7 @@ fn a_pod_is_known_as_itself_from_an_address_that_is_not_known_as_its_own() {
     assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
 }
 
-/// No capability is needed for this one: any process may bind to any IPv6 address that is routed to nobody on the way.
+/// This needs no capability: any process may bind to any IPv6 address that no route leads elsewhere.
 #[test]
 fn an_ipv6_socket_bound_to_a_victims_address_gets_nothing() {
     let Some(node) = node() else { return };

@@ -87,7 +87,7 @@ fn the_node_and_hostnetwork_pods_without_a_role_reach_the_nodes_own_service() {
     });
 }
 
-/// A hostNetwork pod that asks for a role, of which nobody can tell yet whether it may have it, is held like any other
+/// A hostNetwork pod that asks for a role, of which it is not known yet whether it may have it, is held like any other
 /// pod: it is not given the node's in the meantime.
 #[test]
 fn a_hostnetwork_pod_that_asks_for_a_role_is_never_given_the_nodes_instead() {
@@ -109,7 +109,7 @@ fn a_hostnetwork_pod_that_asks_for_a_role_is_never_given_the_nodes_instead() {
         counts([("status 503", 1)]),
         "its namespace is not known yet"
     );
-    // Another pod with its UID: nobody can tell which of them it is.
+    // With another pod of its UID, it cannot be known which of them it is.
     let text = format!(
         "kind: Pod\nmetadata: {{name: other, namespace: apps, uid: {}}}\n",
         pod.uid()

@@ -307,7 +307,7 @@ fn agents_and_guards_in_either_order_and_nothing_stays_behind() {
     second.signal(Signal::SIGKILL).unwrap();
     drop(second);
     node.assert_nothing_loaded();
-    check("node", "nobody");
+    check("node", "neither");
 }
 
 fn shift_clock(by: i64) {
@@ -330,7 +330,7 @@ fn a_clock_that_jumps_by_an_hour_is_lived_with() {
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let _agent = Agent::start(&node.lab, &spec(&node)).unwrap();
     let path = ["--path", "/latest/meta-data/iam/security-credentials/role-a"];
-    // What is served is good by the clock of whoever gets it.
+    // The credentials are valid by the clock of the client.
     let is_good = || {
         let got = dial(&a, &path);
         let (document, _) = got.first_key_value().unwrap();

@@ -135,7 +135,7 @@ fn what_leads_to_somebody_who_listens_is_left_alone() {
     assert_eq!(said(&fixed).matches("removed: ").count(), 3, "{fixed:?}");
 }
 
-/// Another interface of that name, or one that is being made, is nobody's whom we know.
+/// The owner of another interface with that name, or of one that is being made, is not known.
 #[test]
 fn an_interface_without_the_agents_address_is_left_alone() {
     let Some(node) = node() else { return };

@@ -1,4 +1,4 @@
-//! Starting, ending, and what stays behind: nothing.
+//! Start and end of an agent, which leave nothing behind.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -40,7 +40,7 @@ fn the_pods_cgroup_may_come_late_and_be_made_again() {
     for round in 1..=3 {
         fs::create_dir_all(kubepods.join("burstable")).unwrap();
         let made = Instant::now();
-        // Not `ready`: where the cgroup is made again before readiness is looked at, nobody was told of a gap.
+        // Not `ready`: if the cgroup is made again before readiness is computed, no gap is logged.
         agent
             .wait_for_nth("INFO attached to the pods' cgroup", round)
             .unwrap();
@@ -209,7 +209,7 @@ fn kept_connections_end_with_the_agent(#[case] in_use: bool) {
         })
         .unwrap();
     eventually("it is listed", || dial(&listed, &[]) == counts([("role-a", 1)]));
-    // One connection, held by a process of the pod that asks when it is told to.
+    // One connection, held by a process of the pod that asks once for each line it reads.
     let mut client = listed
         .command("python3")
         .unwrap()

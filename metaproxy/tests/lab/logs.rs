@@ -196,7 +196,7 @@ fn a_change_of_a_pods_role_is_told_and_whoever_asks_without_one_is_named_once() 
     for _ in 0..5 {
         assert_eq!(dial(&without, &[]), counts([("status 404", 1)]));
     }
-    eventually("it is told", || {
+    eventually("it is logged", || {
         agent.logged().contains("pod apps/without has no role")
     });
     assert_eq!(count(&agent.logged(), "pod apps/without has no role"), 1);

@@ -54,7 +54,7 @@ fn observing_changes_nothing_and_tells_what_would() {
     assert_eq!(dial(&a, &["--count", "20"]), counts([("node", 20)]));
     a.write_manifest(&[("iam.amazonaws.com/role".to_owned(), "role-new".to_owned())])
         .unwrap();
-    eventually("the change is told", || {
+    eventually("the change is reported", || {
         dial(&a, &[]) == counts([("node", 1)]) && agent.logged().contains("role/role-new")
     });
     let said = agent.logged();
@@ -82,7 +82,7 @@ fn a_firewall_serves_metadata_and_no_role_and_asks_nobody() {
     let seen: Vec<String> = node.imds.seen().into_iter().map(|seen| seen.request).collect();
     assert!(
         !seen.iter().any(|request| request.contains("/iam/")),
-        "nobody asked for credentials: {seen:?}"
+        "credentials were not asked for: {seen:?}"
     );
     let id = dial(&a, &["--path", "/latest/meta-data/instance-id"]);
     assert!(

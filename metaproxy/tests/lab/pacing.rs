@@ -11,12 +11,12 @@ use metaproxy_lab::pod::{Pod, PodSpec};
 use rstest::rstest;
 use serde_json::json;
 
-/// What a pod gets in so much time: 5 sessions at once, and one in 2 seconds; one more is for the edges.
+/// How many sessions a pod may get in this time: 5 at once and one in 2 seconds; one more is for the edges.
 fn may_have(time: Duration) -> usize {
     5 + time.as_secs() as usize / 2 + 1
 }
 
-/// Calls for anybody but the neighbours.
+/// Counts the calls that were not for the neighbours.
 fn calls_of_tenant(node: &Node) -> usize {
     let calls = node.sts.calls();
     calls
@@ -31,7 +31,7 @@ fn audits_of_tenant(agent: &Agent) -> usize {
     audits.filter(|line| !line.contains("neighbour")).count()
 }
 
-/// Changes something 400 times a second until it is told to stop. What it was last.
+/// Makes a change 400 times a second until `stop` is set, and returns the number of the last one.
 fn churn(stop: &AtomicBool, mut change: impl FnMut(usize)) -> usize {
     let start = Instant::now();
     let mut number = 0;
@@ -44,7 +44,7 @@ fn churn(stop: &AtomicBool, mut change: impl FnMut(usize)) -> usize {
     number
 }
 
-/// Of a pod that may be refused for a while.
+/// Whether a pod, which may be refused for a while, is served.
 fn is_served(pod: &Pod, role: &str) -> bool {
     let answer = document(pod, role);
     answer.status == 200 && answer.body.contains(&format!("secret-of-{role}"))

@@ -126,7 +126,7 @@ fn sizes_and_times_are_bounded() {
         large.status == 502 && large.body.contains("too long"),
         "{large:?}"
     );
-    // Without a length there is no telling before: it streams, and is cut off so that nobody takes it for whole.
+    // A body without a length is streamed, and cut off in a way that no client takes for its end.
     let endless = raw(&a, &request("GET", &at("endless"), ""));
     assert!(
         endless.starts_with("HTTP/1.1 200") && endless.len() < 1_200_000,
@@ -378,7 +378,7 @@ fn lists_show_what_a_pod_may_read_and_iam_only_if_it_has_a_role() {
     assert_eq!(get(&a, "/latest/").body, "dynamic\nmeta-data");
     assert_eq!(get(&a, "/").body, "1.0\n2021-07-15\nlatest");
     assert_eq!(get(&a, "/latest/dynamic/instance-identity/").body, "document");
-    // Each entry is there, whoever asks.
+    // Each entry exists for every pod.
     for (pod, list) in [(&a, with_iam.as_str()), (&none, LEFT)] {
         for entry in list.lines() {
             assert_eq!(

@@ -461,7 +461,7 @@ fn smuggled_requests_reach_nothing() {
     let other = reached
         .iter()
         .find(|seen| **seen != id && !seen.starts_with("PUT"));
-    assert_eq!(other, None, "only what was asked for in so many words");
+    assert_eq!(other, None, "only what was asked for by its exact path");
     // All the while the next connection is as good as any.
     assert!(
         raw(

@@ -44,7 +44,7 @@ struct Want {
 enum Body {
     /// Exactly this.
     Is(&'static str),
-    /// A page for people with this in it.
+    /// A page in HTML that contains this.
     Says(&'static str),
     /// Exactly these fields in this order, and a time where it says `TIME`.
     Json(&'static [(&'static str, &'static str)]),
@@ -88,10 +88,10 @@ impl Want {
     fn check(&self, what: &str, answer: &Response) {
         assert_eq!(answer.status, self.status, "{what}: {answer:?}");
         for (name, value) in self.headers {
-            let told = answer
+            let found = answer
                 .header(name)
                 .unwrap_or_else(|| panic!("{what}: no {name}: {answer:?}"));
-            assert!(*value == "*" || told == *value, "{what}: {name} is {told}");
+            assert!(*value == "*" || found == *value, "{what}: {name} is {found}");
         }
         match &self.body {
             Body::Is(body) => assert_eq!(answer.body, *body, "{what}: byte for byte"),

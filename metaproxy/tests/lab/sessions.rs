@@ -104,12 +104,12 @@ fn everything_that_shapes_a_session_reaches_sts_and_nobody_shares_what_differs()
         eventually("each has its own", || node.sts.calls().len() == 3);
         let mut calls = node.sts.calls();
         calls.sort_by(|one, other| one.session.cmp(&other.session));
-        let told: Vec<_> = calls
+        let sessions: Vec<_> = calls
             .iter()
             .map(|call| (call.session.as_str(), call.external_id.as_deref()))
             .collect();
         assert_eq!(
-            told,
+            sessions,
             [
                 ("apps.id", Some("acme/42")),
                 ("apps.plain", None),

@@ -219,12 +219,12 @@ fn a_denied_role_is_asked_for_once_and_says_so_and_its_neighbours_are_served() {
     while start.elapsed() < Duration::from_secs(6) {
         let (list, document) = in_time(&denied, "denied-role");
         assert_eq!((list.status, list.body.as_str()), (200, "denied-role"));
-        let told = document.json();
+        let refusal = document.json();
         assert_eq!(
-            (document.status, &told["Code"]),
+            (document.status, &refusal["Code"]),
             (200, &"AssumeRoleUnauthorizedAccess".into())
         );
-        let message = told["Message"].as_str().unwrap();
+        let message = refusal["Message"].as_str().unwrap();
         assert!(
             message.contains("AccessDenied") && message.contains("denied-role"),
             "{message}"

@@ -15,7 +15,7 @@ use metaproxy_lab::pod::{Pod, PodSpec};
 /// The address and port of the listener that pods' IPv4 connections go to.
 const NODE: &str = "10.200.0.1";
 
-/// What a failed check, its confirmation and a move take at the most, on a busy machine.
+/// How long a failed check, its confirmation and a move may take on a busy machine.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Answers every request with credentials of its own.
@@ -288,7 +288,7 @@ fn at_a_fixed_port_pods_are_refused_while_a_rule_claims_it_and_served_again_when
 
     // Without a pod that declares it, all that is known is that there is a rule.
     attacker.declare(&node, 18_182);
-    eventually_within(NOTICE_TIMEOUT, "a rule is told", || {
+    eventually_within(NOTICE_TIMEOUT, "a rule is reported", || {
         is_ready(&node).1.contains("a NAT rule of this node")
     });
     iptables(&node, "-F CNI-HOSTPORT-DNAT");

@@ -28,7 +28,7 @@ fn every_alert_fires_where_it_should_and_is_silent_where_it_nearly_should() {
     );
 }
 
-/// Needs neither root nor Prometheus: an alert without cases is one that nobody has seen.
+/// Needs neither root nor Prometheus: an alert without cases was never seen to fire.
 #[test]
 fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_silent() {
     let cases: Value = serde_yaml_ng::from_str(include_str!("alerts.yaml")).unwrap();

@@ -1,4 +1,4 @@
-//! The agent as a process of the node, and what it says.
+//! Agents and guards as processes of the node, and what they log.
 
 use std::ffi::OsString;
 use std::io::{BufRead as _, BufReader};
@@ -14,27 +14,27 @@ use nix::unistd::Pid;
 use super::Lab;
 use super::pod::command_in;
 
-/// How the agent is to run.
+/// How an agent runs.
 #[derive(Clone, Debug)]
 pub struct AgentSpec {
     /// The binary.
     pub binary: PathBuf,
     /// The cgroup that it runs in, if that is not [`Lab::agent_cgroup`].
     pub cgroup: Option<PathBuf>,
-    /// Whether it is told where the pods' cgroup is, or has to find it.
+    /// Whether `--cgroup` names the pods' cgroup; without the flag the agent searches for it.
     pub passes_cgroup: bool,
-    /// A kubeconfig, instead of the lab's manifests; and the node's name.
+    /// A kubeconfig and the node's name, if pods come from an API server instead of the lab's manifests.
     pub cluster: Option<(PathBuf, &'static str)>,
     /// `--base-role-arn`
     pub base: Option<&'static str>,
-    /// More flags.
+    /// Further flags.
     pub flags: Vec<String>,
-    /// Environment, beside `PATH`.
+    /// Environment variables beside `PATH`.
     pub environment: Vec<(String, String)>,
 }
 
 impl AgentSpec {
-    /// Outside the pods' cgroup, with an STS.
+    /// Describes an agent that runs outside the pods' cgroup and calls this STS.
     pub fn new(binary: &Path, sts: &str) -> Self {
         let flags = ["--sts-endpoint", sts, "--namespace-policy", "off"]
             .map(str::to_owned)
@@ -50,7 +50,7 @@ impl AgentSpec {
         }
     }
 
-    /// Where pods come from.
+    /// Returns the flags that name the source of pods.
     fn pods(&self, lab: &Lab) -> Vec<OsString> {
         match &self.cluster {
             None => vec!["--manifests".into(), lab.manifests().into()],
@@ -63,7 +63,7 @@ impl AgentSpec {
         }
     }
 
-    /// With more flags.
+    /// Adds flags.
     pub fn with(mut self, flags: &[&str]) -> Self {
         self.flags.extend(flags.iter().map(|flag| (*flag).to_owned()));
         self
@@ -76,7 +76,7 @@ struct Log {
     more: Condvar,
 }
 
-/// A running agent; dropping kills it.
+/// A running agent or guard. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Agent {
     child: Child,
@@ -84,7 +84,7 @@ pub struct Agent {
 }
 
 impl Agent {
-    /// Starts one without waiting for anything.
+    /// Starts an agent, and waits for nothing.
     pub fn spawn(lab: &Lab, spec: &AgentSpec) -> Result<Self> {
         let cgroup = spec.cgroup.clone().unwrap_or_else(|| lab.agent_cgroup());
         let mut command = command_in(&spec.binary, Some(&cgroup), lab.node().file())?;
@@ -108,7 +108,7 @@ impl Agent {
         Self::with_log(command)
     }
 
-    /// Starts a guard of this binary in the node's network namespace, with the agents' runtime directory.
+    /// Starts a guard in the node's network namespace, with the agents' runtime directory.
     pub fn guard(lab: &Lab, binary: &Path, flags: &[&str]) -> Result<Self> {
         let mut command = command_in(binary, Some(&lab.agent_cgroup()), lab.node().file())?;
         command
@@ -123,7 +123,7 @@ impl Agent {
         Self::with_log(command)
     }
 
-    /// Starts one with these words and this process's environment, where this process is.
+    /// Starts the binary with these arguments, in this process's cgroup, namespaces and environment.
     pub fn run(binary: &Path, words: &[String]) -> Result<Self> {
         let mut command = Command::new(binary);
         command.args(words);
@@ -158,19 +158,19 @@ impl Agent {
         Ok(Self { child, log })
     }
 
-    /// Starts one and waits until it serves.
+    /// Starts an agent and waits until it is ready.
     pub fn start(lab: &Lab, spec: &AgentSpec) -> Result<Self> {
         let agent = Self::spawn(lab, spec)?;
         agent.wait_for(" ready ")?;
         Ok(agent)
     }
 
-    /// Waits (15 s) for a line that contains this.
+    /// Waits up to 15 s for a line of the log that contains this text.
     pub fn wait_for(&self, wanted: &str) -> Result<String> {
         self.wait_for_nth(wanted, 1)
     }
 
-    /// Waits (15 s) for the n-th line that contains this.
+    /// Waits up to 15 s for the n-th line of the log that contains this text.
     pub fn wait_for_nth(&self, wanted: &str, n: usize) -> Result<String> {
         let deadline = Instant::now() + Duration::from_secs(15);
         let mut lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
@@ -181,7 +181,7 @@ impl Agent {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() || lines.1 {
                 bail!(
-                    "the agent did not say {wanted:?}; it said:\n{}",
+                    "the agent did not log {wanted:?}; it logged:\n{}",
                     lines.0.join("\n")
                 );
             }
@@ -193,7 +193,7 @@ impl Agent {
         }
     }
 
-    /// Everything that it said.
+    /// Returns everything that it has logged.
     pub fn logged(&self) -> String {
         self.log
             .lines
@@ -203,7 +203,7 @@ impl Agent {
             .join("\n")
     }
 
-    /// Where it listens, as it said with `ready`.
+    /// Returns the addresses of its listeners, which the line `ready` names.
     pub fn listeners(&self) -> Result<Vec<std::net::SocketAddr>> {
         let line = self.wait_for(" ready ")?;
         let (_, list) = line
@@ -215,12 +215,12 @@ impl Agent {
             .collect()
     }
 
-    /// Process id.
+    /// Returns its process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// Whether it still runs.
+    /// Reports whether it still runs.
     pub fn is_running(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))
     }
@@ -230,7 +230,7 @@ impl Agent {
         Ok(kill(Pid::from_raw(self.child.id() as i32), signal)?)
     }
 
-    /// Waits for its end, and for the last of what it says.
+    /// Waits until it has ended and its last line is read.
     pub fn wait(&mut self) -> Result<ExitStatus> {
         let status = self.child.wait()?;
         let mut lines = self.log.lines.lock().unwrap_or_else(PoisonError::into_inner);
@@ -240,7 +240,7 @@ impl Agent {
         Ok(status)
     }
 
-    /// Asks it to end, and waits.
+    /// Sends SIGTERM and waits until it has ended.
     pub fn stop(&mut self) -> Result<ExitStatus> {
         self.signal(Signal::SIGTERM)?;
         self.wait()

@@ -1,5 +1,5 @@
-//! An API server in miniature, for faults that a real one has no switch for: lists and watches of pods, namespaces and
-//! service accounts, and what the agent asks beside that.
+//! A fake API server, for faults that a real one has no switch for. It answers lists and watches of pods, namespaces and
+//! service accounts, and the agent's other requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -21,20 +21,20 @@ use super::netns::Netns;
 
 const PORT: u16 = 6443;
 
-/// How the server is to behave.
+/// How the server behaves.
 #[derive(Clone, Debug, Default)]
 pub struct Behaviour {
-    /// Every request is answered with this.
+    /// The status with which every request is answered.
     pub always: Option<u16>,
-    /// No request is answered at all.
+    /// Whether no request is answered.
     pub hangs: bool,
-    /// New watches are answered with this.
+    /// The status with which new watches are answered.
     pub watches: Option<u16>,
-    /// What is denied, as RBAC writes it (`list pods`).
+    /// Verbs and resources that are denied, as RBAC writes them (`list pods`).
     pub denied: BTreeSet<String>,
-    /// No token is given for this service account.
+    /// The service account for which no token is issued.
     pub gives_no_token: bool,
-    /// A policy limits tokens to STS's audience.
+    /// Whether a policy limits tokens to STS's audience.
     pub limits_audiences: bool,
 }
 
@@ -49,19 +49,19 @@ struct Shared {
 struct Inner {
     behaviour: Behaviour,
     version: u64,
-    /// By resource, then by `namespace/name`.
+    /// Objects by resource, then by `namespace/name`.
     objects: BTreeMap<String, BTreeMap<String, Value>>,
-    /// Resource, version, type, object.
+    /// Events: resource, version, type, object.
     history: Vec<(String, u64, &'static str, Value)>,
     /// Watches that began before this count are ended.
     generation: u64,
-    /// What an ended watch says last, if anything.
+    /// The last event of ended watches, if they get one.
     last_words: Option<Value>,
     requests: Vec<String>,
     posted: Vec<(String, Value)>,
 }
 
-/// The server.
+/// The fake API server. Dropping it ends it.
 #[derive(Debug)]
 pub struct FakeApiServer {
     state: State,
@@ -69,7 +69,7 @@ pub struct FakeApiServer {
     netns: Netns,
 }
 
-/// What answers.
+/// The state that the server and its owner share.
 #[derive(Clone, Debug)]
 struct State(Arc<Shared>);
 
@@ -80,7 +80,7 @@ impl State {
 }
 
 impl FakeApiServer {
-    /// Starts it in AWS's namespace.
+    /// Starts the server in AWS's network namespace.
     pub fn start(netns: &Netns) -> Result<Self> {
         let state = State(Arc::new(Shared {
             inner: Mutex::default(),
@@ -95,12 +95,12 @@ impl FakeApiServer {
         Ok(server)
     }
 
-    /// Nobody listens any more.
+    /// Closes the listener, so that connections are refused.
     pub fn go_away(&mut self) {
         self.server = None;
     }
 
-    /// And again.
+    /// Listens again after [`Self::go_away`].
     pub fn come_back(&mut self) -> Result<()> {
         let address = SocketAddr::new(IpAddr::V4(AWS_IP), PORT);
         self.server = Some(Server::start(
@@ -111,7 +111,7 @@ impl FakeApiServer {
         Ok(())
     }
 
-    /// Writes a kubeconfig that leads here.
+    /// Writes a kubeconfig for this server.
     pub fn kubeconfig(&self, dir: &Path) -> Result<PathBuf> {
         let path = dir.join("kubeconfig");
         let config = json!({
@@ -124,12 +124,12 @@ impl FakeApiServer {
         Ok(path)
     }
 
-    /// From now on.
+    /// Changes how the server behaves from now on.
     pub fn behave(&self, behaviour: Behaviour) {
         self.state.lock().behaviour = behaviour;
     }
 
-    /// Adds or changes an object; `pods`, `namespaces`, `serviceaccounts` or `nodes`.
+    /// Adds or changes an object of `pods`, `namespaces`, `serviceaccounts` or `nodes`.
     pub fn put(&self, resource: &str, mut object: Value) {
         let mut inner = self.state.lock();
         inner.version += 1;
@@ -159,8 +159,8 @@ impl FakeApiServer {
         self.state.0.changed.send_modify(|count| *count += 1);
     }
 
-    /// Ends all watches that are open; their last event is an error with this code, if one is given. What happened so far
-    /// is forgotten: a watch that would go on from there gets 410 as well.
+    /// Ends all open watches; their last event is an error with this code, if one is given. The server forgets all events, so
+    /// that a watch from an earlier version gets 410.
     pub fn forget(&self, code: Option<u16>) {
         let mut inner = self.state.lock();
         inner.generation += 1;
@@ -176,14 +176,14 @@ impl FakeApiServer {
         self.state.lock().requests.clone()
     }
 
-    /// What was posted to paths that end like this, or patched.
+    /// Returns the bodies that were posted or patched to paths with this suffix.
     pub fn posted(&self, end: &str) -> Vec<Value> {
         let inner = self.state.lock();
         let posted = inner.posted.iter().filter(|(path, _)| path.ends_with(end));
         posted.map(|(_, object)| object.clone()).collect()
     }
 
-    /// An object.
+    /// Returns an object.
     pub fn object(&self, resource: &str, key: &str) -> Value {
         let inner = self.state.lock();
         inner
@@ -346,7 +346,7 @@ impl State {
         response
     }
 
-    /// What a watch has not told yet; and whether it ends, with its last event.
+    /// Returns the events that a watch has not sent yet and, if the watch ends, its last event.
     fn due(&self, resource: &str, seen: u64, generation: u64) -> (Vec<(u64, Value)>, Option<Option<Value>>) {
         let inner = self.lock();
         let due = inner

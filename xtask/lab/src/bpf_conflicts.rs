@@ -1,4 +1,4 @@
-//! Other people's programs in the kernel, and what they do to ours.
+//! eBPF programs of other software, at the hooks that metaproxy uses.
 
 mod sock_ops;
 
@@ -35,15 +35,15 @@ const NAME: &[u8] = b"other_software";
 /// How a program is attached (bpf(2)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AttachMode {
-    /// Alone: no other may be there or below.
+    /// No flag: no other program may be there, or at a cgroup below.
     Exclusive = 0,
     /// `BPF_F_ALLOW_MULTI`
     Multi = 2,
-    /// That and `BPF_F_PREORDER`, before those of the cgroups below; Linux 6.15.
+    /// `BPF_F_ALLOW_MULTI` and `BPF_F_PREORDER` (Linux 6.15): it runs before those of the cgroups below.
     Preorder = 2 | 1 << 6,
 }
 
-/// A program of somebody else at connect4 of a cgroup; dropping detaches it.
+/// A program of other software at connect4 of a cgroup. Dropping it detaches the program.
 #[derive(Debug)]
 pub struct ConnectProgram {
     program: OwnedFd,
@@ -51,7 +51,7 @@ pub struct ConnectProgram {
 }
 
 fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i32> {
-    // SAFETY: the attributes live through the call and are as long as said.
+    // SAFETY: the attributes live through the call and have the length that is passed.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -67,7 +67,7 @@ fn bpf<T>(command: i32, attributes: &mut T) -> io::Result<i32> {
     }
 }
 
-/// The part of `union bpf_attr` that makes a tcx link.
+/// The part of `union bpf_attr` from which a tcx link is made.
 #[repr(C)]
 #[derive(Default)]
 struct Tcx {
@@ -95,7 +95,7 @@ struct Load {
     attach_type: u32,
 }
 
-/// One instruction (Documentation/bpf/standardization/instruction-set.rst).
+/// Encodes an instruction (Documentation/bpf/standardization/instruction-set.rst).
 fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
     u64::from(code)
         | u64::from(to) << 8
@@ -104,7 +104,7 @@ fn instruction(code: u8, to: u8, from: u8, offset: i16, value: i32) -> u64 {
         | u64::from(value as u32) << 32
 }
 
-/// A program that does nothing but return a number.
+/// Loads a program that does nothing but return a number.
 fn program(kind: u32, attach_type: u32, returns: u32) -> Result<OwnedFd> {
     // r0 = returns; exit
     load(kind, attach_type, &[u64::from(returns) << 32 | 0xb7, 0x95])
@@ -120,7 +120,7 @@ fn load(kind: u32, attach_type: u32, code: &[u64]) -> Result<OwnedFd> {
         ..Load::default()
     };
     load.name[..NAME.len()].copy_from_slice(NAME);
-    // Before Linux 5.11 programs count as locked memory; where the limit may not be raised, they do not.
+    // Before Linux 5.11 programs count as locked memory. Later kernels do not need the limit raised, so that errors are ignored.
     let unlimited = nix::sys::resource::RLIM_INFINITY;
     let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK, unlimited, unlimited);
     let fd = bpf(BPF_PROG_LOAD, &mut load).context("loading another program")?;
@@ -128,19 +128,19 @@ fn load(kind: u32, attach_type: u32, code: &[u64]) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A program of somebody else at the egress of an interface, behind those that are there, that lets everything pass and
-/// ends the chain; dropping detaches it.
+/// Attaches a program to the egress of an interface, behind those that are there. It lets everything pass and ends the
+/// chain. Dropping the link detaches it.
 ///
 /// # Errors
-/// Where this kernel has no tcx.
+/// If this kernel has no tcx.
 pub fn attach_to_egress(netns: &Netns, interface: &str) -> Result<OwnedFd> {
     attach_to_egress_with(netns, interface, 0)
 }
 
-/// The same, before those that are there.
+/// Attaches the program of [`attach_to_egress`] before those that are there.
 ///
 /// # Errors
-/// Where this kernel has no tcx.
+/// If this kernel has no tcx.
 pub fn attach_first_to_egress(netns: &Netns, interface: &str) -> Result<OwnedFd> {
     attach_to_egress_with(netns, interface, BPF_F_BEFORE)
 }
@@ -163,8 +163,8 @@ fn attach_to_egress_with(netns: &Netns, interface: &str, flags: u32) -> Result<O
     Ok(unsafe { OwnedFd::from_raw_fd(link) })
 }
 
-/// Code of a program at connect4 that sends connections for one address to another, as a socket load balancer does for a
-/// Service's external address or a pod's host port.
+/// Returns the code of a program at connect4 that sends connections for one address to another, as a socket load balancer
+/// does for a Service's external address or a pod's host port.
 fn translation(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u64> {
     // Offsets in struct bpf_sock_addr.
     const USER_IP4: i16 = 4;
@@ -197,15 +197,15 @@ fn translation(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u64> {
 }
 
 impl ConnectProgram {
-    /// Attaches one that allows everything.
+    /// Attaches a program that allows everything.
     pub fn attach(cgroup: &Path, how: AttachMode) -> Result<Self> {
         Self::attach_program(program(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, CONNECT4, 1)?, cgroup, how)
     }
 
-    /// Attaches one that sends connections for one address to another.
+    /// Attaches a program that sends connections for one address to another.
     ///
     /// # Errors
-    /// What the kernel has against it.
+    /// If the kernel refuses.
     pub fn translate(cgroup: &Path, from: SocketAddrV4, to: SocketAddrV4) -> Result<Self> {
         let code = translation(from, to);
         let program = load(BPF_PROG_TYPE_CGROUP_SOCK_ADDR, CONNECT4, &code)?;

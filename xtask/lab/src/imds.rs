@@ -1,4 +1,4 @@
-//! The node's instance metadata service, as far as an agent needs it, recording whoever asks.
+//! A fake of the node's instance metadata service, as far as an agent needs it. It records every request.
 
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
@@ -24,18 +24,18 @@ use tokio::sync::oneshot;
 use super::IMDS_IPS;
 use super::netns::Netns;
 
-/// The role of the node, which no pod may ever get.
+/// The role of the node, which no pod may get.
 pub const NODE_ROLE: &str = "node";
 
-/// What a server of the lab answers.
+/// The response of a server of the lab.
 pub(super) type Answer = Response<BoxBody<Bytes, Infallible>>;
 
-/// Answers one request; `peer` is who asks.
+/// Answers requests; `peer` is the address of the client.
 pub(super) trait Handler: Send + Sync + 'static {
     fn handle(&self, peer: IpAddr, request: Request<Bytes>) -> impl Future<Output = Answer> + Send;
 }
 
-/// A server on a thread of its own, with sockets in a network namespace; dropping ends it.
+/// A server on a thread of its own, with sockets in a network namespace. Dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Server {
     stop: Option<oneshot::Sender<()>>,
@@ -108,38 +108,38 @@ async fn accept(socket: std::net::TcpListener, handler: Arc<impl Handler>) {
     }
 }
 
-/// One request that was seen.
+/// A request that was received.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
-    /// From where.
+    /// The address of the client.
     pub peer: IpAddr,
     /// `GET /latest/…`
     pub request: String,
-    /// With its headers.
+    /// Its headers.
     pub headers: HeaderMap,
 }
 
-/// Credentials that it hands out: access key id, secret access key, token.
+/// Credentials that the service returns: access key id, secret access key, token.
 pub type Keys = (String, String, String);
 
-/// How the service is to behave.
+/// How the service behaves.
 #[derive(Clone, Debug, Default)]
 pub struct Behaviour {
-    /// 401 without a token of its own.
+    /// Whether requests without a valid token get 401.
     pub requires_tokens: bool,
-    /// 404 for tokens, as services older than IMDSv2.
+    /// Whether requests for a token get 404, as from services older than IMDSv2.
     pub has_no_tokens: bool,
-    /// 401 with whatever token.
+    /// Whether requests get 401 with any token.
     pub refuses_tokens: bool,
-    /// How long an answer takes.
+    /// The latency of answers.
     pub takes: Duration,
-    /// How long a token takes, beside that.
+    /// The additional latency of tokens.
     pub token_takes: Duration,
-    /// The life of tokens, in seconds; six hours where it is not said.
+    /// The lifetime of tokens, in seconds; six hours if it is not set.
     pub token_ttl: Option<u64>,
-    /// Every answer, whatever is asked for.
+    /// The status of every answer.
     pub always: Option<StatusCode>,
-    /// No `iam/` at all.
+    /// Whether the node has no role, and so no `iam/`.
     pub has_no_role: bool,
 }
 
@@ -148,11 +148,11 @@ struct State {
     seen: Mutex<Vec<Seen>>,
     keys: Keys,
     behaviour: Mutex<Behaviour>,
-    /// The only token that is good; another with each that is issued.
+    /// The number in the only valid token.
     token: AtomicUsize,
 }
 
-/// The service, on both of its addresses.
+/// The fake service, on both of its addresses. Dropping it ends it.
 #[derive(Debug)]
 pub struct FakeImds {
     state: Arc<State>,
@@ -160,7 +160,7 @@ pub struct FakeImds {
 }
 
 impl FakeImds {
-    /// Starts it in a namespace that has the addresses.
+    /// Starts the service in a network namespace that has its addresses.
     pub fn start(netns: &Netns, keys: Keys) -> Result<Self> {
         let state = Arc::new(State {
             seen: Mutex::default(),
@@ -176,7 +176,7 @@ impl FakeImds {
         })
     }
 
-    /// From now on.
+    /// Changes how the service behaves from now on.
     pub fn behave(&self, behaviour: Behaviour) {
         *self
             .state
@@ -185,12 +185,12 @@ impl FakeImds {
             .unwrap_or_else(PoisonError::into_inner) = behaviour;
     }
 
-    /// Makes every token bad that was issued so far.
+    /// Makes every token invalid that was issued so far.
     pub fn forget_tokens(&self) {
         self.state.token.fetch_add(1, Ordering::SeqCst);
     }
 
-    /// What was asked so far.
+    /// Returns all requests so far.
     pub fn seen(&self) -> Vec<Seen> {
         self.state
             .seen
@@ -199,7 +199,7 @@ impl FakeImds {
             .clone()
     }
 
-    /// What was asked by anybody but the node itself.
+    /// Returns the requests that came from pods' addresses.
     pub fn seen_from_pods(&self) -> Vec<Seen> {
         let pods = |seen: &Seen| match seen.peer {
             IpAddr::V4(ip) => ip.octets()[..2] == [10, 244],
@@ -313,7 +313,7 @@ impl State {
             "placement/large" => text(StatusCode::OK, &"x".repeat(2 * 1024 * 1024)),
             "placement/endless" => endless(Duration::ZERO),
             "placement/slow" => endless(Duration::from_millis(700)),
-            // Whatever it is, it says that it came from here.
+            // Any other path: the answer shows that it came from the node's service.
             _ => text(StatusCode::OK, &format!("of the node: {path}")),
         }
     }
@@ -331,7 +331,7 @@ impl State {
     }
 }
 
-/// Lists, by the path after the version.
+/// Returns the list at a path, which begins after the version.
 fn list(path: &str) -> Option<&'static str> {
     Some(match path {
         "meta-data" => {
@@ -343,7 +343,7 @@ fn list(path: &str) -> Option<&'static str> {
     })
 }
 
-/// A body without length and without end, in pieces of 64 KiB.
+/// Answers with a body without length and without end, in pieces of 64 KiB.
 fn endless(pause: Duration) -> Answer {
     let (mut sender, body) = Channel::new(1);
     tokio::spawn(async move {

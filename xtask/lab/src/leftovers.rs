@@ -1,4 +1,4 @@
-//! What a node's network looks like, byte for byte.
+//! A snapshot of a node's network, to compare byte for byte.
 
 use std::fmt::Write as _;
 use std::process::Command;
@@ -7,9 +7,9 @@ use anyhow::{Context as _, Result, ensure};
 
 use super::netns::Netns;
 
-/// Rules, routes and interfaces of a network namespace.
+/// Lists rules, routes and interfaces of a network namespace.
 pub fn snapshot(netns: &Netns) -> Result<String> {
-    // `iptables-save` is one of the two, and shows nothing of the other's rules.
+    // `iptables-save` is one of the two backends, and does not show the other's rules.
     let commands: [&[&str]; 10] = [
         &["iptables-legacy-save"],
         &["iptables-nft-save"],
@@ -42,8 +42,8 @@ pub fn snapshot(netns: &Netns) -> Result<String> {
     Ok(snapshot)
 }
 
-/// Of a chain (`:PREROUTING ACCEPT [7:420]`) and of a rule of nftables (`counter packets 7 bytes 420`): whatever passes
-/// changes them.
+/// Removes the counters of a chain (`:PREROUTING ACCEPT [7:420]`) or of a rule of nftables (`counter packets 7 bytes 420`),
+/// which change with every packet.
 fn without_counters(line: &str) -> String {
     if let Some((chain, _)) = line.split_once(" [").filter(|_| line.starts_with(':')) {
         return chain.to_owned();

@@ -40,12 +40,12 @@ const PREFIX: &str = "mplab-";
 /// The labs that this process has made.
 static LABS: AtomicU32 = AtomicU32::new(0);
 
-/// Where STS and S3 are.
+/// The address of STS and S3.
 pub const AWS_IP: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 2);
 
-/// The node's addresses on its uplink.
+/// The node's IPv4 address on its uplink.
 pub const NODE_IP: Ipv4Addr = Ipv4Addr::new(10, 200, 0, 1);
-/// The node's IPv6 address.
+/// The node's IPv6 address on its uplink.
 pub const NODE_IP6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0x200, 0, 0, 0, 0, 0, 1);
 
 /// The metadata service's addresses.
@@ -143,71 +143,71 @@ impl Lab {
         })
     }
 
-    /// The node's network namespace.
+    /// Returns the node's network namespace.
     pub fn node(&self) -> &Netns {
         &self.node
     }
 
-    /// The network namespace of the metadata service, STS and S3.
+    /// Returns the network namespace of the metadata service, STS and S3.
     pub fn aws(&self) -> &Netns {
         &self.aws
     }
 
-    /// What every name of this lab begins with.
+    /// Returns the prefix of all names of this lab.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// The cgroup of the pods and of the node's own processes.
+    /// Returns the cgroup of the pods and of the node's own processes.
     pub fn cgroup(&self) -> PathBuf {
         self.files.cgroup.clone()
     }
 
-    /// The pods' cgroup.
+    /// Returns the pods' cgroup.
     pub fn kubepods(&self) -> PathBuf {
         self.files.cgroup.join("kubepods")
     }
 
-    /// A cgroup outside the pods'.
+    /// Returns the cgroup of the node's own processes, outside the pods'.
     pub fn host_cgroup(&self) -> PathBuf {
         self.files.cgroup.join("host")
     }
 
-    /// The cgroup of agents and guards, which have one of their own as containers and services of a node have. It is not
+    /// Returns the cgroup of agents and guards, which is their own, as containers and services of a node have one. It is not
     /// below [`Self::cgroup`], so that programs which a test attaches there do not see agents.
     pub fn agent_cgroup(&self) -> PathBuf {
         self.files.agents.clone()
     }
 
-    /// All processes of the lab: agents, guards, and what runs in pods and on the node.
+    /// Lists all processes of the lab: agents, guards, and what runs in pods and on the node.
     pub fn processes(&self) -> Vec<u32> {
         let cgroups = [&self.files.cgroup, &self.files.agents];
         let processes = cgroups.into_iter().flat_map(|cgroup| processes_in(cgroup));
         processes.filter_map(|pid| u32::try_from(pid).ok()).collect()
     }
 
-    /// A directory for files of this lab.
+    /// Returns the directory for files of this lab.
     pub fn dir(&self) -> &Path {
         self.files.dir.path()
     }
 
-    /// What agents and guards of this node share.
+    /// Returns the runtime directory that agents and guards of this node share.
     pub fn runtime_dir(&self) -> PathBuf {
         self.files.dir.path().join("run")
     }
 
-    /// The manifests.
+    /// Returns the directory of the manifests.
     pub fn manifests(&self) -> PathBuf {
         self.files.dir.path().join("pods")
     }
 
-    /// A pod: its cgroup, its network namespace and, with a UID, its manifest.
+    /// Makes a pod: its cgroup, its network namespace and, if it is known, its manifest.
     pub fn pod(&self, spec: PodSpec) -> Result<Pod> {
         let number = self.pods.fetch_add(1, Ordering::Relaxed) + 1;
         Pod::new(self, spec, number)
     }
 
-    /// Writes a manifest whole, as an editor does: under another name first.
+    /// Writes a manifest under another name and renames it, so that no reader sees half of it.
     pub fn manifest(&self, file: &str, text: &str) -> Result<()> {
         let path = self.manifests().join(file);
         let aside = self.manifests().join(format!(".{file}.new"));
@@ -216,7 +216,7 @@ impl Lab {
     }
 }
 
-/// One IPv4 and one IPv6 subnet between node and AWS, and routes for what lies behind each.
+/// Connects node and AWS by an IPv4 and an IPv6 subnet, and adds routes for what lies behind each.
 fn connect_uplink(node: &Netns, aws: &Netns) -> Result<()> {
     ip(&[
         "-n",
@@ -277,10 +277,10 @@ fn connect_uplink(node: &Netns, aws: &Netns) -> Result<()> {
     node.sysctl("net/ipv6/conf/all/forwarding", "1")
 }
 
-/// Needed for network namespaces, cgroups and eBPF.
+/// Checks for root, which network namespaces, cgroups and eBPF need.
 ///
 /// # Errors
-/// Where this is not root.
+/// If this process is not root.
 pub fn require_root() -> Result<()> {
     if !nix::unistd::geteuid().is_root() {
         bail!("this needs root (network namespaces, cgroups and eBPF): run it with sudo");
@@ -288,10 +288,10 @@ pub fn require_root() -> Result<()> {
     Ok(())
 }
 
-/// The machine's cgroup v2 mount.
+/// Returns the machine's cgroup v2 mount.
 ///
 /// # Errors
-/// Where there is none.
+/// If there is none.
 pub fn cgroup2_mount() -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mounts").context("cannot read the mounts")?;
     mounts
@@ -327,7 +327,7 @@ fn processes_in(cgroup: &Path) -> Vec<i32> {
     processes
 }
 
-/// Removes a cgroup and those below it. Those that still have processes stay.
+/// Removes a cgroup and those below it, except those that still have processes.
 pub fn remove_cgroup(cgroup: &Path) {
     for child in subdirectories(cgroup) {
         remove_cgroup(&child);

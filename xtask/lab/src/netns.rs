@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context as _, Result, anyhow, bail};
 use nix::sched::{CloneFlags, setns};
 
-/// A network namespace; dropping removes it where it was made here (ip-netns(8)).
+/// A network namespace. Dropping it deletes the namespace if [`Netns::new`] made it (ip-netns(8)).
 #[derive(Debug)]
 pub struct Netns {
     name: String,
@@ -16,19 +16,19 @@ pub struct Netns {
 }
 
 impl Netns {
-    /// Makes one, with its loopback up.
+    /// Makes a namespace, with its loopback up.
     pub fn new(name: &str) -> Result<Self> {
         ip(&["netns", "add", name])?;
         let mut netns = Self::named(name)?;
         netns.is_ours = true;
-        // Link-local addresses are there at once, instead of a second or two later.
+        // Without duplicate address detection, link-local addresses can be used at once instead of a second or two later.
         netns.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
         netns.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
         ip(&["-n", name, "link", "set", "lo", "up"])?;
         Ok(netns)
     }
 
-    /// One that is there already.
+    /// Opens an existing namespace by its name.
     pub fn named(name: &str) -> Result<Self> {
         let path = PathBuf::from("/run/netns").join(name);
         let file = File::open(&path).with_context(|| format!("cannot open {}", path.display()))?;
@@ -39,12 +39,12 @@ impl Netns {
         })
     }
 
-    /// That of this process.
+    /// Opens the namespace of this process.
     pub fn of_this_process() -> Result<Self> {
         Self::of_process(std::process::id())
     }
 
-    /// That of a process.
+    /// Opens the namespace of a process.
     pub fn of_process(pid: u32) -> Result<Self> {
         let name = format!("/proc/{pid}/ns/net");
         let file = File::open(&name).with_context(|| format!("cannot open {name}"))?;
@@ -55,7 +55,7 @@ impl Netns {
         })
     }
 
-    /// The same one, for whoever needs it too.
+    /// Opens the same namespace once more.
     pub fn again(&self) -> Result<Self> {
         Ok(Self {
             name: self.name.clone(),
@@ -64,17 +64,17 @@ impl Netns {
         })
     }
 
-    /// Its name, for `ip -n`.
+    /// Returns its name, for `ip -n`.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Its file, for `setns`.
+    /// Returns its file, for setns(2).
     pub fn file(&self) -> &File {
         &self.file
     }
 
-    /// Adds an address; IPv6 ones are usable at once.
+    /// Adds an address, without duplicate address detection.
     pub fn add_address(&self, device: &str, address: &str) -> Result<()> {
         let mut words = vec!["-n", &self.name, "address", "add", address, "dev", device];
         if address.contains(':') {
@@ -83,7 +83,7 @@ impl Netns {
         ip(&words)
     }
 
-    /// Runs in this namespace, on a thread of its own. Sockets made there stay there.
+    /// Runs a function in this namespace, on a thread of its own. Sockets that it makes stay in the namespace.
     pub fn run<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -112,7 +112,7 @@ impl Drop for Netns {
     }
 }
 
-/// Runs `ip`.
+/// Runs `ip` (package iproute2).
 pub fn ip(words: &[&str]) -> Result<()> {
     let output = Command::new("ip")
         .args(words)

@@ -1,4 +1,4 @@
-//! Pods: a cgroup as a kubelet makes it, a network namespace with a veth to the node, a manifest.
+//! Pods: each has a cgroup as a kubelet makes it, a network namespace with a veth pair to the node, and a manifest.
 
 use std::fs::{self, File, OpenOptions};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -13,10 +13,10 @@ use nix::sched::{CloneFlags, setns};
 use super::Lab;
 use super::netns::{Netns, ip};
 
-/// Of which families a pod has addresses and routes.
+/// The address families in which a pod has addresses and routes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Families {
-    /// IPv4 first.
+    /// IPv4 and IPv6.
     Both,
     /// IPv4 only.
     Ipv4,
@@ -24,7 +24,7 @@ pub enum Families {
     Ipv6,
 }
 
-/// What a pod is to be.
+/// The description of a pod.
 #[derive(Clone, Debug)]
 pub struct PodSpec {
     /// `metadata.name`
@@ -33,20 +33,20 @@ pub struct PodSpec {
     pub namespace: &'static str,
     /// Annotations of the pod.
     pub annotations: Vec<(String, String)>,
-    /// Shares the node's network namespace.
+    /// Whether it shares the node's network namespace.
     pub host_network: bool,
-    /// Of which families it has addresses and routes.
+    /// The address families in which it has addresses and routes.
     pub families: Families,
-    /// Another pod's address instead of one of its own.
+    /// The number of another pod, whose address it has instead of one of its own.
     pub same_address_as: Option<u32>,
-    /// `status.podIPs` of the manifest, if they are not its own addresses.
+    /// `status.podIPs` of the manifest, if they differ from its own addresses.
     pub reported_ips: Option<Vec<IpAddr>>,
-    /// Whether there is a manifest.
+    /// Whether it has a manifest.
     pub known: bool,
 }
 
 impl PodSpec {
-    /// A pod with a role.
+    /// Describes a pod with a role.
     pub fn with_role(name: &'static str, role: &str) -> Self {
         let annotations = vec![("iam.amazonaws.com/role".to_owned(), role.to_owned())];
         Self {
@@ -55,7 +55,7 @@ impl PodSpec {
         }
     }
 
-    /// A pod without a role.
+    /// Describes a pod without a role.
     pub fn without_role(name: &'static str) -> Self {
         Self {
             name,
@@ -70,7 +70,7 @@ impl PodSpec {
     }
 }
 
-/// A running pod, as far as its cgroup and its network go.
+/// A pod: its cgroup and its network. Processes are started in it by [`Pod::command`].
 #[derive(Debug)]
 pub struct Pod {
     spec: PodSpec,
@@ -84,7 +84,8 @@ pub struct Pod {
     _host_end: Option<HostEnd>,
 }
 
-/// The node's end of a pod's veth pair, deleted with the pod: what the pod has left may hold its network namespace.
+/// The node's end of a pod's veth pair. It is deleted with the pod, because a process that the pod has left may keep the
+/// network namespace, and with it the pair.
 #[derive(Debug)]
 struct HostEnd {
     node: String,
@@ -99,7 +100,7 @@ impl Drop for HostEnd {
 
 impl Pod {
     pub(super) fn new(lab: &Lab, spec: PodSpec, number: u32) -> Result<Self> {
-        // Agents look for pods that are not in their place in the whole cgroup tree, where other labs have pods too.
+        // An agent searches the whole cgroup tree for pods that are not below the pods' cgroup, and other labs have pods there.
         let of_lab = format!("{:08x}{:04x}", std::process::id(), lab.number & 0xffff);
         let uid = format!("{number:08x}-1d6e-4b7a-9c55-{of_lab}");
         let class = ["", "burstable/", "besteffort/"][number as usize % 3];
@@ -131,7 +132,7 @@ impl Pod {
         Ok(pod)
     }
 
-    /// A pod that somebody else made: its container's cgroup, and the namespace of its processes.
+    /// Describes a pod of a cluster by its container's cgroup and the network namespace of its processes.
     pub fn of_cluster(name: &'static str, uid: &str, cgroup: PathBuf, netns: &Netns) -> Result<Self> {
         Ok(Self {
             spec: PodSpec::without_role(name),
@@ -146,32 +147,32 @@ impl Pod {
         })
     }
 
-    /// `metadata.uid`
+    /// Returns `metadata.uid`.
     pub fn uid(&self) -> &str {
         &self.uid
     }
 
-    /// Its number within the lab, which is part of its addresses.
+    /// Returns its number within the lab, which is part of its addresses.
     pub fn number(&self) -> u32 {
         self.number
     }
 
-    /// The cgroup of its container.
+    /// Returns the cgroup of its container.
     pub fn cgroup(&self) -> &Path {
         &self.cgroup
     }
 
-    /// Its own network namespace, if it has one.
+    /// Returns its own network namespace, if it has one.
     pub fn netns(&self) -> Option<&Netns> {
         self.netns.as_ref()
     }
 
-    /// The name of its node's network namespace.
+    /// Returns the name of its node's network namespace.
     pub fn node_netns(&self) -> &str {
         &self.node_netns
     }
 
-    /// Its IPv4 address.
+    /// Returns its IPv4 address.
     pub fn ip(&self) -> Ipv4Addr {
         address(self.number).0
     }
@@ -205,13 +206,13 @@ impl Pod {
         fs::rename(&aside, &path).with_context(|| format!("cannot write {}", path.display()))
     }
 
-    /// A command that runs in this pod.
+    /// Prepares a command that runs in this pod.
     pub fn command(&self, program: impl AsRef<Path>) -> Result<Command> {
         command_in(program.as_ref(), Some(&self.cgroup), &self.netns_file)
     }
 }
 
-/// A command in a cgroup (or this process's) and a network namespace.
+/// Prepares a command that runs in a network namespace and in a cgroup, or in this process's cgroup.
 pub fn command_in(program: &Path, cgroup: Option<&Path>, netns: &File) -> Result<Command> {
     let mut command = Command::new(program);
     let procs = cgroup
@@ -245,7 +246,7 @@ fn address(number: u32) -> (Ipv4Addr, Ipv6Addr) {
     (Ipv4Addr::new(10, 244, number as u8, 2), v6)
 }
 
-/// A veth pair with a subnet of its own; the node's end is the pod's gateway.
+/// Connects a pod by a veth pair with a subnet of its own. The node's end is the pod's gateway.
 fn connect(lab: &Lab, netns: &Netns, spec: &PodSpec, number: u32) -> Result<HostEnd> {
     let (node, pod) = (lab.node().name(), netns.name());
     let host_end = format!("pod{number}");
@@ -259,8 +260,8 @@ fn connect(lab: &Lab, netns: &Netns, spec: &PodSpec, number: u32) -> Result<Host
     ip(&["-n", node, "link", "set", &host_end, "up"])?;
     ip(&["-n", pod, "link", "set", "eth0", "up"])?;
     if let Some(other) = spec.same_address_as {
-        // As after an address was given to a new pod while the old one still has it: the route of the node leads to
-        // one of the two only, and this one reaches the node all the same.
+        // An address may be given to a new pod while the old one still has it. The node's route leads to one of the two, and
+        // this one reaches the node all the same.
         let (v4, _) = address(other);
         netns.add_address("eth0", &format!("{v4}/32"))?;
         ip(&["-n", pod, "route", "add", "default", "dev", "eth0"])?;

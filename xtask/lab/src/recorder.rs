@@ -1,4 +1,4 @@
-//! Whoever sends TCP to the metadata service, seen at the wire, whether or not it makes a connection.
+//! Records TCP packets for the metadata service as they arrive, whether or not they belong to a connection.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -15,15 +15,15 @@ use metaproxy_common::target::Targets;
 
 use super::netns::Netns;
 
-/// The metadata service (instance metadata service, EC2 user guide).
+/// The IPv4 address of the metadata service (EC2 user guide, instance metadata service).
 const IMDS: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 
-/// How long a packet may take to the recorder.
+/// How long a packet may take until it is recorded.
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(5);
 
 type Seen = Arc<Mutex<BTreeMap<IpAddr, usize>>>;
 
-/// Listens at every interface of a network namespace, as long as it lives.
+/// Records at every interface of a network namespace until it is dropped.
 #[derive(Debug)]
 pub struct Recorder {
     seen: Seen,
@@ -44,7 +44,7 @@ impl Bytes for Frame<'_> {
 }
 
 impl Recorder {
-    /// Begins to listen.
+    /// Starts to record.
     pub fn start(netns: &Netns) -> Result<Self> {
         let socket = netns.run(packet_socket)?.context("a packet socket")?;
         let (seen, ends) = (Seen::default(), Arc::new(AtomicBool::new(false)));
@@ -59,16 +59,16 @@ impl Recorder {
         })
     }
 
-    /// Packets so far, by the address that they came from.
+    /// Counts the packets so far, by source address.
     pub fn seen(&self) -> BTreeMap<IpAddr, usize> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until a packet that the node sends now has been seen: all that was sent before has arrived by then, or never
-    /// will.
+    /// Waits until a packet that the node sends now is recorded. Packets that were sent before have arrived by then, or are
+    /// lost.
     ///
     /// # Errors
-    /// Where that takes longer than five seconds.
+    /// If that takes longer than five seconds.
     pub fn settle(&self, node: &Netns) -> Result<()> {
         let to = SocketAddr::from((IMDS, 80));
         let of_node = || {
@@ -79,7 +79,7 @@ impl Recorder {
         };
         let before = of_node();
         let end = Instant::now() + SETTLE_TIMEOUT;
-        // Refused or not, it has been there and back.
+        // Whether the connection is refused does not matter: its first packet was sent.
         let _ = node.run(|| TcpStream::connect_timeout(&to, SETTLE_TIMEOUT))?;
         while of_node() == before {
             ensure!(
@@ -91,7 +91,7 @@ impl Recorder {
         Ok(())
     }
 
-    /// Packets so far that did not come from the node's own addresses; forgotten with that.
+    /// Counts the packets so far that came from other addresses than the node's, and forgets all.
     pub fn take_from_others(&self) -> usize {
         let own: [IpAddr; 2] = [super::NODE_IP.into(), super::NODE_IP6.into()];
         let seen = std::mem::take(&mut *self.seen.lock().unwrap_or_else(PoisonError::into_inner));

@@ -1,5 +1,5 @@
-//! An STS that gives any role to anybody, for the demo and for faults; whether it is right to do so is tested against
-//! moto, which enforces IAM.
+//! A fake STS that gives any role to any caller, for the demo and for faults. Permissions are tested against moto, which
+//! enforces IAM.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use super::AWS_IP;
 use super::imds::{Answer, Handler, NODE_ROLE, Server, text};
 use super::netns::Netns;
 
-/// Where it listens.
+/// The port that it listens on.
 pub const STS_PORT: u16 = 8441;
 
 /// A call to AssumeRole or AssumeRoleWithWebIdentity.
@@ -39,28 +39,28 @@ pub struct Call {
     pub web_identity: Option<String>,
 }
 
-/// How the service is to behave.
+/// How the service behaves.
 #[derive(Clone, Debug, Default)]
 pub struct Behaviour {
-    /// How long an answer takes.
+    /// The latency of answers.
     pub takes: Duration,
-    /// A status and an error code instead of credentials.
+    /// The status and error code of answers to requests for credentials.
     pub fails: Option<(u16, &'static str)>,
-    /// The page of a proxy instead of an answer, with this status and another id each time.
+    /// The status of a proxy's error page, which is sent instead of an answer and has another id each time.
     pub page: Option<u16>,
-    /// The node's own role may assume itself, which AWS asks the role's trust policy to say.
+    /// Whether the node's own role may assume itself, which AWS allows only if the role's trust policy does.
     pub trusts_itself: bool,
-    /// The caller's ARN; a session of the node's role if there is none.
+    /// The caller's ARN; a session of the node's role if it is not set.
     pub caller: Option<&'static str>,
-    /// A status and an error code instead of the caller's ARN.
+    /// The status and error code of answers to requests for the caller's ARN.
     pub knows_no_caller: Option<(u16, &'static str)>,
-    /// Roles whose name begins like this are denied.
+    /// The prefix of names of roles that are denied.
     pub denies: Option<&'static str>,
-    /// What is left of a session; an hour where it is not said.
+    /// The remaining lifetime of sessions; an hour if it is not set.
     pub life: Option<Duration>,
-    /// The whole text of `Expiration`.
+    /// The text of `Expiration`, instead of a time.
     pub expiration: Option<String>,
-    /// How many characters a token has at least; those of AWS have about a thousand.
+    /// The least length of a session token; those of AWS have about a thousand characters.
     pub token_size: usize,
 }
 
@@ -71,7 +71,7 @@ struct State {
     number: AtomicUsize,
 }
 
-/// The service.
+/// The fake service. Dropping it ends it.
 #[derive(Debug)]
 pub struct FakeSts {
     state: Arc<State>,
@@ -79,7 +79,7 @@ pub struct FakeSts {
 }
 
 impl FakeSts {
-    /// Starts it; each call takes that long.
+    /// Starts the service with this latency.
     pub fn start(netns: &Netns, takes: Duration) -> Result<Self> {
         let behaviour = Behaviour {
             takes,
@@ -98,12 +98,12 @@ impl FakeSts {
         })
     }
 
-    /// Its URL.
+    /// Returns its URL.
     pub fn url() -> String {
         format!("http://{AWS_IP}:{STS_PORT}")
     }
 
-    /// From now on.
+    /// Changes how the service behaves from now on.
     pub fn behave(&self, behaviour: Behaviour) {
         *self
             .state
@@ -112,7 +112,7 @@ impl FakeSts {
             .unwrap_or_else(PoisonError::into_inner) = behaviour;
     }
 
-    /// The calls so far.
+    /// Returns all calls so far.
     pub fn calls(&self) -> Vec<Call> {
         self.state
             .calls
@@ -240,7 +240,7 @@ fn xml(status: u16, body: &str) -> Answer {
     response
 }
 
-/// `Authorization: AWS4-HMAC-SHA256 Credential=ID/…`
+/// Reads the access key id from `Authorization: AWS4-HMAC-SHA256 Credential=ID/…`.
 fn signed_by(headers: &HeaderMap) -> String {
     let header = headers.get(AUTHORIZATION).and_then(|header| header.to_str().ok());
     let credential = header.and_then(|header| header.split("Credential=").nth(1));
@@ -248,7 +248,7 @@ fn signed_by(headers: &HeaderMap) -> String {
     id.unwrap_or_default().to_owned()
 }
 
-/// A field of an `application/x-www-form-urlencoded` body.
+/// Reads a field of an `application/x-www-form-urlencoded` body.
 fn form_field(body: &[u8], name: &str) -> Option<String> {
     let body = std::str::from_utf8(body).ok()?;
     let value = body

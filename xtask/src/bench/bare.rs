@@ -1,4 +1,4 @@
-//! What the agent is compared with: hyper with nothing around it, which answers the same bytes to whoever asks.
+//! The server that the agent is compared with: hyper with nothing around it, which sends the same bytes to every client.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -138,7 +138,7 @@ pub fn redirected(site: &Site) -> Result<Section> {
             Figure::new("redirected / directly", "ratio", &redirected.over(&direct))
                 .with_goal(Goal::AtMost(1.05)),
             Figure::new(
-                "to a bare hyper server, which asks nobody who is calling",
+                "to a bare hyper server, which does not identify its clients",
                 "µs",
                 &bare,
             ),

@@ -148,7 +148,7 @@ pub struct Plot {
 pub struct Section {
     /// Its heading.
     pub title: &'static str,
-    /// How it was measured, for whoever wants to doubt it.
+    /// How it was measured.
     pub how: &'static str,
     /// What was found.
     pub figures: Vec<Figure>,

@@ -80,7 +80,7 @@ fn kernel_memory(agent: &Agent, kind: &str) -> Result<f64> {
     Ok(bytes.values().sum::<u64>() as f64 / 1024.0)
 }
 
-/// What it was with so many pods, or connections.
+/// What it was with this many pods or connections.
 struct Footprint {
     number: usize,
     ready_ms: Samples,

@@ -1,4 +1,4 @@
-//! The report: a table for people, JSON for machines, plots for both.
+//! The report: tables in Markdown, plots, and JSON.
 
 use std::fmt::Write as _;
 use std::fs;

@@ -83,7 +83,7 @@ pub struct Measured {
 /// # Errors
 /// Where it can't listen.
 pub fn sink(sink: &Sink) -> Result<()> {
-    // Packets that nobody reads are dropped, which costs the sender nothing.
+    // Packets that are not read are dropped, which costs the sender nothing.
     let _packets = UdpSocket::bind(sink.listen).context("cannot listen")?;
     let streams = TcpListener::bind(sink.listen).context("cannot listen")?;
     for stream in streams.incoming() {

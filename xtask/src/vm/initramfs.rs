@@ -48,7 +48,7 @@ pub fn base(test: &Path) -> Result<PathBuf> {
     }
     // `ip rule … ipproto tcp` looks it up.
     archive.file("/etc/protocols", b"tcp\t6\tTCP\nudp\t17\tUDP\n");
-    // The agent has a TLS client, which wants roots, though it talks to nobody who has one here.
+    // The agent has a TLS client, which needs root certificates even though it makes no TLS connections here.
     let roots = "/etc/ssl/certs/ca-certificates.crt";
     archive.file(
         roots,

@@ -1,4 +1,4 @@
-//! What documents tell people to type is what the programs take, and what they tell them to write is what those read. Every block
+//! The commands in documents are those that the programs take, and the configuration in them is what the programs read. Every block
 //! of every document is looked at: one of a kind that nothing here knows how to check is a failure.
 
 mod changelog;
@@ -164,13 +164,13 @@ fn commands_in_notes_examples_and_units_are_what_programs_take() {
             .unwrap();
         let text = String::from_utf8(output.stdout).unwrap();
         let (_, notes) = text.split_once("\nNOTES:\n").unwrap();
-        let told: Vec<&str> = notes
+        let commands: Vec<&str> = notes
             .lines()
             .map(str::trim)
             .filter(|line| line.starts_with("kubectl "))
             .collect();
-        assert!(told.len() >= 4, "{notes}");
-        for line in told {
+        assert!(commands.len() >= 4, "{notes}");
+        for line in commands {
             check_line("NOTES.txt", line);
         }
     }

@@ -1,4 +1,4 @@
-//! sock_ops programs of other projects: what they do to the options and flags of a connection.
+//! sock_ops programs of other software, which change the options and flags of a connection.
 
 use std::fs::File;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
@@ -58,10 +58,10 @@ fn code(action: SockOpsAction) -> Vec<u64> {
     code
 }
 
-/// Attaches one to a cgroup; dropping the link detaches it.
+/// Attaches a program to a cgroup. Dropping the link detaches it.
 ///
 /// # Errors
-/// What the kernel has against it.
+/// If the kernel refuses.
 pub fn attach_sock_ops(cgroup: &Path, action: SockOpsAction) -> Result<OwnedFd> {
     let program = load(BPF_PROG_TYPE_SOCK_OPS, BPF_CGROUP_SOCK_OPS, &code(action))?;
     let cgroup = File::open(cgroup)?;

@@ -1,7 +1,7 @@
-//! For the inside of a pod of the lab: programs that attack the identification of callers, each bounded in time.
+//! `attack` runs in a pod and attacks the identification of callers for a limited time.
 //!
-//! Each prints a line of JSON every 50 ms, counter → value, so that a test sees that the attack takes place while it
-//! looks at others. An attack that cannot go on ends with an error.
+//! It prints a line of JSON every 50 ms, counter → value, so that a test sees that the attack goes on while it looks at
+//! other pods. An attack that cannot go on ends with an error.
 
 mod answered;
 mod flood;
@@ -22,13 +22,13 @@ use clap::{Args, Subcommand};
 use self::privileges::Privileges;
 use self::progress::Progress;
 
-/// Descriptors of a process that are not connections.
+/// How many descriptors of a process are not for connections.
 const OTHER_DESCRIPTORS: u64 = 64;
 
-/// What to do.
+/// The arguments of `attack`.
 #[derive(Clone, Debug, Args)]
 pub struct Attack {
-    /// With which privileges
+    /// The privileges that it runs with
     #[arg(long, value_enum, default_value = "root")]
     privileges: Privileges,
     /// End after this many seconds
@@ -175,9 +175,9 @@ struct Connects {
     threads: usize,
 }
 
-/// Attacks until its time is up.
+/// Runs the attack until its time is up.
 pub fn run(attack: &Attack) -> Result<()> {
-    // The processors are for the node's own programs, as they are where pods have a share of them.
+    // On a node a pod has a share of the processors, and the node's own programs have theirs.
     // SAFETY: takes no pointer.
     let is_nice = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) } == 0;
     if !is_nice {
@@ -186,7 +186,8 @@ pub fn run(attack: &Attack) -> Result<()> {
     let descriptors = raise_descriptors()?;
     attack.privileges.take_on()?;
     let end = Instant::now() + Duration::from_secs(attack.seconds);
-    // Before there are threads: a process with several may not enter a user namespace, and does not fork well.
+    // This must happen before there are threads: a process with several may not enter a user namespace (setns(2)), and its
+    // children have only one of them.
     let processes = match &attack.kind {
         Kind::AnswerInNamespace(options) => Some(answered::in_namespace(options, descriptors, end)?),
         Kind::AnswerRaw(options) => Some(answered::raw(options, descriptors, end)?),
@@ -211,7 +212,7 @@ pub fn run(attack: &Attack) -> Result<()> {
     }
 }
 
-/// As many descriptors as this process may have for connections.
+/// Raises the limit of descriptors as far as possible, and returns how many are for connections.
 fn raise_descriptors() -> Result<usize> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;

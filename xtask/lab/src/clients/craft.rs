@@ -1,4 +1,4 @@
-//! For the inside of a pod: TCP to the metadata service made by hand, past every connect hook.
+//! `craft` runs in a pod and sends TCP packets for the metadata service that it makes by hand, past every connect hook.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -49,7 +49,7 @@ pub enum Method {
 const SOURCE_PORT: u16 = 40_001;
 const TCP: u8 = 6;
 
-/// Sends it.
+/// Sends the packets.
 pub fn run(craft: &Craft) -> Result<()> {
     let source = match craft.source {
         Some(source) => source,
@@ -63,7 +63,7 @@ pub fn run(craft: &Craft) -> Result<()> {
             ipv4(from, to, 1, &[], &tcp[8..]),
         ],
         (method, IpAddr::V4(from), IpAddr::V4(to)) => {
-            // Four times "no operation" (RFC 791, 3.1).
+            // Four options of the kind "no operation" (RFC 791, 3.1).
             let options: &[u8] = if method == Method::RawOptions {
                 &[1; 4]
             } else {
@@ -72,7 +72,7 @@ pub fn run(craft: &Craft) -> Result<()> {
             vec![ipv4(from, to, 0, options, &tcp)]
         }
         (Method::RawOptions, IpAddr::V6(from), IpAddr::V6(to)) => {
-            // Destination options: one of padding (RFC 8200, 4.6).
+            // Destination options with one option, which pads (RFC 8200, 4.6).
             let padded = [&[TCP, 0, 1, 4, 0, 0, 0, 0][..], &tcp].concat();
             vec![ipv6(from, to, 60, &padded)]
         }
@@ -154,7 +154,7 @@ fn own_mac(device: &str) -> Result<[u8; 6]> {
     found.with_context(|| format!("{device} has no hardware address"))
 }
 
-/// The address that the kernel would send from; nothing is sent.
+/// Returns the address that the kernel would send from. No packet is sent.
 fn source_to(to: SocketAddr) -> Result<IpAddr> {
     let any = if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
     let socket = UdpSocket::bind(any)?;
@@ -162,7 +162,7 @@ fn source_to(to: SocketAddr) -> Result<IpAddr> {
     Ok(socket.local_addr()?.ip())
 }
 
-/// RFC 9293, 3.1: a first segment without options.
+/// Makes a SYN without options (RFC 9293, 3.1).
 fn syn(from: IpAddr, to: SocketAddr) -> Vec<u8> {
     let mut segment = Vec::new();
     segment.extend(SOURCE_PORT.to_be_bytes());
@@ -208,7 +208,7 @@ fn ipv6(from: Ipv6Addr, to: Ipv6Addr, next: u8, payload: &[u8]) -> Vec<u8> {
     packet
 }
 
-/// RFC 1071.
+/// Computes the internet checksum (RFC 1071).
 pub(crate) fn checksum(bytes: &[u8]) -> u16 {
     let words = bytes
         .chunks(2)

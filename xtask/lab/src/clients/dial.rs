@@ -1,5 +1,5 @@
-//! A client for the inside of a pod: connects in every way that the kernel offers, asks for one path, and counts what
-//! came back. Prints one JSON object: outcome → how often.
+//! `dial` runs in a pod. It connects in any of the ways that the kernel offers, requests a path, counts the outcomes, and
+//! prints them as one JSON object: outcome → count.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
@@ -11,19 +11,19 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use clap::{Args, ValueEnum};
 
-/// What to do.
+/// The arguments of `dial`.
 #[derive(Clone, Debug, Args)]
 pub struct Dial {
-    /// Where to
+    /// The address to connect to
     #[arg(long, default_value = "169.254.169.254:80")]
     to: SocketAddr,
-    /// How
+    /// How to connect
     #[arg(long, value_enum, default_value = "plain")]
     mode: Mode,
-    /// What for
+    /// The path to request
     #[arg(long, default_value = "/latest/meta-data/iam/security-credentials/")]
     path: String,
-    /// After connecting
+    /// What to do after connecting
     #[arg(long, value_enum, default_value = "get")]
     then: Then,
     /// Bind to this address first; port 0 lets the kernel choose
@@ -32,46 +32,46 @@ pub struct Dial {
     /// Each connection from the next port, starting at that of --source
     #[arg(long)]
     sweep: bool,
-    /// IP_TRANSPARENT: an address that is not this pod's may be bound
+    /// Set IP_TRANSPARENT, so that an address that is not this pod's may be bound
     #[arg(long)]
     transparent: bool,
-    /// IPV6_FREEBIND: likewise, without any capability
+    /// Set IPV6_FREEBIND, which allows the same without any capability
     #[arg(long)]
     freebind: bool,
-    /// SO_BINDTODEVICE
+    /// The interface for SO_BINDTODEVICE
     #[arg(long)]
     device: Option<String>,
-    /// SO_MARK
+    /// The value of SO_MARK
     #[arg(long)]
     mark: Option<u32>,
     /// Move to this cgroup when the socket is made, and connect then
     #[arg(long)]
     move_to: Option<std::path::PathBuf>,
-    /// SO_REUSEPORT beside SO_REUSEADDR
+    /// Set SO_REUSEPORT beside SO_REUSEADDR
     #[arg(long)]
     reuse_port: bool,
-    /// Connections in all, or 0 for --seconds
+    /// The number of connections, or 0 to connect for --seconds
     #[arg(long, default_value_t = 1)]
     count: usize,
-    /// How long to go on
+    /// How long to connect, if --count is 0
     #[arg(long, default_value_t = 0)]
     seconds: u64,
-    /// Threads
+    /// The number of threads
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Milliseconds between two connections of a thread: a long run must not use up the addresses of its pod
+    /// Milliseconds between two connections of a thread; a long run must not use up the ports of its pod
     #[arg(long, default_value_t = 0)]
     pause: u64,
-    /// Milliseconds for each answer
+    /// The timeout of each answer, in milliseconds
     #[arg(long, default_value_t = 5000)]
     timeout: u64,
-    /// Requests on each connection
+    /// The number of requests on each connection
     #[arg(long, default_value_t = 1)]
     keep: usize,
     /// Add to each outcome how long it took from connect() to the answer, in milliseconds
     #[arg(long)]
     time: bool,
-    /// Count what getpeername() says instead of the answer
+    /// Count the addresses that getpeername() returns instead of the answers
     #[arg(long)]
     peername: bool,
 }
@@ -96,7 +96,7 @@ pub enum Mode {
 /// What to do with the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Then {
-    /// Ask, and read the answer
+    /// Send a request and read the answer
     Get,
     /// Close at once
     Close,
@@ -104,7 +104,7 @@ pub enum Then {
     Reset,
 }
 
-/// Runs it and prints the outcomes.
+/// Connects as the arguments say, and prints the outcomes.
 pub fn run(dial: &Dial) -> Result<()> {
     println!("{}", serde_json::to_string(&outcomes(dial))?);
     Ok(())
@@ -191,7 +191,7 @@ impl Dial {
             }
         }
         if self.source.is_some_and(|source| source.port() != 0) {
-            // So that the port can be used again at once.
+            // A reset leaves no TIME_WAIT, so that the port can be used again at once.
             linger_zero(&stream)?;
         }
         Ok(())
@@ -249,7 +249,7 @@ impl Dial {
         check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })
     }
 
-    /// Connects; whether the request went along.
+    /// Connects, and returns whether the request was sent with the SYN.
     fn connect(&self, socket: &OwnedFd, request: &[u8]) -> io::Result<bool> {
         let fd = socket.as_raw_fd();
         let (address, length) = raw(self.to);
@@ -320,7 +320,7 @@ fn connect_uring(fd: i32, target: *const libc::sockaddr, length: libc::socklen_t
     }
 }
 
-/// `200` answers count by their body, others by their status; and whether the connection goes on after it.
+/// Returns the outcome, which is the body of a `200` answer and the status of others, and whether the connection is kept.
 fn read_answer(stream: &mut TcpStream) -> io::Result<(String, bool)> {
     let mut answer = Vec::new();
     let mut chunk = [0; 4096];
@@ -345,7 +345,7 @@ fn read_answer(stream: &mut TcpStream) -> io::Result<(String, bool)> {
         match stream.read(&mut chunk) {
             Ok(0) => return Ok(("no answer".to_owned(), false)),
             Ok(length) => answer.extend(&chunk[..length]),
-            // By what is left to do of a ring that was closed.
+            // The kernel's work on a ring that was closed may interrupt a read.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -383,7 +383,7 @@ fn linger_zero(stream: &TcpStream) -> io::Result<()> {
     nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &linger).map_err(io::Error::from)
 }
 
-/// As the kernel wants an address.
+/// Encodes an address as `struct sockaddr`.
 fn raw(address: SocketAddr) -> (nix::sys::socket::SockaddrStorage, libc::socklen_t) {
     use nix::sys::socket::SockaddrLike as _;
     let storage = nix::sys::socket::SockaddrStorage::from(address);

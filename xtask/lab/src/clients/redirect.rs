@@ -1,4 +1,4 @@
-//! A transparent proxy for the inside of a pod.
+//! `redirect-proxy` runs in a pod as a transparent proxy.
 
 use std::io::{self, Write as _};
 use std::net::TcpStream;
@@ -7,19 +7,19 @@ use std::os::fd::AsRawFd as _;
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-/// A transparent proxy as service meshes run it: takes what iptables sends it by REDIRECT and dials on, marked so that
-/// its own connections are left alone.
+/// The arguments of `redirect-proxy`, which works as the proxies of service meshes do: it accepts connections that iptables
+/// redirects to it, and connects to where they led, marked so that its own connections are not redirected.
 #[derive(Clone, Debug, Args)]
 pub struct RedirectProxy {
-    /// Port to listen on
+    /// The port to listen on
     #[arg(long, default_value_t = 15_001)]
     port: u16,
-    /// SO_MARK of its own connections
+    /// The SO_MARK of its own connections
     #[arg(long, default_value_t = 7)]
     mark: u32,
 }
 
-/// Runs it until it is killed; says `listening` when it does.
+/// Runs the proxy until it is killed; prints `listening` when it listens.
 pub fn run(proxy: &RedirectProxy) -> Result<()> {
     let listener = std::net::TcpListener::bind(("0.0.0.0", proxy.port)).context("cannot listen")?;
     println!("listening");

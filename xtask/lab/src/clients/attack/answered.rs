@@ -1,4 +1,4 @@
-//! Connections to the listener that its own client answers: nothing of them ever reaches the listener.
+//! Connections to the listener that the client answers itself, so that nothing of them reaches the listener.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
@@ -19,10 +19,10 @@ use crate::netns::ip;
 /// How long a connection may wait for its answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(100);
 
-/// How often the connecting processes are looked at.
+/// How often the connecting processes are checked.
 const WATCH_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Connects and accepts, both ends here, with the listener's and the source's address on `lo`.
+/// Connects and accepts in this process, with the listener's and the source's address on `lo`.
 pub fn in_namespace(options: &InNamespace, descriptors: usize, end: Instant) -> Result<Processes> {
     if !options.here {
         privileges::enter_own_namespaces()?;
@@ -30,7 +30,7 @@ pub fn in_namespace(options: &InNamespace, descriptors: usize, end: Instant) -> 
     ip(&["link", "set", "lo", "up"])?;
     let source = options.source.map(|source| source.ip());
     for address in [Some(options.listener.ip()), source].into_iter().flatten() {
-        // In the pod's own namespace its address is there already.
+        // The pod's own namespace has the address already.
         if !(options.here && Some(address) == source) {
             add_to_loopback(address)?;
         }
@@ -39,7 +39,7 @@ pub fn in_namespace(options: &InNamespace, descriptors: usize, end: Instant) -> 
     let hold = options
         .source
         .map_or(options.hold, |_| options.hold.min(usize::from(options.ports)));
-    // Each connection takes two descriptors.
+    // Both ends of each connection are here.
     let count = (hold * 2).div_ceil(descriptors);
     let share = Share {
         count,
@@ -51,7 +51,7 @@ pub fn in_namespace(options: &InNamespace, descriptors: usize, end: Instant) -> 
     })
 }
 
-/// What each of several processes does.
+/// Runs in each of several processes.
 struct Share {
     count: usize,
     hold: usize,
@@ -88,18 +88,18 @@ fn connect_and_accept(
         let socket = stream(&options.listener)?;
         setsockopt(&socket, sockopt::ReuseAddr, &true)?;
         if let Some(mut source) = options.source {
-            // Every port is of one process.
+            // No two processes use the same port.
             let own = usize::from(options.ports) / share.count;
             let port = first + share.count * (number % own);
             source.set_port(source.port() + port as u16);
             with_address(libc::bind, &socket, source).with_context(|| format!("bind {source}"))?;
         }
         match with_address(libc::connect, &socket, options.listener) {
-            // As a connection is refused that comes too fast.
+            // The programs refuse a connection beyond the pod's rate with this error.
             Err(error) if error.raw_os_error() == Some(libc::ENETUNREACH) => continue,
             result => result.context("connect to oneself")?,
         }
-        // This one, or one of another process, which takes this one in turn.
+        // It may be the connection of another process, which then accepts this one's.
         let (server, _) = listener.accept().context("accept from oneself")?;
         held.push_back((TcpStream::from(socket), server));
         number += 1;
@@ -116,7 +116,7 @@ fn reset(stream: &TcpStream) -> Result<()> {
     Ok(setsockopt(stream, sockopt::Linger, &linger)?)
 }
 
-/// Connects from 127.0.0.0/8 by `lo`; [`answer`] is to answer.
+/// Connects from 127.0.0.0/8 through `lo`, for [`answer`] to answer.
 pub fn raw(options: &Raw, descriptors: usize, end: Instant) -> Result<Processes> {
     let count = options.hold.div_ceil(descriptors);
     let share = Share {
@@ -140,7 +140,7 @@ pub fn raw(options: &Raw, descriptors: usize, end: Instant) -> Result<Processes>
     })
 }
 
-/// From one of 65,000 addresses, so that ports never run out.
+/// Connects from one of 65,000 addresses, so that ports never run out.
 fn connect_from_loopback(listener: SocketAddrV4, number: usize) -> Result<OwnedFd> {
     let socket = stream(&listener.into())?;
     setsockopt(&socket, sockopt::BindToDevice, &"lo".into()).context("SO_BINDTODEVICE")?;
@@ -150,7 +150,7 @@ fn connect_from_loopback(listener: SocketAddrV4, number: usize) -> Result<OwnedF
     stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
     let socket = OwnedFd::from(stream);
     match with_address(libc::connect, &socket, listener.into()) {
-        // Not answered in time; or refused, as it came too fast.
+        // It was not answered in time, or was beyond the pod's rate.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::ENETUNREACH)) => {
             Ok(socket)
         }
@@ -159,7 +159,7 @@ fn connect_from_loopback(listener: SocketAddrV4, number: usize) -> Result<OwnedF
     }
 }
 
-/// Answers every connection to the listener by a raw socket, and counts what becomes of them.
+/// Answers every connection to the listener by a raw socket, and counts the outcomes.
 pub fn answer(
     listener: SocketAddrV4,
     processes: &Processes,
@@ -187,7 +187,7 @@ pub fn answer(
             answer.acknowledged = packet.next_sequence();
             sender.send(&answer)?;
         } else if packet.flags == ACK && packet.payload.is_empty() {
-            // The client's socket has taken the answer.
+            // The client's socket has accepted the answer.
             progress.add("established", 1);
         }
     }

@@ -1,4 +1,4 @@
-//! More connections than a listener can take.
+//! Floods of connections, more than a listener can take.
 
 use std::collections::VecDeque;
 use std::io;
@@ -14,7 +14,7 @@ use super::sockets::{Sender, drop_all, stream, with_address};
 use super::wire::{SYN, Segment};
 use super::{Connects, SynFlood};
 
-/// How many counted events are reported at once.
+/// After how many events the counter is updated.
 const REPORT_EVERY: u64 = 64;
 
 /// Sends SYNs, each from another address and port.
@@ -67,9 +67,9 @@ pub fn half_open(options: &Connects, progress: &Progress, end: Instant) -> Resul
                 held.push_back(socket);
                 progress.add("sent", 1);
             }
-            // As a connection is refused that comes too fast.
+            // The programs refuse a connection beyond the pod's rate with this error.
             Err(error) if error.raw_os_error() == Some(libc::ENETUNREACH) => {}
-            // No port is left until the oldest are closed.
+            // All ports are in use until the oldest connections are closed.
             Err(error) if error.raw_os_error() == Some(libc::EADDRNOTAVAIL) => {
                 held.drain(..held.len() / 2);
             }
@@ -90,7 +90,7 @@ fn start(socket: &OwnedFd, to: SocketAddr) -> io::Result<()> {
     }
 }
 
-/// Connects and resets.
+/// Connects, and resets the connection at once.
 pub fn connect(options: &Connects, progress: &Progress, end: Instant) -> Result<()> {
     let rate = (options.rate / options.threads as u64).max(1);
     std::thread::scope(|scope| {
@@ -118,7 +118,7 @@ fn connect_and_reset(to: SocketAddr, rate: u64, progress: &Progress, end: Instan
         setsockopt(&stream, sockopt::Linger, &linger)?;
         stream.set_write_timeout(Some(Duration::from_millis(200)))?;
         let socket = OwnedFd::from(stream);
-        // One that is refused was tried all the same.
+        // A refused connection counts as tried.
         let outcome = with_address(libc::connect, &socket, to);
         progress.add(if outcome.is_ok() { "connected" } else { "refused" }, 1);
         progress.add("tried", 1);
@@ -126,7 +126,7 @@ fn connect_and_reset(to: SocketAddr, rate: u64, progress: &Progress, end: Instan
     Ok(())
 }
 
-/// Connects, holds, and looks every 100 ms which ones are closed.
+/// Connects and holds the connections; checks every 100 ms which are closed, and replaces them.
 pub fn hold(options: &Connects, progress: &Progress, end: Instant) -> Result<()> {
     let mut held: Vec<TcpStream> = Vec::new();
     let mut pace = Pace::new(options.rate);

@@ -1,4 +1,4 @@
-//! What a container's process may do.
+//! The privileges of a container's process.
 
 use std::fs;
 use std::io;
@@ -18,7 +18,7 @@ const DEFAULT_CAPABILITIES: [u32; 14] = [0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27,
 /// `_LINUX_CAPABILITY_VERSION_3` (include/uapi/linux/capability.h)
 const CAPABILITY_VERSION: u32 = 0x2008_0522;
 
-/// With which privileges an attack runs.
+/// The privileges that an attack runs with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Privileges {
     /// Those of this process
@@ -30,7 +30,7 @@ pub enum Privileges {
 }
 
 impl Privileges {
-    /// Gives up what is beyond them.
+    /// Gives up all other privileges.
     pub fn take_on(self) -> Result<()> {
         match self {
             Self::Root => Ok(()),
@@ -46,14 +46,14 @@ impl Privileges {
                 setresuid(user, user, user).context("setresuid")?;
                 set_capabilities(0)?;
                 prctl(libc::PR_SET_NO_NEW_PRIVS, 1).context("no_new_privs")?;
-                // A process that changed its user does not own its /proc files, as one that was executed does.
+                // A process that changed its user does not own its files in /proc until it executes a program (proc(5)).
                 prctl(libc::PR_SET_DUMPABLE, 1).context("PR_SET_DUMPABLE")
             }
         }
     }
 }
 
-/// Enters a user namespace as its root, and a network namespace of one's own, as `unshare -Urn` does.
+/// Enters new user and network namespaces as root, as `unshare -Urn` does.
 pub fn enter_own_namespaces() -> Result<()> {
     let (user, group) = (nix::unistd::geteuid(), nix::unistd::getegid());
     unshare(CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNET).context("unshare -Urn")?;
@@ -71,7 +71,7 @@ pub fn enter_own_namespaces() -> Result<()> {
 fn drop_bounding_set(keep: &[u32]) -> Result<()> {
     for number in (0..64).filter(|number| !keep.contains(number)) {
         match prctl(libc::PR_CAPBSET_DROP, u64::from(number)) {
-            // Beyond the last that this kernel knows.
+            // This kernel has no further capabilities.
             Err(error) if error.raw_os_error() == Some(libc::EINVAL) => break,
             other => other.context("PR_CAPBSET_DROP")?,
         }
@@ -87,7 +87,7 @@ fn prctl(option: i32, argument: u64) -> io::Result<()> {
     }
 }
 
-/// Makes these the permitted and effective capabilities, none inheritable.
+/// Sets the permitted and effective capabilities to these, and the inheritable ones to none.
 fn set_capabilities(set: u64) -> Result<()> {
     let header = [CAPABILITY_VERSION, 0];
     let (low, high) = (set as u32, (set >> 32) as u32);

@@ -1,4 +1,4 @@
-//! Several processes for one attack: a container without privileges cannot raise its limit of descriptors.
+//! Runs one attack in several processes, because a container without privileges cannot raise its limit of descriptors.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -10,10 +10,10 @@ use nix::unistd::Pid;
 
 use super::progress::Progress;
 
-/// How often children are looked at.
+/// How often children are checked.
 const WATCH_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Children that do the same, each its share; they end with this process.
+/// Child processes that each do a share of the attack. They end with this process.
 #[derive(Debug)]
 pub struct Processes {
     children: Vec<Pid>,
@@ -22,12 +22,12 @@ pub struct Processes {
 }
 
 impl Processes {
-    /// Starts them. Each gets its number and a counter that all share. Must be called before there are threads.
+    /// Starts the children. Each gets its number and a counter that all share. Must be called before there are threads.
     pub fn start(count: usize, work: impl Fn(usize, &AtomicU64) -> Result<()>) -> Result<Self> {
         let done = shared_counter()?;
         let mut children = Vec::with_capacity(count);
         for number in 0..count {
-            // SAFETY: this process has one thread, so the child may do what it likes.
+            // SAFETY: this process has one thread, so the child may call any function.
             match unsafe { libc::fork() } {
                 0 => {
                     // SAFETY: takes no pointer.
@@ -52,7 +52,7 @@ impl Processes {
         })
     }
 
-    /// Fails if one of them has ended.
+    /// Fails if a child has ended.
     pub fn assert_run(&self) -> Result<()> {
         for child in &self.children {
             let status = waitpid(*child, Some(WaitPidFlag::WNOHANG)).context("waitpid")?;
@@ -63,7 +63,7 @@ impl Processes {
         Ok(())
     }
 
-    /// Reports their counter until time is up.
+    /// Reports the counter until the time is up.
     pub fn watch(&mut self, counter: &'static str, progress: &Progress, end: Instant) -> Result<()> {
         while Instant::now() < end {
             self.assert_run()?;
@@ -76,7 +76,7 @@ impl Processes {
     }
 }
 
-/// In memory that children share.
+/// Makes a counter in memory that children share.
 fn shared_counter() -> Result<&'static AtomicU64> {
     // SAFETY: a new mapping of a page, at no given address.
     let page = unsafe {

@@ -1,4 +1,4 @@
-//! What an attack has come to so far.
+//! The counters of an attack.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write as _};
@@ -13,7 +13,7 @@ const PRINT_INTERVAL: Duration = Duration::from_millis(50);
 pub struct Progress(Arc<Mutex<BTreeMap<&'static str, u64>>>);
 
 impl Progress {
-    /// Starts to print them.
+    /// Starts to print the counters.
     pub fn start() -> Self {
         let progress = Self::default();
         let printed = progress.clone();
@@ -39,7 +39,7 @@ impl Progress {
     }
 }
 
-/// Keeps a loop below a rate.
+/// Limits the rate of a loop.
 #[derive(Debug)]
 pub struct Pace {
     begun: Instant,
@@ -48,7 +48,7 @@ pub struct Pace {
 }
 
 impl Pace {
-    /// So many times a second at the most.
+    /// Limits a loop to this many turns a second.
     pub fn new(rate: u64) -> Self {
         Self {
             begun: Instant::now(),
@@ -57,7 +57,7 @@ impl Pace {
         }
     }
 
-    /// Waits until the next turn is due. One that came late is not made up for.
+    /// Waits until the next turn is due. A late turn is not made up for.
     pub fn wait(&mut self) {
         self.done += 1;
         let due = self.begun + Duration::from_nanos(self.done * 1_000_000_000 / self.rate);

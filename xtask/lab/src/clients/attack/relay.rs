@@ -1,4 +1,4 @@
-//! A relay of packets: the client sees the listener's own sequence numbers, and the listener sees the client's.
+//! Relays packets, so that the client sees the listener's own sequence numbers and the listener sees the client's.
 
 use std::collections::HashMap;
 use std::net::SocketAddrV4;
@@ -13,13 +13,14 @@ use super::progress::Progress;
 use super::sockets::{Receiver, Sender, silence};
 use super::wire::{ACK, SYN, Segment};
 
-/// Ports to pass connections on from. Each is taken, so that the kernel does not reset what it knows nothing of.
+/// The ports that connections are passed on from. Each is bound, so that the kernel does not reset connections for which it
+/// has no socket.
 const PORTS: std::ops::Range<u16> = 47_000..47_500;
 
-/// How long one side may wait while the other has something.
+/// How long a wait for one side may keep packets of the other waiting.
 const POLL_TIMEOUT: Duration = Duration::from_micros(200);
 
-/// What a relay does to the options of the client's packets.
+/// How a relay changes the options of the client's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Options {
     /// Nothing
@@ -52,7 +53,7 @@ struct Flow {
     link: Vec<u8>,
 }
 
-/// Connections that are passed on, by the client's address and by the port that stands for it.
+/// Connections that are passed on, by the client's address and by the port that stands for that.
 struct Flows {
     ports: HashMap<SocketAddrV4, u16>,
     flows: HashMap<u16, Flow>,
@@ -60,7 +61,7 @@ struct Flows {
 }
 
 impl Flows {
-    /// The port that stands for a client.
+    /// Returns the port that stands for a client's address.
     fn port_of(&mut self, client: SocketAddrV4, link: Vec<u8>) -> Option<u16> {
         if let Some(port) = self.ports.get(&client) {
             return Some(*port);
@@ -74,7 +75,7 @@ impl Flows {
     }
 }
 
-/// Relays until its time is up.
+/// Relays until the time is up.
 pub fn run(options: &Relay, progress: &Progress, end: Instant) -> Result<()> {
     let front = Receiver::at(&options.device).context("a packet socket")?;
     let back = Receiver::local().context("a raw socket")?;
@@ -86,7 +87,7 @@ pub fn run(options: &Relay, progress: &Progress, end: Instant) -> Result<()> {
     if *options.front.ip() == options.own {
         silenced.push(silence(options.front).context("cannot take the front's port")?);
     }
-    // One thread serves both sides: neither may wait for long.
+    // One thread serves both sides, so no wait for either may be long.
     for side in [&front, &back] {
         side.set_timeout(POLL_TIMEOUT)?;
     }
@@ -137,7 +138,7 @@ fn to_client(mut packet: Segment, client: SocketAddrV4, options: &Relay, progres
     packet
 }
 
-/// Counts an answer of the listener, and whether it has a text in it.
+/// Counts an answer of the listener, and whether it contains a text.
 pub fn count_answer(packet: &Segment, watch_for: &str, progress: &Progress) {
     if packet.payload.is_empty() {
         return;
@@ -149,7 +150,7 @@ pub fn count_answer(packet: &Segment, watch_for: &str, progress: &Progress) {
     }
 }
 
-/// Kind 253, this length, "MP", this cgroup id; tags of no key.
+/// Makes an option of kind 253 with this length, "MP" and this cgroup id, and with tags that no key has made.
 fn forged(length: u8, claim: u64) -> Vec<u8> {
     let mut option = vec![253, length, b'M', b'P'];
     option.extend(&claim.to_le_bytes()[..5]);
@@ -163,7 +164,7 @@ fn alter(packet: &mut Segment, how: &Relay) {
     };
     let ours = packet.options[at..at + length].to_vec();
     let mut others = [&packet.options[..at], &packet.options[at + length..]].concat();
-    // The kernel's timestamps, without what only pads.
+    // The kernel's timestamps, without padding.
     while others.first() == Some(&1) {
         others.remove(0);
     }

@@ -1,5 +1,5 @@
-//! Connections whose every packet is made by hand: with an option that was recorded of another's connection, or one
-//! that was made up.
+//! Makes every packet of connections by hand, with an option that was recorded from another client's connection or was
+//! made up.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -16,16 +16,16 @@ use super::{HandMade, Replay};
 
 const REQUEST: &[u8] = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: x\r\n\r\n";
 
-/// Ports to connect from.
+/// The ports that connections are made from.
 const PORTS: std::ops::Range<u16> = 47_000..47_400;
 
-/// Connections at one time.
+/// How many connections there are at the same time.
 const MAX_CONCURRENT: usize = 32;
 
 /// How long a connection may wait for the listener.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// What is used on a connection.
+/// The option that is used on a connection.
 #[derive(Clone, Debug)]
 struct Recorded {
     client_isn: u32,
@@ -60,7 +60,7 @@ pub fn replay(options: &Replay, progress: &Progress, end: Instant) -> Result<()>
     Ok(())
 }
 
-/// Plays the listener.
+/// Answers in the listener's place.
 fn answer_alone(
     own: SocketAddrV4,
     front: &Receiver,
@@ -80,7 +80,7 @@ fn answer_alone(
             let mut answer = Segment::new(own, packet.source, SYN | ACK);
             answer.sequence = 0x0bad_cafe;
             answer.acknowledged = packet.next_sequence();
-            // The listener's own option, but for the tags.
+            // This is the listener's own option except for the tags.
             answer.options = vec![253, 12, b'M', b'P', 0, 0, 0, 0, 0, 0, 0, 0];
             front.answer(&link, &answer)?;
         } else if !packet.payload.is_empty() {
@@ -101,7 +101,7 @@ fn answer_alone(
 fn record(own: SocketAddrV4, front: &Receiver, hand: &Hand, end: Instant) -> Result<Option<Recorded>> {
     let mut buffer = [0; 4096];
     let passed_on = SocketAddrV4::new(hand.own, PORTS.end - 1);
-    // What waits since the last time is of connections that are long gone.
+    // Packets that have waited since the last time belong to connections that have ended.
     while front.next(&mut buffer)?.is_some() {}
     while Instant::now() < end {
         let Some((link, mut packet)) = front.next(&mut buffer)? else {
@@ -143,7 +143,7 @@ fn record(own: SocketAddrV4, front: &Receiver, hand: &Hand, end: Instant) -> Res
     Ok(None)
 }
 
-/// Handshakes with an option that was made up, or none.
+/// Makes handshakes with an option that was made up, or with none.
 pub fn hand_made(options: &HandMade, progress: &Progress, end: Instant) -> Result<()> {
     let digits = options.option.as_bytes().chunks(2);
     let option = digits
@@ -171,7 +171,7 @@ struct Open {
     recorded: Recorded,
 }
 
-/// Connections without a socket.
+/// Connections for which the kernel has no socket.
 struct Hand {
     listener: SocketAddrV4,
     own: Ipv4Addr,
@@ -219,7 +219,7 @@ impl Hand {
         Ok(())
     }
 
-    /// Handles what comes next.
+    /// Handles the next packet.
     fn step(&mut self, progress: &Progress) -> Result<()> {
         let mut buffer = [0; 4096];
         if let Some((_, packet)) = self.receiver.next(&mut buffer)?

@@ -17,7 +17,7 @@ fn check(result: i32) -> io::Result<i32> {
     }
 }
 
-/// A packet that a full queue took is lost like any other.
+/// Ignores a full queue: such a packet is lost like any other.
 fn unless_lost(sent: io::Result<i32>) -> io::Result<()> {
     match sent {
         Err(error) if error.raw_os_error() != Some(libc::ENOBUFS) => Err(error),
@@ -32,7 +32,7 @@ fn socket(domain: i32, kind: i32, protocol: i32) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A stream socket.
+/// Makes a stream socket.
 pub fn stream(address: &SocketAddr) -> io::Result<OwnedFd> {
     let domain = if address.is_ipv4() {
         libc::AF_INET
@@ -42,7 +42,7 @@ pub fn stream(address: &SocketAddr) -> io::Result<OwnedFd> {
     socket(domain, libc::SOCK_STREAM, 0)
 }
 
-/// `bind()` or `connect()`.
+/// Calls `bind()` or `connect()`.
 pub fn with_address(
     call: unsafe extern "C" fn(i32, *const libc::sockaddr, libc::socklen_t) -> i32,
     socket: &OwnedFd,
@@ -53,12 +53,12 @@ pub fn with_address(
     check(unsafe { call(socket.as_raw_fd(), storage.as_ptr(), storage.len()) }).map(|_| ())
 }
 
-/// Sends packets with headers of their own (raw(7)).
+/// Sends packets with their IP headers (raw(7)).
 #[derive(Debug)]
 pub struct Sender(OwnedFd);
 
 impl Sender {
-    /// Through the interface that the route names, or this one.
+    /// Makes a sender that sends through the route's interface, or through this one.
     pub fn new(device: Option<&str>) -> io::Result<Self> {
         let socket = socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_RAW)?;
         if let Some(device) = device {
@@ -67,12 +67,12 @@ impl Sender {
         Ok(Self(socket))
     }
 
-    /// Sends one.
+    /// Sends a segment.
     pub fn send(&self, segment: &Segment) -> io::Result<()> {
         self.send_packet(&segment.packet(), *segment.destination.ip())
     }
 
-    /// Sends one that is made already.
+    /// Sends a packet.
     pub fn send_packet(&self, packet: &[u8], to: Ipv4Addr) -> io::Result<()> {
         let storage = SockaddrStorage::from(SocketAddrV4::new(to, 0));
         // SAFETY: both live through the call and are as long as said.
@@ -94,21 +94,21 @@ impl Sender {
 #[derive(Debug)]
 pub struct Receiver {
     socket: OwnedFd,
-    /// Length of what precedes the IP header.
+    /// The length of the link layer's header.
     link: usize,
 }
 
 impl Receiver {
-    /// Every TCP packet that is for this network namespace.
+    /// Receives every TCP packet for this network namespace.
     pub fn local() -> io::Result<Self> {
         let socket = socket(libc::AF_INET, libc::SOCK_RAW, libc::IPPROTO_TCP)?;
         Self::with_buffer(socket, 0)
     }
 
-    /// Every IPv4 packet that comes in at an interface, whether or not it is for this network namespace.
+    /// Receives every IPv4 packet that arrives at an interface, whether or not it is for this network namespace.
     pub fn at(device: &str) -> io::Result<Self> {
         let protocol = (libc::ETH_P_IP as u16).to_be();
-        // Nothing before it is bound: packets of other interfaces would wait in it.
+        // With protocol 0 it receives nothing before it is bound (packet(7)); packets of other interfaces would wait in it.
         let socket = socket(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
         let on: i32 = 1;
         // SAFETY: an int, as said.
@@ -148,13 +148,13 @@ impl Receiver {
         Ok(Self { socket, link })
     }
 
-    /// Gets out of the way of another wait.
+    /// Sets how long a receive waits.
     pub fn set_timeout(&self, timeout: Duration) -> io::Result<()> {
         let wait = nix::sys::time::TimeVal::new(0, timeout.as_micros() as i64);
         Ok(setsockopt(&self.socket, sockopt::ReceiveTimeout, &wait)?)
     }
 
-    /// The next one of TCP with what precedes its IP header, or `None` after 20 ms.
+    /// Returns the next TCP segment with its link layer's header, or `None` after the wait (20 ms unless set).
     pub fn next(&self, buffer: &mut [u8; 4096]) -> io::Result<Option<(Vec<u8>, Segment)>> {
         // SAFETY: the buffer is as long as said.
         let length = unsafe {
@@ -179,7 +179,7 @@ impl Receiver {
         }
     }
 
-    /// Sends an answer to a frame out of the interface that this was made for.
+    /// Sends an answer to a frame through the interface of this receiver.
     pub fn answer(&self, link: &[u8], segment: &Segment) -> io::Result<()> {
         let frame = [&link[6..12], &link[..6], &link[12..14], &segment.packet()].concat();
         // SAFETY: the frame is as long as said.
@@ -188,8 +188,8 @@ impl Receiver {
     }
 }
 
-/// Drops every packet for this socket, without any capability: by a filter, and on kernels that want CAP_NET_ADMIN for
-/// one, by demanding a time to live that only a neighbour's packet has which asked for it.
+/// Makes a socket drop every packet, without any capability: by a filter, or, on kernels that require CAP_NET_ADMIN for
+/// that, by a minimum time to live that only a neighbour's packet can have.
 pub fn drop_all(socket: &OwnedFd) -> io::Result<()> {
     match attach_filter(socket) {
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
@@ -235,7 +235,7 @@ fn attach_filter(socket: &OwnedFd) -> io::Result<()> {
     .map(|_| ())
 }
 
-/// Takes a port, so that the kernel does not answer in its place: neither with a handshake nor with a reset.
+/// Binds a port, so that the kernel answers its packets neither with a handshake nor with a reset.
 pub fn silence(address: SocketAddrV4) -> io::Result<OwnedFd> {
     let socket = stream(&address.into())?;
     drop_all(&socket)?;

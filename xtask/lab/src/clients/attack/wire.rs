@@ -14,7 +14,7 @@ pub const ACK: u8 = 0x10;
 /// The kind and experiment of metaproxy's option, as a packet has them.
 const OURS: (u8, [u8; 2]) = (253, *b"MP");
 
-/// One segment.
+/// A TCP segment with its addresses.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Segment {
     pub source: SocketAddrV4,
@@ -28,7 +28,7 @@ pub struct Segment {
 }
 
 impl Segment {
-    /// One without options or payload.
+    /// Makes a segment without options or payload.
     pub fn new(source: SocketAddrV4, destination: SocketAddrV4, flags: u8) -> Self {
         Self {
             source,
@@ -42,7 +42,7 @@ impl Segment {
         }
     }
 
-    /// Reads an IPv4 packet; `None` if it is none of TCP.
+    /// Reads an IPv4 packet; `None` if it is not TCP.
     pub fn parse(packet: &[u8]) -> Option<Self> {
         let (word, total) = (*packet.first()?, number(packet, 2)?);
         let begins = usize::from(word & 15) * 4;
@@ -68,7 +68,7 @@ impl Segment {
         })
     }
 
-    /// The packet. Options are padded by their end mark.
+    /// Encodes the packet. Options are padded with the end of the option list.
     pub fn packet(&self) -> Vec<u8> {
         let mut options = self.options.clone();
         options.resize(options.len().next_multiple_of(4), 0);
@@ -94,7 +94,7 @@ impl Segment {
         ipv4(*self.source.ip(), *self.destination.ip(), 0, &[], &tcp)
     }
 
-    /// Where metaproxy's option lies among the options, and its length.
+    /// Returns the position and the length of metaproxy's option among the options.
     pub fn our_option(&self) -> Option<(usize, usize)> {
         let mut at = 0;
         while let Some(kind) = self.options.get(at) {
@@ -114,7 +114,7 @@ impl Segment {
         None
     }
 
-    /// What the sequence number of the next segment is.
+    /// Returns the sequence number of the next segment.
     pub fn next_sequence(&self) -> u32 {
         let marks = u32::from(self.flags & SYN != 0) + u32::from(self.flags & FIN != 0);
         self.sequence
