@@ -1,5 +1,5 @@
-//! The build that logs from within the kernel. Without the feature `ebpf-log` this is a test binary with no tests, because
-//! `cargo test --test '*'` fails where a target requires a feature that is off.
+//! The build that logs from within the kernel. Without the feature `ebpf-log` this is a test binary with no tests,
+//! because `cargo test --test '*'` fails where a target requires a feature that is off.
 #![cfg(feature = "ebpf-log")]
 #![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
 

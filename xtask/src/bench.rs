@@ -1,5 +1,5 @@
-//! `cargo xtask bench`: what metaproxy costs, measured on the lab's node with the real programs. Whatever is compared is
-//! measured in one run, turn by turn, so that what else the machine does falls on both.
+//! `cargo xtask bench`: what metaproxy costs, measured on the lab's node with the real programs. Whatever is compared
+//! is measured in one run, turn by turn, so that what else the machine does falls on both.
 
 pub mod bare;
 mod cached;
@@ -105,8 +105,8 @@ const COUNTS: &str = "counts";
 
 type Part<'a> = (&'static str, &'a dyn Fn(&Site) -> Result<Section>);
 
-/// Builds what is needed, measures, and writes the report. A missed goal is reported and is no failure, except for counts,
-/// which are the same on every machine.
+/// Builds what is needed, measures, and writes the report. A missed goal is reported and is no failure, except for
+/// counts, which are the same on every machine.
 ///
 /// # Errors
 /// If something could not be measured, or a count is above its bound.

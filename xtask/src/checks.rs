@@ -9,8 +9,8 @@ use metaproxy_lab::require_root;
 use crate::shell::{cargo, run, step};
 use crate::{ebpf, image, setup};
 
-/// Runs every test, or those of one module of the lab, or those whose name contains the filter. The lab's tests take turns
-/// by themselves.
+/// Runs every test, or those of one module of the lab, or those whose name contains the filter. The lab's tests take
+/// turns by themselves.
 pub fn test(filter: Option<&str>, previous: Option<&Path>) -> Result<()> {
     require_root()?;
     setup::run_all()?;

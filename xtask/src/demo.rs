@@ -44,8 +44,8 @@ pub fn run() -> Result<()> {
     setup::for_demo()?;
     ebpf::build()?;
     step("building the agent");
-    // Of the whole workspace, as the tests are built: of one package alone its dependencies would have other features, and
-    // be built once more.
+    // Of the whole workspace, as the tests are built: of one package alone its dependencies would have other features,
+    // and be built once more.
     run_command(cargo().args(["build", "--quiet", "--workspace", "--bins"]))?;
     catch_interrupts()?;
     step("a node, its pods and its metadata service (cgroups and network namespaces of this machine)");

@@ -1,5 +1,5 @@
-//! `cargo xtask fuzz`: libFuzzer on what is read from others, with a stable compiler. Only our own crates are built with
-//! coverage counters, so that everything else is what other builds have made already.
+//! `cargo xtask fuzz`: libFuzzer on what is read from others, with a stable compiler. Only our own crates are built
+//! with coverage counters, so that everything else is what other builds have made already.
 
 use std::fs;
 use std::path::PathBuf;

@@ -66,8 +66,9 @@ pub fn output(command: &mut Command) -> Option<String> {
 
 /// Prepares a command that calls cargo in the workspace's root.
 ///
-/// It has none of the variables that describe the package of this program. ring is built anew if they change, and with it
-/// most crates, whenever cargo is called by itself after it was called through this program, and the other way round.
+/// It has none of the variables that describe the package of this program. ring is built anew if they change, and with
+/// it most crates, whenever cargo is called by itself after it was called through this program, and the other way
+/// round.
 pub fn cargo() -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(root());

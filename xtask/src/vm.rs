@@ -1,7 +1,8 @@
-//! `cargo xtask vm-test`: interception, identity and attacks on it, NAT, guard and cleanup on Debian's kernels, each booted in QEMU (without
-//! hardware virtualisation, so that it runs wherever this runs).
+//! `cargo xtask vm-test`: interception, identity and attacks on it, NAT, guard and cleanup on Debian's kernels, each
+//! booted in QEMU (without hardware virtualisation, so that it runs wherever this runs).
 //!
-//! The guest is an initramfs with the lab's test program, the binaries that it calls, `ip` and `nft`; nothing is emulated but the machine.
+//! The guest is an initramfs with the lab's test program, the binaries that it calls, `ip` and `nft`; nothing is
+//! emulated but the machine.
 
 mod debian;
 mod guest;
@@ -29,8 +30,8 @@ const GUEST_TIMEOUT: Duration = Duration::from_secs(1800);
 /// Modules of `metaproxy/tests/lab` that need nothing but the binaries, `ip` and `nft`.
 const MODULES: [&str; 5] = ["kernels", "outsiders", "attacks", "nat", "interceptors"];
 
-/// With [`VmTest::quick`], what else than the whole of [`QUICK_WHOLE`]: a case for each way in which a connection reaches
-/// the kernel's programs or gets past them.
+/// With [`VmTest::quick`], what else than the whole of [`QUICK_WHOLE`]: a case for each way in which a connection
+/// reaches the kernel's programs or gets past them.
 const QUICK: [&str; 10] = [
     "connections_that_a_pod_answers_by_a_raw_socket_change_nothing_for_others::case_2",
     "answers_in_a_namespace_of_its_own_change_nothing_for_others::case_3",
@@ -223,8 +224,8 @@ fn boot(qemu: &Qemu, kernel: &Kernel, base: &Path, filter: Option<&str>) -> Resu
     }
     let mut command = qemu.command();
     command
-        // Without RDRAND the first random number takes a second or two; without CMPXCHG16B, which every real machine has,
-        // Linux 7 has no memory for socket storage.
+        // Without RDRAND the first random number takes a second or two; without CMPXCHG16B, which every real machine
+        // has, Linux 7 has no memory for socket storage.
         .args(["-M", "pc", "-cpu", "Nehalem,+rdrand", "-smp", "1", "-m", "1536"])
         .args(["-accel", "tcg", "-nodefaults", "-no-user-config", "-display", "none"])
         .args(["-serial", "stdio", "-no-reboot"])

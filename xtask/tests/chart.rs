@@ -614,7 +614,8 @@ fn patches_of_nodes_are_limited_where_the_cluster_can() {
     }
 }
 
-/// helm makes policies last, so the agent waits for the one of tokens; and both can be applied before, for helm to take over.
+/// helm makes policies last, so the agent waits for the one of tokens; and both can be applied before, for helm to take
+/// over.
 #[test]
 fn policies_hold_before_what_they_limit_is_used_and_are_no_hooks() {
     let Some(program) = tool("kubernetes/helm") else {

@@ -69,7 +69,8 @@ fn name_without(class: &str) -> &'static str {
 }
 
 /// A static pod's cgroup is named after the hash of its manifest, and its mirror in the API has another UID. This
-/// cluster's kubelet runs none, so the mirror belongs to a node that is there by name only, and the cgroup is made here.
+/// cluster's kubelet runs none, so the mirror belongs to a node that is there by name only, and the cgroup is made
+/// here.
 fn static_pods(cluster: &Cluster, pods_netns: &Netns) {
     const NODE: &str = "metaproxy-test-static";
     let node = || kubectl(&["get", "node", NODE, "--output", "jsonpath={.metadata.uid}"]);

@@ -124,8 +124,8 @@ fn namespaces_have_expressions_and_pods_a_default(cluster: &Cluster) {
     cluster.annotate("namespace", NAMESPACE, &format!("{key}-"));
 }
 
-/// kube2iam 0.15 with `--namespace-restrictions` and no more: globs below its usual key. The HTTPS proxy of its environment is nowhere
-/// to be found here, and nothing that the agent asks for goes by it.
+/// kube2iam 0.15 with `--namespace-restrictions` and no more: globs below its usual key. The HTTPS proxy of its
+/// environment is nowhere to be found here, and nothing that the agent asks for goes by it.
 fn namespaces_have_globs_and_pods_no_default(cluster: &Cluster) {
     cluster.permit("nothing");
     let key = "iam.amazonaws.com/allowed-roles";

@@ -37,8 +37,8 @@ impl Drop for Stopped {
     }
 }
 
-/// 410: etcd has forgotten the version from which the watch is to go on, and its connection is cut. An API server with a
-/// watch cache may remember it all the same; one with `--watch-cache=false` does not.
+/// 410: etcd has forgotten the version from which the watch is to go on, and its connection is cut. An API server with
+/// a watch cache may remember it all the same; one with `--watch-cache=false` does not.
 pub fn forgotten(cluster: &Cluster) {
     cluster.permit(".*");
     let pod = cluster.pod("through-410", json!({ ROLE: "kept" }), json!({}));
@@ -99,8 +99,8 @@ fn only(outcome: &str, got: &Outcomes) -> bool {
     got.len() == 1 && got.contains_key(outcome)
 }
 
-/// Known pods go on, unknown ones are held and then refused, hostNetwork ones without a role are not touched; also where
-/// the agent starts meanwhile.
+/// Known pods go on, unknown ones are held and then refused, hostNetwork ones without a role are not touched; also
+/// where the agent starts meanwhile.
 pub fn away(cluster: &Cluster) {
     cluster.permit(".*");
     let known = cluster.pod("known", json!({ ROLE: "known" }), json!({}));

@@ -334,8 +334,8 @@ fn a_browser_shows_the_page() {
     assert!(drawn > 20_000, "{drawn} bytes of picture");
 }
 
-/// The URLs that a page of the node made the browser ask for, by its own log of the network. What it asks on its own account
-/// (whether there is an update, say) is in there too, and belongs to no page of the node.
+/// The URLs that a page of the node made the browser ask for, by its own log of the network. What it asks on its own
+/// account (whether there is an update, say) is in there too, and belongs to no page of the node.
 fn asked_for(log: &std::path::Path) -> Vec<String> {
     let log: Value = serde_json::from_str(&std::fs::read_to_string(log).unwrap()).unwrap();
     let kinds = &log["constants"]["logEventTypes"];

@@ -1,4 +1,5 @@
-//! Connections of pods: bodies, kept and pipelined requests, and limits for slow clients and for the number of connections.
+//! Connections of pods: bodies, kept and pipelined requests, and limits for slow clients and for the number of
+//! connections.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Ways round the redirection, each with a recorder at the wire in the place of the node's metadata service: it must see
-//! nothing of a pod. What is sent past the connect hooks is first shown to arrive where nothing stops it.
+//! Ways round the redirection, each with a recorder at the wire in the place of the node's metadata service: it must
+//! see nothing of a pod. What is sent past the connect hooks is first shown to arrive where nothing stops it.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};

@@ -229,8 +229,8 @@ fn connections_that_are_made_while_the_accept_queue_is_full_are_served_as_themse
     assert_ready(&scene.node);
 }
 
-/// Without cookies a full SYN queue loses what comes, a neighbour's SYNs too: `tcp_syncookies` 0 is nowhere the default.
-/// No neighbour is served as another pod meanwhile, and nothing of it outlasts the flood.
+/// Without cookies a full SYN queue loses what comes, a neighbour's SYNs too: `tcp_syncookies` 0 is nowhere the
+/// default. No neighbour is served as another pod meanwhile, and nothing of it outlasts the flood.
 #[rstest]
 #[case::by_raw_sockets(Flood::SpoofedSyns)]
 #[case::by_connect(Flood::HalfOpen)]

@@ -255,8 +255,8 @@ fn connections_over_the_limit_that_are_never_closed_keep_no_neighbour_waiting() 
     holder.end();
 }
 
-/// 12,000 connections, 40 from each of 300 network namespaces of the pod's own, which need no capability outside of a user
-/// namespace.
+/// 12,000 connections, 40 from each of 300 network namespaces of the pod's own, which need no capability outside of a
+/// user namespace.
 const FROM_MANY_NAMESPACES: &str = r#"
 import ctypes, os, socket
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000

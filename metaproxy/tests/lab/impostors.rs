@@ -216,8 +216,8 @@ fn an_ipv6_socket_bound_to_a_victims_address_gets_nothing() {
     );
 }
 
-/// The pod still holds its socket, but the agent has answered and closed: a process outside the pods' cgroup that comes with
-/// the same address and port must not be taken for the pod.
+/// The pod still holds its socket, but the agent has answered and closed: a process outside the pods' cgroup that comes
+/// with the same address and port must not be taken for the pod.
 #[test]
 fn an_identity_is_that_of_one_connection_and_not_of_its_address_and_port() {
     use std::io::BufRead as _;

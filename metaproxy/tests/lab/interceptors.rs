@@ -140,8 +140,9 @@ fn a_relay_by_nat_rules_in_the_attackers_namespace_is_never_answered_as_the_vict
     scene.assert_victim_recovers();
 }
 
-/// What was recorded of a victim's handshake, on connections with the same initial sequence number of the client: 20,000
-/// of them with `METAPROXY_TEST_REQUESTS`. The victim sees the listener's own SYN-ACK, or it would not show the option.
+/// What was recorded of a victim's handshake, on connections with the same initial sequence number of the client:
+/// 20,000 of them with `METAPROXY_TEST_REQUESTS`. The victim sees the listener's own SYN-ACK, or it would not show the
+/// option.
 #[test]
 fn a_recorded_option_is_never_answered_as_the_victim_from_another_address() {
     let Some(scene) = Intercepted::new(true) else {
@@ -179,8 +180,8 @@ fn a_program_that_answers_in_the_listeners_place_is_not_shown_the_option() {
     scene.assert_victim_recovers();
 }
 
-/// A program behind ours sends connections elsewhere at `connect()`, as socket load balancers do (Cilium) for host ports
-/// and external addresses of Services.
+/// A program behind ours sends connections elsewhere at `connect()`, as socket load balancers do (Cilium) for host
+/// ports and external addresses of Services.
 #[test]
 fn a_connection_that_a_socket_load_balancer_sends_elsewhere_shows_no_option_and_is_reported_by_name() {
     let Some(node) = node() else { return };

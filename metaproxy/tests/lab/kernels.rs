@@ -82,8 +82,8 @@ fn no_identity_is_lost_or_mixed_up() {
     assert_eq!(outcomes(of_b), counts([("role-b", 500)]));
 }
 
-/// `tcp_syncookies` 2 answers every SYN with a cookie, so that the kernel keeps nothing of it; without timestamps there is
-/// more room in the header, and a cookie holds less.
+/// `tcp_syncookies` 2 answers every SYN with a cookie, so that the kernel keeps nothing of it; without timestamps there
+/// is more room in the header, and a cookie holds less.
 #[test]
 fn callers_are_known_whatever_the_nodes_tcp_keeps_of_a_handshake() {
     let Some(node) = node() else { return };
@@ -130,7 +130,8 @@ fn fast_open_that_is_forced_on_everywhere_loses_no_caller() {
     }
 }
 
-/// The listener drops the ACK that carries the caller while its accept queue is full; the packets behind it carry it too.
+/// The listener drops the ACK that carries the caller while its accept queue is full; the packets behind it carry it
+/// too.
 #[test]
 fn callers_outlast_a_full_accept_queue() {
     let Some(node) = node() else { return };

@@ -1,4 +1,5 @@
-//! The dashboard and the alerts, evaluated by a Prometheus that scrapes a real agent. `tests/usage/alerts.rs` lets each alert fire.
+//! The dashboard and the alerts, evaluated by a Prometheus that scrapes a real agent. `tests/usage/alerts.rs` lets each
+//! alert fire.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -135,8 +136,8 @@ fn every_panel_has_a_number_to_show_and_every_alert_can_be_evaluated() {
     crate::common::eventually_within(Duration::from_secs(30), "Prometheus answers", || {
         api(&node, "/api/v1/query", "1")["status"] == "success"
     });
-    // Rates, and quantiles of them, take two scrapes with something in between: requests, and sessions of new roles, which come
-    // at the pace of new sessions. Each is there for a scrape.
+    // Rates, and quantiles of them, take two scrapes with something in between: requests, and sessions of new roles,
+    // which come at the pace of new sessions. Each is there for a scrape.
     let (start, mut round) = (Instant::now(), 0);
     loop {
         round += 1;

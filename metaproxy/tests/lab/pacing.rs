@@ -143,8 +143,8 @@ fn what_shapes_a_session_changes_400_times_a_second_and_sts_is_asked_a_few_times
     eventually("each has its line", || audits_of_tenant(&agent) == calls);
 }
 
-/// A user who may create pods may bind them to a node, past the scheduler; the kubelet refuses what it has no room for, and
-/// such a pod never runs.
+/// A user who may create pods may bind them to a node, past the scheduler; the kubelet refuses what it has no room for,
+/// and such a pod never runs.
 #[test]
 fn pods_are_made_400_times_a_second_and_sts_is_asked_a_few_times() {
     const ATTACK_TIME: Duration = Duration::from_secs(5);

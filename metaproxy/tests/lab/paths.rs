@@ -161,8 +161,8 @@ const OWN_REQUESTS: [&str; 2] = [
     "GET /latest/meta-data/iam/security-credentials/",
 ];
 
-/// What the recorder saw must be what the agent passes on: metadata in plain spelling, with nothing of the pod's. Beside it
-/// only the agent's own requests, each as often as the agent makes it since it started.
+/// What the recorder saw must be what the agent passes on: metadata in plain spelling, with nothing of the pod's.
+/// Beside it only the agent's own requests, each as often as the agent makes it since it started.
 fn check_recorder(node: &Node, start: Instant) -> Vec<String> {
     let mut seen = node.imds.seen();
     for own in OWN_REQUESTS {

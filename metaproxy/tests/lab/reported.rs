@@ -1,4 +1,5 @@
-//! What software in the field sends to the metadata service, as public reports and sources have it; each test names its own.
+//! What software in the field sends to the metadata service, as public reports and sources have it; each test names its
+//! own.
 
 use std::process::{Command, Stdio};
 
@@ -24,9 +25,9 @@ fn sent(target: &str, headers: &str) -> [String; 1] {
     )]
 }
 
-/// Libraries that find out which cloud they run in. zalando/spilo (configure_spilo.py, `get_provider`) asks for the root, then
-/// OpenStack's, then `ami-id`; Google's libraries (googleapis/google-auth-library-nodejs#1944), Azure's and Oracle's ask for
-/// theirs, and what takes itself to be in ECS (uswitch/kiam#469) for that one's.
+/// Libraries that find out which cloud they run in. zalando/spilo (configure_spilo.py, `get_provider`) asks for the
+/// root, then OpenStack's, then `ami-id`; Google's libraries (googleapis/google-auth-library-nodejs#1944), Azure's and
+/// Oracle's ask for theirs, and what takes itself to be in ECS (uswitch/kiam#469) for that one's.
 #[test]
 fn software_that_asks_every_cloud_where_it_runs_finds_ec2_at_once() {
     const HOST: &str = "Host: 169.254.169.254\r\n";
@@ -113,7 +114,8 @@ fn a_client_may_call_the_service_by_any_name(#[case] host: &str) {
     }
 }
 
-/// jtblin/kube2iam#222: a service that makes a connection for each request and closes none. EC2's service closes each itself.
+/// jtblin/kube2iam#222: a service that makes a connection for each request and closes none. EC2's service closes each
+/// itself.
 #[test]
 fn a_client_that_never_closes_its_connections_goes_on_being_served() {
     let flags = ["--max-connections-per-pod", "16", "--idle-timeout", "1s"];
@@ -151,8 +153,8 @@ fn output(command: &mut Command) -> String {
 }
 
 /// Init containers and entry points: wget (rancher/os#2216), with kube-aws' version of the service
-/// (kubernetes-retired/kube-aws#1105); and libcurl's upload of nothing (s3fs-fuse/s3fs-fuse#1765), which EC2's service answers
-/// with 417, and which asks `Expect: 100-continue` and sends chunks.
+/// (kubernetes-retired/kube-aws#1105); and libcurl's upload of nothing (s3fs-fuse/s3fs-fuse#1765), which EC2's service
+/// answers with 417, and which asks `Expect: 100-continue` and sends chunks.
 #[test]
 fn scripts_get_what_they_ask_for_with_wget_and_curl() {
     const SERVICE: &str = "http://169.254.169.254";
@@ -183,7 +185,8 @@ fn scripts_get_what_they_ask_for_with_wget_and_curl() {
     }
 }
 
-/// jtblin/kube2iam#136 and rusoto/rusoto#1840: clients that know their role's ARN ask for it without looking at the list.
+/// jtblin/kube2iam#136 and rusoto/rusoto#1840: clients that know their role's ARN ask for it without looking at the
+/// list.
 #[test]
 fn a_client_that_asks_by_the_arn_of_its_role_gets_credentials_with_its_first_request() {
     let Some(node) = node() else { return };

@@ -1,5 +1,5 @@
-//! What runs out on a node: space for the runtime directory, and descriptors. Pods are served all the same, or again, and
-//! nothing has to be restarted for it.
+//! What runs out on a node: space for the runtime directory, and descriptors. Pods are served all the same, or again,
+//! and nothing has to be restarted for it.
 
 use std::fs;
 use std::path::{Path, PathBuf};

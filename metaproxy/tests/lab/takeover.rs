@@ -173,7 +173,8 @@ fn troubles(node: &Node) -> u64 {
     line.parse().unwrap()
 }
 
-/// What a pod's requests may come to while the port is claimed: beside the attacker's answer, a connection that is refused.
+/// What a pod's requests may come to while the port is claimed: beside the attacker's answer, a connection that is
+/// refused.
 fn allowed() -> Vec<&'static str> {
     [&REFUSED[..], &[UNREACHABLE, "role-victim", "role-attacker"]].concat()
 }

@@ -1,5 +1,5 @@
-//! A fake API server, for faults that a real one has no switch for. It answers lists and watches of pods, namespaces and
-//! service accounts, and the agent's other requests.
+//! A fake API server, for faults that a real one has no switch for. It answers lists and watches of pods, namespaces
+//! and service accounts, and the agent's other requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -159,8 +159,8 @@ impl FakeApiServer {
         self.state.0.changed.send_modify(|count| *count += 1);
     }
 
-    /// Ends all open watches; their last event is an error with this code, if one is given. The server forgets all events, so
-    /// that a watch from an earlier version gets 410.
+    /// Ends all open watches; their last event is an error with this code, if one is given. The server forgets all
+    /// events, so that a watch from an earlier version gets 410.
     pub fn forget(&self, code: Option<u16>) {
         let mut inner = self.state.lock();
         inner.generation += 1;

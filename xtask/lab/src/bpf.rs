@@ -1,9 +1,9 @@
 //! The eBPF objects that processes of a lab have loaded.
 //!
 //! Other labs, and other instances of metaproxy, may load and unload objects of the same names on the same machine, so
-//! objects are told apart by the processes that hold them. The kernel keeps an object as long as a process has a descriptor
-//! of it, or a link or a program uses it, or it is pinned or attached without a link (bpf(2)). Which descriptors a process
-//! has is in `/proc/PID/fdinfo`.
+//! objects are attributed to the processes that hold them. The kernel keeps an object as long as a process has a
+//! descriptor of it, or a link or a program uses it, or it is pinned or attached without a link (bpf(2)). The
+//! descriptors of a process are described in `/proc/PID/fdinfo`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -18,7 +18,7 @@ use metaproxy_common::names;
 
 use super::Lab;
 
-/// How long the kernel may take to unload what a process had: it does so after the process has ended.
+/// How long the kernel may take to unload the objects of a process, which it does after the process has ended.
 const UNLOAD_TIMEOUT: Duration = Duration::from_secs(5);
 
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
@@ -93,12 +93,12 @@ impl Loaded {
         Ok(loaded)
     }
 
-    /// Objects that these processes have descriptors of, and what those use.
+    /// Returns the objects that these processes have descriptors of, and what those use.
     fn held_by(&self, processes: impl IntoIterator<Item = u32>) -> BTreeSet<Object> {
         self.used_by(processes.into_iter().flat_map(descriptors).collect())
     }
 
-    /// These objects, and what they use.
+    /// Returns these objects and what they use.
     fn used_by(&self, mut next: Vec<Object>) -> BTreeSet<Object> {
         let mut held = BTreeSet::new();
         while let Some(object) = next.pop() {
@@ -115,7 +115,7 @@ impl Loaded {
     }
 }
 
-/// The result, or `None` if the object was unloaded after its id was listed.
+/// Returns the result, or `None` if the object was unloaded after its id was listed.
 fn present<T, E>(result: Result<T, E>, is_gone: impl Fn(&E) -> bool) -> Result<Option<T>>
 where
     E: std::error::Error + Send + Sync + 'static,
@@ -139,7 +139,7 @@ fn gone_map(error: &MapError) -> bool {
     matches!(error, MapError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::NotFound)
 }
 
-/// The eBPF objects that a process has descriptors of; none if it has ended.
+/// Returns the objects that a process has descriptors of; none if it has ended.
 fn descriptors(process: u32) -> Vec<Object> {
     let entries = fs::read_dir(format!("/proc/{process}/fd"));
     let entries = entries.into_iter().flatten().flatten();
@@ -154,7 +154,7 @@ fn descriptors(process: u32) -> Vec<Object> {
     infos.flat_map(|info| objects_of(&info)).collect()
 }
 
-/// The objects that a descriptor's information names (`bpf_prog_show_fdinfo` and its neighbours, kernel/bpf/syscall.c).
+/// Reads the objects in a descriptor's information (`bpf_prog_show_fdinfo` and its neighbours, kernel/bpf/syscall.c).
 fn objects_of(info: &str) -> Vec<Object> {
     let objects = info.lines().filter_map(|line| {
         let (key, value) = line.split_once(':')?;
@@ -169,12 +169,12 @@ fn objects_of(info: &str) -> Vec<Object> {
     objects.collect()
 }
 
-/// What is loaded now, to be set aside later.
+/// Returns all objects that are loaded now.
 pub(super) fn loaded() -> Result<BTreeSet<Object>> {
     Ok(Loaded::now()?.objects.into_keys().collect())
 }
 
-/// Programs, links and maps that processes of this lab hold, such as `map 7 mp_sockets`.
+/// Lists the programs, links and maps that processes of this lab hold, such as `map 7 mp_sockets`.
 ///
 /// # Errors
 /// If the kernel's objects cannot be listed.
@@ -182,7 +182,7 @@ pub fn held_in(lab: &Lab) -> Result<Vec<String>> {
     held_by(&lab.processes())
 }
 
-/// The same of any processes.
+/// Lists the programs, links and maps that these processes hold.
 ///
 /// # Errors
 /// If the kernel's objects cannot be listed.
@@ -192,7 +192,7 @@ pub fn held_by(processes: &[u32]) -> Result<Vec<String>> {
     Ok(loaded.described(&held).into_values().collect())
 }
 
-/// Which of these, as [`held_by`] describes them, are still loaded.
+/// Lists those of these objects, as [`held_by`] describes them, that are still loaded.
 ///
 /// # Errors
 /// If the kernel's objects cannot be listed.
@@ -201,17 +201,18 @@ pub fn still_loaded(objects: &[String]) -> Result<Vec<String>> {
     Ok(now.into_values().filter(|one| objects.contains(one)).collect())
 }
 
-/// What of this lab is still loaded after the kernel had time to unload it, except what these of its processes hold.
+/// Lists the lab's objects that are still loaded after the kernel had time to unload them, except those that the
+/// processes `beside` hold.
 ///
-/// A process may have been killed at any moment, so this is everything that was loaded since the lab was made, and that no
-/// other process of this machine holds.
+/// A process may have been killed at any moment, before anything could note what it had loaded. So these are all
+/// objects that were loaded since the lab was made and that no process outside of the lab holds.
 ///
 /// # Errors
 /// If the kernel's objects cannot be listed.
 pub fn left_over(lab: &Lab, beside: &[u32]) -> Result<Vec<String>> {
     let deadline = Instant::now() + UNLOAD_TIMEOUT;
     let mut left = unowned(lab, beside)?;
-    // What a process of another lab has just left counts only as long as it is there.
+    // An object that a process of another lab has just left is gone soon, so only objects count that stay.
     while !left.is_empty() && Instant::now() < deadline {
         std::thread::sleep(POLL_INTERVAL);
         let now = unowned(lab, beside)?;
@@ -236,7 +237,7 @@ fn all_processes() -> impl Iterator<Item = u32> {
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
 }
 
-/// How many links of the processes of this lab are attached to nothing, because their cgroup or interface is gone or
+/// Counts the links of this lab's processes that are attached to nothing, because their cgroup or interface is gone or
 /// another process has detached them.
 pub fn detached_links(lab: &Lab) -> usize {
     let infos = lab.processes().into_iter().flat_map(|pid| {
@@ -255,7 +256,7 @@ fn is_detached(info: &str) -> bool {
     target.is_some_and(|target| target.trim() == "0")
 }
 
-/// Ids of the links of this lab's processes whose program has this name.
+/// Returns the ids of the links of this lab's processes whose program has this name.
 ///
 /// # Errors
 /// If the kernel's objects cannot be listed.

@@ -120,7 +120,8 @@ fn load(kind: u32, attach_type: u32, code: &[u64]) -> Result<OwnedFd> {
         ..Load::default()
     };
     load.name[..NAME.len()].copy_from_slice(NAME);
-    // Before Linux 5.11 programs count as locked memory. Later kernels do not need the limit raised, so that errors are ignored.
+    // Before Linux 5.11 programs count as locked memory. Later kernels do not need the limit raised, so that errors are
+    // ignored.
     let unlimited = nix::sys::resource::RLIM_INFINITY;
     let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK, unlimited, unlimited);
     let fd = bpf(BPF_PROG_LOAD, &mut load).context("loading another program")?;
@@ -163,8 +164,8 @@ fn attach_to_egress_with(netns: &Netns, interface: &str, flags: u32) -> Result<O
     Ok(unsafe { OwnedFd::from_raw_fd(link) })
 }
 
-/// Returns the code of a program at connect4 that sends connections for one address to another, as a socket load balancer
-/// does for a Service's external address or a pod's host port.
+/// Returns the code of a program at connect4 that sends connections for one address to another, as a socket load
+/// balancer does for a Service's external address or a pod's host port.
 fn translation(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u64> {
     // Offsets in struct bpf_sock_addr.
     const USER_IP4: i16 = 4;
@@ -237,8 +238,8 @@ impl Drop for ConnectProgram {
     }
 }
 
-/// Detaches every link of the lab's agents and guards whose program has this name, as `bpftool link detach` does; returns
-/// how many.
+/// Detaches every link of the lab's agents and guards whose program has this name, as `bpftool link detach` does;
+/// returns how many.
 ///
 /// # Errors
 /// If the links cannot be listed or detached.

@@ -42,8 +42,8 @@ pub fn snapshot(netns: &Netns) -> Result<String> {
     Ok(snapshot)
 }
 
-/// Removes the counters of a chain (`:PREROUTING ACCEPT [7:420]`) or of a rule of nftables (`counter packets 7 bytes 420`),
-/// which change with every packet.
+/// Removes the counters of a chain (`:PREROUTING ACCEPT [7:420]`) or of a rule of nftables (`counter packets 7 bytes
+/// 420`), which change with every packet.
 fn without_counters(line: &str) -> String {
     if let Some((chain, _)) = line.split_once(" [").filter(|_| line.starts_with(':')) {
         return chain.to_owned();

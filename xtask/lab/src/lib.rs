@@ -1,5 +1,6 @@
-//! A node in miniature. Everything is real but AWS: cgroups in the machine's cgroup v2 tree, network namespaces with
-//! veth pairs between them, routes and forwarding as on a node. Everything is named after the lab and goes with it.
+//! The lab: a node in miniature, in which metaproxy is tested, shown and measured. Everything but AWS is real: cgroups
+//! in the machine's cgroup v2 tree, network namespaces with veth pairs between them, routes and forwarding as on a
+//! node. Everything is named after the lab and is removed with it.
 //!
 //! ```text
 //!   pod a ──veth── node ──veth── aws: 169.254.169.254, fd00:ec2::254 (metadata), 10.200.0.2 (STS, S3)
@@ -173,8 +174,8 @@ impl Lab {
         self.files.cgroup.join("host")
     }
 
-    /// Returns the cgroup of agents and guards, which is their own, as containers and services of a node have one. It is not
-    /// below [`Self::cgroup`], so that programs which a test attaches there do not see agents.
+    /// Returns the cgroup of agents and guards, which is their own, as containers and services of a node have one. It
+    /// is not below [`Self::cgroup`], so that programs which a test attaches there do not see agents.
     pub fn agent_cgroup(&self) -> PathBuf {
         self.files.agents.clone()
     }

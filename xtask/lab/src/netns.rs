@@ -21,7 +21,8 @@ impl Netns {
         ip(&["netns", "add", name])?;
         let mut netns = Self::named(name)?;
         netns.is_ours = true;
-        // Without duplicate address detection, link-local addresses can be used at once instead of a second or two later.
+        // Without duplicate address detection, link-local addresses can be used at once instead of a second or two
+        // later.
         netns.sysctl("net/ipv6/conf/default/accept_dad", "0")?;
         netns.sysctl("net/ipv6/conf/all/accept_dad", "0")?;
         ip(&["-n", name, "link", "set", "lo", "up"])?;

@@ -64,8 +64,8 @@ impl Recorder {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Waits until a packet that the node sends now is recorded. Packets that were sent before have arrived by then, or are
-    /// lost.
+    /// Waits until a packet that the node sends now is recorded. Packets that were sent before have arrived by then, or
+    /// are lost.
     ///
     /// # Errors
     /// If that takes longer than five seconds.

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-/// More labs than this are never side by side. It is the same number in every process, because a lab that wants to be alone
-/// takes all slots.
+/// More labs than this are never side by side. It is the same number in every process, because a lab that wants to be
+/// alone takes all slots.
 const MAX_SLOTS: usize = 16;
 
 /// How often a lab looks for a free slot: flock(2) waits for one file, and any slot will do.
@@ -25,7 +25,8 @@ impl Slot {
     /// # Errors
     /// If the files of the locks cannot be made.
     pub(super) fn any() -> Result<Self> {
-        // Labs get their slots in the order in which they ask, so that one that wants to be alone is not overtaken for ever.
+        // Labs get their slots in the order in which they ask, so that one that wants to be alone is not overtaken for
+        // ever.
         let _turn = lock("turn")?;
         let count = slots();
         loop {

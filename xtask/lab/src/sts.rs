@@ -1,5 +1,5 @@
-//! A fake STS that gives any role to any caller, for the demo and for faults. Permissions are tested against moto, which
-//! enforces IAM.
+//! A fake STS that gives any role to any caller, for the demo and for faults. Permissions are tested against moto,
+//! which enforces IAM.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};

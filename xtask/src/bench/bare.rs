@@ -1,4 +1,5 @@
-//! The server that the agent is compared with: hyper with nothing around it, which sends the same bytes to every client.
+//! The server that the agent is compared with: hyper with nothing around it, which sends the same bytes to every
+//! client.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;

@@ -1,5 +1,5 @@
-//! First requests: of pods whose session is there already, of pods that ask while the agent hears of them, and of many at a
-//! time.
+//! First requests: of pods whose session is there already, of pods that ask while the agent hears of them, and of many
+//! at a time.
 
 use std::time::Duration;
 

@@ -91,8 +91,8 @@ pub fn elsewhere(site: &Site) -> Result<Section> {
     Ok(section)
 }
 
-/// What the kernel's own statistics say of each of our programs while this is done, and how often each has run for one of
-/// what was done as often as `work` says. That statistics are kept is part of the time.
+/// What the kernel's own statistics say of each of our programs while this is done, and how often each has run for one
+/// of what was done as often as `work` says. That statistics are kept is part of the time.
 pub fn programs(one: &str, work: &mut dyn FnMut() -> Result<f64>) -> Result<Vec<Figure>> {
     let counting = enable_stats(Stats::RunTime).context("the kernel's statistics of programs")?;
     let times = work()?;
@@ -223,8 +223,8 @@ fn five_ways(site: &Site, pod: &Pod, round: usize, taken: &mut [Samples; 5]) -> 
     stop(agent)
 }
 
-/// Another node, with a bare server: what a rule does to the kernel must be done neither to the agent's node nor to what
-/// the rule is compared with.
+/// Another node, with a bare server: what a rule does to the kernel must be done neither to the agent's node nor to
+/// what the rule is compared with.
 struct Elsewhere {
     pod: Netns,
     server: SocketAddr,

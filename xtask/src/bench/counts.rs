@@ -30,8 +30,8 @@ const MAX_CALLS_KEPT: f64 = 4.0;
 /// counted).
 const MAX_CALLS_CONNECTION: f64 = 20.0;
 
-/// Instructions that the verifier walks for one program (at most 5,177 were counted, by Linux 6.18). The kernel accepts a
-/// million (`BPF_COMPLEXITY_LIMIT_INSNS`), and walking them is part of the time to the first answer.
+/// Instructions that the verifier walks for one program (at most 5,177 were counted, by Linux 6.18). The kernel accepts
+/// a million (`BPF_COMPLEXITY_LIMIT_INSNS`), and walking them is part of the time to the first answer.
 const MAX_VERIFIED: f64 = 10_000.0;
 
 pub fn counts(site: &Site) -> Result<Section> {

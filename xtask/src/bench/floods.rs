@@ -1,5 +1,5 @@
-//! What a pod's flood does to a neighbour's new connections: to the agent's listener, and to a bare server that the same
-//! flood meets, which is the kernel's part and that of two processors.
+//! What a pod's flood does to a neighbour's new connections: to the agent's listener, and to a bare server that the
+//! same flood meets, which is the kernel's part and that of two processors.
 
 use std::net::SocketAddr;
 use std::process::Stdio;

@@ -55,8 +55,8 @@ impl Taken {
     }
 }
 
-/// KiB of kernel memory of the agent's eBPF programs or maps, as the kernel accounts it (`memlock` in fdinfo): for a map
-/// of socket storage, what it takes without sockets.
+/// KiB of kernel memory of the agent's eBPF programs or maps, as the kernel accounts it (`memlock` in fdinfo): for a
+/// map of socket storage, what it takes without sockets.
 fn kernel_memory(agent: &Agent, kind: &str) -> Result<f64> {
     let proc = format!("/proc/{}", agent.pid());
     let mut bytes = BTreeMap::new();
@@ -170,8 +170,8 @@ fn figures_of_pods(one: &Footprint, section: &mut Section) {
     ]);
 }
 
-/// What one more costs, step by step: where that grows, the whole grows worse than linear. The first ones find room that
-/// the start has left.
+/// What one more costs, step by step: where that grows, the whole grows worse than linear. The first ones find room
+/// that the start has left.
 fn growth(found: &[Footprint], of: &str, value: fn(&Footprint) -> f64, section: &mut Section) {
     for pair in found.windows(2) {
         let more = (pair[1].number - pair[0].number) as f64;

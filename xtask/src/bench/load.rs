@@ -1,5 +1,5 @@
-//! For the inside of a pod: clients that ask as fast as they are answered, or connect as fast as they can, and what that
-//! took. One thread, so that it takes little of what the server could use.
+//! For the inside of a pod: clients that ask as fast as they are answered, or connect as fast as they can, and what
+//! that took. One thread, so that it takes little of what the server could use.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};

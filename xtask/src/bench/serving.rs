@@ -152,8 +152,8 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// All of it; `before` is another binary of the agent, which is then asked as this one is: at its listener, as only one of
-/// two is redirected to.
+/// All of it; `before` is another binary of the agent, which is then asked as this one is: at its listener, as only one
+/// of two is redirected to.
 pub fn cached(site: &Site, peer: Option<&Peer>, before: Option<&Path>) -> Result<Section> {
     let pod = site.pod(PodSpec::with_role("busy", "app"))?;
     let clients = site.effort.some(&CLIENTS);

@@ -181,8 +181,8 @@ impl PrivateApt {
         fs::write(dir.join("sources.list"), source)?;
         let shown = dir.display();
         let config = dir.join("apt.conf");
-        // The parts of the machine's own configuration may have hooks that touch what is not ours. Mirrors may be behind
-        // the dates that the archive promises.
+        // The parts of the machine's own configuration may have hooks that touch what is not ours. Mirrors may be
+        // behind the dates that the archive promises.
         let text = format!(
             "Dir::Etc::parts \"/dev/null\";\nDir::Etc::main \"/dev/null\";\nDir::Etc::sourcelist \
              \"{shown}/sources.list\";\nDir::Etc::sourceparts \"/dev/null\";\nDir::Etc::preferences \

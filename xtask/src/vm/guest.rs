@@ -80,8 +80,8 @@ fn in_order(directory: &str) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Runs the tests of [`super::MODULES`] that are chosen by the word that the kernel did not know, all without one; returns
-/// the exit status.
+/// Runs the tests of [`super::MODULES`] that are chosen by the word that the kernel did not know, all without one;
+/// returns the exit status.
 fn tests() -> Result<i32> {
     let word = std::env::args().nth(1);
     let listed = program()

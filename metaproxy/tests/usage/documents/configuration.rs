@@ -1,4 +1,5 @@
-//! The tables of flags in `deploy/docs/configuration.md`, generated from the command line's definition and from the chart.
+//! The tables of flags in `deploy/docs/configuration.md`, generated from the command line's definition and from the
+//! chart.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;

@@ -1,5 +1,5 @@
-//! Parts of documents that are generated from the program. Each stands between two comments in its document, and a test fails while
-//! it is not current.
+//! Parts of documents that are generated from the program. Each stands between two comments in its document, and a test
+//! fails while it is not current.
 
 use std::fs;
 

@@ -1,4 +1,5 @@
-//! What documents link to, and what code, values, rules and units name of the documents, is there: the file and its heading.
+//! What documents link to, and what code, values, rules and units name of the documents, is there: the file and its
+//! heading.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -114,8 +115,8 @@ fn check(place: &str, target: &Path, anchor: Option<&str>) {
     );
 }
 
-/// Of all headings, as GitHub makes them: small letters, without punctuation, and with `-` for a blank. The second heading of a
-/// name has `-1` behind it.
+/// Of all headings, as GitHub makes them: small letters, without punctuation, and with `-` for a blank. The second
+/// heading of a name has `-1` behind it.
 fn anchors(document: &str) -> Vec<String> {
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     let mut anchors = Vec::new();

@@ -1,5 +1,5 @@
-//! The commands in documents are those that the programs take, and the configuration in them is what the programs read. Every block
-//! of every document is looked at: one of a kind that nothing here knows how to check is a failure.
+//! The commands in documents are those that the programs take, and the configuration in them is what the programs read.
+//! Every block of every document is looked at: one of a kind that nothing here knows how to check is a failure.
 
 mod changelog;
 mod commands;

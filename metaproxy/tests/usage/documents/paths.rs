@@ -33,7 +33,8 @@ fn every_path_that_the_architecture_and_contributing_name_is_there() {
     assert!(found > 150, "{found}");
 }
 
-/// What stands between backticks and looks like a file or directory: it ends like one, and is neither a pattern nor a file of a node.
+/// What stands between backticks and looks like a file or directory: it ends like one, and is neither a pattern nor a
+/// file of a node.
 fn paths(line: &str) -> impl Iterator<Item = &str> {
     let spans = line.split('`').skip(1).step_by(2);
     spans.filter(|span| {

@@ -1,5 +1,5 @@
-//! The table of reasons in `deploy/docs/operations.md`, generated from [`Reason`]. A new reason does not compile here before it has an
-//! example and a remedy.
+//! The table of reasons in `deploy/docs/operations.md`, generated from [`Reason`]. A new reason does not compile here
+//! before it has an example and a remedy.
 
 use std::collections::BTreeSet;
 use std::time::Duration;

@@ -98,8 +98,8 @@ pub fn mentions(document: &str) -> Vec<String> {
     spans.filter(is_command).collect()
 }
 
-/// Commands of a line: what stands between `|`, `&&`, `;` and redirections, in words without their quotes. What is behind `#` is a
-/// comment, and what is between brackets stands for something.
+/// Commands of a line: what stands between `|`, `&&`, `;` and redirections, in words without their quotes. What is
+/// behind `#` is a comment, and what is between brackets stands for something.
 pub fn commands_of(line: &str) -> Vec<Vec<String>> {
     let mut commands = vec![Vec::new()];
     let mut word: Option<String> = None;

@@ -186,8 +186,8 @@ pub fn run(attack: &Attack) -> Result<()> {
     let descriptors = raise_descriptors()?;
     attack.privileges.take_on()?;
     let end = Instant::now() + Duration::from_secs(attack.seconds);
-    // This must happen before there are threads: a process with several may not enter a user namespace (setns(2)), and its
-    // children have only one of them.
+    // This must happen before there are threads: a process with several may not enter a user namespace (setns(2)), and
+    // its children have only one of them.
     let processes = match &attack.kind {
         Kind::AnswerInNamespace(options) => Some(answered::in_namespace(options, descriptors, end)?),
         Kind::AnswerRaw(options) => Some(answered::raw(options, descriptors, end)?),

@@ -1,5 +1,5 @@
-//! `dial` runs in a pod. It connects in any of the ways that the kernel offers, requests a path, counts the outcomes, and
-//! prints them as one JSON object: outcome → count.
+//! `dial` runs in a pod. It connects in any of the ways that the kernel offers, requests a path, counts the outcomes,
+//! and prints them as one JSON object: outcome → count.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read as _, Write as _};
@@ -320,7 +320,8 @@ fn connect_uring(fd: i32, target: *const libc::sockaddr, length: libc::socklen_t
     }
 }
 
-/// Returns the outcome, which is the body of a `200` answer and the status of others, and whether the connection is kept.
+/// Returns the outcome, which is the body of a `200` answer and the status of others, and whether the connection is
+/// kept.
 fn read_answer(stream: &mut TcpStream) -> io::Result<(String, bool)> {
     let mut answer = Vec::new();
     let mut chunk = [0; 4096];

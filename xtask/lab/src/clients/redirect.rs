@@ -7,8 +7,8 @@ use std::os::fd::AsRawFd as _;
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-/// The arguments of `redirect-proxy`, which works as the proxies of service meshes do: it accepts connections that iptables
-/// redirects to it, and connects to where they led, marked so that its own connections are not redirected.
+/// The arguments of `redirect-proxy`, which works as the proxies of service meshes do: it accepts connections that
+/// iptables redirects to it, and connects to where they led, marked so that its own connections are not redirected.
 #[derive(Clone, Debug, Args)]
 pub struct RedirectProxy {
     /// The port to listen on

@@ -46,7 +46,8 @@ impl Privileges {
                 setresuid(user, user, user).context("setresuid")?;
                 set_capabilities(0)?;
                 prctl(libc::PR_SET_NO_NEW_PRIVS, 1).context("no_new_privs")?;
-                // A process that changed its user does not own its files in /proc until it executes a program (proc(5)).
+                // A process that changed its user does not own its files in /proc until it executes a program
+                // (proc(5)).
                 prctl(libc::PR_SET_DUMPABLE, 1).context("PR_SET_DUMPABLE")
             }
         }

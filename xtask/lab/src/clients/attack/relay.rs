@@ -13,8 +13,8 @@ use super::progress::Progress;
 use super::sockets::{Receiver, Sender, silence};
 use super::wire::{ACK, SYN, Segment};
 
-/// The ports that connections are passed on from. Each is bound, so that the kernel does not reset connections for which it
-/// has no socket.
+/// The ports that connections are passed on from. Each is bound, so that the kernel does not reset connections for
+/// which it has no socket.
 const PORTS: std::ops::Range<u16> = 47_000..47_500;
 
 /// How long a wait for one side may keep packets of the other waiting.

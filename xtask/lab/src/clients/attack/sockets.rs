@@ -108,7 +108,8 @@ impl Receiver {
     /// Receives every IPv4 packet that arrives at an interface, whether or not it is for this network namespace.
     pub fn at(device: &str) -> io::Result<Self> {
         let protocol = (libc::ETH_P_IP as u16).to_be();
-        // With protocol 0 it receives nothing before it is bound (packet(7)); packets of other interfaces would wait in it.
+        // With protocol 0 it receives nothing before it is bound (packet(7)); packets of other interfaces would wait in
+        // it.
         let socket = socket(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
         let on: i32 = 1;
         // SAFETY: an int, as said.
