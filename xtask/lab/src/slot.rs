@@ -59,8 +59,8 @@ impl Slot {
 const DEFAULT_SLOTS: usize = 1;
 
 fn slots() -> usize {
-    let given = std::env::var("METAPROXY_LAB_SLOTS").ok();
-    let count = given.and_then(|text| text.parse().ok());
+    let given = std::env::var_os("METAPROXY_LAB_SLOTS");
+    let count = given.and_then(|text| text.to_str()?.parse().ok());
     count.unwrap_or(DEFAULT_SLOTS).clamp(1, MAX_SLOTS)
 }
 

@@ -1,7 +1,7 @@
 //! `attack` runs in a pod and attacks the identification of callers for a limited time.
 //!
-//! It prints a line of JSON every 50 ms, counter → value, so that a test sees that the attack goes on while it looks at
-//! other pods. An attack that cannot go on ends with an error.
+//! It prints a line of JSON every 50 ms, counter → value, so that a test sees that the attack goes on while it looks
+//! at other pods. An attack that cannot go on ends with an error.
 
 mod answered;
 mod flood;
