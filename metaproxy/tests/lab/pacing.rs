@@ -31,17 +31,36 @@ fn audits_of_tenant(agent: &Agent) -> usize {
     audits.filter(|line| !line.contains("neighbour")).count()
 }
 
-/// Makes a change 400 times a second until `stop` is set, and returns the number of the last one.
-fn churn(stop: &AtomicBool, mut change: impl FnMut(usize)) -> usize {
-    let start = Instant::now();
-    let mut number = 0;
-    while !stop.load(Ordering::Relaxed) {
-        number += 1;
-        change(number);
-        let due = start + Duration::from_micros(2500) * number as u32;
-        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+/// Makes a change 400 times a second during `look`, and returns the number of the last one.
+fn churn(mut change: impl FnMut(usize) + Send, look: impl FnOnce()) -> usize {
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let churning = scope.spawn(|| {
+            let start = Instant::now();
+            let mut number = 0;
+            while !stop.load(Ordering::Relaxed) {
+                number += 1;
+                change(number);
+                let due = start + Duration::from_micros(2500) * number as u32;
+                std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            }
+            number
+        });
+        {
+            let _stop = SetOnDrop(&stop);
+            look();
+        }
+        churning.join().unwrap()
+    })
+}
+
+/// Ends the changes also if a look fails: the scope would wait for their thread for ever.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
-    number
 }
 
 /// Whether a pod, which may be refused for a while, is served.
@@ -111,10 +130,9 @@ fn what_shapes_a_session_changes_400_times_a_second_and_sts_is_asked_a_few_times
     let late = cluster.pod("late");
     let agent = cluster.agent(flags);
     assert!(document_is_good(&neighbour, "neighbour"));
-    let stop = AtomicBool::new(false);
     let start = Instant::now();
-    let number = std::thread::scope(|scope| {
-        let churning = scope.spawn(|| churn(&stop, |number| changes.make(&cluster, &tenant, number)));
+    let change = |number| changes.make(&cluster, &tenant, number);
+    let number = churn(change, || {
         std::thread::sleep(ATTACK_TIME / 2);
         // A pod that starts meanwhile has its role in time, and so has one that was there.
         cluster.put("late", &late, json!({ ROLE: "neighbour-late" }));
@@ -125,8 +143,6 @@ fn what_shapes_a_session_changes_400_times_a_second_and_sts_is_asked_a_few_times
             let status = document(&tenant, "tenant").status;
             assert!([200, 404, 503].contains(&status), "{status}");
         }
-        stop.store(true, Ordering::Relaxed);
-        churning.join().unwrap()
     });
     assert!(number > 1000, "{number} changes");
     let (calls, limit) = (calls_of_tenant(&cluster.node), may_have(start.elapsed()));
@@ -169,9 +185,8 @@ fn pods_are_made_400_times_a_second_and_sts_is_asked_a_few_times() {
             cluster.api.delete("pods", "apps", &format!("made-{old}"));
         }
     };
-    let (stop, start) = (AtomicBool::new(false), Instant::now());
-    let number = std::thread::scope(|scope| {
-        let making = scope.spawn(|| churn(&stop, make));
+    let start = Instant::now();
+    let number = churn(make, || {
         std::thread::sleep(ATTACK_TIME / 2);
         // A pod that starts meanwhile has its role in time, and so has one that was there.
         cluster.put("late", &late, json!({ ROLE: "neighbour-late" }));
@@ -179,8 +194,6 @@ fn pods_are_made_400_times_a_second_and_sts_is_asked_a_few_times() {
         while start.elapsed() < ATTACK_TIME {
             assert!(document_is_good(&neighbour, "neighbour") && document_is_good(&late, "neighbour-late"));
         }
-        stop.store(true, Ordering::Relaxed);
-        making.join().unwrap()
     });
     let (calls, limit) = (
         calls_of_tenant(&cluster.node),
