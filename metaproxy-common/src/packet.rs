@@ -22,7 +22,7 @@ pub enum LinkLayer {
 }
 
 /// The result of matching a packet with the targets. A plain struct, for the reason given at
-/// [`Found`](crate::target::Found).
+/// [`TargetMatch`](crate::target::TargetMatch).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketMatch {
     /// Whether it is TCP to a target, as far as its headers can be read.

@@ -67,7 +67,7 @@ pub struct Targets {
 /// What [`Targets::find`] found. A plain struct: the payload of an enum is uninitialised in its other variants, and
 /// where the compiler spills such bytes the verifier refuses the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct TargetMatch {
     /// Whether there is such a target.
     pub hit: bool,
     /// Its address, where there is one.
@@ -86,7 +86,7 @@ impl Targets {
 
     /// The target whose address, or whose sentinel, this is.
     #[inline(always)]
-    pub fn find(&self, to: &Endpoint) -> Found {
+    pub fn find(&self, to: &Endpoint) -> TargetMatch {
         let mut row = 0;
         while row < MAX_TARGETS {
             if row as u32 >= self.count {
@@ -94,7 +94,7 @@ impl Targets {
             }
             let target = &self.rows[row];
             if target.address.same(to) || target.sentinel.same(to) {
-                return Found {
+                return TargetMatch {
                     hit: true,
                     address: target.address,
                     sentinel: target.sentinel,
@@ -102,7 +102,7 @@ impl Targets {
             }
             row += 1;
         }
-        Found {
+        TargetMatch {
             hit: false,
             address: Endpoint::NONE,
             sentinel: Endpoint::NONE,

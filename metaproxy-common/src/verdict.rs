@@ -18,7 +18,7 @@ pub enum Family {
     V6,
 }
 
-// Class and verdict are plain structs for the reason told at `Found`.
+// Class and verdict are plain structs for the reason told at `TargetMatch`.
 
 /// What a destination is to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
