@@ -1,7 +1,7 @@
 //! What happens to a `connect()`: a pure decision in two steps, so that the common case ends after the first.
 //!
 //! 1. [`classify`] compares the destination with the target table and the listeners. Nearly every connection ends
-//!    here, as [`Kind::Other`].
+//!    here, as [`DialledKind::Other`].
 //! 2. [`decide`] weighs who is calling, which costs helper calls and is done only for what [`classify`] matched.
 
 use crate::address::{Address, Endpoint};
@@ -18,22 +18,22 @@ pub enum Family {
     V6,
 }
 
-// Class and verdict are plain structs for the reason told at `TargetMatch`.
+// DialledClass and verdict are plain structs for the reason told at `TargetMatch`.
 
 /// What a destination is to us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Class {
+pub struct DialledClass {
     /// What it is.
-    pub kind: Kind,
+    pub kind: DialledKind,
     /// What was asked for: a guard may have put the sentinel in the metadata address's place.
     pub asked: Endpoint,
     /// Where a connection goes that must reach neither the metadata service nor a listener.
     pub sentinel: Endpoint,
 }
 
-/// See [`Class`].
+/// See [`DialledClass`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum DialledKind {
     /// Nothing: not touched.
     Other,
     /// A metadata address, or the sentinel that a guard made of it.
@@ -44,7 +44,7 @@ pub enum Kind {
 
 /// The connecting socket: what decides which listener it can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Socket {
+pub struct ConnectingSocket {
     /// Its address family.
     pub family: Family,
     /// The address that it is bound to; [`Address::UNSPECIFIED`] for none.
@@ -55,11 +55,11 @@ pub struct Socket {
     pub pod_family: Family,
 }
 
-impl Socket {
+impl ConnectingSocket {
     /// Whether `IPV6_V6ONLY` decides which listener the socket gets: finding it out costs a helper call.
     #[inline(always)]
-    pub fn may_be_v6only(&self, class: &Class, destination: &Destination) -> bool {
-        matches!(class.kind, Kind::Metadata)
+    pub fn may_be_v6only(&self, class: &DialledClass, destination: &Destination) -> bool {
+        matches!(class.kind, DialledKind::Metadata)
             && matches!(self.family, Family::V6)
             && destination.v4.exists()
             && destination.v6.exists()
@@ -94,7 +94,7 @@ impl Socket {
 
 /// Where the connecting socket stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Surroundings {
+pub struct CallerContext {
     /// Its network namespace is the node's own.
     pub in_node_netns: bool,
     /// Its task belongs to a pod that is listed for interception in the node's network namespace too.
@@ -103,16 +103,16 @@ pub struct Surroundings {
 
 /// What to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct ConnectVerdict {
     /// What to do.
-    pub action: Action,
-    /// For [`Action::Redirect`] and [`Action::Refuse`]: where it goes.
+    pub action: ConnectAction,
+    /// For [`ConnectAction::Redirect`] and [`ConnectAction::Refuse`]: where it goes.
     pub to: Endpoint,
 }
 
-/// See [`Verdict`].
+/// See [`ConnectVerdict`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum ConnectAction {
     /// Leave it alone.
     Pass,
     /// Note who called; leave the address.
@@ -125,19 +125,19 @@ pub enum Action {
 
 /// Compares a destination with the target table and the listeners.
 #[inline(always)]
-pub fn classify(config: &Config, to: &Endpoint) -> Class {
+pub fn classify(config: &Config, to: &Endpoint) -> DialledClass {
     let found = config.targets.find(to);
     if found.hit {
-        return Class {
-            kind: Kind::Metadata,
+        return DialledClass {
+            kind: DialledKind::Metadata,
             asked: found.address,
             sentinel: found.sentinel,
         };
     }
     let kind = if config.destination.is(to) {
-        Kind::Listener
+        DialledKind::Listener
     } else {
-        Kind::Other
+        DialledKind::Other
     };
     // A listener has no sentinel of its own; those of the metadata service fail for a socket of either family.
     let sentinel = if to.address.is_v4() {
@@ -145,7 +145,7 @@ pub fn classify(config: &Config, to: &Endpoint) -> Class {
     } else {
         Target::IMDS_V6.sentinel
     };
-    Class {
+    DialledClass {
         kind,
         asked: *to,
         sentinel,
@@ -158,30 +158,35 @@ pub fn classify(config: &Config, to: &Endpoint) -> Class {
 /// unless their pod is listed, so that the node's and our own calls to the metadata service need no exemption that a
 /// pod could forge. Where no listener suits the socket, it is refused: never passed.
 #[inline(always)]
-pub fn decide(class: &Class, socket: &Socket, around: Surroundings, destination: &Destination) -> Verdict {
+pub fn decide(
+    class: &DialledClass,
+    socket: &ConnectingSocket,
+    context: CallerContext,
+    destination: &Destination,
+) -> ConnectVerdict {
     match class.kind {
-        Kind::Other => Verdict {
-            action: Action::Pass,
+        DialledKind::Other => ConnectVerdict {
+            action: ConnectAction::Pass,
             to: Endpoint::NONE,
         },
-        Kind::Listener => Verdict {
-            action: Action::Stamp,
+        DialledKind::Listener => ConnectVerdict {
+            action: ConnectAction::Stamp,
             to: Endpoint::NONE,
         },
-        Kind::Metadata if around.in_node_netns && !around.listed => Verdict {
-            action: Action::Pass,
+        DialledKind::Metadata if context.in_node_netns && !context.listed => ConnectVerdict {
+            action: ConnectAction::Pass,
             to: Endpoint::NONE,
         },
-        Kind::Metadata => {
+        DialledKind::Metadata => {
             let to = listener(socket, &class.sentinel, destination);
             if to.exists() {
-                Verdict {
-                    action: Action::Redirect,
+                ConnectVerdict {
+                    action: ConnectAction::Redirect,
                     to,
                 }
             } else {
-                Verdict {
-                    action: Action::Refuse,
+                ConnectVerdict {
+                    action: ConnectAction::Refuse,
                     to: class.sentinel,
                 }
             }
@@ -192,7 +197,7 @@ pub fn decide(class: &Class, socket: &Socket, around: Surroundings, destination:
 /// The listener for a socket: of the family that it can reach, where both are there; else the one that there is, if the
 /// socket can be given its address; [`Endpoint::NONE`] where there is none.
 #[inline(always)]
-fn listener(socket: &Socket, dialled: &Endpoint, destination: &Destination) -> Endpoint {
+fn listener(socket: &ConnectingSocket, dialled: &Endpoint, destination: &Destination) -> Endpoint {
     let Destination { v4, v6 } = destination;
     let (first, second) = match socket.listener_family(dialled) {
         Family::V4 => (v4, v6),

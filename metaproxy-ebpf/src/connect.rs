@@ -9,7 +9,9 @@ use aya_ebpf::programs::SockAddrContext;
 use metaproxy_common::address::{Address, Endpoint};
 use metaproxy_common::handshake::MAX_CGROUP_ID;
 use metaproxy_common::layout::{ClientState, Config, Counter, Destination, HandshakeFailure, Origin, Stamp};
-use metaproxy_common::verdict::{Action, Class, Family, Kind, Socket, Surroundings, classify, decide};
+use metaproxy_common::verdict::{
+    CallerContext, ConnectAction, ConnectingSocket, DialledClass, DialledKind, Family, classify, decide,
+};
 
 use crate::maps::{
     CONFIG, DESTINATIONS, HOST_PODS, OBSERVED, POD_FAMILIES, PODS, RATES, STAMPS, count, count_failure,
@@ -24,7 +26,7 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
     let Some(config) = CONFIG.get(0) else { return };
     let to = sockaddr::read(ctx, family);
     let class = classify(config, &to);
-    if class.kind == Kind::Other || !sockaddr::is_stream(ctx) {
+    if class.kind == DialledKind::Other || !sockaddr::is_stream(ctx) {
         return;
     }
     // SAFETY: the helpers take the context that the kernel gave, or nothing.
@@ -34,15 +36,15 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
             netns_cookie: bpf_get_netns_cookie(ctx.as_ptr()),
         }
     };
-    let around = surroundings(config, &origin);
+    let context = caller_context(config, &origin);
     if config.observe != 0 {
-        if class.kind == Kind::Metadata && (around.listed || !around.in_node_netns) {
+        if class.kind == DialledKind::Metadata && (context.listed || !context.in_node_netns) {
             observe(&origin);
         }
         return;
     }
     let pod = pod_cgroup(&origin);
-    if class.kind == Kind::Listener || around.listed || !around.in_node_netns {
+    if class.kind == DialledKind::Listener || context.listed || !context.in_node_netns {
         if !is_within_rate(config, &origin, pod) {
             refuse(ctx, family, &class.sentinel);
             return;
@@ -50,15 +52,15 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
     }
     let destination = destination(config, origin.netns_cookie);
     let from = connecting(ctx, family, config, pod, &class, &destination);
-    let verdict = decide(&class, &from, around, &destination);
+    let verdict = decide(&class, &from, context, &destination);
     match verdict.action {
-        Action::Pass => count(Counter::NodeLeftAlone),
-        Action::Stamp => {
+        ConnectAction::Pass => count(Counter::NodeLeftAlone),
+        ConnectAction::Stamp => {
             if stamp(ctx, origin, class.asked, to) {
                 count(Counter::Stamped);
             }
         }
-        Action::Redirect => {
+        ConnectAction::Redirect => {
             if stamp(ctx, origin, class.asked, verdict.to) {
                 sockaddr::write(ctx, family, &verdict.to);
                 count(Counter::Redirected);
@@ -67,7 +69,7 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
                 refuse(ctx, family, &class.sentinel);
             }
         }
-        Action::Refuse => refuse(ctx, family, &verdict.to),
+        ConnectAction::Refuse => refuse(ctx, family, &verdict.to),
     }
 }
 
@@ -91,15 +93,15 @@ fn connecting(
     family: Family,
     config: &Config,
     pod: u64,
-    class: &Class,
+    class: &DialledClass,
     destination: &Destination,
-) -> Socket {
+) -> ConnectingSocket {
     let pod_family = match POD_FAMILIES.get_ptr(pod) {
         // SAFETY: non-null, and map values outlive the program run.
         Some(own) => unsafe { *own },
         None => config.pod_family,
     };
-    let mut from = Socket {
+    let mut from = ConnectingSocket {
         family,
         source: match family {
             Family::V4 => Address::UNSPECIFIED,
@@ -182,9 +184,9 @@ fn refuse(ctx: &SockAddrContext, family: Family, sentinel: &Endpoint) {
 }
 
 #[inline(always)]
-fn surroundings(config: &Config, origin: &Origin) -> Surroundings {
+fn caller_context(config: &Config, origin: &Origin) -> CallerContext {
     let in_node_netns = sockaddr::is_node_netns(origin.netns_cookie, config.node_netns);
-    Surroundings {
+    CallerContext {
         in_node_netns,
         listed: in_node_netns && is_listed(),
     }

@@ -21,7 +21,7 @@ use metaproxy::roles::{AnnotationKeys, Decision, NamespaceRules, OwnRoles, Rules
 use metaproxy_common::address::{Address, Endpoint};
 use metaproxy_common::layout::{Config, Destination};
 use metaproxy_common::rate::RateLimit;
-use metaproxy_common::verdict::{Family, Socket, Surroundings, classify, decide};
+use metaproxy_common::verdict::{CallerContext, ConnectingSocket, Family, classify, decide};
 
 /// Counts allocations beside the time.
 #[global_allocator]
@@ -48,11 +48,11 @@ fn verdict(bencher: Bencher<'_, '_>, to: &str) {
         v6: endpoint("[fd00::1]:18181"),
     };
     let (config, to) = (Config::imds(1, destination, RateLimit::NONE), endpoint(to));
-    let around = Surroundings {
+    let context = CallerContext {
         in_node_netns: false,
         listed: false,
     };
-    let socket = Socket {
+    let socket = ConnectingSocket {
         family: Family::V4,
         source: Address::UNSPECIFIED,
         is_v6only: false,
@@ -60,7 +60,7 @@ fn verdict(bencher: Bencher<'_, '_>, to: &str) {
     };
     bencher.bench_local(|| {
         let class = classify(black_box(&config), black_box(&to));
-        decide(&class, &socket, around, &destination)
+        decide(&class, &socket, context, &destination)
     });
 }
 

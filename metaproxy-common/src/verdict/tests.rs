@@ -6,15 +6,15 @@ use crate::target::Target;
 use core::net::SocketAddr;
 use proptest::prelude::*;
 
-const POD: Surroundings = Surroundings {
+const POD: CallerContext = CallerContext {
     in_node_netns: false,
     listed: false,
 };
-const HOST: Surroundings = Surroundings {
+const HOST: CallerContext = CallerContext {
     in_node_netns: true,
     listed: false,
 };
-const LISTED: Surroundings = Surroundings {
+const LISTED: CallerContext = CallerContext {
     in_node_netns: true,
     listed: true,
 };
@@ -30,53 +30,58 @@ fn both() -> Destination {
     }
 }
 
-const PASS: Verdict = Verdict {
-    action: Action::Pass,
+const PASS: ConnectVerdict = ConnectVerdict {
+    action: ConnectAction::Pass,
     to: Endpoint::NONE,
 };
-const STAMP: Verdict = Verdict {
-    action: Action::Stamp,
+const STAMP: ConnectVerdict = ConnectVerdict {
+    action: ConnectAction::Stamp,
     to: Endpoint::NONE,
 };
 
-fn redirect(to: Endpoint) -> Verdict {
-    Verdict {
-        action: Action::Redirect,
+fn redirect(to: Endpoint) -> ConnectVerdict {
+    ConnectVerdict {
+        action: ConnectAction::Redirect,
         to,
     }
 }
 
-fn refuse(to: Endpoint) -> Verdict {
-    Verdict {
-        action: Action::Refuse,
+fn refuse(to: Endpoint) -> ConnectVerdict {
+    ConnectVerdict {
+        action: ConnectAction::Refuse,
         to,
     }
 }
 
 /// A socket that is not bound, of a pod that has IPv4.
-const V4_SOCKET: Socket = Socket {
+const V4_SOCKET: ConnectingSocket = ConnectingSocket {
     family: Family::V4,
     source: Address::UNSPECIFIED,
     is_v6only: false,
     pod_family: Family::V4,
 };
-const V6_SOCKET: Socket = Socket {
+const V6_SOCKET: ConnectingSocket = ConnectingSocket {
     family: Family::V6,
     ..V4_SOCKET
 };
 /// Likewise, of a pod that surely has IPv6 only.
-const V6_SOCKET_OF_IPV6_POD: Socket = Socket {
+const V6_SOCKET_OF_IPV6_POD: ConnectingSocket = ConnectingSocket {
     pod_family: Family::V6,
     ..V6_SOCKET
 };
-const V6ONLY_SOCKET: Socket = Socket {
+const V6ONLY_SOCKET: ConnectingSocket = ConnectingSocket {
     is_v6only: true,
     ..V6_SOCKET
 };
 
-fn verdict(destination: Destination, socket: Socket, around: Surroundings, to: &str) -> Verdict {
+fn verdict(
+    destination: Destination,
+    socket: ConnectingSocket,
+    context: CallerContext,
+    to: &str,
+) -> ConnectVerdict {
     let config = Config::imds(1, destination, RateLimit::NONE);
-    decide(&classify(&config, &at(to)), &socket, around, &destination)
+    decide(&classify(&config, &at(to)), &socket, context, &destination)
 }
 
 #[test]
@@ -101,7 +106,7 @@ fn a_pod_is_redirected_from_every_form_of_the_metadata_address() {
 /// does, and `IPV6_V6ONLY` where the pod's does not suit it.
 #[test]
 fn of_two_listeners_a_socket_gets_the_one_that_it_can_reach() {
-    let bound = |to: &str, socket: Socket| Socket {
+    let bound = |to: &str, socket: ConnectingSocket| ConnectingSocket {
         source: at(to).address,
         ..socket
     };
@@ -117,7 +122,7 @@ fn of_two_listeners_a_socket_gets_the_one_that_it_can_reach() {
         (V6_SOCKET_OF_IPV6_POD, mapped, v6),
         // An IPv4 socket can be given nothing else.
         (
-            Socket {
+            ConnectingSocket {
                 pod_family: Family::V6,
                 ..V4_SOCKET
             },
@@ -141,7 +146,7 @@ fn of_two_listeners_a_socket_gets_the_one_that_it_can_reach() {
 #[test]
 fn whether_a_socket_is_v6only_is_asked_only_where_it_decides() {
     let config = Config::imds(1, both(), RateLimit::NONE);
-    let asked = |socket: Socket, destination: Destination, to: &str| {
+    let asked = |socket: ConnectingSocket, destination: Destination, to: &str| {
         socket.may_be_v6only(&classify(&config, &at(to)), &destination)
     };
     let (v4_only, v6_only) = (
@@ -165,7 +170,7 @@ fn whether_a_socket_is_v6only_is_asked_only_where_it_decides() {
         (V6_SOCKET, v6_only, imds6),
         (V6_SOCKET_OF_IPV6_POD, both(), imds6),
         (
-            Socket {
+            ConnectingSocket {
                 source: at("[::1]:0").address,
                 ..V6_SOCKET
             },
@@ -212,13 +217,13 @@ fn neighbouring_addresses_and_ports_pass() {
 
 #[test]
 fn a_listener_dialled_directly_is_stamped_for_whoever_dials() {
-    for around in [POD, HOST, LISTED] {
-        assert_eq!(verdict(both(), V4_SOCKET, around, "10.0.0.7:20000"), STAMP);
+    for context in [POD, HOST, LISTED] {
+        assert_eq!(verdict(both(), V4_SOCKET, context, "10.0.0.7:20000"), STAMP);
         assert_eq!(
-            verdict(both(), V6_SOCKET, around, "[::ffff:10.0.0.7]:20000"),
+            verdict(both(), V6_SOCKET, context, "[::ffff:10.0.0.7]:20000"),
             STAMP
         );
-        assert_eq!(verdict(both(), V6_SOCKET, around, "[2001:db8::7]:20000"), STAMP);
+        assert_eq!(verdict(both(), V6_SOCKET, context, "[2001:db8::7]:20000"), STAMP);
     }
 }
 
@@ -249,7 +254,7 @@ fn before_it_is_configured_a_program_touches_nothing() {
     // SAFETY: all-zero bytes are a valid `Config`: it holds integers only. A fresh array map looks like this.
     let config: Config = unsafe { core::mem::zeroed() };
     for to in ["169.254.169.254:80", "[::]:0", "0.0.0.0:0"] {
-        assert_eq!(classify(&config, &at(to)).kind, Kind::Other, "{to}");
+        assert_eq!(classify(&config, &at(to)).kind, DialledKind::Other, "{to}");
     }
 }
 
@@ -283,28 +288,28 @@ proptest! {
         };
         let config = Config::imds(1, destination, RateLimit::NONE);
         let family = if v6_socket || !to.address.is_v4() { Family::V6 } else { Family::V4 };
-        let around = Surroundings { in_node_netns, listed };
-        let socket = Socket {
+        let context = CallerContext { in_node_netns, listed };
+        let socket = ConnectingSocket {
             family,
             source: if is_bound { source.address } else { Address::UNSPECIFIED },
             is_v6only,
             pod_family: if ipv6_pod { Family::V6 } else { Family::V4 },
         };
-        let verdict = decide(&classify(&config, &to), &socket, around, &destination);
+        let verdict = decide(&classify(&config, &to), &socket, context, &destination);
 
         let row = [Target::IMDS_V4, Target::IMDS_V6].into_iter().find(|t| t.address == to || t.sentinel == to);
         let end = verdict.to;
         match (row, verdict.action) {
-            (Some(_), Action::Pass) => prop_assert!(in_node_netns && !listed),
-            (Some(row), Action::Refuse) => prop_assert_eq!(end, row.sentinel),
-            (Some(_), Action::Redirect) => {
+            (Some(_), ConnectAction::Pass) => prop_assert!(in_node_netns && !listed),
+            (Some(row), ConnectAction::Refuse) => prop_assert_eq!(end, row.sentinel),
+            (Some(_), ConnectAction::Redirect) => {
                 prop_assert!(end == destination.v4 || end == destination.v6);
                 prop_assert!(end.exists());
                 prop_assert!(family == Family::V6 || end.address.is_v4());
             }
-            (Some(_), Action::Stamp) => prop_assert!(false, "a metadata address was only stamped"),
-            (None, Action::Pass) => prop_assert!(!destination.is(&to)),
-            (None, Action::Stamp) => prop_assert!(destination.is(&to)),
+            (Some(_), ConnectAction::Stamp) => prop_assert!(false, "a metadata address was only stamped"),
+            (None, ConnectAction::Pass) => prop_assert!(!destination.is(&to)),
+            (None, ConnectAction::Stamp) => prop_assert!(destination.is(&to)),
             (None, other) => prop_assert!(false, "{to:?} was not ours, yet {other:?}"),
         }
     }
