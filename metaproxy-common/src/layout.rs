@@ -15,7 +15,7 @@ pub const MAX_FAILURES: usize = 4_096;
 pub const MAX_LISTENERS: usize = 64;
 
 /// Elements of `mp_pods`: the pods' cgroup, and those of the two QoS classes that have one.
-pub const PODS_CGROUPS: usize = 3;
+pub const NUM_PODS_CGROUPS: usize = 3;
 
 /// Most pods whose rate of connections is kept: more than a node has.
 /// Those that connected longest ago go first, and start anew.
@@ -335,7 +335,7 @@ counters! {
 }
 
 /// How many counters there are.
-pub const COUNTERS: usize = Counter::ALL.len();
+pub const NUM_COUNTERS: usize = Counter::ALL.len();
 
 counters! {
     /// What a guard's programs count, per CPU; the discriminant is the index into `mp_guard_count`.
@@ -345,7 +345,7 @@ counters! {
 }
 
 /// How many counters a guard has.
-pub const GUARD_COUNTERS: usize = GuardCounter::ALL.len();
+pub const NUM_GUARD_COUNTERS: usize = GuardCounter::ALL.len();
 
 #[cfg(feature = "user")]
 mod pod {

@@ -10,8 +10,8 @@ use aya_ebpf::macros::btf_map;
 use aya_ebpf::programs::SockOpsContext;
 use metaproxy_common::address::Endpoint;
 use metaproxy_common::layout::{
-    Arrival, COUNTERS, Config, Counter, Destination, FailureKey, HandshakeFailure, MAX_DESTINATIONS,
-    MAX_FAILURES, MAX_HOST_PODS, MAX_LISTENERS, MAX_OBSERVED, MAX_POD_FAMILIES, MAX_RATES, PODS_CGROUPS,
+    Arrival, Config, Counter, Destination, FailureKey, HandshakeFailure, MAX_DESTINATIONS, MAX_FAILURES,
+    MAX_HOST_PODS, MAX_LISTENERS, MAX_OBSERVED, MAX_POD_FAMILIES, MAX_RATES, NUM_COUNTERS, NUM_PODS_CGROUPS,
     PodFamily, Stamp,
 };
 use metaproxy_common::siphash::Key;
@@ -35,7 +35,7 @@ pub static POD_FAMILIES: HashMap<u64, PodFamily, MAX_POD_FAMILIES, NO_PREALLOC> 
 
 /// Ids of the pods' cgroup and of the QoS classes' below it, each 0 if it is not there.
 #[btf_map(name = "mp_pods")]
-pub static PODS: Array<u64, PODS_CGROUPS> = Array::new();
+pub static PODS: Array<u64, NUM_PODS_CGROUPS> = Array::new();
 
 #[btf_map(name = "mp_stamps")]
 pub static STAMPS: SkStorage<Stamp> = SkStorage::new();
@@ -67,7 +67,7 @@ static FAILURES: HashMap<FailureKey, u64, MAX_FAILURES, NO_PREALLOC> = HashMap::
 pub static OBSERVED: HashMap<u64, u64, MAX_OBSERVED, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "mp_counters")]
-static COUNTER_VALUES: PerCpuArray<u64, COUNTERS> = PerCpuArray::new();
+static COUNTER_VALUES: PerCpuArray<u64, NUM_COUNTERS> = PerCpuArray::new();
 
 #[inline(always)]
 pub fn count(counter: Counter) {

@@ -2,7 +2,7 @@
 
 use aya_ebpf::btf_maps::{Array, PerCpuArray, SkStorage};
 use aya_ebpf::macros::btf_map;
-use metaproxy_common::layout::{GUARD_COUNTERS, GuardConfig, GuardCounter};
+use metaproxy_common::layout::{GuardConfig, GuardCounter, NUM_GUARD_COUNTERS};
 
 #[btf_map(name = "mp_guard")]
 pub static GUARD: Array<GuardConfig, 1> = Array::new();
@@ -12,7 +12,7 @@ pub static GUARD: Array<GuardConfig, 1> = Array::new();
 pub static MARK: SkStorage<u64> = SkStorage::new();
 
 #[btf_map(name = "mp_guard_count")]
-static COUNTER_VALUES: PerCpuArray<u64, GUARD_COUNTERS> = PerCpuArray::new();
+static COUNTER_VALUES: PerCpuArray<u64, NUM_GUARD_COUNTERS> = PerCpuArray::new();
 
 #[inline(always)]
 pub fn count(counter: GuardCounter) {

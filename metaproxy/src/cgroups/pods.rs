@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use metaproxy_common::layout::PODS_CGROUPS;
+use metaproxy_common::layout::NUM_PODS_CGROUPS;
 use thiserror::Error;
 
 use super::file_handle::open_cgroup;
@@ -59,7 +59,7 @@ impl PodsCgroup {
     }
 
     /// Its id and those of the QoS classes' cgroups, each 0 if it is not there.
-    pub fn ids(&self) -> [u64; PODS_CGROUPS] {
+    pub fn ids(&self) -> [u64; NUM_PODS_CGROUPS] {
         let [burstable, best_effort] = self
             .naming
             .class_directories()

@@ -6,7 +6,9 @@ use std::fs::File;
 use aya::include_bytes_aligned;
 use aya::maps::{Array, HashMap, MapData, MapError, PerCpuArray, SkStorage};
 use metaproxy_common::address::{Endpoint, Port};
-use metaproxy_common::layout::{Arrival, Config, Counter, Destination, FailureKey, PODS_CGROUPS, PodFamily};
+use metaproxy_common::layout::{
+    Arrival, Config, Counter, Destination, FailureKey, NUM_PODS_CGROUPS, PodFamily,
+};
 use metaproxy_common::names;
 use metaproxy_common::siphash::Key;
 use metaproxy_common::verdict::Family;
@@ -144,7 +146,7 @@ impl PodsId {
     ///
     /// # Errors
     /// What the kernel has against it.
-    pub fn set(&mut self, ids: [u64; PODS_CGROUPS]) -> Result<(), ProgramsError> {
+    pub fn set(&mut self, ids: [u64; NUM_PODS_CGROUPS]) -> Result<(), ProgramsError> {
         for (index, id) in (0..).zip(ids) {
             self.0
                 .set(index, id, 0)
