@@ -15,7 +15,7 @@ pub struct RateLimit {
 
 /// What a limit says of one event. A plain struct, as the verifier refuses an enum's unset payload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Paced {
+pub struct RateDecision {
     /// Whether it is within the limit.
     pub is_allowed: bool,
     /// When the next event is due at the sustained rate: what is kept for the next one.
@@ -41,10 +41,10 @@ impl RateLimit {
 
     /// Decides about an event at `now_ns`, after one that left `due_ns` (0 for the first).
     #[inline(always)]
-    pub const fn pace(&self, due_ns: u64, now_ns: u64) -> Paced {
+    pub const fn decide(&self, due_ns: u64, now_ns: u64) -> RateDecision {
         let due = if due_ns > now_ns { due_ns } else { now_ns };
         let is_allowed = due - now_ns <= self.tolerance_ns;
-        Paced {
+        RateDecision {
             is_allowed,
             due_ns: if is_allowed { due + self.interval_ns } else { due },
         }
@@ -64,9 +64,9 @@ mod tests {
         let limit = RateLimit::new(10, 3);
         let mut due = 0;
         let mut ask = |now| {
-            let paced = limit.pace(due, now);
-            due = paced.due_ns;
-            paced.is_allowed
+            let decision = limit.decide(due, now);
+            due = decision.due_ns;
+            decision.is_allowed
         };
         let at_once: std::vec::Vec<bool> = (0..6).map(|_| ask(SECOND)).collect();
         assert_eq!(at_once, [true, true, true, true, false, false]);
@@ -85,9 +85,9 @@ mod tests {
             let (mut now, mut due, mut passed) = (SECOND, 0, 0_u64);
             for step in steps {
                 now += step;
-                let paced = limit.pace(due, now);
-                due = paced.due_ns;
-                passed += u64::from(paced.is_allowed);
+                let decision = limit.decide(due, now);
+                due = decision.due_ns;
+                passed += u64::from(decision.is_allowed);
             }
             let most = (now - SECOND) / limit.interval_ns + u64::from(burst) + 1;
             prop_assert!(passed <= most, "{passed} of {most}");
@@ -98,9 +98,9 @@ mod tests {
             let limit = RateLimit::new(per_second, 0);
             let mut due = 0;
             for event in 0..u64::from(count) {
-                let paced = limit.pace(due, SECOND + event * limit.interval_ns);
-                prop_assert!(paced.is_allowed);
-                due = paced.due_ns;
+                let decision = limit.decide(due, SECOND + event * limit.interval_ns);
+                prop_assert!(decision.is_allowed);
+                due = decision.due_ns;
             }
         }
     }

@@ -129,13 +129,13 @@ fn is_within_rate(config: &Config, origin: &Origin, pod: u64) -> bool {
         return true;
     };
     // SAFETY: non-null, and map values outlive the program run.
-    let paced = unsafe { config.rate.pace(*due, now) };
+    let decision = unsafe { config.rate.decide(*due, now) };
     // SAFETY: as above.
-    unsafe { *due = paced.due_ns };
-    if !paced.is_allowed {
+    unsafe { *due = decision.due_ns };
+    if !decision.is_allowed {
         count_failure(origin.cgroup_id, HandshakeFailure::TooFast);
     }
-    paced.is_allowed
+    decision.is_allowed
 }
 
 /// The cgroup of the caller's pod, by which its rate and its family are known: directly below the pods' cgroup (Guaranteed),
