@@ -33,17 +33,17 @@ impl Bytes for Packet {
 
 /// How the node's own packets are told at an uplink.
 #[derive(Clone, Copy)]
-pub enum Tell {
+pub enum NodePacketTest {
     /// By the network namespace of their socket.
-    Namespace,
+    Netns,
     /// By a socket of the node's namespace with their addresses and ports, where the helper for the first is not there
     /// (before Linux 6.15). Hand-made packets of the node itself have none.
-    Lookup,
+    SocketLookup,
 }
 
 /// At an uplink: whether the packet is to be dropped.
 #[inline(always)]
-pub fn drop_at_uplink(ctx: &TcContext, link_layer: LinkLayer, tell: Tell) -> bool {
+pub fn drop_at_uplink(ctx: &TcContext, link_layer: LinkLayer, test: NodePacketTest) -> bool {
     let Some(config) = GUARD.get(0) else { return false };
     let packet = Packet(ctx.as_ptr());
     let found = match_packet(&packet, link_layer, &config.targets);
@@ -51,13 +51,13 @@ pub fn drop_at_uplink(ctx: &TcContext, link_layer: LinkLayer, tell: Tell) -> boo
         return false;
     }
     let is_of_node = has_socket(ctx.skb.skb)
-        && match tell {
-            Tell::Namespace => {
+        && match test {
+            NodePacketTest::Netns => {
                 // SAFETY: the helper takes the context that the kernel gave; it tells the namespace of its socket.
                 let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
                 sockaddr::is_node_netns(cookie, config.node_netns)
             }
-            Tell::Lookup => is_flow_of_node(ctx, &packet, &found),
+            NodePacketTest::SocketLookup => is_flow_of_node(ctx, &packet, &found),
         };
     if !is_of_node {
         count(GuardCounter::Packets);

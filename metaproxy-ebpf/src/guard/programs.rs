@@ -7,7 +7,7 @@ use metaproxy_common::packet::LinkLayer;
 use metaproxy_common::verdict::Family;
 
 use crate::connect;
-use crate::packets::{Tell, drop_at_socket, drop_at_uplink};
+use crate::packets::{NodePacketTest, drop_at_socket, drop_at_uplink};
 
 const ALLOW: i32 = 1;
 const DROP: i32 = 0;
@@ -37,22 +37,26 @@ fn verdict(drops: bool) -> i32 {
 
 #[classifier]
 pub fn mp_uplink_eth(ctx: TcContext) -> i32 {
-    verdict(drop_at_uplink(&ctx, LinkLayer::Ethernet, Tell::Namespace))
+    verdict(drop_at_uplink(&ctx, LinkLayer::Ethernet, NodePacketTest::Netns))
 }
 
 #[classifier]
 pub fn mp_uplink_ip(ctx: TcContext) -> i32 {
-    verdict(drop_at_uplink(&ctx, LinkLayer::Ip, Tell::Namespace))
+    verdict(drop_at_uplink(&ctx, LinkLayer::Ip, NodePacketTest::Netns))
 }
 
 #[classifier]
 pub fn mp_uplink_eth66(ctx: TcContext) -> i32 {
-    verdict(drop_at_uplink(&ctx, LinkLayer::Ethernet, Tell::Lookup))
+    verdict(drop_at_uplink(
+        &ctx,
+        LinkLayer::Ethernet,
+        NodePacketTest::SocketLookup,
+    ))
 }
 
 #[classifier]
 pub fn mp_uplink_ip66(ctx: TcContext) -> i32 {
-    verdict(drop_at_uplink(&ctx, LinkLayer::Ip, Tell::Lookup))
+    verdict(drop_at_uplink(&ctx, LinkLayer::Ip, NodePacketTest::SocketLookup))
 }
 
 #[panic_handler]
