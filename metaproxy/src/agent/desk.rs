@@ -16,7 +16,7 @@ use crate::admin::{Answering, Desk, Sources};
 use crate::credentials::{Issuer, SessionKey, Sessions, View, timestamp};
 use crate::explain::{Explanation, Subject, Verdict, short};
 use crate::intercept::caller::CurrentPods;
-use crate::intercept::inspect;
+use crate::intercept::own_links;
 use crate::intercept::placement::Placement;
 use crate::intercept::refusals::RefusalCount;
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
@@ -171,7 +171,7 @@ impl<I: Issuer> Desk for Answers<I> {
             ready: self.health.is_ready(),
             parts: self.health.parts().into_iter().map(lines::part).collect(),
             listeners: self.identity.listeners.borrow().clone(),
-            attached: inspect::attached()
+            attached: own_links::list()
                 .into_iter()
                 .map(|one| AttachedLine {
                     link: one.link,

@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 
 use metaproxy_common::names;
 
-use super::inspect::program_name;
 use super::link::{Hook, TCX_EGRESS};
+use super::own_links::program_name;
 
 // Commands of bpf(2).
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;

@@ -6,7 +6,7 @@ use metaproxy_common::layout::{Counter, GuardCounter};
 
 use crate::admin::Sources;
 use crate::explain::{Explanation, Verdict};
-use crate::intercept::inspect::Target;
+use crate::intercept::own_links::LinkTarget;
 use crate::intercept::refusals::RefusalCount;
 use crate::status::{PartLine, PodLine, RefusedLine};
 use crate::telemetry::health::{Condition, Part};
@@ -40,14 +40,14 @@ pub(super) fn part((part, condition): (Part, Condition)) -> PartLine {
 }
 
 /// Where a program is attached.
-pub(super) fn target(target: Target, cgroup: Option<&str>) -> String {
+pub(super) fn target(target: LinkTarget, cgroup: Option<&str>) -> String {
     match target {
-        Target::Cgroup(0) | Target::Interface(0) => "nothing any more".to_owned(),
-        Target::Cgroup(id) => match cgroup {
+        LinkTarget::Cgroup(0) | LinkTarget::Interface(0) => "nothing any more".to_owned(),
+        LinkTarget::Cgroup(id) => match cgroup {
             Some(path) if inode(path) == Some(id) => path.to_owned(),
             _ => format!("cgroup {id}"),
         },
-        Target::Interface(index) => nix::net::if_::if_indextoname(index).map_or_else(
+        LinkTarget::Interface(index) => nix::net::if_::if_indextoname(index).map_or_else(
             |_| format!("interface {index}"),
             |name| format!("egress of {}", name.to_string_lossy()),
         ),

@@ -12,18 +12,18 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 
 /// An attached program.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Attached {
+pub struct AttachedLink {
     /// The link's id, as `bpftool link` shows it.
     pub link: u32,
     /// The program's name.
     pub program: String,
     /// The target of the link.
-    pub target: Target,
+    pub target: LinkTarget,
 }
 
 /// What a program is attached to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum LinkTarget {
     /// A cgroup, by its id; 0 if the link was detached.
     Cgroup(u64),
     /// The egress of a network interface, by its index; 0 if the link was detached.
@@ -31,7 +31,7 @@ pub enum Target {
 }
 
 /// Lists the links of this process, in the order of their ids.
-pub fn attached() -> Vec<Attached> {
+pub fn list() -> Vec<AttachedLink> {
     let mut links = Vec::new();
     let mut programs = BTreeMap::new();
     let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
@@ -53,9 +53,9 @@ pub fn attached() -> Vec<Attached> {
             _ => {}
         }
     }
-    let mut attached: Vec<Attached> = links
+    let mut attached: Vec<AttachedLink> = links
         .into_iter()
-        .map(|(link, program, target)| Attached {
+        .map(|(link, program, target)| AttachedLink {
             link,
             program: programs
                 .get(&program)
@@ -69,9 +69,9 @@ pub fn attached() -> Vec<Attached> {
 }
 
 /// Reads link id, program id and target from a link's fdinfo (`bpf_link_show_fdinfo` and those of its kinds).
-fn link(fdinfo: &str) -> Option<(u32, u32, Target)> {
-    let cgroup = field(fdinfo, "cgroup_id:").map(Target::Cgroup);
-    let target = cgroup.or_else(|| field(fdinfo, "ifindex:").map(Target::Interface))?;
+fn link(fdinfo: &str) -> Option<(u32, u32, LinkTarget)> {
+    let cgroup = field(fdinfo, "cgroup_id:").map(LinkTarget::Cgroup);
+    let target = cgroup.or_else(|| field(fdinfo, "ifindex:").map(LinkTarget::Interface))?;
     Some((field(fdinfo, "link_id:")?, field(fdinfo, "prog_id:")?, target))
 }
 
@@ -130,9 +130,9 @@ mod tests {
     #[test]
     fn a_links_target_is_told_from_its_fdinfo() {
         let cgroup = "pos:\t0\nlink_type:\tcgroup\nlink_id:\t7\nprog_tag:\tab\nprog_id:\t31\ncgroup_id:\t1234\nattach_type:\t10\n";
-        assert_eq!(link(cgroup), Some((7, 31, Target::Cgroup(1234))));
+        assert_eq!(link(cgroup), Some((7, 31, LinkTarget::Cgroup(1234))));
         let tcx = "link_type:\ttcx\nlink_id:\t8\nprog_id:\t32\nifindex:\t3\nattach_type:\ttcx_egress (47)\n";
-        assert_eq!(link(tcx), Some((8, 32, Target::Interface(3))));
+        assert_eq!(link(tcx), Some((8, 32, LinkTarget::Interface(3))));
         assert_eq!(link("link_type:\ttracing\nlink_id:\t8\nprog_id:\t32\n"), None);
     }
 }
