@@ -53,10 +53,10 @@ use crate::intercept::attachment::{Attachment, ListenerLink, State};
 use crate::intercept::caller::{Callers, CurrentPods};
 use crate::intercept::guard::{self, Guard, GuardCounters, GuardMode};
 use crate::intercept::kernel;
-use crate::intercept::listed::Lists;
 use crate::intercept::listener::node_addresses;
 use crate::intercept::object::ProgramsError;
 use crate::intercept::placement::PodFinder;
+use crate::intercept::pod_maps::PodMaps;
 use crate::intercept::programs::{Maps, Programs};
 use crate::intercept::refusals::{Refusals, follow_failures};
 use crate::roles::Rules;
@@ -218,7 +218,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         Some(listener_link),
         current,
         maps.pods,
-        Lists::new(maps.host_pods, maps.pod_families),
+        PodMaps::new(maps.host_pods, maps.pod_families),
         listed,
     );
 

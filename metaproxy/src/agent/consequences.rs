@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use super::verdicts::{Verdict, Verdicts};
 use crate::credentials::{Issuer, SessionKey, Sessions};
-use crate::intercept::listed::Listed;
+use crate::intercept::pod_maps::ListedPods;
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
 use crate::roles::{Decision, Reason, Rules};
 use crate::telemetry::refusal_reporter::RefusalReporter;
@@ -18,7 +18,7 @@ pub(super) async fn follow<I: Issuer>(
     mut pods: Pods,
     mut rules: watch::Receiver<Arc<Rules>>,
     sessions: Sessions<I>,
-    wanted: watch::Sender<Listed>,
+    wanted: watch::Sender<ListedPods>,
     reporter: Arc<RefusalReporter>,
 ) {
     let (mut before, mut listed) = (HashSet::new(), wanted.borrow().in_node_netns.clone());
@@ -67,7 +67,7 @@ pub(super) struct Consequences {
     /// Those of pods that still run, with each pod that asks for one.
     ahead: HashSet<(PodUid, SessionKey)>,
     /// What the kernel's maps are to say of single pods.
-    pub listed: Listed,
+    pub listed: ListedPods,
     /// The pods whose role is refused.
     refused: Vec<(PodUid, Reason)>,
     /// Of pods that run, each once.

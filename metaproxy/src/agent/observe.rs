@@ -24,8 +24,8 @@ use crate::credentials::sts::Sts;
 use crate::imds::upstream::Upstream;
 use crate::intercept::attachment::{Attachment, State};
 use crate::intercept::caller::CurrentPods;
-use crate::intercept::listed::{Listed, Lists};
 use crate::intercept::placement::PodFinder;
+use crate::intercept::pod_maps::{ListedPods, PodMaps};
 use crate::intercept::programs::Programs;
 use crate::pods::{PodUid, Pods};
 use crate::roles::{Decision, Rules};
@@ -66,7 +66,7 @@ pub(super) async fn run(
         None,
         Arc::clone(&current),
         maps.pods,
-        Lists::new(maps.host_pods, maps.pod_families),
+        PodMaps::new(maps.host_pods, maps.pod_families),
         listed,
     );
     let state = attachment.start()?;
@@ -160,7 +160,7 @@ async fn open_guards(mark: ServedMarker) {
 async fn list_host_pods(
     mut pods: Pods,
     mut rules: watch::Receiver<Arc<Rules>>,
-    wanted: watch::Sender<Listed>,
+    wanted: watch::Sender<ListedPods>,
 ) {
     loop {
         let inventory = Arc::clone(&pods.borrow_and_update());

@@ -9,8 +9,8 @@ use tokio::time::MissedTickBehavior;
 use tracing::{error, info, warn};
 
 use super::caller::CurrentPods;
-use super::listed::{Listed, Lists};
 use super::object::ProgramsError;
+use super::pod_maps::{ListedPods, PodMaps};
 use super::programs::{Links, PodsId, Programs};
 use crate::cgroups::{CgroupError, Locator, NotAPod, OwnCgroup, PodsCgroup};
 
@@ -27,8 +27,8 @@ pub struct Attachment {
     listener: Option<ListenerLink>,
     pods: CurrentPods,
     pods_id: PodsId,
-    lists: Lists,
-    wanted: watch::Receiver<Listed>,
+    lists: PodMaps,
+    wanted: watch::Receiver<ListedPods>,
     links: Option<Links>,
     complained: Option<String>,
     mended: Mended,
@@ -105,8 +105,8 @@ impl Attachment {
         listener: Option<ListenerLink>,
         pods: CurrentPods,
         pods_id: PodsId,
-        lists: Lists,
-        wanted: watch::Receiver<Listed>,
+        lists: PodMaps,
+        wanted: watch::Receiver<ListedPods>,
     ) -> Self {
         Self {
             programs,

@@ -1,7 +1,7 @@
 //! A pod's connection, from the kernel to an accepted socket whose caller is known.
 //!
 //! [`cgroups`] finds the pods' cgroup and reads pod UIDs out of paths, [`listener`] opens the listeners,
-//! [`programs`] loads and attaches what redirects to them, [`attachment`] keeps it attached, [`listed`] says in the kernel's
+//! [`programs`] loads and attaches what redirects to them, [`attachment`] keeps it attached, [`pod_maps`] says in the kernel's
 //! maps what is special about single pods, and [`caller`] tells who stands at the other end of an accepted connection.
 //! [`placement`] tells whether pods are where they are intercepted. [`claim`] and [`self_check`] tell whether connections reach the
 //! listeners. [`guard`] is what keeps pods from the metadata service where
@@ -14,11 +14,11 @@ pub mod claim;
 pub mod guard;
 pub mod kernel;
 pub mod link;
-pub mod listed;
 pub mod listener;
 pub mod object;
 pub mod own_links;
 pub mod placement;
+pub mod pod_maps;
 pub mod port;
 pub mod programs;
 pub mod refusals;

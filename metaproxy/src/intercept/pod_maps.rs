@@ -14,7 +14,7 @@ use crate::pods::PodUid;
 
 /// What the maps are to say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Listed {
+pub struct ListedPods {
     /// Pods whose connections from the node's network namespace are intercepted: hostNetwork pods that have a role, and
     /// every pod with a network of its own, which has a socket of the node's only if another pod handed it over.
     pub in_node_netns: BTreeSet<PodUid>,
@@ -24,25 +24,25 @@ pub struct Listed {
 
 /// The maps.
 #[derive(Debug)]
-pub struct Lists {
-    host_pods: List<u8>,
-    families: List<PodFamily>,
+pub struct PodMaps {
+    host_pods: PodMap<u8>,
+    families: PodMap<PodFamily>,
 }
 
-impl Lists {
+impl PodMaps {
     /// Both maps are empty.
     pub fn new(host_pods: HashMap<MapData, u64, u8>, families: HashMap<MapData, u64, PodFamily>) -> Self {
         Self {
-            host_pods: List::new(
+            host_pods: PodMap::new(
                 "a pod for interception in the node's network namespace",
                 host_pods,
             ),
-            families: List::new("the address family of a pod", families),
+            families: PodMap::new("the address family of a pod", families),
         }
     }
 
     /// Brings the maps in line with what they are to say. A pod whose cgroup does not exist (yet) is left out.
-    pub(super) fn update(&mut self, wanted: &Listed, pods: Option<&PodsCgroup>) {
+    pub(super) fn update(&mut self, wanted: &ListedPods, pods: Option<&PodsCgroup>) {
         let host_pods = wanted.in_node_netns.iter().map(|uid| (uid, 0));
         self.host_pods.update(host_pods, pods);
         let families = wanted.families.iter();
@@ -53,14 +53,14 @@ impl Lists {
 
 /// A map of pods, by the ids of their cgroups.
 #[derive(Debug)]
-struct List<V> {
+struct PodMap<V> {
     /// What an entry is, for a sentence.
     what: &'static str,
     map: HashMap<MapData, u64, V>,
     entries: BTreeMap<u64, V>,
 }
 
-impl<V: aya::Pod + PartialEq> List<V> {
+impl<V: aya::Pod + PartialEq> PodMap<V> {
     fn new(what: &'static str, map: HashMap<MapData, u64, V>) -> Self {
         Self {
             what,
