@@ -20,11 +20,11 @@ use self::action::{Action, action, condition};
 use super::StartError;
 use crate::credentials::Issuer;
 use crate::imds::server::Server;
-use crate::intercept::claim::{Claim, claim};
 use crate::intercept::listener::{
     ListenError, ListenerMarks, Listeners, Mark as _, PortChoice, node_addresses,
 };
 use crate::intercept::port::Avoid;
+use crate::intercept::port_claim::{PortClaim, claim};
 use crate::intercept::programs::LiveConfig;
 use crate::intercept::self_check::{CHECK_INTERVAL, CHECK_TIMEOUT, CONFIRM_TIMEOUT, Fault};
 use crate::pods::Pods;
@@ -66,7 +66,7 @@ pub(super) struct Listening<I> {
     old: JoinSet<Open>,
     open: Open,
     /// The claim that was seen last.
-    claimed: Option<Claim>,
+    claimed: Option<PortClaim>,
     /// Ports at which connections did not arrive.
     spoilt: BTreeSet<u16>,
     checks: Interval,
@@ -173,7 +173,7 @@ impl<I: Issuer> Listening<I> {
         self.act(fault).await
     }
 
-    fn claim(&self) -> Option<Claim> {
+    fn claim(&self) -> Option<PortClaim> {
         claim(&self.setup.pods.borrow(), &self.open.addresses)
     }
 

@@ -1,6 +1,6 @@
 //! What is done about a listener whose port is claimed, or at which connections do not arrive.
 
-use crate::intercept::claim::Claim;
+use crate::intercept::port_claim::PortClaim;
 use crate::intercept::self_check::Fault;
 use crate::telemetry::health::Condition;
 
@@ -20,7 +20,7 @@ pub(super) enum Action {
 }
 
 /// Decides, from the pod that claims the port, from what the last check has found, and from `--listen-port`.
-pub(super) fn action(claim: Option<&Claim>, fault: Option<&Fault>, listen_port: u16) -> Action {
+pub(super) fn action(claim: Option<&PortClaim>, fault: Option<&Fault>, listen_port: u16) -> Action {
     // The port of a hostNetwork pod leads nowhere else than to the listener; it may be the agent's own.
     let claim = claim.filter(|claim| listen_port == 0 || !claim.host_network);
     let is_taken = matches!(fault, Some(Fault::Elsewhere { .. }));
@@ -66,8 +66,8 @@ mod tests {
     use super::*;
     use rstest::rstest;
 
-    fn pod(host_network: bool) -> Option<Claim> {
-        Some(Claim {
+    fn pod(host_network: bool) -> Option<PortClaim> {
+        Some(PortClaim {
             namespace: "apps".to_owned(),
             name: "web".to_owned(),
             port: 18_181,
@@ -119,7 +119,7 @@ mod tests {
     #[case::fixed_claimed_and_taken(pod(false), taken(), 18_181, "refuse", "pod apps/web")]
     #[case::fixed_and_unverified(None, unverified(), 18_181, "serve failing", "not attached")]
     fn a_free_port_is_left_and_a_fixed_one_is_refused_once_connections_go_elsewhere(
-        #[case] claim: Option<Claim>,
+        #[case] claim: Option<PortClaim>,
         #[case] fault: Option<Fault>,
         #[case] listen_port: u16,
         #[case] what: &str,

@@ -7,7 +7,7 @@ use crate::pods::Inventory;
 
 /// A pod that claims the listener's port.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Claim {
+pub struct PortClaim {
     /// `metadata.namespace`
     pub namespace: String,
     /// `metadata.name`
@@ -19,7 +19,7 @@ pub struct Claim {
     pub host_network: bool,
 }
 
-impl fmt::Display for Claim {
+impl fmt::Display for PortClaim {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             namespace,
@@ -36,11 +36,11 @@ impl fmt::Display for Claim {
 
 /// The pod that claims one of these listeners' address and port. Of several the one with NAT rules, and then the first by
 /// name.
-pub fn claim(inventory: &Inventory, listeners: &[SocketAddr]) -> Option<Claim> {
+pub fn claim(inventory: &Inventory, listeners: &[SocketAddr]) -> Option<PortClaim> {
     inventory
         .host_ports()
         .filter(|(_, port)| listeners.iter().any(|listener| port.covers(*listener)))
-        .map(|(pod, port)| Claim {
+        .map(|(pod, port)| PortClaim {
             namespace: pod.namespace.clone(),
             name: pod.name.clone(),
             port: port.port,
