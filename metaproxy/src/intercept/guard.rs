@@ -19,7 +19,7 @@ use tracing::{error, info, warn};
 
 use self::programs::GuardPrograms;
 pub use self::programs::{GuardCounters, GuardLevel, GuardMode};
-use self::uplinks::Follower;
+use self::uplinks::UplinkMonitor;
 pub use self::uplinks::UplinksError;
 use super::attachment::{AttachError, CHECK_INTERVAL, Mended};
 use super::link::Link;
@@ -33,7 +33,7 @@ pub struct Guard {
     programs: GuardPrograms,
     locator: Locator,
     pods: Option<(PodsCgroup, CgroupLinks)>,
-    uplinks: Option<Follower>,
+    uplinks: Option<UplinkMonitor>,
     guarded: BTreeMap<u32, Link>,
     mended: Mended,
     complained: Option<String>,
@@ -84,7 +84,7 @@ impl Guard {
             return Ok(None);
         };
         let uplinks = match programs.level() {
-            GuardLevel::Uplinks => Some(Follower::start().await?),
+            GuardLevel::Uplinks => Some(UplinkMonitor::start().await?),
             GuardLevel::Sockets | GuardLevel::Connect => None,
         };
         info!("guard: {}", programs.level());
@@ -235,7 +235,7 @@ impl Guard {
     }
 }
 
-async fn changed(uplinks: &mut Option<Follower>) -> bool {
+async fn changed(uplinks: &mut Option<UplinkMonitor>) -> bool {
     match uplinks {
         Some(uplinks) => uplinks.changed().await,
         None => std::future::pending().await,

@@ -56,12 +56,12 @@ pub type Uplinks = BTreeMap<u32, Uplink>;
 
 /// Follows them, as long as it is there.
 #[derive(Debug)]
-pub struct Follower {
+pub struct UplinkMonitor {
     uplinks: watch::Receiver<Uplinks>,
     task: tokio::task::JoinHandle<()>,
 }
 
-impl Follower {
+impl UplinkMonitor {
     /// Begins with what is there. The network namespace is that of the calling thread.
     pub async fn start() -> Result<Self, UplinksError> {
         // Where they change all the time, as after a boot, they will be known in a moment.
@@ -98,7 +98,7 @@ impl Follower {
     }
 }
 
-impl Drop for Follower {
+impl Drop for UplinkMonitor {
     fn drop(&mut self) {
         self.task.abort();
     }
@@ -112,7 +112,7 @@ async fn follow(publish: &watch::Sender<Uplinks>) -> Result<(), UplinksError> {
         MulticastGroup::Ipv4Route,
         MulticastGroup::Ipv6Route,
     ])?;
-    let _listening = Task(tokio::spawn(connection));
+    let _listening = AbortOnDrop(tokio::spawn(connection));
     loop {
         match uplinks().await {
             Ok(now) => {
@@ -144,9 +144,9 @@ async fn follow(publish: &watch::Sender<Uplinks>) -> Result<(), UplinksError> {
 }
 
 /// Ended with whoever has it.
-struct Task(tokio::task::JoinHandle<()>);
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
 
-impl Drop for Task {
+impl Drop for AbortOnDrop {
     fn drop(&mut self) {
         self.0.abort();
     }
@@ -167,7 +167,7 @@ async fn uplinks() -> Result<Uplinks, UplinksError> {
 async fn list() -> Result<Uplinks, UplinksError> {
     let (mut connection, mut handle, _) = rtnetlink::new_connection()?;
     connection.set_forward_done(true);
-    let _connection = Task(tokio::spawn(connection));
+    let _connection = AbortOnDrop(tokio::spawn(connection));
     let mut routed = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         // Table 0 stands for all.
