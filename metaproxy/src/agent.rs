@@ -49,7 +49,7 @@ use crate::imds::server::Server;
 use crate::imds::token::Tokens;
 use crate::imds::upstream::{Endpoint, Upstream};
 use crate::imds::{ImdsV1Policy, Limits, Parts, Passthrough, Phase, Service};
-use crate::intercept::attachment::{Attachment, ListenerLink, State};
+use crate::intercept::attachment::{Attachment, AttachmentState, ListenerLink};
 use crate::intercept::caller::{Callers, CurrentPods};
 use crate::intercept::guard::{self, Guard, GuardCounters, GuardMode};
 use crate::intercept::kernel;
@@ -280,7 +280,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     let guarding = guard
         .map(|guard| keep_guard(guard, &mut tasks, &health))
         .transpose()?;
-    let (states, mut changes) = watch::channel(State::Waiting);
+    let (states, mut changes) = watch::channel(AttachmentState::Waiting);
     let (stop_keeping, stopped) = oneshot::channel();
     let figures: Arc<dyn Sources> = Arc::new(Figures {
         server: Arc::clone(&server),

@@ -22,7 +22,7 @@ use crate::credentials::Principals;
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::Sts;
 use crate::imds::upstream::Upstream;
-use crate::intercept::attachment::{Attachment, State};
+use crate::intercept::attachment::{Attachment, AttachmentState};
 use crate::intercept::caller::CurrentPods;
 use crate::intercept::placement::PodFinder;
 use crate::intercept::pod_maps::{ListedPods, PodMaps};
@@ -118,7 +118,7 @@ pub(super) async fn run(
         said: HashMap::new(),
     };
     tasks.spawn(observer.run());
-    let (states, mut changes) = watch::channel(State::Waiting);
+    let (states, mut changes) = watch::channel(AttachmentState::Waiting);
     let (stop_keeping, stopped) = oneshot::channel();
     let mut keeping = tokio::spawn(attachment.keep(states.clone(), stopped));
     states.send_replace(state);

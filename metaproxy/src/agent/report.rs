@@ -14,7 +14,7 @@ use crate::admin;
 use crate::credentials::sts::Sts;
 use crate::credentials::{Issuer, Sessions, Tally};
 use crate::imds::server::{Counts, Server};
-use crate::intercept::attachment::State;
+use crate::intercept::attachment::AttachmentState;
 use crate::intercept::guard::{Guard, GuardCounters, GuardState};
 use crate::intercept::placement::Placement;
 use crate::intercept::programs::Counters;
@@ -93,7 +93,7 @@ pub(super) async fn tell_guards(health: Health, mark: ServedMarker) {
 
 /// Whether pods are intercepted: whether the programs are attached, and the pods where they are attached.
 pub(super) async fn report(
-    mut states: watch::Receiver<State>,
+    mut states: watch::Receiver<AttachmentState>,
     mut placement: watch::Receiver<Arc<Placement>>,
     health: Health,
 ) {
@@ -108,12 +108,12 @@ pub(super) async fn report(
         }
         let pods = placement.borrow_and_update().condition();
         let condition = match *states.borrow_and_update() {
-            State::Attached => pods,
-            State::Mended { .. } if !pods.serves() => pods,
-            State::Mended { times } => Condition::Degraded(format!(
+            AttachmentState::Attached => pods,
+            AttachmentState::Reattached { .. } if !pods.serves() => pods,
+            AttachmentState::Reattached { times } => Condition::Degraded(format!(
                 "somebody else has detached our programs {times} times; they were attached again"
             )),
-            State::Waiting => {
+            AttachmentState::Waiting => {
                 Condition::Failing("the pods' cgroup is not there, or cannot be attached to".to_owned())
             }
         };

@@ -85,14 +85,14 @@ fn found(guard: Result<&GuardReport, &AskError>, pods: Option<u64>) -> Finding {
             ),
             "give guard and agent the same --cgroup and --cgroup-root, or neither",
         ),
-        GuardState::Closed { mended: 0, .. } => Finding::ok(
+        GuardState::Closed { reattached: 0, .. } => Finding::ok(
             CHECK,
             format!("a guard (metaproxy {version}) keeps pods out while no agent serves them: {way}"),
         ),
-        GuardState::Closed { mended, .. } => Finding::warning(
+        GuardState::Closed { reattached, .. } => Finding::warning(
             CHECK,
             format!(
-                "a guard (metaproxy {version}) keeps pods out, and another program has detached it {mended} times lately; it was \
+                "a guard (metaproxy {version}) keeps pods out, and another program has detached it {reattached} times lately; it was \
                  attached again"
             ),
             "see the users of our hooks above: whoever replaces programs there is to leave others' alone",
@@ -129,10 +129,10 @@ mod tests {
     }
 
     #[rstest]
-    #[case::closed(GuardState::Closed { mended: 0, cgroup: 7 }, Some(7), Level::Ok, "keeps pods out while no agent serves them: packets")]
-    #[case::no_pods_here(GuardState::Closed { mended: 0, cgroup: 7 }, None, Level::Ok, "keeps pods out while")]
-    #[case::elsewhere(GuardState::Closed { mended: 0, cgroup: 7 }, Some(8), Level::Problem, "another cgroup (id 7) than that of this node's pods (id 8)")]
-    #[case::detached(GuardState::Closed { mended: 3, cgroup: 7 }, Some(7), Level::Warning, "detached it 3 times")]
+    #[case::closed(GuardState::Closed { reattached: 0, cgroup: 7 }, Some(7), Level::Ok, "keeps pods out while no agent serves them: packets")]
+    #[case::no_pods_here(GuardState::Closed { reattached: 0, cgroup: 7 }, None, Level::Ok, "keeps pods out while")]
+    #[case::elsewhere(GuardState::Closed { reattached: 0, cgroup: 7 }, Some(8), Level::Problem, "another cgroup (id 7) than that of this node's pods (id 8)")]
+    #[case::detached(GuardState::Closed { reattached: 3, cgroup: 7 }, Some(7), Level::Warning, "detached it 3 times")]
     #[case::waiting(GuardState::Waiting, Some(7), Level::Problem, "is not attached")]
     #[case::open(GuardState::Open, Some(7), Level::Ok, "is open")]
     fn a_guard_that_keeps_no_pod_out_though_it_should_is_a_problem(

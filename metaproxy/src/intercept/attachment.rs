@@ -31,7 +31,7 @@ pub struct Attachment {
     wanted: watch::Receiver<ListedPods>,
     links: Option<Links>,
     complained: Option<String>,
-    mended: Mended,
+    reattachments: Reattachments,
 }
 
 /// The program that verifies callers, attached to the agent's own cgroup until this is dropped.
@@ -54,13 +54,13 @@ impl ListenerLink {
 
 /// The state of the attachment.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
+pub enum AttachmentState {
     /// The pods' cgroup does not exist (any more), or programs cannot be attached to it.
     Waiting,
     /// The programs are attached.
     Attached,
     /// The programs are attached again, after another process had detached one.
-    Mended {
+    Reattached {
         /// How often that happened lately.
         times: u32,
     },
@@ -68,12 +68,12 @@ pub enum State {
 
 /// Counts attachments that another process has ended.
 #[derive(Debug, Default)]
-pub(super) struct Mended {
+pub(super) struct Reattachments {
     times: u32,
     last: Option<Instant>,
 }
 
-impl Mended {
+impl Reattachments {
     /// For how long health is degraded after a detached link was attached again.
     const DEGRADED_TIME: Duration = Duration::from_secs(600);
 
@@ -118,7 +118,7 @@ impl Attachment {
             wanted,
             links: None,
             complained: None,
-            mended: Mended::default(),
+            reattachments: Reattachments::default(),
         }
     }
 
@@ -131,13 +131,13 @@ impl Attachment {
     ///
     /// # Errors
     /// If the kernel refuses, or the cgroup tree cannot be used. A cgroup that does not exist is not an error.
-    pub fn start(&mut self) -> Result<State, AttachError> {
+    pub fn start(&mut self) -> Result<AttachmentState, AttachError> {
         match self.locator.locate()? {
-            Some(pods) => self.attach(pods).map(|()| State::Attached),
+            Some(pods) => self.attach(pods).map(|()| AttachmentState::Attached),
             None => {
                 self.locator.check_v1(Path::new("/sys/fs/cgroup"))?;
                 info!("waiting for the pods' cgroup ({})", self.locator.describe());
-                Ok(State::Waiting)
+                Ok(AttachmentState::Waiting)
             }
         }
     }
@@ -157,7 +157,11 @@ impl Attachment {
 
     /// Runs until `stop` fires, then detaches the programs that redirect and returns itself. The programs that carry and verify
     /// callers stay attached until it is dropped.
-    pub async fn keep(mut self, state: watch::Sender<State>, mut stop: oneshot::Receiver<()>) -> Self {
+    pub async fn keep(
+        mut self,
+        state: watch::Sender<AttachmentState>,
+        mut stop: oneshot::Receiver<()>,
+    ) -> Self {
         let mut look = tokio::time::interval(CHECK_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -191,18 +195,18 @@ impl Attachment {
     }
 
     fn try_look(&mut self) -> Result<(), AttachError> {
-        let mut mended = match &mut self.listener {
-            Some(ListenerLink { cgroup, links }) => self.programs.mend(links, cgroup.dir())?,
+        let mut reattached = match &mut self.listener {
+            Some(ListenerLink { cgroup, links }) => self.programs.reattach(links, cgroup.dir())?,
             None => Vec::new(),
         };
         let pods = self.pods.read().unwrap_or_else(PoisonError::into_inner).clone();
         if let Some(links) = &mut self.links {
             if let Some(pods) = pods.filter(|pods| pods.is_current()) {
-                mended.extend(self.programs.mend(links, pods.dir())?);
+                reattached.extend(self.programs.reattach(links, pods.dir())?);
                 // A kubelet may make the cgroups of the QoS classes later.
                 self.pods_id.set(pods.ids())?;
-                if !mended.is_empty() {
-                    self.mended.note(&mended);
+                if !reattached.is_empty() {
+                    self.reattachments.note(&reattached);
                 }
                 return Ok(());
             }
@@ -222,13 +226,13 @@ impl Attachment {
         self.lists.update(&wanted, pods.as_deref());
     }
 
-    fn state(&self) -> State {
+    fn state(&self) -> AttachmentState {
         match &self.links {
-            Some(_) if self.complained.is_none() => match self.mended.recently() {
-                0 => State::Attached,
-                times => State::Mended { times },
+            Some(_) if self.complained.is_none() => match self.reattachments.recently() {
+                0 => AttachmentState::Attached,
+                times => AttachmentState::Reattached { times },
             },
-            _ => State::Waiting,
+            _ => AttachmentState::Waiting,
         }
     }
 }

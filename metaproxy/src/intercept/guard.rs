@@ -21,7 +21,7 @@ use self::programs::GuardPrograms;
 pub use self::programs::{GuardCounters, GuardLevel, GuardMode};
 use self::uplinks::UplinkMonitor;
 pub use self::uplinks::UplinksError;
-use super::attachment::{AttachError, CHECK_INTERVAL, Mended};
+use super::attachment::{AttachError, CHECK_INTERVAL, Reattachments};
 use super::link::Link;
 use super::object::{CgroupLinks, ProgramsError};
 use crate::cgroups::{Locator, PodsCgroup};
@@ -35,7 +35,7 @@ pub struct Guard {
     pods: Option<(PodsCgroup, CgroupLinks)>,
     uplinks: Option<UplinkMonitor>,
     guarded: BTreeMap<u32, Link>,
-    mended: Mended,
+    reattachments: Reattachments,
     complained: Option<String>,
     trouble: Option<String>,
 }
@@ -51,7 +51,8 @@ pub enum GuardState {
     /// It keeps pods out.
     Closed {
         /// How often another process has detached it lately.
-        mended: u32,
+        #[serde(rename = "mended")]
+        reattached: u32,
         /// The id of the cgroup whose pods it keeps out.
         cgroup: u64,
     },
@@ -61,9 +62,9 @@ impl GuardState {
     /// Returns the condition for health. `waiting` is the condition of a guard that cannot keep pods out.
     pub fn condition(self, waiting: Condition) -> Condition {
         match self {
-            Self::Open | Self::Closed { mended: 0, .. } => Condition::Fine,
-            Self::Closed { mended, .. } => Condition::Degraded(format!(
-                "another program has detached the guard {mended} times; it was attached again"
+            Self::Open | Self::Closed { reattached: 0, .. } => Condition::Fine,
+            Self::Closed { reattached, .. } => Condition::Degraded(format!(
+                "another program has detached the guard {reattached} times; it was attached again"
             )),
             Self::Waiting => waiting,
         }
@@ -94,7 +95,7 @@ impl Guard {
             pods: None,
             uplinks,
             guarded: BTreeMap::new(),
-            mended: Mended::default(),
+            reattachments: Reattachments::default(),
             complained: None,
             trouble: None,
         }))
@@ -130,9 +131,9 @@ impl Guard {
     fn close_pods(&mut self) -> Result<(), GuardError> {
         if let Some((pods, links)) = &mut self.pods {
             if pods.is_current() {
-                let mended = self.programs.mend(links, pods.dir())?;
-                if !mended.is_empty() {
-                    self.mended.note(&mended);
+                let reattached = self.programs.reattach(links, pods.dir())?;
+                if !reattached.is_empty() {
+                    self.reattachments.note(&reattached);
                 }
                 return Ok(());
             }
@@ -180,7 +181,7 @@ impl Guard {
             }
         }
         if !detached.is_empty() {
-            self.mended.note(&["the guard at an uplink"]);
+            self.reattachments.note(&["the guard at an uplink"]);
         }
         result
     }
@@ -197,7 +198,7 @@ impl Guard {
         match &self.pods {
             _ if !closed => GuardState::Open,
             Some((pods, _)) if self.complained.is_none() && self.trouble.is_none() => GuardState::Closed {
-                mended: self.mended.recently(),
+                reattached: self.reattachments.recently(),
                 cgroup: pods.id(),
             },
             _ => GuardState::Waiting,

@@ -197,8 +197,12 @@ impl Object {
     ///
     /// # Errors
     /// The first, as of [`Self::attach_all`]; what could be attached is.
-    pub fn mend(&self, links: &mut CgroupLinks, cgroup: &File) -> Result<Vec<&'static str>, ProgramsError> {
-        let mut mended = Vec::new();
+    pub fn reattach(
+        &self,
+        links: &mut CgroupLinks,
+        cgroup: &File,
+    ) -> Result<Vec<&'static str>, ProgramsError> {
+        let mut reattached = Vec::new();
         let mut result = Ok(());
         for (name, hook, link) in &mut links.0 {
             if link.is_attached() {
@@ -207,12 +211,12 @@ impl Object {
             match self.attach(name, *hook, cgroup) {
                 Ok(again) => {
                     *link = again;
-                    mended.push(*name);
+                    reattached.push(*name);
                 }
                 Err(error) => result = result.and(Err(error)),
             }
         }
-        result.map(|()| mended)
+        result.map(|()| reattached)
     }
 
     /// Attaches a loaded program to the egress of an interface.

@@ -224,8 +224,8 @@ impl Programs {
     ///
     /// # Errors
     /// As [`Self::attach`].
-    pub fn mend(&self, links: &mut Links, cgroup: &File) -> Result<Vec<&'static str>, ProgramsError> {
-        self.object.mend(&mut links.0, cgroup)
+    pub fn reattach(&self, links: &mut Links, cgroup: &File) -> Result<Vec<&'static str>, ProgramsError> {
+        self.object.reattach(&mut links.0, cgroup)
     }
 
     /// Prints what the programs log, as it comes. Must be called within a tokio runtime.

@@ -182,8 +182,12 @@ impl GuardPrograms {
     }
 
     /// Attaches again what somebody else has detached.
-    pub fn mend(&self, links: &mut CgroupLinks, cgroup: &File) -> Result<Vec<&'static str>, ProgramsError> {
-        self.object.mend(links, cgroup)
+    pub fn reattach(
+        &self,
+        links: &mut CgroupLinks,
+        cgroup: &File,
+    ) -> Result<Vec<&'static str>, ProgramsError> {
+        self.object.reattach(links, cgroup)
     }
 
     /// Attaches to the egress of an uplink.
