@@ -77,7 +77,7 @@ impl<I> Setup<I> {
     fn assume_family(&mut self) -> Result<(), StartError> {
         let known = self.pods.borrow_and_update().family();
         let family = known.unwrap_or(self.pod_family);
-        Ok(self.config.assume(family)?)
+        Ok(self.config.set_pod_family(family)?)
     }
 }
 
@@ -182,7 +182,7 @@ impl<I: Issuer> Listening<I> {
         self.claimed = self.claim();
         match action(self.claimed.as_ref(), fault.as_ref(), self.setup.port) {
             Action::Serve(condition) => {
-                self.setup.config.send_to(self.open.destination)?;
+                self.setup.config.redirect_to(self.open.destination)?;
                 self.report(condition);
             }
             Action::Refuse(why) => {
@@ -254,7 +254,7 @@ impl<I: Issuer> Listening<I> {
     }
 
     fn switch(&mut self, new: Open, why: &str) -> Result<(), StartError> {
-        self.setup.config.send_to(new.destination)?;
+        self.setup.config.redirect_to(new.destination)?;
         let old = std::mem::replace(&mut self.open, new);
         let from = old.port();
         self.old.spawn(async move {

@@ -11,7 +11,7 @@ use tracing::{error, info, warn};
 use super::caller::CurrentPods;
 use super::object::ProgramsError;
 use super::pod_maps::{ListedPods, PodMaps};
-use super::programs::{Links, PodsId, Programs};
+use super::programs::{Links, PodsCgroupIds, Programs};
 use crate::cgroups::{CgroupError, Locator, NotAPod, OwnCgroup, PodsCgroup};
 
 /// How often cgroup and links are checked. A link to a removed cgroup, or one that was detached, stays open and does
@@ -26,7 +26,7 @@ pub struct Attachment {
     locator: Locator,
     listener: Option<ListenerLink>,
     pods: CurrentPods,
-    pods_id: PodsId,
+    pods_cgroup_ids: PodsCgroupIds,
     lists: PodMaps,
     wanted: watch::Receiver<ListedPods>,
     links: Option<Links>,
@@ -104,7 +104,7 @@ impl Attachment {
         locator: Locator,
         listener: Option<ListenerLink>,
         pods: CurrentPods,
-        pods_id: PodsId,
+        pods_cgroup_ids: PodsCgroupIds,
         lists: PodMaps,
         wanted: watch::Receiver<ListedPods>,
     ) -> Self {
@@ -113,7 +113,7 @@ impl Attachment {
             locator,
             listener,
             pods,
-            pods_id,
+            pods_cgroup_ids,
             lists,
             wanted,
             links: None,
@@ -146,7 +146,7 @@ impl Attachment {
     /// hold the pods' cgroup and the lists before the programs read them.
     fn attach(&mut self, pods: PodsCgroup) -> Result<(), AttachError> {
         pods.check_lookup()?;
-        self.pods_id.set(pods.ids())?;
+        self.pods_cgroup_ids.set(pods.ids())?;
         let pods = Arc::new(pods);
         *self.pods.write().unwrap_or_else(PoisonError::into_inner) = Some(Arc::clone(&pods));
         self.list();
@@ -204,7 +204,7 @@ impl Attachment {
             if let Some(pods) = pods.filter(|pods| pods.is_current()) {
                 reattached.extend(self.programs.reattach(links, pods.dir())?);
                 // A kubelet may make the cgroups of the QoS classes later.
-                self.pods_id.set(pods.ids())?;
+                self.pods_cgroup_ids.set(pods.ids())?;
                 if !reattached.is_empty() {
                     self.reattachments.note(&reattached);
                 }

@@ -59,7 +59,7 @@ pub struct Maps {
     /// Pods that differ from the others in their family.
     pub pod_families: HashMap<MapData, u64, PodFamily>,
     /// The id of the pods' cgroup.
-    pub pods: PodsId,
+    pub pods: PodsCgroupIds,
     /// Who connected, where that is only noted: cgroup id → how often.
     pub observed: HashMap<MapData, u64, u64>,
     /// What the programs count.
@@ -86,12 +86,12 @@ impl LiveConfig {
     ///
     /// # Errors
     /// What the kernel has against it.
-    pub fn send_to(&mut self, destination: Destination) -> Result<(), ProgramsError> {
+    pub fn redirect_to(&mut self, destination: Destination) -> Result<(), ProgramsError> {
         self.set(destination)
     }
 
     /// Refuses pods' connections from now on: ports are taken away and addresses stay, for the reason told at
-    /// [`Self::send_to`].
+    /// [`Self::redirect_to`].
     ///
     /// # Errors
     /// What the kernel has against it.
@@ -108,7 +108,7 @@ impl LiveConfig {
     ///
     /// # Errors
     /// What the kernel has against it.
-    pub fn assume(&mut self, family: Family) -> Result<(), ProgramsError> {
+    pub fn set_pod_family(&mut self, family: Family) -> Result<(), ProgramsError> {
         let pod_family = PodFamily::of(family);
         if self.config.pod_family == pod_family {
             return Ok(());
@@ -133,15 +133,15 @@ impl LiveConfig {
 }
 
 /// The ids of the pods' cgroup and of the QoS classes', as the programs have them.
-pub struct PodsId(Array<MapData, u64>);
+pub struct PodsCgroupIds(Array<MapData, u64>);
 
-impl fmt::Debug for PodsId {
+impl fmt::Debug for PodsCgroupIds {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PodsId").finish_non_exhaustive()
+        f.debug_struct("PodsCgroupIds").finish_non_exhaustive()
     }
 }
 
-impl PodsId {
+impl PodsCgroupIds {
     /// Replaces them.
     ///
     /// # Errors
@@ -188,7 +188,7 @@ impl Programs {
             failures: object.map(names::FAILURES)?,
             host_pods: object.map(names::HOST_PODS)?,
             pod_families: object.map(names::POD_FAMILIES)?,
-            pods: PodsId(object.map(names::PODS)?),
+            pods: PodsCgroupIds(object.map(names::PODS)?),
             observed: object.map(names::OBSERVED)?,
             counters: Counters(object.map(names::COUNTERS)?),
         };
