@@ -66,11 +66,11 @@ pub enum ProgramsError {
 
 /// Its maps are in the kernel; its programs when they are loaded.
 #[derive(Debug)]
-pub struct Object {
+pub struct BpfObject {
     ebpf: Ebpf,
 }
 
-impl Object {
+impl BpfObject {
     /// Makes its maps.
     ///
     /// # Errors
@@ -104,7 +104,7 @@ impl Object {
     ///
     /// # Errors
     /// As [`Self::map`]; and if there is no room for one more descriptor.
-    pub fn map_again<M>(&self, name: &'static str) -> Result<M, ProgramsError>
+    pub fn clone_map<M>(&self, name: &'static str) -> Result<M, ProgramsError>
     where
         M: TryFrom<Map, Error = MapError>,
     {

@@ -16,7 +16,7 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::link::Hook;
 use super::listener::ListenerMarks;
-use super::object::{CgroupLinks, Object, ProgramsError};
+use super::object::{BpfObject, CgroupLinks, ProgramsError};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/metaproxy.o"));
 
@@ -39,7 +39,7 @@ const LISTENER: [(&str, Hook); 1] = [(names::LISTENER_OPS, Hook::SockOps)];
 /// The programs, loaded.
 #[derive(Debug)]
 pub struct Programs {
-    object: Object,
+    object: BpfObject,
     /// Where only what connects is noted, the rest is of no use.
     wanted: &'static [(&'static str, Hook)],
 }
@@ -177,13 +177,13 @@ impl Programs {
     /// # Errors
     /// What the kernel has against it.
     pub fn load(config: &Config) -> Result<(Self, Maps), ProgramsError> {
-        let mut object = Object::new(OBJECT)?;
+        let mut object = BpfObject::new(OBJECT)?;
         let unfit = |error: MapError| ProgramsError::Unfit(error.to_string());
         let mut keys: Array<_, Key> = object.map(names::KEY)?;
         keys.set(0, new_key()?, 0).map_err(unfit)?;
         let maps = Maps {
             config: LiveConfig::new(object.map(names::CONFIG)?, config).map_err(unfit)?,
-            marks: ListenerMarks::new(object.map_again(names::ARRIVALS)?, object.map(names::LISTENERS)?),
+            marks: ListenerMarks::new(object.clone_map(names::ARRIVALS)?, object.map(names::LISTENERS)?),
             arrivals: object.map(names::ARRIVALS)?,
             failures: object.map(names::FAILURES)?,
             host_pods: object.map(names::HOST_PODS)?,

@@ -16,7 +16,7 @@ use tracing::debug;
 use super::GuardError;
 use super::uplinks::Uplink;
 use crate::intercept::link::{Hook, Link};
-use crate::intercept::object::{CgroupLinks, Object, ProgramsError};
+use crate::intercept::object::{BpfObject, CgroupLinks, ProgramsError};
 use crate::intercept::programs::sum;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard.o"));
@@ -78,7 +78,7 @@ impl fmt::Display for GuardLevel {
 /// The guard's programs, loaded.
 #[derive(Debug)]
 pub struct GuardPrograms {
-    object: Object,
+    object: BpfObject,
     level: GuardLevel,
     /// For frames that begin with Ethernet, and for packets that begin with IP.
     uplink: [&'static str; 2],
@@ -122,7 +122,7 @@ impl GuardPrograms {
         if mode == GuardMode::Off {
             return Ok(None);
         }
-        let mut object = Object::new(OBJECT)?;
+        let mut object = BpfObject::new(OBJECT)?;
         for (name, _) in CONNECT {
             object.load(name)?;
         }
@@ -199,7 +199,7 @@ impl GuardPrograms {
 }
 
 /// The programs for uplinks that this kernel takes; `None` where it has no tcx.
-fn uplink_programs(object: &mut Object) -> Result<Option<[&'static str; 2]>, ProgramsError> {
+fn uplink_programs(object: &mut BpfObject) -> Result<Option<[&'static str; 2]>, ProgramsError> {
     let mut load = |names: [&'static str; 2]| {
         for name in names {
             object.load(name)?;
@@ -222,7 +222,7 @@ fn uplink_programs(object: &mut Object) -> Result<Option<[&'static str; 2]>, Pro
     }
 }
 
-fn mark_namespace(object: &mut Object) -> Result<Marker, GuardError> {
+fn mark_namespace(object: &mut BpfObject) -> Result<Marker, GuardError> {
     let failed = |error: &dyn fmt::Display| GuardError::Marker(error.to_string());
     let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).map_err(|error| failed(&error))?;
     let mut mark: SkStorage<_, u64> = object.map(names::GUARD_MARK)?;
