@@ -86,7 +86,7 @@ fn run_to_the_end<E: std::error::Error + Send + Sync + 'static>(
     process: impl Future<Output = Result<(), E>>,
 ) -> anyhow::Result<()> {
     // SAFETY: the runtime is not made yet, so this is the only thread.
-    unsafe { memory::share_one() };
+    unsafe { memory::use_one_arena() };
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(processors.min(MAX_WORKERS))

@@ -7,7 +7,7 @@ use std::fs;
 ///
 /// # Safety
 /// There is no second thread yet: mallopt(3) is not safe beside one that allocates ("MT-Unsafe init").
-pub unsafe fn share_one() {
+pub unsafe fn use_one_arena() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the parameter is one of mallopt(3)'s, and the caller promises that no other thread allocates.
     unsafe {
@@ -18,7 +18,7 @@ pub unsafe fn share_one() {
 /// Gives the kernel back what the start took: memory that is free (a list of a node's pods is ten times what is kept of
 /// it), and the mapping of code that ran once. Others that allocate wait meanwhile, a millisecond or so. What somebody has
 /// written into the code (a debugger's breakpoints, a uprobe) goes with the mapping, and is to be set again.
-pub fn give_back() {
+pub fn release_unused() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim(3) has no preconditions, and is safe beside other threads.
     unsafe {
@@ -111,7 +111,7 @@ mod tests {
             .map(|address| u64::from(unsafe { std::ptr::read_volatile(address as *const u8) }))
             .sum();
         let before = resident_code();
-        give_back();
+        release_unused();
         let after = resident_code();
         assert!(touched > 0 && before > 1024, "{before} KiB");
         // What the other tests run comes back at once.

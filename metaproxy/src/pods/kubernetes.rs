@@ -306,7 +306,7 @@ impl Source for Watch {
                 () = tokio::time::sleep_until(given_back), if listed.is_some() => {
                     listed = None;
                     // It reads files and takes the heap's lock. Nobody waits for its end.
-                    drop(tokio::task::spawn_blocking(memory::give_back));
+                    drop(tokio::task::spawn_blocking(memory::release_unused));
                 }
             }
         }
