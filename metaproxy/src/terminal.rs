@@ -9,26 +9,26 @@ const MIN_WIDTH: usize = 40;
 const INDENT: usize = 4;
 
 /// Breaks lines for the terminal that is standard output; text for files and pipes stays as it is.
-pub fn fitted(text: &str) -> String {
+pub fn fit_to_terminal(text: &str) -> String {
     if !io::stdout().is_terminal() {
         return text.to_owned();
     }
     match terminal_size::terminal_size() {
-        Some((terminal_size::Width(width), _)) => wrapped(text, usize::from(width)),
+        Some((terminal_size::Width(width), _)) => wrap(text, usize::from(width)),
         None => text.to_owned(),
     }
 }
 
 /// Breaks lines that are longer than `width` characters at blanks; what goes on stands below the last column of its line, which
 /// two blanks or more set off.
-pub fn wrapped(text: &str, width: usize) -> String {
+pub fn wrap(text: &str, width: usize) -> String {
     let width = width.max(MIN_WIDTH);
     text.split_inclusive('\n')
-        .map(|line| wrapped_line(line, width))
+        .map(|line| wrap_line(line, width))
         .collect()
 }
 
-fn wrapped_line(line: &str, width: usize) -> String {
+fn wrap_line(line: &str, width: usize) -> String {
     let (line, end) = line.strip_suffix('\n').map_or((line, ""), |line| (line, "\n"));
     if line.chars().count() <= width {
         return format!("{line}{end}");
@@ -78,20 +78,20 @@ mod tests {
         let text = "because     role app is not permitted in namespace apps: its annotation does not allow it\nshort\n";
         let want = "because     role app is not permitted in\n            namespace apps: its\n            annotation does not allow it\n\
                     short\n";
-        assert_eq!(wrapped(text, 40), want);
+        assert_eq!(wrap(text, 40), want);
     }
 
     #[test]
     fn a_column_that_begins_on_the_right_is_indented_little() {
         let text = "apps/a-pod-with-a-long-name  granted  0 1 2 3 4 5 6 7 8 9 10 11 12\n";
         let want = "apps/a-pod-with-a-long-name  granted  0\n    1 2 3 4 5 6 7 8 9 10 11 12\n";
-        assert_eq!(wrapped(text, 40), want);
+        assert_eq!(wrap(text, 40), want);
     }
 
     proptest! {
         #[test]
         fn no_word_is_lost(text in "([a-zä]{1,9} {1,3}){0,30}\n?", width in 0_usize..120) {
-            let wide = wrapped(&text, width);
+            let wide = wrap(&text, width);
             let words = |text: &str| text.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
             prop_assert_eq!(words(&wide), words(&text));
             prop_assert!(wide.lines().all(|line| line.chars().count() <= width.max(MIN_WIDTH) + 9));

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::output::{print, print_json, verdict};
 use crate::cli::{DoctorArgs, Output};
 use crate::doctor::{self, Examination};
-use crate::terminal::fitted;
+use crate::terminal::fit_to_terminal;
 
 /// Runs `metaproxy doctor`.
 pub async fn run(args: &DoctorArgs, examination: &Examination) -> ExitCode {
@@ -14,7 +14,7 @@ pub async fn run(args: &DoctorArgs, examination: &Examination) -> ExitCode {
     }
     let report = doctor::examine(examination).await;
     match args.output {
-        Output::Text => print(&fitted(&report.to_string())),
+        Output::Text => print(&fit_to_terminal(&report.to_string())),
         Output::Json => print_json(&report),
     }
     report.exit_code()

@@ -7,7 +7,7 @@ use crate::admin::asking;
 use crate::cli::{AgentArgs, ExplainArgs, Output, UsageError};
 use crate::explain::offline::{Explained, Skipped};
 use crate::explain::{Explanation, offline, table};
-use crate::terminal::fitted;
+use crate::terminal::fit_to_terminal;
 
 /// Runs `metaproxy explain`.
 ///
@@ -43,10 +43,10 @@ pub fn run(args: &ExplainArgs) -> Result<ExitCode, UsageError> {
         // One pod that is asked for by name is printed as an object, unless several have that name.
         (Output::Json, [one]) if wanted.is_some() => print_json(one),
         (Output::Json, all) => print_json(&all),
-        (Output::Text, all) if args.all => print(&fitted(&table(all))),
+        (Output::Text, all) if args.all => print(&fit_to_terminal(&table(all))),
         (Output::Text, all) => {
             let texts: Vec<String> = all.iter().map(ToString::to_string).collect();
-            print(&fitted(&texts.join("\n")));
+            print(&fit_to_terminal(&texts.join("\n")));
         }
     }
     let is_bad = explanations.iter().any(Explanation::is_bad) || skipped.iter().any(Skipped::is_bad);

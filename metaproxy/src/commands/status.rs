@@ -6,7 +6,7 @@ use super::output::{print, print_json, unavailable, verdict};
 use crate::admin::asking::{self, AskError};
 use crate::cli::{AgentArgs, Output, StatusArgs};
 use crate::status::Status;
-use crate::terminal::fitted;
+use crate::terminal::fit_to_terminal;
 
 /// Runs `metaproxy status`.
 pub fn run(args: &StatusArgs) -> ExitCode {
@@ -28,7 +28,7 @@ fn show(agent: &AgentArgs, answer: Result<Status, AskError>) -> ExitCode {
     match answer {
         Ok(status) => {
             match agent.output {
-                Output::Text => print(&fitted(&status.to_string())),
+                Output::Text => print(&fit_to_terminal(&status.to_string())),
                 Output::Json => print_json(&status),
             }
             verdict(!status.ready)
