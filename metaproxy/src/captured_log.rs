@@ -9,9 +9,9 @@ use tracing_subscriber::fmt::MakeWriter;
 
 /// The log of one thread. Cheap to clone.
 #[derive(Clone, Default)]
-pub(crate) struct Log(Arc<Mutex<Vec<u8>>>);
+pub(crate) struct CapturedLog(Arc<Mutex<Vec<u8>>>);
 
-impl Log {
+impl CapturedLog {
     /// Captures what this thread logs at a level and above, until the guard is dropped.
     pub(crate) fn start(level: Level) -> (Self, DefaultGuard) {
         static INTERESTED: Once = Once::new();
@@ -39,7 +39,7 @@ impl Log {
     }
 }
 
-impl io::Write for Log {
+impl io::Write for CapturedLog {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.0.lock().unwrap().extend_from_slice(bytes);
         Ok(bytes.len())
@@ -49,7 +49,7 @@ impl io::Write for Log {
     }
 }
 
-impl MakeWriter<'_> for Log {
+impl MakeWriter<'_> for CapturedLog {
     type Writer = Self;
     fn make_writer(&self) -> Self {
         self.clone()

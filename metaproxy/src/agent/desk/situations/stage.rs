@@ -16,7 +16,7 @@ use crate::agent::Mode;
 use crate::agent::desk::rehearsal::{LIST, Rehearse, Rehearsing, line};
 use crate::agent::desk::{Answers, Identity, Serving};
 use crate::apiserver::events::{self, Refusal};
-use crate::captured_log::Log;
+use crate::captured_log::CapturedLog;
 use crate::cli::{Cli, Command};
 use crate::credentials::{Issued, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey, Sessions};
 use crate::explain::{AnswerLine, Explanation, Verdict};
@@ -50,7 +50,7 @@ pub struct Said {
 /// Plays it: the pod asks, as often as STS does something new, and then people do.
 pub async fn said(situation: &Situation) -> Said {
     let stage = Stage::set(situation);
-    let (log, guard) = Log::start(tracing::Level::DEBUG);
+    let (log, guard) = CapturedLog::start(tracing::Level::DEBUG);
     if situation.is_paced {
         stage.use_up_turns().await;
     }

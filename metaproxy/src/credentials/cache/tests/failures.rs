@@ -1,7 +1,7 @@
 //! An STS that is slow, down, or denies.
 
 use super::*;
-use crate::captured_log::Log;
+use crate::captured_log::CapturedLog;
 
 #[tokio::test(start_paused = true)]
 async fn a_slow_sts_is_given_up_on_in_time_and_its_answer_kept() {
@@ -106,7 +106,7 @@ async fn an_sts_that_hands_out_what_is_all_but_dead_is_not_asked_without_end() {
 
 #[tokio::test(start_paused = true)]
 async fn an_outage_of_sts_is_a_few_lines_whatever_the_number_of_pods_and_attempts() {
-    let (log, _guard) = Log::start(tracing::Level::INFO);
+    let (log, _guard) = CapturedLog::start(tracing::Level::INFO);
     let (script, sessions) = sts(10, [Does::Fails(down())]);
     for number in 0..100 {
         sessions.prefetch(&pod(&number.to_string()), &key(&number.to_string()));
@@ -136,7 +136,7 @@ async fn an_outage_of_sts_is_a_few_lines_whatever_the_number_of_pods_and_attempt
 
 #[tokio::test(start_paused = true)]
 async fn another_error_of_the_same_session_is_said_and_the_same_one_is_not() {
-    let (log, _guard) = Log::start(tracing::Level::INFO);
+    let (log, _guard) = CapturedLog::start(tracing::Level::INFO);
     let (script, sessions) = sts(10, [Does::Fails(denied())]);
     for (does, said) in [(denied(), 1), (denied(), 0), (down(), 1), (down(), 0)] {
         script.then(Does::Fails(does));
@@ -148,7 +148,7 @@ async fn another_error_of_the_same_session_is_said_and_the_same_one_is_not() {
 
 #[tokio::test(start_paused = true)]
 async fn a_call_that_somebody_waited_for_in_vain_is_said() {
-    let (log, _guard) = Log::start(tracing::Level::INFO);
+    let (log, _guard) = CapturedLog::start(tracing::Level::INFO);
     let (_, sessions) = sts(5_000, [hour()]);
     let _ = left(&sessions).await;
     pass(Duration::from_secs(5)).await;
