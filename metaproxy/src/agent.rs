@@ -387,7 +387,7 @@ fn keep_guard(mut guard: Guard, tasks: &mut JoinSet<()>, health: &Health) -> Res
     let (close, closed) = watch::channel(true);
     let (states, changes) = watch::channel(guard.state(true));
     tasks.spawn(report_guard(changes, health.clone()));
-    tasks.spawn(guard::tell(counters.clone()));
+    tasks.spawn(guard::report_dropped_packets(counters.clone()));
     tasks.spawn(guard.keep(closed, states));
     Ok(Guarding {
         counters,

@@ -11,14 +11,14 @@ use tracing::info;
 pub use self::report::GuardReport;
 use crate::admin::{AdminSocket, Owner, SocketError, serve_guard};
 use crate::cgroups::{CgroupError, Locator};
-use crate::intercept::guard::{Guard, GuardError, GuardMode, GuardState, tell};
+use crate::intercept::guard::{Guard, GuardError, GuardMode, GuardState, report_dropped_packets};
 use crate::intercept::kernel::{self, KernelError};
 use crate::runtime_dir::{Instance, InstanceError, RuntimeDirError, ServedMarker, make_runtime_dir};
 use crate::shutdown::{SignalError, stop_signal};
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// How often the mark is looked for.
-const LOOK: std::time::Duration = std::time::Duration::from_millis(200);
+/// How often the marker is looked for.
+const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// As processes of this node see a guard that does not wait for an agent.
 pub const GUARD_AT_ONCE: &str = "guard that closes at once";
@@ -84,30 +84,30 @@ pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
     };
     let (_socket, probes) = AdminSocket::open(&settings.runtime_dir, Owner::Guard)?;
     let health = Health::starting([Part::Guard]);
-    let mark = ServedMarker::of(&settings.runtime_dir);
-    let closed = settings.at_once || mark.is_set().is_ok_and(|is_set| is_set);
+    let marker = ServedMarker::of(&settings.runtime_dir);
+    let closed = settings.at_once || marker.is_set().is_ok_and(|is_set| is_set);
     if closed {
         // What is wrong is found out now, and not only said.
         guard.close()?;
     }
     let (close, closes) = watch::channel(closed);
     let (states, changes) = watch::channel(guard.state(closed));
-    let telling = tokio::spawn(tell(guard.counters()));
-    let (way, seen) = (guard.level().to_string(), changes.clone());
+    let dropping = tokio::spawn(report_dropped_packets(guard.counters()));
+    let (level, seen) = (guard.level().to_string(), changes.clone());
     let own_report = move || GuardReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        way: way.clone(),
+        level: level.clone(),
         state: *seen.borrow(),
     };
     let reporting = tokio::spawn(report(changes, health.clone()));
     let answering = tokio::spawn(serve_guard(health, own_report, probes));
     let keeping = tokio::spawn(guard.keep(closes, states));
-    let following = tokio::spawn(follow(mark, settings.at_once, close));
+    let following = tokio::spawn(follow(marker, settings.at_once, close));
     tokio::select! {
         () = stop => {}
         _ = keeping => return Err(GuardProcessError::TaskEnded),
         _ = following => return Err(GuardProcessError::TaskEnded),
-        _ = telling => return Err(GuardProcessError::TaskEnded),
+        _ = dropping => return Err(GuardProcessError::TaskEnded),
         _ = reporting => return Err(GuardProcessError::TaskEnded),
         _ = answering => return Err(GuardProcessError::TaskEnded),
     }
@@ -115,13 +115,13 @@ pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
     Ok(())
 }
 
-/// Closes the guard when the mark is there, and opens it when it is not.
-async fn follow(mark: ServedMarker, at_once: bool, close: watch::Sender<bool>) {
-    let mut look = tokio::time::interval(LOOK);
+/// Closes the guard when the marker is there, and opens it when it is not.
+async fn follow(marker: ServedMarker, at_once: bool, close: watch::Sender<bool>) {
+    let mut look = tokio::time::interval(POLL_INTERVAL);
     loop {
         look.tick().await;
         // Where it can't be told, it stays as it is.
-        let Ok(is_set) = mark.is_set() else { continue };
+        let Ok(is_set) = marker.is_set() else { continue };
         let wanted = at_once || is_set;
         close.send_if_modified(|closed| std::mem::replace(closed, wanted) != wanted);
     }

@@ -74,7 +74,7 @@ fn found(guard: Result<&GuardReport, &AskError>, pods: Option<u64>) -> Finding {
             );
         }
     };
-    let (version, way) = (&report.version, &report.way);
+    let (version, level) = (&report.version, &report.level);
     match report.state {
         GuardState::Closed { cgroup, .. } if pods.is_some_and(|pods| pods != cgroup) => Finding::problem(
             CHECK,
@@ -87,7 +87,7 @@ fn found(guard: Result<&GuardReport, &AskError>, pods: Option<u64>) -> Finding {
         ),
         GuardState::Closed { reattached: 0, .. } => Finding::ok(
             CHECK,
-            format!("a guard (metaproxy {version}) keeps pods out while no agent serves them: {way}"),
+            format!("a guard (metaproxy {version}) keeps pods out while no agent serves them: {level}"),
         ),
         GuardState::Closed { reattached, .. } => Finding::warning(
             CHECK,
@@ -123,7 +123,7 @@ mod tests {
     fn report(state: GuardState) -> GuardReport {
         GuardReport {
             version: "9.9.9".to_owned(),
-            way: "packets are dropped".to_owned(),
+            level: "packets are dropped".to_owned(),
             state,
         }
     }

@@ -11,7 +11,8 @@ pub struct GuardReport {
     /// The version that runs.
     pub version: String,
     /// What it does on this kernel, as a sentence without its end.
-    pub way: String,
+    #[serde(rename = "way")]
+    pub level: String,
     /// Whether it keeps pods out.
     pub state: GuardState,
 }

@@ -244,14 +244,14 @@ async fn changed(uplinks: &mut Option<UplinkMonitor>) -> bool {
 }
 
 /// Logs that packets were dropped, at most once an hour. The log line comes a while after the first packet.
-pub async fn tell(counters: GuardCounters) {
+pub async fn report_dropped_packets(counters: GuardCounters) {
     const POLL_INTERVAL: Duration = Duration::from_secs(10);
     const REPORT_INTERVAL: Duration = Duration::from_secs(3600);
-    let mut told = 0;
+    let mut reported = 0;
     loop {
         tokio::time::sleep(POLL_INTERVAL).await;
         let dropped = counters.total(GuardCounter::Packets);
-        if dropped == told {
+        if dropped == reported {
             continue;
         }
         warn!(
@@ -259,7 +259,7 @@ pub async fn tell(counters: GuardCounters) {
             "guard: packets to the node's metadata service were dropped; they come from raw sockets, from connections \
              opened earlier, or from containers that are no pods"
         );
-        told = dropped;
+        reported = dropped;
         tokio::time::sleep(REPORT_INTERVAL).await;
     }
 }
