@@ -21,7 +21,7 @@ use serde::Serialize;
 
 pub use self::guard::GuardPlacement;
 pub(crate) use self::leftovers::ON_THE_NODE;
-pub use self::leftovers::{Found, Leftover, Used};
+pub use self::leftovers::{Leftover, NodeLeftovers, Usage};
 use crate::apiserver::KubeconfigSource;
 use crate::credentials::sts::StsSettings;
 use crate::imds::upstream::Endpoint;
@@ -206,7 +206,7 @@ pub async fn examine(examination: &Examination) -> Report {
 }
 
 /// Finds what other software has left on this node, and the commands that remove it.
-pub fn leftovers() -> Found {
+pub fn find_leftovers() -> NodeLeftovers {
     leftovers::find()
 }
 

@@ -21,10 +21,13 @@ pub async fn run(args: &DoctorArgs, examination: &Examination) -> ExitCode {
 }
 
 fn fix_leftovers() -> ExitCode {
-    let mut found = doctor::leftovers();
-    let mut failed = !found.unseen.is_empty();
-    for unseen in &found.unseen {
-        eprintln!("error: could not be looked at: {unseen}; {}", doctor::ON_THE_NODE);
+    let mut found = doctor::find_leftovers();
+    let mut failed = !found.not_examined.is_empty();
+    for not_examined in &found.not_examined {
+        eprintln!(
+            "error: could not be looked at: {not_examined}; {}",
+            doctor::ON_THE_NODE
+        );
     }
     if found.leftovers.is_empty() && !failed {
         print("nothing of kube2iam, kiam or the EKS Pod Identity agent is left on this node\n");
@@ -32,12 +35,12 @@ fn fix_leftovers() -> ExitCode {
     for one in &found.leftovers {
         print(&format!("{}\n  {}\n", one.what, one.command()));
     }
-    if found.leftovers.iter().any(|one| one.is_kept().is_none()) {
+    if found.leftovers.iter().any(|one| one.reason_to_keep().is_none()) {
         print("looking once more in a few seconds, whether somebody uses them\n");
-        found = found.again();
+        found = found.confirm();
     }
     for one in &found.leftovers {
-        let removed = match one.is_kept() {
+        let removed = match one.reason_to_keep() {
             None => one
                 .remove()
                 .map_err(|error| format!("{}: {error}", one.command())),

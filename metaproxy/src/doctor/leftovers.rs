@@ -39,12 +39,12 @@ pub struct Leftover {
     /// The program and arguments that remove it.
     pub removal: Vec<String>,
     /// Whether it is still in use.
-    pub used: Used,
+    pub used: Usage,
 }
 
 /// Whether something is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Used {
+pub enum Usage {
     /// The software that makes it is not here, and its port has no listener.
     No,
     /// The software that makes it is here.
@@ -63,15 +63,15 @@ impl Leftover {
     }
 
     /// Returns the reason why it must stay, if it must.
-    pub fn is_kept(&self) -> Option<String> {
+    pub fn reason_to_keep(&self) -> Option<String> {
         match &self.used {
-            Used::No => None,
-            Used::By(daemon) => Some(format!("{daemon} uses it; uninstall that first")),
-            Used::PortOf(listener) => Some(format!(
+            Usage::No => None,
+            Usage::By(daemon) => Some(format!("{daemon} uses it; uninstall that first")),
+            Usage::PortOf(listener) => Some(format!(
                 "{listener} listens where it leads; where that has nothing to do with it, remove it by hand: {}",
                 self.command()
             )),
-            Used::Unknown => Some(
+            Usage::Unknown => Some(
                 "whether it is in use cannot be told from this container; run this on the node itself"
                     .to_owned(),
             ),
@@ -97,16 +97,16 @@ impl Leftover {
 
 /// The leftovers of a node, and what could not be examined.
 #[derive(Debug, Default)]
-pub struct Found {
+pub struct NodeLeftovers {
     /// The leftovers.
     pub leftovers: Vec<Leftover>,
     /// What could not be examined, and the reasons.
-    pub unseen: Vec<String>,
+    pub not_examined: Vec<String>,
 }
 
-impl Found {
+impl NodeLeftovers {
     /// Examines the node again after [`RECHECK_INTERVAL`]. What is in use in either examination counts as used.
-    pub fn again(self) -> Self {
+    pub fn confirm(self) -> Self {
         std::thread::sleep(RECHECK_INTERVAL);
         self.confirmed_by(find())
     }
@@ -119,17 +119,17 @@ impl Found {
                 .iter()
                 .position(|before| before.removal == one.removal);
             let before = before.map(|index| self.leftovers.swap_remove(index).used);
-            if one.used == Used::No {
+            if one.used == Usage::No {
                 // What was made in between is in use.
-                one.used = before.unwrap_or(Used::PortOf("somebody who has just made it".to_owned()));
+                one.used = before.unwrap_or(Usage::PortOf("somebody who has just made it".to_owned()));
             }
         }
         later
     }
 }
 
-pub(super) fn find() -> Found {
-    let mut found = Found::default();
+pub(super) fn find() -> NodeLeftovers {
+    let mut found = NodeLeftovers::default();
     let usage = NodeUsage::of_this_node();
     for tables in &TABLES {
         match tables.nat() {
@@ -139,7 +139,7 @@ pub(super) fn find() -> Found {
                     .map(|rule| leftover(rule, change, &usage)),
             ),
             Ok(None) => {}
-            Err(why) => found.unseen.push(format!("{}: {why}", tables.name)),
+            Err(why) => found.not_examined.push(format!("{}: {why}", tables.name)),
         }
     }
     if has_pod_identity_link() {
@@ -184,11 +184,14 @@ fn has_pod_identity_link() -> bool {
 pub(crate) const ON_THE_NODE: &str = "install iptables, or run it as root on the node itself; where only the agent's container \
      has this program, the node runs it as `/proc/$(pidof -s metaproxy)/exe doctor`";
 
-pub(super) fn examine(found: &Found) -> Vec<Finding> {
+pub(super) fn examine(found: &NodeLeftovers) -> Vec<Finding> {
     const CHECK: &str = "leftovers";
     let mut findings: Vec<Finding> = found.leftovers.iter().map(|one| finding(CHECK, one)).collect();
-    if !found.unseen.is_empty() {
-        let says = format!("not everything could be looked at ({})", found.unseen.join("; "));
+    if !found.not_examined.is_empty() {
+        let says = format!(
+            "not everything could be looked at ({})",
+            found.not_examined.join("; ")
+        );
         findings.push(Finding {
             advice: Some(ON_THE_NODE.to_owned()),
             ..Finding::ok(CHECK, says)
@@ -206,21 +209,21 @@ pub(super) fn examine(found: &Found) -> Vec<Finding> {
 fn finding(check: &'static str, one: &Leftover) -> Finding {
     let (what, command) = (&one.what, one.command());
     match &one.used {
-        Used::No => Finding::warning(
+        Usage::No => Finding::warning(
             check,
             format!("{what}, and nobody who makes such things is here"),
             format!("{command}\n(or all at once: metaproxy doctor --fix-leftovers)"),
         ),
-        Used::By(daemon) => Finding::ok(
+        Usage::By(daemon) => Finding::ok(
             check,
             format!("{what}, which {daemon} uses; when that is gone, this removes it: {command}"),
         ),
-        Used::PortOf(listener) => Finding::warning(
+        Usage::PortOf(listener) => Finding::warning(
             check,
             format!("{what}, where {listener} listens, which is neither's as far as can be told"),
             format!("where that has nothing to do with it, this removes it: {command}"),
         ),
-        Used::Unknown => Finding::ok(
+        Usage::Unknown => Finding::ok(
             check,
             format!(
                 "{what}; whether it is in use cannot be told from this container. Where it is not, this removes it: {command}"
@@ -238,7 +241,7 @@ mod tests {
     const SAVED: &str = "-A PREROUTING -d 169.254.169.254/32 ! -i eth0 -p tcp -m tcp --dport 80 -j DNAT --to-destination \
                          10.0.0.1:8181\n";
 
-    fn rule(used: Used) -> Leftover {
+    fn rule(used: Usage) -> Leftover {
         let rule = rules::theirs(SAVED).remove(0);
         Leftover {
             used,
@@ -248,7 +251,7 @@ mod tests {
 
     #[test]
     fn the_command_that_removes_a_rule_is_one_to_type() {
-        let rule = rule(Used::No);
+        let rule = rule(Usage::No);
         assert_eq!(
             rule.command(),
             "iptables-legacy -w -t nat -D PREROUTING -d 169.254.169.254/32 '!' -i eth0 -p tcp -m tcp --dport 80 -j DNAT \
@@ -261,20 +264,20 @@ mod tests {
     }
 
     #[rstest]
-    #[case(Used::No, Level::Warning, true)]
-    #[case(Used::By("kiam"), Level::Ok, false)]
-    #[case(Used::PortOf("gunicorn (pid 7)".to_owned()), Level::Warning, false)]
-    #[case(Used::Unknown, Level::Ok, false)]
+    #[case(Usage::No, Level::Warning, true)]
+    #[case(Usage::By("kiam"), Level::Ok, false)]
+    #[case(Usage::PortOf("gunicorn (pid 7)".to_owned()), Level::Warning, false)]
+    #[case(Usage::Unknown, Level::Ok, false)]
     fn what_is_in_use_or_may_be_is_no_leftover(
-        #[case] used: Used,
+        #[case] used: Usage,
         #[case] level: Level,
         #[case] is_removed: bool,
     ) {
         let rule = rule(used);
-        assert_eq!(rule.is_kept().is_none(), is_removed);
-        let finding = examine(&Found {
+        assert_eq!(rule.reason_to_keep().is_none(), is_removed);
+        let finding = examine(&NodeLeftovers {
             leftovers: vec![rule],
-            unseen: Vec::new(),
+            not_examined: Vec::new(),
         })
         .remove(0);
         assert_eq!(finding.level, level);
@@ -287,28 +290,31 @@ mod tests {
     }
 
     #[rstest]
-    #[case(&[Used::No], &[Used::No], &[true])]
-    #[case(&[Used::By("kiam")], &[Used::No], &[false])]
-    #[case(&[Used::No], &[Used::By("kiam")], &[false])]
-    #[case(&[], &[Used::No], &[false])]
-    #[case(&[Used::No, Used::No], &[Used::No, Used::No], &[true, true])]
-    #[case(&[Used::No], &[], &[])]
+    #[case(&[Usage::No], &[Usage::No], &[true])]
+    #[case(&[Usage::By("kiam")], &[Usage::No], &[false])]
+    #[case(&[Usage::No], &[Usage::By("kiam")], &[false])]
+    #[case(&[], &[Usage::No], &[false])]
+    #[case(&[Usage::No, Usage::No], &[Usage::No, Usage::No], &[true, true])]
+    #[case(&[Usage::No], &[], &[])]
     fn only_what_is_unused_at_both_looks_is_removed(
-        #[case] first: &[Used],
-        #[case] second: &[Used],
+        #[case] first: &[Usage],
+        #[case] second: &[Usage],
         #[case] removed: &[bool],
     ) {
-        let found = |all: &[Used]| Found {
+        let found = |all: &[Usage]| NodeLeftovers {
             leftovers: all.iter().cloned().map(rule).collect(),
-            unseen: Vec::new(),
+            not_examined: Vec::new(),
         };
         let confirmed = found(first).confirmed_by(found(second)).leftovers;
-        let are_removed: Vec<bool> = confirmed.iter().map(|one| one.is_kept().is_none()).collect();
+        let are_removed: Vec<bool> = confirmed
+            .iter()
+            .map(|one| one.reason_to_keep().is_none())
+            .collect();
         assert_eq!(are_removed, removed);
     }
 
     #[test]
     fn a_clean_node_has_nothing_left() {
-        assert_eq!(examine(&Found::default()).remove(0).level, Level::Ok);
+        assert_eq!(examine(&NodeLeftovers::default()).remove(0).level, Level::Ok);
     }
 }

@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
-use super::Used;
+use super::Usage;
 use crate::doctor::processes::{self, Process};
 use crate::intercept::port;
 
@@ -38,13 +38,13 @@ pub(super) struct NodeUsage {
 
 /// The software that makes a leftover.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Maker {
+enum Software {
     Kube2iam,
     Kiam,
     PodIdentity,
 }
 
-impl Maker {
+impl Software {
     fn name(self) -> &'static str {
         match self {
             Self::Kube2iam => "kube2iam",
@@ -87,47 +87,47 @@ impl NodeUsage {
     }
 
     /// Reports whether a rule is in use that sends connections to a target.
-    pub(super) fn of_rule(&self, target: SocketAddrV4) -> Used {
+    pub(super) fn of_rule(&self, target: SocketAddrV4) -> Usage {
         // A listener at any address counts, because the node's address may have changed since the rule was made.
         match port::listener(target.port(), None) {
-            Some(listener) => self.unless_made_by(&RULES, Used::PortOf(listener)),
+            Some(listener) => self.unless_made_by(&RULE_MAKERS, Usage::PortOf(listener)),
             None if answers(target) => {
-                self.unless_made_by(&RULES, Used::PortOf(format!("something at {target}")))
+                self.unless_made_by(&RULE_MAKERS, Usage::PortOf(format!("something at {target}")))
             }
-            None => self.unless_made_by(&RULES, self.seen()),
+            None => self.unless_made_by(&RULE_MAKERS, self.seen()),
         }
     }
 
     /// Reports whether the interface of the EKS Pod Identity agent is in use.
-    pub(super) fn of_link(&self) -> Used {
-        let makers = [Maker::PodIdentity];
+    pub(super) fn of_link(&self) -> Usage {
+        let software = [Software::PodIdentity];
         match port::listener(POD_IDENTITY.port(), Some(POD_IDENTITY.ip())) {
-            Some(listener) => self.unless_made_by(&makers, Used::PortOf(listener)),
-            None => self.unless_made_by(&makers, self.seen()),
+            Some(listener) => self.unless_made_by(&software, Usage::PortOf(listener)),
+            None => self.unless_made_by(&software, self.seen()),
         }
     }
 
     /// Returns `No` if all processes are visible.
-    fn seen(&self) -> Used {
+    fn seen(&self) -> Usage {
         if self.processes.is_some() {
-            Used::No
+            Usage::No
         } else {
-            Used::Unknown
+            Usage::Unknown
         }
     }
 
     /// Returns the software that is here, or else `otherwise`.
-    fn unless_made_by(&self, makers: &[Maker], otherwise: Used) -> Used {
-        let runs = |maker: &Maker| self.processes.iter().flatten().any(|process| maker.is(process));
-        let is_here = |maker: &Maker| self.pods.iter().any(|pod| maker.is_pod(pod));
-        let mut makers = makers.iter();
-        makers
+    fn unless_made_by(&self, software: &[Software], otherwise: Usage) -> Usage {
+        let runs = |maker: &Software| self.processes.iter().flatten().any(|process| maker.is(process));
+        let is_here = |maker: &Software| self.pods.iter().any(|pod| maker.is_pod(pod));
+        let mut software = software.iter();
+        software
             .find(|maker| runs(maker) || is_here(maker))
-            .map_or(otherwise, |maker| Used::By(maker.name()))
+            .map_or(otherwise, |maker| Usage::By(maker.name()))
     }
 }
 
-const RULES: [Maker; 2] = [Maker::Kube2iam, Maker::Kiam];
+const RULE_MAKERS: [Software; 2] = [Software::Kube2iam, Software::Kiam];
 
 fn answers(target: SocketAddrV4) -> bool {
     TcpStream::connect_timeout(&target.into(), CONNECT_TIMEOUT).is_ok()
@@ -160,23 +160,23 @@ mod tests {
     }
 
     #[rstest]
-    #[case::kube2iam(b"kube2iam\0--iptables=true\0", Used::By("kube2iam"))]
-    #[case::kiam_3(b"/kiam\0agent\0--iptables\0", Used::By("kiam"))]
+    #[case::kube2iam(b"kube2iam\0--iptables=true\0", Usage::By("kube2iam"))]
+    #[case::kiam_3(b"/kiam\0agent\0--iptables\0", Usage::By("kiam"))]
     #[case::kiam_2(
         b"/agent\0--port=8181\0--iptables\0--host-interface=cali+\0",
-        Used::By("kiam")
+        Usage::By("kiam")
     )]
-    #[case::another_agent(b"/agent\0--port=8181\0", Used::No)]
-    #[case::the_other_daemon(b"/eks-pod-identity-agent\0server\0", Used::No)]
-    fn rules_are_in_use_while_their_daemon_runs(#[case] line: &[u8], #[case] want: Used) {
+    #[case::another_agent(b"/agent\0--port=8181\0", Usage::No)]
+    #[case::the_other_daemon(b"/eks-pod-identity-agent\0server\0", Usage::No)]
+    fn rules_are_in_use_while_their_daemon_runs(#[case] line: &[u8], #[case] want: Usage) {
         assert_eq!(usage(&[b"/usr/bin/kubelet\0", line], &[]).of_rule(nobody()), want);
     }
 
     #[rstest]
-    #[case("kube2iam-x2v4k", Used::By("kube2iam"))]
-    #[case("kiam-agent-x2v4k", Used::By("kiam"))]
-    #[case("tekiamo-x2v4k", Used::No)]
-    fn and_while_its_pod_is_on_the_node_crashing_or_not(#[case] pod: &str, #[case] want: Used) {
+    #[case("kube2iam-x2v4k", Usage::By("kube2iam"))]
+    #[case("kiam-agent-x2v4k", Usage::By("kiam"))]
+    #[case("tekiamo-x2v4k", Usage::No)]
+    fn and_while_its_pod_is_on_the_node_crashing_or_not(#[case] pod: &str, #[case] want: Usage) {
         assert_eq!(usage(&[], &[pod]).of_rule(nobody()), want);
     }
 
@@ -187,14 +187,14 @@ mod tests {
         let target = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), port);
         let used = usage(&[], &[]).of_rule(target);
         assert!(
-            matches!(&used, Used::PortOf(holder) if holder.contains("(pid ")),
+            matches!(&used, Usage::PortOf(holder) if holder.contains("(pid ")),
             "{used:?}"
         );
     }
 
     #[test]
     fn where_processes_are_not_seen_that_cannot_be_told() {
-        assert_eq!(NodeUsage::default().of_rule(nobody()), Used::Unknown);
+        assert_eq!(NodeUsage::default().of_rule(nobody()), Usage::Unknown);
     }
 
     #[test]
