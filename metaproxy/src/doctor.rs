@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use serde::Serialize;
 
 pub use self::guard::GuardPlacement;
-pub(crate) use self::leftovers::ON_THE_NODE;
+pub(crate) use self::leftovers::RUN_ON_THE_NODE_ADVICE;
 pub use self::leftovers::{Leftover, NodeLeftovers, Usage};
 use crate::apiserver::KubeconfigSource;
 use crate::credentials::sts::StsSettings;

@@ -26,7 +26,7 @@ fn fix_leftovers() -> ExitCode {
     for not_examined in &found.not_examined {
         eprintln!(
             "error: could not be looked at: {not_examined}; {}",
-            doctor::ON_THE_NODE
+            doctor::RUN_ON_THE_NODE_ADVICE
         );
     }
     if found.leftovers.is_empty() && !failed {

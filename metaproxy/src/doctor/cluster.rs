@@ -11,12 +11,12 @@ use crate::status::Status;
 use crate::telemetry::health::Part;
 
 const CHECK: &str = "API server";
-const TOKENS: &str = "tokens";
+const TOKENS_CHECK: &str = "tokens";
 
-const LIMITS: &str = "on Kubernetes 1.30 and later the chart limits that (webIdentity.admissionPolicy); are the policy and its binding \
+const LIMITS_ADVICE: &str = "on Kubernetes 1.30 and later the chart limits that (webIdentity.admissionPolicy); are the policy and its binding \
                       there? See deploy/docs/iam.md#how-far-that-right-goes";
 
-const RIGHTS: &str = "the chart's ClusterRole grants exactly what is needed; is its binding there?";
+const RIGHTS_ADVICE: &str = "the chart's ClusterRole grants exactly what is needed; is its binding there?";
 
 pub(super) async fn examine(examination: &Examination) -> Vec<Finding> {
     let agent = asking::status(&examination.runtime_dir).ok();
@@ -61,7 +61,7 @@ fn parts_in_trouble(agent: &Status) -> Vec<Finding> {
             part.part,
             part.detail.as_deref().unwrap_or_default()
         );
-        let advice = format!("{RIGHTS} And is the API server?");
+        let advice = format!("{RIGHTS_ADVICE} And is the API server?");
         if part.condition == "failed" {
             Finding::problem(CHECK, says, advice)
         } else {
@@ -99,9 +99,9 @@ async fn tried(api: &ApiServer, examination: &Examination) -> Vec<Finding> {
     let list: Vec<String> = denied.iter().map(ToString::to_string).collect();
     let says = format!("this account may not {}", list.join(", nor "));
     vec![if denied.iter().any(|permission| permission.is_vital) {
-        Finding::problem(CHECK, says, RIGHTS)
+        Finding::problem(CHECK, says, RIGHTS_ADVICE)
     } else {
-        Finding::warning(CHECK, says, RIGHTS)
+        Finding::warning(CHECK, says, RIGHTS_ADVICE)
     }]
 }
 
@@ -111,37 +111,42 @@ async fn tokens(api: &ApiServer, node: &str, is_limit_required: bool) -> Vec<Fin
     let subjects = trial::subjects_among(&pods);
     let Some(subject) = subjects.first() else {
         let says = format!("not tried: node {node} has no pod that a token could be for");
-        return vec![Finding::ok(TOKENS, says)];
+        return vec![Finding::ok(TOKENS_CHECK, says)];
     };
     match trial::of_tokens(api, &subjects).await {
         Trial::Refused(why) => {
             let advice =
                 "RBAC allows it; see what admission policies and webhooks say of serviceaccounts/token";
             return vec![Finding::problem(
-                TOKENS,
+                TOKENS_CHECK,
                 format!("none is given for pods of this node: {why}"),
                 advice,
             )];
         }
-        Trial::Unknown => return vec![Finding::ok(TOKENS, "not tried: the API server does not say")],
+        Trial::Unknown => {
+            return vec![Finding::ok(
+                TOKENS_CHECK,
+                "not tried: the API server does not say",
+            )];
+        }
         Trial::Given => {}
     }
     match trial::of_foreign_audience(api, subject).await {
         Trial::Given if is_limit_required => {
             vec![Finding::problem(
-                TOKENS,
+                TOKENS_CHECK,
                 format!("the agent asks for none: {}", trial::NO_LIMIT),
-                LIMITS,
+                LIMITS_ADVICE,
             )]
         }
         Trial::Given => vec![Finding::warning(
-            TOKENS,
+            TOKENS_CHECK,
             "this account is given tokens of every service account for any audience: whoever takes a node can be anyone in the \
              cluster",
-            LIMITS,
+            LIMITS_ADVICE,
         )],
         Trial::Refused(_) | Trial::Unknown => vec![Finding::ok(
-            TOKENS,
+            TOKENS_CHECK,
             "tried without making one: given for STS, and for no other audience",
         )],
     }

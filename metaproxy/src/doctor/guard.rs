@@ -9,7 +9,7 @@ use crate::intercept::guard::GuardState;
 
 const CHECK: &str = "guard process";
 
-const LOGS: &str =
+const LOG_ADVICE: &str =
     "its log tells why (`kubectl logs` of the guard's pod, or `journalctl -u metaproxy-guard`)";
 
 /// `--guard-placement`: where the chart has a guard (its value `guard.placement`)
@@ -102,7 +102,7 @@ fn found(guard: Result<&GuardReport, &AskError>, pods: Option<u64>) -> Finding {
             format!(
                 "a guard (metaproxy {version}) runs here and is not attached, so that it keeps no pod out"
             ),
-            format!("the pods' cgroup is not there, or cannot be attached to: {LOGS}"),
+            format!("the pods' cgroup is not there, or cannot be attached to: {LOG_ADVICE}"),
         ),
         GuardState::Open => Finding::ok(
             CHECK,

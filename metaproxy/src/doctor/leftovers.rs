@@ -181,7 +181,7 @@ fn has_pod_identity_link() -> bool {
 }
 
 /// Says how to run the command on the node, which has the tools.
-pub(crate) const ON_THE_NODE: &str = "install iptables, or run it as root on the node itself; where only the agent's container \
+pub(crate) const RUN_ON_THE_NODE_ADVICE: &str = "install iptables, or run it as root on the node itself; where only the agent's container \
      has this program, the node runs it as `/proc/$(pidof -s metaproxy)/exe doctor`";
 
 pub(super) fn examine(found: &NodeLeftovers) -> Vec<Finding> {
@@ -193,7 +193,7 @@ pub(super) fn examine(found: &NodeLeftovers) -> Vec<Finding> {
             found.not_examined.join("; ")
         );
         findings.push(Finding {
-            advice: Some(ON_THE_NODE.to_owned()),
+            advice: Some(RUN_ON_THE_NODE_ADVICE.to_owned()),
             ..Finding::ok(CHECK, says)
         });
     }

@@ -13,7 +13,7 @@ use crate::telemetry::health::Part;
 /// Checks the ports that flags name.
 pub(super) fn ports(examination: &Examination) -> Vec<Finding> {
     let listen = Some(examination.listen).filter(|listen| listen.port() != 0);
-    let told: Vec<(&str, SocketAddr)> = [(ADMIN, examination.admin), (LISTEN, listen)]
+    let told: Vec<(&str, SocketAddr)> = [(ADMIN_FLAG, examination.admin), (LISTEN_FLAG, listen)]
         .into_iter()
         .filter_map(|(flag, address)| Some((flag, address?)))
         .collect();
@@ -32,18 +32,18 @@ pub(super) fn ports(examination: &Examination) -> Vec<Finding> {
         } else {
             "free, or the agent's, and nothing else is known to want them"
         };
-        found.push(Finding::ok(PORTS, says));
+        found.push(Finding::ok(CHECK, says));
     }
     found
 }
 
-const PORTS: &str = "ports";
-const ADMIN: &str = "--admin-address";
-const LISTEN: &str = "--listen-port";
+const CHECK: &str = "ports";
+const ADMIN_FLAG: &str = "--admin-address";
+const LISTEN_FLAG: &str = "--listen-port";
 
 /// Says what to do about a port of a flag.
 fn other_port(flag: &str) -> String {
-    if flag == LISTEN {
+    if flag == LISTEN_FLAG {
         "leave --listen-port away: a free port is found then, and nobody has to know it".to_owned()
     } else {
         format!(
@@ -59,9 +59,10 @@ fn ports_of_agent(status: &Status) -> Vec<Finding> {
     };
     let listener = trouble(Part::Listener.label()).map(|detail| {
         let advice = "see deploy/docs/compatibility.md#host-ports-and-external-ips";
-        Finding::problem(PORTS, detail, advice)
+        Finding::problem(CHECK, detail, advice)
     });
-    let admin = trouble(Part::Admin.label()).map(|detail| Finding::warning(PORTS, detail, other_port(ADMIN)));
+    let admin =
+        trouble(Part::Admin.label()).map(|detail| Finding::warning(CHECK, detail, other_port(ADMIN_FLAG)));
     listener.into_iter().chain(admin).collect()
 }
 
@@ -70,7 +71,7 @@ fn taken_ports(told: &[(&str, SocketAddr)]) -> Vec<Finding> {
         let error = TcpListener::bind(address).err()?;
         let holder = port::holder(*address);
         let says = format!("{flag} {address}: {error}; it is held by {holder}");
-        Some(Finding::problem(PORTS, says, other_port(flag)))
+        Some(Finding::problem(CHECK, says, other_port(flag)))
     });
     taken.collect()
 }
@@ -82,7 +83,7 @@ fn wanted_port(flag: &str, address: SocketAddr) -> Option<Finding> {
     let says = format!(
         "{flag} takes port {port}, which is also that of {who}: if that runs on this node, one of the two does not start"
     );
-    Some(Finding::warning(PORTS, says, other_port(flag)))
+    Some(Finding::warning(CHECK, says, other_port(flag)))
 }
 
 /// Finds a proxy for connections that must not go through one.
@@ -160,7 +161,7 @@ mod tests {
     #[case::the_kubelet("0.0.0.0:10250", Some("the kubelet"))]
     #[case::kube2iam("[::]:8181", Some("kube2iam"))]
     fn a_port_that_other_software_wants_is_warned_of(#[case] address: &str, #[case] who: Option<&str>) {
-        let found = wanted_port(ADMIN, address.parse().unwrap());
+        let found = wanted_port(ADMIN_FLAG, address.parse().unwrap());
         let says = found.as_ref().map(|finding| finding.says.as_str());
         assert_eq!(says.is_some(), who.is_some());
         assert!(

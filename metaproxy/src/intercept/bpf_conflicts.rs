@@ -22,7 +22,7 @@ const BPF_PROG_QUERY: libc::c_long = 16;
 /// (`compute_effective_progs`, kernel/bpf/cgroup.c), except that those with `BPF_F_PREORDER` (Linux 6.15) run first.
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
 /// Asks for the programs of the cgroup itself.
-const ITS_OWN: u32 = 0;
+const QUERY_ITS_OWN: u32 = 0;
 
 const BPF_F_ALLOW_OVERRIDE: u32 = 1;
 const BPF_F_ALLOW_MULTI: u32 = 2;
@@ -124,7 +124,7 @@ pub fn up_to(cgroup: &Path, root: &Path) -> io::Result<Vec<AttachedProgram>> {
 }
 
 fn at(dir: &Path, hook: Hook) -> io::Result<Vec<AttachedProgram>> {
-    let (ids, flags) = query(File::open(dir)?.as_raw_fd() as u32, hook as u32, ITS_OWN)?;
+    let (ids, flags) = query(File::open(dir)?.as_raw_fd() as u32, hook as u32, QUERY_ITS_OWN)?;
     let programs = ids.into_iter().map(Program::of);
     let attached = |program| AttachedProgram {
         cgroup: dir.to_owned(),
@@ -182,7 +182,7 @@ pub fn before_the_guard() -> Vec<(String, Program)> {
     let mut found = Vec::new();
     for interface in interfaces.iter().flat_map(|list| list.iter()) {
         // Before Linux 6.6 there is no tcx, and so neither programs nor a guard.
-        let Ok((ids, _)) = query(interface.index(), TCX_EGRESS, ITS_OWN) else {
+        let Ok((ids, _)) = query(interface.index(), TCX_EGRESS, QUERY_ITS_OWN) else {
             continue;
         };
         let programs: Vec<Program> = ids.into_iter().map(Program::of).collect();

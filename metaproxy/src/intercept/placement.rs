@@ -26,7 +26,7 @@ use crate::pods::{Inventory, Known, Mirror, Pod, PodUid, Pods};
 use crate::telemetry::health::Condition;
 
 /// How often pods are looked for: for each one up to three `stat`s and one small file.
-const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The least time between two checks, even if pods change all the time.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -142,7 +142,7 @@ impl PodFinder {
 
     /// Looks again and again, until no agent reads it any more.
     pub async fn run(mut self, publish: watch::Sender<Arc<Placement>>) {
-        let mut look = tokio::time::interval(LOOK_INTERVAL);
+        let mut look = tokio::time::interval(POLL_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {

@@ -9,16 +9,16 @@ use std::path::Path;
 use crate::node_ports;
 
 /// The API server's default `--service-node-port-range`; kube-proxy may claim any of it at any time.
-const NODE_PORTS: RangeInclusive<u16> = 30_000..=32_767;
+const NODE_PORT_RANGE: RangeInclusive<u16> = 30_000..=32_767;
 
 /// Where a free port is looked for first: above what services are usually given by hand.
-const PREFERRED: RangeInclusive<u16> = 10_240..=65_535;
+const PREFERRED_PORTS: RangeInclusive<u16> = 10_240..=65_535;
 
 /// Then everywhere that needs no privilege.
-const UNPRIVILEGED: RangeInclusive<u16> = 1_024..=65_535;
+const UNPRIVILEGED_PORTS: RangeInclusive<u16> = 1_024..=65_535;
 
 /// `TCP_LISTEN` in /proc/net/tcp (include/net/tcp_states.h).
-const LISTEN: &str = "0A";
+const TCP_LISTEN: &str = "0A";
 
 /// Ports that must be left to others.
 #[derive(Clone, Debug, Default)]
@@ -46,7 +46,9 @@ impl Avoid {
 
     /// Whether others have or want it: perhaps later than we do.
     fn is_others(&self, port: u16) -> bool {
-        NODE_PORTS.contains(&port) || self.single.contains(&port) || node_ports::wanted_by(port).is_some()
+        NODE_PORT_RANGE.contains(&port)
+            || self.single.contains(&port)
+            || node_ports::wanted_by(port).is_some()
     }
 
     /// Ports to try, best first. `start` spreads agents (any number will do). Where nothing is left beside what is to
@@ -56,10 +58,10 @@ impl Avoid {
             let (count, start) = (ports.len(), usize::from(start));
             (0..count).map(move |step| ports[(start + step) % count])
         };
-        let (preferred, low): (Vec<u16>, Vec<u16>) = UNPRIVILEGED
+        let (preferred, low): (Vec<u16>, Vec<u16>) = UNPRIVILEGED_PORTS
             .filter(|port| !self.contains(*port))
-            .partition(|port| PREFERRED.contains(port));
-        let last = UNPRIVILEGED
+            .partition(|port| PREFERRED_PORTS.contains(port));
+        let last = UNPRIVILEGED_PORTS
             .filter(|port| self.contains(*port))
             .filter(|port| !self.is_others(*port))
             .collect();
@@ -124,7 +126,7 @@ fn shows_arriving(table: &str, listener: SocketAddr, client: SocketAddr) -> bool
         let waiting = queues.split_once(':').map_or("", |(_, receive)| receive);
         hex_socket(local) == Some(listener)
             && (hex_socket(remote) == Some(client)
-                || (state == LISTEN && u32::from_str_radix(waiting, 16).is_ok_and(|waiting| waiting > 0)))
+                || (state == TCP_LISTEN && u32::from_str_radix(waiting, 16).is_ok_and(|waiting| waiting > 0)))
     })
 }
 
@@ -145,7 +147,7 @@ fn listening_inodes(table: &str, wanted: u16, of: Option<IpAddr>) -> Vec<u64> {
             let fields: Vec<&str> = line.split_whitespace().collect();
             let local = hex_socket(fields.get(1)?)?;
             let overlaps = local.ip().is_unspecified() || of.is_none_or(|of| of == local.ip());
-            if local.port() == wanted && overlaps && *fields.get(3)? == LISTEN {
+            if local.port() == wanted && overlaps && *fields.get(3)? == TCP_LISTEN {
                 fields.get(9)?.parse().ok()
             } else {
                 None

@@ -22,7 +22,7 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/metapro
 
 /// What identifies, in the order in which it is attached, and then what redirects: no connection is redirected whose
 /// caller would not be known.
-const PROGRAMS: [(&str, Hook); 5] = [
+const POD_PROGRAMS: [(&str, Hook); 5] = [
     (names::SOCK_OPS, Hook::SockOps),
     (names::GETPEERNAME4, Hook::Getpeername4),
     (names::GETPEERNAME6, Hook::Getpeername6),
@@ -31,10 +31,10 @@ const PROGRAMS: [(&str, Hook); 5] = [
 ];
 
 /// How many of them identify.
-const IDENTIFYING: usize = 3;
+const NUM_IDENTIFYING: usize = 3;
 
 /// What verifies callers, at the agent's own cgroup.
-const LISTENER: [(&str, Hook); 1] = [(names::LISTENER_OPS, Hook::SockOps)];
+const LISTENER_PROGRAMS: [(&str, Hook); 1] = [(names::LISTENER_OPS, Hook::SockOps)];
 
 /// The programs, loaded.
 #[derive(Debug)]
@@ -193,11 +193,15 @@ impl Programs {
             counters: Counters(object.map(names::COUNTERS)?),
         };
         let wanted = if config.observe == 0 {
-            &PROGRAMS[..]
+            &POD_PROGRAMS[..]
         } else {
-            &PROGRAMS[IDENTIFYING..]
+            &POD_PROGRAMS[NUM_IDENTIFYING..]
         };
-        let listener: &[_] = if config.observe == 0 { &LISTENER } else { &[] };
+        let listener: &[_] = if config.observe == 0 {
+            &LISTENER_PROGRAMS
+        } else {
+            &[]
+        };
         for (name, _) in wanted.iter().chain(listener) {
             object.load(name)?;
         }
@@ -217,7 +221,7 @@ impl Programs {
     /// # Errors
     /// What the kernel has against it.
     pub fn attach_listener(&self, cgroup: &File) -> Result<Links, ProgramsError> {
-        self.object.attach_all(&LISTENER, cgroup).map(Links)
+        self.object.attach_all(&LISTENER_PROGRAMS, cgroup).map(Links)
     }
 
     /// Attaches again what another program has detached; the names of those programs.

@@ -3,13 +3,13 @@
 use super::Annotations;
 
 /// The domains of roles' annotations.
-const DOMAINS: [&str; 2] = ["iam.amazonaws.com/", "eks.amazonaws.com/"];
+const ROLE_DOMAINS: [&str; 2] = ["iam.amazonaws.com/", "eks.amazonaws.com/"];
 
 /// Edits (of which a swap of neighbours is one) that make a key of another.
-const SLIPS: usize = 2;
+const MAX_EDITS: usize = 2;
 
 /// Shorter keys differ by so little that nothing follows from it.
-const LEAST: usize = 8;
+const MIN_KEY_LENGTH: usize = 8;
 
 /// The key that was probably meant by one that is not read; `None` where nothing speaks for it.
 pub fn meant<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
@@ -20,7 +20,7 @@ pub fn meant<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> Option<&
         read if read.to_ascii_lowercase() == lower => Some(0),
         // Without its domain, or with a dot in place of the slash.
         read if lower.replace('/', ".") == read.replace('/', ".") || lower == name(read) => Some(1),
-        read => by_slips(read, &lower).or_else(|| by_name(read, &lower)),
+        read => by_edits(read, &lower).or_else(|| by_name(read, &lower)),
     };
     read.into_iter()
         .filter_map(|read| Some((distance(read)?, read)))
@@ -28,19 +28,19 @@ pub fn meant<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> Option<&
         .map(|(_, read)| read)
 }
 
-/// The slips of the pen between two keys, if they are few.
-fn by_slips(read: &str, key: &str) -> Option<usize> {
-    if read.len() < LEAST || read.len().abs_diff(key.len()) > SLIPS {
+/// The edits of the pen between two keys, if they are few.
+fn by_edits(read: &str, key: &str) -> Option<usize> {
+    if read.len() < MIN_KEY_LENGTH || read.len().abs_diff(key.len()) > MAX_EDITS {
         return None;
     }
-    Some(strsim::damerau_levenshtein(read, key)).filter(|slips| *slips <= SLIPS)
+    Some(strsim::damerau_levenshtein(read, key)).filter(|edits| *edits <= MAX_EDITS)
 }
 
 /// Further than any slip: the same name, in another domain that looks like one of AWS'.
 fn by_name(read: &str, key: &str) -> Option<usize> {
     let (_, of_read) = read.rsplit_once('/').filter(|_| is_of_aws(read))?;
     let (_, of_key) = key.rsplit_once('/').filter(|_| is_of_aws(key))?;
-    (of_read == of_key).then_some(SLIPS + 1)
+    (of_read == of_key).then_some(MAX_EDITS + 1)
 }
 
 /// Whether the domain of a key looks like one of AWS'.
@@ -51,25 +51,25 @@ fn is_of_aws(key: &str) -> bool {
 
 /// Whether a key that is not read is worth keeping, to be told of: it is near one that is, or of the same domain.
 pub fn is_telling<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> bool {
-    DOMAINS.iter().any(|domain| key.starts_with(domain)) || meant(key, read).is_some()
+    ROLE_DOMAINS.iter().any(|domain| key.starts_with(domain)) || meant(key, read).is_some()
 }
 
 /// What is read of annotations, and the beginning of what looks as if it was meant to be.
 pub fn trimmed(mut annotations: Annotations, keys: &[String]) -> Annotations {
-    const LENGTH: usize = 256;
-    const TELLING: usize = 16;
+    const MAX_VALUE_LENGTH: usize = 256;
+    const MAX_UNREAD: usize = 16;
     let mut telling = 0;
     annotations.retain(|key, value| {
         if keys.contains(key) {
             return true;
         }
         // Anybody may annotate a pod, as much as they like.
-        if telling == TELLING || !is_telling(key, keys.iter().map(String::as_str)) {
+        if telling == MAX_UNREAD || !is_telling(key, keys.iter().map(String::as_str)) {
             return false;
         }
         telling += 1;
-        if value.len() > LENGTH {
-            *value = value.chars().take(LENGTH).collect();
+        if value.len() > MAX_VALUE_LENGTH {
+            *value = value.chars().take(MAX_VALUE_LENGTH).collect();
         }
         true
     });

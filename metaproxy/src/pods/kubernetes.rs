@@ -37,13 +37,13 @@ use crate::memory;
 use crate::telemetry::health::{Condition, Health, Part};
 
 /// Between two looks at whether a watch that broke has been taken up again.
-const LOOK: Duration = Duration::from_millis(500);
+const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// After a list: what else it leads to (sessions, events) has had its memory by then.
-const AFTER_LIST: Duration = Duration::from_secs(3);
+const MEMORY_RELEASE_DELAY: Duration = Duration::from_secs(3);
 
 /// Changes that are taken together where they come together.
-const BATCH: usize = 1024;
+const MAX_BATCH: usize = 1024;
 
 /// Annotations that are kept; all others are dropped before anything is stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -81,10 +81,10 @@ struct Stores {
 /// # Errors
 /// Where the API server does not say.
 pub async fn pods_of_node(api: &ApiServer, node: &str) -> Result<Vec<Pod>, String> {
-    const ENOUGH: u32 = 100;
+    const MAX_PODS: u32 = 100;
     let params = ListParams::default()
         .fields(&format!("spec.nodeName={node}"))
-        .limit(ENOUGH);
+        .limit(MAX_PODS);
     let pods = Api::<PodObject>::all(api.client());
     let found = within(PATIENCE, pods.list(&params)).await?;
     let pods = found.items.into_iter().map(Pod::from_api);
@@ -274,12 +274,12 @@ impl Kept {
 
 impl Source for Watch {
     async fn run(mut self, publish: watch::Sender<Arc<Inventory>>) {
-        let mut changes = Box::pin(self.changes().ready_chunks(BATCH));
-        let mut look = tokio::time::interval(LOOK);
+        let mut changes = Box::pin(self.changes().ready_chunks(MAX_BATCH));
+        let mut look = tokio::time::interval(POLL_INTERVAL);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut listed: Option<Instant> = None;
         loop {
-            let given_back = listed.map_or_else(Instant::now, |at| at + AFTER_LIST);
+            let given_back = listed.map_or_else(Instant::now, |at| at + MEMORY_RELEASE_DELAY);
             tokio::select! {
                 Some(batch) = changes.next() => {
                     let mut changed = false;

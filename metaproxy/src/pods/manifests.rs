@@ -24,14 +24,14 @@ use super::{Inventory, Known, Source};
 use crate::telemetry::health::{Condition, Health, Part};
 
 /// A file is read this long after the last change, so that it is not read half written.
-const SETTLE: Duration = Duration::from_millis(50);
+const SETTLE_TIME: Duration = Duration::from_millis(50);
 
 /// A file that was written to was closed.
-const WRITTEN: AccessKind = AccessKind::Close(AccessMode::Write);
+const CLOSED_AFTER_WRITE: AccessKind = AccessKind::Close(AccessMode::Write);
 
 /// The directory is looked through this often even where nothing was heard of a change: network file systems and a
 /// directory that was itself replaced tell nothing.
-const LOOK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Why the directory can't be used.
 #[derive(Debug, Error)]
@@ -198,13 +198,17 @@ impl Source for Manifests {
         let (heard, mut changes) = mpsc::channel(1);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
             // Our own looking at the directory is no change.
-            if event.is_ok_and(|event| matches!(event.kind, EventKind::Access(kind) if kind != WRITTEN)) {
+            if event.is_ok_and(
+                |event| matches!(event.kind, EventKind::Access(kind) if kind != CLOSED_AFTER_WRITE),
+            ) {
                 return;
             }
             // A change that is still waiting to be looked at stands for this one too.
             let _ = heard.try_send(());
         })
-        .inspect_err(|error| warn!("cannot watch for changes ({error}); looking every {LOOK:?} instead"))
+        .inspect_err(|error| {
+            warn!("cannot watch for changes ({error}); looking every {POLL_INTERVAL:?} instead")
+        })
         .ok();
         let mut complained = false;
         // What was read when this was opened has not been published by us, nor looked at for ambiguity.
@@ -247,7 +251,7 @@ impl Source for Manifests {
             }
             tokio::select! {
                 _ = changes.recv() => settle(&mut changes).await,
-                () = tokio::time::sleep(LOOK) => {}
+                () = tokio::time::sleep(POLL_INTERVAL) => {}
             }
         }
     }
@@ -255,9 +259,12 @@ impl Source for Manifests {
 
 /// Waits until nothing has changed for a while, so that no file is read half written.
 async fn settle(changes: &mut mpsc::Receiver<()>) {
-    let give_up = tokio::time::Instant::now() + LOOK;
+    let give_up = tokio::time::Instant::now() + POLL_INTERVAL;
     while tokio::time::Instant::now() < give_up
-        && matches!(tokio::time::timeout(SETTLE, changes.recv()).await, Ok(Some(())))
+        && matches!(
+            tokio::time::timeout(SETTLE_TIME, changes.recv()).await,
+            Ok(Some(()))
+        )
     {}
 }
 

@@ -21,10 +21,15 @@ use crate::intercept::programs::sum;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard.o"));
 
-const CONNECT: [(&str, Hook); 2] = [(names::GUARD4, Hook::Connect4), (names::GUARD6, Hook::Connect6)];
+const CONNECT_PROGRAMS: [(&str, Hook); 2] =
+    [(names::GUARD4, Hook::Connect4), (names::GUARD6, Hook::Connect6)];
 
 /// With what drops packets at the pods' sockets.
-const SOCKETS: [(&str, Hook); 3] = [CONNECT[0], CONNECT[1], (names::GUARD_SKB, Hook::Egress)];
+const SOCKET_PROGRAMS: [(&str, Hook); 3] = [
+    CONNECT_PROGRAMS[0],
+    CONNECT_PROGRAMS[1],
+    (names::GUARD_SKB, Hook::Egress),
+];
 
 /// What closes the ways round the redirection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -123,7 +128,7 @@ impl GuardPrograms {
             return Ok(None);
         }
         let mut object = BpfObject::new(OBJECT)?;
-        for (name, _) in CONNECT {
+        for (name, _) in CONNECT_PROGRAMS {
             object.load(name)?;
         }
         let uplink = match mode {
@@ -175,8 +180,8 @@ impl GuardPrograms {
     /// Attaches to the pods' cgroup.
     pub fn attach(&self, cgroup: &File) -> Result<CgroupLinks, ProgramsError> {
         let wanted = match self.level {
-            GuardLevel::Sockets => &SOCKETS[..],
-            GuardLevel::Uplinks | GuardLevel::Connect => &CONNECT[..],
+            GuardLevel::Sockets => &SOCKET_PROGRAMS[..],
+            GuardLevel::Uplinks | GuardLevel::Connect => &CONNECT_PROGRAMS[..],
         };
         self.object.attach_all(wanted, cgroup)
     }

@@ -17,10 +17,10 @@ use super::{Kept, Stores};
 use crate::pods::{Namespace, Pod, ServiceAccount};
 
 /// Form of the file; another one is not read.
-const VERSION: u32 = 2;
+const FORMAT_VERSION: u32 = 2;
 
 /// Changes that come together are written together.
-const DELAY: Duration = Duration::from_millis(500);
+const WRITE_DELAY: Duration = Duration::from_millis(500);
 
 /// What the file holds: pods, and of namespaces and service accounts those that they have.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -68,8 +68,10 @@ impl Memory {
             }
         };
         match serde_json::from_slice::<Snapshot>(&text) {
-            Ok(found) => (found.version == VERSION && found.node == self.node && found.kept == self.kept)
-                .then_some(found),
+            Ok(found) => {
+                (found.version == FORMAT_VERSION && found.node == self.node && found.kept == self.kept)
+                    .then_some(found)
+            }
             Err(error) => {
                 warn!(
                     "{} is not what an agent wrote, and is not used: {error}",
@@ -82,7 +84,7 @@ impl Memory {
 
     /// Something has changed; what is known is written a moment later.
     pub fn note(&mut self) {
-        self.due.get_or_insert_with(|| Instant::now() + DELAY);
+        self.due.get_or_insert_with(|| Instant::now() + WRITE_DELAY);
     }
 
     /// Waits until there is something to write.
@@ -105,7 +107,7 @@ impl Memory {
             accounts.contains(&(account.namespace.as_str(), account.name.as_str()))
         };
         Snapshot {
-            version: VERSION,
+            version: FORMAT_VERSION,
             node: self.node.clone(),
             kept: self.kept.clone(),
             namespaces: known

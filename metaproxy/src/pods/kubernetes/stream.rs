@@ -12,17 +12,17 @@ use serde::de::DeserializeOwned;
 use crate::apiserver::words;
 
 /// Waiting time after a first failure; doubles with each further one.
-const BACKOFF: Duration = Duration::from_millis(250);
+const MIN_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Longest waiting time after failures: pods are served with what is known, and 5,000 nodes try.
-const MAX_BACKOFF: Duration = Duration::from_secs(8);
+const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(8);
 
 /// A watch that has not failed for this long has recovered; longer than the longest wait
 /// and than what most attempts take.
-const HELD: Duration = Duration::from_secs(60);
+const RECOVERY_TIME: Duration = Duration::from_secs(60);
 
 /// For each object of a list, the first one included.
-const LIST: Duration = Duration::from_secs(90);
+const LIST_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Events, and failures in words.
 pub type Events<K> = Pin<Box<dyn Stream<Item = Result<Event<K>, String>> + Send>>;
@@ -48,7 +48,7 @@ where
         let next = state.watcher.next();
         // A list may begin, and then never end; a watch is looked after by kube.
         let next = match state.is_listing {
-            true => tokio::time::timeout(LIST, next).await,
+            true => tokio::time::timeout(LIST_TIMEOUT, next).await,
             false => Ok(next.await),
         };
         let failure = match next {
@@ -66,7 +66,10 @@ where
                 let listed = state.is_listing;
                 (state.watcher, state.is_listing) = (begin(), true);
                 if listed {
-                    format!("the API server did not tell them within {} s", LIST.as_secs())
+                    format!(
+                        "the API server did not tell them within {} s",
+                        LIST_TIMEOUT.as_secs()
+                    )
                 } else {
                     "the watch has ended".to_owned()
                 }
@@ -119,12 +122,12 @@ impl Pause {
     /// Nodes do not come all at once.
     fn after_failure(&mut self) -> Duration {
         let now = Instant::now();
-        if self.last.is_some_and(|last| now - last >= HELD) {
+        if self.last.is_some_and(|last| now - last >= RECOVERY_TIME) {
             self.failures = 0;
         }
-        let longest = BACKOFF
+        let longest = MIN_RETRY_INTERVAL
             .saturating_mul(1 << self.failures.min(16))
-            .min(MAX_BACKOFF);
+            .min(MAX_RETRY_INTERVAL);
         self.failures += 1;
         self.last = Some(now);
         longest.mul_f64(0.5 + 0.5 * fastrand::f64())
@@ -144,7 +147,7 @@ mod tests {
             waits[7] >= 4.0 && waits.iter().all(|wait| *wait <= 8.0),
             "{waits:?}"
         );
-        pause.last = pause.last.and_then(|last| last.checked_sub(HELD));
+        pause.last = pause.last.and_then(|last| last.checked_sub(RECOVERY_TIME));
         assert!(pause.after_failure().as_secs_f64() <= 0.25);
     }
 
