@@ -28,7 +28,7 @@ use self::change::{Change, of, of_account, of_namespace, of_pod, sound, tells};
 use self::snapshot::{Memory, Snapshot};
 use self::store::Store;
 use self::stream::events;
-use self::watch_health::{Kind, WatchHealth};
+use self::watch_health::{WatchHealth, WatchedKind};
 use super::annotations::trimmed;
 use super::api::PodObject;
 use super::{Inventory, Namespace, Pod, PodUid, ServiceAccount, Source};
@@ -47,7 +47,7 @@ const MAX_BATCH: usize = 1024;
 
 /// Annotations that are kept; all others are dropped before anything is stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
-pub struct Kept {
+pub struct KeptAnnotations {
     /// Of pods.
     pub pods: Vec<String>,
     /// Of namespaces; none where they are not asked.
@@ -61,9 +61,9 @@ pub struct Kept {
 pub struct Watch {
     api: ApiServer,
     node: String,
-    kept: Kept,
+    kept: KeptAnnotations,
     known: Stores,
-    troubles: WatchHealth,
+    watch_health: WatchHealth,
     memory: Memory,
     health: Health,
 }
@@ -93,16 +93,22 @@ pub async fn pods_of_node(api: &ApiServer, node: &str) -> Result<Vec<Pod>, Strin
 
 impl Watch {
     /// The parts of the agent that watches report about.
-    pub fn parts(kept: &Kept) -> Vec<Part> {
-        Kind::ALL
+    pub fn parts(kept: &KeptAnnotations) -> Vec<Part> {
+        WatchedKind::ALL
             .into_iter()
-            .filter(|kind| kept.asks(*kind))
-            .map(Kind::part)
+            .filter(|kind| kept.watches(*kind))
+            .map(WatchedKind::part)
             .collect()
     }
 
     /// With what the runtime directory remembers of this node's pods.
-    pub fn open(api: ApiServer, node: String, kept: Kept, runtime_dir: &Path, health: Health) -> Self {
+    pub fn open(
+        api: ApiServer,
+        node: String,
+        kept: KeptAnnotations,
+        runtime_dir: &Path,
+        health: Health,
+    ) -> Self {
         let memory = Memory::new(runtime_dir, node.clone(), kept.clone());
         let mut known = Stores::default();
         if let Some(Snapshot {
@@ -129,7 +135,7 @@ impl Watch {
             node,
             kept,
             known,
-            troubles: WatchHealth::default(),
+            watch_health: WatchHealth::default(),
             memory,
             health,
         };
@@ -151,20 +157,20 @@ impl Watch {
         let mine = format!("spec.nodeName={}", self.node);
         let pods = events(Api::<PodObject>::all(client.clone()), config().fields(&mine));
         let keys = self.kept.pods.clone();
-        let pods = of(pods, Kind::Pods, Change::Pod, move |pod| {
+        let pods = of(pods, WatchedKind::Pods, Change::Pod, move |pod| {
             Pod::from_api(pod).map(|pod| Pod {
                 annotations: trimmed(pod.annotations, &keys),
                 ..pod
             })
         });
         let mut streams = vec![pods];
-        if self.kept.asks(Kind::Namespaces) {
+        if self.kept.watches(WatchedKind::Namespaces) {
             let keys = self.kept.namespaces.clone();
             let api = Api::<PartialObjectMeta<v1::Namespace>>::all(client.clone());
             let namespaces = events(api, config());
             streams.push(of(
                 namespaces,
-                Kind::Namespaces,
+                WatchedKind::Namespaces,
                 Change::Namespace,
                 move |object| {
                     Namespace::from_api(object.metadata).map(|namespace| Namespace {
@@ -174,13 +180,13 @@ impl Watch {
                 },
             ));
         }
-        if self.kept.asks(Kind::ServiceAccounts) {
+        if self.kept.watches(WatchedKind::ServiceAccounts) {
             let keys = self.kept.service_accounts.clone();
             let api = Api::<PartialObjectMeta<v1::ServiceAccount>>::all(client);
             let accounts = events(api, config());
             streams.push(of(
                 accounts,
-                Kind::ServiceAccounts,
+                WatchedKind::ServiceAccounts,
                 Change::ServiceAccount,
                 move |object| {
                     ServiceAccount::from_api(object.metadata).map(|account| ServiceAccount {
@@ -197,14 +203,14 @@ impl Watch {
     fn take(&mut self, change: Change) -> bool {
         let (kind, tells, changed) = match change {
             Change::Pod(event) => (
-                Kind::Pods,
+                WatchedKind::Pods,
                 tells(&event),
                 self.known.pods.take(sound(event), of_pod),
             ),
             Change::Namespace(event) => {
                 let tells = tells(&event);
                 (
-                    Kind::Namespaces,
+                    WatchedKind::Namespaces,
                     tells,
                     self.known.namespaces.take(sound(event), of_namespace),
                 )
@@ -212,43 +218,46 @@ impl Watch {
             Change::ServiceAccount(event) => {
                 let tells = tells(&event);
                 let changed = self.known.service_accounts.take(sound(event), of_account);
-                (Kind::ServiceAccounts, tells, changed)
+                (WatchedKind::ServiceAccounts, tells, changed)
             }
             Change::Failed(kind, error) => {
-                self.troubles.note(kind, error);
+                self.watch_health.note(kind, error);
                 return false;
             }
         };
         if tells {
-            self.troubles.works(kind);
+            self.watch_health.works(kind);
         }
         changed
     }
 
-    fn is_synced(&self, kind: Kind) -> bool {
+    fn is_synced(&self, kind: WatchedKind) -> bool {
         match kind {
-            Kind::Pods => self.known.pods.is_synced(),
-            Kind::Namespaces => self.known.namespaces.is_synced(),
-            Kind::ServiceAccounts => self.known.service_accounts.is_synced(),
+            WatchedKind::Pods => self.known.pods.is_synced(),
+            WatchedKind::Namespaces => self.known.namespaces.is_synced(),
+            WatchedKind::ServiceAccounts => self.known.service_accounts.is_synced(),
         }
     }
 
-    fn is_remembered(&self, kind: Kind) -> bool {
+    fn is_remembered(&self, kind: WatchedKind) -> bool {
         match kind {
-            Kind::Pods => self.known.pods.is_remembered(),
-            Kind::Namespaces => self.known.namespaces.is_remembered(),
-            Kind::ServiceAccounts => self.known.service_accounts.is_remembered(),
+            WatchedKind::Pods => self.known.pods.is_remembered(),
+            WatchedKind::Namespaces => self.known.namespaces.is_remembered(),
+            WatchedKind::ServiceAccounts => self.known.service_accounts.is_remembered(),
         }
     }
 
     fn report(&self) {
-        for kind in Kind::ALL.into_iter().filter(|kind| self.kept.asks(*kind)) {
-            let trouble = self.troubles.of(kind);
-            let why = trouble.map_or_else(
+        for kind in WatchedKind::ALL
+            .into_iter()
+            .filter(|kind| self.kept.watches(*kind))
+        {
+            let failure = self.watch_health.of(kind);
+            let why = failure.map_or_else(
                 || "the API server has not told them yet".to_owned(),
                 ToString::to_string,
             );
-            let condition = if self.is_synced(kind) && trouble.is_none() {
+            let condition = if self.is_synced(kind) && failure.is_none() {
                 Condition::Fine
             } else if self.is_synced(kind) {
                 Condition::Degraded(format!("{why}; what was known stays in force"))
@@ -262,12 +271,12 @@ impl Watch {
     }
 }
 
-impl Kept {
-    fn asks(&self, kind: Kind) -> bool {
+impl KeptAnnotations {
+    fn watches(&self, kind: WatchedKind) -> bool {
         match kind {
-            Kind::Pods => true,
-            Kind::Namespaces => !self.namespaces.is_empty(),
-            Kind::ServiceAccounts => !self.service_accounts.is_empty(),
+            WatchedKind::Pods => true,
+            WatchedKind::Namespaces => !self.namespaces.is_empty(),
+            WatchedKind::ServiceAccounts => !self.service_accounts.is_empty(),
         }
     }
 }
@@ -298,8 +307,8 @@ impl Source for Watch {
                     }
                     self.report();
                 }
-                _ = look.tick(), if !self.troubles.is_empty() => {
-                    self.troubles.recover(&self.api);
+                _ = look.tick(), if !self.watch_health.is_empty() => {
+                    self.watch_health.recover(&self.api);
                     self.report();
                 }
                 () = self.memory.due() => self.memory.write(&self.known).await,

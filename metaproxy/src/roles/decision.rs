@@ -9,7 +9,7 @@ use super::policy::Candidate;
 use super::reason::{Allowance, AlsoAsked, Reason, RoleSource};
 use super::session::{SessionRules, SessionShape};
 use super::web_identity::{self, ROLE_KEY, WebIdentity};
-use crate::pods::kubernetes::Kept;
+use crate::pods::kubernetes::KeptAnnotations;
 use crate::pods::{Inventory, Known, Mirror, Namespace, Pod, PodUid, ServiceAccount};
 
 /// The annotations that are read.
@@ -116,13 +116,13 @@ impl Decision {
 
 impl Rules {
     /// The annotations that decide, by what they stand on; none where that is not asked.
-    pub fn kept(&self) -> Kept {
+    pub fn kept(&self) -> KeptAnnotations {
         let keys = &self.keys;
         let only = |is_asked: bool, keys: &[&str]| {
             let keys = keys.iter().map(|key| (*key).to_owned());
             if is_asked { keys.collect() } else { Vec::new() }
         };
-        Kept {
+        KeptAnnotations {
             pods: only(true, &[&keys.role, &keys.external_id, &keys.session_name]),
             namespaces: only(self.namespaces.required, &[&keys.permitted, &keys.allowed_roles]),
             service_accounts: only(self.web_identity, &web_identity::KEYS),

@@ -7,7 +7,7 @@ use kube::runtime::watcher::Event;
 use tracing::warn;
 
 use super::stream::Events;
-use super::watch_health::Kind;
+use super::watch_health::WatchedKind;
 use crate::pods::{Namespace, Pod, PodUid, Problem, ServiceAccount};
 
 /// Something that a watch tells.
@@ -16,7 +16,7 @@ pub enum Change {
     Pod(Event<Result<Pod, Problem>>),
     Namespace(Event<Result<Namespace, Problem>>),
     ServiceAccount(Event<Result<ServiceAccount, Problem>>),
-    Failed(Kind, String),
+    Failed(WatchedKind, String),
 }
 
 impl Change {
@@ -36,7 +36,7 @@ pub type Changes = Pin<Box<dyn Stream<Item = Change> + Send>>;
 /// What a watch tells, trimmed to what is used.
 pub fn of<K: 'static, T: 'static>(
     events: Events<K>,
-    kind: Kind,
+    kind: WatchedKind,
     change: fn(Event<Result<T, Problem>>) -> Change,
     mut trim: impl FnMut(K) -> Result<T, Problem> + Send + 'static,
 ) -> Changes {

@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 use tracing::warn;
 
-use super::{Kept, Stores};
+use super::{KeptAnnotations, Stores};
 use crate::pods::{Namespace, Pod, ServiceAccount};
 
 /// Form of the file; another one is not read.
@@ -27,7 +27,7 @@ const WRITE_DELAY: Duration = Duration::from_millis(500);
 pub struct Snapshot {
     version: u32,
     node: String,
-    kept: Kept,
+    kept: KeptAnnotations,
     pub pods: Vec<Pod>,
     /// None where they were not known either.
     pub namespaces: Option<Vec<Namespace>>,
@@ -39,13 +39,13 @@ pub struct Snapshot {
 pub struct Memory {
     path: PathBuf,
     node: String,
-    kept: Kept,
+    kept: KeptAnnotations,
     due: Option<Instant>,
     complained: bool,
 }
 
 impl Memory {
-    pub fn new(runtime_dir: &Path, node: String, kept: Kept) -> Self {
+    pub fn new(runtime_dir: &Path, node: String, kept: KeptAnnotations) -> Self {
         remove_remains(runtime_dir);
         Self {
             path: runtime_dir.join("pods.json"),
@@ -200,8 +200,8 @@ mod tests {
     use kube::runtime::watcher::Event;
     use std::os::unix::fs::PermissionsExt as _;
 
-    fn kept() -> Kept {
-        Kept {
+    fn kept() -> KeptAnnotations {
+        KeptAnnotations {
             pods: vec!["role".to_owned()],
             namespaces: vec!["permitted".to_owned()],
             service_accounts: Vec::new(),
@@ -269,12 +269,12 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_this_nodes_or_was_kept_for_other_flags_is_not_used() {
         let dir = tempfile::tempdir().unwrap();
-        let memory = |node: &str, kept: Kept| Memory::new(dir.path(), node.to_owned(), kept);
+        let memory = |node: &str, kept: KeptAnnotations| Memory::new(dir.path(), node.to_owned(), kept);
         let mut first = memory("node1", kept());
         first.write(&stores()).await;
         assert!(memory("node1", kept()).recall().is_some());
         assert!(memory("node2", kept()).recall().is_none());
-        let other = Kept {
+        let other = KeptAnnotations {
             pods: vec!["another".to_owned()],
             ..kept()
         };

@@ -10,13 +10,13 @@ use crate::telemetry::health::Part;
 
 /// What a watch is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
+pub enum WatchedKind {
     Pods,
     Namespaces,
     ServiceAccounts,
 }
 
-impl Kind {
+impl WatchedKind {
     pub const ALL: [Self; 3] = [Self::Pods, Self::Namespaces, Self::ServiceAccounts];
 
     /// The part of the agent that it is.
@@ -41,7 +41,7 @@ impl Kind {
 /// A watch that has failed and is not known to work again.
 #[derive(Debug)]
 pub struct WatchFailure {
-    kind: Kind,
+    kind: WatchedKind,
     since: SystemTime,
     last: Instant,
     error: String,
@@ -58,7 +58,7 @@ impl fmt::Display for WatchFailure {
     }
 }
 
-fn tell_recovery(kind: Kind) {
+fn tell_recovery(kind: WatchedKind) {
     info!("watching {} works again", kind.resource());
 }
 
@@ -73,17 +73,17 @@ impl WatchHealth {
     }
 
     /// That of a watch.
-    pub fn of(&self, kind: Kind) -> Option<&WatchFailure> {
-        self.0.iter().find(|trouble| trouble.kind == kind)
+    pub fn of(&self, kind: WatchedKind) -> Option<&WatchFailure> {
+        self.0.iter().find(|failure| failure.kind == kind)
     }
 
     /// A watch has failed.
-    pub fn note(&mut self, kind: Kind, error: String) {
+    pub fn note(&mut self, kind: WatchedKind, error: String) {
         let last = Instant::now();
-        if let Some(trouble) = self.0.iter_mut().find(|trouble| trouble.kind == kind) {
+        if let Some(failure) = self.0.iter_mut().find(|failure| failure.kind == kind) {
             debug!("watching {} has failed again: {error}", kind.resource());
-            trouble.last = last;
-            trouble.error = error;
+            failure.last = last;
+            failure.error = error;
             return;
         }
         warn!(
@@ -99,22 +99,22 @@ impl WatchHealth {
     }
 
     /// A watch tells something.
-    pub fn works(&mut self, kind: Kind) {
+    pub fn works(&mut self, kind: WatchedKind) {
         let before = self.0.len();
-        self.0.retain(|trouble| trouble.kind != kind);
+        self.0.retain(|failure| failure.kind != kind);
         if self.0.len() < before {
             tell_recovery(kind);
         }
     }
 
-    /// Drops the troubles of watches that were answered since.
+    /// Drops the watch_health of watches that were answered since.
     pub fn recover(&mut self, api: &ApiServer) {
-        self.0.retain(|trouble| {
+        self.0.retain(|failure| {
             let works = api
-                .answered(trouble.kind.resource())
-                .is_some_and(|answered| answered > trouble.last);
+                .answered(failure.kind.resource())
+                .is_some_and(|answered| answered > failure.last);
             if works {
-                tell_recovery(trouble.kind);
+                tell_recovery(failure.kind);
             }
             !works
         });
