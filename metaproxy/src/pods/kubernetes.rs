@@ -25,7 +25,7 @@ use tokio::time::Instant;
 use tracing::info;
 
 use self::change::{Change, of, of_account, of_namespace, of_pod, sound, tells};
-use self::snapshot::{Memory, Snapshot};
+use self::snapshot::{Snapshot, SnapshotFile};
 use self::store::Store;
 use self::stream::events;
 use self::watch_health::{WatchHealth, WatchedKind};
@@ -64,7 +64,7 @@ pub struct Watch {
     kept: KeptAnnotations,
     known: Stores,
     watch_health: WatchHealth,
-    memory: Memory,
+    snapshot_file: SnapshotFile,
     health: Health,
 }
 
@@ -109,14 +109,14 @@ impl Watch {
         runtime_dir: &Path,
         health: Health,
     ) -> Self {
-        let memory = Memory::new(runtime_dir, node.clone(), kept.clone());
+        let snapshot_file = SnapshotFile::new(runtime_dir, node.clone(), kept.clone());
         let mut known = Stores::default();
         if let Some(Snapshot {
             pods,
             namespaces,
             service_accounts,
             ..
-        }) = memory.recall()
+        }) = snapshot_file.load()
         {
             info!(
                 pods = pods.len(),
@@ -136,7 +136,7 @@ impl Watch {
             kept,
             known,
             watch_health: WatchHealth::default(),
-            memory,
+            snapshot_file,
             health,
         };
         watch.report();
@@ -303,7 +303,7 @@ impl Source for Watch {
                         if publish.send(inventory).is_err() {
                             return;
                         }
-                        self.memory.note();
+                        self.snapshot_file.schedule();
                     }
                     self.report();
                 }
@@ -311,7 +311,7 @@ impl Source for Watch {
                     self.watch_health.recover(&self.api);
                     self.report();
                 }
-                () = self.memory.due() => self.memory.write(&self.known).await,
+                () = self.snapshot_file.due() => self.snapshot_file.write(&self.known).await,
                 () = tokio::time::sleep_until(given_back), if listed.is_some() => {
                     listed = None;
                     // It reads files and takes the heap's lock. Nobody waits for its end.

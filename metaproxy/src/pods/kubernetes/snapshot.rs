@@ -36,7 +36,7 @@ pub struct Snapshot {
 
 /// The file.
 #[derive(Debug)]
-pub struct Memory {
+pub struct SnapshotFile {
     path: PathBuf,
     node: String,
     kept: KeptAnnotations,
@@ -44,7 +44,7 @@ pub struct Memory {
     complained: bool,
 }
 
-impl Memory {
+impl SnapshotFile {
     pub fn new(runtime_dir: &Path, node: String, kept: KeptAnnotations) -> Self {
         remove_remains(runtime_dir);
         Self {
@@ -58,7 +58,7 @@ impl Memory {
 
     /// What the last run knew; none where it was another node's, or knew less than is asked now: an annotation that was
     /// not kept must not look like one that is not there.
-    pub fn recall(&self) -> Option<Snapshot> {
+    pub fn load(&self) -> Option<Snapshot> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
@@ -83,7 +83,7 @@ impl Memory {
     }
 
     /// Something has changed; what is known is written a moment later.
-    pub fn note(&mut self) {
+    pub fn schedule(&mut self) {
         self.due.get_or_insert_with(|| Instant::now() + WRITE_DELAY);
     }
 
@@ -123,14 +123,14 @@ impl Memory {
     }
 
     /// Writes what is known; nothing, before the pods are known from the API server. A file system that is full or gone
-    /// costs nothing but the memory.
+    /// costs nothing but the file.
     pub async fn write(&mut self, known: &Stores) {
         self.due = None;
         if !known.pods.is_synced() {
             return;
         }
-        let (path, remembered) = (self.path.clone(), self.snapshot(known));
-        let written = tokio::task::spawn_blocking(move || write(&path, &remembered)).await;
+        let (path, snapshot) = (self.path.clone(), self.snapshot(known));
+        let written = tokio::task::spawn_blocking(move || write(&path, &snapshot)).await;
         let error = match written {
             Ok(Ok(())) => {
                 self.complained = false;
@@ -172,7 +172,7 @@ fn picked<T: Clone>(all: impl Iterator<Item = Arc<T>>, is_wanted: impl Fn(&T) ->
 }
 
 /// Whole or not at all; another instance may write it too.
-fn write(path: &Path, remembered: &Snapshot) -> io::Result<()> {
+fn write(path: &Path, snapshot: &Snapshot) -> io::Result<()> {
     if let Some(dir) = path.parent() {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
     }
@@ -183,7 +183,7 @@ fn write(path: &Path, remembered: &Snapshot) -> io::Result<()> {
             .create_new(true)
             .mode(0o600)
             .open(&aside)?;
-        file.write_all(&serde_json::to_vec(remembered)?)?;
+        file.write_all(&serde_json::to_vec(snapshot)?)?;
         fs::rename(&aside, path)
     })();
     if result.is_err() {
@@ -247,17 +247,19 @@ mod tests {
     async fn what_pods_of_the_node_need_is_there_again_after_a_restart_and_nothing_else() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
-        let mut memory = Memory::new(&run, "node1".to_owned(), kept());
-        assert!(memory.recall().is_none());
-        memory.note();
-        memory.due().await;
-        memory.write(&stores()).await;
-        let again = Memory::new(&run, "node1".to_owned(), kept()).recall().unwrap();
+        let mut file = SnapshotFile::new(&run, "node1".to_owned(), kept());
+        assert!(file.load().is_none());
+        file.schedule();
+        file.due().await;
+        file.write(&stores()).await;
+        let again = SnapshotFile::new(&run, "node1".to_owned(), kept())
+            .load()
+            .unwrap();
         assert_eq!(again.pods, [pod("a", "apps")]);
         let (namespaces, accounts) = (again.namespaces.unwrap(), again.service_accounts.unwrap());
         assert_eq!((namespaces.len(), namespaces[0].name.as_str()), (1, "apps"));
         assert_eq!((accounts.len(), accounts[0].name.as_str()), (1, "sa"));
-        let mode = fs::metadata(&memory.path).unwrap().permissions().mode() & 0o777;
+        let mode = fs::metadata(&file.path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode, 0o600);
         assert_eq!(
             fs::read_dir(&run).unwrap().count(),
@@ -269,37 +271,37 @@ mod tests {
     #[tokio::test]
     async fn what_is_not_this_nodes_or_was_kept_for_other_flags_is_not_used() {
         let dir = tempfile::tempdir().unwrap();
-        let memory = |node: &str, kept: KeptAnnotations| Memory::new(dir.path(), node.to_owned(), kept);
-        let mut first = memory("node1", kept());
+        let file = |node: &str, kept: KeptAnnotations| SnapshotFile::new(dir.path(), node.to_owned(), kept);
+        let mut first = file("node1", kept());
         first.write(&stores()).await;
-        assert!(memory("node1", kept()).recall().is_some());
-        assert!(memory("node2", kept()).recall().is_none());
+        assert!(file("node1", kept()).load().is_some());
+        assert!(file("node2", kept()).load().is_none());
         let other = KeptAnnotations {
             pods: vec!["another".to_owned()],
             ..kept()
         };
-        assert!(memory("node1", other).recall().is_none());
+        assert!(file("node1", other).load().is_none());
         fs::write(&first.path, "{").unwrap();
-        assert!(memory("node1", kept()).recall().is_none());
+        assert!(file("node1", kept()).load().is_none());
     }
 
     #[tokio::test]
     async fn nothing_is_written_before_the_api_server_has_told_the_pods() {
         let dir = tempfile::tempdir().unwrap();
-        let mut memory = Memory::new(dir.path(), "node1".to_owned(), kept());
-        memory.write(&Stores::default()).await;
-        assert!(memory.recall().is_none());
+        let mut file = SnapshotFile::new(dir.path(), "node1".to_owned(), kept());
+        file.write(&Stores::default()).await;
+        assert!(file.load().is_none());
     }
 
     #[tokio::test]
     async fn what_was_never_told_is_not_remembered_as_nothing() {
         let dir = tempfile::tempdir().unwrap();
-        let mut memory = Memory::new(dir.path(), "node1".to_owned(), kept());
+        let mut file = SnapshotFile::new(dir.path(), "node1".to_owned(), kept());
         let untold = Stores {
             namespaces: Store::default(),
             ..stores()
         };
-        memory.write(&untold).await;
-        assert_eq!(memory.recall().unwrap().namespaces, None);
+        file.write(&untold).await;
+        assert_eq!(file.load().unwrap().namespaces, None);
     }
 }
