@@ -122,12 +122,12 @@ impl Watch {
                 pods = pods.len(),
                 "until the API server tells the pods, those of the last run are served"
             );
-            known.pods = Store::remembered(pods.into_iter().map(of_pod));
+            known.pods = Store::from_last_run(pods.into_iter().map(of_pod));
             if let Some(namespaces) = namespaces {
-                known.namespaces = Store::remembered(namespaces.into_iter().map(of_namespace));
+                known.namespaces = Store::from_last_run(namespaces.into_iter().map(of_namespace));
             }
             if let Some(accounts) = service_accounts {
-                known.service_accounts = Store::remembered(accounts.into_iter().map(of_account));
+                known.service_accounts = Store::from_last_run(accounts.into_iter().map(of_account));
             }
         }
         let watch = Self {
@@ -200,24 +200,24 @@ impl Watch {
     }
 
     /// Takes a change; whether anything that counts is different now.
-    fn take(&mut self, change: Change) -> bool {
+    fn apply(&mut self, change: Change) -> bool {
         let (kind, tells, changed) = match change {
             Change::Pod(event) => (
                 WatchedKind::Pods,
                 tells(&event),
-                self.known.pods.take(sound(event), of_pod),
+                self.known.pods.apply(sound(event), of_pod),
             ),
             Change::Namespace(event) => {
                 let tells = tells(&event);
                 (
                     WatchedKind::Namespaces,
                     tells,
-                    self.known.namespaces.take(sound(event), of_namespace),
+                    self.known.namespaces.apply(sound(event), of_namespace),
                 )
             }
             Change::ServiceAccount(event) => {
                 let tells = tells(&event);
-                let changed = self.known.service_accounts.take(sound(event), of_account);
+                let changed = self.known.service_accounts.apply(sound(event), of_account);
                 (WatchedKind::ServiceAccounts, tells, changed)
             }
             Change::Failed(kind, error) => {
@@ -239,11 +239,11 @@ impl Watch {
         }
     }
 
-    fn is_remembered(&self, kind: WatchedKind) -> bool {
+    fn is_from_last_run(&self, kind: WatchedKind) -> bool {
         match kind {
-            WatchedKind::Pods => self.known.pods.is_remembered(),
-            WatchedKind::Namespaces => self.known.namespaces.is_remembered(),
-            WatchedKind::ServiceAccounts => self.known.service_accounts.is_remembered(),
+            WatchedKind::Pods => self.known.pods.is_from_last_run(),
+            WatchedKind::Namespaces => self.known.namespaces.is_from_last_run(),
+            WatchedKind::ServiceAccounts => self.known.service_accounts.is_from_last_run(),
         }
     }
 
@@ -261,7 +261,7 @@ impl Watch {
                 Condition::Fine
             } else if self.is_synced(kind) {
                 Condition::Degraded(format!("{why}; what was known stays in force"))
-            } else if self.is_remembered(kind) {
+            } else if self.is_from_last_run(kind) {
                 Condition::Degraded(format!("{why}; those of the last run are served"))
             } else {
                 Condition::Failing(why)
@@ -296,7 +296,7 @@ impl Source for Watch {
                         if change.ends_list() {
                             listed = Some(Instant::now());
                         }
-                        changed |= self.take(change);
+                        changed |= self.apply(change);
                     }
                     if changed {
                         let inventory = Arc::new(self.inventory());

@@ -219,8 +219,8 @@ mod tests {
 
     fn stores() -> Stores {
         let mut pods = Store::default();
-        pods.take(Some(Event::InitApply(pod("a", "apps"))), of_pod);
-        pods.take(Some(Event::InitDone), of_pod);
+        pods.apply(Some(Event::InitApply(pod("a", "apps"))), of_pod);
+        pods.apply(Some(Event::InitDone), of_pod);
         let namespace = |name: &str| Namespace {
             name: name.to_owned(),
             annotations: [("permitted".to_owned(), ".*".to_owned())].into(),
@@ -232,12 +232,12 @@ mod tests {
         };
         Stores {
             pods,
-            namespaces: Store::remembered(
+            namespaces: Store::from_last_run(
                 [namespace("apps"), namespace("other")]
                     .into_iter()
                     .map(of_namespace),
             ),
-            service_accounts: Store::remembered(
+            service_accounts: Store::from_last_run(
                 [account("sa"), account("other")].into_iter().map(of_account),
             ),
         }

@@ -11,15 +11,15 @@ use kube::runtime::watcher::Event;
 pub struct Store<K, T> {
     current: HashMap<K, Arc<T>>,
     incoming: Option<HashMap<K, Arc<T>>>,
-    origin: Origin,
+    state: StoreState,
 }
 
 /// Where the objects come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Origin {
-    Nowhere,
+enum StoreState {
+    Unknown,
     LastRun,
-    ApiServer,
+    Synced,
 }
 
 impl<K, T> Default for Store<K, T> {
@@ -27,23 +27,23 @@ impl<K, T> Default for Store<K, T> {
         Self {
             current: HashMap::new(),
             incoming: None,
-            origin: Origin::Nowhere,
+            state: StoreState::Unknown,
         }
     }
 }
 
 impl<K: Eq + Hash, T: PartialEq> Store<K, T> {
     /// With what the last run knew.
-    pub fn remembered(objects: impl Iterator<Item = (K, T)>) -> Self {
+    pub fn from_last_run(objects: impl Iterator<Item = (K, T)>) -> Self {
         Self {
             current: objects.map(|(key, object)| (key, Arc::new(object))).collect(),
             incoming: None,
-            origin: Origin::LastRun,
+            state: StoreState::LastRun,
         }
     }
 
     /// Takes an event; whether anything is different now.
-    pub fn take(&mut self, event: Option<Event<T>>, keyed: impl Fn(T) -> (K, T)) -> bool {
+    pub fn apply(&mut self, event: Option<Event<T>>, keyed: impl Fn(T) -> (K, T)) -> bool {
         match event {
             None => false,
             Some(Event::Init) => {
@@ -60,9 +60,9 @@ impl<K: Eq + Hash, T: PartialEq> Store<K, T> {
             Some(Event::InitDone) => {
                 let listed = self.incoming.take().unwrap_or_default();
                 // Known for the first time counts, also where there is nothing.
-                let changed = self.origin != Origin::ApiServer || listed != self.current;
+                let changed = self.state != StoreState::Synced || listed != self.current;
                 self.current = listed;
-                self.origin = Origin::ApiServer;
+                self.state = StoreState::Synced;
                 changed
             }
             Some(Event::Apply(object)) => {
@@ -87,17 +87,17 @@ impl<K: Eq + Hash, T: PartialEq> Store<K, T> {
 
     /// Whether the API server has told them.
     pub fn is_synced(&self) -> bool {
-        self.origin == Origin::ApiServer
+        self.state == StoreState::Synced
     }
 
     /// Whether they are known at all.
     pub fn is_known(&self) -> bool {
-        self.origin != Origin::Nowhere
+        self.state != StoreState::Unknown
     }
 
     /// Whether they are those of the last run.
-    pub fn is_remembered(&self) -> bool {
-        self.origin == Origin::LastRun
+    pub fn is_from_last_run(&self) -> bool {
+        self.state == StoreState::LastRun
     }
 }
 
@@ -119,7 +119,7 @@ mod tests {
             Event::Apply(word) => Event::Apply(word.to_owned()),
             Event::Delete(word) => Event::Delete(word.to_owned()),
         };
-        store.take(Some(owned), keyed)
+        store.apply(Some(owned), keyed)
     }
 
     fn words(store: &Words) -> Vec<String> {
@@ -130,8 +130,8 @@ mod tests {
 
     #[test]
     fn a_list_counts_when_it_is_whole_and_what_was_known_stays_until_then() {
-        let mut store = Words::remembered(["old".to_owned(), "kept".to_owned()].into_iter().map(keyed));
-        assert!(store.is_remembered() && !store.is_synced());
+        let mut store = Words::from_last_run(["old".to_owned(), "kept".to_owned()].into_iter().map(keyed));
+        assert!(store.is_from_last_run() && !store.is_synced());
         assert!(!take(&mut store, Event::Init));
         assert!(!take(&mut store, Event::InitApply("kept")));
         assert!(!take(&mut store, Event::InitApply("new")));
@@ -162,6 +162,6 @@ mod tests {
         assert!(take(&mut store, Event::Delete("a2")));
         assert!(!take(&mut store, Event::Init));
         assert!(!take(&mut store, Event::InitDone), "still nothing");
-        assert!(!store.take(None, keyed));
+        assert!(!store.apply(None, keyed));
     }
 }
