@@ -24,7 +24,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tracing::info;
 
-use self::change::{Change, of, of_account, of_namespace, of_pod, sound, tells};
+use self::change::{Change, is_answer, keyed_account, keyed_namespace, keyed_pod, usable};
 use self::snapshot::{Snapshot, SnapshotFile};
 use self::store::Store;
 use self::stream::events;
@@ -122,12 +122,12 @@ impl Watch {
                 pods = pods.len(),
                 "until the API server tells the pods, those of the last run are served"
             );
-            known.pods = Store::from_last_run(pods.into_iter().map(of_pod));
+            known.pods = Store::from_last_run(pods.into_iter().map(keyed_pod));
             if let Some(namespaces) = namespaces {
-                known.namespaces = Store::from_last_run(namespaces.into_iter().map(of_namespace));
+                known.namespaces = Store::from_last_run(namespaces.into_iter().map(keyed_namespace));
             }
             if let Some(accounts) = service_accounts {
-                known.service_accounts = Store::from_last_run(accounts.into_iter().map(of_account));
+                known.service_accounts = Store::from_last_run(accounts.into_iter().map(keyed_account));
             }
         }
         let watch = Self {
@@ -157,7 +157,7 @@ impl Watch {
         let mine = format!("spec.nodeName={}", self.node);
         let pods = events(Api::<PodObject>::all(client.clone()), config().fields(&mine));
         let keys = self.kept.pods.clone();
-        let pods = of(pods, WatchedKind::Pods, Change::Pod, move |pod| {
+        let pods = change::changes(pods, WatchedKind::Pods, Change::Pod, move |pod| {
             Pod::from_api(pod).map(|pod| Pod {
                 annotations: trimmed(pod.annotations, &keys),
                 ..pod
@@ -168,7 +168,7 @@ impl Watch {
             let keys = self.kept.namespaces.clone();
             let api = Api::<PartialObjectMeta<v1::Namespace>>::all(client.clone());
             let namespaces = events(api, config());
-            streams.push(of(
+            streams.push(change::changes(
                 namespaces,
                 WatchedKind::Namespaces,
                 Change::Namespace,
@@ -184,7 +184,7 @@ impl Watch {
             let keys = self.kept.service_accounts.clone();
             let api = Api::<PartialObjectMeta<v1::ServiceAccount>>::all(client);
             let accounts = events(api, config());
-            streams.push(of(
+            streams.push(change::changes(
                 accounts,
                 WatchedKind::ServiceAccounts,
                 Change::ServiceAccount,
@@ -201,31 +201,31 @@ impl Watch {
 
     /// Takes a change; whether anything that counts is different now.
     fn apply(&mut self, change: Change) -> bool {
-        let (kind, tells, changed) = match change {
+        let (kind, is_answer, changed) = match change {
             Change::Pod(event) => (
                 WatchedKind::Pods,
-                tells(&event),
-                self.known.pods.apply(sound(event), of_pod),
+                is_answer(&event),
+                self.known.pods.apply(usable(event), keyed_pod),
             ),
             Change::Namespace(event) => {
-                let tells = tells(&event);
+                let is_answer = is_answer(&event);
                 (
                     WatchedKind::Namespaces,
-                    tells,
-                    self.known.namespaces.apply(sound(event), of_namespace),
+                    is_answer,
+                    self.known.namespaces.apply(usable(event), keyed_namespace),
                 )
             }
             Change::ServiceAccount(event) => {
-                let tells = tells(&event);
-                let changed = self.known.service_accounts.apply(sound(event), of_account);
-                (WatchedKind::ServiceAccounts, tells, changed)
+                let is_answer = is_answer(&event);
+                let changed = self.known.service_accounts.apply(usable(event), keyed_account);
+                (WatchedKind::ServiceAccounts, is_answer, changed)
             }
             Change::Failed(kind, error) => {
                 self.watch_health.note(kind, error);
                 return false;
             }
         };
-        if tells {
+        if is_answer {
             self.watch_health.works(kind);
         }
         changed

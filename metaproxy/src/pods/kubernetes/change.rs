@@ -34,7 +34,7 @@ impl Change {
 pub type Changes = Pin<Box<dyn Stream<Item = Change> + Send>>;
 
 /// What a watch tells, trimmed to what is used.
-pub fn of<K: 'static, T: 'static>(
+pub fn changes<K: 'static, T: 'static>(
     events: Events<K>,
     kind: WatchedKind,
     change: fn(Event<Result<T, Problem>>) -> Change,
@@ -48,41 +48,41 @@ pub fn of<K: 'static, T: 'static>(
         .boxed()
 }
 
-fn map<K, T>(event: Event<K>, mut of: impl FnMut(K) -> T) -> Event<T> {
+fn map<K, T>(event: Event<K>, mut convert: impl FnMut(K) -> T) -> Event<T> {
     match event {
         Event::Init => Event::Init,
         Event::InitDone => Event::InitDone,
-        Event::InitApply(object) => Event::InitApply(of(object)),
-        Event::Apply(object) => Event::Apply(of(object)),
-        Event::Delete(object) => Event::Delete(of(object)),
+        Event::InitApply(object) => Event::InitApply(convert(object)),
+        Event::Apply(object) => Event::Apply(convert(object)),
+        Event::Delete(object) => Event::Delete(convert(object)),
     }
 }
 
 /// Whether the API server has said something: each attempt at a list begins with an event of its own.
-pub fn tells<T>(event: &Event<T>) -> bool {
+pub fn is_answer<T>(event: &Event<T>) -> bool {
     !matches!(event, Event::Init)
 }
 
 /// An object that can't be used is reported and left out.
-pub fn sound<T>(event: Event<Result<T, Problem>>) -> Option<Event<T>> {
-    let usable = |object: Result<T, Problem>| object.inspect_err(|problem| warn!("{problem}")).ok();
+pub fn usable<T>(event: Event<Result<T, Problem>>) -> Option<Event<T>> {
+    let reported = |object: Result<T, Problem>| object.inspect_err(|problem| warn!("{problem}")).ok();
     Some(match event {
         Event::Init => Event::Init,
         Event::InitDone => Event::InitDone,
-        Event::InitApply(object) => Event::InitApply(usable(object)?),
-        Event::Apply(object) => Event::Apply(usable(object)?),
-        Event::Delete(object) => Event::Delete(usable(object)?),
+        Event::InitApply(object) => Event::InitApply(reported(object)?),
+        Event::Apply(object) => Event::Apply(reported(object)?),
+        Event::Delete(object) => Event::Delete(reported(object)?),
     })
 }
 
-pub fn of_pod(pod: Pod) -> (PodUid, Pod) {
+pub fn keyed_pod(pod: Pod) -> (PodUid, Pod) {
     (pod.uid.clone(), pod)
 }
 
-pub fn of_namespace(namespace: Namespace) -> (String, Namespace) {
+pub fn keyed_namespace(namespace: Namespace) -> (String, Namespace) {
     (namespace.name.clone(), namespace)
 }
 
-pub fn of_account(account: ServiceAccount) -> ((String, String), ServiceAccount) {
+pub fn keyed_account(account: ServiceAccount) -> ((String, String), ServiceAccount) {
     ((account.namespace.clone(), account.name.clone()), account)
 }

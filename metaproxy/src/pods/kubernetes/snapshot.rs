@@ -196,7 +196,7 @@ fn write(path: &Path, snapshot: &Snapshot) -> io::Result<()> {
 mod tests {
     use super::*;
     use crate::pods::kubernetes::store::Store;
-    use crate::pods::kubernetes::{of_account, of_namespace, of_pod};
+    use crate::pods::kubernetes::{keyed_account, keyed_namespace, keyed_pod};
     use kube::runtime::watcher::Event;
     use std::os::unix::fs::PermissionsExt as _;
 
@@ -219,8 +219,8 @@ mod tests {
 
     fn stores() -> Stores {
         let mut pods = Store::default();
-        pods.apply(Some(Event::InitApply(pod("a", "apps"))), of_pod);
-        pods.apply(Some(Event::InitDone), of_pod);
+        pods.apply(Some(Event::InitApply(pod("a", "apps"))), keyed_pod);
+        pods.apply(Some(Event::InitDone), keyed_pod);
         let namespace = |name: &str| Namespace {
             name: name.to_owned(),
             annotations: [("permitted".to_owned(), ".*".to_owned())].into(),
@@ -235,10 +235,10 @@ mod tests {
             namespaces: Store::from_last_run(
                 [namespace("apps"), namespace("other")]
                     .into_iter()
-                    .map(of_namespace),
+                    .map(keyed_namespace),
             ),
             service_accounts: Store::from_last_run(
-                [account("sa"), account("other")].into_iter().map(of_account),
+                [account("sa"), account("other")].into_iter().map(keyed_account),
             ),
         }
     }

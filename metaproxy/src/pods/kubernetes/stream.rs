@@ -38,7 +38,7 @@ where
     let state = State {
         watcher: begin(),
         is_listing: true,
-        pause: Pause::default(),
+        retry_delay: RetryDelay::default(),
         wait: None,
     };
     unfold((begin, state), |(begin, mut state)| async move {
@@ -57,10 +57,10 @@ where
                 return Some((Ok(event), (begin, state)));
             }
             Ok(Some(Err(error))) => {
-                if is_forgotten(&error) {
+                if is_version_lost(&error) {
                     (state.watcher, state.is_listing) = (begin(), true);
                 }
-                said(&error)
+                error_text(&error)
             }
             Ok(None) | Err(_) => {
                 let listed = state.is_listing;
@@ -75,7 +75,7 @@ where
                 }
             }
         };
-        state.wait = Some(state.pause.after_failure());
+        state.wait = Some(state.retry_delay.after_failure());
         Some((Err(failure), (begin, state)))
     })
     .boxed()
@@ -84,14 +84,14 @@ where
 struct State<K> {
     watcher: Watcher<K>,
     is_listing: bool,
-    pause: Pause,
+    retry_delay: RetryDelay,
     wait: Option<Duration>,
 }
 
 /// Where the API server no longer knows the version from which to go on (410), or does not know it yet (504, after it was
 /// set back to an older state), before the watch has begun. kube would ask for the same version for ever. A gateway's own
 /// 504 says nothing of that.
-fn is_forgotten(error: &watcher::Error) -> bool {
+fn is_version_lost(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
             status.code == 410 || (status.code == 504 && status.message.contains("resource version"))
@@ -100,7 +100,7 @@ fn is_forgotten(error: &watcher::Error) -> bool {
     }
 }
 
-fn said(error: &watcher::Error) -> String {
+fn error_text(error: &watcher::Error) -> String {
     match error {
         watcher::Error::InitialListFailed(error)
         | watcher::Error::WatchStartFailed(error)
@@ -113,12 +113,12 @@ fn said(error: &watcher::Error) -> String {
 /// Waiting times after failures. Attempts begin with events that are no failures, and watches that work may say nothing
 /// for days, so it is time that tells whether one has recovered.
 #[derive(Debug, Default)]
-struct Pause {
+struct RetryDelay {
     failures: u32,
     last: Option<Instant>,
 }
 
-impl Pause {
+impl RetryDelay {
     /// Nodes do not come all at once.
     fn after_failure(&mut self) -> Duration {
         let now = Instant::now();
@@ -140,15 +140,17 @@ mod tests {
 
     #[test]
     fn waiting_times_grow_to_some_seconds_until_a_watch_has_held() {
-        let mut pause = Pause::default();
-        let waits: Vec<f64> = (0..8).map(|_| pause.after_failure().as_secs_f64()).collect();
+        let mut retry_delay = RetryDelay::default();
+        let waits: Vec<f64> = (0..8)
+            .map(|_| retry_delay.after_failure().as_secs_f64())
+            .collect();
         assert!((0.125..=0.25).contains(&waits[0]), "{waits:?}");
         assert!(
             waits[7] >= 4.0 && waits.iter().all(|wait| *wait <= 8.0),
             "{waits:?}"
         );
-        pause.last = pause.last.and_then(|last| last.checked_sub(RECOVERY_TIME));
-        assert!(pause.after_failure().as_secs_f64() <= 0.25);
+        retry_delay.last = retry_delay.last.and_then(|last| last.checked_sub(RECOVERY_TIME));
+        assert!(retry_delay.after_failure().as_secs_f64() <= 0.25);
     }
 
     #[test]
@@ -161,12 +163,12 @@ mod tests {
             };
             watcher::Error::WatchStartFailed(kube::Error::Api(Box::new(status)))
         };
-        assert!(is_forgotten(&failed(410, "too old resource version")));
-        assert!(is_forgotten(&failed(
+        assert!(is_version_lost(&failed(410, "too old resource version")));
+        assert!(is_version_lost(&failed(
             504,
             "Timeout: Too large resource version: 7, current: 5"
         )));
-        assert!(!is_forgotten(&failed(504, "Gateway Time-out")));
-        assert!(!is_forgotten(&failed(500, "resource version")));
+        assert!(!is_version_lost(&failed(504, "Gateway Time-out")));
+        assert!(!is_version_lost(&failed(500, "resource version")));
     }
 }
