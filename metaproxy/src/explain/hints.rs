@@ -6,7 +6,7 @@ mod slips;
 
 use self::near::Near;
 use super::Subject;
-use crate::pods::annotations::meant;
+use crate::pods::annotations::closest_key;
 use crate::pods::{Annotations, CredentialVariable, Pod};
 use crate::roles::web_identity;
 use crate::roles::{AnnotationKeys, Reason, RoleArn, Rules};
@@ -144,7 +144,7 @@ fn misplaced(rules: &Rules, subject: &Subject<'_>) -> Vec<String> {
     ];
     let mut hints = Vec::new();
     for key in subject.pod.labels.keys() {
-        if of_pods.contains(&key.as_str()) || meant(key, of_pods).is_some() {
+        if of_pods.contains(&key.as_str()) || closest_key(key, of_pods).is_some() {
             hints.push(format!(
                 "{key} is a label of the pod, which is not read: it must be an annotation"
             ));
@@ -158,7 +158,7 @@ fn misplaced(rules: &Rules, subject: &Subject<'_>) -> Vec<String> {
                     "annotation {key} stands on {object}, where nobody reads it: it is one of {plural}"
                 ));
             } else if let Some(near) =
-                meant(key, read.iter().copied()).filter(|near| !annotations.contains_key(*near))
+                closest_key(key, read.iter().copied()).filter(|near| !annotations.contains_key(*near))
             {
                 hints.push(format!(
                     "annotation {key} of {object} is not read; did you mean {near}?"

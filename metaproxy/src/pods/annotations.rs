@@ -12,7 +12,7 @@ const MAX_EDITS: usize = 2;
 const MIN_KEY_LENGTH: usize = 8;
 
 /// The key that was probably meant by one that is not read; `None` where nothing speaks for it.
-pub fn meant<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
+pub fn closest_key<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = key.to_ascii_lowercase();
     let name = |key: &'a str| key.rsplit('/').next().unwrap_or(key);
     let distance = |read: &'a str| match read {
@@ -50,24 +50,24 @@ fn is_of_aws(key: &str) -> bool {
 }
 
 /// Whether a key that is not read is worth keeping, to be told of: it is near one that is, or of the same domain.
-pub fn is_telling<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> bool {
-    ROLE_DOMAINS.iter().any(|domain| key.starts_with(domain)) || meant(key, read).is_some()
+pub fn looks_intended<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> bool {
+    ROLE_DOMAINS.iter().any(|domain| key.starts_with(domain)) || closest_key(key, read).is_some()
 }
 
 /// What is read of annotations, and the beginning of what looks as if it was meant to be.
-pub fn trimmed(mut annotations: Annotations, keys: &[String]) -> Annotations {
+pub fn retain_relevant(mut annotations: Annotations, keys: &[String]) -> Annotations {
     const MAX_VALUE_LENGTH: usize = 256;
     const MAX_UNREAD: usize = 16;
-    let mut telling = 0;
+    let mut unread = 0;
     annotations.retain(|key, value| {
         if keys.contains(key) {
             return true;
         }
         // Anybody may annotate a pod, as much as they like.
-        if telling == MAX_UNREAD || !is_telling(key, keys.iter().map(String::as_str)) {
+        if unread == MAX_UNREAD || !looks_intended(key, keys.iter().map(String::as_str)) {
             return false;
         }
-        telling += 1;
+        unread += 1;
         if value.len() > MAX_VALUE_LENGTH {
             *value = value.chars().take(MAX_VALUE_LENGTH).collect();
         }
@@ -107,11 +107,11 @@ mod tests {
             ("iam.amazonaws.com/permitted", None),
             ("prometheus.io/scrape", None),
         ] {
-            assert_eq!(meant(key, READ), expected, "{key}");
+            assert_eq!(closest_key(key, READ), expected, "{key}");
         }
-        assert!(is_telling("iam.amazonaws.com/permitted", READ));
-        assert!(is_telling("eks.amazonaws.com/role-arn", READ));
-        assert!(!is_telling(
+        assert!(looks_intended("iam.amazonaws.com/permitted", READ));
+        assert!(looks_intended("eks.amazonaws.com/role-arn", READ));
+        assert!(!looks_intended(
             "kubectl.kubernetes.io/last-applied-configuration",
             READ
         ));

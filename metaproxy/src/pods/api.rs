@@ -11,7 +11,7 @@ use kube::Resource;
 use kube::core::ObjectMeta;
 use serde::{Deserialize, Deserializer};
 
-use super::credential_variables::{CredentialVariable, of_env};
+use super::credential_variables::{CredentialVariable, deserialize_env};
 
 /// `Pod`
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -49,7 +49,7 @@ pub struct Container {
     /// `ports`
     pub ports: Option<Vec<ContainerPort>>,
     /// Of `env`, what is used.
-    #[serde(deserialize_with = "of_env")]
+    #[serde(deserialize_with = "deserialize_env")]
     pub env: Vec<CredentialVariable>,
 }
 

@@ -58,7 +58,9 @@ impl CredentialVariable {
 ///
 /// # Errors
 /// Where a variable is none.
-pub fn of_env<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<CredentialVariable>, D::Error> {
+pub fn deserialize_env<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Vec<CredentialVariable>, D::Error> {
     #[derive(Deserialize)]
     struct Entry {
         #[serde(default)]

@@ -29,7 +29,7 @@ use self::snapshot::{Snapshot, SnapshotFile};
 use self::store::Store;
 use self::stream::events;
 use self::watch_health::{WatchHealth, WatchedKind};
-use super::annotations::trimmed;
+use super::annotations::retain_relevant;
 use super::api::PodObject;
 use super::{Inventory, Namespace, Pod, PodUid, ServiceAccount, Source};
 use crate::apiserver::{ApiServer, PATIENCE, within};
@@ -159,7 +159,7 @@ impl Watch {
         let keys = self.kept.pods.clone();
         let pods = change::changes(pods, WatchedKind::Pods, Change::Pod, move |pod| {
             Pod::from_api(pod).map(|pod| Pod {
-                annotations: trimmed(pod.annotations, &keys),
+                annotations: retain_relevant(pod.annotations, &keys),
                 ..pod
             })
         });
@@ -174,7 +174,7 @@ impl Watch {
                 Change::Namespace,
                 move |object| {
                     Namespace::from_api(object.metadata).map(|namespace| Namespace {
-                        annotations: trimmed(namespace.annotations, &keys),
+                        annotations: retain_relevant(namespace.annotations, &keys),
                         ..namespace
                     })
                 },
@@ -190,7 +190,7 @@ impl Watch {
                 Change::ServiceAccount,
                 move |object| {
                     ServiceAccount::from_api(object.metadata).map(|account| ServiceAccount {
-                        annotations: trimmed(account.annotations, &keys),
+                        annotations: retain_relevant(account.annotations, &keys),
                         ..account
                     })
                 },

@@ -276,8 +276,8 @@ fn is_manifest(path: &Path) -> bool {
     !hidden && matches!(ending, Some("yaml" | "yml" | "json")) && !path.is_dir()
 }
 
-fn read(path: &Path) -> Result<Objects, parse::Broken> {
-    let text = fs::read_to_string(path).map_err(|error| parse::Broken::new(1, error.to_string()))?;
+fn read(path: &Path) -> Result<Objects, parse::ParseError> {
+    let text = fs::read_to_string(path).map_err(|error| parse::ParseError::new(1, error.to_string()))?;
     if path.extension().is_some_and(|ending| ending == "json") {
         parse::json(&text)
     } else {

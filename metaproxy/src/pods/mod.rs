@@ -19,7 +19,7 @@ use std::sync::Arc;
 pub use credential_variables::CredentialVariable;
 pub use inventory::{Inventory, Known};
 pub use mirror::Mirror;
-pub use objects::{Annotations, HostPort, Namespace, Pod, Problem, ServiceAccount};
+pub use objects::{Annotations, HostPort, Namespace, ObjectError, Pod, ServiceAccount};
 use tokio::sync::watch;
 pub use uid::{InvalidUid, PodUid};
 

@@ -9,7 +9,7 @@ use metaproxy_common::verdict::Family;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::annotations::trimmed;
+use super::annotations::retain_relevant;
 use super::api::{ContainerPort, PodObject};
 use super::credential_variables::CredentialVariable;
 use super::{Mirror, PodUid};
@@ -18,7 +18,7 @@ use super::{Mirror, PodUid};
 pub type Annotations = BTreeMap<String, String>;
 
 /// An annotation's value; blank counts as none.
-fn written<'a>(annotations: &'a Annotations, key: &str) -> Option<&'a str> {
+fn non_blank<'a>(annotations: &'a Annotations, key: &str) -> Option<&'a str> {
     annotations
         .get(key)
         .map(|value| value.trim())
@@ -98,7 +98,7 @@ impl HostPort {
 
 /// Why an object can't be used. Others are not affected.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-pub enum Problem {
+pub enum ObjectError {
     /// No name.
     #[error("{0} without metadata.name")]
     NoName(&'static str),
@@ -130,17 +130,17 @@ impl Pod {
     ///
     /// # Errors
     /// Without a name or a usable UID.
-    pub fn from_api(pod: PodObject) -> Result<Self, Problem> {
-        let (namespace, name) = named("pod", &pod.metadata)?;
+    pub fn from_api(pod: PodObject) -> Result<Self, ObjectError> {
+        let (namespace, name) = namespace_and_name("pod", &pod.metadata)?;
         let (spec, status) = (pod.spec.unwrap_or_default(), pod.status.unwrap_or_default());
         let mirror = Mirror::of(&pod.metadata, &spec, &status);
         let Some(uid) = pod.metadata.uid.filter(|uid| !uid.is_empty()) else {
-            return Err(Problem::NoUid { namespace, name });
+            return Err(ObjectError::NoUid { namespace, name });
         };
         let uid = match uid.parse() {
             Ok(uid) => uid,
             Err(error) => {
-                return Err(Problem::BadUid {
+                return Err(ObjectError::BadUid {
                     namespace,
                     name,
                     error,
@@ -171,7 +171,7 @@ impl Pod {
             name,
             service_account: spec.service_account_name.unwrap_or_else(|| "default".to_owned()),
             annotations,
-            labels: trimmed(labels, &[]),
+            labels: retain_relevant(labels, &[]),
             other_credentials,
             host_network: spec.host_network.unwrap_or_default(),
             ips: ips.into_iter().filter_map(|ip| ip.ip?.parse().ok()).collect(),
@@ -203,7 +203,7 @@ impl Pod {
 
     /// An annotation's value; blank counts as none.
     pub fn annotation(&self, key: &str) -> Option<&str> {
-        written(&self.annotations, key)
+        non_blank(&self.annotations, key)
     }
 }
 
@@ -221,8 +221,8 @@ impl fmt::Display for Pod {
     }
 }
 
-fn named(kind: &'static str, metadata: &ObjectMeta) -> Result<(String, String), Problem> {
-    let name = metadata.name.clone().ok_or(Problem::NoName(kind))?;
+fn namespace_and_name(kind: &'static str, metadata: &ObjectMeta) -> Result<(String, String), ObjectError> {
+    let name = metadata.name.clone().ok_or(ObjectError::NoName(kind))?;
     Ok((
         metadata.namespace.clone().unwrap_or_else(|| "default".to_owned()),
         name,
@@ -240,8 +240,8 @@ pub struct Namespace {
 
 impl Namespace {
     /// From the metadata of the API's object.
-    pub fn from_api(metadata: ObjectMeta) -> Result<Self, Problem> {
-        let (_, name) = named("namespace", &metadata)?;
+    pub fn from_api(metadata: ObjectMeta) -> Result<Self, ObjectError> {
+        let (_, name) = namespace_and_name("namespace", &metadata)?;
         Ok(Self {
             name,
             annotations: metadata.annotations.unwrap_or_default(),
@@ -262,8 +262,8 @@ pub struct ServiceAccount {
 
 impl ServiceAccount {
     /// From the metadata of the API's object.
-    pub fn from_api(metadata: ObjectMeta) -> Result<Self, Problem> {
-        let (namespace, name) = named("service account", &metadata)?;
+    pub fn from_api(metadata: ObjectMeta) -> Result<Self, ObjectError> {
+        let (namespace, name) = namespace_and_name("service account", &metadata)?;
         Ok(Self {
             namespace,
             name,
@@ -273,7 +273,7 @@ impl ServiceAccount {
 
     /// An annotation's value; blank counts as none.
     pub fn annotation(&self, key: &str) -> Option<&str> {
-        written(&self.annotations, key)
+        non_blank(&self.annotations, key)
     }
 }
 

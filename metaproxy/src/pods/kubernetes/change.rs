@@ -8,14 +8,14 @@ use tracing::warn;
 
 use super::stream::Events;
 use super::watch_health::WatchedKind;
-use crate::pods::{Namespace, Pod, PodUid, Problem, ServiceAccount};
+use crate::pods::{Namespace, ObjectError, Pod, PodUid, ServiceAccount};
 
 /// Something that a watch tells.
 #[derive(Debug)]
 pub enum Change {
-    Pod(Event<Result<Pod, Problem>>),
-    Namespace(Event<Result<Namespace, Problem>>),
-    ServiceAccount(Event<Result<ServiceAccount, Problem>>),
+    Pod(Event<Result<Pod, ObjectError>>),
+    Namespace(Event<Result<Namespace, ObjectError>>),
+    ServiceAccount(Event<Result<ServiceAccount, ObjectError>>),
     Failed(WatchedKind, String),
 }
 
@@ -37,8 +37,8 @@ pub type Changes = Pin<Box<dyn Stream<Item = Change> + Send>>;
 pub fn changes<K: 'static, T: 'static>(
     events: Events<K>,
     kind: WatchedKind,
-    change: fn(Event<Result<T, Problem>>) -> Change,
-    mut trim: impl FnMut(K) -> Result<T, Problem> + Send + 'static,
+    change: fn(Event<Result<T, ObjectError>>) -> Change,
+    mut trim: impl FnMut(K) -> Result<T, ObjectError> + Send + 'static,
 ) -> Changes {
     events
         .map(move |result| match result {
@@ -64,8 +64,8 @@ pub fn is_answer<T>(event: &Event<T>) -> bool {
 }
 
 /// An object that can't be used is reported and left out.
-pub fn usable<T>(event: Event<Result<T, Problem>>) -> Option<Event<T>> {
-    let reported = |object: Result<T, Problem>| object.inspect_err(|problem| warn!("{problem}")).ok();
+pub fn usable<T>(event: Event<Result<T, ObjectError>>) -> Option<Event<T>> {
+    let reported = |object: Result<T, ObjectError>| object.inspect_err(|problem| warn!("{problem}")).ok();
     Some(match event {
         Event::Init => Event::Init,
         Event::InitDone => Event::InitDone,

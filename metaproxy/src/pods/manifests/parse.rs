@@ -7,7 +7,7 @@ use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::super::api::{OnlyMetadata, PodObject};
-use super::super::{Namespace, Pod, Problem, ServiceAccount};
+use super::super::{Namespace, ObjectError, Pod, ServiceAccount};
 
 /// What a file holds.
 #[derive(Debug, Default)]
@@ -19,24 +19,24 @@ pub struct Objects {
     /// Of kind ServiceAccount.
     pub service_accounts: Vec<Arc<ServiceAccount>>,
     /// Objects that were left out.
-    pub problems: Vec<Broken>,
+    pub problems: Vec<ParseError>,
 }
 
 /// What is wrong, and on which line (from 1).
 #[derive(Debug, PartialEq, Eq)]
-pub struct Broken {
+pub struct ParseError {
     line: usize,
     what: String,
 }
 
-impl Broken {
+impl ParseError {
     /// At this line.
     pub fn new(line: usize, what: String) -> Self {
         Self { line, what }
     }
 }
 
-impl fmt::Display for Broken {
+impl fmt::Display for ParseError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.line, self.what)
     }
@@ -66,8 +66,8 @@ struct List<T> {
 
 /// One document in either notation, which can be read as several types in turn.
 trait Document {
-    fn read<T: DeserializeOwned>(&self) -> Result<T, Broken>;
-    fn items(&self) -> Result<Vec<serde_json::Value>, Broken> {
+    fn read<T: DeserializeOwned>(&self) -> Result<T, ParseError>;
+    fn items(&self) -> Result<Vec<serde_json::Value>, ParseError> {
         Ok(self.read::<List<serde_json::Value>>()?.items)
     }
     fn line(&self) -> usize;
@@ -79,7 +79,7 @@ struct YamlDocument<'a> {
 }
 
 impl Document for YamlDocument<'_> {
-    fn read<T: DeserializeOwned>(&self) -> Result<T, Broken> {
+    fn read<T: DeserializeOwned>(&self) -> Result<T, ParseError> {
         // `<<: *anchor` of YAML 1.1, which kubectl reads too.
         let read = if self.text.contains("<<") {
             merged(self.text)
@@ -88,7 +88,7 @@ impl Document for YamlDocument<'_> {
         };
         read.map_err(|error| {
             let line = error.location().map_or(1, |location| location.line());
-            Broken::new(self.first_line + line - 1, error.to_string())
+            ParseError::new(self.first_line + line - 1, error.to_string())
         })
     }
 
@@ -109,8 +109,8 @@ struct JsonDocument {
 }
 
 impl Document for JsonDocument {
-    fn read<T: DeserializeOwned>(&self) -> Result<T, Broken> {
-        T::deserialize(&self.value).map_err(|error| Broken::new(self.first_line, error.to_string()))
+    fn read<T: DeserializeOwned>(&self) -> Result<T, ParseError> {
+        T::deserialize(&self.value).map_err(|error| ParseError::new(self.first_line, error.to_string()))
     }
 
     fn line(&self) -> usize {
@@ -120,7 +120,7 @@ impl Document for JsonDocument {
 
 /// YAML documents, separated by lines that begin with `---`. They are taken apart before they are parsed, so that an
 /// error's line is known whatever kind of error it is.
-pub fn yaml(text: &str) -> Result<Objects, Broken> {
+pub fn yaml(text: &str) -> Result<Objects, ParseError> {
     let mut objects = Objects::default();
     for document in yaml_documents(text) {
         objects.add(&document)?;
@@ -158,7 +158,7 @@ fn yaml_documents(text: &str) -> Vec<YamlDocument<'_>> {
 }
 
 /// JSON objects, one after the other.
-pub fn json(text: &str) -> Result<Objects, Broken> {
+pub fn json(text: &str) -> Result<Objects, ParseError> {
     let mut objects = Objects::default();
     for document in json_documents(text)? {
         objects.add(&document)?;
@@ -166,7 +166,7 @@ pub fn json(text: &str) -> Result<Objects, Broken> {
     Ok(objects)
 }
 
-fn json_documents(text: &str) -> Result<Vec<JsonDocument>, Broken> {
+fn json_documents(text: &str) -> Result<Vec<JsonDocument>, ParseError> {
     let mut documents = Vec::new();
     let mut values = serde_json::Deserializer::from_str(text).into_iter::<serde_json::Value>();
     loop {
@@ -175,12 +175,12 @@ fn json_documents(text: &str) -> Result<Vec<JsonDocument>, Broken> {
         match values.next() {
             None => return Ok(documents),
             Some(Ok(value)) => documents.push(JsonDocument { value, first_line }),
-            Some(Err(error)) => return Err(Broken::new(error.line().max(1), error.to_string())),
+            Some(Err(error)) => return Err(ParseError::new(error.line().max(1), error.to_string())),
         }
     }
 }
 
-fn values_of_yaml(text: &str) -> Result<Vec<JsonDocument>, Broken> {
+fn values_of_yaml(text: &str) -> Result<Vec<JsonDocument>, ParseError> {
     let read = |document: YamlDocument<'_>| {
         let first_line = document.line();
         document.read().map(|value| JsonDocument { value, first_line })
@@ -192,7 +192,7 @@ fn values_of_yaml(text: &str) -> Result<Vec<JsonDocument>, Broken> {
 ///
 /// # Errors
 /// The first thing that can't be read.
-pub fn objects(text: &str) -> Result<Vec<(usize, serde_json::Value)>, Broken> {
+pub fn objects(text: &str) -> Result<Vec<(usize, serde_json::Value)>, ParseError> {
     let documents = if text.trim_start().starts_with('{') {
         // An object of YAML may begin so too; what is neither is told as JSON.
         json_documents(text).or_else(|broken| values_of_yaml(text).map_err(|_| broken))?
@@ -215,7 +215,7 @@ pub fn objects(text: &str) -> Result<Vec<(usize, serde_json::Value)>, Broken> {
 }
 
 impl Objects {
-    fn add(&mut self, document: &impl Document) -> Result<(), Broken> {
+    fn add(&mut self, document: &impl Document) -> Result<(), ParseError> {
         let what = document.read::<TypeMeta>()?;
         let problem = match what.kind.as_deref() {
             Some("Pod" | "Namespace" | "ServiceAccount") if !what.is_core() => return Ok(()),
@@ -234,7 +234,7 @@ impl Objects {
             // Somebody keeps other manifests there too.
             Some(_) => return Ok(()),
             None => {
-                return Err(Broken::new(
+                return Err(ParseError::new(
                     document.line(),
                     "an object without `kind`".to_owned(),
                 ));
@@ -242,23 +242,23 @@ impl Objects {
         };
         if let Err(problem) = problem {
             self.problems
-                .push(Broken::new(document.line(), problem.to_string()));
+                .push(ParseError::new(document.line(), problem.to_string()));
         }
         Ok(())
     }
 
-    fn add_pod(&mut self, pod: PodObject) -> Result<(), Problem> {
+    fn add_pod(&mut self, pod: PodObject) -> Result<(), ObjectError> {
         self.pods.push(Arc::new(Pod::from_api(pod)?));
         Ok(())
     }
 
-    fn add_namespace(&mut self, namespace: OnlyMetadata) -> Result<(), Problem> {
+    fn add_namespace(&mut self, namespace: OnlyMetadata) -> Result<(), ObjectError> {
         self.namespaces
             .push(Arc::new(Namespace::from_api(namespace.metadata)?));
         Ok(())
     }
 
-    fn add_service_account(&mut self, account: OnlyMetadata) -> Result<(), Problem> {
+    fn add_service_account(&mut self, account: OnlyMetadata) -> Result<(), ObjectError> {
         self.service_accounts
             .push(Arc::new(ServiceAccount::from_api(account.metadata)?));
         Ok(())
