@@ -85,7 +85,7 @@ pub struct Explained {
 
 /// Everything that counts of a set of manifests.
 #[derive(Debug, Default)]
-struct Found {
+struct ManifestObjects {
     /// Pods, each with what its workload has to say.
     pods: Vec<(Pod, Vec<String>)>,
     namespaces: BTreeMap<String, Namespace>,
@@ -103,7 +103,7 @@ pub fn explain(
     namespace: &str,
     wanted: Option<&str>,
 ) -> Result<Explained, OfflineError> {
-    let mut found = Found::default();
+    let mut found = ManifestObjects::default();
     let Files { read, left_out } = files(path)?;
     for file in read {
         let broken = |problem: String| OfflineError::Broken {
@@ -153,7 +153,7 @@ pub fn explain(
     })
 }
 
-impl Found {
+impl ManifestObjects {
     fn one(&self, rules: &Rules, pod: &Pod, notes: &[String]) -> Explanation {
         let account = (pod.namespace.clone(), pod.service_account.clone());
         // An account that is in no manifest, and is not asked for by name, is the one that every namespace has.
