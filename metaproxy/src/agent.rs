@@ -5,13 +5,13 @@
 //! detaches everything: the links are file descriptors of this process.
 
 mod cluster;
-mod consequences;
 mod desk;
 mod discovery;
 mod error;
 mod listening;
 mod observe;
 mod own_roles;
+mod reconcile;
 mod report;
 mod verdicts;
 
@@ -31,11 +31,11 @@ use tracing::{debug, info, warn};
 
 pub use self::cluster::PodSource;
 use self::cluster::PodsHere;
-use self::consequences::{consequences, follow};
 use self::desk::{Answers, Identity, Serving};
 pub use self::error::StartError;
 use self::listening::{Listening, Setup};
 use self::own_roles::NotOwn;
+use self::reconcile::{desired_state, reconcile};
 use self::report::{Figures, report, report_guard, tell, tell_guards, tell_surroundings};
 use crate::admin::{Admin, AdminSocket, Owner, Sources};
 use crate::apiserver::trial::AudienceLimit;
@@ -211,7 +211,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         refusals.clone(),
     ));
     let rules = Arc::new(settings.rules);
-    let (wanted, listed) = watch::channel(consequences(&pods.borrow(), &rules, &BTreeSet::new()).listed);
+    let (wanted, listed) = watch::channel(desired_state(&pods.borrow(), &rules, &BTreeSet::new()).listed);
     let mut attachment = Attachment::new(
         programs,
         locator,
@@ -311,7 +311,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     if let Some(cluster) = &cluster {
         cluster.attend(&mut tasks, &rules.borrow(), limit, pods.clone(), &health);
     }
-    tasks.spawn(follow(pods, rules, sessions, wanted, reporter));
+    tasks.spawn(reconcile(pods, rules, sessions, wanted, reporter));
     if settings.mode == Mode::Enforce {
         tasks.spawn(own_roles::discover(
             upstream.clone(),

@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::cluster::PodsHere;
-use super::consequences::consequences;
 use super::desk::{Answers, Identity};
+use super::reconcile::desired_state;
 use super::report::{self, report};
 use super::{Settings, StartError, discovery, own_roles};
 use crate::admin::{Admin, AdminSocket, Owner, Sources};
@@ -59,7 +59,7 @@ pub(super) async fn run(
     let current = CurrentPods::default();
     let identity = Identity::of(&settings, watch::channel(Vec::new()).1);
     let rules = Arc::new(settings.rules);
-    let (wanted, listed) = watch::channel(consequences(&pods.borrow(), &rules, &BTreeSet::new()).listed);
+    let (wanted, listed) = watch::channel(desired_state(&pods.borrow(), &rules, &BTreeSet::new()).listed);
     let mut attachment = Attachment::new(
         programs,
         locator,
@@ -166,7 +166,7 @@ async fn list_host_pods(
         let inventory = Arc::clone(&pods.borrow_and_update());
         let rules_now = Arc::clone(&rules.borrow_and_update());
         let listed = wanted.borrow().in_node_netns.clone();
-        let now = consequences(&inventory, &rules_now, &listed).listed;
+        let now = desired_state(&inventory, &rules_now, &listed).listed;
         wanted.send_if_modified(|wanted| std::mem::replace(wanted, now.clone()) != now);
         let changed = tokio::select! {
             changed = pods.changed() => changed,

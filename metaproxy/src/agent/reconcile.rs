@@ -14,7 +14,7 @@ use crate::telemetry::refusal_reporter::RefusalReporter;
 
 /// Keeps what follows from the pods in line with them: sessions (fetched before they are asked for, forgotten with
 /// their pod) and what the kernel's maps say of single pods.
-pub(super) async fn follow<I: Issuer>(
+pub(super) async fn reconcile<I: Issuer>(
     mut pods: Pods,
     mut rules: watch::Receiver<Arc<Rules>>,
     sessions: Sessions<I>,
@@ -26,13 +26,13 @@ pub(super) async fn follow<I: Issuer>(
     loop {
         let inventory = Arc::clone(&pods.borrow_and_update());
         let rules_now = Arc::clone(&rules.borrow_and_update());
-        let Consequences {
+        let DesiredState {
             keys,
             ahead,
             listed: now,
             refused,
             verdicts,
-        } = consequences(&inventory, &rules_now, &listed);
+        } = desired_state(&inventory, &rules_now, &listed);
         sessions.retain(&keys);
         for (pod, key) in ahead.difference(&before) {
             sessions.prefetch(pod, key);
@@ -61,7 +61,7 @@ pub(super) async fn follow<I: Issuer>(
 
 /// What follows from the pods.
 #[derive(Debug, Default)]
-pub(super) struct Consequences {
+pub(super) struct DesiredState {
     /// The sessions that their roles ask for.
     keys: HashSet<SessionKey>,
     /// Those of pods that still run, with each pod that asks for one.
@@ -75,8 +75,8 @@ pub(super) struct Consequences {
 }
 
 /// What follows at one moment, where these pods were listed before.
-pub(super) fn consequences(inventory: &Inventory, rules: &Rules, listed: &BTreeSet<PodUid>) -> Consequences {
-    let mut found = Consequences::default();
+pub(super) fn desired_state(inventory: &Inventory, rules: &Rules, listed: &BTreeSet<PodUid>) -> DesiredState {
+    let mut found = DesiredState::default();
     found.listed.families = inventory.other_families();
     for (uid, known) in inventory.pods() {
         let claimants = match known {
@@ -164,15 +164,15 @@ mod tests {
         let without = Inventory::new(pods(), [], []);
         let nobody = BTreeSet::new();
         assert!(
-            consequences(&without, &rules(), &nobody)
+            desired_state(&without, &rules(), &nobody)
                 .listed
                 .in_node_netns
                 .is_empty()
         );
-        let listed = consequences(&with, &rules(), &nobody).listed.in_node_netns;
+        let listed = desired_state(&with, &rules(), &nobody).listed.in_node_netns;
         assert_eq!(listed.len(), 1);
         assert_eq!(
-            consequences(&without, &rules(), &listed).listed.in_node_netns,
+            desired_state(&without, &rules(), &listed).listed.in_node_netns,
             listed
         );
         let bare = Arc::new(ServiceAccount {
@@ -181,7 +181,7 @@ mod tests {
         });
         let known_without_a_role = Inventory::new(pods(), [], [bare]);
         assert!(
-            consequences(&known_without_a_role, &rules(), &listed)
+            desired_state(&known_without_a_role, &rules(), &listed)
                 .listed
                 .in_node_netns
                 .is_empty()
@@ -193,7 +193,7 @@ mod tests {
     fn a_pod_with_a_network_of_its_own_is_intercepted_in_the_nodes_too_while_it_runs() {
         let listed = |spec: Value, phase: &str| {
             let inventory = Inventory::new([pod("web", spec, phase)], [], []);
-            consequences(&inventory, &rules(), &BTreeSet::new())
+            desired_state(&inventory, &rules(), &BTreeSet::new())
                 .listed
                 .in_node_netns
                 .len()
@@ -229,7 +229,7 @@ mod tests {
         };
         let listed = |pods: Vec<Arc<Pod>>| {
             let uid: PodUid = HASH.parse().unwrap();
-            let found = consequences(&Inventory::new(pods, [], []), &rules(), &BTreeSet::new());
+            let found = desired_state(&Inventory::new(pods, [], []), &rules(), &BTreeSet::new());
             (found.listed.in_node_netns.contains(&uid), found.keys.len())
         };
         let forged = || mirror("forged", Some(ARN), false);
@@ -248,7 +248,7 @@ mod tests {
             pod("runs", spec.clone(), "Running"),
             pod("done", spec, "Succeeded"),
         ];
-        let found = consequences(&Inventory::new(pods, [], [account()]), &rules(), &BTreeSet::new());
+        let found = desired_state(&Inventory::new(pods, [], [account()]), &rules(), &BTreeSet::new());
         assert_eq!((found.keys.len(), found.ahead.len()), (2, 1));
     }
 }
