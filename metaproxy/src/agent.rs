@@ -13,7 +13,7 @@ mod observe;
 mod own_roles;
 mod reconcile;
 mod report;
-mod verdicts;
+mod role_log;
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};

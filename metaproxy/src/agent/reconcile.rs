@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::verdicts::{Verdict, Verdicts};
+use super::role_log::{RoleLog, RoleState};
 use crate::credentials::{Issuer, SessionKey, Sessions};
 use crate::intercept::pod_maps::ListedPods;
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
@@ -22,7 +22,7 @@ pub(super) async fn reconcile<I: Issuer>(
     reporter: Arc<RefusalReporter>,
 ) {
     let (mut before, mut listed) = (HashSet::new(), wanted.borrow().in_node_netns.clone());
-    let mut log = Verdicts::default();
+    let mut log = RoleLog::default();
     loop {
         let inventory = Arc::clone(&pods.borrow_and_update());
         let rules_now = Arc::clone(&rules.borrow_and_update());
@@ -31,7 +31,7 @@ pub(super) async fn reconcile<I: Issuer>(
             ahead,
             listed: now,
             refused,
-            verdicts,
+            states,
         } = desired_state(&inventory, &rules_now, &listed);
         sessions.retain(&keys);
         for (pod, key) in ahead.difference(&before) {
@@ -39,7 +39,7 @@ pub(super) async fn reconcile<I: Issuer>(
         }
         // Until then every role waits, which is no news of any pod.
         if !rules_now.own.holds_decisions() {
-            for uid in log.tell(verdicts, &inventory, &rules_now) {
+            for uid in log.record(states, &inventory, &rules_now) {
                 reporter.forget(&uid);
             }
         }
@@ -71,7 +71,7 @@ pub(super) struct DesiredState {
     /// The pods whose role is refused.
     refused: Vec<(PodUid, Reason)>,
     /// Of pods that run, each once.
-    verdicts: HashMap<PodUid, Verdict>,
+    states: HashMap<PodUid, RoleState>,
 }
 
 /// What follows at one moment, where these pods were listed before.
@@ -101,7 +101,7 @@ pub(super) fn desired_state(inventory: &Inventory, rules: &Rules, listed: &BTree
         let decision = rules.resolve(inventory, uid);
         // A static pod is there by its hash too.
         if runs && claimants.iter().any(|pod| pod.uid == *uid) {
-            found.verdicts.insert(uid.clone(), Verdict::of(&decision));
+            found.states.insert(uid.clone(), RoleState::of(&decision));
         }
         match decision {
             Decision::Granted(grant) => {

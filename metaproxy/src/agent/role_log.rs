@@ -10,11 +10,11 @@ use crate::roles::{Decision, RoleArn, Rules};
 use crate::telemetry::log_limiter::LogLimiter;
 
 /// Where more pods than these change at once, only their number is told.
-const FEW: usize = 10;
+const MAX_LINES: usize = 10;
 
 /// How a pod stands.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum Verdict {
+pub(super) enum RoleState {
     /// It has this role.
     Role(RoleArn),
     /// It asks for one, and is refused.
@@ -27,13 +27,13 @@ pub(super) enum Verdict {
 
 /// What was said of each pod.
 #[derive(Debug)]
-pub(super) struct Verdicts {
-    last: HashMap<PodUid, Verdict>,
+pub(super) struct RoleLog {
+    last: HashMap<PodUid, RoleState>,
     is_new: bool,
     lines: LogLimiter,
 }
 
-impl Default for Verdicts {
+impl Default for RoleLog {
     fn default() -> Self {
         Self {
             last: HashMap::new(),
@@ -45,7 +45,7 @@ impl Default for Verdicts {
     }
 }
 
-impl Verdict {
+impl RoleState {
     pub fn of(decision: &Decision) -> Self {
         match decision {
             Decision::Granted(grant) => Self::Role(grant.role.clone()),
@@ -56,37 +56,37 @@ impl Verdict {
     }
 }
 
-impl Verdicts {
+impl RoleLog {
     /// Says what has changed. The pods of which something was true that is not any more.
-    pub fn tell(
+    pub fn record(
         &mut self,
-        mut now: HashMap<PodUid, Verdict>,
+        mut now: HashMap<PodUid, RoleState>,
         inventory: &Inventory,
         rules: &Rules,
     ) -> Vec<PodUid> {
         // What can't be told for a moment has not changed.
-        for (uid, verdict) in &mut now {
-            if let (Verdict::Unknown, Some(last)) = (&*verdict, self.last.get(uid)) {
-                *verdict = last.clone();
+        for (uid, state) in &mut now {
+            if let (RoleState::Unknown, Some(last)) = (&*state, self.last.get(uid)) {
+                *state = last.clone();
             }
         }
         let before = std::mem::replace(&mut self.last, now);
-        let changed: Vec<(&PodUid, Option<&Verdict>)> = self
+        let changed: Vec<(&PodUid, Option<&RoleState>)> = self
             .last
             .iter()
-            .map(|(uid, verdict)| (uid, verdict, before.get(uid)))
-            .filter(|(_, verdict, before)| *before != Some(verdict))
+            .map(|(uid, state)| (uid, state, before.get(uid)))
+            .filter(|(_, state, before)| *before != Some(state))
             .map(|(uid, _, before)| (uid, before))
             .collect();
         let is_first = std::mem::take(&mut self.is_new);
-        if is_first || changed.len() > FEW {
+        if is_first || changed.len() > MAX_LINES {
             self.sum_up(changed.len(), is_first);
         } else {
             for (uid, before) in &changed {
-                if let Some(sentence) = sentence(inventory, rules, uid, *before)
+                if let Some(change) = change(inventory, rules, uid, *before)
                     && self.lines.may_say()
                 {
-                    info!("{sentence}");
+                    info!("{change}");
                 }
             }
         }
@@ -95,13 +95,13 @@ impl Verdicts {
     }
 
     fn sum_up(&self, changed: usize, is_first: bool) {
-        let count = |wanted: fn(&Verdict) -> bool| self.last.values().filter(|one| wanted(one)).count();
+        let count = |wanted: fn(&RoleState) -> bool| self.last.values().filter(|one| wanted(one)).count();
         info!(
             pods = self.last.len(),
-            with_role = count(|one| matches!(one, Verdict::Role(_))),
-            refused = count(|one| *one == Verdict::Refused),
-            without = count(|one| *one == Verdict::NoRole),
-            unknown = count(|one| *one == Verdict::Unknown),
+            with_role = count(|one| matches!(one, RoleState::Role(_))),
+            refused = count(|one| *one == RoleState::Refused),
+            without = count(|one| *one == RoleState::NoRole),
+            unknown = count(|one| *one == RoleState::Unknown),
             "pods of this node{}; `metaproxy explain --all` has each",
             if is_first {
                 String::new()
@@ -113,22 +113,22 @@ impl Verdicts {
 }
 
 /// Of one pod; none where somebody else says it, or nothing is to be said.
-fn sentence(inventory: &Inventory, rules: &Rules, uid: &PodUid, before: Option<&Verdict>) -> Option<String> {
+fn change(inventory: &Inventory, rules: &Rules, uid: &PodUid, before: Option<&RoleState>) -> Option<String> {
     let Known::Pod(pod) = inventory.by_uid(uid)? else {
         return None;
     };
     Some(match (rules.resolve(inventory, uid), before) {
-        (Decision::Granted(grant), Some(Verdict::Role(last))) => {
+        (Decision::Granted(grant), Some(RoleState::Role(last))) => {
             format!("pod {pod} has another role, no longer {last}: {}", grant.reason)
         }
-        (Decision::Granted(grant), Some(Verdict::Refused)) => {
+        (Decision::Granted(grant), Some(RoleState::Refused)) => {
             format!("pod {pod} is refused no longer: {}", grant.reason)
         }
         (Decision::Granted(grant), _) => format!("pod {pod} has a role: {}", grant.reason),
-        (Decision::NoRole(reason), Some(Verdict::Role(last))) => {
+        (Decision::NoRole(reason), Some(RoleState::Role(last))) => {
             format!("pod {pod} no longer has role {last}: {reason}")
         }
-        (Decision::NoRole(reason), Some(Verdict::Refused)) => {
+        (Decision::NoRole(reason), Some(RoleState::Refused)) => {
             format!("pod {pod} is refused no longer: {reason}")
         }
         (Decision::Refused { .. } | Decision::NoRole(_) | Decision::Wait(_), _) => return None,
@@ -155,9 +155,9 @@ mod tests {
 
     fn said(before: Option<&str>, now: &str) -> Option<String> {
         let uid: PodUid = "u".parse().unwrap();
-        let verdict = |role: &str| Verdict::of(&rules().resolve(&inventory(role), &uid));
-        let before = before.map(verdict);
-        sentence(&inventory(now), &rules(), &uid, before.as_ref())
+        let state = |role: &str| RoleState::of(&rules().resolve(&inventory(role), &uid));
+        let before = before.map(state);
+        change(&inventory(now), &rules(), &uid, before.as_ref())
     }
 
     #[test]
@@ -193,13 +193,13 @@ mod tests {
     #[test]
     fn what_cannot_be_told_for_a_moment_has_not_changed() {
         let uid: PodUid = "u".parse().unwrap();
-        let now = |verdict: Verdict| HashMap::from([(uid.clone(), verdict)]);
-        let role = || Verdict::Role("arn:aws:iam::123456789012:role/one".parse().unwrap());
-        let mut verdicts = Verdicts::default();
-        let mut changed = |verdict| verdicts.tell(now(verdict), &inventory("one"), &rules());
+        let now = |state: RoleState| HashMap::from([(uid.clone(), state)]);
+        let role = || RoleState::Role("arn:aws:iam::123456789012:role/one".parse().unwrap());
+        let mut log = RoleLog::default();
+        let mut changed = |state| log.record(now(state), &inventory("one"), &rules());
         assert_eq!(changed(role()), []);
-        assert_eq!(changed(Verdict::Unknown), []);
+        assert_eq!(changed(RoleState::Unknown), []);
         assert_eq!(changed(role()), []);
-        assert_eq!(changed(Verdict::Refused), std::slice::from_ref(&uid));
+        assert_eq!(changed(RoleState::Refused), std::slice::from_ref(&uid));
     }
 }
