@@ -1,6 +1,5 @@
 //! For operators and machines: `/healthz`, `/readyz`, `/metrics`, on a port and on a socket of each instance's own.
 
-mod answers;
 pub mod asking;
 mod host;
 #[cfg(test)]
@@ -8,10 +7,11 @@ pub(crate) mod idle;
 mod metrics;
 mod page;
 pub mod probe;
+mod routes;
 mod server;
 mod socket;
 
-pub use answers::{Answering, Desk};
 pub use metrics::Sources;
+pub use routes::{Answering, Desk};
 pub use server::{Admin, serve_guard};
 pub use socket::{AdminSocket, Owner, SocketError};

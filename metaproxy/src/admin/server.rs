@@ -18,9 +18,9 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, info, warn};
 
-use super::answers::{self, Answers, Asker, Desk};
 use super::asking::GUARD_PATH;
 use super::metrics::Sources;
+use super::routes::{self, Access, Desk, Routes};
 use crate::guard::GuardReport;
 use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
 use crate::telemetry::health::{Condition, Health, Part};
@@ -41,7 +41,7 @@ const CONNECTIONS: usize = 32;
 #[derive(Clone)]
 pub struct Admin {
     health: Health,
-    answers: Answers,
+    routes: Routes,
     places: Arc<Semaphore>,
 }
 
@@ -56,7 +56,7 @@ impl Admin {
     pub fn new(health: Health, sources: Arc<dyn Sources>, desk: Arc<dyn Desk>) -> Self {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         Self {
-            answers: Answers::new(health.clone(), sources, desk),
+            routes: Routes::new(health.clone(), sources, desk),
             health,
             places,
         }
@@ -73,7 +73,7 @@ impl Admin {
                     loop {
                         match listener.accept().await {
                             Ok((stream, peer)) => match Arc::clone(&self.places).try_acquire_owned() {
-                                Ok(place) => self.spawn(stream, Asker::at(peer), Some(place)),
+                                Ok(place) => self.spawn(stream, Access::at(peer), Some(place)),
                                 Err(_) => debug!("too many admin connections: one is closed"),
                             },
                             Err(error) => pause(&error).await,
@@ -101,20 +101,20 @@ impl Admin {
 
     /// Answers on a socket.
     pub async fn serve_socket(self, listener: UnixListener) {
-        accept(listener, |stream| self.spawn(stream, Asker::Root, None)).await;
+        accept(listener, |stream| self.spawn(stream, Access::Root, None)).await;
     }
 
     fn spawn(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        asker: Asker,
+        access: Access,
         place: Option<OwnedSemaphorePermit>,
     ) {
-        let answers = self.answers.clone();
+        let routes = self.routes.clone();
         tokio::spawn(async move {
             serve_connection(stream, |request| {
-                let answers = answers.clone();
-                async move { answers.answer(&request, asker).await }
+                let routes = routes.clone();
+                async move { routes.answer(&request, access).await }
             })
             .await;
             drop(place);
@@ -131,12 +131,12 @@ where
         let (health, report) = (health.clone(), report.clone());
         tokio::spawn(serve_connection(stream, move |request| {
             let answer = match request.uri().path() {
-                GUARD_PATH => Some(answers::json(&report())),
-                path => answers::health(path, &health),
+                GUARD_PATH => Some(routes::json(&report())),
+                path => routes::health(path, &health),
             };
             async move {
                 answer
-                    .unwrap_or_else(|| answers::text(StatusCode::NOT_FOUND, "/healthz, /readyz and /guard\n"))
+                    .unwrap_or_else(|| routes::text(StatusCode::NOT_FOUND, "/healthz, /readyz and /guard\n"))
             }
         }));
     })

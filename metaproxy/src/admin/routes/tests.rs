@@ -8,7 +8,7 @@ use std::time::Duration;
 /// A desk at which a status takes until it is let through.
 struct Slow {
     begun: Sender<()>,
-    through: Mutex<Receiver<()>>,
+    permits: Mutex<Receiver<()>>,
 }
 
 impl Desk for Slow {
@@ -20,7 +20,7 @@ impl Desk for Slow {
     }
     fn status(&self) -> Status {
         self.begun.send(()).unwrap();
-        self.through.lock().unwrap().recv().unwrap();
+        self.permits.lock().unwrap().recv().unwrap();
         Status::default()
     }
     fn node_name(&self) -> Option<&str> {
@@ -31,21 +31,21 @@ impl Desk for Slow {
     }
 }
 
-/// Answers; what tells that a status was begun; and what lets one through.
-fn slow() -> (Answers, Receiver<()>, Sender<()>) {
-    let ((begun, begins), (lets, through)) = (channel(), channel());
-    let through = Mutex::new(through);
-    let desk = Arc::new(Slow { begun, through });
-    let answers = Answers::new(Health::starting([]), Arc::new(Nothing), desk);
-    (answers, begins, lets)
+/// Routes; what tells that a status was begun; and what lets one through.
+fn slow() -> (Routes, Receiver<()>, Sender<()>) {
+    let ((begun, begins), (lets, permits)) = (channel(), channel());
+    let permits = Mutex::new(permits);
+    let desk = Arc::new(Slow { begun, permits });
+    let routes = Routes::new(Health::starting([]), Arc::new(Nothing), desk);
+    (routes, begins, lets)
 }
 
-async fn status_of(answers: &Answers, path: &str, asker: Asker) -> u16 {
+async fn status_of(routes: &Routes, path: &str, access: Access) -> u16 {
     let request = Request::get(path)
         .header("host", "127.0.0.1:9808")
         .body(())
         .unwrap();
-    answers.answer(&request, asker).await.status().as_u16()
+    routes.answer(&request, access).await.status().as_u16()
 }
 
 /// A page of another site may have its name resolve to 127.0.0.1, and ask through a reader's port-forward.
@@ -57,27 +57,27 @@ async fn status_of(answers: &Answers, path: &str, asker: Asker) -> u16 {
 #[tokio::test]
 async fn pods_are_shown_under_names_that_no_other_site_has(#[case] host: &str, #[case] want: u16) {
     for path in ["/", "/status"] {
-        let (answers, _begins, lets) = slow();
+        let (routes, _begins, lets) = slow();
         lets.send(()).unwrap();
-        let ask = |path: &str, asker| {
+        let ask = |path: &str, access| {
             let request = Request::get(path).header("host", host).body(()).unwrap();
-            let answers = answers.clone();
-            async move { answers.answer(&request, asker).await.status().as_u16() }
+            let routes = routes.clone();
+            async move { routes.answer(&request, access).await.status().as_u16() }
         };
-        assert_eq!(ask(path, Asker::Node).await, want, "{path}");
+        assert_eq!(ask(path, Access::Node).await, want, "{path}");
         for path in ["/healthz", "/metrics"] {
-            assert_eq!(ask(path, Asker::Node).await, 200, "{path}");
+            assert_eq!(ask(path, Access::Node).await, 200, "{path}");
         }
-        assert_eq!(ask("/status", Asker::Network).await, 403);
+        assert_eq!(ask("/status", Access::Network).await, 403);
     }
 }
 
 #[tokio::test]
 async fn the_socket_takes_any_host() {
-    let (answers, _begins, lets) = slow();
+    let (routes, _begins, lets) = slow();
     lets.send(()).unwrap();
     let request = Request::get("/status").header("host", "agent").body(()).unwrap();
-    assert_eq!(answers.answer(&request, Asker::Root).await.status(), 200);
+    assert_eq!(routes.answer(&request, Access::Root).await.status(), 200);
 }
 
 #[rstest]
@@ -95,33 +95,33 @@ async fn who_asks_over_a_network_is_not_told_of_pods_and_only_root_is_given_thei
     #[case] node: u16,
     #[case] network: u16,
 ) {
-    let (answers, _begins, lets) = slow();
+    let (routes, _begins, lets) = slow();
     for _ in 0..3 {
         lets.send(()).unwrap();
     }
-    assert_eq!(status_of(&answers, path, Asker::Root).await, root);
-    assert_eq!(status_of(&answers, path, Asker::Node).await, node);
-    assert_eq!(status_of(&answers, path, Asker::Network).await, network);
+    assert_eq!(status_of(&routes, path, Access::Root).await, root);
+    assert_eq!(status_of(&routes, path, Access::Node).await, node);
+    assert_eq!(status_of(&routes, path, Access::Network).await, network);
 }
 
 #[rstest]
-#[case("127.0.0.1:40000", Asker::Node)]
-#[case("127.8.0.1:40000", Asker::Node)]
-#[case("[::1]:40000", Asker::Node)]
-#[case("[::ffff:127.0.0.1]:40000", Asker::Node)]
-#[case("10.0.0.1:40000", Asker::Network)]
-#[case("[::ffff:10.244.0.5]:40000", Asker::Network)]
-#[case("[fd00::1]:40000", Asker::Network)]
-fn the_node_is_who_comes_by_the_loopback_interface(#[case] peer: &str, #[case] asker: Asker) {
-    assert_eq!(Asker::at(peer.parse().unwrap()), asker);
+#[case("127.0.0.1:40000", Access::Node)]
+#[case("127.8.0.1:40000", Access::Node)]
+#[case("[::1]:40000", Access::Node)]
+#[case("[::ffff:127.0.0.1]:40000", Access::Node)]
+#[case("10.0.0.1:40000", Access::Network)]
+#[case("[::ffff:10.244.0.5]:40000", Access::Network)]
+#[case("[fd00::1]:40000", Access::Network)]
+fn the_node_is_who_comes_by_the_loopback_interface(#[case] peer: &str, #[case] access: Access) {
+    assert_eq!(Access::at(peer.parse().unwrap()), access);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn one_status_is_put_together_at_a_time_though_whoever_asked_hangs_up() {
-    let (answers, begins, lets) = slow();
+    let (routes, begins, lets) = slow();
     let ask = || {
-        let answers = answers.clone();
-        tokio::spawn(async move { status_of(&answers, "/status", Asker::Root).await })
+        let routes = routes.clone();
+        tokio::spawn(async move { status_of(&routes, "/status", Access::Root).await })
     };
     let impatient = ask();
     begins.recv().unwrap();

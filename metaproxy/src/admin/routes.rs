@@ -39,7 +39,7 @@ pub trait Desk: Send + Sync {
 
 /// Who asks, as far as that makes a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Asker {
+pub(super) enum Access {
     /// Over the socket, which only root reaches.
     Root,
     /// Over the port, on the node itself or through `kubectl port-forward`.
@@ -48,7 +48,7 @@ pub(super) enum Asker {
     Network,
 }
 
-impl Asker {
+impl Access {
     /// By the other end of a connection to the port.
     pub fn at(peer: SocketAddr) -> Self {
         if peer.ip().to_canonical().is_loopback() {
@@ -72,25 +72,25 @@ pub(super) fn health(path: &str, health: &Health) -> Option<Response<Full<Bytes>
 
 /// What is answered from. Cheap to clone.
 #[derive(Clone)]
-pub(super) struct Answers {
+pub(super) struct Routes {
     health: Health,
     sources: Arc<dyn Sources>,
     desk: Arc<dyn Desk>,
-    turns: Arc<Semaphore>,
+    turn: Arc<Semaphore>,
 }
 
-impl Answers {
+impl Routes {
     pub fn new(health: Health, sources: Arc<dyn Sources>, desk: Arc<dyn Desk>) -> Self {
         Self {
             health,
             sources,
             desk,
-            turns: Arc::new(Semaphore::new(1)),
+            turn: Arc::new(Semaphore::new(1)),
         }
     }
 
     /// The answer to one request.
-    pub async fn answer<B>(&self, request: &Request<B>, asker: Asker) -> Response<Full<Bytes>> {
+    pub async fn answer<B>(&self, request: &Request<B>, access: Access) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
         }
@@ -101,24 +101,25 @@ impl Answers {
         match path {
             "/metrics" => self.answer_apart(Self::metrics).await,
             // They name every pod with its role, and what STS says of it.
-            "/" | "/status" if asker == Asker::Network => text(
+            "/" | "/status" if access == Access::Network => text(
                 StatusCode::FORBIDDEN,
                 "pods and their roles are shown on the node itself only: `metaproxy status` there, or `kubectl port-forward` \
                  to the agent's pod\n",
             ),
             // A page that the reader's browser has open could ask in the reader's place (DNS rebinding): its Host is a name.
-            "/" | "/status" if asker == Asker::Node && !is_for_host(request, self.desk.node_name()) => text(
-                StatusCode::MISDIRECTED_REQUEST,
-                "pods and their roles are shown under an IP address, localhost or the node's name (--node-name) only: open \
+            "/" | "/status" if access == Access::Node && !is_for_host(request, self.desk.node_name()) => {
+                text(
+                    StatusCode::MISDIRECTED_REQUEST,
+                    "pods and their roles are shown under an IP address, localhost or the node's name (--node-name) only: open \
                  http://127.0.0.1 with the port that this came by\n",
-            ),
-            "/" => self.answer_apart(Self::page).await,
-            "/status" => self.answer_apart(|answers| json(&answers.desk.status())).await,
-            "/explain" if asker == Asker::Root => {
-                self.answer_apart(|answers| json(&answers.desk.explain(None)))
-                    .await
+                )
             }
-            _ => match path.strip_prefix("/explain/").filter(|_| asker == Asker::Root) {
+            "/" => self.answer_apart(Self::page).await,
+            "/status" => self.answer_apart(|routes| json(&routes.desk.status())).await,
+            "/explain" if access == Access::Root => {
+                self.answer_apart(|routes| json(&routes.desk.explain(None))).await
+            }
+            _ => match path.strip_prefix("/explain/").filter(|_| access == Access::Root) {
                 Some(pod) => self.explanations(pod.to_owned()).await,
                 None => text(StatusCode::NOT_FOUND, "/, /status, /healthz, /readyz, /metrics\n"),
             },
@@ -127,7 +128,7 @@ impl Answers {
 
     /// Why pods with a name get what they get, and what each is answered.
     async fn explanations(&self, pod: String) -> Response<Full<Bytes>> {
-        let found = self.apart(move |answers| answers.desk.explain(Some(&pod))).await;
+        let found = self.apart(move |routes| routes.desk.explain(Some(&pod))).await;
         let mut found = match found {
             Ok(found) => found,
             Err(error) => return failed(error),
@@ -137,7 +138,7 @@ impl Answers {
             // What it waited for has come between the two: both are to be of one moment.
             if one.verdict == Verdict::Waiting && given.last().is_some_and(|last| last.status != 503) {
                 let pod = one.pod.clone();
-                let again = self.apart(move |answers| answers.desk.explain(Some(&pod))).await;
+                let again = self.apart(move |routes| routes.desk.explain(Some(&pod))).await;
                 let newer = again
                     .unwrap_or_default()
                     .into_iter()
@@ -165,11 +166,11 @@ impl Answers {
         &self,
         make: impl FnOnce(&Self) -> T + Send + 'static,
     ) -> Result<T, JoinError> {
-        let turn = Arc::clone(&self.turns).acquire_owned().await;
-        let answers = self.clone();
+        let turn = Arc::clone(&self.turn).acquire_owned().await;
+        let routes = self.clone();
         tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            make(&answers)
+            make(&routes)
         })
         .await
     }
