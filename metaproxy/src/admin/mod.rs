@@ -1,6 +1,6 @@
 //! For operators and machines: `/healthz`, `/readyz`, `/metrics`, on a port and on a socket of each instance's own.
 
-pub mod asking;
+pub mod client;
 mod host;
 #[cfg(test)]
 pub(crate) mod idle;

@@ -7,19 +7,19 @@ use std::time::Duration;
 
 use thiserror::Error;
 
-use super::asking::get;
+use super::client::get;
 use super::socket::{self, SocketError};
 
 /// What is asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum Question {
+pub enum Probe {
     /// Whether it runs
     Live,
     /// Whether pods are served
     Ready,
 }
 
-impl Question {
+impl Probe {
     fn target(self) -> &'static str {
         match self {
             Self::Live => "/healthz",
@@ -28,7 +28,7 @@ impl Question {
     }
 
     /// For the agent to answer. One that is only slow must not be killed for that: its pods would be left alone.
-    fn patience(self) -> Duration {
+    fn timeout(self) -> Duration {
         match self {
             Self::Live => Duration::from_secs(8),
             Self::Ready => Duration::from_millis(1500),
@@ -49,7 +49,7 @@ pub enum ProbeError {
     Socket(#[from] SocketError),
     /// It does not answer.
     #[error("the agent does not answer on {path}: {source}")]
-    Silent {
+    NoAnswer {
         /// The socket.
         path: PathBuf,
         /// Why not.
@@ -64,20 +64,20 @@ pub enum ProbeError {
 ///
 /// # Errors
 /// Where it says no, or nothing.
-pub fn ask(question: Question, runtime_dir: &Path) -> Result<String, ProbeError> {
-    let mut silent = None;
+pub fn ask(probe: Probe, runtime_dir: &Path) -> Result<String, ProbeError> {
+    let mut no_answer = None;
     for path in socket::of_this_namespace(runtime_dir)? {
-        match get(&path, question.target(), question.patience()) {
-            Ok(answered) if answered.status == 200 => return Ok(answered.body),
-            Ok(answered) => return Err(ProbeError::No(answered.body.trim_end().to_owned())),
+        match get(&path, probe.target(), probe.timeout()) {
+            Ok(answer) if answer.status == 200 => return Ok(answer.body),
+            Ok(answer) => return Err(ProbeError::No(answer.body.trim_end().to_owned())),
             // Its process was killed, and left the file behind. The next one may be that of a process that runs.
             Err(source) if source.kind() == io::ErrorKind::ConnectionRefused => {
-                silent.get_or_insert(ProbeError::Silent { path, source });
+                no_answer.get_or_insert(ProbeError::NoAnswer { path, source });
             }
-            Err(source) => return Err(ProbeError::Silent { path, source }),
+            Err(source) => return Err(ProbeError::NoAnswer { path, source }),
         }
     }
-    Err(silent.unwrap_or_else(|| ProbeError::NoAgent(runtime_dir.to_owned())))
+    Err(no_answer.unwrap_or_else(|| ProbeError::NoAgent(runtime_dir.to_owned())))
 }
 
 #[cfg(test)]
@@ -98,9 +98,9 @@ mod tests {
         let asked = socket::of_this_namespace(dir.path()).unwrap();
         assert_eq!(asked.len(), 2, "the agent's file is there: {asked:?}");
 
-        let probe = || ask(Question::Live, dir.path());
+        let run = || ask(Probe::Live, dir.path());
         let answered = std::thread::scope(|scope| {
-            let probing = scope.spawn(probe);
+            let probing = scope.spawn(run);
             let (mut stream, _) = listener.accept().unwrap();
             let _ = stream.read(&mut [0; 256]).unwrap();
             stream.write_all(b"HTTP/1.0 200 OK\r\n\r\nok\n").unwrap();
@@ -110,8 +110,8 @@ mod tests {
         assert_eq!(answered.unwrap(), "ok\n");
 
         drop(listener);
-        let refused = probe().unwrap_err();
-        assert!(matches!(refused, ProbeError::Silent { .. }), "{refused}");
+        let refused = run().unwrap_err();
+        assert!(matches!(refused, ProbeError::NoAnswer { .. }), "{refused}");
         drop(agent);
     }
 
@@ -119,7 +119,10 @@ mod tests {
     async fn a_process_that_hangs_is_said_to_have_not_answered_in_time() {
         let dir = tempfile::tempdir().unwrap();
         let (_agent, _hangs) = AdminSocket::open(dir.path(), Owner::Agent).unwrap();
-        let silent = ask(Question::Ready, dir.path()).unwrap_err().to_string();
-        assert!(silent.contains("it has not answered within 1s500ms"), "{silent}");
+        let no_answer = ask(Probe::Ready, dir.path()).unwrap_err().to_string();
+        assert!(
+            no_answer.contains("it has not answered within 1s500ms"),
+            "{no_answer}"
+        );
     }
 }

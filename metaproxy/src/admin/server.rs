@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, info, warn};
 
-use super::asking::GUARD_PATH;
+use super::client::GUARD_PATH;
 use super::metrics::Sources;
 use super::routes::{self, Access, Desk, Routes};
 use crate::guard::GuardReport;

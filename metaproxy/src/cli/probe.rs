@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::admin::probe::Question;
+use crate::admin::probe::Probe;
 
 /// The arguments of `metaproxy probe`.
 #[derive(Debug, Args)]
@@ -14,7 +14,7 @@ use crate::admin::probe::Question;
 )]
 pub struct ProbeArgs {
     /// What is asked
-    pub question: Question,
+    pub question: Probe,
 
     /// Directory of the agent's socket
     #[arg(

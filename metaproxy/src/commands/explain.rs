@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::output::{print, print_json, unavailable, verdict};
-use crate::admin::asking;
+use crate::admin::client;
 use crate::cli::{AgentArgs, ExplainArgs, Output, UsageError};
 use crate::explain::offline::{Explained, Skipped};
 use crate::explain::{Explanation, offline, table};
@@ -21,7 +21,7 @@ pub fn run(args: &ExplainArgs) -> Result<ExitCode, UsageError> {
             offline::explain(&rules, path, &args.namespace, wanted.as_deref())
                 .map_err(|error| error.to_string())
         }
-        None => asking::explain(&args.agent.runtime_dir, wanted.as_deref())
+        None => client::explain(&args.agent.runtime_dir, wanted.as_deref())
             .map_err(|error| error.to_string())
             .and_then(|found| known(&args.agent, wanted.as_deref(), found))
             .map(|explanations| Explained {
@@ -62,7 +62,7 @@ fn known(
     let Some(wanted) = wanted.filter(|_| found.is_empty()) else {
         return Ok(found);
     };
-    let status = asking::status(&agent.runtime_dir).ok();
+    let status = client::status(&agent.runtime_dir).ok();
     Err(not_known(
         wanted,
         status.and_then(|status| status.node).as_deref(),

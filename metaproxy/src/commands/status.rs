@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::output::{print, print_json, unavailable, verdict};
-use crate::admin::asking::{self, AskError};
+use crate::admin::client::{self, ClientError};
 use crate::cli::{AgentArgs, Output, StatusArgs};
 use crate::status::Status;
 use crate::terminal::fit_to_terminal;
@@ -11,7 +11,7 @@ use crate::terminal::fit_to_terminal;
 /// Runs `metaproxy status`.
 pub fn run(args: &StatusArgs) -> ExitCode {
     loop {
-        let answer = asking::status(&args.agent.runtime_dir);
+        let answer = client::status(&args.agent.runtime_dir);
         if args.watch.is_some() {
             // Moves the cursor home and clears the screen (ECMA-48).
             print("\x1b[H\x1b[2J");
@@ -24,7 +24,7 @@ pub fn run(args: &StatusArgs) -> ExitCode {
     }
 }
 
-fn show(agent: &AgentArgs, answer: Result<Status, AskError>) -> ExitCode {
+fn show(agent: &AgentArgs, answer: Result<Status, ClientError>) -> ExitCode {
     match answer {
         Ok(status) => {
             match agent.output {

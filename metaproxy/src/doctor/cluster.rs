@@ -2,7 +2,7 @@
 //! that runs.
 
 use super::{Examination, Finding};
-use crate::admin::asking;
+use crate::admin::client;
 use crate::apiserver::ApiServer;
 use crate::apiserver::access::{Uses, denied};
 use crate::apiserver::trial::{self, Trial};
@@ -19,7 +19,7 @@ const LIMITS_ADVICE: &str = "on Kubernetes 1.30 and later the chart limits that 
 const RIGHTS_ADVICE: &str = "the chart's ClusterRole grants exactly what is needed; is its binding there?";
 
 pub(super) async fn examine(examination: &Examination) -> Vec<Finding> {
-    let agent = asking::status(&examination.runtime_dir).ok();
+    let agent = client::status(&examination.runtime_dir).ok();
     let mut findings = agent.as_ref().map(parts_in_trouble).unwrap_or_default();
     match &examination.kubeconfig {
         Some(kubeconfig) => match ApiServer::open(kubeconfig).await {

@@ -3,7 +3,7 @@
 use clap::ValueEnum;
 
 use super::{Examination, Finding, kernel};
-use crate::admin::asking::{self, AskError};
+use crate::admin::client::{self, ClientError};
 use crate::guard::GuardReport;
 use crate::intercept::guard::GuardState;
 
@@ -25,9 +25,9 @@ pub enum GuardPlacement {
 
 /// Makes a finding for each guard, or one that says that none runs.
 pub(super) fn examine(examination: &Examination) -> Vec<Finding> {
-    let guards = asking::guards(&examination.runtime_dir);
+    let guards = client::guards(&examination.runtime_dir);
     if guards.is_empty() {
-        let agent_runs = asking::status(&examination.runtime_dir).is_ok();
+        let agent_runs = client::status(&examination.runtime_dir).is_ok();
         return vec![missing(examination.guard_placement, agent_runs)];
     }
     let cgroup = kernel::pods_cgroup_id(examination);
@@ -62,7 +62,7 @@ fn missing(placement: Option<GuardPlacement>, agent_runs: bool) -> Finding {
     }
 }
 
-fn found(guard: Result<&GuardReport, &AskError>, pods: Option<u64>) -> Finding {
+fn found(guard: Result<&GuardReport, &ClientError>, pods: Option<u64>) -> Finding {
     let report = match guard {
         Ok(report) => report,
         Err(error) => {
@@ -170,7 +170,7 @@ mod tests {
 
     #[test]
     fn a_guard_that_says_nothing_is_none_that_can_be_relied_on() {
-        let error = AskError::NotAllowed("/run/metaproxy/guard-1-1.sock".into());
+        let error = ClientError::NotAllowed("/run/metaproxy/guard-1-1.sock".into());
         let finding = found(Err(&error), Some(7));
         assert_eq!(finding.level, Level::Warning);
         assert!(

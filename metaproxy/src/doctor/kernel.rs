@@ -8,7 +8,7 @@ use metaproxy_common::layout::{Config, Destination};
 use metaproxy_common::rate::RateLimit;
 
 use super::{Examination, Finding, bpf_conflicts};
-use crate::admin::asking;
+use crate::admin::client;
 use crate::cgroups::{CgroupError, Locator, OwnCgroup, PodsCgroup};
 use crate::intercept::guard::GuardMode;
 use crate::intercept::guard::programs::GuardPrograms;
@@ -154,7 +154,7 @@ pub(super) fn pods_cgroup_id(examination: &Examination) -> Option<u64> {
 
 /// Returns the cgroup that a running agent has found, if this process sees it at the same path. Flags come first.
 fn of_agent(examination: &Examination) -> Option<PathBuf> {
-    let status = asking::status(&examination.runtime_dir).ok()?;
+    let status = client::status(&examination.runtime_dir).ok()?;
     let found = PathBuf::from(status.cgroup?);
     (examination.cgroup_root.is_none() && found.is_dir()).then_some(found)
 }
@@ -284,7 +284,7 @@ fn hooks(place: &TrialCgroup, runtime_dir: &Path) -> Vec<Finding> {
 }
 
 fn is_attached(runtime_dir: &Path) -> bool {
-    asking::status(runtime_dir).is_ok_and(|status| !status.attached.is_empty())
+    client::status(runtime_dir).is_ok_and(|status| !status.attached.is_empty())
 }
 
 fn refused(check: &'static str, error: &ProgramsError) -> Finding {

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use super::{Examination, Finding};
-use crate::admin::asking;
+use crate::admin::client;
 use crate::credentials::http::NetworkEnv;
 use crate::intercept::port;
 use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
@@ -18,7 +18,7 @@ pub(super) fn ports(examination: &Examination) -> Vec<Finding> {
         .filter_map(|(flag, address)| Some((flag, address?)))
         .collect();
     // An agent that runs has taken them already.
-    let mut found = match asking::status(&examination.runtime_dir) {
+    let mut found = match client::status(&examination.runtime_dir) {
         Ok(status) => ports_of_agent(&status),
         Err(_) => taken_ports(&told),
     };

@@ -1,7 +1,7 @@
 //! Finds pods whose SDKs never ask for the role that they have.
 
 use super::{Examination, Finding};
-use crate::admin::asking;
+use crate::admin::client;
 use crate::explain::Explanation;
 
 const CHECK: &str = "credentials";
@@ -11,7 +11,7 @@ const MAX_NAMED: usize = 5;
 
 /// Asks the agent of this node. Without an agent there is no finding.
 pub(super) fn examine(examination: &Examination) -> Option<Finding> {
-    let pods = asking::explain(&examination.runtime_dir, None).ok()?;
+    let pods = client::explain(&examination.runtime_dir, None).ok()?;
     finding(&pods)
 }
 

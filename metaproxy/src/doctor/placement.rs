@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::Finding;
-use crate::admin::asking;
+use crate::admin::client;
 use crate::explain::Verdict;
 use crate::status::Status;
 
@@ -11,7 +11,7 @@ use crate::status::Status;
 const MAX_NAMED: usize = 5;
 
 pub(super) fn examine(runtime_dir: &Path) -> Option<Finding> {
-    finding(&asking::status(runtime_dir).ok()?)
+    finding(&client::status(runtime_dir).ok()?)
 }
 
 /// Makes the findings. There are none while the agent has no pods' cgroup or knows no pod.

@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use super::Finding;
-use crate::admin::asking;
+use crate::admin::client;
 use crate::status::RefusedLine;
 
 const CHECK: &str = "connections";
 
 /// Asks the agent of this node. Without an agent there is no finding.
 pub(super) fn examine(runtime_dir: &Path) -> Vec<Finding> {
-    asking::status(runtime_dir).map_or_else(|_| Vec::new(), |status| findings(&status.refused))
+    client::status(runtime_dir).map_or_else(|_| Vec::new(), |status| findings(&status.refused))
 }
 
 fn findings(refused: &[RefusedLine]) -> Vec<Finding> {

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Examination, Finding, Level};
-use crate::admin::asking;
+use crate::admin::client;
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::Sts;
 use crate::credentials::{Issuer as _, ObtainError, Principals, SessionKey};
@@ -114,7 +114,7 @@ const CHECK: &str = "pods' roles";
 
 /// Reports for which pods' roles the agent of this node has no session.
 pub(super) fn pods_roles(examination: &Examination) -> Vec<Finding> {
-    let Ok(pods) = asking::explain(&examination.runtime_dir, None) else {
+    let Ok(pods) = client::explain(&examination.runtime_dir, None) else {
         return Vec::new();
     };
     let asked = pods.iter().filter_map(|one| {

@@ -14,7 +14,7 @@ use crate::guard::GuardReport;
 use crate::status::Status;
 
 /// For the agent to put an answer together; what it asks in a pod's place may take most of a second each.
-const PATIENCE: Duration = Duration::from_secs(10);
+const AGENT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// For a guard to answer, which has nothing to put together.
 const GUARD_TIMEOUT: Duration = Duration::from_secs(2);
@@ -24,7 +24,7 @@ pub(super) const GUARD_PATH: &str = "/guard";
 
 /// Why an agent or a guard has not told.
 #[derive(Debug, Error)]
-pub enum AskError {
+pub enum ClientError {
     /// There is no agent.
     #[error(
         "no agent answers in {0}: none runs on this machine, or --runtime-dir is another, or this container does not see it; \
@@ -39,7 +39,7 @@ pub enum AskError {
     Socket(#[from] SocketError),
     /// It does not answer.
     #[error("no answer on {path}: {source}")]
-    Silent {
+    NoAnswer {
         /// The socket.
         path: PathBuf,
         /// Why not.
@@ -47,7 +47,7 @@ pub enum AskError {
     },
     /// It answers something else.
     #[error("the process that listens on {path} says {status}: {body}. It may be of another version")]
-    Strange {
+    UnexpectedAnswer {
         /// The socket.
         path: PathBuf,
         /// HTTP status.
@@ -59,7 +59,7 @@ pub enum AskError {
 
 /// An answer.
 #[derive(Debug)]
-pub(super) struct Answered {
+pub(super) struct Answer {
     pub status: u16,
     pub body: String,
 }
@@ -68,30 +68,30 @@ pub(super) struct Answered {
 ///
 /// # Errors
 /// Those of the socket; [`ErrorKind::TimedOut`] in words if there is no answer in time.
-pub(super) fn get(socket: &Path, target: &str, patience: Duration) -> io::Result<Answered> {
-    exchange(socket, target, patience).map_err(|error| match error.kind() {
+pub(super) fn get(socket: &Path, target: &str, timeout: Duration) -> io::Result<Answer> {
+    exchange(socket, target, timeout).map_err(|error| match error.kind() {
         // What `SO_RCVTIMEO` makes of a read (socket(7)).
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
-            let patience = humantime::format_duration(patience).to_string().replace(' ', "");
+            let timeout = humantime::format_duration(timeout).to_string().replace(' ', "");
             io::Error::new(
                 ErrorKind::TimedOut,
-                format!("it has not answered within {patience}"),
+                format!("it has not answered within {timeout}"),
             )
         }
         _ => error,
     })
 }
 
-fn exchange(socket: &Path, target: &str, patience: Duration) -> io::Result<Answered> {
+fn exchange(socket: &Path, target: &str, timeout: Duration) -> io::Result<Answer> {
     let mut stream = UnixStream::connect(socket)?;
-    stream.set_read_timeout(Some(patience))?;
-    stream.set_write_timeout(Some(patience))?;
+    stream.set_read_timeout(Some(timeout))?;
+    stream.set_write_timeout(Some(timeout))?;
     stream.write_all(format!("GET {target} HTTP/1.0\r\nConnection: close\r\n\r\n").as_bytes())?;
     let mut answer = String::new();
     stream.read_to_string(&mut answer)?;
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_default();
     let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
-    Ok(Answered {
+    Ok(Answer {
         status: status.ok_or(ErrorKind::InvalidData)?,
         body: body.to_owned(),
     })
@@ -101,7 +101,7 @@ fn exchange(socket: &Path, target: &str, patience: Duration) -> io::Result<Answe
 ///
 /// # Errors
 /// Where no agent tells.
-pub fn explain(runtime_dir: &Path, pod: Option<&str>) -> Result<Vec<Explanation>, AskError> {
+pub fn explain(runtime_dir: &Path, pod: Option<&str>) -> Result<Vec<Explanation>, ClientError> {
     let target = pod.map_or_else(|| "/explain".to_owned(), |pod| format!("/explain/{pod}"));
     ask(runtime_dir, &target)
 }
@@ -110,47 +110,47 @@ pub fn explain(runtime_dir: &Path, pod: Option<&str>) -> Result<Vec<Explanation>
 ///
 /// # Errors
 /// Where no agent tells.
-pub fn status(runtime_dir: &Path) -> Result<Status, AskError> {
+pub fn status(runtime_dir: &Path) -> Result<Status, ClientError> {
     ask(runtime_dir, "/status")
 }
 
 /// The agent of this PID namespace; where there is none, whichever of this machine answers, the youngest first.
-fn ask<T: DeserializeOwned>(runtime_dir: &Path, target: &str) -> Result<T, AskError> {
-    let mut last = AskError::NoAgent(runtime_dir.to_owned());
+fn ask<T: DeserializeOwned>(runtime_dir: &Path, target: &str) -> Result<T, ClientError> {
+    let mut last = ClientError::NoAgent(runtime_dir.to_owned());
     for path in socket::candidates(runtime_dir)? {
-        let answered = match get(&path, target, PATIENCE) {
-            Ok(answered) => answered,
+        let answer = match get(&path, target, AGENT_TIMEOUT) {
+            Ok(answer) => answer,
             Err(error) if error.kind() == ErrorKind::ConnectionRefused => continue,
             Err(error) if error.kind() == ErrorKind::PermissionDenied => {
-                last = AskError::NotAllowed(path);
+                last = ClientError::NotAllowed(path);
                 continue;
             }
-            Err(source) => return Err(AskError::Silent { path, source }),
+            Err(source) => return Err(ClientError::NoAnswer { path, source }),
         };
-        return read(path, &answered);
+        return read(path, &answer);
     }
     Err(last)
 }
 
-fn read<T: DeserializeOwned>(path: PathBuf, answered: &Answered) -> Result<T, AskError> {
-    match serde_json::from_str(&answered.body) {
-        Ok(told) if answered.status == 200 => Ok(told),
-        _ => Err(AskError::Strange {
+fn read<T: DeserializeOwned>(path: PathBuf, answer: &Answer) -> Result<T, ClientError> {
+    match serde_json::from_str(&answer.body) {
+        Ok(value) if answer.status == 200 => Ok(value),
+        _ => Err(ClientError::UnexpectedAnswer {
             path,
-            status: answered.status,
-            body: answered.body.chars().take(300).collect(),
+            status: answer.status,
+            body: answer.body.chars().take(300).collect(),
         }),
     }
 }
 
 /// What each guard of this machine reports of itself, those of other containers too; or why one that runs does not.
-pub fn guards(runtime_dir: &Path) -> Vec<Result<GuardReport, AskError>> {
+pub fn guards(runtime_dir: &Path) -> Vec<Result<GuardReport, ClientError>> {
     let ask = |path: PathBuf| match get(&path, GUARD_PATH, GUARD_TIMEOUT) {
-        Ok(answered) => Some(read(path, &answered)),
+        Ok(answer) => Some(read(path, &answer)),
         // Its process was killed, or has ended since the directory was read.
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => None,
-        Err(error) if error.kind() == ErrorKind::PermissionDenied => Some(Err(AskError::NotAllowed(path))),
-        Err(source) => Some(Err(AskError::Silent { path, source })),
+        Err(error) if error.kind() == ErrorKind::PermissionDenied => Some(Err(ClientError::NotAllowed(path))),
+        Err(source) => Some(Err(ClientError::NoAnswer { path, source })),
     };
     socket::guards(runtime_dir).into_iter().filter_map(ask).collect()
 }
