@@ -36,8 +36,8 @@ pub use self::error::StartError;
 use self::listening::{Listening, Setup};
 use self::own_roles::NotOwn;
 use self::reconcile::{desired_state, reconcile};
-use self::report::{Figures, report, report_guard, tell, tell_guards, tell_surroundings};
-use crate::admin::{Admin, AdminSocket, Owner, Sources};
+use self::report::{AgentMetrics, report, report_guard, tell, tell_guards, tell_surroundings};
+use crate::admin::{Admin, AdminSocket, MetricSource, Owner};
 use crate::apiserver::trial::AudienceLimit;
 use crate::cgroups::{Locator, OwnCgroup};
 use crate::credentials::http::NetworkEnv;
@@ -282,7 +282,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         .transpose()?;
     let (states, mut changes) = watch::channel(AttachmentState::Waiting);
     let (stop_keeping, stopped) = oneshot::channel();
-    let figures: Arc<dyn Sources> = Arc::new(Figures {
+    let metrics: Arc<dyn MetricSource> = Arc::new(AgentMetrics {
         server: Arc::clone(&server),
         counters: Arc::clone(&counters),
         guard: guarding.as_ref().map(|guarding| guarding.counters.clone()),
@@ -296,14 +296,14 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         health: health.clone(),
         current: attachment.pods(),
         placement: placement.clone(),
-        figures: Arc::clone(&figures),
+        metrics: Arc::clone(&metrics),
         serving: Some(Serving {
             sessions: sessions.clone(),
             answering: Arc::clone(&server) as _,
             reporter: Arc::clone(&reporter),
         }),
     };
-    let admin = Admin::new(health.clone(), Arc::clone(&figures), Arc::new(desk));
+    let admin = Admin::new(health.clone(), Arc::clone(&metrics), Arc::new(desk));
     tasks.spawn(admin.clone().serve_socket(socket_listener));
     if let Some(address) = settings.admin {
         tasks.spawn(admin.serve(address));
@@ -355,10 +355,10 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     // The guard is the last to go: until here, what was not redirected any more was refused.
     drop((guarding, tasks, instance));
     drop(socket);
-    info!(connections_served = figures.connections().served, "stopped");
+    info!(connections_served = metrics.connections().served, "stopped");
     let kernel = Counter::ALL
         .iter()
-        .map(|counter| format!("{}={}", counter.label(), figures.kernel(*counter)));
+        .map(|counter| format!("{}={}", counter.label(), metrics.kernel(*counter)));
     debug!("counted in the kernel: {}", kernel.collect::<Vec<_>>().join(" "));
     Ok(())
 }

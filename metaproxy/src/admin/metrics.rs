@@ -21,8 +21,8 @@ use crate::telemetry::health::{Condition, Health};
 /// What scrapers take it for.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Where the figures come from, at the moment of asking.
-pub trait Sources: Send + Sync {
+/// Where the metrics come from, at the moment of asking.
+pub trait MetricSource: Send + Sync {
     /// What came of connections so far.
     fn connections(&self) -> Counts;
     /// Connections that were refused, or did not reach the agent.
@@ -44,13 +44,13 @@ pub trait Sources: Send + Sync {
 /// # Errors
 /// Those of the encoder, which has none where it writes to memory.
 pub fn text(
-    sources: &dyn Sources,
+    source: &dyn MetricSource,
     health: &Health,
     verdicts: &BTreeMap<Verdict, u64>,
 ) -> Result<String, fmt::Error> {
     let mut registry = Registry::with_prefix("metaproxy");
-    registry.register_collector(Box::new(Snapshot::take(sources, health, verdicts)));
-    sources.register(&mut registry);
+    registry.register_collector(Box::new(Snapshot::take(source, health, verdicts)));
+    source.register(&mut registry);
     let mut text = String::new();
     encode(&mut text, &registry)?;
     Ok(text)
@@ -79,11 +79,11 @@ struct PartState {
 }
 
 impl Snapshot {
-    fn take(sources: &dyn Sources, health: &Health, verdicts: &BTreeMap<Verdict, u64>) -> Self {
-        let counts = sources.connections();
+    fn take(source: &dyn MetricSource, health: &Health, verdicts: &BTreeMap<Verdict, u64>) -> Self {
+        let counts = source.connections();
         let kernel = Counter::ALL
             .iter()
-            .map(|counter| (counter.label(), sources.kernel(*counter)))
+            .map(|counter| (counter.label(), source.kernel(*counter)))
             .collect();
         let parts = health.parts();
         let parts = parts.iter().map(|(part, condition)| PartState {
@@ -104,17 +104,17 @@ impl Snapshot {
                 ("unidentified", counts.unidentified),
                 ("over_limit", counts.over_limit),
             ],
-            refusals: sources.refusals(),
+            refusals: source.refusals(),
             slowed: [
                 ("connection", counts.slowed_connections),
                 ("request", counts.slowed_requests),
             ],
-            dropped_packets: sources.guard(GuardCounter::Packets),
+            dropped_packets: source.guard(GuardCounter::Packets),
             kernel,
-            pods: i64::try_from(sources.pods()).unwrap_or(i64::MAX),
+            pods: i64::try_from(source.pods()).unwrap_or(i64::MAX),
             ready: health.is_ready(),
             parts: parts.collect(),
-            sessions: sources.sessions(),
+            sessions: source.sessions(),
             verdicts: Verdict::ALL.iter().map(verdict).collect(),
         }
     }

@@ -2,16 +2,16 @@
 
 pub mod client;
 mod host;
-#[cfg(test)]
-pub(crate) mod idle;
 mod metrics;
 mod page;
 pub mod probe;
 mod routes;
 mod server;
 mod socket;
+#[cfg(test)]
+pub(crate) mod testing;
 
-pub use metrics::Sources;
+pub use metrics::MetricSource;
 pub use routes::{Answering, Desk};
 pub use server::{Admin, serve_guard};
 pub use socket::{AdminSocket, Owner, SocketError};

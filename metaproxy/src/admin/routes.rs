@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 
 use super::host::is_for_host;
-use super::metrics::{self, Sources};
+use super::metrics::{self, MetricSource};
 use super::page;
 use crate::explain::{AnswerLine, Explanation, Verdict};
 use crate::status::Status;
@@ -74,16 +74,16 @@ pub(super) fn health(path: &str, health: &Health) -> Option<Response<Full<Bytes>
 #[derive(Clone)]
 pub(super) struct Routes {
     health: Health,
-    sources: Arc<dyn Sources>,
+    source: Arc<dyn MetricSource>,
     desk: Arc<dyn Desk>,
     turn: Arc<Semaphore>,
 }
 
 impl Routes {
-    pub fn new(health: Health, sources: Arc<dyn Sources>, desk: Arc<dyn Desk>) -> Self {
+    pub fn new(health: Health, source: Arc<dyn MetricSource>, desk: Arc<dyn Desk>) -> Self {
         Self {
             health,
-            sources,
+            source,
             desk,
             turn: Arc::new(Semaphore::new(1)),
         }
@@ -176,7 +176,7 @@ impl Routes {
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
-        match metrics::text(&*self.sources, &self.health, &self.desk.verdicts()) {
+        match metrics::text(&*self.source, &self.health, &self.desk.verdicts()) {
             Ok(metrics) => typed(metrics::CONTENT_TYPE, metrics),
             Err(error) => failed(error),
         }

@@ -19,7 +19,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tracing::{debug, info, warn};
 
 use super::client::GUARD_PATH;
-use super::metrics::Sources;
+use super::metrics::MetricSource;
 use super::routes::{self, Access, Desk, Routes};
 use crate::guard::GuardReport;
 use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
@@ -53,10 +53,10 @@ impl std::fmt::Debug for Admin {
 
 impl Admin {
     /// Answers nothing yet.
-    pub fn new(health: Health, sources: Arc<dyn Sources>, desk: Arc<dyn Desk>) -> Self {
+    pub fn new(health: Health, source: Arc<dyn MetricSource>, desk: Arc<dyn Desk>) -> Self {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         Self {
-            routes: Routes::new(health.clone(), sources, desk),
+            routes: Routes::new(health.clone(), source, desk),
             health,
             places,
         }

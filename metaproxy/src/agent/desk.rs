@@ -12,7 +12,7 @@ use tracing::info;
 
 use self::rehearsal::Rehearse;
 use super::{Mode, Settings};
-use crate::admin::{Answering, Desk, Sources};
+use crate::admin::{Answering, Desk, MetricSource};
 use crate::credentials::{Issuer, SessionKey, Sessions, View, timestamp};
 use crate::explain::{Explanation, Subject, Verdict, short};
 use crate::intercept::caller::CurrentPods;
@@ -47,7 +47,7 @@ pub(super) struct Answers<I> {
     pub health: Health,
     pub current: CurrentPods,
     pub placement: watch::Receiver<Arc<Placement>>,
-    pub figures: Arc<dyn Sources>,
+    pub metrics: Arc<dyn MetricSource>,
     /// Where pods are served; nowhere while they are only observed.
     pub serving: Option<Serving<I>>,
 }
@@ -183,13 +183,13 @@ impl<I: Issuer> Desk for Answers<I> {
             pods,
             pods_known: inventory.len(),
             refused: self
-                .figures
+                .metrics
                 .refusals()
                 .into_iter()
                 .filter(|one| one.count > 0)
                 .map(lines::refused)
                 .collect(),
-            counters: lines::counters(&*self.figures),
+            counters: lines::counters(&*self.metrics),
         }
     }
 }
@@ -228,7 +228,7 @@ impl<I: Issuer> Answers<I> {
     fn not_served(&self, pod: &Pod) -> impl Iterator<Item = String> {
         let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
         let of_pod = move |one: &RefusalCount| one.count > 0 && one.pod == (namespace.clone(), name.clone());
-        self.figures.refusals().into_iter().filter(of_pod).map(|one| {
+        self.metrics.refusals().into_iter().filter(of_pod).map(|one| {
             format!(
                 "{} of its connections were not served since the agent's start ({}): {}",
                 one.count,

@@ -16,7 +16,7 @@ use super::desk::{Answers, Identity};
 use super::reconcile::desired_state;
 use super::report::{self, report};
 use super::{Settings, StartError, discovery, own_roles};
-use crate::admin::{Admin, AdminSocket, Owner, Sources};
+use crate::admin::{Admin, AdminSocket, MetricSource, Owner};
 use crate::cgroups::Locator;
 use crate::credentials::Principals;
 use crate::credentials::http::NetworkEnv;
@@ -74,11 +74,11 @@ pub(super) async fn run(
     let finder = PodFinder::new(pods.clone(), attachment.pods(), roots);
 
     let (publish_rules, rules) = watch::channel(rules);
-    let figures = report::Observed {
+    let metrics = report::ObserverMetrics {
         counters: Arc::new(maps.counters),
         pods: pods.clone(),
     };
-    let figures: Arc<dyn Sources> = Arc::new(figures);
+    let metrics: Arc<dyn MetricSource> = Arc::new(metrics);
     let desk = Answers::<Principals> {
         identity,
         pods: pods.clone(),
@@ -86,10 +86,10 @@ pub(super) async fn run(
         health: health.clone(),
         current: Arc::clone(&current),
         placement: placement.clone(),
-        figures: Arc::clone(&figures),
+        metrics: Arc::clone(&metrics),
         serving: None,
     };
-    let admin = Admin::new(health.clone(), figures, Arc::new(desk));
+    let admin = Admin::new(health.clone(), metrics, Arc::new(desk));
     tasks.spawn(admin.clone().serve_socket(socket_listener));
     if let Some(address) = settings.admin {
         tasks.spawn(admin.serve(address));

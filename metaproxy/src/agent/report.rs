@@ -135,7 +135,7 @@ pub(super) async fn report_guard(mut states: watch::Receiver<GuardState>, health
 }
 
 /// What the metrics are made of.
-pub(super) struct Figures<I> {
+pub(super) struct AgentMetrics<I> {
     pub server: Arc<Server<I>>,
     pub counters: Arc<Counters>,
     pub guard: Option<GuardCounters>,
@@ -143,7 +143,7 @@ pub(super) struct Figures<I> {
     pub sessions: Sessions<I>,
 }
 
-impl<I: Issuer> admin::Sources for Figures<I> {
+impl<I: Issuer> admin::MetricSource for AgentMetrics<I> {
     fn connections(&self) -> Counts {
         self.server.counts()
     }
@@ -178,12 +178,12 @@ impl<I: Issuer> admin::Sources for Figures<I> {
 }
 
 /// What the metrics are made of where pods are only observed.
-pub(super) struct Observed {
+pub(super) struct ObserverMetrics {
     pub counters: Arc<Counters>,
     pub pods: Pods,
 }
 
-impl admin::Sources for Observed {
+impl admin::MetricSource for ObserverMetrics {
     fn connections(&self) -> Counts {
         Counts::default()
     }

@@ -5,7 +5,7 @@ use crate::telemetry::metrics::{RequestKind, Requests, StsCalls, StsOutcome, Tur
 
 struct Fixed;
 
-impl Sources for Fixed {
+impl MetricSource for Fixed {
     fn connections(&self) -> Counts {
         Counts {
             served: 7,

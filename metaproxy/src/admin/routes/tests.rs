@@ -1,5 +1,5 @@
 use super::*;
-use crate::admin::idle::Nothing;
+use crate::admin::testing::NoMetrics;
 use rstest::rstest;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -36,7 +36,7 @@ fn slow() -> (Routes, Receiver<()>, Sender<()>) {
     let ((begun, begins), (lets, permits)) = (channel(), channel());
     let permits = Mutex::new(permits);
     let desk = Arc::new(Slow { begun, permits });
-    let routes = Routes::new(Health::starting([]), Arc::new(Nothing), desk);
+    let routes = Routes::new(Health::starting([]), Arc::new(NoMetrics), desk);
     (routes, begins, lets)
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use metaproxy_common::layout::{Counter, GuardCounter};
 
-use crate::admin::Sources;
+use crate::admin::MetricSource;
 use crate::explain::{Explanation, Verdict};
 use crate::intercept::own_links::LinkTarget;
 use crate::intercept::refusals::RefusalCount;
@@ -72,8 +72,8 @@ pub(super) fn refused(one: RefusalCount) -> RefusedLine {
 }
 
 /// What came of connections, in the agent and in the kernel.
-pub(super) fn counters(figures: &dyn Sources) -> BTreeMap<String, u64> {
-    let counts = figures.connections();
+pub(super) fn counters(metrics: &dyn MetricSource) -> BTreeMap<String, u64> {
+    let counts = metrics.connections();
     let mut all: BTreeMap<String, u64> = [
         ("connections served", counts.served),
         (
@@ -81,14 +81,14 @@ pub(super) fn counters(figures: &dyn Sources) -> BTreeMap<String, u64> {
             counts.unidentified,
         ),
         ("connections closed, as their pod has too many", counts.over_limit),
-        ("guard: packets dropped", figures.guard(GuardCounter::Packets)),
+        ("guard: packets dropped", metrics.guard(GuardCounter::Packets)),
     ]
     .map(|(name, count)| (name.to_owned(), count))
     .into();
     all.extend(
         Counter::ALL
             .iter()
-            .map(|counter| (format!("kernel: {}", counter.label()), figures.kernel(*counter))),
+            .map(|counter| (format!("kernel: {}", counter.label()), metrics.kernel(*counter))),
     );
     all
 }

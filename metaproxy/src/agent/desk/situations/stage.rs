@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::list::{Situation, Sts};
 use crate::admin::Desk as _;
-use crate::admin::idle::Nothing;
+use crate::admin::testing::NoMetrics;
 use crate::agent::Mode;
 use crate::agent::desk::rehearsal::{LIST, Rehearse, Rehearsing, line};
 use crate::agent::desk::{Answers, Identity, Serving};
@@ -141,7 +141,7 @@ impl Stage {
             health: Health::starting([]),
             current: CurrentPods::default(),
             placement: watch::channel(Arc::default()).1,
-            figures: Arc::new(Nothing),
+            metrics: Arc::new(NoMetrics),
             serving: Some(Serving {
                 sessions,
                 answering: Arc::clone(&service) as _,

@@ -3,14 +3,14 @@
 use metaproxy_common::layout::{Counter, GuardCounter};
 use prometheus_client::registry::Registry;
 
-use super::Sources;
+use super::MetricSource;
 use crate::credentials::Tally;
 use crate::imds::server::Counts;
 
-/// Its figures.
-pub struct Nothing;
+/// Its metrics.
+pub struct NoMetrics;
 
-impl Sources for Nothing {
+impl MetricSource for NoMetrics {
     fn connections(&self) -> Counts {
         Counts::default()
     }
