@@ -5,7 +5,6 @@
 //! detaches everything: the links are file descriptors of this process.
 
 mod cluster;
-mod desk;
 mod discovery;
 mod error;
 mod listening;
@@ -31,12 +30,13 @@ use tracing::{debug, info, warn};
 
 pub use self::cluster::PodSource;
 use self::cluster::PodsHere;
-use self::desk::{Answers, Identity, Serving};
 pub use self::error::StartError;
 use self::listening::{Listening, Setup};
 use self::own_roles::NotOwn;
 use self::reconcile::{desired_state, reconcile};
-use self::report::{AgentMetrics, report, report_guard, tell, tell_guards, tell_surroundings};
+use self::report::{
+    AgentMetrics, agent_info, report, report_guard, tell, tell_guards, tell_settings, tell_surroundings,
+};
 use crate::admin::{Admin, AdminSocket, MetricSource, Owner};
 use crate::apiserver::trial::AudienceLimit;
 use crate::cgroups::{Locator, OwnCgroup};
@@ -59,6 +59,7 @@ use crate::intercept::placement::PodFinder;
 use crate::intercept::pod_maps::PodMaps;
 use crate::intercept::programs::{Maps, Programs};
 use crate::intercept::refusals::{Refusals, follow_failures};
+use crate::introspection::{LiveAgent, Serving};
 use crate::roles::Rules;
 use crate::runtime_dir::{Instance, ServedMarker, make_runtime_dir};
 use crate::shutdown::stop_signal;
@@ -151,7 +152,7 @@ pub fn run(settings: Settings) -> Pin<Box<dyn Future<Output = Result<(), StartEr
 async fn serve(settings: Settings) -> Result<(), StartError> {
     // First of all, so that no signal is lost and none ends the process without draining.
     let stop = stop_signal()?;
-    desk::tell_settings(&settings);
+    tell_settings(&settings);
 
     kernel::check_version()?;
     kernel::raise_descriptor_limit();
@@ -197,7 +198,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     let own_id = own.id()?;
     let listener_link = ListenerLink::attach(&programs, own)?;
     let (shown, listen) = watch::channel(Vec::new());
-    let identity = Identity::of(&settings, listen.clone());
+    let info = agent_info(&settings, listen.clone());
 
     let guard = Guard::load(settings.guard, node_netns, guards_locator).await?;
     tell_surroundings(&settings, cluster.as_ref(), Some(&sts), guard.as_ref());
@@ -289,8 +290,8 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         pods: pods.clone(),
         sessions: sessions.clone(),
     });
-    let desk = Answers {
-        identity,
+    let introspection = LiveAgent {
+        info,
         pods: pods.clone(),
         rules: rules.clone(),
         health: health.clone(),
@@ -299,11 +300,11 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
         metrics: Arc::clone(&metrics),
         serving: Some(Serving {
             sessions: sessions.clone(),
-            answering: Arc::clone(&server) as _,
+            handler: Arc::clone(&server) as _,
             reporter: Arc::clone(&reporter),
         }),
     };
-    let admin = Admin::new(health.clone(), Arc::clone(&metrics), Arc::new(desk));
+    let admin = Admin::new(health.clone(), Arc::clone(&metrics), Arc::new(introspection));
     tasks.spawn(admin.clone().serve_socket(socket_listener));
     if let Some(address) = settings.admin {
         tasks.spawn(admin.serve(address));

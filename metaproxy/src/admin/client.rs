@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::socket::{self, SocketError};
 use crate::explain::Explanation;
 use crate::guard::GuardReport;
-use crate::status::Status;
+use crate::introspection::Status;
 
 /// For the agent to put an answer together; what it asks in a pod's place may take most of a second each.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -3,7 +3,6 @@
 pub mod client;
 mod host;
 mod metrics;
-mod page;
 pub mod probe;
 mod routes;
 mod server;
@@ -12,6 +11,5 @@ mod socket;
 pub(crate) mod testing;
 
 pub use metrics::MetricSource;
-pub use routes::{Answering, Desk};
 pub use server::{Admin, serve_guard};
 pub use socket::{AdminSocket, Owner, SocketError};

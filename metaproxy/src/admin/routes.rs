@@ -1,9 +1,6 @@
 //! The answers, and who is given which.
 
-use std::collections::BTreeMap;
-use std::future::Future;
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -15,27 +12,9 @@ use tokio::task::JoinError;
 
 use super::host::is_for_host;
 use super::metrics::{self, MetricSource};
-use super::page;
-use crate::explain::{AnswerLine, Explanation, Verdict};
-use crate::status::Status;
+use crate::explain::Verdict;
+use crate::introspection::{Introspection, page};
 use crate::telemetry::health::Health;
-
-/// What a pod is answered, once that was asked in its place.
-pub type Answering<'a> = Pin<Box<dyn Future<Output = Vec<AnswerLine>> + Send + 'a>>;
-
-/// What people ask an agent. What is no future takes its time: it looks at every pod, and tries patterns in other ways.
-pub trait Desk: Send + Sync {
-    /// Why those pods get what they get that are not over, or those with a name (`namespace/name`).
-    fn explain(&self, pod: Option<&str>) -> Vec<Explanation>;
-    /// What the pod of an explanation is answered right now.
-    fn answers(&self, of: &Explanation) -> Answering<'_>;
-    /// How the agent is doing.
-    fn status(&self) -> Status;
-    /// The name of the node, if the agent has been given one.
-    fn node_name(&self) -> Option<&str>;
-    /// Pods that are not over, by what comes of their role.
-    fn verdicts(&self) -> BTreeMap<Verdict, u64>;
-}
 
 /// Who asks, as far as that makes a difference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,16 +54,16 @@ pub(super) fn health(path: &str, health: &Health) -> Option<Response<Full<Bytes>
 pub(super) struct Routes {
     health: Health,
     source: Arc<dyn MetricSource>,
-    desk: Arc<dyn Desk>,
+    introspection: Arc<dyn Introspection>,
     turn: Arc<Semaphore>,
 }
 
 impl Routes {
-    pub fn new(health: Health, source: Arc<dyn MetricSource>, desk: Arc<dyn Desk>) -> Self {
+    pub fn new(health: Health, source: Arc<dyn MetricSource>, introspection: Arc<dyn Introspection>) -> Self {
         Self {
             health,
             source,
-            desk,
+            introspection,
             turn: Arc::new(Semaphore::new(1)),
         }
     }
@@ -107,7 +86,9 @@ impl Routes {
                  to the agent's pod\n",
             ),
             // A page that the reader's browser has open could ask in the reader's place (DNS rebinding): its Host is a name.
-            "/" | "/status" if access == Access::Node && !is_for_host(request, self.desk.node_name()) => {
+            "/" | "/status"
+                if access == Access::Node && !is_for_host(request, self.introspection.node_name()) =>
+            {
                 text(
                     StatusCode::MISDIRECTED_REQUEST,
                     "pods and their roles are shown under an IP address, localhost or the node's name (--node-name) only: open \
@@ -115,9 +96,13 @@ impl Routes {
                 )
             }
             "/" => self.answer_apart(Self::page).await,
-            "/status" => self.answer_apart(|routes| json(&routes.desk.status())).await,
+            "/status" => {
+                self.answer_apart(|routes| json(&routes.introspection.status()))
+                    .await
+            }
             "/explain" if access == Access::Root => {
-                self.answer_apart(|routes| json(&routes.desk.explain(None))).await
+                self.answer_apart(|routes| json(&routes.introspection.explain(None)))
+                    .await
             }
             _ => match path.strip_prefix("/explain/").filter(|_| access == Access::Root) {
                 Some(pod) => self.explanations(pod.to_owned()).await,
@@ -128,17 +113,21 @@ impl Routes {
 
     /// Why pods with a name get what they get, and what each is answered.
     async fn explanations(&self, pod: String) -> Response<Full<Bytes>> {
-        let found = self.apart(move |routes| routes.desk.explain(Some(&pod))).await;
+        let found = self
+            .apart(move |routes| routes.introspection.explain(Some(&pod)))
+            .await;
         let mut found = match found {
             Ok(found) => found,
             Err(error) => return failed(error),
         };
         for one in &mut found {
-            let given = self.desk.answers(one).await;
+            let given = self.introspection.dry_run(one).await;
             // What it waited for has come between the two: both are to be of one moment.
             if one.verdict == Verdict::Waiting && given.last().is_some_and(|last| last.status != 503) {
                 let pod = one.pod.clone();
-                let again = self.apart(move |routes| routes.desk.explain(Some(&pod))).await;
+                let again = self
+                    .apart(move |routes| routes.introspection.explain(Some(&pod)))
+                    .await;
                 let newer = again
                     .unwrap_or_default()
                     .into_iter()
@@ -176,14 +165,17 @@ impl Routes {
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
-        match metrics::text(&*self.source, &self.health, &self.desk.verdicts()) {
+        match metrics::text(&*self.source, &self.health, &self.introspection.verdicts()) {
             Ok(metrics) => typed(metrics::CONTENT_TYPE, metrics),
             Err(error) => failed(error),
         }
     }
 
     fn page(&self) -> Response<Full<Bytes>> {
-        let mut response = typed("text/html; charset=utf-8", page::html(&self.desk.status()));
+        let mut response = typed(
+            "text/html; charset=utf-8",
+            page::html(&self.introspection.status()),
+        );
         let policy = HeaderValue::from_static(page::POLICY);
         response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
         response

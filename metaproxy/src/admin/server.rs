@@ -20,8 +20,9 @@ use tracing::{debug, info, warn};
 
 use super::client::GUARD_PATH;
 use super::metrics::MetricSource;
-use super::routes::{self, Access, Desk, Routes};
+use super::routes::{self, Access, Routes};
 use crate::guard::GuardReport;
+use crate::introspection::Introspection;
 use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
 use crate::telemetry::health::{Condition, Health, Part};
 
@@ -53,10 +54,10 @@ impl std::fmt::Debug for Admin {
 
 impl Admin {
     /// Answers nothing yet.
-    pub fn new(health: Health, source: Arc<dyn MetricSource>, desk: Arc<dyn Desk>) -> Self {
+    pub fn new(health: Health, source: Arc<dyn MetricSource>, introspection: Arc<dyn Introspection>) -> Self {
         let places = Arc::new(Semaphore::new(CONNECTIONS));
         Self {
-            routes: Routes::new(health.clone(), source, desk),
+            routes: Routes::new(health.clone(), source, introspection),
             health,
             places,
         }

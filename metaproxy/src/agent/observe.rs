@@ -12,9 +12,8 @@ use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use super::cluster::PodsHere;
-use super::desk::{Answers, Identity};
 use super::reconcile::desired_state;
-use super::report::{self, report};
+use super::report::{self, agent_info, report};
 use super::{Settings, StartError, discovery, own_roles};
 use crate::admin::{Admin, AdminSocket, MetricSource, Owner};
 use crate::cgroups::Locator;
@@ -27,6 +26,7 @@ use crate::intercept::caller::CurrentPods;
 use crate::intercept::placement::PodFinder;
 use crate::intercept::pod_maps::{ListedPods, PodMaps};
 use crate::intercept::programs::Programs;
+use crate::introspection::LiveAgent;
 use crate::pods::{PodUid, Pods};
 use crate::roles::{Decision, Rules};
 use crate::runtime_dir::ServedMarker;
@@ -57,7 +57,7 @@ pub(super) async fn run(
     report::tell_surroundings(&settings, cluster.as_ref(), None, None);
     let (programs, maps) = Programs::load(&Config::observing(node_netns))?;
     let current = CurrentPods::default();
-    let identity = Identity::of(&settings, watch::channel(Vec::new()).1);
+    let info = agent_info(&settings, watch::channel(Vec::new()).1);
     let rules = Arc::new(settings.rules);
     let (wanted, listed) = watch::channel(desired_state(&pods.borrow(), &rules, &BTreeSet::new()).listed);
     let mut attachment = Attachment::new(
@@ -79,8 +79,8 @@ pub(super) async fn run(
         pods: pods.clone(),
     };
     let metrics: Arc<dyn MetricSource> = Arc::new(metrics);
-    let desk = Answers::<Principals> {
-        identity,
+    let introspection = LiveAgent::<Principals> {
+        info,
         pods: pods.clone(),
         rules: rules.clone(),
         health: health.clone(),
@@ -89,7 +89,7 @@ pub(super) async fn run(
         metrics: Arc::clone(&metrics),
         serving: None,
     };
-    let admin = Admin::new(health.clone(), metrics, Arc::new(desk));
+    let admin = Admin::new(health.clone(), metrics, Arc::new(introspection));
     tasks.spawn(admin.clone().serve_socket(socket_listener));
     if let Some(address) = settings.admin {
         tasks.spawn(admin.serve(address));

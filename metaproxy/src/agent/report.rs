@@ -1,7 +1,7 @@
 //! What the agent says of itself: in the log, to probes, and in metrics.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use metaproxy_common::layout::{Counter, GuardCounter};
 use prometheus_client::registry::Registry;
@@ -19,10 +19,42 @@ use crate::intercept::guard::{Guard, GuardCounters, GuardState};
 use crate::intercept::placement::Placement;
 use crate::intercept::programs::Counters;
 use crate::intercept::refusals::RefusalCount;
+use crate::introspection::AgentInfo;
 use crate::pods::Pods;
-use crate::roles::BaseArn;
+use crate::roles::{BaseArn, RoleArn, WrittenRole};
 use crate::runtime_dir::ServedMarker;
 use crate::telemetry::health::{Condition, Health, Part};
+
+/// What the agent was told to do, in one line.
+pub(super) fn tell_settings(settings: &Settings) {
+    let on = |is_on: bool| if is_on { "on" } else { "off" };
+    let rules = &settings.rules;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        mode = settings.mode.label(),
+        node = rules.sessions.node.as_deref().unwrap_or("(not named)"),
+        namespace_policy = if rules.namespaces.required {
+            "required"
+        } else {
+            "off"
+        },
+        default_role = rules.default_role.as_ref().map_or("none", WrittenRole::name),
+        web_identity = on(rules.web_identity),
+        through = settings.sts.through.as_ref().map_or("nobody", RoleArn::as_str),
+        "metaproxy starts"
+    );
+}
+
+/// Of an agent with these settings, which starts now and listens there.
+pub(super) fn agent_info(settings: &Settings, listeners: watch::Receiver<Vec<String>>) -> AgentInfo {
+    AgentInfo {
+        mode: settings.mode.label(),
+        node: settings.rules.sessions.node.clone(),
+        listeners,
+        started: SystemTime::now(),
+        intermediate_role: settings.sts.through.as_ref().map(ToString::to_string),
+    }
+}
 
 /// What the agent works with, in one line: what it was told stands in the line before, and this is what came of it.
 pub(super) fn tell_surroundings(

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use super::output::{print, print_json, unavailable, verdict};
 use crate::admin::client::{self, ClientError};
 use crate::cli::{AgentArgs, Output, StatusArgs};
-use crate::status::Status;
+use crate::introspection::Status;
 use crate::terminal::fit_to_terminal;
 
 /// Runs `metaproxy status`.

@@ -6,8 +6,8 @@ use crate::admin::client;
 use crate::apiserver::ApiServer;
 use crate::apiserver::access::{Uses, denied};
 use crate::apiserver::trial::{self, Trial};
+use crate::introspection::Status;
 use crate::pods::kubernetes::pods_of_node;
-use crate::status::Status;
 use crate::telemetry::health::Part;
 
 const CHECK: &str = "API server";

@@ -6,8 +6,8 @@ use super::{Examination, Finding};
 use crate::admin::client;
 use crate::credentials::http::NetworkEnv;
 use crate::intercept::port;
+use crate::introspection::status::{PartLine, Status};
 use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
-use crate::status::{PartLine, Status};
 use crate::telemetry::health::Part;
 
 /// Checks the ports that flags name.

@@ -5,7 +5,7 @@ use std::path::Path;
 use super::Finding;
 use crate::admin::client;
 use crate::explain::Verdict;
-use crate::status::Status;
+use crate::introspection::Status;
 
 /// How many pods a finding names.
 const MAX_NAMED: usize = 5;
@@ -55,7 +55,7 @@ fn finding(status: &Status) -> Option<Finding> {
 mod tests {
     use super::*;
     use crate::doctor::Level;
-    use crate::status::PodLine;
+    use crate::introspection::status::PodLine;
     use rstest::rstest;
 
     #[rstest]

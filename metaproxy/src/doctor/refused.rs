@@ -4,7 +4,7 @@ use std::path::Path;
 
 use super::Finding;
 use crate::admin::client;
-use crate::status::RefusedLine;
+use crate::introspection::status::RefusedLine;
 
 const CHECK: &str = "connections";
 

@@ -1,6 +1,9 @@
 use super::*;
 use crate::admin::testing::NoMetrics;
+use crate::explain::{Explanation, Verdict};
+use crate::introspection::{DryRun, Status};
 use rstest::rstest;
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::Duration;
@@ -11,11 +14,11 @@ struct Slow {
     permits: Mutex<Receiver<()>>,
 }
 
-impl Desk for Slow {
+impl Introspection for Slow {
     fn explain(&self, _pod: Option<&str>) -> Vec<Explanation> {
         Vec::new()
     }
-    fn answers(&self, _of: &Explanation) -> Answering<'_> {
+    fn dry_run(&self, _of: &Explanation) -> DryRun<'_> {
         Box::pin(std::future::ready(Vec::new()))
     }
     fn status(&self) -> Status {
@@ -35,8 +38,8 @@ impl Desk for Slow {
 fn slow() -> (Routes, Receiver<()>, Sender<()>) {
     let ((begun, begins), (lets, permits)) = (channel(), channel());
     let permits = Mutex::new(permits);
-    let desk = Arc::new(Slow { begun, permits });
-    let routes = Routes::new(Health::starting([]), Arc::new(NoMetrics), desk);
+    let introspection = Arc::new(Slow { begun, permits });
+    let routes = Routes::new(Health::starting([]), Arc::new(NoMetrics), introspection);
     (routes, begins, lets)
 }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use http_body_util::{BodyExt as _, Either, Full};
 use hyper::{Response, StatusCode};
 
-use super::{Answers, caller_uid};
+use super::live_agent::{LiveAgent, caller_uid};
 use crate::credentials::Issuer;
 use crate::explain::AnswerLine;
 use crate::imds::server::Server;
@@ -18,7 +18,7 @@ use crate::pods::{Known, PodUid};
 pub(super) const LIST: &str = "/latest/meta-data/iam/security-credentials/";
 
 /// What answers pods, and tells what it would.
-pub(in crate::agent) trait Rehearse: Send + Sync {
+pub trait Rehearse: Send + Sync {
     /// What a request of this client for this path is answered.
     fn rehearse<'a>(&'a self, client: &'a Client, path: String) -> Rehearsing<'a>;
 
@@ -27,7 +27,7 @@ pub(in crate::agent) trait Rehearse: Send + Sync {
 }
 
 /// An answer, once it is given.
-pub(super) type Rehearsing<'a> = Pin<Box<dyn Future<Output = AnswerLine> + Send + 'a>>;
+pub type Rehearsing<'a> = Pin<Box<dyn Future<Output = AnswerLine> + Send + 'a>>;
 
 impl<I: Issuer> Rehearse for Server<I> {
     fn rehearse<'a>(&'a self, client: &'a Client, path: String) -> Rehearsing<'a> {
@@ -42,9 +42,9 @@ impl<I: Issuer> Rehearse for Server<I> {
     }
 }
 
-impl<I: Issuer> Answers<I> {
+impl<I: Issuer> LiveAgent<I> {
     /// What the pod with this UID is answered.
-    pub(super) async fn rehearsed(&self, uid: &PodUid) -> Vec<AnswerLine> {
+    pub(super) async fn answers(&self, uid: &PodUid) -> Vec<AnswerLine> {
         // One after the other: whoever decides holds both, in another order.
         let inventory = Arc::clone(&self.pods.borrow());
         let rules = Arc::clone(&self.rules.borrow());
@@ -71,12 +71,12 @@ impl<I: Issuer> Answers<I> {
         let client = Client {
             uid: caller_uid(pod).clone(),
         };
-        let list = serving.answering.rehearse(&client, LIST.to_owned()).await;
+        let list = serving.handler.rehearse(&client, LIST.to_owned()).await;
         let role = Some(&list)
             .filter(|list| list.status == StatusCode::OK.as_u16())
             .map(|list| format!("{LIST}{}", list.says));
         let mut answers = Vec::new();
-        if serving.answering.requires_tokens() {
+        if serving.handler.requires_tokens() {
             answers.push(AnswerLine {
                 path: format!("{LIST} (without a session token)"),
                 status: StatusCode::UNAUTHORIZED.as_u16(),
@@ -85,7 +85,7 @@ impl<I: Issuer> Answers<I> {
         }
         answers.push(list);
         if let Some(path) = role {
-            answers.push(serving.answering.rehearse(&client, path).await);
+            answers.push(serving.handler.rehearse(&client, path).await);
         }
         answers
     }

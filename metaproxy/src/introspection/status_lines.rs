@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 
 use metaproxy_common::layout::{Counter, GuardCounter};
 
+use super::status::{PartLine, PodLine, RefusedLine};
 use crate::admin::MetricSource;
 use crate::explain::{Explanation, Verdict};
 use crate::intercept::own_links::LinkTarget;
 use crate::intercept::refusals::RefusalCount;
-use crate::status::{PartLine, PodLine, RefusedLine};
 use crate::telemetry::health::{Condition, Part};
 
 /// A pod that has, or asks for, a role.

@@ -1,4 +1,4 @@
-//! A situation played through, by everything but the kernel, the network and AWS.
+//! A scenario played through, by everything but the kernel, the network and AWS.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -9,12 +9,8 @@ use hyper::{Method, Uri};
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
-use super::list::{Situation, Sts};
-use crate::admin::Desk as _;
+use super::list::{Scenario, Sts};
 use crate::admin::testing::NoMetrics;
-use crate::agent::Mode;
-use crate::agent::desk::rehearsal::{LIST, Rehearse, Rehearsing, line};
-use crate::agent::desk::{Answers, Identity, Serving};
 use crate::apiserver::events::{self, Refusal};
 use crate::captured_log::CapturedLog;
 use crate::cli::{Cli, Command};
@@ -25,6 +21,8 @@ use crate::imds::token::Tokens;
 use crate::imds::upstream::Upstream;
 use crate::imds::{Client, ImdsV1Policy, Parts, Passthrough, Service};
 use crate::intercept::caller::CurrentPods;
+use crate::introspection::dry_run::{LIST, Rehearse, Rehearsing, line};
+use crate::introspection::{AgentInfo, Introspection as _, LiveAgent, Serving};
 use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
 use crate::roles::{Decision, OwnRole, OwnRoles, RoleId, Rules};
 use crate::telemetry::audit::Audited;
@@ -33,7 +31,7 @@ use crate::telemetry::refusal_reporter::RefusalReporter;
 
 const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
 
-/// What is said about a situation, in all places.
+/// What is said about a scenario, in all places.
 pub struct Said {
     /// To the pod, the last time that it asks.
     pub answer: AnswerLine,
@@ -48,36 +46,38 @@ pub struct Said {
 }
 
 /// Plays it: the pod asks, as often as STS does something new, and then people do.
-pub async fn said(situation: &Situation) -> Said {
-    let stage = Stage::set(situation);
+pub async fn said(scenario: &Scenario) -> Said {
+    let stage = Stage::set(scenario);
     let (log, guard) = CapturedLog::start(tracing::Level::DEBUG);
-    if situation.is_paced {
+    if scenario.is_paced {
         stage.use_up_turns().await;
     }
     let mut answer = stage.ask(LIST).await;
     if answer.status == 200 {
         let role = format!("{LIST}{}", answer.says);
-        for _ in &situation.sts {
+        for _ in &scenario.sts {
             answer = stage.ask(&role).await;
         }
     }
     drop(guard);
-    let Stage { desk, mut events, .. } = stage;
-    let mut found = desk.explain(Some("apps/web"));
-    found.extend(desk.explain(Some("apps/w,b")));
-    let counted = desk.verdicts().into_iter();
+    let Stage {
+        agent, mut events, ..
+    } = stage;
+    let mut found = agent.explain(Some("apps/web"));
+    found.extend(agent.explain(Some("apps/w,b")));
+    let counted = agent.verdicts().into_iter();
     let counted =
         counted.flat_map(|(verdict, count)| std::iter::repeat_n(verdict, usize::try_from(count).unwrap()));
     let verdicts = counted
-        .chain(desk.explain(None).iter().map(|one| one.verdict))
+        .chain(agent.explain(None).iter().map(|one| one.verdict))
         .collect();
     let mut explanation = found.pop();
     assert!(found.is_empty(), "one pod has the name");
     if let Some(one) = &mut explanation {
-        let given = desk.answers(one).await;
+        let given = agent.dry_run(one).await;
         one.add_answers(given);
     }
-    if let Some(serving) = &desk.serving {
+    if let Some(serving) = &agent.serving {
         // Nothing of it goes on while the next one is played.
         serving.sessions.retain(&HashSet::new());
     }
@@ -94,7 +94,7 @@ type Audits = Audited<Mutex<Vec<Sts>>>;
 
 /// Everything that answers, and who asks.
 struct Stage {
-    desk: Answers<Audits>,
+    agent: LiveAgent<Audits>,
     service: Arc<Service<Audits>>,
     client: Client,
     events: mpsc::Receiver<Refusal>,
@@ -106,14 +106,14 @@ struct Stage {
 }
 
 impl Stage {
-    fn set(situation: &Situation) -> Self {
-        let (publish_pods, pods) = watch::channel(Arc::new(inventory(situation)));
-        let (publish_rules, rules) = watch::channel(Arc::new(rules(situation)));
+    fn set(scenario: &Scenario) -> Self {
+        let (publish_pods, pods) = watch::channel(Arc::new(inventory(scenario)));
+        let (publish_rules, rules) = watch::channel(Arc::new(rules(scenario)));
         let (publish_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
         let (owners, events) = events::channel();
         let reporter = Arc::new(RefusalReporter::new(Some(owners)));
         let sessions = Sessions::new(Audited {
-            issuer: Mutex::new(situation.sts.clone()),
+            issuer: Mutex::new(scenario.sts.clone()),
             pods: pods.clone(),
             rules: rules.clone(),
         });
@@ -128,13 +128,13 @@ impl Stage {
             imds_v1,
             reporter: Arc::clone(&reporter),
         }));
-        let desk = Answers {
-            identity: Identity {
-                mode: Mode::Enforce,
+        let agent = LiveAgent {
+            info: AgentInfo {
+                mode: "enforce",
                 node: Some("n".to_owned()),
                 listeners: watch::channel(Vec::new()).1,
                 started: SystemTime::now(),
-                through: None,
+                intermediate_role: None,
             },
             pods,
             rules,
@@ -144,12 +144,12 @@ impl Stage {
             metrics: Arc::new(NoMetrics),
             serving: Some(Serving {
                 sessions,
-                answering: Arc::clone(&service) as _,
+                handler: Arc::clone(&service) as _,
                 reporter,
             }),
         };
         Self {
-            desk,
+            agent,
             service,
             client: Client {
                 uid: UID.parse().unwrap(),
@@ -161,14 +161,17 @@ impl Stage {
 
     /// As many sessions as the pod may have at once, each of another shape.
     async fn use_up_turns(&self) {
-        let (pods, rules) = (self.desk.pods.borrow().clone(), self.desk.rules.borrow().clone());
+        let (pods, rules) = (
+            self.agent.pods.borrow().clone(),
+            self.agent.rules.borrow().clone(),
+        );
         let Decision::Granted(grant) = rules.resolve(&pods, &self.client.uid) else {
             panic!("not granted");
         };
         for number in 0..MAX_SESSIONS_AT_ONCE {
             let mut key = SessionKey::of_grant(&grant);
             key.shape.external_id = Some(format!("id-{number}"));
-            let sessions = &self.desk.serving.as_ref().unwrap().sessions;
+            let sessions = &self.agent.serving.as_ref().unwrap().sessions;
             sessions.prefetch(&self.client.uid, &key);
         }
         tokio::time::sleep(Duration::from_millis(1)).await;
@@ -226,11 +229,11 @@ impl Issuer for Mutex<Vec<Sts>> {
 }
 
 /// The rules of an agent that knows the node's own role, unless that is the matter.
-fn rules(situation: &Situation) -> Rules {
+fn rules(scenario: &Scenario) -> Rules {
     let node = OwnRole::Is(RoleId::new("123456789012", "node").unwrap());
-    let rules = flagged(situation.flags);
+    let rules = flagged(scenario.flags);
     let own = OwnRoles {
-        instance: if situation.own_is_known {
+        instance: if scenario.own_is_known {
             node.clone()
         } else {
             OwnRole::Unknown(Some(
@@ -259,36 +262,36 @@ fn flagged(flags: &[&str]) -> Rules {
     }
 }
 
-fn inventory(situation: &Situation) -> Inventory {
+fn inventory(scenario: &Scenario) -> Inventory {
     // Of characters that a tag can't have, where that is the matter.
-    let name = if situation.name.contains("tag") {
+    let name = if scenario.name.contains("tag") {
         "w,b"
     } else {
         "web"
     };
     let pod = |name: &str| {
         let object = json!({
-            "metadata": { "name": name, "namespace": "apps", "uid": UID, "annotations": situation.pod },
-            "spec": { "hostNetwork": situation.on_host, "containers": [] },
+            "metadata": { "name": name, "namespace": "apps", "uid": UID, "annotations": scenario.pod },
+            "spec": { "hostNetwork": scenario.on_host, "containers": [] },
             "status": { "podIPs": [{ "ip": "10.244.0.5" }] },
         });
         Arc::new(Pod::from_api(serde_json::from_value(object).unwrap()).unwrap())
     };
     let mut pods = Vec::new();
-    if situation.known {
+    if scenario.known {
         pods.push(pod(name));
     }
-    if situation.twice {
+    if scenario.twice {
         pods.push(pod("other"));
     }
     let annotations = |value: &Value| serde_json::from_value(value.clone()).unwrap();
-    let namespace = situation.namespace.iter().map(|value| {
+    let namespace = scenario.namespace.iter().map(|value| {
         Arc::new(Namespace {
             name: "apps".to_owned(),
             annotations: annotations(value),
         })
     });
-    let account = situation.account.iter().map(|value| {
+    let account = scenario.account.iter().map(|value| {
         Arc::new(ServiceAccount {
             namespace: "apps".to_owned(),
             name: "default".to_owned(),

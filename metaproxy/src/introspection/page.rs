@@ -2,8 +2,8 @@
 
 use std::fmt::Write as _;
 
+use super::status::{PodLine, Status};
 use crate::explain::{printable, short};
-use crate::status::{PodLine, Status};
 
 /// What the page may load: its own style, and nothing else.
 pub const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; \
@@ -189,8 +189,8 @@ fn escaped(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use super::super::status::{AttachedLine, PartLine, RefusedLine};
     use super::*;
-    use crate::status::{AttachedLine, PartLine, RefusedLine};
 
     fn status() -> Status {
         Status {

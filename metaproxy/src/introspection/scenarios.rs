@@ -1,4 +1,4 @@
-//! What goes wrong for users, situation by situation: the pod's answer, its event, the log and what people are told say the
+//! What goes wrong for users, scenario by scenario: the pod's answer, its event, the log and what people are told say the
 //! same.
 
 mod list;
@@ -6,7 +6,7 @@ mod stage;
 
 use hyper::StatusCode;
 
-use self::list::situations;
+use self::list::scenarios;
 use self::stage::{Said, said};
 use crate::apiserver::events::Refusal;
 use crate::commands::explain::not_known;
@@ -47,7 +47,7 @@ fn status_of(verdict: Verdict, is_ambiguous: bool) -> StatusCode {
         Verdict::Refused if is_ambiguous => StatusCode::NOT_FOUND,
         Verdict::Granted | Verdict::Refused => StatusCode::OK,
         Verdict::Unavailable | Verdict::Waiting | Verdict::Unknown => StatusCode::SERVICE_UNAVAILABLE,
-        Verdict::NotIntercepted => unreachable!("no situation has one: it never asks here"),
+        Verdict::NotIntercepted => unreachable!("no scenario has one: it never asks here"),
     }
 }
 
@@ -60,11 +60,11 @@ fn credentials(explanation: &Explanation) -> String {
 
 #[tokio::test(start_paused = true)]
 async fn answer_event_log_and_explanation_say_the_same() {
-    let situations = situations();
-    assert!(situations.len() >= 25);
+    let scenarios = scenarios();
+    assert!(scenarios.len() >= 25);
     let mut told = String::new();
-    for situation in &situations {
-        let (name, said) = (situation.name, said(situation).await);
+    for scenario in &scenarios {
+        let (name, said) = (scenario.name, said(scenario).await);
         told.push_str(&said.shown(name));
         assert!(
             !said.log.contains("SECRET") && !said.log.contains("TOKEN"),
@@ -76,11 +76,11 @@ async fn answer_event_log_and_explanation_say_the_same() {
             assert_eq!((said.event, said.answer.status), (None, 503), "{name}");
             continue;
         };
-        let pods = if situation.twice { 2 } else { 1 };
+        let pods = if scenario.twice { 2 } else { 1 };
         assert_eq!(said.verdicts, vec![explanation.verdict; 2 * pods], "{name}");
-        let status = status_of(explanation.verdict, situation.twice);
+        let status = status_of(explanation.verdict, scenario.twice);
         assert_eq!(said.answer.status, status.as_u16(), "{name}");
-        if situation.twice {
+        if scenario.twice {
             assert!(
                 explanation.answers.is_empty(),
                 "{name}: nobody can tell which of them"
@@ -96,7 +96,7 @@ async fn answer_event_log_and_explanation_say_the_same() {
             said.agree_on(name, &explanation.because);
         }
         // An event is for whoever can mend it: the owner of a pod that is refused what it asks for.
-        let is_due = explanation.verdict == Verdict::Refused && !situation.twice;
+        let is_due = explanation.verdict == Verdict::Refused && !scenario.twice;
         let sentence = said.event.map(|event| event.sentence);
         assert_eq!(
             sentence.as_ref(),

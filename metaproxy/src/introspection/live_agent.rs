@@ -1,18 +1,16 @@
 //! What people are told: explanations and status, put together from what the agent knows at the moment of asking.
 
-mod lines;
-mod rehearsal;
-
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
-use tracing::info;
 
-use self::rehearsal::Rehearse;
-use super::{Mode, Settings};
-use crate::admin::{Answering, Desk, MetricSource};
+use super::dry_run::Rehearse;
+use super::status::{AttachedLine, PodLine, Status};
+use super::status_lines as lines;
+use super::{DryRun, Introspection};
+use crate::admin::MetricSource;
 use crate::credentials::{Issuer, SessionKey, Sessions, View, timestamp};
 use crate::explain::{Explanation, Subject, Verdict, short};
 use crate::intercept::caller::CurrentPods;
@@ -20,8 +18,7 @@ use crate::intercept::own_links;
 use crate::intercept::placement::Placement;
 use crate::intercept::refusals::RefusalCount;
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
-use crate::roles::{Decision, Reason, RoleArn, Rules, WrittenRole};
-use crate::status::{AttachedLine, PodLine, Status};
+use crate::roles::{Decision, Reason, Rules};
 use crate::telemetry::health::Health;
 use crate::telemetry::refusal_reporter::RefusalReporter;
 
@@ -30,18 +27,18 @@ const LATELY: Duration = Duration::from_secs(15 * 60);
 
 /// What stays the same for as long as an agent runs.
 #[derive(Clone, Debug)]
-pub(super) struct Identity {
-    pub mode: Mode,
+pub struct AgentInfo {
+    pub mode: &'static str,
     pub node: Option<String>,
     pub listeners: watch::Receiver<Vec<String>>,
     pub started: SystemTime,
     /// `--assume-role-arn`
-    pub through: Option<String>,
+    pub intermediate_role: Option<String>,
 }
 
 /// Where answers come from.
-pub(super) struct Answers<I> {
-    pub identity: Identity,
+pub struct LiveAgent<I> {
+    pub info: AgentInfo,
     pub pods: Pods,
     pub rules: watch::Receiver<Arc<Rules>>,
     pub health: Health,
@@ -53,46 +50,13 @@ pub(super) struct Answers<I> {
 }
 
 /// What serves pods.
-pub(super) struct Serving<I> {
+pub struct Serving<I> {
     pub sessions: Sessions<I>,
-    pub answering: Arc<dyn Rehearse>,
+    pub handler: Arc<dyn Rehearse>,
     pub reporter: Arc<RefusalReporter>,
 }
 
-impl Identity {
-    /// Of an agent with these settings, which starts now and listens there.
-    pub fn of(settings: &Settings, listeners: watch::Receiver<Vec<String>>) -> Self {
-        Self {
-            mode: settings.mode,
-            node: settings.rules.sessions.node.clone(),
-            listeners,
-            started: SystemTime::now(),
-            through: settings.sts.through.as_ref().map(ToString::to_string),
-        }
-    }
-}
-
-/// What the agent was told to do, in one line.
-pub(super) fn tell_settings(settings: &Settings) {
-    let on = |is_on: bool| if is_on { "on" } else { "off" };
-    let rules = &settings.rules;
-    info!(
-        version = env!("CARGO_PKG_VERSION"),
-        mode = settings.mode.label(),
-        node = rules.sessions.node.as_deref().unwrap_or("(not named)"),
-        namespace_policy = if rules.namespaces.required {
-            "required"
-        } else {
-            "off"
-        },
-        default_role = rules.default_role.as_ref().map_or("none", WrittenRole::name),
-        web_identity = on(rules.web_identity),
-        through = settings.sts.through.as_ref().map_or("nobody", RoleArn::as_str),
-        "metaproxy starts"
-    );
-}
-
-impl<I: Issuer> Desk for Answers<I> {
+impl<I: Issuer> Introspection for LiveAgent<I> {
     fn explain(&self, wanted: Option<&str>) -> Vec<Explanation> {
         let inventory = Arc::clone(&self.pods.borrow());
         let rules = Arc::clone(&self.rules.borrow());
@@ -115,21 +79,21 @@ impl<I: Issuer> Desk for Answers<I> {
         found
     }
 
-    fn answers(&self, of: &Explanation) -> Answering<'_> {
+    fn dry_run(&self, of: &Explanation) -> DryRun<'_> {
         // What it would be answered here is not what it is answered.
         let comes_here = of.verdict != Verdict::NotIntercepted;
         let uid = of.uid.as_deref().filter(|_| comes_here);
         let uid = uid.and_then(|uid| uid.parse().ok());
         Box::pin(async move {
             match uid {
-                Some(uid) => self.rehearsed(&uid).await,
+                Some(uid) => self.answers(&uid).await,
                 None => Vec::new(),
             }
         })
     }
 
     fn node_name(&self) -> Option<&str> {
-        self.identity.node.as_deref()
+        self.info.node.as_deref()
     }
 
     fn verdicts(&self) -> BTreeMap<Verdict, u64> {
@@ -160,17 +124,17 @@ impl<I: Issuer> Desk for Answers<I> {
         pods.sort_by(|one, other| one.pod.cmp(&other.pod));
         let current = self.current.read().ok().and_then(|current| current.clone());
         let cgroup = current.map(|pods| pods.path().display().to_string());
-        let uptime = self.identity.started.elapsed().unwrap_or_default();
+        let uptime = self.info.started.elapsed().unwrap_or_default();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            mode: self.identity.mode.label().to_owned(),
-            node: self.identity.node.clone(),
+            mode: self.info.mode.to_owned(),
+            node: self.info.node.clone(),
             pid: std::process::id(),
-            started: timestamp(self.identity.started),
+            started: timestamp(self.info.started),
             uptime_seconds: uptime.as_secs(),
             ready: self.health.is_ready(),
             parts: self.health.parts().into_iter().map(lines::part).collect(),
-            listeners: self.identity.listeners.borrow().clone(),
+            listeners: self.info.listeners.borrow().clone(),
             attached: own_links::list()
                 .into_iter()
                 .map(|one| AttachedLine {
@@ -194,7 +158,7 @@ impl<I: Issuer> Desk for Answers<I> {
     }
 }
 
-impl<I: Issuer> Answers<I> {
+impl<I: Issuer> LiveAgent<I> {
     /// Why a pod gets what it gets, without hints.
     fn explanation(&self, inventory: &Inventory, rules: &Rules, pod: &Pod) -> (Explanation, Decision) {
         let decision = rules.resolve(inventory, caller_uid(pod));
@@ -202,10 +166,10 @@ impl<I: Issuer> Answers<I> {
             return (Explanation::of_ambiguous(pod, reason), decision);
         }
         let mut one = Explanation::of(rules, &subject(inventory, pod), &decision);
-        if let (Some(session), Some(through)) = (&mut one.session, &self.identity.through)
+        if let (Some(session), Some(intermediate_role)) = (&mut one.session, &self.info.intermediate_role)
             && session.assumed_by == crate::explain::NODE
         {
-            session.assumed_by = format!("{through}, which the node's role assumes first");
+            session.assumed_by = format!("{intermediate_role}, which the node's role assumes first");
         }
         if self.serving.is_some() {
             one.add_credentials(&decision, self.view(&decision).as_ref(), SystemTime::now());
@@ -250,7 +214,7 @@ impl<I: Issuer> Answers<I> {
 }
 
 /// The UID that its processes are known by: the kubelet makes a static pod's cgroup by its hash.
-fn caller_uid(pod: &Pod) -> &PodUid {
+pub(super) fn caller_uid(pod: &Pod) -> &PodUid {
     pod.cgroup_uid()
 }
 
@@ -274,6 +238,3 @@ fn pods_of(inventory: &Inventory) -> impl Iterator<Item = Arc<Pod>> {
         pods.into_iter().filter(move |pod| pod.uid == uid)
     })
 }
-
-#[cfg(test)]
-mod situations;

@@ -1,4 +1,4 @@
-//! The situations themselves.
+//! The scenarios themselves.
 
 use serde_json::{Value, json};
 
@@ -25,7 +25,7 @@ pub enum Sts {
 }
 
 /// One pod, and what stands around it.
-pub struct Situation {
+pub struct Scenario {
     pub name: &'static str,
     pub flags: &'static [&'static str],
     pub pod: Value,
@@ -43,8 +43,8 @@ pub struct Situation {
     pub is_paced: bool,
 }
 
-fn situation(name: &'static str, pod: Value) -> Situation {
-    Situation {
+fn scenario(name: &'static str, pod: Value) -> Scenario {
+    Scenario {
         name,
         flags: &[],
         pod,
@@ -59,7 +59,7 @@ fn situation(name: &'static str, pod: Value) -> Situation {
     }
 }
 
-impl Situation {
+impl Scenario {
     fn with(self, flags: &'static [&'static str]) -> Self {
         Self { flags, ..self }
     }
@@ -80,7 +80,7 @@ impl Situation {
     }
 }
 
-pub fn situations() -> Vec<Situation> {
+pub fn scenarios() -> Vec<Scenario> {
     let asks = |role: &str| json!({ ROLE: role });
     let permits = |pattern: &str| json!({ PERMITTED: pattern });
     let lists = |list: &str| json!({ ALLOWED: list });
@@ -88,20 +88,20 @@ pub fn situations() -> Vec<Situation> {
         "User: arn:aws:sts::123456789012:assumed-role/node/i-0 is not authorized to perform: sts:AssumeRole";
     let with_accounts: &[&str] = &["--web-identity", "on"];
     vec![
-        situation("granted", asks("app")).namespace(permits(".*")),
-        situation("no annotation", json!({})),
-        situation("an empty annotation", asks("")),
-        situation("a misspelt key", json!({ "iam.amazonaws.com/Role": "app" })),
-        situation("a key of namespaces on the pod", json!({ PERMITTED: ".*" })),
-        situation("no annotation, a default role", json!({})).with(&["--default-role", "fallback"]),
-        situation("a name that is none", asks("no such name!")),
-        situation("an ARN of a user", asks("arn:aws:iam::123456789012:user/app")),
-        situation("an account that is none", asks("arn:aws:iam::1234:role/app")),
-        situation(
+        scenario("granted", asks("app")).namespace(permits(".*")),
+        scenario("no annotation", json!({})),
+        scenario("an empty annotation", asks("")),
+        scenario("a misspelt key", json!({ "iam.amazonaws.com/Role": "app" })),
+        scenario("a key of namespaces on the pod", json!({ PERMITTED: ".*" })),
+        scenario("no annotation, a default role", json!({})).with(&["--default-role", "fallback"]),
+        scenario("a name that is none", asks("no such name!")),
+        scenario("an ARN of a user", asks("arn:aws:iam::123456789012:user/app")),
+        scenario("an account that is none", asks("arn:aws:iam::1234:role/app")),
+        scenario(
             "a partition that is none",
             asks("arn:azure:iam::123456789012:role/app"),
         ),
-        situation(
+        scenario(
             "a role of another partition",
             asks("arn:aws-cn:iam::123456789012:role/app"),
         )
@@ -109,136 +109,136 @@ pub fn situations() -> Vec<Situation> {
         .sts(vec![Sts::Fails(ObtainError::Denied(
             "InvalidClientTokenId".to_owned(),
         ))]),
-        situation("a namespace without a policy", asks("app")),
-        situation(
+        scenario("a namespace without a policy", asks("app")),
+        scenario(
             "a glob where kiam has a regular expression",
             asks("test-kiam-web"),
         )
         .namespace(permits("test-kiam-*")),
-        situation("a pattern that is not anchored", asks("team/app-web")).namespace(permits("app")),
-        situation("a pattern of a longer name", asks("app-web")).namespace(permits("app")),
-        situation("a malformed regular expression", asks("app")).namespace(permits("app(")),
-        situation("a JSON list in permitted", asks("app")).namespace(permits("[\"app\"]")),
-        situation("quotation marks in permitted", asks("app")).namespace(permits("\"app\"")),
-        situation("an empty permitted", asks("app")).namespace(permits(" ")),
-        situation("a list that is none", asks("app-web")).namespace(lists("app-*")),
-        situation("a regular expression among globs", asks("app-web")).namespace(lists("[\"app-.*\"]")),
-        situation("a glob among regular expressions", asks("my-app"))
+        scenario("a pattern that is not anchored", asks("team/app-web")).namespace(permits("app")),
+        scenario("a pattern of a longer name", asks("app-web")).namespace(permits("app")),
+        scenario("a malformed regular expression", asks("app")).namespace(permits("app(")),
+        scenario("a JSON list in permitted", asks("app")).namespace(permits("[\"app\"]")),
+        scenario("quotation marks in permitted", asks("app")).namespace(permits("\"app\"")),
+        scenario("an empty permitted", asks("app")).namespace(permits(" ")),
+        scenario("a list that is none", asks("app-web")).namespace(lists("app-*")),
+        scenario("a regular expression among globs", asks("app-web")).namespace(lists("[\"app-.*\"]")),
+        scenario("a glob among regular expressions", asks("my-app"))
             .namespace(lists("[\"*-app\"]"))
             .with(&["--allowed-roles-style", "regexp"]),
-        situation("capital letters", asks("App")).namespace(permits("app")),
-        situation("a role of another account", asks(FOREIGN))
+        scenario("capital letters", asks("App")).namespace(permits("app")),
+        scenario("a role of another account", asks(FOREIGN))
             .namespace(permits("arn:aws:iam::123456789012:role/.*")),
-        situation("the wrong namespace", asks("billing")).namespace(permits("shop-.*")),
-        situation(
+        scenario("the wrong namespace", asks("billing")).namespace(permits("shop-.*")),
+        scenario(
             "a malformed external id",
             json!({ ROLE: "app", "iam.amazonaws.com/external-id": "a b" }),
         )
         .namespace(permits(".*")),
-        situation("a tag that STS does not take", asks("app"))
+        scenario("a tag that STS does not take", asks("app"))
             .namespace(permits(".*"))
             .with(&["--session-tags", "on", "--cluster-name", "one"]),
-        situation("AccessDenied", asks("app"))
+        scenario("AccessDenied", asks("app"))
             .namespace(permits(".*"))
             .sts(vec![Sts::Fails(ObtainError::Denied(denied.to_owned()))]),
-        situation("STS is away", asks("app"))
+        scenario("STS is away", asks("app"))
             .namespace(permits(".*"))
             .sts(vec![Sts::Fails(ObtainError::Unavailable(
                 "connection refused".to_owned(),
             ))]),
-        situation("STS does not answer", asks("app"))
+        scenario("STS does not answer", asks("app"))
             .namespace(permits(".*"))
             .sts(vec![Sts::Hangs]),
-        situation("a session that has expired, and STS is away", asks("app"))
+        scenario("a session that has expired, and STS is away", asks("app"))
             .namespace(permits(".*"))
             .sts(vec![
                 Sts::GivesExpired,
                 Sts::Fails(ObtainError::Unavailable("connection refused".to_owned())),
             ]),
-        situation("a service account's role", json!({}))
+        scenario("a service account's role", json!({}))
             .with(with_accounts)
             .account(json!({ OF_ACCOUNT: FOREIGN })),
-        situation("a service account's role, and nobody asks it", json!({}))
+        scenario("a service account's role, and nobody asks it", json!({}))
             .account(json!({ OF_ACCOUNT: FOREIGN })),
-        situation("a service account's role that is none", json!({}))
+        scenario("a service account's role that is none", json!({}))
             .with(with_accounts)
             .account(json!({ OF_ACCOUNT: "arn:aws:iam::210987654321:group/app" })),
-        situation("a token that the API server refuses", json!({}))
+        scenario("a token that the API server refuses", json!({}))
             .with(with_accounts)
             .account(json!({ OF_ACCOUNT: FOREIGN }))
             .sts(vec![Sts::Fails(ObtainError::NoToken(
                 "token of apps/default: forbidden".to_owned(),
             ))]),
-        Situation {
+        Scenario {
             account: None,
-            ..situation("a service account that is not known yet", json!({})).with(with_accounts)
+            ..scenario("a service account that is not known yet", json!({})).with(with_accounts)
         },
-        Situation {
+        Scenario {
             namespace: None,
-            ..situation("a namespace that is not known yet", asks("app"))
+            ..scenario("a namespace that is not known yet", asks("app"))
         },
-        situation("the node's account is not known yet", asks("app")).with(&["--base-role-arn", ""]),
-        situation("the node's own role", asks("Node")).namespace(permits(".*")),
-        situation("the role that the agent assumes first", asks("team/server"))
+        scenario("the node's account is not known yet", asks("app")).with(&["--base-role-arn", ""]),
+        scenario("the node's own role", asks("Node")).namespace(permits(".*")),
+        scenario("the role that the agent assumes first", asks("team/server"))
             .namespace(permits(".*"))
             .with(&["--assume-role-arn", "arn:aws:iam::123456789012:role/team/server"]),
-        situation("a default role that is the node's own", json!({})).with(&["--default-role", "node"]),
-        situation("a service account's role that is the node's own", json!({}))
+        scenario("a default role that is the node's own", json!({})).with(&["--default-role", "node"]),
+        scenario("a service account's role that is the node's own", json!({}))
             .with(with_accounts)
             .account(json!({ OF_ACCOUNT: "arn:aws:iam::123456789012:role/node" })),
-        Situation {
+        Scenario {
             own_is_known: false,
-            ..situation("the node's own role is not known yet", asks("app")).namespace(permits(".*"))
+            ..scenario("the node's own role is not known yet", asks("app")).namespace(permits(".*"))
         },
-        Situation {
+        Scenario {
             twice: true,
-            ..situation("two pods of one UID", asks("app"))
+            ..scenario("two pods of one UID", asks("app"))
         },
-        Situation {
+        Scenario {
             on_host: true,
-            ..situation("a hostNetwork pod that is kept from the node's role", json!({})).with(&[
+            ..scenario("a hostNetwork pod that is kept from the node's role", json!({})).with(&[
                 "--host-network",
                 "enforce",
                 "--default-role",
                 "fallback",
             ])
         },
-        Situation {
+        Scenario {
             known: false,
-            ..situation("a pod that is not known yet", asks("app"))
+            ..scenario("a pod that is not known yet", asks("app"))
         },
-        Situation {
+        Scenario {
             is_paced: true,
-            ..situation("annotations that change again and again", asks("app")).namespace(permits(".*"))
+            ..scenario("annotations that change again and again", asks("app")).namespace(permits(".*"))
         },
-        situation("a session that is valid, and is not renewed", asks("app"))
+        scenario("a session that is valid, and is not renewed", asks("app"))
             .namespace(permits(".*"))
             .sts(vec![
                 Sts::GivesOld,
                 Sts::Fails(ObtainError::Unavailable("connection refused".to_owned())),
             ]),
-        situation("a sentence that is too long for an event", asks("app"))
+        scenario("a sentence that is too long for an event", asks("app"))
             .namespace(permits(".*"))
             .sts(vec![Sts::Fails(ObtainError::Denied(
                 "is not authorized, ".repeat(80).trim_end_matches(", ").to_owned(),
             ))]),
-        situation("a list with the names of other roles", asks("app"))
+        scenario("a list with the names of other roles", asks("app"))
             .namespace(lists("[\"reader\"]"))
             .with(SEARCH),
-        situation("a list in other letters", asks("App"))
+        scenario("a list in other letters", asks("App"))
             .namespace(lists("[\"app\"]"))
             .with(SEARCH),
-        situation("capital letters, and \\S in the pattern", asks("App"))
+        scenario("capital letters, and \\S in the pattern", asks("App"))
             .namespace(permits("arn:.*:role/a\\S\\S")),
-        situation("a list of regular expressions in other letters", asks("App"))
+        scenario("a list of regular expressions in other letters", asks("App"))
             .namespace(lists("[\"^arn:aws:iam::\\\\d+:role/app$\"]"))
             .with(&["--allowed-roles-style", "regexp", "--permitted-match", "search"]),
-        situation("a glob that is searched for", asks("web-x-app"))
+        scenario("a glob that is searched for", asks("web-x-app"))
             .namespace(permits("web*-app"))
             .with(SEARCH),
-        situation("a pattern of another account, searched for", asks(FOREIGN))
+        scenario("a pattern of another account, searched for", asks(FOREIGN))
             .namespace(permits("123456789012:role/app"))
             .with(SEARCH),
-        situation("firewall", asks("app")).with(&["--mode", "firewall"]),
+        scenario("firewall", asks("app")).with(&["--mode", "firewall"]),
     ]
 }
