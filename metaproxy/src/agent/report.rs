@@ -40,7 +40,11 @@ pub(super) fn tell_settings(settings: &Settings) {
         },
         default_role = rules.default_role.as_ref().map_or("none", WrittenRole::name),
         web_identity = on(rules.web_identity),
-        through = settings.sts.through.as_ref().map_or("nobody", RoleArn::as_str),
+        intermediate_role = settings
+            .sts
+            .intermediate_role
+            .as_ref()
+            .map_or("none", RoleArn::as_str),
         "metaproxy starts"
     );
 }
@@ -52,7 +56,7 @@ pub(super) fn agent_info(settings: &Settings, listeners: watch::Receiver<Vec<Str
         node: settings.rules.sessions.node.clone(),
         listeners,
         started: SystemTime::now(),
-        intermediate_role: settings.sts.through.as_ref().map(ToString::to_string),
+        intermediate_role: settings.sts.intermediate_role.as_ref().map(ToString::to_string),
     }
 }
 

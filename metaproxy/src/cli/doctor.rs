@@ -78,7 +78,7 @@ impl DoctorArgs {
                 endpoint: run.sts_endpoint.clone(),
                 imds_endpoint: imds.to_string(),
                 duration: Duration::from_secs(15 * 60),
-                through: role("--assume-role-arn", run.assume_role_arn.as_ref())?,
+                intermediate_role: role("--assume-role-arn", run.assume_role_arn.as_ref())?,
                 own_name: SessionName::cleaned("metaproxy-doctor"),
             },
             imds,

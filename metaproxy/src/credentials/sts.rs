@@ -53,7 +53,7 @@ pub struct StsSettings {
     /// `DurationSeconds`, 900 to 43200.
     pub duration: Duration,
     /// `--assume-role-arn`: a role to assume first, and which assumes all others.
-    pub through: Option<RoleArn>,
+    pub intermediate_role: Option<RoleArn>,
     /// The name of that role's session.
     pub own_name: SessionName,
 }
@@ -159,7 +159,7 @@ impl Sts {
         let anyone_global = anyone.clone().region(Region::new(GLOBAL));
         let config = config(&defaults().credentials_provider(credentials).load().await);
         let node = Client::from_conf(config.clone().build());
-        let client = match &settings.through {
+        let client = match &settings.intermediate_role {
             None => node.clone(),
             Some(role) => {
                 let intermediate =
