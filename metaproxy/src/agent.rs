@@ -10,6 +10,7 @@ mod error;
 mod listening;
 mod observe;
 mod own_roles;
+mod pod_source;
 mod reconcile;
 mod report;
 mod role_log;
@@ -28,11 +29,10 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::{JoinError, JoinSet};
 use tracing::{debug, info, warn};
 
-pub use self::cluster::PodSource;
-use self::cluster::PodsHere;
 pub use self::error::StartError;
 use self::listening::{Listening, Setup};
 use self::own_roles::NotOwn;
+pub use self::pod_source::PodSource;
 use self::reconcile::{desired_state, reconcile};
 use self::report::{
     AgentMetrics, agent_info, report, report_guard, tell, tell_guards, tell_settings, tell_surroundings,
@@ -175,7 +175,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     let tokens = Tokens::open(&settings.runtime_dir)?;
     let (socket, socket_listener) = AdminSocket::open(&settings.runtime_dir, Owner::Agent)?;
     let mut tasks = JoinSet::new();
-    let source = PodsHere::open(&settings.pods, &settings.rules, &settings.runtime_dir).await?;
+    let source = settings.pods.open(&settings.rules, &settings.runtime_dir).await?;
     let (health, cluster) = (source.health(), source.cluster());
     let pods = source.follow(&mut tasks).await;
     if settings.sts.duration < SOUND_DURATION {

@@ -11,7 +11,6 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
-use super::cluster::PodsHere;
 use super::reconcile::desired_state;
 use super::report::{self, agent_info, report};
 use super::{Settings, StartError, discovery, own_roles};
@@ -51,7 +50,7 @@ pub(super) async fn run(
     let roots = locator.roots().to_vec();
     let (socket, socket_listener) = AdminSocket::open(&settings.runtime_dir, Owner::Agent)?;
     let mut tasks = JoinSet::new();
-    let source = PodsHere::open(&settings.pods, &settings.rules, &settings.runtime_dir).await?;
+    let source = settings.pods.open(&settings.rules, &settings.runtime_dir).await?;
     let (health, cluster) = (source.health(), source.cluster());
     let pods = source.follow(&mut tasks).await;
     report::tell_surroundings(&settings, cluster.as_ref(), None, None);

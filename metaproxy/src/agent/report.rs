@@ -8,7 +8,8 @@ use prometheus_client::registry::Registry;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::cluster::{Cluster, PodSource};
+use super::cluster::Cluster;
+use super::pod_source::PodSource;
 use super::{Mode, Settings};
 use crate::admin;
 use crate::credentials::sts::Sts;

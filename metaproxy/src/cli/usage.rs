@@ -234,7 +234,7 @@ impl RunArgs {
         let kubeconfig = match given.or_else(kubeconfig_of_environment) {
             Some(kubeconfig) => kubeconfig,
             // Who a pod is does not matter where none gets anything.
-            None if self.mode == Mode::Firewall => return Ok(PodSource::Nobody),
+            None if self.mode == Mode::Firewall => return Ok(PodSource::None),
             None => return Err(UsageError::NoSource),
         };
         let node = node.ok_or(UsageError::NoNode)?;

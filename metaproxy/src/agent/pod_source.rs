@@ -1,0 +1,143 @@
+//! Where pods come from.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tracing::info;
+
+use super::StartError;
+use super::cluster::Cluster;
+use crate::apiserver::{ApiServer, KubeconfigSource};
+use crate::pods::kubernetes::Watch;
+use crate::pods::manifests::Manifests;
+use crate::pods::{Inventory, Pods, Source as _};
+use crate::roles::Rules;
+use crate::telemetry::health::{Condition, Health, Part};
+
+/// How long the start waits for the API server's first lists: hostNetwork pods and ports of the node are known from the
+/// beginning then. Pods are kept from the node's credentials all the sooner without it.
+const FIRST_LISTS_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Where pods come from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PodSource {
+    /// A directory.
+    Manifests {
+        /// Which.
+        dir: PathBuf,
+        /// Pods that are bound to another node are left out.
+        node: Option<String>,
+    },
+    /// None is needed.
+    None,
+    /// The API server.
+    ApiServer {
+        /// Where it is.
+        kubeconfig: KubeconfigSource,
+        /// Whose pods are served.
+        node: String,
+        /// A taint of the node to remove when they are.
+        startup_taint: Option<String>,
+    },
+}
+
+/// An open source of pods.
+pub(super) struct OpenPodSource {
+    source: Opened,
+    health: Health,
+}
+
+enum Opened {
+    None,
+    Manifests(Manifests),
+    ApiServer(Box<Watch>, Cluster),
+}
+
+impl PodSource {
+    /// Opens the source, without waiting for an answer.
+    ///
+    /// # Errors
+    /// If the directory cannot be read, or the kubeconfig cannot be used.
+    pub(super) async fn open(&self, rules: &Rules, runtime_dir: &Path) -> Result<OpenPodSource, StartError> {
+        match self {
+            Self::Manifests { dir, node } => Ok(OpenPodSource {
+                source: Opened::Manifests(Manifests::open(dir, node.clone())?),
+                health: Health::starting([Part::Interception]),
+            }),
+            Self::None => Ok(OpenPodSource {
+                source: Opened::None,
+                health: Health::starting([Part::Interception]),
+            }),
+            Self::ApiServer {
+                kubeconfig,
+                node,
+                startup_taint,
+            } => {
+                let api = ApiServer::open(kubeconfig).await?;
+                let kept = rules.kept();
+                let mut parts = Watch::parts(&kept);
+                parts.push(Part::Interception);
+                let health = Health::starting(parts);
+                // An API server that does not answer keeps nobody from being served with what is known.
+                health.set(Part::Permissions, Condition::Degraded("not known yet".to_owned()));
+                let watch = Watch::open(api.clone(), node.clone(), kept, runtime_dir, health.clone());
+                let cluster = Cluster {
+                    api,
+                    node: node.clone(),
+                    startup_taint: startup_taint.clone(),
+                };
+                Ok(OpenPodSource {
+                    source: Opened::ApiServer(Box::new(watch), cluster),
+                    health,
+                })
+            }
+        }
+    }
+}
+
+impl OpenPodSource {
+    pub fn health(&self) -> Health {
+        self.health.clone()
+    }
+
+    pub fn cluster(&self) -> Option<Cluster> {
+        match &self.source {
+            Opened::None | Opened::Manifests(_) => None,
+            Opened::ApiServer(_, cluster) => Some(cluster.clone()),
+        }
+    }
+
+    /// Follows the pods from now on; what is known of them is known a moment later.
+    pub async fn follow(self, tasks: &mut JoinSet<()>) -> Pods {
+        let first = |inventory: Inventory| watch::channel(Arc::new(inventory));
+        match self.source {
+            Opened::None => {
+                let (publish, pods) = first(Inventory::default());
+                // Whoever waits for a change waits, and is not told of an end.
+                tasks.spawn(async move {
+                    publish.closed().await;
+                    std::future::pending().await
+                });
+                pods
+            }
+            Opened::Manifests(manifests) => {
+                let (publish, pods) = first(manifests.inventory());
+                tasks.spawn(manifests.reporting_to(self.health).run(publish));
+                pods
+            }
+            Opened::ApiServer(watch, _) => {
+                let (publish, pods) = first(watch.inventory());
+                tasks.spawn(watch.run(publish));
+                let lists = [Part::Pods, Part::Namespaces, Part::ServiceAccounts];
+                let listed = self.health.part_serves(&lists);
+                if tokio::time::timeout(FIRST_LISTS_TIMEOUT, listed).await.is_err() {
+                    info!("the API server has not told the pods yet; requests of pods are held until it has");
+                }
+                pods
+            }
+        }
+    }
+}
