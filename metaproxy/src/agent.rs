@@ -31,7 +31,7 @@ use tracing::{debug, info, warn};
 
 pub use self::error::StartError;
 use self::listening::{Listening, Setup};
-use self::own_roles::NotOwn;
+use self::own_roles::DenyOwnRoles;
 pub use self::pod_source::PodSource;
 use self::reconcile::{desired_state, reconcile};
 use self::report::{
@@ -68,16 +68,16 @@ use crate::telemetry::health::{Condition, Health, Part};
 use crate::telemetry::refusal_reporter::RefusalReporter;
 
 /// After redirection has ended: connections that were redirected just before are still on their way.
-const GRACE: Duration = Duration::from_millis(500);
+const GRACE_PERIOD: Duration = Duration::from_millis(500);
 
 /// For connections to end by themselves, each after its next answer.
-const DRAIN: Duration = Duration::from_secs(3);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// For answers that are being given when idle connections are closed.
-const LAST: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Sessions of which half is more than botocore's widest window of 25 minutes, and the way there.
-const SOUND_DURATION: Duration = Duration::from_secs(52 * 60);
+const MIN_SOUND_DURATION: Duration = Duration::from_secs(52 * 60);
 
 /// What pods get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -178,7 +178,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     let source = settings.pods.open(&settings.rules, &settings.runtime_dir).await?;
     let (health, cluster) = (source.health(), source.cluster());
     let pods = source.follow(&mut tasks).await;
-    if settings.sts.duration < SOUND_DURATION {
+    if settings.sts.duration < MIN_SOUND_DURATION {
         warn!(
             "--session-duration: botocore takes the end of credentials with less than 25 minutes left to be later than it \
              is; sessions of 52m and more always have that"
@@ -232,7 +232,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     let limit = settings.token_policy_required.then(AudienceLimit::default);
     let (publish_rules, rules) = watch::channel(rules);
     let sessions = Sessions::new(Audited {
-        issuer: NotOwn {
+        issuer: DenyOwnRoles {
             issuer: Principals::new(sts.clone(), api, limit.clone()),
             rules: rules.clone(),
         },
@@ -404,11 +404,14 @@ fn kept<I>(ended: Result<Result<Listening<I>, StartError>, JoinError>) -> Result
 
 async fn drain<I: Issuer>(phase: watch::Sender<Phase>, mut listening: Listening<I>, server: &Server<I>) {
     phase.send_replace(Phase::Draining);
-    tokio::time::sleep(GRACE).await;
-    let _ = tokio::time::timeout(DRAIN, server.all_closed()).await;
+    tokio::time::sleep(GRACE_PERIOD).await;
+    let _ = tokio::time::timeout(DRAIN_TIMEOUT, server.all_closed()).await;
     phase.send_replace(Phase::Closing);
     listening.ended().await;
-    if tokio::time::timeout(LAST, server.all_closed()).await.is_err() {
+    if tokio::time::timeout(CLOSE_TIMEOUT, server.all_closed())
+        .await
+        .is_err()
+    {
         info!("some connections did not end in time and are cut off");
     }
     let counts = server.counts();

@@ -27,16 +27,16 @@ use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
 use crate::telemetry::health::{Condition, Health, Part};
 
 /// Between two attempts at a port that is taken.
-const AGAIN: Duration = Duration::from_secs(10);
+const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// For a request's head, and between requests.
-const PATIENCE: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// For a connection: one that does not take its answers must not keep a place for ever.
-const LONGEST: Duration = Duration::from_secs(300);
+const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// Connections of the port at a time: others are closed, and the socket, which probes use, is not affected.
-const CONNECTIONS: usize = 32;
+const MAX_CONNECTIONS: usize = 32;
 
 /// What is answered, and where.
 #[derive(Clone)]
@@ -55,7 +55,7 @@ impl std::fmt::Debug for Admin {
 impl Admin {
     /// Answers nothing yet.
     pub fn new(health: Health, source: Arc<dyn MetricSource>, introspection: Arc<dyn Introspection>) -> Self {
-        let places = Arc::new(Semaphore::new(CONNECTIONS));
+        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         Self {
             routes: Routes::new(health.clone(), source, introspection),
             health,
@@ -94,7 +94,7 @@ impl Admin {
                         warn!("{text}");
                     }
                     self.health.set(Part::Admin, Condition::Degraded(text));
-                    tokio::time::sleep(AGAIN).await;
+                    tokio::time::sleep(RETRY_INTERVAL).await;
                 }
             }
         }
@@ -163,9 +163,9 @@ async fn serve_connection<F: Future<Output = Response<Full<Bytes>>>>(
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
+        .header_read_timeout(HEAD_TIMEOUT)
         .serve_connection(TokioIo::new(stream), service);
-    match tokio::time::timeout(LONGEST, connection).await {
+    match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
         Ok(Ok(())) => {}
         Ok(Err(error)) => debug!("an admin connection ended: {error}"),
         Err(_) => debug!("an admin connection was open for too long"),

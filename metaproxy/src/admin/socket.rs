@@ -23,7 +23,7 @@ pub struct SocketError {
 }
 
 /// A file of this age belongs to an agent that listens, or to none.
-const SETTLED: Duration = Duration::from_secs(10);
+const BIND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Whose socket it is, which its name begins with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +60,7 @@ impl AdminSocket {
             // One that was just made may not be listened to yet.
             let is_old = fs::metadata(&stale)
                 .and_then(|file| file.modified())
-                .is_ok_and(|made| made.elapsed().is_ok_and(|age| age > SETTLED));
+                .is_ok_and(|made| made.elapsed().is_ok_and(|age| age > BIND_TIMEOUT));
             let is_dead = is_old
                 && UnixStream::connect(&stale)
                     .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused);
@@ -150,7 +150,7 @@ mod tests {
         drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
         let (socket, _listener) = AdminSocket::open(dir.path(), Owner::Agent).unwrap();
         assert!(dead.exists(), "it may be about to be listened to");
-        let long_ago = std::time::SystemTime::now() - 2 * SETTLED;
+        let long_ago = std::time::SystemTime::now() - 2 * BIND_TIMEOUT;
         let times =
             nix::sys::time::TimeSpec::from_duration(long_ago.duration_since(std::time::UNIX_EPOCH).unwrap());
         let here = nix::fcntl::AT_FDCWD;

@@ -14,19 +14,19 @@ use crate::imds::upstream::Upstream;
 use crate::roles::{BaseArn, Rules};
 
 /// Waiting time after a first failure; doubles with each further one up to [`MAX_BACKOFF`].
-const BACKOFF: Duration = Duration::from_millis(500);
+const MIN_BACKOFF: Duration = Duration::from_millis(500);
 
 /// Longest waiting time after failures.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
 /// After so many failures the node is taken to have no metadata service.
-const FAILURES: u32 = 4;
+const MAX_FAILURES: u32 = 4;
 
 /// Finds the base ARN where none is given, and publishes the rules with it. Like all tasks of the agent it never ends.
 pub(super) async fn base_arn(upstream: Upstream, sts: Sts, rules: watch::Sender<Arc<Rules>>) {
-    let (mut backoff, mut failures) = (BACKOFF, 0);
+    let (mut backoff, mut failures) = (MIN_BACKOFF, 0);
     while rules.borrow().base.is_none() {
-        match of_node(&upstream, &sts, failures >= FAILURES).await {
+        match of_node(&upstream, &sts, failures >= MAX_FAILURES).await {
             Ok(base) => {
                 info!(
                     base = base.prefix(),
@@ -82,7 +82,7 @@ async fn of_node(upstream: &Upstream, sts: &Sts, is_alone: bool) -> Result<BaseA
 
 /// Finds out whether the node's metadata service requires session tokens, where that decides.
 pub(super) async fn imds_v1(upstream: Upstream, imds_v1: watch::Sender<ImdsV1Policy>) {
-    let mut backoff = BACKOFF;
+    let mut backoff = MIN_BACKOFF;
     let mut is_open = *imds_v1.borrow() == ImdsV1Policy::Unknown;
     while is_open {
         match upstream.requires_tokens().await {

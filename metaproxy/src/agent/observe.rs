@@ -31,13 +31,13 @@ use crate::roles::{Decision, Rules};
 use crate::runtime_dir::ServedMarker;
 
 /// How often it is looked who connected.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A pod that is not known after so long is not waited for.
-const UNKNOWN: Duration = Duration::from_secs(60);
+const UNKNOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The same is said about the same pod only so often.
-const AGAIN: Duration = Duration::from_secs(3600);
+const REPEAT_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Observes until `stop`.
 pub(super) async fn run(
@@ -151,7 +151,7 @@ async fn say_ready(health: crate::telemetry::health::Health) {
 async fn open_guards(mark: ServedMarker) {
     loop {
         mark.clear();
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -188,14 +188,14 @@ struct Observer {
 
 impl Observer {
     async fn run(mut self) {
-        let mut look = tokio::time::interval(LOOK);
+        let mut look = tokio::time::interval(POLL_INTERVAL);
         let mut unsaid: HashMap<PodUid, (u64, Instant)> = HashMap::new();
         loop {
             look.tick().await;
             for (uid, count) in self.connected() {
                 unsaid.entry(uid).or_insert((0, Instant::now())).0 += count;
             }
-            unsaid.retain(|uid, (count, first)| !self.say(uid, *count) && first.elapsed() < UNKNOWN);
+            unsaid.retain(|uid, (count, first)| !self.say(uid, *count) && first.elapsed() < UNKNOWN_TIMEOUT);
             let known = Arc::clone(&self.pods.borrow());
             self.said.retain(|uid, _| known.by_uid(uid).is_some());
         }
@@ -232,7 +232,7 @@ impl Observer {
         let is_news = self
             .said
             .get(uid)
-            .is_none_or(|(said, when)| *said != change || when.elapsed() >= AGAIN);
+            .is_none_or(|(said, when)| *said != change || when.elapsed() >= REPEAT_INTERVAL);
         if is_news {
             let pod = match inventory.by_uid(uid) {
                 Some(crate::pods::Known::Pod(pod)) => pod.to_string(),

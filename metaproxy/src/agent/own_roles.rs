@@ -35,12 +35,12 @@ const AGENT_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Makes no session of a role that is the node's own, or may be: what stands between a decision and STS.
 #[derive(Debug)]
-pub(super) struct NotOwn<I> {
+pub(super) struct DenyOwnRoles<I> {
     pub issuer: I,
     pub rules: watch::Receiver<Arc<Rules>>,
 }
 
-impl<I: Issuer> Issuer for NotOwn<I> {
+impl<I: Issuer> Issuer for DenyOwnRoles<I> {
     async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
         let mut rules = self.rules.clone();
         let is_asked = |rules: &Arc<Rules>| rules.own.agent != OwnRole::Unknown(None);

@@ -112,7 +112,7 @@ pub(super) async fn tell(health: Health, listeners: watch::Receiver<Vec<String>>
 
 /// Tells guards, by the mark, that pods are served; again where it gets lost, or could not be written.
 pub(super) async fn tell_guards(health: Health, mark: ServedMarker) {
-    const AGAIN: Duration = Duration::from_millis(500);
+    const RETRY_INTERVAL: Duration = Duration::from_millis(500);
     let mut complained = false;
     loop {
         health.ready().await;
@@ -124,7 +124,7 @@ pub(super) async fn tell_guards(health: Health, mark: ServedMarker) {
             }
             Err(_) => {}
         }
-        tokio::time::sleep(AGAIN).await;
+        tokio::time::sleep(RETRY_INTERVAL).await;
     }
 }
 

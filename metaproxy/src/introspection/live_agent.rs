@@ -23,7 +23,7 @@ use crate::telemetry::health::Health;
 use crate::telemetry::refusal_reporter::RefusalReporter;
 
 /// What was told longer ago is not worth a hint.
-const LATELY: Duration = Duration::from_secs(15 * 60);
+const MAX_REFUSAL_AGE: Duration = Duration::from_secs(15 * 60);
 
 /// What stays the same for as long as an agent runs.
 #[derive(Clone, Debug)]
@@ -205,7 +205,7 @@ impl<I: Issuer> LiveAgent<I> {
     /// What the pod, or a connection that passed for its own, was told lately that is no more true, or true only there.
     fn told_otherwise(&self, pod: &Pod, because: &str) -> Option<String> {
         let last = self.serving.as_ref()?.reporter.last(caller_uid(pod));
-        let (said, ago) = last.filter(|(said, ago)| said != because && *ago < LATELY)?;
+        let (said, ago) = last.filter(|(said, ago)| said != because && *ago < MAX_REFUSAL_AGE)?;
         Some(format!(
             "{} ago it was told otherwise: {said}",
             short(ago.as_secs())
