@@ -5,13 +5,14 @@ mod report;
 use std::path::PathBuf;
 
 use thiserror::Error;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tracing::info;
 
 pub use self::report::GuardReport;
 use crate::admin::{AdminSocket, Owner, SocketError, serve_guard};
 use crate::cgroups::{CgroupError, Locator};
 use crate::intercept::guard::{Guard, GuardError, GuardMode, GuardState, report_dropped_packets};
+use crate::intercept::keep::keep;
 use crate::intercept::kernel::{self, KernelError};
 use crate::runtime_dir::{Instance, InstanceError, RuntimeDirError, ServedMarker, make_runtime_dir};
 use crate::shutdown::{SignalError, stop_signal};
@@ -101,7 +102,8 @@ pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
     };
     let reporting = tokio::spawn(report(changes, health.clone()));
     let answering = tokio::spawn(serve_guard(health, own_report, probes));
-    let keeping = tokio::spawn(guard.keep(closes, states));
+    let (_stop, stopped) = oneshot::channel();
+    let keeping = tokio::spawn(keep(guard.switched_by(closes), states, stopped));
     let following = tokio::spawn(follow(marker, settings.at_once, close));
     tokio::select! {
         () = stop => {}

@@ -1,4 +1,4 @@
-//! For operators and machines: `/healthz`, `/readyz`, `/metrics`, on a port and on a socket of each instance's own.
+//! The admin server: health, metrics, status and explanations, on a socket of each instance's own and on a port.
 
 pub mod client;
 mod host;
@@ -9,7 +9,8 @@ mod server;
 mod socket;
 #[cfg(test)]
 pub(crate) mod testing;
+mod workers;
 
 pub use metrics::MetricSource;
-pub use server::{Admin, serve_guard};
+pub use server::{Admin, AdminThread, serve_guard};
 pub use socket::{AdminSocket, Owner, SocketError};

@@ -86,11 +86,10 @@ mod tests {
     use crate::admin::{AdminSocket, Owner};
     use std::io::{Read as _, Write as _};
 
-    #[tokio::test]
-    async fn a_file_that_a_killed_agent_left_does_not_hide_a_guard_that_runs() {
+    #[test]
+    fn a_file_that_a_killed_agent_left_does_not_hide_a_guard_that_runs() {
         let dir = tempfile::tempdir().unwrap();
         let (_guard, listener) = AdminSocket::open(dir.path(), Owner::Guard).unwrap();
-        let listener = listener.into_std().unwrap();
         listener.set_nonblocking(false).unwrap();
         // Its file is there until the socket is dropped, as that of a process that was killed.
         let (agent, listening) = AdminSocket::open(dir.path(), Owner::Agent).unwrap();
@@ -115,8 +114,8 @@ mod tests {
         drop(agent);
     }
 
-    #[tokio::test]
-    async fn a_process_that_hangs_is_said_to_have_not_answered_in_time() {
+    #[test]
+    fn a_process_that_hangs_is_said_to_have_not_answered_in_time() {
         let dir = tempfile::tempdir().unwrap();
         let (_agent, _hangs) = AdminSocket::open(dir.path(), Owner::Agent).unwrap();
         let no_answer = ask(Probe::Ready, dir.path()).unwrap_err().to_string();

@@ -1,7 +1,8 @@
-//! The answers, and who is given which.
+//! The routes of the admin server: which path is answered with what, and to whom.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -12,23 +13,35 @@ use tokio::task::JoinError;
 
 use super::host::is_for_host;
 use super::metrics::{self, MetricSource};
-use crate::explain::Verdict;
+use super::workers::Workers;
+use crate::explain::{AnswerLine, Explanation, Verdict};
 use crate::introspection::{Introspection, page};
 use crate::telemetry::health::Health;
 
-/// Who asks, as far as that makes a difference.
+/// How long a response may take. It is less than the time limit of the commands that ask, so that they get the reason.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(9);
+
+const SLOW: &str = "the agent has not put the response together within 9 s: its worker threads hang, or the node is overloaded\n";
+
+const NODE_ONLY: &str = "pods and their roles are shown on the node itself only: `metaproxy status` there, or \
+                         `kubectl port-forward` to the agent's pod\n";
+
+const OTHER_HOST: &str = "pods and their roles are shown under an IP address, localhost or the node's name (--node-name) only: \
+                          open http://127.0.0.1 with the port that this came by\n";
+
+/// What a client may see, by the way it comes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Over the socket, which only root reaches.
+    /// Everything. The client comes by the socket, which only root can open.
     Root,
-    /// Over the port, on the node itself or through `kubectl port-forward`.
+    /// The status of pods. The client comes by the port, from the node itself or through `kubectl port-forward`.
     Node,
-    /// Over the port, from anywhere that it is open to: pods, for one.
+    /// Health and metrics. The client comes by the port, from anywhere that can reach it, a pod included.
     Network,
 }
 
 impl Access {
-    /// By the other end of a connection to the port.
+    /// Returns the access of a client of the port, by the client's address.
     pub fn at(peer: SocketAddr) -> Self {
         if peer.ip().to_canonical().is_loopback() {
             Self::Node
@@ -38,10 +51,10 @@ impl Access {
     }
 }
 
-/// The answer to a question about health; none where something else is asked for.
+/// Answers a request about health, or returns `None` if the path is another one.
 pub(super) fn health(path: &str, health: &Health) -> Option<Response<Full<Bytes>>> {
     match path {
-        // A process that answers is alive; a part that has failed ends it.
+        // A process that answers is alive, because it ends if a part of it fails.
         "/healthz" => Some(text(StatusCode::OK, "ok\n")),
         "/readyz" if health.is_ready() => Some(text(StatusCode::OK, health.to_string())),
         "/readyz" => Some(text(StatusCode::SERVICE_UNAVAILABLE, health.to_string())),
@@ -49,90 +62,105 @@ pub(super) fn health(path: &str, health: &Health) -> Option<Response<Full<Bytes>
     }
 }
 
-/// What is answered from. Cheap to clone.
+/// The routes of an agent's admin server. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct Routes {
+    workers: Workers,
     health: Health,
-    source: Arc<dyn MetricSource>,
+    metrics: Arc<dyn MetricSource>,
     introspection: Arc<dyn Introspection>,
     turn: Arc<Semaphore>,
 }
 
 impl Routes {
-    pub fn new(health: Health, source: Arc<dyn MetricSource>, introspection: Arc<dyn Introspection>) -> Self {
+    pub fn new(
+        workers: Workers,
+        health: Health,
+        metrics: Arc<dyn MetricSource>,
+        introspection: Arc<dyn Introspection>,
+    ) -> Self {
         Self {
+            workers,
             health,
-            source,
+            metrics,
             introspection,
             turn: Arc::new(Semaphore::new(1)),
         }
     }
 
-    /// The answer to one request.
+    /// Answers a request, within [`ANSWER_TIMEOUT`].
     pub async fn answer<B>(&self, request: &Request<B>, access: Access) -> Response<Full<Bytes>> {
+        let answer = self.answer_in_time(request, access);
+        tokio::time::timeout(ANSWER_TIMEOUT, answer)
+            .await
+            .unwrap_or_else(|_| unavailable(SLOW))
+    }
+
+    async fn answer_in_time<B>(&self, request: &Request<B>, access: Access) -> Response<Full<Bytes>> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return text(StatusCode::METHOD_NOT_ALLOWED, "GET and HEAD only\n");
         }
         let path = request.uri().path();
         if let Some(answer) = health(path, &self.health) {
-            return answer;
+            return match self.check_workers(path).await {
+                Ok(()) => answer,
+                Err(hang) => unavailable(hang),
+            };
         }
         match path {
-            "/metrics" => self.answer_apart(Self::metrics).await,
+            "/metrics" => self.compute_response(Self::metrics).await,
             // They name every pod with its role, and what STS says of it.
-            "/" | "/status" if access == Access::Network => text(
-                StatusCode::FORBIDDEN,
-                "pods and their roles are shown on the node itself only: `metaproxy status` there, or `kubectl port-forward` \
-                 to the agent's pod\n",
-            ),
-            // A page that the reader's browser has open could ask in the reader's place (DNS rebinding): its Host is a name.
+            "/" | "/status" if access == Access::Network => text(StatusCode::FORBIDDEN, NODE_ONLY),
+            // A page that the reader's browser has open could send requests in the reader's place (DNS rebinding). Such
+            // requests have a name of the page's site as their Host.
             "/" | "/status"
                 if access == Access::Node && !is_for_host(request, self.introspection.node_name()) =>
             {
-                text(
-                    StatusCode::MISDIRECTED_REQUEST,
-                    "pods and their roles are shown under an IP address, localhost or the node's name (--node-name) only: open \
-                 http://127.0.0.1 with the port that this came by\n",
-                )
+                text(StatusCode::MISDIRECTED_REQUEST, OTHER_HOST)
             }
-            "/" => self.answer_apart(Self::page).await,
+            "/" => self.compute_response(Self::page).await,
             "/status" => {
-                self.answer_apart(|routes| json(&routes.introspection.status()))
+                self.compute_response(|routes| json(&routes.introspection.status()))
                     .await
             }
             "/explain" if access == Access::Root => {
-                self.answer_apart(|routes| json(&routes.introspection.explain(None)))
+                self.compute_response(|routes| json(&routes.introspection.explain(None)))
                     .await
             }
             _ => match path.strip_prefix("/explain/").filter(|_| access == Access::Root) {
                 Some(pod) => self.explanations(pod.to_owned()).await,
-                None => text(StatusCode::NOT_FOUND, "/, /status, /healthz, /readyz, /metrics\n"),
+                None => text(
+                    StatusCode::NOT_FOUND,
+                    "served here: /, /status, /healthz, /readyz and /metrics\n",
+                ),
             },
         }
     }
 
-    /// Why pods with a name get what they get, and what each is answered.
+    async fn check_workers(&self, path: &str) -> Result<(), String> {
+        let timeout = if path == "/healthz" {
+            self.workers.live_timeout
+        } else {
+            self.workers.ready_timeout
+        };
+        self.workers.check(timeout).await
+    }
+
+    /// Explains the pods with a name, and what each is answered.
     async fn explanations(&self, pod: String) -> Response<Full<Bytes>> {
-        let found = self
-            .apart(move |routes| routes.introspection.explain(Some(&pod)))
-            .await;
-        let mut found = match found {
+        let explain = move |routes: &Self| routes.introspection.explain(Some(&pod));
+        let mut found = match self.compute(explain).await {
             Ok(found) => found,
             Err(error) => return failed(error),
         };
         for one in &mut found {
-            let given = self.introspection.dry_run(one).await;
-            // What it waited for has come between the two: both are to be of one moment.
+            let given = self.dry_run(one).await;
+            // What the pod waited for has come between explanation and dry run. Both have to be of one moment.
             if one.verdict == Verdict::Waiting && given.last().is_some_and(|last| last.status != 503) {
                 let pod = one.pod.clone();
-                let again = self
-                    .apart(move |routes| routes.introspection.explain(Some(&pod)))
-                    .await;
-                let newer = again
-                    .unwrap_or_default()
-                    .into_iter()
-                    .find(|newer| newer.uid == one.uid);
-                if let Some(newer) = newer {
+                let explain = move |routes: &Self| routes.introspection.explain(Some(&pod));
+                let again = self.compute(explain).await.unwrap_or_default();
+                if let Some(newer) = again.into_iter().find(|newer| newer.uid == one.uid) {
                     *one = newer;
                 }
             }
@@ -141,31 +169,41 @@ impl Routes {
         json(&found)
     }
 
-    /// A whole answer, put together [apart](Self::apart).
-    async fn answer_apart(
+    /// Runs on the workers, because what it starts (a call of STS, for example) must not end with the admin server.
+    async fn dry_run(&self, of: &Explanation) -> Vec<AnswerLine> {
+        let (introspection, of) = (Arc::clone(&self.introspection), of.clone());
+        let answers = self
+            .workers
+            .run(async move { introspection.dry_run(&of).await })
+            .await;
+        answers.unwrap_or_default()
+    }
+
+    /// Makes a response as [`Self::compute`] does.
+    async fn compute_response(
         &self,
         make: impl FnOnce(&Self) -> Response<Full<Bytes>> + Send + 'static,
     ) -> Response<Full<Bytes>> {
-        self.apart(make).await.unwrap_or_else(failed)
+        self.compute(make).await.unwrap_or_else(failed)
     }
 
-    /// Puts something together beside the threads that answer pods, one at a time: what is being put together takes its
-    /// turn to the end, also where whoever asked has gone in the meantime.
-    async fn apart<T: Send + 'static>(
+    /// Computes something beside the admin thread, one computation at a time. It looks at every pod, so requests must not
+    /// take all processors of the node. A computation keeps its turn to its end, even if its client has gone.
+    async fn compute<T: Send + 'static>(
         &self,
-        make: impl FnOnce(&Self) -> T + Send + 'static,
+        compute: impl FnOnce(&Self) -> T + Send + 'static,
     ) -> Result<T, JoinError> {
         let turn = Arc::clone(&self.turn).acquire_owned().await;
         let routes = self.clone();
         tokio::task::spawn_blocking(move || {
             let _turn = turn;
-            make(&routes)
+            compute(&routes)
         })
         .await
     }
 
     fn metrics(&self) -> Response<Full<Bytes>> {
-        match metrics::text(&*self.source, &self.health, &self.introspection.verdicts()) {
+        match metrics::text(&*self.metrics, &self.health, &self.introspection.verdicts()) {
             Ok(metrics) => typed(metrics::CONTENT_TYPE, metrics),
             Err(error) => failed(error),
         }
@@ -194,6 +232,10 @@ fn typed(kind: &'static str, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     let kind = HeaderValue::from_static(kind);
     response.headers_mut().insert(CONTENT_TYPE, kind);
     response
+}
+
+fn unavailable(why: impl Into<Bytes>) -> Response<Full<Bytes>> {
+    text(StatusCode::SERVICE_UNAVAILABLE, why)
 }
 
 fn failed(error: impl std::fmt::Display) -> Response<Full<Bytes>> {

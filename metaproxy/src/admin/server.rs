@@ -1,8 +1,9 @@
-//! Where answers are given: on a port, and on a socket.
+//! Serves the admin routes on a socket and, if wanted, on a port, from a thread of its own.
 
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::net::UnixListener as StdUnixListener;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,35 +16,41 @@ use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpSocket, UnixListener, UnixStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::runtime::{Builder, Handle};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{debug, info, warn};
 
 use super::client::GUARD_PATH;
 use super::metrics::MetricSource;
 use super::routes::{self, Access, Routes};
+use super::workers::Workers;
 use crate::guard::GuardReport;
 use crate::introspection::Introspection;
 use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// Between two attempts at a port that is taken.
+/// The time between two attempts to listen on a port that is taken.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
-/// For a request's head, and between requests.
+/// The time between two attempts to accept a connection, for example while no file descriptor is free.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(200);
+
+/// How long a client may take to send the head of a request, and how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// For a connection: one that does not take its answers must not keep a place for ever.
+/// How long a connection may last, so that a client that does not read its responses does not keep its permit.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// Connections of the port at a time: others are closed, and the socket, which probes use, is not affected.
+/// How many connections to the port may be open. More are closed at once. The socket has no such limit, so that probes
+/// get through.
 const MAX_CONNECTIONS: usize = 32;
 
-/// What is answered, and where.
+/// The admin server of an agent, before it is started.
 #[derive(Clone)]
 pub struct Admin {
     health: Health,
     routes: Routes,
-    places: Arc<Semaphore>,
+    permits: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Admin {
@@ -52,64 +59,126 @@ impl std::fmt::Debug for Admin {
     }
 }
 
+/// The thread of a running admin server. Dropping it ends the thread, soon and without waiting for it.
+#[derive(Debug)]
+pub struct AdminThread {
+    _stop: oneshot::Sender<Infallible>,
+}
+
 impl Admin {
-    /// Answers nothing yet.
-    pub fn new(health: Health, source: Arc<dyn MetricSource>, introspection: Arc<dyn Introspection>) -> Self {
-        let places = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    /// Makes the server of an agent whose pods are served by the workers of `runtime`.
+    pub fn new(
+        runtime: Handle,
+        health: Health,
+        metrics: Arc<dyn MetricSource>,
+        introspection: Arc<dyn Introspection>,
+    ) -> Self {
+        Self::with_workers(Workers::new(runtime), health, metrics, introspection)
+    }
+
+    pub(super) fn with_workers(
+        workers: Workers,
+        health: Health,
+        metrics: Arc<dyn MetricSource>,
+        introspection: Arc<dyn Introspection>,
+    ) -> Self {
         Self {
-            routes: Routes::new(health.clone(), source, introspection),
+            routes: Routes::new(workers, health.clone(), metrics, introspection),
             health,
-            places,
+            permits: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
         }
     }
 
-    /// Answers on a port, which another instance may share. A port that is taken costs nothing but the answers.
-    pub async fn serve(self, address: SocketAddr) {
-        let mut complained = false;
+    /// Starts a thread that serves a nonblocking socket, and a port if there is one. The thread has a runtime of its own,
+    /// so that health is answered when all workers of the agent's runtime hang. The returned future completes if the thread
+    /// ends.
+    ///
+    /// # Errors
+    /// If the kernel refuses the runtime or the thread.
+    pub fn start(
+        self,
+        socket: StdUnixListener,
+        port: Option<SocketAddr>,
+    ) -> io::Result<(AdminThread, impl Future<Output = ()> + Send + 'static)> {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .thread_name("admin-blocking")
+            .build()?;
+        let socket = {
+            let _context = runtime.enter();
+            UnixListener::from_std(socket)?
+        };
+        let (stop, stopped) = oneshot::channel();
+        let (ended, end) = oneshot::channel::<Infallible>();
+        let serve = move || {
+            // Dropped with the thread, also if it panics.
+            let _ended = ended;
+            runtime.block_on(async {
+                tokio::select! {
+                    () = self.serve_socket(socket) => {}
+                    () = self.serve_port(port) => {}
+                    _ = stopped => {}
+                }
+            });
+            // A response that is being put together must not keep the thread.
+            runtime.shutdown_background();
+        };
+        std::thread::Builder::new()
+            .name("admin".to_owned())
+            .spawn(serve)?;
+        let end = async {
+            let _ = end.await;
+        };
+        Ok((AdminThread { _stop: stop }, end))
+    }
+
+    async fn serve_socket(&self, listener: UnixListener) {
+        accept(listener, |stream| self.spawn(stream, Access::Root, None)).await;
+    }
+
+    /// Serves a port, which another instance may share. A port that is taken is tried again, because probes and commands
+    /// work without it.
+    async fn serve_port(&self, port: Option<SocketAddr>) {
+        let Some(address) = port else {
+            return std::future::pending().await;
+        };
+        let mut is_first = true;
         loop {
             match listen(address) {
                 Ok(listener) => {
-                    info!(%address, "health and metrics");
+                    info!(%address, "serving health and metrics");
                     self.health.set(Part::Admin, Condition::Fine);
-                    loop {
-                        match listener.accept().await {
-                            Ok((stream, peer)) => match Arc::clone(&self.places).try_acquire_owned() {
-                                Ok(place) => self.spawn(stream, Access::at(peer), Some(place)),
-                                Err(_) => debug!("too many admin connections: one is closed"),
-                            },
-                            Err(error) => pause(&error).await,
-                        }
-                    }
+                    self.accept(listener).await;
                 }
                 Err(error) => {
-                    let wanted = node_ports::wanted_by(address.port());
-                    let wanted = wanted
-                        .map(|who| format!(" (the port of {who})"))
-                        .unwrap_or_default();
-                    let text = format!(
-                        "--admin-address {address}: {error}{wanted}; give another port, such as {SUGGESTED_ADMIN_PORT}, or off: probes \
-                         and commands need none"
-                    );
-                    if !std::mem::replace(&mut complained, true) {
-                        warn!("{text}");
+                    let reason = taken(address, &error);
+                    if std::mem::take(&mut is_first) {
+                        warn!("{reason}");
                     }
-                    self.health.set(Part::Admin, Condition::Degraded(text));
+                    self.health.set(Part::Admin, Condition::Degraded(reason));
                     tokio::time::sleep(RETRY_INTERVAL).await;
                 }
             }
         }
     }
 
-    /// Answers on a socket.
-    pub async fn serve_socket(self, listener: UnixListener) {
-        accept(listener, |stream| self.spawn(stream, Access::Root, None)).await;
+    async fn accept(&self, listener: TcpListener) {
+        loop {
+            match listener.accept().await {
+                Ok((stream, peer)) => match Arc::clone(&self.permits).try_acquire_owned() {
+                    Ok(permit) => self.spawn(stream, Access::at(peer), Some(permit)),
+                    Err(_) => debug!("closed an admin connection: {MAX_CONNECTIONS} are open"),
+                },
+                Err(error) => pause(&error).await,
+            }
+        }
     }
 
     fn spawn(
         &self,
         stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
         access: Access,
-        place: Option<OwnedSemaphorePermit>,
+        permit: Option<OwnedSemaphorePermit>,
     ) {
         let routes = self.routes.clone();
         tokio::spawn(async move {
@@ -118,26 +187,34 @@ impl Admin {
                 async move { routes.answer(&request, access).await }
             })
             .await;
-            drop(place);
+            drop(permit);
         });
     }
 }
 
-/// Answers a guard's probes on its socket, and at `/guard` what it reports of itself.
-pub async fn serve_guard<F>(health: Health, report: F, listener: UnixListener)
+/// Serves a guard's nonblocking socket: its probes, and its report of itself at `/guard`.
+pub async fn serve_guard<F>(health: Health, report: F, socket: StdUnixListener)
 where
     F: Fn() -> GuardReport + Clone + Send + Sync + 'static,
 {
+    let listener = match UnixListener::from_std(socket) {
+        Ok(listener) => listener,
+        Err(error) => return warn!("cannot serve the guard's socket: {error}"),
+    };
     accept(listener, |stream| {
         let (health, report) = (health.clone(), report.clone());
         tokio::spawn(serve_connection(stream, move |request| {
-            let answer = match request.uri().path() {
+            let response = match request.uri().path() {
                 GUARD_PATH => Some(routes::json(&report())),
                 path => routes::health(path, &health),
             };
             async move {
-                answer
-                    .unwrap_or_else(|| routes::text(StatusCode::NOT_FOUND, "/healthz, /readyz and /guard\n"))
+                response.unwrap_or_else(|| {
+                    routes::text(
+                        StatusCode::NOT_FOUND,
+                        "served here: /healthz, /readyz and /guard\n",
+                    )
+                })
             }
         }));
     })
@@ -167,15 +244,28 @@ async fn serve_connection<F: Future<Output = Response<Full<Bytes>>>>(
         .serve_connection(TokioIo::new(stream), service);
     match tokio::time::timeout(CONNECTION_TIMEOUT, connection).await {
         Ok(Ok(())) => {}
-        Ok(Err(error)) => debug!("an admin connection ended: {error}"),
-        Err(_) => debug!("an admin connection was open for too long"),
+        Ok(Err(error)) => debug!("an admin connection failed: {error}"),
+        Err(_) => debug!(
+            "closed an admin connection after {} s",
+            CONNECTION_TIMEOUT.as_secs()
+        ),
     }
 }
 
-/// Out of descriptors, most likely.
 async fn pause(error: &io::Error) {
     debug!("cannot accept an admin connection: {error}");
-    tokio::time::sleep(Duration::from_millis(200)).await;
+    tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
+}
+
+/// Says why a port cannot be listened on, and what to do.
+fn taken(address: SocketAddr, error: &io::Error) -> String {
+    let usual = node_ports::wanted_by(address.port())
+        .map(|who| format!(" (the port of {who})"))
+        .unwrap_or_default();
+    format!(
+        "--admin-address {address}: {error}{usual}; give another port, such as {SUGGESTED_ADMIN_PORT}, or off: probes and \
+         commands need none"
+    )
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -185,8 +275,11 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         TcpSocket::new_v6()?
     };
     socket.set_reuseaddr(true)?;
-    // For the instance that takes over; nothing secret is asked here, and nothing is decided.
+    // The instance that takes over listens beside this one. Only processes of the same user can share a port (socket(7)).
     socket.set_reuseport(true)?;
     socket.bind(address)?;
     socket.listen(64)
 }
+
+#[cfg(test)]
+mod tests;

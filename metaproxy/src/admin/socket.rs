@@ -6,13 +6,12 @@
 use std::fs;
 use std::io;
 use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
-use tokio::net::UnixListener;
 
 /// Why there is no socket.
 #[derive(Debug, Error)]
@@ -50,10 +49,11 @@ pub struct AdminSocket {
 }
 
 impl AdminSocket {
-    /// Listens in a directory that exists, after the files of processes that were killed are removed.
+    /// Listens in a directory that exists, after the files of processes that were killed are removed. The listener is
+    /// nonblocking.
     ///
     /// # Errors
-    /// Where the file can't be made.
+    /// If the file cannot be made.
     pub fn open(runtime_dir: &Path, owner: Owner) -> Result<(Self, UnixListener), SocketError> {
         let path = runtime_dir.join(format!("{}{}.sock", own_prefix(owner)?, std::process::id()));
         for stale in sockets(runtime_dir, owner.prefix()) {
@@ -70,7 +70,10 @@ impl AdminSocket {
         }
         // Nobody else's business, whatever the directory's mode.
         let before = umask(Mode::from_bits_truncate(0o177));
-        let listener = UnixListener::bind(&path);
+        let listener = UnixListener::bind(&path).and_then(|listener| {
+            listener.set_nonblocking(true)?;
+            Ok(listener)
+        });
         umask(before);
         match listener {
             Ok(listener) => Ok((Self { path }, listener)),
@@ -143,11 +146,11 @@ fn sockets(dir: &Path, prefix: &str) -> Vec<PathBuf> {
 mod tests {
     use super::*;
 
-    #[tokio::test]
-    async fn a_socket_is_found_from_its_namespace_and_goes_with_its_agent_or_the_next() {
+    #[test]
+    fn a_socket_is_found_from_its_namespace_and_goes_with_its_agent_or_the_next() {
         let dir = tempfile::tempdir().unwrap();
         let dead = dir.path().join("agent-1-1.sock");
-        drop(std::os::unix::net::UnixListener::bind(&dead).unwrap());
+        drop(UnixListener::bind(&dead).unwrap());
         let (socket, _listener) = AdminSocket::open(dir.path(), Owner::Agent).unwrap();
         assert!(dead.exists(), "it may be about to be listened to");
         let long_ago = std::time::SystemTime::now() - 2 * BIND_TIMEOUT;
@@ -166,8 +169,8 @@ mod tests {
         assert!(of_this_namespace(dir.path()).unwrap().is_empty());
     }
 
-    #[tokio::test]
-    async fn a_probe_asks_the_agent_of_its_namespace_and_else_the_guard() {
+    #[test]
+    fn a_probe_asks_the_agent_of_its_namespace_and_else_the_guard() {
         let dir = tempfile::tempdir().unwrap();
         let asked = || of_this_namespace(dir.path()).unwrap();
         let (guard, _probed) = AdminSocket::open(dir.path(), Owner::Guard).unwrap();

@@ -1,13 +1,17 @@
-//! For tests: an agent that has done nothing.
+//! Test doubles: an agent that has done nothing and knows no pod.
+
+use std::collections::BTreeMap;
 
 use metaproxy_common::layout::{Counter, GuardCounter};
 use prometheus_client::registry::Registry;
 
 use super::MetricSource;
 use crate::credentials::Tally;
+use crate::explain::{Explanation, Verdict};
 use crate::imds::server::Counts;
+use crate::introspection::{DryRun, Introspection, Status};
 
-/// Its metrics.
+/// Metrics that are all zero.
 pub struct NoMetrics;
 
 impl MetricSource for NoMetrics {
@@ -20,7 +24,6 @@ impl MetricSource for NoMetrics {
     fn refusals(&self) -> Vec<crate::intercept::refusals::RefusalCount> {
         Vec::new()
     }
-
     fn guard(&self, _counter: GuardCounter) -> u64 {
         0
     }
@@ -31,4 +34,25 @@ impl MetricSource for NoMetrics {
         Tally::default()
     }
     fn register(&self, _registry: &mut Registry) {}
+}
+
+/// The introspection of an agent without pods.
+pub struct NoPods;
+
+impl Introspection for NoPods {
+    fn explain(&self, _pod: Option<&str>) -> Vec<Explanation> {
+        Vec::new()
+    }
+    fn dry_run(&self, _of: &Explanation) -> DryRun<'_> {
+        Box::pin(std::future::ready(Vec::new()))
+    }
+    fn status(&self) -> Status {
+        Status::default()
+    }
+    fn node_name(&self) -> Option<&str> {
+        None
+    }
+    fn verdicts(&self) -> BTreeMap<Verdict, u64> {
+        BTreeMap::new()
+    }
 }

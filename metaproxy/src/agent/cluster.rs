@@ -1,7 +1,6 @@
 //! What the agent does in a cluster, beside following its pods.
 
-use tokio::task::JoinSet;
-
+use super::tasks::Tasks;
 use crate::apiserver::access::{self, Uses};
 use crate::apiserver::events::{self, Refusals};
 use crate::apiserver::trial::AudienceLimit;
@@ -19,17 +18,20 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// A way to tell pods' owners of refusals.
-    pub fn tell_owners(&self, tasks: &mut JoinSet<()>, pods: Pods) -> Refusals {
+    /// Starts the task that reports refusals to pods' owners as events, and returns the way to it.
+    pub fn report_events(&self, tasks: &mut Tasks, pods: Pods) -> Refusals {
         let (refusals, told) = events::channel();
-        tasks.spawn(events::tell(self.api.clone(), self.node.clone(), pods, told));
+        tasks.spawn(
+            "events",
+            events::tell(self.api.clone(), self.node.clone(), pods, told),
+        );
         refusals
     }
 
     /// Looks after permissions, the limit of tokens if one is required, and the taint.
     pub fn attend(
         &self,
-        tasks: &mut JoinSet<()>,
+        tasks: &mut Tasks,
         rules: &Rules,
         limit: Option<AudienceLimit>,
         pods: Pods,
@@ -41,14 +43,17 @@ impl Cluster {
             startup_taint: self.startup_taint.is_some(),
         };
         let permissions = access::watch(self.api.clone(), uses, limit, pods, health.clone());
-        tasks.spawn(permissions);
+        tasks.spawn("permissions", permissions);
         if let Some(taint) = &self.startup_taint {
             let (api, node) = (self.api.clone(), self.node.clone());
             health.set(
                 Part::StartupTaint,
                 Condition::Degraded(format!("{taint} is removed when pods are served")),
             );
-            tasks.spawn(taint::remove(api, node, taint.clone(), health.clone()));
+            tasks.spawn(
+                "startup-taint",
+                taint::remove(api, node, taint.clone(), health.clone()),
+            );
         }
     }
 }

@@ -8,6 +8,9 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tracing::{info, warn};
 
+use super::context::Context;
+use super::tasks::Tasks;
+use super::{Mode, own_roles};
 use crate::credentials::sts::Sts;
 use crate::imds::ImdsV1Policy;
 use crate::imds::upstream::Upstream;
@@ -22,8 +25,24 @@ const MAX_BACKOFF: Duration = Duration::from_secs(30);
 /// After so many failures the node is taken to have no metadata service.
 const MAX_FAILURES: u32 = 4;
 
+/// Starts what finds out the account of roles' names and the roles that are the node's own. Neither matters to an agent
+/// that serves no roles.
+pub(super) fn spawn(context: &Context, sts: Option<Sts>, tasks: &mut Tasks) {
+    if context.mode == Mode::Firewall {
+        return;
+    }
+    let (upstream, rules) = (context.upstream.clone(), context.rules.clone());
+    tasks.spawn(
+        "own-roles",
+        own_roles::discover(upstream.clone(), sts.clone(), rules.clone()),
+    );
+    if let Some(sts) = sts {
+        tasks.spawn("base-role-arn", base_arn(upstream, sts, rules));
+    }
+}
+
 /// Finds the base ARN where none is given, and publishes the rules with it. Like all tasks of the agent it never ends.
-pub(super) async fn base_arn(upstream: Upstream, sts: Sts, rules: watch::Sender<Arc<Rules>>) {
+async fn base_arn(upstream: Upstream, sts: Sts, rules: watch::Sender<Arc<Rules>>) {
     let (mut backoff, mut failures) = (MIN_BACKOFF, 0);
     while rules.borrow().base.is_none() {
         match of_node(&upstream, &sts, failures >= MAX_FAILURES).await {

@@ -34,6 +34,9 @@ pub enum StartError {
     /// The socket.
     #[error(transparent)]
     Socket(#[from] SocketError),
+    /// The thread of the admin server.
+    #[error("cannot start the admin server's thread: {0}; check the limits on threads and file descriptors")]
+    AdminThread(#[source] std::io::Error),
     /// The token key.
     #[error(transparent)]
     TokenKey(#[from] TokenKeyError),
@@ -49,8 +52,8 @@ pub enum StartError {
     /// Attaching them.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// A part of the agent is gone while it runs.
-    #[error("a task of the agent has failed, {0}; it ends so that it can be started again whole")]
+    /// An internal task has ended while the agent runs. It has this name.
+    #[error("internal task `{0}` exited; stopping so the supervisor restarts the agent")]
     TaskEnded(&'static str),
     /// Signals.
     #[error(transparent)]

@@ -156,7 +156,7 @@ impl<I: Issuer> Listening<I> {
             }
             Some(ended) = self.accepting.join_next() => {
                 // That of an old listener ends after a move.
-                ended.map_err(|_| StartError::TaskEnded("one that accepts connections"))?;
+                ended.map_err(|_| StartError::TaskEnded("accept"))?;
                 false
             }
         };

@@ -1,34 +1,21 @@
 //! `--mode observe`: pods reach the node's metadata service as without metaproxy, and what enforce would change is
 //! reported. Nothing is redirected and nobody listens; the programs only note which cgroups connect.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use aya::maps::{HashMap as BpfMap, MapData};
-use metaproxy_common::layout::Config;
-use tokio::sync::{oneshot, watch};
-use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tokio::sync::watch;
+use tracing::info;
 
-use super::reconcile::desired_state;
-use super::report::{self, agent_info, report};
-use super::{Settings, StartError, discovery, own_roles};
-use crate::admin::{Admin, AdminSocket, MetricSource, Owner};
-use crate::cgroups::Locator;
-use crate::credentials::Principals;
+use super::context::Context;
+use super::{Settings, StartError};
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::Sts;
-use crate::imds::upstream::Upstream;
-use crate::intercept::attachment::{Attachment, AttachmentState};
 use crate::intercept::caller::CurrentPods;
-use crate::intercept::placement::PodFinder;
-use crate::intercept::pod_maps::{ListedPods, PodMaps};
-use crate::intercept::programs::Programs;
-use crate::introspection::LiveAgent;
 use crate::pods::{PodUid, Pods};
 use crate::roles::{Decision, Rules};
-use crate::runtime_dir::ServedMarker;
 
 /// How often it is looked who connected.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -39,146 +26,19 @@ const UNKNOWN_TIMEOUT: Duration = Duration::from_secs(60);
 /// The same is said about the same pod only so often.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// Observes until `stop`.
-pub(super) async fn run(
-    settings: Settings,
-    node_netns: u64,
-    mark: ServedMarker,
-    stop: impl Future<Output = ()>,
-) -> Result<(), StartError> {
-    let locator = Locator::new(settings.cgroup_root.as_deref(), settings.cgroup.as_deref())?;
-    let roots = locator.roots().to_vec();
-    let (socket, socket_listener) = AdminSocket::open(&settings.runtime_dir, Owner::Agent)?;
-    let mut tasks = JoinSet::new();
-    let source = settings.pods.open(&settings.rules, &settings.runtime_dir).await?;
-    let (health, cluster) = (source.health(), source.cluster());
-    let pods = source.follow(&mut tasks).await;
-    report::tell_surroundings(&settings, cluster.as_ref(), None, None);
-    let (programs, maps) = Programs::load(&Config::observing(node_netns))?;
-    let current = CurrentPods::default();
-    let info = agent_info(&settings, watch::channel(Vec::new()).1);
-    let rules = Arc::new(settings.rules);
-    let (wanted, listed) = watch::channel(desired_state(&pods.borrow(), &rules, &BTreeSet::new()).listed);
-    let mut attachment = Attachment::new(
-        programs,
-        locator,
-        None,
-        Arc::clone(&current),
-        maps.pods,
-        PodMaps::new(maps.host_pods, maps.pod_families),
-        listed,
-    );
-    let state = attachment.start()?;
-    let (publish_placement, placement) = watch::channel(Arc::default());
-    let finder = PodFinder::new(pods.clone(), attachment.pods(), roots);
-
-    let (publish_rules, rules) = watch::channel(rules);
-    let metrics = report::ObserverMetrics {
-        counters: Arc::new(maps.counters),
-        pods: pods.clone(),
-    };
-    let metrics: Arc<dyn MetricSource> = Arc::new(metrics);
-    let introspection = LiveAgent::<Principals> {
-        info,
-        pods: pods.clone(),
-        rules: rules.clone(),
-        health: health.clone(),
-        current: Arc::clone(&current),
-        placement: placement.clone(),
-        metrics: Arc::clone(&metrics),
-        serving: None,
-    };
-    let admin = Admin::new(health.clone(), metrics, Arc::new(introspection));
-    tasks.spawn(admin.clone().serve_socket(socket_listener));
-    if let Some(address) = settings.admin {
-        tasks.spawn(admin.serve(address));
+/// Connects to STS if that is how the account of roles' names is found out. Names are shown as what they would be.
+///
+/// # Errors
+/// If STS cannot be set up.
+pub(super) async fn sts(settings: &Settings) -> Result<Option<Sts>, StartError> {
+    if settings.rules.base.is_some() {
+        return Ok(None);
     }
-    if let Some(cluster) = &cluster {
-        // It asks for no tokens.
-        cluster.attend(&mut tasks, &rules.borrow(), None, pods.clone(), &health);
-    }
-    let upstream = Upstream::new(settings.imds);
-    let sts = if rules.borrow().base.is_none() {
-        // Names of roles are shown as what they would be.
-        let sts = Sts::connect(&settings.sts, &NetworkEnv::read()).await?;
-        let names = discovery::base_arn(upstream.clone(), sts.clone(), publish_rules.clone());
-        tasks.spawn(names);
-        Some(sts)
-    } else {
-        None
-    };
-    tasks.spawn(own_roles::discover(upstream, sts, publish_rules.clone()));
-    tasks.spawn(list_host_pods(pods.clone(), rules.clone(), wanted));
-    let observer = Observer {
-        observed: maps.observed,
-        current,
-        pods,
-        rules,
-        said: HashMap::new(),
-    };
-    tasks.spawn(observer.run());
-    let (states, mut changes) = watch::channel(AttachmentState::Waiting);
-    let (stop_keeping, stopped) = oneshot::channel();
-    let mut keeping = tokio::spawn(attachment.keep(states.clone(), stopped));
-    states.send_replace(state);
-    changes.mark_changed();
-    tasks.spawn(finder.run(publish_placement));
-    tasks.spawn(report(changes, placement, health.clone()));
-    tasks.spawn(say_ready(health));
-    tasks.spawn(open_guards(mark));
-    tokio::select! {
-        () = stop => {}
-        _ = &mut keeping => return Err(StartError::TaskEnded("the one that keeps the programs attached")),
-        _ = tasks.join_next() => return Err(StartError::TaskEnded("one that follows the pods")),
-    }
-    let _ = stop_keeping.send(());
-    drop(keeping.await);
-    drop((socket, publish_rules));
-    info!("stopped");
-    Ok(())
-}
-
-async fn say_ready(health: crate::telemetry::health::Health) {
-    loop {
-        health.ready().await;
-        info!("ready: observing; pods reach the node's metadata service as without metaproxy");
-        health.not_ready().await;
-        warn!("not ready: some pods are not observed");
-    }
-}
-
-/// Guards let pods pass; an agent that still serves them beside this one may say otherwise, as long as it is there.
-async fn open_guards(mark: ServedMarker) {
-    loop {
-        mark.clear();
-        tokio::time::sleep(POLL_INTERVAL).await;
-    }
-}
-
-/// hostNetwork pods that enforce would intercept are observed too.
-async fn list_host_pods(
-    mut pods: Pods,
-    mut rules: watch::Receiver<Arc<Rules>>,
-    wanted: watch::Sender<ListedPods>,
-) {
-    loop {
-        let inventory = Arc::clone(&pods.borrow_and_update());
-        let rules_now = Arc::clone(&rules.borrow_and_update());
-        let listed = wanted.borrow().in_node_netns.clone();
-        let now = desired_state(&inventory, &rules_now, &listed).listed;
-        wanted.send_if_modified(|wanted| std::mem::replace(wanted, now.clone()) != now);
-        let changed = tokio::select! {
-            changed = pods.changed() => changed,
-            changed = rules.changed() => changed,
-        };
-        if changed.is_err() {
-            return;
-        }
-    }
+    Ok(Some(Sts::connect(&settings.sts, &NetworkEnv::read()).await?))
 }
 
 /// Says of each pod that connects what enforce would give it.
-struct Observer {
+pub(super) struct Observer {
     observed: BpfMap<MapData, u64, u64>,
     current: CurrentPods,
     pods: Pods,
@@ -187,7 +47,19 @@ struct Observer {
 }
 
 impl Observer {
-    async fn run(mut self) {
+    /// Makes an observer of the programs' map of cgroups that connect.
+    pub fn new(observed: BpfMap<MapData, u64, u64>, context: &Context) -> Self {
+        Self {
+            observed,
+            current: Arc::clone(&context.cgroup),
+            pods: context.pods.clone(),
+            rules: context.rules.subscribe(),
+            said: HashMap::new(),
+        }
+    }
+
+    /// Logs what is observed, until it is dropped.
+    pub async fn run(mut self) {
         let mut look = tokio::time::interval(POLL_INTERVAL);
         let mut unsaid: HashMap<PodUid, (u64, Instant)> = HashMap::new();
         loop {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 use tracing::info;
 
 use super::StartError;
 use super::cluster::Cluster;
+use super::tasks::Tasks;
 use crate::apiserver::{ApiServer, KubeconfigSource};
 use crate::pods::kubernetes::Watch;
 use crate::pods::manifests::Manifests;
@@ -111,13 +111,13 @@ impl OpenPodSource {
     }
 
     /// Follows the pods from now on; what is known of them is known a moment later.
-    pub async fn follow(self, tasks: &mut JoinSet<()>) -> Pods {
+    pub async fn follow(self, tasks: &mut Tasks) -> Pods {
         let first = |inventory: Inventory| watch::channel(Arc::new(inventory));
         match self.source {
             Opened::None => {
                 let (publish, pods) = first(Inventory::default());
                 // Whoever waits for a change waits, and is not told of an end.
-                tasks.spawn(async move {
+                tasks.spawn("pods", async move {
                     publish.closed().await;
                     std::future::pending().await
                 });
@@ -125,12 +125,12 @@ impl OpenPodSource {
             }
             Opened::Manifests(manifests) => {
                 let (publish, pods) = first(manifests.inventory());
-                tasks.spawn(manifests.reporting_to(self.health).run(publish));
+                tasks.spawn("pods", manifests.reporting_to(self.health).run(publish));
                 pods
             }
             Opened::ApiServer(watch, _) => {
                 let (publish, pods) = first(watch.inventory());
-                tasks.spawn(watch.run(publish));
+                tasks.spawn("pods", watch.run(publish));
                 let lists = [Part::Pods, Part::Namespaces, Part::ServiceAccounts];
                 let listed = self.health.part_serves(&lists);
                 if tokio::time::timeout(FIRST_LISTS_TIMEOUT, listed).await.is_err() {

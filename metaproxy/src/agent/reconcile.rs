@@ -12,49 +12,52 @@ use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
 use crate::roles::{Decision, Reason, Rules};
 use crate::telemetry::refusal_reporter::RefusalReporter;
 
-/// Keeps what follows from the pods in line with them: sessions (fetched before they are asked for, forgotten with
-/// their pod) and what the kernel's maps say of single pods.
-pub(super) async fn reconcile<I: Issuer>(
-    mut pods: Pods,
-    mut rules: watch::Receiver<Arc<Rules>>,
-    sessions: Sessions<I>,
-    wanted: watch::Sender<ListedPods>,
-    reporter: Arc<RefusalReporter>,
-) {
-    let (mut before, mut listed) = (HashSet::new(), wanted.borrow().in_node_netns.clone());
-    let mut log = RoleLog::default();
-    loop {
-        let inventory = Arc::clone(&pods.borrow_and_update());
-        let rules_now = Arc::clone(&rules.borrow_and_update());
-        let DesiredState {
-            keys,
-            ahead,
-            listed: now,
-            refused,
-            states,
-        } = desired_state(&inventory, &rules_now, &listed);
-        sessions.retain(&keys);
-        for (pod, key) in ahead.difference(&before) {
-            sessions.prefetch(pod, key);
-        }
-        // Until then every role waits, which is no news of any pod.
-        if !rules_now.own.holds_decisions() {
-            for uid in log.record(states, &inventory, &rules_now) {
-                reporter.forget(&uid);
+/// Keeps what follows from the pods in line with them.
+pub(super) struct Reconciler<I> {
+    pub pods: Pods,
+    pub rules: watch::Receiver<Arc<Rules>>,
+    /// What the kernel's maps say of single pods.
+    pub listed: watch::Sender<ListedPods>,
+    /// Sessions, and the reports of refusals. `None` while pods are only observed.
+    pub service: Option<(Sessions<I>, Arc<RefusalReporter>)>,
+}
+
+impl<I: Issuer> Reconciler<I> {
+    /// Reconciles at each change of the pods or the rules. Ends only if nothing can change them any more.
+    pub async fn run(mut self) {
+        let mut requested = HashSet::new();
+        let mut log = RoleLog::default();
+        loop {
+            let inventory = Arc::clone(&self.pods.borrow_and_update());
+            let rules = Arc::clone(&self.rules.borrow_and_update());
+            let before = self.listed.borrow().in_node_netns.clone();
+            let desired = desired_state(&inventory, &rules, &before);
+            self.listed.send_if_modified(|listed| {
+                std::mem::replace(listed, desired.listed.clone()) != desired.listed
+            });
+            if let Some((sessions, reporter)) = &self.service {
+                sessions.retain(&desired.keys);
+                for (pod, key) in desired.ahead.difference(&requested) {
+                    sessions.prefetch(pod, key);
+                }
+                // Every role waits until the node's own roles are known, which is no news of any pod.
+                if !rules.own.holds_decisions() {
+                    for uid in log.record(desired.states, &inventory, &rules) {
+                        reporter.forget(&uid);
+                    }
+                }
+                for (uid, reason) in &desired.refused {
+                    reporter.report(uid, reason);
+                }
+                requested = desired.ahead;
             }
-        }
-        for (uid, reason) in &refused {
-            reporter.report(uid, reason);
-        }
-        before = ahead;
-        listed.clone_from(&now.in_node_netns);
-        wanted.send_if_modified(|wanted| std::mem::replace(wanted, now.clone()) != now);
-        let changed = tokio::select! {
-            changed = pods.changed() => changed,
-            changed = rules.changed() => changed,
-        };
-        if changed.is_err() {
-            return;
+            let changed = tokio::select! {
+                changed = self.pods.changed() => changed,
+                changed = self.rules.changed() => changed,
+            };
+            if changed.is_err() {
+                return;
+            }
         }
     }
 }

@@ -1,33 +1,28 @@
-//! What the agent says of itself: in the log, to probes, and in metrics.
+//! What the agent reports of itself, in the log and to probes.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use metaproxy_common::layout::{Counter, GuardCounter};
-use prometheus_client::registry::Registry;
 use tokio::sync::watch;
+use tokio::task::AbortHandle;
 use tracing::{info, warn};
 
 use super::cluster::Cluster;
+use super::context::Context;
 use super::pod_source::PodSource;
+use super::tasks::Tasks;
 use super::{Mode, Settings};
-use crate::admin;
 use crate::credentials::sts::Sts;
-use crate::credentials::{Issuer, Sessions, Tally};
-use crate::imds::server::{Counts, Server};
 use crate::intercept::attachment::AttachmentState;
-use crate::intercept::guard::{Guard, GuardCounters, GuardState};
+use crate::intercept::guard::{GuardLevel, GuardState};
 use crate::intercept::placement::Placement;
-use crate::intercept::programs::Counters;
-use crate::intercept::refusals::RefusalCount;
 use crate::introspection::AgentInfo;
-use crate::pods::Pods;
 use crate::roles::{BaseArn, RoleArn, WrittenRole};
 use crate::runtime_dir::ServedMarker;
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// What the agent was told to do, in one line.
-pub(super) fn tell_settings(settings: &Settings) {
+/// Logs what the command line decides, in one line.
+pub(super) fn log_settings(settings: &Settings) {
     let on = |is_on: bool| if is_on { "on" } else { "off" };
     let rules = &settings.rules;
     info!(
@@ -50,7 +45,7 @@ pub(super) fn tell_settings(settings: &Settings) {
     );
 }
 
-/// Of an agent with these settings, which starts now and listens there.
+/// Describes an agent with these settings, which starts now and has listeners at these addresses.
 pub(super) fn agent_info(settings: &Settings, listeners: watch::Receiver<Vec<String>>) -> AgentInfo {
     AgentInfo {
         mode: settings.mode.label(),
@@ -61,12 +56,11 @@ pub(super) fn agent_info(settings: &Settings, listeners: watch::Receiver<Vec<Str
     }
 }
 
-/// What the agent works with, in one line: what it was told stands in the line before, and this is what came of it.
-pub(super) fn tell_surroundings(
+/// Logs what the agent has found and set up, in one line.
+pub(super) fn log_environment(
     settings: &Settings,
     cluster: Option<&Cluster>,
-    sts: Option<&Sts>,
-    guard: Option<&Guard>,
+    (sts, guard): (Option<&Sts>, Option<GuardLevel>),
 ) {
     let pods_from = match (&settings.pods, cluster) {
         (PodSource::Manifests { dir, .. }, _) => dir.display().to_string(),
@@ -85,14 +79,31 @@ pub(super) fn tell_surroundings(
         sts = asked.map_or("not asked", Sts::endpoint),
         session_duration = %humantime::format_duration(settings.sts.duration),
         imds = %settings.imds,
-        guard = guard.map_or("off", |guard| guard.level().label()),
+        guard = guard.map_or("off", GuardLevel::label),
         admin = settings.admin.map_or("off".to_owned(), |admin| admin.to_string()),
         "set up"
     );
 }
 
-/// Says `ready` whenever pods begin to be served, and why they are not any more.
-pub(super) async fn tell(health: Health, listeners: watch::Receiver<Vec<String>>) {
+/// Starts the tasks that log readiness and keep the marker for guards. Returns the handle of the first.
+pub(super) fn spawn_readiness(
+    context: &Context,
+    listeners: watch::Receiver<Vec<String>>,
+    mark: ServedMarker,
+    tasks: &mut Tasks,
+) -> AbortHandle {
+    let health = context.health.clone();
+    if context.mode == Mode::Observe {
+        tasks.spawn("served-marker", clear_marker(mark));
+        tasks.spawn("readiness-log", log_observing(health))
+    } else {
+        tasks.spawn("served-marker", set_marker(health.clone(), mark));
+        tasks.spawn("readiness-log", log_readiness(health, listeners))
+    }
+}
+
+/// Logs when pods begin to be served, and why they no longer are.
+async fn log_readiness(health: Health, listeners: watch::Receiver<Vec<String>>) {
     loop {
         health.ready().await;
         let listen = listeners.borrow().join(",");
@@ -110,17 +121,27 @@ pub(super) async fn tell(health: Health, listeners: watch::Receiver<Vec<String>>
     }
 }
 
-/// Tells guards, by the mark, that pods are served; again where it gets lost, or could not be written.
-pub(super) async fn tell_guards(health: Health, mark: ServedMarker) {
+/// Logs when pods begin to be observed, and when some no longer are.
+async fn log_observing(health: Health) {
+    loop {
+        health.ready().await;
+        info!("ready: observing; pods reach the node's metadata service as without metaproxy");
+        health.not_ready().await;
+        warn!("not ready: some pods are not observed");
+    }
+}
+
+/// Sets the marker by which guards know that pods are served. It is set again and again, because the file may get lost.
+async fn set_marker(health: Health, mark: ServedMarker) {
     const RETRY_INTERVAL: Duration = Duration::from_millis(500);
-    let mut complained = false;
+    let mut is_logged = false;
     loop {
         health.ready().await;
         match mark.set() {
-            Ok(()) => complained = false,
-            Err(error) if !complained => {
+            Ok(()) => is_logged = false,
+            Err(error) if !is_logged => {
                 warn!("guards on this node are not told that pods are served: {error}");
-                complained = true;
+                is_logged = true;
             }
             Err(_) => {}
         }
@@ -128,14 +149,36 @@ pub(super) async fn tell_guards(health: Health, mark: ServedMarker) {
     }
 }
 
-/// Whether pods are intercepted: whether the programs are attached, and the pods where they are attached.
-pub(super) async fn report(
+/// Clears the marker, so that guards let pods pass. An agent that still serves pods beside this one sets it again for as
+/// long as it runs.
+async fn clear_marker(mark: ServedMarker) {
+    const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+    loop {
+        mark.clear();
+        tokio::time::sleep(RETRY_INTERVAL).await;
+    }
+}
+
+/// Reports to health whether pods are intercepted: the programs are attached, and the pods are where they are attached.
+pub(super) async fn report_interception(
     mut states: watch::Receiver<AttachmentState>,
     mut placement: watch::Receiver<Arc<Placement>>,
     health: Health,
 ) {
     loop {
-        // Who looks for the pods ends with the agent.
+        let pods = placement.borrow_and_update().condition();
+        let condition = match *states.borrow_and_update() {
+            AttachmentState::Attached => pods,
+            AttachmentState::Reattached { .. } if !pods.serves() => pods,
+            AttachmentState::Reattached { times } => Condition::Degraded(format!(
+                "another program has detached metaproxy's programs {times} times; they were attached again"
+            )),
+            AttachmentState::Waiting => Condition::Failing(
+                "the pods' cgroup does not exist, or programs cannot be attached to it".to_owned(),
+            ),
+        };
+        health.set(Part::Interception, condition);
+        // The task that finds the pods ends with the agent.
         let changed = tokio::select! {
             changed = states.changed() => changed,
             Ok(()) = placement.changed() => Ok(()),
@@ -143,25 +186,13 @@ pub(super) async fn report(
         if changed.is_err() {
             return;
         }
-        let pods = placement.borrow_and_update().condition();
-        let condition = match *states.borrow_and_update() {
-            AttachmentState::Attached => pods,
-            AttachmentState::Reattached { .. } if !pods.serves() => pods,
-            AttachmentState::Reattached { times } => Condition::Degraded(format!(
-                "somebody else has detached our programs {times} times; they were attached again"
-            )),
-            AttachmentState::Waiting => {
-                Condition::Failing("the pods' cgroup is not there, or cannot be attached to".to_owned())
-            }
-        };
-        health.set(Part::Interception, condition);
     }
 }
 
-/// How the guard is doing.
+/// Reports to health whether the guard is closed.
 pub(super) async fn report_guard(mut states: watch::Receiver<GuardState>, health: Health) {
     loop {
-        // Where the pods' cgroup is missing, that is said elsewhere; and pods are served without a guard.
+        // Pods are served without a guard too, and a missing cgroup is reported as a failure of the interception.
         let waiting = Condition::Degraded("not attached (yet)".to_owned());
         let state = *states.borrow_and_update();
         health.set(Part::Guard, state.condition(waiting));
@@ -169,81 +200,4 @@ pub(super) async fn report_guard(mut states: watch::Receiver<GuardState>, health
             std::future::pending().await
         }
     }
-}
-
-/// What the metrics are made of.
-pub(super) struct AgentMetrics<I> {
-    pub server: Arc<Server<I>>,
-    pub counters: Arc<Counters>,
-    pub guard: Option<GuardCounters>,
-    pub pods: Pods,
-    pub sessions: Sessions<I>,
-}
-
-impl<I: Issuer> admin::MetricSource for AgentMetrics<I> {
-    fn connections(&self) -> Counts {
-        self.server.counts()
-    }
-
-    fn refusals(&self) -> Vec<RefusalCount> {
-        self.server.refusals().counts()
-    }
-
-    fn guard(&self, counter: GuardCounter) -> u64 {
-        self.guard.as_ref().map_or(0, |guard| guard.total(counter))
-    }
-
-    fn kernel(&self, counter: Counter) -> u64 {
-        let checks = self.server.checks().counted(counter);
-        self.counters.total(counter).saturating_sub(checks)
-    }
-
-    fn pods(&self) -> usize {
-        self.pods.borrow().len()
-    }
-
-    fn sessions(&self) -> Tally {
-        self.sessions.tally()
-    }
-
-    fn register(&self, registry: &mut Registry) {
-        self.server.measured().register(registry);
-        self.server.node_requests().register_node_requests(registry);
-        self.sessions.calls().register(registry);
-        self.sessions.turns().register_sessions(registry);
-    }
-}
-
-/// What the metrics are made of where pods are only observed.
-pub(super) struct ObserverMetrics {
-    pub counters: Arc<Counters>,
-    pub pods: Pods,
-}
-
-impl admin::MetricSource for ObserverMetrics {
-    fn connections(&self) -> Counts {
-        Counts::default()
-    }
-
-    fn refusals(&self) -> Vec<RefusalCount> {
-        Vec::new()
-    }
-
-    fn guard(&self, _counter: GuardCounter) -> u64 {
-        0
-    }
-
-    fn kernel(&self, counter: Counter) -> u64 {
-        self.counters.total(counter)
-    }
-
-    fn pods(&self) -> usize {
-        self.pods.borrow().len()
-    }
-
-    fn sessions(&self) -> Tally {
-        Tally::default()
-    }
-
-    fn register(&self, _registry: &mut Registry) {}
 }

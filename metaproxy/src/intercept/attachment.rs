@@ -1,23 +1,19 @@
 //! Keeps the programs attached to the pods' cgroup, which may not exist yet, and may be removed and made again.
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{oneshot, watch};
-use tokio::time::MissedTickBehavior;
-use tracing::{error, info, warn};
+use tokio::sync::watch;
+use tracing::{info, warn};
 
 use super::caller::CurrentPods;
+use super::keep::{Keep, LastFailure};
 use super::object::ProgramsError;
 use super::pod_maps::{ListedPods, PodMaps};
 use super::programs::{Links, PodsCgroupIds, Programs};
 use crate::cgroups::{CgroupError, Locator, NotAPod, OwnCgroup, PodsCgroup};
-
-/// How often cgroup and links are checked. A link to a removed cgroup, or one that was detached, stays open and does
-/// nothing, and the kernel sends no notice of it. A check costs one `stat` for the pods' cgroup, one for each listed
-/// hostNetwork pod, and one small file for each link.
-pub(super) const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// The programs, and their attachment to the pods' cgroup.
 #[derive(Debug)]
@@ -30,7 +26,7 @@ pub struct Attachment {
     lists: PodMaps,
     wanted: watch::Receiver<ListedPods>,
     links: Option<Links>,
-    complained: Option<String>,
+    failure: LastFailure,
     reattachments: Reattachments,
 }
 
@@ -117,7 +113,7 @@ impl Attachment {
             lists,
             wanted,
             links: None,
-            complained: None,
+            failure: LastFailure::default(),
             reattachments: Reattachments::default(),
         }
     }
@@ -155,46 +151,14 @@ impl Attachment {
         Ok(())
     }
 
-    /// Runs until `stop` fires, then detaches the programs that redirect and returns itself. The programs that carry and verify
-    /// callers stay attached until it is dropped.
-    pub async fn keep(
-        mut self,
-        state: watch::Sender<AttachmentState>,
-        mut stop: oneshot::Receiver<()>,
-    ) -> Self {
-        let mut look = tokio::time::interval(CHECK_INTERVAL);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            tokio::select! {
-                _ = &mut stop => break,
-                // The task that computes the list ends with the agent, so a closed channel needs no other handling.
-                Ok(()) = self.wanted.changed() => self.list(),
-                _ = look.tick() => {
-                    self.look();
-                    self.list();
-                    let now = self.state();
-                    state.send_if_modified(|state| std::mem::replace(state, now) != now);
-                }
-            }
-        }
+    /// Detaches the programs that redirect. Those that carry and verify callers stay attached until it is dropped.
+    pub fn stop_redirecting(&mut self) {
         if let Some(links) = &mut self.links {
             links.stop_redirecting();
         }
-        self
     }
 
-    fn look(&mut self) {
-        let complaint = self.try_look().err().map(|error| error.to_string());
-        if complaint.is_some() && complaint != self.complained {
-            error!(
-                "pods are not intercepted: {}",
-                complaint.as_deref().unwrap_or_default()
-            );
-        }
-        self.complained = complaint;
-    }
-
-    fn try_look(&mut self) -> Result<(), AttachError> {
+    fn attach_missing(&mut self) -> Result<(), AttachError> {
         let mut reattached = match &mut self.listener {
             Some(ListenerLink { cgroup, links }) => self.programs.reattach(links, cgroup.dir())?,
             None => Vec::new(),
@@ -228,12 +192,32 @@ impl Attachment {
 
     fn state(&self) -> AttachmentState {
         match &self.links {
-            Some(_) if self.complained.is_none() => match self.reattachments.recently() {
+            Some(_) if self.failure.is_none() => match self.reattachments.recently() {
                 0 => AttachmentState::Attached,
                 times => AttachmentState::Reattached { times },
             },
             _ => AttachmentState::Waiting,
         }
+    }
+}
+
+impl Keep for Attachment {
+    type State = AttachmentState;
+
+    fn check(&mut self) -> AttachmentState {
+        let result = self.attach_missing();
+        self.failure.record("pods are not intercepted", result);
+        self.list();
+        self.state()
+    }
+
+    async fn changed(&mut self) -> ControlFlow<()> {
+        // Lists need no check of the links. The task that computes them ends with the agent, so a closed channel needs no
+        // other handling.
+        while self.wanted.changed().await.is_ok() {
+            self.list();
+        }
+        std::future::pending().await
     }
 }
 

@@ -9,19 +9,20 @@ pub mod programs;
 mod uplinks;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 use std::time::Duration;
 
 use metaproxy_common::layout::GuardCounter;
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
-use tracing::{error, info, warn};
+use tracing::{info, warn};
 
 use self::programs::GuardPrograms;
 pub use self::programs::{GuardCounters, GuardLevel, GuardMode};
 use self::uplinks::UplinkMonitor;
 pub use self::uplinks::UplinksError;
-use super::attachment::{AttachError, CHECK_INTERVAL, Reattachments};
+use super::attachment::{AttachError, Reattachments};
+use super::keep::{Keep, LastFailure};
 use super::link::Link;
 use super::object::{CgroupLinks, ProgramsError};
 use crate::cgroups::{Locator, PodsCgroup};
@@ -36,8 +37,8 @@ pub struct Guard {
     uplinks: Option<UplinkMonitor>,
     guarded: BTreeMap<u32, Link>,
     reattachments: Reattachments,
-    complained: Option<String>,
-    trouble: Option<String>,
+    failure: LastFailure,
+    uplinks_failure: LastFailure,
 }
 
 /// The state of a guard.
@@ -96,8 +97,8 @@ impl Guard {
             uplinks,
             guarded: BTreeMap::new(),
             reattachments: Reattachments::default(),
-            complained: None,
-            trouble: None,
+            failure: LastFailure::default(),
+            uplinks_failure: LastFailure::default(),
         }))
     }
 
@@ -117,14 +118,9 @@ impl Guard {
     /// # Errors
     /// If the kernel refuses, or the cgroup tree cannot be used.
     pub fn close(&mut self) -> Result<(), GuardError> {
-        let trouble = self.close_uplinks().err().map(|error| error.to_string());
-        if trouble.is_some() && trouble != self.trouble {
-            error!(
-                "guard: packets are not dropped: {}",
-                trouble.as_deref().unwrap_or_default()
-            );
-        }
-        self.trouble = trouble;
+        let result = self.close_uplinks();
+        self.uplinks_failure
+            .record("guard: packets are not dropped", result);
         self.close_pods()
     }
 
@@ -197,40 +193,48 @@ impl Guard {
     pub fn state(&self, closed: bool) -> GuardState {
         match &self.pods {
             _ if !closed => GuardState::Open,
-            Some((pods, _)) if self.complained.is_none() && self.trouble.is_none() => GuardState::Closed {
-                reattached: self.reattachments.recently(),
-                cgroup: pods.id(),
-            },
+            Some((pods, _)) if self.failure.is_none() && self.uplinks_failure.is_none() => {
+                GuardState::Closed {
+                    reattached: self.reattachments.recently(),
+                    cgroup: pods.id(),
+                }
+            }
             _ => GuardState::Waiting,
         }
     }
 
-    /// Keeps pods out while `closed` is true, until it is dropped. It returns only if a part of it has failed.
-    pub async fn keep(mut self, mut closed: watch::Receiver<bool>, state: watch::Sender<GuardState>) {
-        let mut look = tokio::time::interval(CHECK_INTERVAL);
-        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        loop {
-            let now = if *closed.borrow_and_update() {
-                let complaint = self.close().err().map(|error| error.to_string());
-                if complaint.is_some() && complaint != self.complained {
-                    error!(
-                        "pods are not kept out: {}",
-                        complaint.as_deref().unwrap_or_default()
-                    );
-                }
-                self.complained = complaint;
-                self.state(true)
-            } else {
-                self.open();
-                self.state(false)
-            };
-            state.send_if_modified(|state| std::mem::replace(state, now) != now);
-            tokio::select! {
-                _ = look.tick() => {}
-                Ok(()) = closed.changed() => {}
-                goes_on = changed(&mut self.uplinks) => if !goes_on {
-                    return;
-                },
+    /// Makes a guard that keeps pods out while `closed` is true. It stays as it is once no sender is left.
+    pub fn switched_by(self, closed: watch::Receiver<bool>) -> SwitchedGuard {
+        SwitchedGuard { guard: self, closed }
+    }
+}
+
+/// A guard that is closed while a flag is true. Dropping it lets pods through.
+#[derive(Debug)]
+pub struct SwitchedGuard {
+    guard: Guard,
+    closed: watch::Receiver<bool>,
+}
+
+impl Keep for SwitchedGuard {
+    type State = GuardState;
+
+    fn check(&mut self) -> GuardState {
+        let closed = *self.closed.borrow_and_update();
+        if closed {
+            let result = self.guard.close();
+            self.guard.failure.record("pods are not kept out", result);
+        } else {
+            self.guard.open();
+        }
+        self.guard.state(closed)
+    }
+
+    async fn changed(&mut self) -> ControlFlow<()> {
+        tokio::select! {
+            Ok(()) = self.closed.changed() => ControlFlow::Continue(()),
+            goes_on = changed(&mut self.guard.uplinks) => {
+                if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             }
         }
     }

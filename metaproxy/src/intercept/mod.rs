@@ -11,6 +11,7 @@ pub mod attachment;
 pub mod bpf_conflicts;
 pub mod caller;
 pub mod guard;
+pub mod keep;
 pub mod kernel;
 pub mod link;
 pub mod listener;

@@ -82,7 +82,9 @@ fn programs_that_somebody_else_detaches_are_missed_and_attached_again() {
         if round == 0 {
             agent.wait_for("somebody else has detached mp_connect4").unwrap();
             assert!(
-                ready().contains("[!]interception degraded: somebody else has detached our programs 1 times"),
+                ready().contains(
+                    "[!]interception degraded: another program has detached metaproxy's programs 1 times"
+                ),
                 "{}",
                 ready()
             );

@@ -1,14 +1,12 @@
 use super::*;
 use crate::admin::testing::NoMetrics;
-use crate::explain::{Explanation, Verdict};
 use crate::introspection::{DryRun, Status};
 use rstest::rstest;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::time::Duration;
 
-/// A desk at which a status takes until it is let through.
+/// An introspection whose status takes until a permit is sent.
 struct Slow {
     begun: Sender<()>,
     permits: Mutex<Receiver<()>>,
@@ -34,12 +32,13 @@ impl Introspection for Slow {
     }
 }
 
-/// Routes; what tells that a status was begun; and what lets one through.
+/// Returns routes, a receiver of a message for each status that has begun, and the sender of permits.
 fn slow() -> (Routes, Receiver<()>, Sender<()>) {
     let ((begun, begins), (lets, permits)) = (channel(), channel());
     let permits = Mutex::new(permits);
     let introspection = Arc::new(Slow { begun, permits });
-    let routes = Routes::new(Health::starting([]), Arc::new(NoMetrics), introspection);
+    let workers = Workers::new(tokio::runtime::Handle::current());
+    let routes = Routes::new(workers, Health::starting([]), Arc::new(NoMetrics), introspection);
     (routes, begins, lets)
 }
 

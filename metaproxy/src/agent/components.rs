@@ -1,0 +1,463 @@
+//! The agent's parts: built, started and drained, each in one list.
+//!
+//! [`Components::build`] makes the parts, and attaches nothing to the pods' cgroup. [`Components::start`] accepts
+//! connections, attaches the programs and starts the tasks. The end is a chain of types, each made from the one before:
+//! [`Running`] → [`Detached`] → [`Drained`]. So connections are drained after the redirection has ended, and the guard opens
+//! last. `--mode observe` has the same parts except for [`Interception`].
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixListener;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use metaproxy_common::layout::{Config, Counter, Destination};
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::AbortHandle;
+use tracing::{debug, info};
+
+use super::context::Context;
+use super::interception::{AgentIssuer, CallerMaps, Interception, ServiceParts, Serving};
+use super::metrics::AgentMetrics;
+use super::observe::{self, Observer};
+use super::reconcile::{Reconciler, desired_state};
+use super::report::{self, agent_info};
+use super::tasks::{Supervised, Tasks, failed};
+use super::{Mode, Settings, StartError, discovery};
+use crate::admin::{Admin, AdminSocket, AdminThread, MetricSource, Owner};
+use crate::apiserver::trial::AudienceLimit;
+use crate::cgroups::OwnCgroup;
+use crate::credentials::sts::Sts;
+use crate::intercept::attachment::{Attachment, ListenerLink};
+use crate::intercept::guard::{self, Guard, GuardCounters, GuardLevel, SwitchedGuard};
+use crate::intercept::keep::keep;
+use crate::intercept::object::ProgramsError;
+use crate::intercept::placement::PodFinder;
+use crate::intercept::pod_maps::{ListedPods, PodMaps};
+use crate::intercept::programs::{Counters, Maps, Programs};
+use crate::introspection::{AgentInfo, LiveAgent};
+use crate::runtime_dir::ServedMarker;
+use crate::telemetry::health::{Condition, Part};
+
+/// The parts of an agent, before any is started.
+pub(super) struct Components {
+    context: Context,
+    traffic: Traffic,
+    attachment: Attachment,
+    listed: watch::Sender<ListedPods>,
+    cgroup_roots: Vec<PathBuf>,
+    counters: Arc<Counters>,
+    info: AgentInfo,
+    admin: AdminParts,
+    tasks: Tasks,
+}
+
+/// What happens to pods' connections.
+enum Traffic {
+    Intercepted(Box<Interception>),
+    Observed {
+        observer: Box<Observer>,
+        sts: Option<Sts>,
+    },
+}
+
+/// Where the admin server listens.
+struct AdminParts {
+    socket: AdminSocket,
+    listener: UnixListener,
+    port: Option<SocketAddr>,
+}
+
+impl Components {
+    /// Builds the parts.
+    ///
+    /// # Errors
+    /// What keeps the agent from starting.
+    pub async fn build(settings: &Settings, node_netns: u64) -> Result<Self, StartError> {
+        let locator = settings.locator()?;
+        let cgroup_roots = locator.roots().to_vec();
+        let (socket, listener) = AdminSocket::open(&settings.runtime_dir, Owner::Agent)?;
+        let mut tasks = Tasks::default();
+        let context = Context::open(settings, &mut tasks).await?;
+        let (programs, maps) = load(&program_config(settings, node_netns))?;
+        let Maps {
+            config,
+            arrivals,
+            marks,
+            failures,
+            host_pods,
+            pod_families,
+            pods,
+            observed,
+            counters,
+        } = maps;
+        let (traffic, listener_link) = if settings.mode == Mode::Observe {
+            let observer = Box::new(Observer::new(observed, &context));
+            let sts = observe::sts(settings).await?;
+            (Traffic::Observed { observer, sts }, None)
+        } else {
+            let own = OwnCgroup::find(&cgroup_roots)?;
+            let own_id = own.id()?;
+            let link = ListenerLink::attach(&programs, own)?;
+            let maps = CallerMaps {
+                config,
+                arrivals,
+                marks,
+                failures,
+            };
+            let guard = Guard::load(settings.guard, node_netns, settings.locator()?).await?;
+            let interception =
+                Interception::build(settings, &context, maps, own_id, guard, &mut tasks).await?;
+            (Traffic::Intercepted(Box::new(interception)), Some(link))
+        };
+        report::log_environment(settings, context.cluster.as_ref(), traffic.environment());
+        let desired = desired_state(&context.pods.borrow(), &context.rules.borrow(), &BTreeSet::new());
+        let (listed, lists) = watch::channel(desired.listed);
+        let attachment = Attachment::new(
+            programs,
+            locator,
+            listener_link,
+            Arc::clone(&context.cgroup),
+            pods,
+            PodMaps::new(host_pods, pod_families),
+            lists,
+        );
+        Ok(Self {
+            info: agent_info(settings, traffic.listeners()),
+            admin: AdminParts {
+                socket,
+                listener,
+                port: settings.admin,
+            },
+            counters: Arc::new(counters),
+            context,
+            traffic,
+            attachment,
+            listed,
+            cgroup_roots,
+            tasks,
+        })
+    }
+
+    /// Starts the parts, in the order of this list.
+    ///
+    /// # Errors
+    /// What keeps the agent from starting.
+    pub async fn start(self, mark: ServedMarker) -> Result<Running, StartError> {
+        let Self {
+            context,
+            traffic,
+            mut attachment,
+            listed,
+            cgroup_roots,
+            counters,
+            info,
+            admin,
+            mut tasks,
+        } = self;
+        // Connections are accepted before any is redirected, and pods are kept from the node's metadata service after that.
+        let StartedTraffic {
+            serving,
+            guard,
+            sts,
+            limit,
+        } = traffic.start(&context, &mut tasks).await?;
+        let state = attachment.start()?;
+        let (guard, guard_counters) = guard
+            .map(|guard| start_guard(guard, &context, &mut tasks))
+            .transpose()?
+            .unzip();
+        // What shows the agent to operators and the kubelet.
+        let service = serving.as_ref().map(|serving| serving.service.clone());
+        let metrics: Arc<dyn MetricSource> = Arc::new(AgentMetrics {
+            counters,
+            guard: guard_counters,
+            pods: context.pods.clone(),
+            service: service.clone(),
+        });
+        let (publish_placement, placement) = watch::channel(Arc::default());
+        let finder = PodFinder::new(context.pods.clone(), Arc::clone(&context.cgroup), cgroup_roots);
+        let introspection = LiveAgent {
+            info: info.clone(),
+            pods: context.pods.clone(),
+            rules: context.rules.subscribe(),
+            health: context.health.clone(),
+            current: Arc::clone(&context.cgroup),
+            placement: placement.clone(),
+            metrics: Arc::clone(&metrics),
+            serving: service.clone().map(ServiceParts::introspected),
+        };
+        let admin = admin.start(&context, &metrics, introspection, &mut tasks)?;
+        // What follows the pods, the cluster and the node.
+        if let Some(cluster) = &context.cluster {
+            cluster.attend(
+                &mut tasks,
+                &context.rules.borrow(),
+                limit,
+                context.pods.clone(),
+                &context.health,
+            );
+        }
+        let reconciler = Reconciler {
+            pods: context.pods.clone(),
+            rules: context.rules.subscribe(),
+            listed,
+            service: service.map(|service| (service.sessions, service.reporter)),
+        };
+        tasks.spawn("reconcile", reconciler.run());
+        discovery::spawn(&context, sts, &mut tasks);
+        tasks.spawn("placement", finder.run(publish_placement));
+        let (states, changes) = watch::channel(state);
+        let reporting = report::report_interception(changes, placement, context.health.clone());
+        tasks.spawn("interception-health", reporting);
+        let readiness_log = report::spawn_readiness(&context, info.listeners, mark, &mut tasks);
+        let attachment = Supervised::spawn("attachment", |stopped| async move {
+            Ok(keep(attachment, states, stopped).await)
+        });
+        Ok(Running {
+            attachment,
+            serving,
+            readiness_log,
+            rest: Rest {
+                context,
+                metrics,
+                guard,
+                tasks,
+                admin,
+            },
+        })
+    }
+}
+
+/// What is left to do with pods' connections once they are served or observed.
+#[derive(Default)]
+struct StartedTraffic {
+    serving: Option<Serving>,
+    guard: Option<Guard>,
+    /// What finds out the account of roles' names and the agent's own role. `None` if that takes no call.
+    sts: Option<Sts>,
+    limit: Option<AudienceLimit>,
+}
+
+impl Traffic {
+    /// Returns what the log says of it.
+    fn environment(&self) -> (Option<&Sts>, Option<GuardLevel>) {
+        match self {
+            Self::Intercepted(interception) => {
+                let guard = interception.guard.as_ref().map(Guard::level);
+                (Some(&interception.sts), guard)
+            }
+            Self::Observed { .. } => (None, None),
+        }
+    }
+
+    /// Returns the addresses of the listeners. There are none while pods are only observed.
+    fn listeners(&self) -> watch::Receiver<Vec<String>> {
+        match self {
+            Self::Intercepted(interception) => interception.listeners.clone(),
+            Self::Observed { .. } => watch::channel(Vec::new()).1,
+        }
+    }
+
+    async fn start(self, context: &Context, tasks: &mut Tasks) -> Result<StartedTraffic, StartError> {
+        match self {
+            Self::Intercepted(mut interception) => {
+                let policy = discovery::imds_v1(context.upstream.clone(), interception.imds_v1.clone());
+                tasks.spawn("imds-v1", policy);
+                Ok(StartedTraffic {
+                    guard: interception.guard.take(),
+                    sts: Some(interception.sts.clone()),
+                    limit: interception.limit.clone(),
+                    serving: Some(interception.listen().await?),
+                })
+            }
+            Self::Observed { observer, sts } => {
+                tasks.spawn("observer", observer.run());
+                Ok(StartedTraffic {
+                    sts,
+                    ..StartedTraffic::default()
+                })
+            }
+        }
+    }
+}
+
+impl AdminParts {
+    fn start(
+        self,
+        context: &Context,
+        metrics: &Arc<dyn MetricSource>,
+        introspection: LiveAgent<AgentIssuer>,
+        tasks: &mut Tasks,
+    ) -> Result<(AdminThread, AdminSocket), StartError> {
+        let admin = Admin::new(
+            Handle::current(),
+            context.health.clone(),
+            Arc::clone(metrics),
+            Arc::new(introspection),
+        );
+        let (thread, end) = admin
+            .start(self.listener, self.port)
+            .map_err(StartError::AdminThread)?;
+        tasks.spawn("admin", end);
+        Ok((thread, self.socket))
+    }
+}
+
+/// Closes the guard, at once if the pods' cgroup exists, so that the start fails here and not later.
+fn start_guard(
+    mut guard: Guard,
+    context: &Context,
+    tasks: &mut Tasks,
+) -> Result<(Supervised<SwitchedGuard>, GuardCounters), StartError> {
+    guard.close()?;
+    let counters = guard.counters();
+    let (states, changes) = watch::channel(guard.state(true));
+    tasks.spawn(
+        "guard-health",
+        report::report_guard(changes, context.health.clone()),
+    );
+    tasks.spawn("guard-log", guard::report_dropped_packets(counters.clone()));
+    let guard = guard.switched_by(watch::channel(true).1);
+    let task = Supervised::spawn("guard", |stopped| async move {
+        Ok(keep(guard, states, stopped).await)
+    });
+    Ok((task, counters))
+}
+
+/// A running agent.
+pub(super) struct Running {
+    attachment: Supervised<Attachment>,
+    serving: Option<Serving>,
+    readiness_log: AbortHandle,
+    rest: Rest,
+}
+
+/// What stays until the end.
+struct Rest {
+    context: Context,
+    metrics: Arc<dyn MetricSource>,
+    guard: Option<Supervised<SwitchedGuard>>,
+    tasks: Tasks,
+    admin: (AdminThread, AdminSocket),
+}
+
+/// An agent whose programs redirect no more connections. Those that carry and verify callers are still attached.
+pub(super) struct Detached {
+    attachment: Result<Attachment, StartError>,
+    serving: Option<Serving>,
+    rest: Rest,
+}
+
+/// An agent that has no connections any more.
+pub(super) struct Drained {
+    attachment: Result<Attachment, StartError>,
+    rest: Rest,
+    was_serving: bool,
+}
+
+impl Running {
+    /// Waits until a task ends. None does by itself, so the agent lacks a part then, and must not go on as if it were
+    /// whole.
+    pub async fn failed(&mut self) -> StartError {
+        let listening = self.serving.as_mut().map(|serving| &mut serving.listening);
+        tokio::select! {
+            error = self.rest.tasks.failed() => error,
+            error = self.attachment.failed() => error,
+            error = failed(listening) => error,
+            error = failed(self.rest.guard.as_mut()) => error,
+        }
+    }
+
+    /// Ends the redirection.
+    pub async fn detach(self) -> Detached {
+        let Self {
+            attachment,
+            serving,
+            readiness_log,
+            rest,
+        } = self;
+        if serving.is_some() {
+            // That the agent is no longer ready is what was asked for, and no news.
+            readiness_log.abort();
+            let condition = Condition::Failing("the agent ends".to_owned());
+            rest.context.health.set(Part::Interception, condition);
+            info!("stopping: new connections are no longer redirected; open ones are served to their end");
+        }
+        let mut attachment = attachment.stop().await;
+        if let Ok(attachment) = &mut attachment {
+            attachment.stop_redirecting();
+        }
+        Detached {
+            attachment,
+            serving,
+            rest,
+        }
+    }
+}
+
+impl Detached {
+    /// Serves open connections to their end.
+    ///
+    /// # Errors
+    /// The error of the task that keeps the listeners.
+    pub async fn drain(self) -> Result<Drained, StartError> {
+        let was_serving = self.serving.is_some();
+        if let Some(serving) = self.serving {
+            serving.drain().await?;
+        }
+        Ok(Drained {
+            attachment: self.attachment,
+            rest: self.rest,
+            was_serving,
+        })
+    }
+}
+
+impl Drained {
+    /// Detaches the remaining programs, then opens the guard: until here it has refused what was not redirected any more.
+    pub async fn close(self) {
+        let Rest {
+            context,
+            metrics,
+            guard,
+            tasks,
+            admin,
+        } = self.rest;
+        drop(self.attachment);
+        if let Some(guard) = guard {
+            drop(guard.stop().await);
+        }
+        drop((tasks, admin, context));
+        if !self.was_serving {
+            info!("stopped");
+            return;
+        }
+        info!(connections_served = metrics.connections().served, "stopped");
+        let kernel = Counter::ALL
+            .iter()
+            .map(|counter| format!("{}={}", counter.label(), metrics.kernel(*counter)));
+        debug!("counted in the kernel: {}", kernel.collect::<Vec<_>>().join(" "));
+    }
+}
+
+/// Returns the programs' configuration: to redirect nowhere yet, or to note which cgroups connect.
+fn program_config(settings: &Settings, node_netns: u64) -> Config {
+    if settings.mode == Mode::Observe {
+        return Config::observing(node_netns);
+    }
+    let rate = settings.limits.kernel_connection_rate();
+    Config::imds(node_netns, Destination::NONE, rate)
+}
+
+fn load(config: &Config) -> Result<(Programs, Maps), ProgramsError> {
+    #[cfg(feature = "ebpf-log")]
+    {
+        let (mut programs, maps) = Programs::load(config)?;
+        programs.print_logs();
+        Ok((programs, maps))
+    }
+    #[cfg(not(feature = "ebpf-log"))]
+    Programs::load(config)
+}

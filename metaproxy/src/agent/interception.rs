@@ -1,0 +1,230 @@
+//! Everything that serves pods' connections, which only an observing agent does without.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use aya::maps::{HashMap as BpfMap, MapData, SkStorage};
+use metaproxy_common::layout::{Arrival, FailureKey};
+use tokio::sync::watch;
+use tracing::info;
+
+use super::context::Context;
+use super::listening::{Listening, Setup};
+use super::own_roles::DenyOwnRoles;
+use super::tasks::{Supervised, Tasks};
+use super::{Settings, StartError};
+use crate::apiserver::trial::AudienceLimit;
+use crate::credentials::http::NetworkEnv;
+use crate::credentials::sts::Sts;
+use crate::credentials::{Principals, Sessions};
+use crate::imds::server::Server;
+use crate::imds::token::Tokens;
+use crate::imds::{ImdsV1Policy, Parts, Passthrough, Phase, Service};
+use crate::intercept::caller::Callers;
+use crate::intercept::guard::Guard;
+use crate::intercept::listener::ListenerMarks;
+use crate::intercept::programs::LiveConfig;
+use crate::intercept::refusals::{Refusals, follow_failures};
+use crate::introspection;
+use crate::telemetry::audit::Audited;
+use crate::telemetry::refusal_reporter::RefusalReporter;
+
+/// How long connections are still accepted after the redirection has ended. Those that were redirected just before are on
+/// their way.
+const GRACE_PERIOD: Duration = Duration::from_millis(500);
+
+/// How long open connections may go on, each until its next response.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// How long responses that have begun may take once idle connections are closed.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// What gives out sessions to pods.
+pub(super) type AgentIssuer = Audited<DenyOwnRoles<Principals>>;
+
+/// The maps of the programs that carry and verify callers.
+pub(super) struct CallerMaps {
+    pub config: LiveConfig,
+    pub arrivals: SkStorage<MapData, Arrival>,
+    pub marks: ListenerMarks,
+    pub failures: BpfMap<MapData, FailureKey, u64>,
+}
+
+/// What intercepts and serves pods' connections, before there is a listener.
+pub(super) struct Interception {
+    pub sts: Sts,
+    pub guard: Option<Guard>,
+    pub limit: Option<AudienceLimit>,
+    pub imds_v1: watch::Sender<ImdsV1Policy>,
+    pub listeners: watch::Receiver<Vec<String>>,
+    service: ServiceParts,
+    setup: Setup<AgentIssuer>,
+}
+
+/// What answers pods, as the rest of the agent uses it. Cheap to clone.
+#[derive(Clone)]
+pub(super) struct ServiceParts {
+    pub server: Arc<Server<AgentIssuer>>,
+    pub sessions: Sessions<AgentIssuer>,
+    pub reporter: Arc<RefusalReporter>,
+    phase: watch::Sender<Phase>,
+}
+
+/// Listeners that accept pods' connections.
+pub(super) struct Serving {
+    pub service: ServiceParts,
+    pub listening: Supervised<Listening<AgentIssuer>>,
+}
+
+impl ServiceParts {
+    /// Returns what explanations and dry runs are made from.
+    pub fn introspected(self) -> introspection::Serving<AgentIssuer> {
+        introspection::Serving {
+            sessions: self.sessions,
+            handler: self.server,
+            reporter: self.reporter,
+        }
+    }
+}
+
+impl Interception {
+    /// Builds it. `own_cgroup` is the id of the agent's own cgroup.
+    ///
+    /// # Errors
+    /// If STS cannot be set up, the key of session tokens cannot be opened, or the kernel refuses the guard.
+    pub async fn build(
+        settings: &Settings,
+        context: &Context,
+        maps: CallerMaps,
+        own_cgroup: u64,
+        guard: Option<Guard>,
+        tasks: &mut Tasks,
+    ) -> Result<Self, StartError> {
+        let sts = Sts::connect(&settings.sts, &NetworkEnv::read()).await?;
+        let CallerMaps {
+            config,
+            arrivals,
+            marks,
+            failures,
+        } = maps;
+        let refusals = Refusals::new(context.pods.clone());
+        let failures = follow_failures(failures, Arc::clone(&context.cgroup), refusals.clone());
+        tasks.spawn("handshake-failures", failures);
+        let events = context.cluster.as_ref();
+        let events = events.map(|cluster| cluster.report_events(tasks, context.pods.clone()));
+        let reporter = Arc::new(RefusalReporter::new(events));
+        let limit = settings.token_policy_required.then(AudienceLimit::default);
+        let sessions = sessions(context, &sts, limit.clone());
+        let imds_v1 = watch::Sender::new(settings.imds_v1);
+        let phase = watch::Sender::new(Phase::Serving);
+        let addresses = settings.addresses();
+        let service = Service::new(Parts {
+            pods: context.pods.clone(),
+            rules: context.rules.subscribe(),
+            sessions: sessions.clone(),
+            tokens: Tokens::open(&settings.runtime_dir)?,
+            paths: settings.paths.clone(),
+            passthrough: Passthrough::new(context.upstream.clone()),
+            imds_v1: imds_v1.subscribe(),
+            reporter: Arc::clone(&reporter),
+        });
+        let callers = Callers::new(
+            arrivals,
+            own_cgroup,
+            Arc::clone(&context.cgroup),
+            context.pods.clone(),
+        );
+        let server = Arc::new(Server::new(
+            callers,
+            refusals,
+            Arc::default(),
+            service,
+            phase.subscribe(),
+            settings.limits,
+            addresses.clone(),
+        ));
+        let (shown, listeners) = watch::channel(Vec::new());
+        let setup = Setup {
+            server: Arc::clone(&server),
+            marks,
+            config,
+            addresses,
+            finds_addresses: settings.listen_addresses.is_empty(),
+            port: settings.listen_port,
+            pods: context.pods.clone(),
+            pod_family: settings.pod_family,
+            health: context.health.clone(),
+            shown,
+        };
+        Ok(Self {
+            sts,
+            guard,
+            limit,
+            imds_v1,
+            listeners,
+            service: ServiceParts {
+                server,
+                sessions,
+                reporter,
+                phase,
+            },
+            setup,
+        })
+    }
+
+    /// Opens the listeners and accepts from them. This must happen before anything is redirected, so that no connection
+    /// finds a listener from which none is accepted.
+    ///
+    /// # Errors
+    /// If there is no listener, or the kernel refuses the programs' configuration.
+    pub async fn listen(self) -> Result<Serving, StartError> {
+        let listening = Listening::start(self.setup).await?;
+        Ok(Serving {
+            service: self.service,
+            listening: Supervised::spawn("listeners", |stopped| listening.keep(stopped)),
+        })
+    }
+}
+
+/// Makes what holds the sessions of pods. Nothing is called yet.
+fn sessions(context: &Context, sts: &Sts, limit: Option<AudienceLimit>) -> Sessions<AgentIssuer> {
+    let api = context.cluster.as_ref().map(|cluster| cluster.api.clone());
+    Sessions::new(Audited {
+        issuer: DenyOwnRoles {
+            issuer: Principals::new(sts.clone(), api, limit),
+            rules: context.rules.subscribe(),
+        },
+        pods: context.pods.clone(),
+        rules: context.rules.subscribe(),
+    })
+}
+
+impl Serving {
+    /// Serves open connections to their end, while new ones are still accepted for [`GRACE_PERIOD`].
+    ///
+    /// # Errors
+    /// The error of the task that keeps the listeners.
+    pub async fn drain(self) -> Result<(), StartError> {
+        let Self { service, listening } = self;
+        let mut listening = listening.stop().await?;
+        let ServiceParts { server, phase, .. } = service;
+        phase.send_replace(Phase::Draining);
+        tokio::time::sleep(GRACE_PERIOD).await;
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, server.all_closed()).await;
+        phase.send_replace(Phase::Closing);
+        listening.ended().await;
+        if tokio::time::timeout(CLOSE_TIMEOUT, server.all_closed())
+            .await
+            .is_err()
+        {
+            info!("some connections did not end in time and are cut off");
+        }
+        let counts = server.counts();
+        info!(
+            served = counts.served,
+            refused = counts.unidentified + counts.over_limit,
+            "connections"
+        );
+        Ok(())
+    }
+}

@@ -1,0 +1,71 @@
+//! Where an agent's metrics come from.
+
+use std::sync::Arc;
+
+use metaproxy_common::layout::{Counter, GuardCounter};
+use prometheus_client::registry::Registry;
+
+use super::interception::ServiceParts;
+use crate::admin::MetricSource;
+use crate::credentials::Tally;
+use crate::imds::server::Counts;
+use crate::intercept::guard::GuardCounters;
+use crate::intercept::programs::Counters;
+use crate::intercept::refusals::RefusalCount;
+use crate::pods::Pods;
+
+/// The metrics of an agent. What it does not have counts as zero.
+pub(super) struct AgentMetrics {
+    pub counters: Arc<Counters>,
+    pub guard: Option<GuardCounters>,
+    pub pods: Pods,
+    /// `None` while pods are only observed.
+    pub service: Option<ServiceParts>,
+}
+
+impl MetricSource for AgentMetrics {
+    fn connections(&self) -> Counts {
+        self.service
+            .as_ref()
+            .map_or_else(Counts::default, |service| service.server.counts())
+    }
+
+    fn refusals(&self) -> Vec<RefusalCount> {
+        self.service
+            .as_ref()
+            .map_or_else(Vec::new, |service| service.server.refusals().counts())
+    }
+
+    fn guard(&self, counter: GuardCounter) -> u64 {
+        self.guard.as_ref().map_or(0, |guard| guard.total(counter))
+    }
+
+    /// The agent's checks of its own listeners do not count.
+    fn kernel(&self, counter: Counter) -> u64 {
+        let checks = self
+            .service
+            .as_ref()
+            .map_or(0, |service| service.server.checks().counted(counter));
+        self.counters.total(counter).saturating_sub(checks)
+    }
+
+    fn pods(&self) -> usize {
+        self.pods.borrow().len()
+    }
+
+    fn sessions(&self) -> Tally {
+        self.service
+            .as_ref()
+            .map_or_else(Tally::default, |service| service.sessions.tally())
+    }
+
+    fn register(&self, registry: &mut Registry) {
+        let Some(ServiceParts { server, sessions, .. }) = &self.service else {
+            return;
+        };
+        server.measured().register(registry);
+        server.node_requests().register_node_requests(registry);
+        sessions.calls().register(registry);
+        sessions.turns().register_sessions(registry);
+    }
+}

@@ -1,0 +1,98 @@
+//! What the command line decides about an agent.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+use metaproxy_common::verdict::Family;
+
+use super::PodSource;
+use crate::cgroups::{CgroupError, Locator};
+use crate::credentials::sts::StsSettings;
+use crate::imds::path::Paths;
+use crate::imds::upstream::Endpoint;
+use crate::imds::{ImdsV1Policy, Limits};
+use crate::intercept::guard::GuardMode;
+use crate::intercept::listener::node_addresses;
+use crate::roles::Rules;
+
+/// What pods get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Mode {
+    /// Pods get their own roles, and nothing else of the node's credentials
+    Enforce,
+    /// Nothing is changed: pods reach the node's metadata service as without metaproxy, and what enforce would change is
+    /// reported
+    Observe,
+    /// No roles are served; pods are only kept from the node's credentials
+    Firewall,
+}
+
+impl Mode {
+    /// Returns the value of the flag.
+    pub fn label(self) -> &'static str {
+        match self {
+            Self::Enforce => "enforce",
+            Self::Observe => "observe",
+            Self::Firewall => "firewall",
+        }
+    }
+}
+
+/// Everything that the command line decides.
+#[derive(Debug)]
+pub struct Settings {
+    /// The source of the node's pods.
+    pub pods: PodSource,
+    /// What pods get.
+    pub mode: Mode,
+    /// What keeps pods from the node's metadata service if a connection is not redirected.
+    pub guard: GuardMode,
+    /// The pods' cgroup, or `None` if it has to be found.
+    pub cgroup: Option<PathBuf>,
+    /// The cgroup2 mount, or `None` if it has to be found.
+    pub cgroup_root: Option<PathBuf>,
+    /// The addresses of the listeners. Empty for the node's addresses.
+    pub listen_addresses: Vec<IpAddr>,
+    /// The port of the listeners. 0 for a free one.
+    pub listen_port: u16,
+    /// The family of the pods' addresses while none is known.
+    pub pod_family: Family,
+    /// What decides about roles.
+    pub rules: Rules,
+    /// Whether tokens of service accounts are requested only while a policy limits their audience.
+    pub token_policy_required: bool,
+    /// How STS is called.
+    pub sts: StsSettings,
+    /// The node's metadata service.
+    pub imds: Endpoint,
+    /// What pods may see of the node's metadata.
+    pub paths: Paths,
+    /// Whether requests without a session token are answered.
+    pub imds_v1: ImdsV1Policy,
+    /// What one pod may use.
+    pub limits: Limits,
+    /// The address of the admin server's port, beside its socket. `None` for no port.
+    pub admin: Option<SocketAddr>,
+    /// The directory of the token key, the snapshot of the pods and the admin socket.
+    pub runtime_dir: PathBuf,
+}
+
+impl Settings {
+    /// Makes what finds the pods' cgroup.
+    ///
+    /// # Errors
+    /// If there is no cgroup2 mount, or the given directory is none.
+    pub(super) fn locator(&self) -> Result<Locator, CgroupError> {
+        Locator::new(self.cgroup_root.as_deref(), self.cgroup.as_deref())
+    }
+
+    /// Returns the addresses to listen on.
+    pub(super) fn addresses(&self) -> Vec<IpAddr> {
+        if self.listen_addresses.is_empty() {
+            node_addresses()
+        } else {
+            self.listen_addresses.clone()
+        }
+    }
+}
