@@ -5,6 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -17,11 +18,11 @@ fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(format!(".{name}.{:016x}.new", fastrand::u64(..)))
 }
 
-/// Writes a file. Readers see the old content or the new.
+/// Writes a file with mode 0600. Readers see the old content or the new.
 ///
 /// # Errors
 /// If the file can be neither written nor renamed. The temporary file is removed then.
-pub(super) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
+pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     publish(path, content, |_| Ok(())).map(drop)
 }
 
@@ -29,13 +30,18 @@ pub(super) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
 ///
 /// # Errors
 /// If the file cannot be written, locked or renamed. The temporary file is removed then.
-pub(super) fn write_locked(path: &Path, content: &[u8]) -> io::Result<File> {
+pub(crate) fn write_locked(path: &Path, content: &[u8]) -> io::Result<File> {
     publish(path, content, File::lock)
 }
 
 fn publish(path: &Path, content: &[u8], prepare: impl Fn(&File) -> io::Result<()>) -> io::Result<File> {
     let temporary = temporary(path);
-    let written = File::create_new(&temporary).and_then(|mut file| {
+    let created = File::options()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary);
+    let written = created.and_then(|mut file| {
         prepare(&file)?;
         file.write_all(content)?;
         fs::rename(&temporary, path)?;
@@ -49,12 +55,14 @@ fn publish(path: &Path, content: &[u8], prepare: impl Fn(&File) -> io::Result<()
 
 /// Removes a file if it is a temporary file that a killed process left, and its name begins with the prefix.
 ///
-/// A young file is kept, because another process may be about to rename it.
-pub(super) fn remove_stale(entry: &Path, prefix: &str) {
+/// Earlier versions wrote temporary files without the dot. A young file is kept, because another process may be about to
+/// rename it.
+pub(crate) fn remove_stale(entry: &Path, prefix: &str) {
     let name = entry.file_name().unwrap_or_default().to_string_lossy();
-    let is_temporary = name
-        .strip_prefix('.')
-        .is_some_and(|name| name.starts_with(prefix));
+    let is_temporary = match name.strip_prefix('.') {
+        Some(name) => name.starts_with(prefix),
+        None => name.starts_with(prefix) && name.ends_with(".new"),
+    };
     let is_old = || {
         let modified = fs::metadata(entry).and_then(|file| file.modified());
         modified.is_ok_and(|modified| modified.elapsed().is_ok_and(|age| age > STALE_AGE))
@@ -73,18 +81,28 @@ mod tests {
     fn a_temporary_file_is_removed_only_if_it_is_old_and_of_the_prefix() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
-        for name in [".instance-a.json.new", ".other.new", ".instance-b.json.new"] {
+        let old = [
+            ".instance-a.json.new",
+            "instance-a.new",
+            "instance-a.json",
+            ".other.new",
+        ];
+        for name in old.iter().chain(&[".instance-b.json.new"]) {
             File::create(path(name)).unwrap();
         }
-        for name in [".instance-a.json.new", ".other.new"] {
+        for name in old {
             let file = File::options().write(true).open(path(name)).unwrap();
             file.set_modified(SystemTime::now() - STALE_AGE * 2).unwrap();
         }
         for entry in fs::read_dir(dir.path()).unwrap() {
             remove_stale(&entry.unwrap().path(), "instance-");
         }
-        assert!(!path(".instance-a.json.new").exists());
-        assert!(path(".other.new").exists() && path(".instance-b.json.new").exists());
+        let left = fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name());
+        let mut left: Vec<_> = left.collect();
+        left.sort();
+        assert_eq!(left, [".instance-b.json.new", ".other.new", "instance-a.json"]);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! The runtime directory, through which the processes of metaproxy on one node learn of each other: which instances
 //! run, and whether pods have been served since the node booted.
 
-mod atomic_file;
+pub(crate) mod atomic_file;
 mod directory;
 mod instance;
 mod served_marker;

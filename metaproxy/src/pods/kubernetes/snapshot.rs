@@ -2,9 +2,8 @@
 //! reached serves them. No secret is in it, but who has which role is nobody else's business: 0600.
 
 use std::collections::BTreeSet;
-use std::fs::{self, OpenOptions};
-use std::io::{self, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +14,15 @@ use tracing::warn;
 
 use super::{KeptAnnotations, Stores};
 use crate::pods::{Namespace, Pod, ServiceAccount};
+use crate::runtime_dir::{atomic_file, make_runtime_dir};
 
 /// Form of the file; another one is not read.
 const FORMAT_VERSION: u32 = 2;
+
+/// How the file's name begins, and those of its temporary files.
+const FILE_PREFIX: &str = "pods.";
+
+const FILE_NAME: &str = "pods.json";
 
 /// Changes that come together are written together.
 const WRITE_DELAY: Duration = Duration::from_millis(500);
@@ -48,7 +53,7 @@ impl SnapshotFile {
     pub fn new(runtime_dir: &Path, node: String, kept: KeptAnnotations) -> Self {
         remove_remains(runtime_dir);
         Self {
-            path: runtime_dir.join("pods.json"),
+            path: runtime_dir.join(FILE_NAME),
             node,
             kept,
             due: None,
@@ -149,19 +154,11 @@ impl SnapshotFile {
     }
 }
 
-/// What agents were writing when they were killed.
+/// Removes what agents were writing when they were killed.
 fn remove_remains(runtime_dir: &Path) {
-    for entry in fs::read_dir(runtime_dir)
-        .into_iter()
-        .flatten()
-        .filter_map(Result::ok)
-    {
-        let name = entry.file_name().to_string_lossy().into_owned();
-        let made = entry.metadata().and_then(|file| file.modified());
-        let is_old = made.is_ok_and(|made| made.elapsed().is_ok_and(|age| age > Duration::from_secs(60)));
-        if is_old && name.starts_with("pods.") && name.ends_with(".new") {
-            let _ = fs::remove_file(entry.path());
-        }
+    let entries = fs::read_dir(runtime_dir).into_iter().flatten();
+    for entry in entries.filter_map(Result::ok) {
+        atomic_file::remove_stale(&entry.path(), FILE_PREFIX);
     }
 }
 
@@ -171,25 +168,12 @@ fn picked<T: Clone>(all: impl Iterator<Item = Arc<T>>, is_wanted: impl Fn(&T) ->
         .collect()
 }
 
-/// Whole or not at all; another instance may write it too.
+/// Replaces the file as a whole, because another instance may write it too.
 fn write(path: &Path, snapshot: &Snapshot) -> io::Result<()> {
     if let Some(dir) = path.parent() {
-        fs::DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
+        make_runtime_dir(dir).map_err(io::Error::other)?;
     }
-    let aside = path.with_extension(format!("{:016x}.new", fastrand::u64(..)));
-    let result = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(&aside)?;
-        file.write_all(&serde_json::to_vec(snapshot)?)?;
-        fs::rename(&aside, path)
-    })();
-    if result.is_err() {
-        let _ = fs::remove_file(&aside);
-    }
-    result
+    atomic_file::write(path, &serde_json::to_vec(snapshot)?)
 }
 
 #[cfg(test)]
