@@ -16,7 +16,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use thiserror::Error;
 
 pub use self::naming::Naming;
-pub use self::own::OwnCgroup;
+pub use self::own::{OwnCgroup, holds_this_process};
 pub use self::pods::{NotAPod, PodsCgroup};
 
 /// Why the cgroup tree can't be used.
@@ -231,7 +231,9 @@ fn checked(flag: &'static str, path: &Path, example: &'static str) -> Result<Pat
     }
 }
 
-/// Mount points of type cgroup2, in the order of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+/// Returns the mount points of type cgroup2, sorted, from the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
+///
+/// Not by `procfs`, which does not decode escaped characters, and fails if it cannot read the line of any other mount.
 fn cgroup2_mounts(mountinfo: &str) -> Vec<PathBuf> {
     let mut mounts: Vec<PathBuf> = mountinfo
         .lines()

@@ -1,6 +1,8 @@
 //! What a process keeps that it no longer needs.
 
-use std::fs;
+use std::path::Path;
+
+use procfs::process::{MMPermissions, MMapPath, MemoryMaps, Process};
 
 /// Lets all threads share one heap. What little they allocate while they answer does not stand in their way, and heaps of
 /// their own would each keep what the start took: 2.5 MiB with 250 pods.
@@ -24,9 +26,7 @@ pub fn release_unused() {
     unsafe {
         libc::malloc_trim(0);
     }
-    let maps = fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    let program = fs::read_link("/proc/self/exe").unwrap_or_default();
-    for (start, length) in code(&maps, &program.to_string_lossy()) {
+    for (start, length) in own_code() {
         // SAFETY: a private mapping of a file that nobody writes to, and no relocation either, as the code is position
         // independent: what is asked for again is mapped again, from the page cache, with the same bytes.
         unsafe {
@@ -35,24 +35,34 @@ pub fn release_unused() {
     }
 }
 
-/// Start and length of each mapping of the program's code (proc_pid_maps(5)).
-fn code(maps: &str, program: &str) -> Vec<(usize, usize)> {
-    let mapping = |line: &str| {
-        let mut fields = line.split_whitespace();
-        let (range, permissions) = (fields.next()?, fields.next()?);
-        // Of relocated data nothing may be dropped: it is in no file.
-        let is_code = permissions == "r-xp" && fields.nth(3)? == program;
-        let (start, end) = range.split_once('-').filter(|_| is_code)?;
-        let number = |text| usize::from_str_radix(text, 16).ok();
-        let (start, end) = (number(start)?, number(end)?);
-        Some((start, end.checked_sub(start)?))
-    };
-    maps.lines().filter_map(mapping).collect()
+/// Returns the mappings of this program's code; none if /proc cannot be read.
+fn own_code() -> Vec<(usize, usize)> {
+    let process = Process::myself();
+    let read = process.and_then(|process| Ok((process.maps()?, process.exe()?)));
+    read.map_or_else(|_| Vec::new(), |(maps, program)| code(&maps, &program))
+}
+
+/// Returns start and length of each mapping of the program's code.
+fn code(maps: &MemoryMaps, program: &Path) -> Vec<(usize, usize)> {
+    // Relocated data must stay, because it is in no file.
+    let code = MMPermissions::READ | MMPermissions::EXECUTE | MMPermissions::PRIVATE;
+    let is_own = |path: &MMapPath| matches!(path, MMapPath::Path(path) if path == program);
+    maps.iter()
+        .filter(|map| map.perms == code && is_own(&map.pathname))
+        .filter_map(|map| {
+            let (start, end) = map.address;
+            Some((
+                usize::try_from(start).ok()?,
+                usize::try_from(end.checked_sub(start)?).ok()?,
+            ))
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use procfs::FromBufRead as _;
 
     #[test]
     fn only_the_programs_own_code_is_let_go() {
@@ -64,33 +74,18 @@ mod tests {
 7f000000-7f001000 r-xp 00000000 08:01 78 /lib/libc.so.6
 7ffff000-80000000 r-xp 00000000 00:00 0 [vdso]
 ";
-        assert_eq!(code(maps, "/metaproxy"), [(0x55d0_b000, 0x4000)]);
+        let maps = MemoryMaps::from_buf_read(maps.as_bytes()).unwrap();
+        assert_eq!(code(&maps, Path::new("/metaproxy")), [(0x55d0_b000, 0x4000)]);
     }
 
-    /// Where this program's code lies.
-    fn own_code() -> Vec<(usize, usize)> {
-        let maps = fs::read_to_string("/proc/self/maps").unwrap();
-        code(&maps, &fs::read_link("/proc/self/exe").unwrap().to_string_lossy())
-    }
-
-    /// How much of it is mapped (proc_pid_smaps(5)), in KiB.
-    fn resident_code() -> usize {
-        let smaps = fs::read_to_string("/proc/self/smaps").unwrap();
-        let starts: Vec<String> = own_code()
-            .iter()
-            .map(|(start, _)| format!("{start:x}-"))
-            .collect();
-        let mut is_code = false;
-        let mut sum = 0;
-        for line in smaps.lines() {
-            if line.split(' ').next().is_some_and(|word| word.contains('-')) {
-                is_code = starts.iter().any(|start| line.starts_with(start));
-            }
-            if let Some(size) = line.strip_prefix("Rss:").filter(|_| is_code) {
-                sum += size.trim().trim_end_matches(" kB").parse::<usize>().unwrap();
-            }
-        }
-        sum
+    /// Returns how much of the program's code is resident, in KiB.
+    fn resident_code() -> u64 {
+        let process = Process::myself().unwrap();
+        let own = own_code();
+        let maps = process.smaps().unwrap();
+        let is_code = |start: u64| own.iter().any(|(own, _)| *own as u64 == start);
+        let code = maps.iter().filter(|map| is_code(map.address.0));
+        code.map(|map| map.extension.map["Rss"] / 1024).sum()
     }
 
     #[test]

@@ -20,10 +20,10 @@ use self::action::{Action, action, condition};
 use super::StartError;
 use crate::credentials::Issuer;
 use crate::imds::server::Server;
+use crate::intercept::free_port::AvoidedPorts;
 use crate::intercept::listener::{
     ListenError, ListenerMarks, Listeners, Mark as _, PortChoice, node_addresses,
 };
-use crate::intercept::port::Avoid;
 use crate::intercept::port_claim::{PortClaim, claim};
 use crate::intercept::programs::LiveConfig;
 use crate::intercept::self_check::{CHECK_INTERVAL, CHECK_TIMEOUT, CONFIRM_TIMEOUT, Fault};
@@ -308,7 +308,9 @@ fn open<I: Issuer>(
         0 => {
             let pods = setup.pods.borrow();
             let host_ports = pods.host_ports().map(|(_, port)| port.port);
-            PortChoice::Free(Avoid::of_this_node(host_ports.chain(spoilt.iter().copied())))
+            PortChoice::Free(AvoidedPorts::of_this_node(
+                host_ports.chain(spoilt.iter().copied()),
+            ))
         }
         port => PortChoice::Fixed(port),
     };

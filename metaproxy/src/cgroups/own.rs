@@ -5,6 +5,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
+use procfs::ProcessCGroups;
+use procfs::process::Process;
+
 use super::{CgroupError, io_error, subdirectories};
 
 /// How deep below a mount the process's cgroup is looked for.
@@ -26,12 +29,12 @@ impl OwnCgroup {
     /// # Errors
     /// [`CgroupError::OwnNotFound`], or those of opening it.
     pub fn find(mounts: &[PathBuf]) -> Result<Self, CgroupError> {
-        let shown = fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
-        let shown = cgroup2_path(&shown);
+        let cgroups = Process::myself().and_then(|process| process.cgroups()).ok();
+        let shown = cgroups.as_ref().and_then(cgroup2_path);
         let told = mounts
             .iter()
             .filter_map(|mount| Some(mount.join(shown?.trim_start_matches('/'))))
-            .find(|path| holds_this_process(path));
+            .find(|path| lists_this_process(path));
         let path = told
             .or_else(|| mounts.iter().find_map(|mount| search(mount, MAX_DEPTH)))
             .ok_or_else(|| CgroupError::OwnNotFound(mounts.to_vec()))?;
@@ -61,20 +64,29 @@ impl OwnCgroup {
     }
 }
 
-/// The path in the cgroup v2 hierarchy, as `/proc/PID/cgroup` shows it (cgroups(7)).
-fn cgroup2_path(cgroups: &str) -> Option<&str> {
-    cgroups.lines().find_map(|line| line.strip_prefix("0::"))
+/// Returns the path in the cgroup v2 hierarchy, which has the number 0 (cgroups(7)).
+fn cgroup2_path(cgroups: &ProcessCGroups) -> Option<&str> {
+    let mut cgroups = cgroups.into_iter();
+    cgroups
+        .find(|cgroup| cgroup.hierarchy == 0)
+        .map(|cgroup| cgroup.pathname.as_str())
 }
 
-/// `cgroup.procs` shows processes of other PID namespaces as 0, so a match can only be this process.
-fn holds_this_process(cgroup: &Path) -> bool {
+/// Reports whether this process runs in a cgroup, or in one at most `depth` levels below it.
+pub fn holds_this_process(cgroup: &Path, depth: u8) -> bool {
+    search(cgroup, depth).is_some()
+}
+
+/// Reports whether a cgroup itself has this process. `cgroup.procs` shows processes of other PID namespaces as 0, so a
+/// match can only be this process.
+fn lists_this_process(cgroup: &Path) -> bool {
     let own = std::process::id().to_string();
     fs::read_to_string(cgroup.join("cgroup.procs"))
         .is_ok_and(|processes| processes.lines().any(|pid| pid == own))
 }
 
 fn search(dir: &Path, depth: u8) -> Option<PathBuf> {
-    if holds_this_process(dir) {
+    if lists_this_process(dir) {
         return Some(dir.to_owned());
     }
     let depth = depth.checked_sub(1)?;
@@ -84,12 +96,14 @@ fn search(dir: &Path, depth: u8) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use procfs::FromBufRead as _;
 
     #[test]
     fn the_path_in_the_hybrid_hierarchy_is_that_of_version_2() {
-        let hybrid = "5:cpu:/a\n1:name=systemd:/b\n0::/kubepods/pod1/c\n";
-        assert_eq!(cgroup2_path(hybrid), Some("/kubepods/pod1/c"));
-        assert_eq!(cgroup2_path("5:cpu:/a\n"), None);
+        let read = |text: &str| ProcessCGroups::from_buf_read(text.as_bytes()).unwrap();
+        let hybrid = read("5:cpu:/a\n1:name=systemd:/b\n0::/kubepods/pod1/cri:c\n");
+        assert_eq!(cgroup2_path(&hybrid), Some("/kubepods/pod1/cri:c"));
+        assert_eq!(cgroup2_path(&read("5:cpu:/a\n")), None);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use metaproxy_common::handshake::MAX_CGROUP_ID;
 use metaproxy_common::layout::{Config, Destination};
 use metaproxy_common::rate::RateLimit;
+use procfs::process::Process;
 
 use super::{Examination, Finding, bpf_conflicts};
 use crate::admin::client;
@@ -28,7 +29,8 @@ const SYS_ADMIN: u32 = 21;
 
 pub(super) fn examine(examination: &Examination) -> Vec<Finding> {
     let mut findings = vec![version()];
-    let missing = missing_capabilities(&fs::read_to_string("/proc/self/status").unwrap_or_default());
+    let status = Process::myself().and_then(|process| process.status());
+    let missing = missing_capabilities(status.map_or(0, |status| status.capeff));
     findings.push(capabilities(&missing));
     let (cgroup, pods) = pods_cgroup(examination);
     findings.push(cgroup);
@@ -53,13 +55,8 @@ fn version() -> Finding {
     }
 }
 
-/// Returns those of [`CAPABILITIES`] that are not effective.
-fn missing_capabilities(status: &str) -> Vec<(&'static str, &'static str)> {
-    let effective = status
-        .lines()
-        .find_map(|line| line.strip_prefix("CapEff:"))
-        .and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok())
-        .unwrap_or_default();
+/// Returns those of [`CAPABILITIES`] that are not in the mask of effective ones.
+fn missing_capabilities(effective: u64) -> Vec<(&'static str, &'static str)> {
     let has = |bit: u32| effective >> bit & 1 == 1;
     CAPABILITIES
         .iter()
@@ -305,14 +302,15 @@ mod tests {
 
     #[test]
     fn capabilities_that_are_missing_are_named() {
-        let of = |mask: &str| missing_capabilities(&format!("Name:\tx\nCapEff:\t{mask}\nCapBnd:\t0\n"));
-        assert!(of("000001ffffffffff").is_empty());
+        assert!(missing_capabilities(0x1ff_ffff_ffff).is_empty());
         // The capabilities are those of the hardened chart.
-        assert!(of("000000c000001004").is_empty());
-        let names: Vec<_> = of("0000000000001000").iter().map(|(name, _)| *name).collect();
-        assert_eq!(names, ["BPF", "PERFMON", "DAC_READ_SEARCH"]);
-        let names: Vec<_> = of("0000000000200000").iter().map(|(name, _)| *name).collect();
-        assert_eq!(names, ["NET_ADMIN", "DAC_READ_SEARCH"]);
-        assert_eq!(missing_capabilities("").len(), 4);
+        assert!(missing_capabilities(0xc0_0000_1004).is_empty());
+        let names = |effective| -> Vec<&str> {
+            let missing = missing_capabilities(effective).into_iter();
+            missing.map(|(name, _)| name).collect()
+        };
+        assert_eq!(names(0x1000), ["BPF", "PERFMON", "DAC_READ_SEARCH"]);
+        assert_eq!(names(0x20_0000), ["NET_ADMIN", "DAC_READ_SEARCH"]);
+        assert_eq!(names(0).len(), 4);
     }
 }

@@ -2,10 +2,12 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
+use ipnet::Ipv4Net;
+
 use super::{Examination, Finding};
 use crate::admin::client;
 use crate::credentials::http::NetworkEnv;
-use crate::intercept::port;
+use crate::intercept::tcp_sockets;
 use crate::introspection::status::{PartLine, Status};
 use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
 use crate::telemetry::health::Part;
@@ -69,7 +71,7 @@ fn ports_of_agent(status: &Status) -> Vec<Finding> {
 fn taken_ports(told: &[(&str, SocketAddr)]) -> Vec<Finding> {
     let taken = told.iter().filter_map(|(flag, address)| {
         let error = TcpListener::bind(address).err()?;
-        let holder = port::holder(*address);
+        let holder = tcp_sockets::holder(*address);
         let says = format!("{flag} {address}: {error}; it is held by {holder}");
         Some(Finding::problem(CHECK, says, other_port(flag)))
     });
@@ -140,14 +142,9 @@ fn syncookies_finding(setting: &str) -> Option<Finding> {
 /// Matches an entry of NO_PROXY as curl and the SDKs do: a host, a suffix of names, a network (`169.254.0.0/16`) or `*`.
 fn is_exempt(rules: &str, address: Ipv4Addr) -> bool {
     rules.split(',').map(str::trim).any(|rule| {
-        let (network, bits) = rule.split_once('/').unwrap_or((rule, "32"));
-        let in_network = || {
-            let network: Ipv4Addr = network.parse().ok()?;
-            let bits: u32 = bits.parse().ok().filter(|bits| *bits <= 32)?;
-            let mask = u32::MAX.checked_shl(32 - bits).unwrap_or(0);
-            Some(u32::from(network) & mask == u32::from(address) & mask)
-        };
-        rule == "*" || in_network().unwrap_or(false)
+        let host = || rule.parse::<Ipv4Addr>().map(Ipv4Net::from);
+        let network = rule.parse::<Ipv4Net>().or_else(|_| host());
+        rule == "*" || network.is_ok_and(|network| network.contains(&address))
     })
 }
 

@@ -1,8 +1,8 @@
 //! Reads the processes of this node from /proc.
 
-use std::fs;
-use std::os::unix::fs::MetadataExt as _;
-use std::path::Path;
+use std::ffi::OsStr;
+
+use procfs::process::all_processes;
 
 use super::Finding;
 
@@ -27,20 +27,22 @@ pub(super) struct Process {
 }
 
 impl Process {
-    fn of(directory: &Path) -> Option<Self> {
-        let program = fs::read_link(directory.join("exe")).ok();
+    fn of(process: &procfs::process::Process) -> Option<Self> {
+        let program = process.exe().ok();
         let program = program.map(|path| path.to_string_lossy().into_owned());
-        Self::new(&fs::read(directory.join("cmdline")).ok()?, program)
+        Self::new(process.cmdline().ok()?, program)
     }
 
     /// Makes a process from its command line; `None` for threads of the kernel, which have none.
-    pub(super) fn new(command_line: &[u8], program: Option<String>) -> Option<Self> {
-        let words: Vec<String> = command_line
-            .split(|byte| *byte == 0)
-            .map(|word| String::from_utf8_lossy(word).into_owned())
-            .collect();
-        let is_called = words.first().is_some_and(|first| !first.is_empty());
-        is_called.then_some(Self { words, program })
+    pub(super) fn new(words: Vec<String>, program: Option<String>) -> Option<Self> {
+        (!words.is_empty()).then_some(Self { words, program })
+    }
+
+    /// Makes a process from the words of its command line, as /proc shows them.
+    #[cfg(test)]
+    pub(super) fn with_words(words: &[&str]) -> Self {
+        let words = words.iter().map(|&word| word.to_owned()).collect();
+        Self { words, program: None }
     }
 
     /// Returns its name and that of its file, which differ if a container's entry point is a link.
@@ -64,22 +66,17 @@ fn last_part(path: &str) -> &str {
 
 /// Reports whether all processes of the node are visible, as they are not in a container without hostPID.
 pub(super) fn sees_all() -> bool {
-    fs::metadata("/proc/self/ns/pid").is_ok_and(|namespace| namespace.ino() == FIRST_PID_NAMESPACE)
+    let own = procfs::process::Process::myself().and_then(|process| process.namespaces());
+    own.is_ok_and(|own| {
+        let namespace = own.0.get(OsStr::new("pid"));
+        namespace.is_some_and(|namespace| namespace.identifier == FIRST_PID_NAMESPACE)
+    })
 }
 
 /// Returns all visible processes.
 pub(super) fn all() -> Vec<Process> {
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    entries
-        .filter(|entry| {
-            entry
-                .file_name()
-                .as_encoded_bytes()
-                .iter()
-                .all(u8::is_ascii_digit)
-        })
-        .filter_map(|entry| Process::of(&entry.path()))
-        .collect()
+    let processes = all_processes().into_iter().flatten().flatten();
+    processes.filter_map(|process| Process::of(&process)).collect()
 }
 
 /// Finds runtimes whose pods' connections pass no cgroup hook of the node.
@@ -121,19 +118,22 @@ mod tests {
     use rstest::rstest;
 
     #[rstest]
-    #[case(b"/usr/bin/containerd-shim-runc-v2\0-namespace\0k8s.io\0", None)]
-    #[case(b"/usr/local/bin/containerd-shim-runsc-v1\0-id\0", Some("gVisor"))]
-    #[case(b"runsc-sandbox\0--root=/run\0", Some("gVisor"))]
-    #[case(b"/opt/kata/bin/containerd-shim-kata-v2\0", Some("Kata Containers"))]
-    fn the_usual_shim_of_containerd_is_no_sandbox(#[case] line: &[u8], #[case] want: Option<&str>) {
-        assert_eq!(sandbox(&Process::new(line, None).unwrap()), want);
+    #[case(&["/usr/bin/containerd-shim-runc-v2", "-namespace", "k8s.io"], None)]
+    #[case(&["/usr/local/bin/containerd-shim-runsc-v1", "-id"], Some("gVisor"))]
+    #[case(&["runsc-sandbox", "boot"], Some("gVisor"))]
+    #[case(&["/opt/kata/bin/containerd-shim-kata-v2"], Some("Kata Containers"))]
+    fn the_usual_shim_of_containerd_is_no_sandbox(#[case] words: &[&str], #[case] want: Option<&str>) {
+        assert_eq!(sandbox(&Process::with_words(words)), want);
     }
 
     #[test]
     fn a_process_is_told_by_its_name_and_by_its_file() {
-        let process = Process::new(b"/agent\0--port=8181\0", Some("/bin/kiam (deleted)".to_owned())).unwrap();
+        let process = Process {
+            program: Some("/bin/kiam (deleted)".to_owned()),
+            ..Process::with_words(&["/agent", "--port=8181"])
+        };
         assert!(process.names().eq(["agent", "kiam"]));
         assert!(process.arguments().any(|word| word == "--port=8181"));
-        assert_eq!(Process::new(b"", None), None, "a thread of the kernel");
+        assert_eq!(Process::new(Vec::new(), None), None, "a thread of the kernel");
     }
 }

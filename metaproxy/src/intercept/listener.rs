@@ -12,8 +12,8 @@ use nix::net::if_::InterfaceFlags;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket};
 
-use super::kernel;
-use super::port::{self, Avoid};
+use super::free_port::{self, AvoidedPorts};
+use super::{kernel, tcp_sockets};
 
 /// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn` (4096 by default).
 const BACKLOG: u32 = 4096;
@@ -24,7 +24,7 @@ pub enum PortChoice {
     /// This one, or fail.
     Fixed(u16),
     /// Any that is free, but none of these.
-    Free(Avoid),
+    Free(AvoidedPorts),
 }
 
 /// Why there is no listener.
@@ -142,13 +142,13 @@ impl Listeners {
                 ListenError::Io { address, source } if source.kind() == io::ErrorKind::AddrInUse => {
                     ListenError::Taken {
                         address,
-                        holder: port::holder(address),
+                        holder: tcp_sockets::holder(address),
                     }
                 }
                 other => other,
             }),
             PortChoice::Free(avoid) => {
-                for port in avoid.candidates(port::random_start()) {
+                for port in avoid.candidates(free_port::random_start()) {
                     match Self::on_port(addresses, port, marks) {
                         Err(ListenError::Io { source, .. }) if source.kind() == io::ErrorKind::AddrInUse => {}
                         result => return result,
@@ -319,7 +319,7 @@ mod tests {
 
     #[tokio::test]
     async fn port_0_takes_the_next_one_where_one_is_taken() {
-        let avoid = Avoid::of_this_node([]);
+        let avoid = AvoidedPorts::of_this_node([]);
         let first = Listeners::open(&loopback(), &PortChoice::Free(avoid.clone()), &mut NoProgram).unwrap();
         let taken = first.addresses()[0].port();
         let next = avoid.candidates(0).skip_while(|port| *port != taken).nth(1);

@@ -10,6 +10,7 @@
 pub mod attachment;
 pub mod bpf_conflicts;
 pub mod caller;
+pub mod free_port;
 pub mod guard;
 pub mod keep;
 pub mod kernel;
@@ -19,8 +20,8 @@ pub mod object;
 pub mod own_links;
 pub mod placement;
 pub mod pod_maps;
-pub mod port;
 pub mod port_claim;
 pub mod programs;
 pub mod refusals;
 pub mod self_check;
+pub mod tcp_sockets;

@@ -5,7 +5,8 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::mem::size_of;
-use std::path::Path;
+
+use procfs::process::{FDTarget, Process};
 
 /// A command of bpf(2).
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -34,19 +35,18 @@ pub enum LinkTarget {
 pub fn list() -> Vec<AttachedLink> {
     let mut links = Vec::new();
     let mut programs = BTreeMap::new();
-    let entries = fs::read_dir("/proc/self/fd").into_iter().flatten().flatten();
-    for entry in entries {
-        let Ok(what) = fs::read_link(entry.path()) else {
+    let descriptors = Process::myself().and_then(|process| process.fd());
+    for descriptor in descriptors.into_iter().flatten().flatten() {
+        let FDTarget::AnonInode(kind) = &descriptor.target else {
             continue;
         };
-        let number = entry.file_name();
-        let info = || fs::read_to_string(Path::new("/proc/self/fdinfo").join(&number)).unwrap_or_default();
-        match what.to_str() {
-            Some("anon_inode:bpf_link") => links.extend(link(&info())),
-            Some("anon_inode:bpf-prog") => {
-                let descriptor = number.to_str().and_then(|number| number.parse().ok());
+        // procfs does not know the fields that the kernel shows of eBPF descriptors.
+        let info = || fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.fd)).unwrap_or_default();
+        match kind.as_str() {
+            "bpf_link" => links.extend(link(&info())),
+            "bpf-prog" => {
                 let id = field::<u32>(&info(), "prog_id:");
-                if let (Some(id), Some(name)) = (id, descriptor.and_then(program_name)) {
+                if let (Some(id), Some(name)) = (id, program_name(descriptor.fd as u32)) {
                     programs.insert(id, name);
                 }
             }

@@ -1,16 +1,17 @@
 //! What the kernel's maps say of single pods, kept in line with what is known of the pods.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
 
 use aya::maps::{HashMap, MapData};
 use metaproxy_common::layout::PodFamily;
 use metaproxy_common::verdict::Family;
 use tracing::warn;
 
-use crate::cgroups::PodsCgroup;
+use crate::cgroups::{PodsCgroup, holds_this_process};
 use crate::pods::PodUid;
+
+/// How many levels below a pod's cgroup this process is looked for, because runtimes nest the cgroups of containers.
+const MAX_NESTING: u8 = 3;
 
 /// What the maps are to say.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -73,7 +74,7 @@ impl<V: aya::Pod + PartialEq> PodMap<V> {
         let found: BTreeMap<u64, V> = wanted
             .filter_map(|(uid, value)| Some((pods?.find_pod(uid)?, value)))
             // Our own calls to the metadata service must never end at ourselves.
-            .filter(|((path, id), _)| self.entries.contains_key(id) || !holds_this_process(path))
+            .filter(|((path, id), _)| self.entries.contains_key(id) || !holds_this_process(path, MAX_NESTING))
             .map(|((_, id), value)| (id, value))
             .collect();
         let (map, what) = (&mut self.map, self.what);
@@ -97,22 +98,4 @@ impl<V: aya::Pod + PartialEq> PodMap<V> {
             }
         }
     }
-}
-
-/// Whether this process runs in a cgroup or, as runtimes nest them, in one at most three levels below it.
-/// `cgroup.procs` shows processes of other PID namespaces as 0, so a match can only be ourselves.
-fn holds_this_process(cgroup: &Path) -> bool {
-    fn search(dir: &Path, own: &str, levels: u8) -> bool {
-        let processes = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
-        let children = || {
-            fs::read_dir(dir)
-                .into_iter()
-                .flatten()
-                .filter_map(Result::ok)
-                .map(|entry| entry.path())
-        };
-        processes.lines().any(|pid| pid == own)
-            || (levels > 0 && children().any(|child| child.is_dir() && search(&child, own, levels - 1)))
-    }
-    search(cgroup, &std::process::id().to_string(), 3)
 }

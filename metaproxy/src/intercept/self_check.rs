@@ -21,7 +21,7 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
 use super::caller::Unidentified;
-use super::port;
+use super::tcp_sockets;
 
 /// How often each listener is checked.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -116,7 +116,7 @@ impl SelfChecks {
             Ok(Ok(None)) | Err(_) => format!("none within {} ms", timeout.as_millis()),
         };
         // A busy agent accepts late; that is not another program's doing.
-        match tokio::task::spawn_blocking(move || port::is_arriving(listener, client)).await {
+        match tokio::task::spawn_blocking(move || tcp_sockets::is_arriving(listener, client)).await {
             Ok(true) => Ok(()),
             _ => Err(Fault::Elsewhere { listener, how }),
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::Usage;
 use crate::doctor::processes::{self, Process};
-use crate::intercept::port;
+use crate::intercept::tcp_sockets;
 
 /// The directory in which the kubelet keeps the logs of each pod of the node, as `NAMESPACE_NAME_UID`, running or not.
 const POD_LOGS: &str = "/var/log/pods";
@@ -89,7 +89,7 @@ impl NodeUsage {
     /// Reports whether a rule is in use that sends connections to a target.
     pub(super) fn of_rule(&self, target: SocketAddrV4) -> Usage {
         // A listener at any address counts, because the node's address may have changed since the rule was made.
-        match port::listener(target.port(), None) {
+        match tcp_sockets::listener(target.port(), None) {
             Some(listener) => self.unless_made_by(&RULE_MAKERS, Usage::PortOf(listener)),
             None if answers(target) => {
                 self.unless_made_by(&RULE_MAKERS, Usage::PortOf(format!("something at {target}")))
@@ -101,7 +101,7 @@ impl NodeUsage {
     /// Reports whether the interface of the EKS Pod Identity agent is in use.
     pub(super) fn of_link(&self) -> Usage {
         let software = [Software::PodIdentity];
-        match port::listener(POD_IDENTITY.port(), Some(POD_IDENTITY.ip())) {
+        match tcp_sockets::listener(POD_IDENTITY.port(), Some(POD_IDENTITY.ip())) {
             Some(listener) => self.unless_made_by(&software, Usage::PortOf(listener)),
             None => self.unless_made_by(&software, self.seen()),
         }
@@ -146,8 +146,8 @@ mod tests {
     use super::*;
     use rstest::rstest;
 
-    fn usage(lines: &[&[u8]], pods: &[&str]) -> NodeUsage {
-        let processes = lines.iter().filter_map(|line| Process::new(line, None));
+    fn usage(processes: &[&[&str]], pods: &[&str]) -> NodeUsage {
+        let processes = processes.iter().map(|words| Process::with_words(words));
         NodeUsage {
             processes: Some(processes.collect()),
             pods: pods.iter().map(|&pod| pod.to_owned()).collect(),
@@ -160,16 +160,17 @@ mod tests {
     }
 
     #[rstest]
-    #[case::kube2iam(b"kube2iam\0--iptables=true\0", Usage::By("kube2iam"))]
-    #[case::kiam_3(b"/kiam\0agent\0--iptables\0", Usage::By("kiam"))]
+    #[case::kube2iam(&["kube2iam", "--iptables=true"], Usage::By("kube2iam"))]
+    #[case::kiam_3(&["/kiam", "agent", "--iptables"], Usage::By("kiam"))]
     #[case::kiam_2(
-        b"/agent\0--port=8181\0--iptables\0--host-interface=cali+\0",
+        &["/agent", "--port=8181", "--iptables", "--host-interface=cali+"],
         Usage::By("kiam")
     )]
-    #[case::another_agent(b"/agent\0--port=8181\0", Usage::No)]
-    #[case::the_other_daemon(b"/eks-pod-identity-agent\0server\0", Usage::No)]
-    fn rules_are_in_use_while_their_daemon_runs(#[case] line: &[u8], #[case] want: Usage) {
-        assert_eq!(usage(&[b"/usr/bin/kubelet\0", line], &[]).of_rule(nobody()), want);
+    #[case::another_agent(&["/agent", "--port=8181"], Usage::No)]
+    #[case::the_other_daemon(&["/eks-pod-identity-agent", "server"], Usage::No)]
+    fn rules_are_in_use_while_their_daemon_runs(#[case] words: &[&str], #[case] want: Usage) {
+        let usage = usage(&[&["/usr/bin/kubelet"], words], &[]);
+        assert_eq!(usage.of_rule(nobody()), want);
     }
 
     #[rstest]

@@ -3,9 +3,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
+use ipnet::IpNet;
 use metaproxy_common::target::Targets;
 use rtnetlink::packet_core::{NLM_F_DUMP, NLM_F_DUMP_INTR, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use rtnetlink::packet_route::link::{LinkAttribute, LinkInfo, LinkLayerType, LinkMessage};
@@ -210,31 +212,22 @@ fn uplink(link: &LinkMessage, routed: &BTreeSet<u32>) -> Option<(u32, Uplink)> {
 
 /// Whether this route is one to a metadata address, as the default route is.
 fn leads_to_target(route: &RouteMessage) -> bool {
-    let prefix = u32::from(route.header.destination_prefix_length);
-    let network = route.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(network) => Some(network),
+    let prefix = route.header.destination_prefix_length;
+    let destination = route.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(destination) => Some(destination),
         _ => None,
     });
+    let network: IpAddr = match (route.header.address_family, destination) {
+        (AddressFamily::Inet | AddressFamily::Inet6, None) => return prefix == 0,
+        (_, Some(RouteAddress::Inet(network))) => (*network).into(),
+        (_, Some(RouteAddress::Inet6(network))) => (*network).into(),
+        _ => return false,
+    };
     let targets = &Targets::IMDS.rows[..Targets::IMDS.count as usize];
-    let mut addresses = targets.iter().map(|target| target.address.address.ip());
-    match (route.header.address_family, network) {
-        (AddressFamily::Inet | AddressFamily::Inet6, None) => prefix == 0,
-        (_, Some(RouteAddress::Inet(network))) => addresses.any(|address| {
-            let std::net::IpAddr::V4(address) = address else {
-                return false;
-            };
-            let mask = u32::MAX.checked_shl(32 - prefix).unwrap_or(0);
-            (address.to_bits() ^ network.to_bits()) & mask == 0
-        }),
-        (_, Some(RouteAddress::Inet6(network))) => addresses.any(|address| {
-            let std::net::IpAddr::V6(address) = address else {
-                return false;
-            };
-            let mask = u128::MAX.checked_shl(128 - prefix).unwrap_or(0);
-            (address.to_bits() ^ network.to_bits()) & mask == 0
-        }),
-        _ => false,
-    }
+    IpNet::new(network, prefix).is_ok_and(|network| {
+        let mut addresses = targets.iter().map(|target| target.address.address.ip());
+        addresses.any(|address| network.contains(&address))
+    })
 }
 
 fn interfaces(route: &RouteMessage) -> Vec<u32> {
