@@ -18,7 +18,7 @@ impl Address {
     /// `::`
     pub const UNSPECIFIED: Self = Self::from_v6_words([0; 4]);
 
-    /// From a `user_ip4` as a hook's context holds it (network byte order).
+    /// Makes an address from a `user_ip4` as a hook's context holds it (network byte order).
     #[inline(always)]
     pub const fn from_v4_word(word: u32) -> Self {
         Self {
@@ -26,18 +26,18 @@ impl Address {
         }
     }
 
-    /// From a `user_ip6` as a hook's context holds it (network byte order).
+    /// Makes an address from a `user_ip6` as a hook's context holds it (network byte order).
     #[inline(always)]
     pub const fn from_v6_words(words: [u32; 4]) -> Self {
         Self { words }
     }
 
-    /// From a Rust IPv4 address.
+    /// Converts a Rust IPv4 address.
     pub const fn from_v4(ip: Ipv4Addr) -> Self {
         Self::from_v4_word(u32::from_ne_bytes(ip.octets()))
     }
 
-    /// From a Rust IPv6 address; mapped ones stay what they are.
+    /// Converts a Rust IPv6 address. A mapped one stays mapped, and so counts as IPv4.
     pub const fn from_v6(ip: Ipv6Addr) -> Self {
         let o = ip.octets();
         Self {
@@ -50,7 +50,7 @@ impl Address {
         }
     }
 
-    /// From any Rust address.
+    /// Converts any Rust address.
     pub const fn from_ip(ip: IpAddr) -> Self {
         match ip {
             IpAddr::V4(ip) => Self::from_v4(ip),
@@ -58,31 +58,32 @@ impl Address {
         }
     }
 
-    /// Whether this is an IPv4 address in its mapped form.
+    /// Reports whether this is an IPv4 address in its mapped form.
     #[inline(always)]
     pub const fn is_v4(&self) -> bool {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == MAPPED
     }
 
-    /// Whether this is the unspecified IPv6 address, `::`.
+    /// Reports whether this is the unspecified IPv6 address, `::`.
     #[inline(always)]
     pub const fn is_unspecified(&self) -> bool {
         self.words[0] == 0 && self.words[1] == 0 && self.words[2] == 0 && self.words[3] == 0
     }
 
-    /// The word to write to `user_ip4`; meaningful only where [`Self::is_v4`].
+    /// Returns the word to write to `user_ip4`. It has a meaning only if [`Self::is_v4`].
     #[inline(always)]
     pub const fn v4_word(&self) -> u32 {
         self.words[3]
     }
 
-    /// The words to write to `user_ip6`.
+    /// Returns the words to write to `user_ip6`.
     #[inline(always)]
     pub const fn v6_words(&self) -> [u32; 4] {
         self.words
     }
 
-    /// The address as two words of 64 bits, for hashing: the same on both ends of a connection of one machine.
+    /// Returns the address as two words of 64 bits, for hashing. Both ends of a connection must be on one machine,
+    /// because the words are in its byte order.
     #[inline(always)]
     pub const fn halves(&self) -> [u64; 2] {
         [
@@ -91,7 +92,7 @@ impl Address {
         ]
     }
 
-    /// As a Rust address, IPv4 where it is mapped.
+    /// Converts it to a Rust address; a mapped one becomes IPv4.
     pub fn ip(&self) -> IpAddr {
         let mut octets = [0; 16];
         for (chunk, word) in octets.chunks_exact_mut(4).zip(self.words) {
@@ -100,7 +101,7 @@ impl Address {
         IpAddr::V6(Ipv6Addr::from(octets)).to_canonical()
     }
 
-    /// Equality written out word by word, so that it compiles to at most four compares in the kernel.
+    /// Compares word by word, so that it compiles to at most four compares in the kernel.
     #[inline(always)]
     pub const fn same(&self, other: &Self) -> bool {
         self.words[3] == other.words[3]
@@ -124,25 +125,25 @@ pub struct Port {
 }
 
 impl Port {
-    /// From a port in host byte order, 0..=65535.
+    /// Makes a port from a number in host byte order, 0..=65535.
     #[inline(always)]
     pub const fn new(port: u16) -> Self {
         Self { be: port.to_be() }
     }
 
-    /// From a 16-bit field that is in network byte order.
+    /// Makes a port from a 16-bit field that is in network byte order.
     #[inline(always)]
     pub const fn from_be(be: u16) -> Self {
         Self { be }
     }
 
-    /// In network byte order, as `user_port` wants it.
+    /// Returns the port in network byte order, as `user_port` needs it.
     #[inline(always)]
     pub const fn be(&self) -> u16 {
         self.be
     }
 
-    /// In host byte order.
+    /// Returns the port in host byte order.
     #[inline(always)]
     pub const fn get(&self) -> u16 {
         u16::from_be(self.be)
@@ -163,7 +164,7 @@ pub struct Endpoint {
     pub address: Address,
     /// The port.
     pub port: Port,
-    /// Always zero: map keys are compared byte by byte.
+    /// Always zero, because map keys are compared byte by byte.
     pad: u16,
 }
 
@@ -171,7 +172,7 @@ impl Endpoint {
     /// No endpoint: the unspecified IPv6 address and port 0.
     pub const NONE: Self = Self::new(Address::UNSPECIFIED, Port::new(0));
 
-    /// An address and a port.
+    /// Makes an endpoint.
     #[inline(always)]
     pub const fn new(address: Address, port: Port) -> Self {
         Self {
@@ -181,23 +182,23 @@ impl Endpoint {
         }
     }
 
-    /// From a Rust socket address (scope and flow label are dropped).
+    /// Converts a Rust socket address. Scope and flow label are dropped.
     pub const fn from_socket(socket: SocketAddr) -> Self {
         Self::new(Address::from_ip(socket.ip()), Port::new(socket.port()))
     }
 
-    /// As a Rust socket address, IPv4 where it is mapped.
+    /// Converts it to a Rust socket address; a mapped address becomes IPv4.
     pub fn socket(&self) -> SocketAddr {
         SocketAddr::new(self.address.ip(), self.port.get())
     }
 
-    /// Whether there is an endpoint; port 0 can't be dialled, so it stands for none.
+    /// Reports whether there is an endpoint. Port 0 stands for none, because it cannot be dialled.
     #[inline(always)]
     pub const fn exists(&self) -> bool {
         self.port.be != 0
     }
 
-    /// Equality, the port first: nearly every other connection differs there.
+    /// Compares the port first, because nearly every other connection differs there.
     #[inline(always)]
     pub const fn same(&self, other: &Self) -> bool {
         self.port.be == other.port.be && self.address.same(&other.address)

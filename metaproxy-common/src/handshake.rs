@@ -1,10 +1,10 @@
-//! Who calls, in the TCP options of a connection's own packets.
+//! Carries the caller in TCP options of the connection's own packets.
 //!
-//! The kernel of the node writes the caller's cgroup id into the packets of a connection to a listener, from the
-//! handshake's ACK until the listener has acknowledged data, with tags that only the agent's programs can make: over
-//! both initial sequence numbers, the listener's address and, in the first tag, the client's. The listener's programs
-//! verify them and note the caller on the accepted socket. Nothing is kept anywhere else, so there is nothing that
-//! could be filled, and a recorded option is worth nothing on another connection.
+//! The programs at the client's socket write the caller's cgroup id into the packets of a connection to a listener,
+//! from the handshake's ACK until the listener has acknowledged data. Two tags that only the agent's programs can make
+//! cover the id, both initial sequence numbers and the listener's address; the first one also covers the client's
+//! address. The program at the listener verifies the tags and notes the caller on the accepted socket. There is no
+//! table that a client could fill, and an option that was recorded proves nothing on another connection.
 //!
 //! ```text
 //!  0        1        2        4                 9                 16                23
@@ -13,8 +13,8 @@
 //!  +--------+--------+--------+-----------------+-----------------+-----------------+
 //! ```
 //!
-//! The listener's SYN-ACK carries an option of its own, by which the client's programs count connections that another
-//! program has answered:
+//! The listener's SYN-ACK carries an option, too. If it is missing, the client's programs know that another program has
+//! answered:
 //!
 //! ```text
 //!  0        1        2        4                 12
@@ -23,9 +23,9 @@
 //!  +--------+--------+--------+-----------------+
 //! ```
 //!
-//! Integers are in little-endian order. Option kind 253 is for experiments, and two bytes tell them apart (RFC 3692,
-//! RFC 6994); 254 is in use for fast open. The option is not on the SYN: a full SYN queue is answered with cookies,
-//! and then the kernel has no SYN to read it from.
+//! Integers are in little-endian order. Option kind 253 is for experiments, and two bytes identify the experiment (RFC
+//! 3692, RFC 6994); 254 is in use for fast open. The option is not on the SYN, because a listener whose SYN queue is
+//! full answers with a cookie and keeps no SYN from which the kernel could read it.
 
 use crate::address::Endpoint;
 use crate::siphash::{Key, siphash};
@@ -33,33 +33,33 @@ use crate::siphash::{Key, siphash};
 /// The option kind: the first one for experiments (RFC 3692).
 pub const OPTION_KIND: u8 = 253;
 
-/// Tells ours from other experiments (RFC 6994).
+/// Identifies this option among experiments (RFC 6994).
 pub const EXPERIMENT_ID: [u8; 2] = *b"MP";
 
-/// Length of the caller's option in bytes. The kernel pads it to 24, of the 28 that are left beside timestamps.
+/// The length of the caller's option in bytes. The kernel pads it to 24; 28 are left beside timestamps.
 pub const CALLER_OPTION_LEN: usize = 23;
 
-/// Length of the listener's option in bytes, of the 20 that are left in a SYN-ACK.
+/// The length of the listener's option in bytes; 20 are left in a SYN-ACK.
 pub const LISTENER_OPTION_LEN: usize = 12;
 
-/// The largest cgroup id that the option has room for: 40 bits. A cgroup id is a 32-bit number below a generation that
-/// counts how often these were used up (`kernfs_new_node`, fs/kernfs/dir.c).
+/// The largest cgroup id for which the option has room: 40 bits. The lower 32 bits of a cgroup id are a number, and the
+/// bits above count how often all numbers were used up (`kernfs_new_node`, fs/kernfs/dir.c).
 pub const MAX_CGROUP_ID: u64 = (1 << 40) - 1;
 
-/// Bits of a caller's tag.
+/// The bits of a caller's tag.
 const TAG_MASK: u64 = (1 << 56) - 1;
 
 /// A window is the time since boot in units of 2^32 ns (4.3 s), modulo 2^24.
 const WINDOW_SHIFT: u32 = 32;
 const WINDOW_MASK: u64 = (1 << 24) - 1;
 
-/// The window in which an option is made or verified, from nanoseconds since boot (`bpf_ktime_get_ns`).
+/// Returns the window in which an option is made or verified, from nanoseconds since boot (`bpf_ktime_get_ns`).
 #[inline(always)]
 pub const fn window(now_ns: u64) -> u64 {
     (now_ns >> WINDOW_SHIFT) & WINDOW_MASK
 }
 
-/// What the two ends of a connection have in common, and what tags cover.
+/// The properties of a connection that both ends know, and that tags cover.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Connection {
@@ -73,19 +73,19 @@ pub struct Connection {
     pub listener_isn: u32,
 }
 
-/// What a tag is made for. No tag passes for one of another purpose.
+/// The purpose of a tag. A tag of one purpose is never valid for another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
 enum Purpose {
-    /// The caller, seen at its own address.
+    /// It proves the caller at the client's address.
     Caller = 1,
-    /// The caller, seen at whatever address: NAT inside its pod may have changed it.
+    /// It proves the caller at any address of the client, because NAT inside its pod may have changed it.
     CallerAnyClient = 2,
-    /// The listener, answering at whatever address of the client: NAT inside the client's pod may have changed it.
+    /// It proves the listener at any address of the client, because NAT inside the client's pod may have changed it.
     Listener = 3,
 }
 
-/// The message of a tag: seven words, of which the first holds the cgroup id and the window.
+/// Returns the message that a tag covers: seven words, of which the first holds the cgroup id and the window.
 #[inline(always)]
 fn message(connection: &Connection, subject: u64, window: u64, purpose: Purpose) -> [u64; 7] {
     let (client, client_port) = match purpose {
@@ -104,7 +104,7 @@ fn message(connection: &Connection, subject: u64, window: u64, purpose: Purpose)
     ]
 }
 
-/// In the kernel a subprogram: the verifier looks at it once for each call, and it is large.
+/// Computes the hash of a message. In the kernel this is a subprogram, because it is large and has several callers.
 #[cfg_attr(target_arch = "bpf", inline(never))]
 fn hash(key: &Key, message: &[u64; 7]) -> u64 {
     siphash(key, message)
@@ -116,10 +116,10 @@ pub type CallerOption = [u8; CALLER_OPTION_LEN];
 /// A listener's option as it stands in a packet.
 pub type ListenerOption = [u8; LISTENER_OPTION_LEN];
 
-/// What `bpf_load_hdr_opt` is given to search for: kind, length of what is searched by, experiment.
+/// The search key for `bpf_load_hdr_opt`: kind, length of the key, experiment.
 pub const SEARCH: [u8; 4] = [OPTION_KIND, 4, EXPERIMENT_ID[0], EXPERIMENT_ID[1]];
 
-/// Makes the option of a caller. Only for ids up to [`MAX_CGROUP_ID`].
+/// Makes the option of a caller. `cgroup_id` must be at most [`MAX_CGROUP_ID`].
 #[inline(always)]
 pub fn caller_option(key: &Key, connection: &Connection, cgroup_id: u64, window: u64) -> CallerOption {
     let tag = hash(key, &message(connection, cgroup_id, window, Purpose::Caller));
@@ -159,29 +159,30 @@ pub fn caller_option(key: &Key, connection: &Connection, cgroup_id: u64, window:
     ]
 }
 
-/// What a verified option proves. An integer with names and no enum: it stands in a map.
+/// The result of verifying an option. It is an integer for the reason given at [`PodFamily`](crate::layout::PodFamily).
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proof(pub u32);
 
 impl Proof {
-    /// Nothing: the tags are wrong, or of another connection, or too old.
+    /// The option proves nothing: its tags are wrong, or of another connection, or too old.
     pub const NONE: Self = Self(0);
     /// The caller has made this connection, and no address was changed on the way.
     pub const CALLER: Self = Self(1);
     /// The caller has made a connection with these sequence numbers to this listener, and the client's address or port
-    /// was changed on the way. By whom is not told: the address must be one of the pod's own.
+    /// was changed on the way. The tags do not prove where, so the address must be one of the pod's own.
     pub const CALLER_BEHIND_NAT: Self = Self(2);
 }
 
-/// The cgroup id in a caller's option, proven or not.
+/// Returns the cgroup id in a caller's option, which need not be proven.
 #[inline(always)]
 pub fn claimed_cgroup(option: &CallerOption) -> u64 {
     u64::from_le_bytes([option[4], option[5], option[6], option[7], option[8], 0, 0, 0])
 }
 
+/// Reads seven bytes as an integer.
 #[inline(always)]
-fn seven(option: &CallerOption, at: usize) -> u64 {
+fn seven_bytes(option: &CallerOption, at: usize) -> u64 {
     u64::from_le_bytes([
         option[at],
         option[at + 1],
@@ -204,7 +205,11 @@ pub fn verify_caller(key: &Key, connection: &Connection, option: &CallerOption, 
     {
         return Proof::NONE;
     }
-    let (cgroup_id, tag, any_client) = (claimed_cgroup(option), seven(option, 9), seven(option, 16));
+    let (cgroup_id, tag, any_client) = (
+        claimed_cgroup(option),
+        seven_bytes(option, 9),
+        seven_bytes(option, 16),
+    );
     let before = window.wrapping_sub(1) & WINDOW_MASK;
     let is_tag =
         |window, purpose, tag| hash(key, &message(connection, cgroup_id, window, purpose)) & TAG_MASK == tag;
@@ -219,7 +224,7 @@ pub fn verify_caller(key: &Key, connection: &Connection, option: &CallerOption, 
     Proof::NONE
 }
 
-/// Makes the option of a listener's SYN-ACK. It covers no time: the client's initial sequence number is fresh.
+/// Makes the option of a listener's SYN-ACK. It covers no time, because the client's initial sequence number is fresh.
 #[inline(always)]
 pub fn listener_option(key: &Key, connection: &Connection) -> ListenerOption {
     let tag = hash(key, &message(connection, 0, 0, Purpose::Listener)).to_le_bytes();
@@ -239,7 +244,7 @@ pub fn listener_option(key: &Key, connection: &Connection) -> ListenerOption {
     ]
 }
 
-/// Whether the listener itself has answered this connection, directly or through NAT.
+/// Reports whether the listener itself has answered this connection, directly or through NAT.
 #[inline(always)]
 pub fn is_answered_by_listener(key: &Key, connection: &Connection, option: &ListenerOption) -> bool {
     if option[0] != OPTION_KIND

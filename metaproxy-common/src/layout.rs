@@ -1,5 +1,5 @@
-//! What stands in the maps. `repr(C)` with no implicit padding: keys are compared byte by byte, and the agent and
-//! the programs are compiled by different compilers.
+//! The layout of keys and values in the maps. All are `repr(C)` without implicit padding, because keys are compared
+//! byte by byte, and the agent and the programs are compiled for different targets.
 
 use crate::address::{Endpoint, Port};
 use crate::handshake::Proof;
@@ -7,44 +7,45 @@ use crate::rate::RateLimit;
 use crate::target::Targets;
 use crate::verdict::Family;
 
-/// Most kinds of handshake failures, times cgroups, that are counted by cgroup between two looks; what goes beyond is
-/// counted in total only.
+/// How many pairs of cgroup and kind of handshake failure are counted between two reads by the agent. Failures beyond
+/// that are counted in the total only.
 pub const MAX_FAILURES: usize = 4_096;
 
-/// Most listeners of one agent, at the same time.
+/// How many listeners one agent has at the same time.
 pub const MAX_LISTENERS: usize = 64;
 
-/// Elements of `mp_pods`: the pods' cgroup, and those of the two QoS classes that have one.
+/// The number of elements of `mp_pods`: the pods' cgroup, and those of the two QoS classes that have one.
 pub const NUM_PODS_CGROUPS: usize = 3;
 
-/// Most pods whose rate of connections is kept: more than a node has.
-/// Those that connected longest ago go first, and start anew.
+/// For how many pods the rate of connections is kept, which is more than a node has. Those that connected longest ago
+/// are dropped first, and then start without a history.
 pub const MAX_RATES: usize = 4_096;
 
-/// Most pods of one node that are intercepted in its network namespace too: more than a node has.
+/// How many pods can be listed for interception in the node's network namespace, which is more than a node has.
 pub const MAX_HOST_PODS: usize = 4_096;
 
-/// Most cgroups whose connections are noted between two looks, where they are only observed.
+/// How many cgroups can be noted between two reads by an agent that only observes connections.
 pub const MAX_OBSERVED: usize = 4_096;
 
-/// Most network namespaces with a destination of their own.
+/// How many network namespaces can have a destination of their own.
 pub const MAX_DESTINATIONS: usize = 1_024;
 
-/// Most pods whose family is not that of the other pods.
+/// How many pods can differ from the others in their address family.
 pub const MAX_POD_FAMILIES: usize = 1_024;
 
-/// Of which family pods surely have an address. An integer with names and no enum: it stands in maps.
+/// A family of which pods certainly have an address. It is an integer with named values and not an enum, because a map
+/// may hold any integer.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodFamily(pub u32);
 
 impl PodFamily {
-    /// IPv4; so is every other value.
+    /// IPv4. Every value but [`Self::V6`] counts as this one.
     pub const V4: Self = Self(4);
     /// IPv6.
     pub const V6: Self = Self(6);
 
-    /// As a map has it.
+    /// Converts a family for a map.
     pub const fn of(family: Family) -> Self {
         match family {
             Family::V4 => Self::V4,
@@ -52,7 +53,7 @@ impl PodFamily {
         }
     }
 
-    /// As a decision has it.
+    /// Converts the value of a map to a family.
     #[inline(always)]
     pub const fn family(self) -> Family {
         if self.0 == Self::V6.0 {
@@ -63,7 +64,7 @@ impl PodFamily {
     }
 }
 
-/// Where intercepted connections go. At least one of the two exists.
+/// The listeners to which intercepted connections are sent.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Destination {
@@ -74,44 +75,44 @@ pub struct Destination {
 }
 
 impl Destination {
-    /// Neither listener: every metadata connection is refused.
+    /// No listener: every connection to the metadata service is refused.
     pub const NONE: Self = Self {
         v4: Endpoint::NONE,
         v6: Endpoint::NONE,
     };
 
-    /// Whether `to` is one of the listeners.
+    /// Reports whether `to` is one of the listeners.
     #[inline(always)]
     pub const fn is(&self, to: &Endpoint) -> bool {
         (self.v4.exists() && self.v4.same(to)) || (self.v6.exists() && self.v6.same(to))
     }
 }
 
-/// The configuration of the programs: the only element of the map `mp_config`.
+/// The configuration of the programs, which is the only element of the map `mp_config`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// The netns cookie of the node's own network namespace, or 0 where the kernel can't tell it to userspace
-    /// (before 5.14) and the agent runs in the initial one.
+    /// The netns cookie of the node's own network namespace. It is 0 if the kernel cannot tell it to userspace (before
+    /// Linux 5.14) and the agent runs in the initial namespace.
     pub node_netns: u64,
-    /// What is intercepted.
+    /// The intercepted addresses.
     pub targets: Targets,
-    /// How many network namespaces have a destination of their own in `mp_dests`.
+    /// The number of network namespaces that have a destination of their own in `mp_dests`.
     pub override_count: u32,
-    /// Not 0: nothing is redirected; who would have been is noted in `mp_observed`.
+    /// If it is not 0, nothing is redirected, and callers are noted in `mp_observed`.
     pub observe: u32,
-    /// For every other network namespace.
+    /// The destination for all other network namespaces.
     pub destination: Destination,
-    /// Of which family all pods have an address that `mp_pod_family` does not name.
+    /// The family of all pods that `mp_pod_family` does not name.
     pub pod_family: PodFamily,
     /// Always zero.
     pub pad: u32,
-    /// How fast one pod may connect to the listener.
+    /// The limit on the rate of one pod's connections to the listener.
     pub rate: RateLimit,
 }
 
 impl Config {
-    /// Intercepts both addresses of the metadata service.
+    /// Makes a configuration that intercepts both addresses of the metadata service.
     pub const fn imds(node_netns: u64, destination: Destination, rate: RateLimit) -> Self {
         Self {
             node_netns,
@@ -125,7 +126,7 @@ impl Config {
         }
     }
 
-    /// Only notes who connects to the metadata service.
+    /// Makes a configuration that only notes connections to the metadata service.
     pub const fn observing(node_netns: u64) -> Self {
         Self {
             observe: 1,
@@ -134,23 +135,24 @@ impl Config {
     }
 }
 
-/// The configuration of a guard: the only element of the map `mp_guard`.
+/// The configuration of a guard, which is the only element of the map `mp_guard`.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct GuardConfig {
-    /// As in [`Config`].
+    /// The same as in [`Config`].
     pub node_netns: u64,
-    /// What is guarded.
+    /// The guarded addresses.
     pub targets: Targets,
-    /// Port (network byte order) of the UDP socket on 127.0.0.1 in the node's network namespace that carries a mark in
-    /// `mp_guard_mark`; by it the node's namespace is told where no helper tells it.
+    /// The port (network byte order) of the UDP socket on 127.0.0.1 in the node's network namespace that carries a mark
+    /// in `mp_guard_mark`. Programs that have no helper for the namespace of a packet recognize the node's by this
+    /// socket.
     pub marker: Port,
     /// Always zero.
     pub pad: [u16; 3],
 }
 
 impl GuardConfig {
-    /// Guards both addresses of the metadata service.
+    /// Makes a configuration that guards both addresses of the metadata service.
     pub const fn imds(node_netns: u64, marker: Port) -> Self {
         Self {
             node_netns,
@@ -161,68 +163,70 @@ impl GuardConfig {
     }
 }
 
-/// Who called `connect()`, in the kernel's own terms.
+/// The caller of `connect()`, in the kernel's own terms.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Origin {
-    /// Cgroup v2 id (the directory's inode number) of the task that called.
+    /// The cgroup v2 id (the directory's inode number) of the task.
     pub cgroup_id: u64,
-    /// Cookie of the network namespace of its socket.
+    /// The cookie of the socket's network namespace.
     pub netns_cookie: u64,
 }
 
-/// What the socket of a redirected client carries from `connect()` on.
+/// The value that the socket of a redirected client carries from `connect()` on.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Stamp {
-    /// Who called.
+    /// The caller.
     pub origin: Origin,
-    /// The address that the program asked for: what `getpeername()` shows it.
+    /// The address that the client asked for, which `getpeername()` shows it.
     pub asked: Endpoint,
-    /// The listener that it got.
+    /// The listener to which the connection goes.
     pub listener: Endpoint,
-    /// The client's initial sequence number; from [`ClientState::ESTABLISHED`] on.
+    /// The client's initial sequence number, from [`ClientState::ESTABLISHED`] on.
     pub client_isn: u32,
-    /// The listener's initial sequence number, likewise.
+    /// The listener's initial sequence number, from [`ClientState::ESTABLISHED`] on.
     pub listener_isn: u32,
-    /// How far its connection is.
+    /// The state of the connection.
     pub state: ClientState,
-    /// Not 0: a failure to write the option was counted for this connection.
+    /// Not 0 if a failure to write the option was counted for this connection.
     pub is_failure_counted: u32,
 }
 
-/// How far the connection of a stamped socket is. An integer with names and no enum: it stands in a map.
+/// The state of a stamped socket's connection. It is an integer for the reason given at [`PodFamily`].
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClientState(pub u32);
 
 impl ClientState {
-    /// The socket was connected elsewhere since, or what answered is not the listener: the stamp means nothing.
+    /// The stamp is void: the socket was connected to another address since, or another program than the listener
+    /// answered.
     pub const NONE: Self = Self(0);
     /// The SYN goes to the listener.
     pub const CONNECTING: Self = Self(1);
     /// The handshake is complete for the client, whose packets carry the option.
     pub const ESTABLISHED: Self = Self(2);
-    /// The listener has acknowledged data, so it has verified the option before.
+    /// The listener has acknowledged data, so the option was verified before.
     pub const DELIVERED: Self = Self(3);
     /// `connect()` was called, and nothing has been sent yet.
     pub const CALLED: Self = Self(4);
 }
 
-/// What a listener's socket carries, and each connection that is accepted from it.
+/// The value that a listener's socket carries, and each connection that is accepted from it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
-    /// The cgroup id that its option proves, or only claims.
+    /// The cgroup id in the option, which `state` may or may not prove.
     pub cgroup_id: u64,
-    /// What came of verifying it.
+    /// The result of verifying the option.
     pub state: ArrivalState,
-    /// Not 0: the listener had `BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG` before we set it, so its connections keep it.
+    /// Not 0 if the listener had `BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG` before the program set it. Its connections keep
+    /// the flag then.
     pub keeps_flag: u32,
 }
 
 impl Arrival {
-    /// What a listener is marked with.
+    /// The mark of a listener.
     pub const LISTENER: Self = Self {
         cgroup_id: 0,
         state: ArrivalState::UNSEEN,
@@ -230,26 +234,26 @@ impl Arrival {
     };
 }
 
-/// What came of verifying an accepted connection's option. An integer with names and no enum: it stands in a map.
+/// The result of verifying an accepted connection's option. It is an integer for the reason given at [`PodFamily`].
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ArrivalState(pub u32);
 
 impl ArrivalState {
-    /// A listener that the program has not seen (yet).
+    /// The socket is a listener that the program has not seen (yet).
     pub const UNSEEN: Self = Self(0);
-    /// The packet that completed the handshake had no option of ours.
+    /// The packet that completed the handshake had no option.
     pub const NO_OPTION: Self = Self(1);
-    /// It had one that proves nothing.
+    /// The packet that completed the handshake had an option that proves nothing.
     pub const BAD_TAG: Self = Self(2);
-    /// It had one that proves the caller.
+    /// The option proves the caller.
     pub const PROVEN: Self = Self(3);
-    /// It had one that proves a caller whose address was changed on the way.
+    /// The option proves the caller, whose address was changed on the way.
     pub const PROVEN_BEHIND_NAT: Self = Self(4);
-    /// A listener that the program has seen; or a connection from it that it has not.
+    /// The socket is a listener that the program has seen, or a connection from it that the program has not seen.
     pub const LISTENING: Self = Self(5);
 
-    /// The state that a proof leads to.
+    /// Returns the state for a proof.
     #[inline(always)]
     pub const fn of(proof: Proof) -> Self {
         if proof.0 == Proof::CALLER.0 {
@@ -262,15 +266,15 @@ impl ArrivalState {
     }
 }
 
-/// A failure of a handshake that the client's programs have seen, by the cgroup of its caller.
+/// The key by which the client's programs count failed handshakes.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FailureKey {
-    /// Cgroup id of the caller.
+    /// The cgroup id of the caller.
     pub cgroup_id: u64,
-    /// Index of the kind in [`HandshakeFailure::ALL`].
+    /// The index of the kind in [`HandshakeFailure::ALL`].
     pub kind: u32,
-    /// Always zero: map keys are compared byte by byte.
+    /// Always zero, because map keys are compared byte by byte.
     pub pad: u32,
 }
 
@@ -282,10 +286,10 @@ macro_rules! counters {
         pub enum $counter { $($(#[doc = $doc])+ $name,)+ }
 
         impl $counter {
-            /// All of them, by index.
+            /// All values, by index.
             pub const ALL: &[Self] = &[$(Self::$name),+];
 
-            /// Its name in metrics and logs.
+            /// Returns the name in metrics and logs.
             pub const fn label(self) -> &'static str {
                 match self { $(Self::$name => $label),+ }
             }
@@ -294,7 +298,7 @@ macro_rules! counters {
 }
 
 counters! {
-    /// What the programs count, per CPU; the discriminant is the index into `mp_counters`.
+    /// The counters of the programs, per CPU. The discriminant is the index into `mp_counters`.
     Counter:
     /// Connections to a metadata address that were sent to a listener.
     Redirected = "redirected",
@@ -302,7 +306,7 @@ counters! {
     Stamped = "stamped",
     /// Connections to a metadata address that could not be served and were sent to the sentinel.
     Refused = "refused",
-    /// Connections to a metadata address left alone, as they come from the node's own network namespace.
+    /// Connections to a metadata address that were left alone, because they come from the node's own network namespace.
     NodeLeftAlone = "node_left_alone",
     /// Connections whose option proved their caller.
     Proven = "proven",
@@ -312,39 +316,40 @@ counters! {
     NoOption = "no_option",
     /// Connections to a listener whose option proved nothing.
     BadTag = "bad_tag",
-    /// Connections whose caller's option could not be written, or that another program answered; see
-    /// [`HandshakeFailure`].
+    /// Connections that failed by a [`HandshakeFailure`].
     Failures = "handshake_failures",
-    /// Connections to a metadata address that were only noted, as nothing is redirected.
+    /// Connections to a metadata address that were only noted, because nothing is redirected.
     Observed = "observed",
 }
 
 counters! {
-    /// Why a redirected connection did not reach the agent with its caller's option, as the client's programs see it.
+    /// The reasons why a redirected connection did not reach the agent with its caller's option, as the client's
+    /// programs see them.
     HandshakeFailure:
     /// The caller's cgroup id has more than 40 bits; the connection was refused.
     IdTooLarge = "id_too_large",
     /// The packet had no room for the option beside those of the kernel and of other programs.
     NoRoom = "no_room",
-    /// The kernel, or another program, kept ours from writing the option.
+    /// The kernel or another program prevented that the option was written.
     NotWritten = "not_written",
     /// The pod connects faster than it may; the connection was refused.
     TooFast = "too_fast",
-    /// Another program than the listener has answered, or the connection was sent elsewhere before it left.
+    /// Another program than the listener has answered, or the connection was sent to another address before its first
+    /// packet.
     AnsweredElsewhere = "answered_elsewhere",
 }
 
-/// How many counters there are.
+/// The number of [`Counter`]s.
 pub const NUM_COUNTERS: usize = Counter::ALL.len();
 
 counters! {
-    /// What a guard's programs count, per CPU; the discriminant is the index into `mp_guard_count`.
+    /// The counters of a guard's programs, per CPU. The discriminant is the index into `mp_guard_count`.
     GuardCounter:
     /// Packets to a metadata address that were dropped.
     Packets = "packets",
 }
 
-/// How many counters a guard has.
+/// The number of [`GuardCounter`]s.
 pub const NUM_GUARD_COUNTERS: usize = GuardCounter::ALL.len();
 
 #[cfg(feature = "user")]
@@ -352,7 +357,8 @@ mod pod {
     use super::{Arrival, Config, Destination, Endpoint, FailureKey, GuardConfig, PodFamily};
     use crate::siphash::Key;
 
-    // SAFETY: all are `repr(C)`, `Copy`, hold only integers and have no padding (asserted in this module's tests).
+    // SAFETY: it is `repr(C)` or `repr(transparent)`, `Copy`, holds only integers and has no padding (this module's
+    // tests assert the sizes).
     unsafe impl aya::Pod for Config {}
     // SAFETY: as above.
     unsafe impl aya::Pod for GuardConfig {}

@@ -1,6 +1,6 @@
-//! What the agent and its eBPF programs share: the layout of the maps, their names, the pure decision about a
-//! `connect()`, and the option that carries the caller. Compiled for the kernel and for the host alike, so that both
-//! are tested on the host.
+//! The code that the agent and its eBPF programs share: the layout of the maps, their names, the pure decision about a
+//! `connect()`, and the option that carries the caller. It is compiled for the kernel and for the host, so that tests
+//! on the host cover what runs in the kernel.
 #![no_std]
 
 pub mod address;
@@ -13,9 +13,9 @@ pub mod siphash;
 pub mod target;
 pub mod verdict;
 
-/// What processes of one node must agree on to stand beside each other: the intercepted addresses and their sentinels, and
-/// how a caller is known. A change of any of it counts this up. The form of session tokens is not among it: a token that
-/// another process can't read is refused, and the client asks for another.
+/// The version of what processes of one node must agree on to run side by side: the intercepted addresses with their
+/// sentinels, and the way in which a caller is identified. A change of either increments it. The form of session tokens
+/// is not part of it, because a client whose token is refused asks for another.
 ///
-/// 1: callers were filed under their 4-tuple. 2: callers travel in the handshake.
+/// In version 1, callers were looked up by their 4-tuple. In version 2, they travel in the handshake.
 pub const CONTRACT: u32 = 2;

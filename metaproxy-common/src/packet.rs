@@ -1,7 +1,7 @@
 //! Matches packets that a guard may have to drop: a pure decision about the bytes of a packet.
 //!
-//! Only the first fragment of a datagram has ports. Later fragments pass, because a receiver cannot use them without the
-//! first. A packet to a metadata address whose ports cannot be read counts as a match.
+//! Only the first fragment of a datagram has ports. Later fragments pass, because a receiver cannot use them without
+//! the first. A packet to a metadata address whose ports cannot be read counts as a match.
 
 use crate::address::{Address, Endpoint, Port};
 use crate::target::Targets;
@@ -51,7 +51,7 @@ const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
-/// The VLAN tags of a frame: an outer and an inner one (IEEE 802.1ad).
+/// How many VLAN tags a frame has at most: an outer and an inner one (IEEE 802.1ad).
 const MAX_TAGS: u32 = 2;
 
 // include/uapi/linux/in.h, include/uapi/linux/in6.h
@@ -61,7 +61,8 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
-/// The extension headers that are read. RFC 8200 recommends each at most once (destination options twice), which makes six.
+/// How many extension headers are read. RFC 8200 recommends each at most once (destination options twice), which makes
+/// six.
 const MAX_EXTENSIONS: u32 = 8;
 
 /// Matches a packet with the targets.

@@ -1,24 +1,26 @@
-//! How many connections to the listener a pod may make: a pure decision, made in the kernel.
+//! Limits the rate of a pod's connections to the listener: a pure decision that the kernel's programs make.
 //!
-//! All pods share the listener's accept queue, and what waits in it delays everything behind it. So what one pod makes
-//! faster than any client does is refused where it is made, before it takes a place there.
+//! All pods share the listener's accept queue, and each connection that waits in it delays those behind it. So
+//! connections that one pod makes faster than any client would are refused at `connect()`, before they take a place in
+//! the queue.
 
-/// A limit on events in time: the generic cell rate algorithm (ITU-T I.371), with times in nanoseconds.
+/// A limit on the rate of events, by the generic cell rate algorithm (ITU-T I.371). Times are in nanoseconds.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateLimit {
-    /// Time between two events at the sustained rate; 0 for no limit.
+    /// The time between two events at the sustained rate; 0 for no limit.
     pub interval_ns: u64,
-    /// How much earlier than at the sustained rate an event may come: the burst, times the interval.
+    /// How much earlier than at the sustained rate an event may come: the burst times the interval.
     pub tolerance_ns: u64,
 }
 
-/// What a limit says of one event. A plain struct, as the verifier refuses an enum's unset payload.
+/// The decision about one event. It is a plain struct for the reason given at
+/// [`TargetMatch`](crate::target::TargetMatch).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RateDecision {
-    /// Whether it is within the limit.
+    /// Whether the event is within the limit.
     pub is_allowed: bool,
-    /// When the next event is due at the sustained rate: what is kept for the next one.
+    /// When the next event is due at the sustained rate; the next decision needs it.
     pub due_ns: u64,
 }
 
@@ -29,7 +31,7 @@ impl RateLimit {
         tolerance_ns: 0,
     };
 
-    /// Allows `per_second` events a second, and `burst` at once.
+    /// Makes a limit of `per_second` events a second, of which `burst` may come at once.
     pub const fn new(per_second: u32, burst: u32) -> Self {
         let per_second = if per_second == 0 { 1 } else { per_second as u64 };
         let interval_ns = 1_000_000_000 / per_second;

@@ -1,7 +1,7 @@
-//! SipHash-2-4 over whole words, small enough for the kernel's verifier.
+//! Computes SipHash-2-4 over whole words (J.-P. Aumasson, D. J. Bernstein, "SipHash: a fast short-input PRF", 2012).
 //!
-//! J.-P. Aumasson, D. J. Bernstein, "SipHash: a fast short-input PRF", 2012. The standard library's hashers are neither
-//! keyed by their caller nor available in the kernel.
+//! This code is small enough for the kernel's verifier. The standard library's hashers take no key from their caller
+//! and are not available in the kernel.
 
 use core::fmt;
 
@@ -92,7 +92,7 @@ pub fn siphash<const N: usize>(key: &Key, message: &[u64; N]) -> u64 {
         state.absorb(message[index]);
         index += 1;
     }
-    // The last block holds the length modulo 256 in its highest byte, and what is left of the message: here nothing.
+    // The last block holds the length modulo 256 in its highest byte, and the rest of the message, which is empty here.
     state.absorb((N as u64 * 8) << 56);
     state.finish()
 }
@@ -105,7 +105,7 @@ mod tests {
 
     const KEY: Key = Key::from_bytes([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15]);
 
-    /// The bytes 00 01 02 …, as words.
+    /// Returns the bytes 00 01 02 …, as words.
     fn message<const N: usize>() -> [u64; N] {
         let mut byte = 0;
         [(); N].map(|()| {
@@ -117,7 +117,7 @@ mod tests {
         })
     }
 
-    /// `vectors_sip64` of the reference implementation (vectors.h), for the lengths 0, 8, 16, … 56.
+    /// The hashes are `vectors_sip64` of the reference implementation (vectors.h), for the lengths 0, 8, 16, … 56.
     #[test]
     fn the_published_vectors_come_out() {
         assert_eq!(siphash(&KEY, &message::<0>()), 0x726f_db47_dd0e_0e31);

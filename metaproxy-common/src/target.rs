@@ -1,23 +1,23 @@
-//! What is intercepted, and what is guarded.
+//! The addresses that are intercepted and guarded.
 
 use core::net::{Ipv4Addr, Ipv6Addr};
 
 use crate::address::{Address, Endpoint, Port};
 
-/// How many targets the table holds.
+/// The number of targets that the table holds.
 pub const MAX_TARGETS: usize = 4;
 
 /// An address that is intercepted, and its sentinel.
 ///
 /// A guard rewrites `address` to `sentinel`, an address at which TCP `connect()` fails at once and never leaves the
-/// host; whoever redirects accepts either. So any number of guards and agents work in any order, and the pair is a
+/// host. Agents redirect connections to either. So any number of guards and agents work in any order, and the pair is a
 /// contract between versions.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// What pods dial.
+    /// The address that pods dial.
     pub address: Endpoint,
-    /// What a guard turns it into. Same port.
+    /// The address that a guard puts in its place, with the same port.
     pub sentinel: Endpoint,
 }
 
@@ -40,7 +40,7 @@ impl Target {
         Address::from_v6(Ipv6Addr::new(0xff00, 0xec2, 0, 0, 0, 0, 0, 0x254)),
     );
 
-    /// The metadata service answers on this port only.
+    /// The only port on which the metadata service answers.
     pub const IMDS_PORT: u16 = 80;
 
     const fn at(address: Address, sentinel: Address) -> Self {
@@ -52,27 +52,29 @@ impl Target {
     }
 }
 
-/// The target table: what is intercepted, and what is guarded.
+/// The table of targets.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Targets {
-    /// The first `count` are in use.
+    /// The rows, of which the first `count` are in use.
     pub rows: [Target; MAX_TARGETS],
-    /// How many are in use.
+    /// The number of rows in use.
     pub count: u32,
     /// Always zero.
     pub pad: u32,
 }
 
-/// What [`Targets::find`] found. A plain struct: the payload of an enum is uninitialised in its other variants, and
-/// where the compiler spills such bytes the verifier refuses the program.
+/// The result of [`Targets::find`].
+///
+/// It is a plain struct, because the payload of an enum is uninitialised in its other variants: if the compiler spills
+/// such bytes to the stack, the verifier refuses the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TargetMatch {
-    /// Whether there is such a target.
+    /// Whether a target was found.
     pub hit: bool,
-    /// Its address, where there is one.
+    /// The target's address, or [`Endpoint::NONE`].
     pub address: Endpoint,
-    /// Its sentinel, where there is one.
+    /// The target's sentinel, or [`Endpoint::NONE`].
     pub sentinel: Endpoint,
 }
 
@@ -84,7 +86,7 @@ impl Targets {
         pad: 0,
     };
 
-    /// The target whose address, or whose sentinel, this is.
+    /// Finds the target whose address or sentinel this is.
     #[inline(always)]
     pub fn find(&self, to: &Endpoint) -> TargetMatch {
         let mut row = 0;
@@ -109,7 +111,7 @@ impl Targets {
         }
     }
 
-    /// Whether a target has this address, at whatever port.
+    /// Reports whether a target has this address, at any port.
     #[inline(always)]
     pub fn has_address(&self, address: &Address) -> bool {
         let mut row = 0;

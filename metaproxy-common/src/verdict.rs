@@ -1,15 +1,15 @@
-//! What happens to a `connect()`: a pure decision in two steps, so that the common case ends after the first.
+//! Decides about a `connect()`: a pure decision in two steps, so that the common case ends after the first.
 //!
-//! 1. [`classify`] compares the destination with the target table and the listeners. Nearly every connection ends
+//! 1. [`classify`] compares the dialled address with the target table and the listeners. Nearly every connection ends
 //!    here, as [`DialledKind::Other`].
-//! 2. [`decide`] weighs who is calling, which costs helper calls and is done only for what [`classify`] matched.
+//! 2. [`decide`] considers the caller, which costs helper calls, so it is called only for what [`classify`] matched.
 
 use crate::address::{Address, Endpoint};
 use crate::layout::{Config, Destination};
 use crate::target::Target;
 
-/// Address family of the connecting socket. An IPv4 socket can be given only an IPv4 address; an IPv6 socket any
-/// (IPv4 in mapped form).
+/// The address family of the connecting socket. An IPv4 socket can be given only an IPv4 address. An IPv6 socket can be
+/// given any (IPv4 in mapped form).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// `AF_INET`
@@ -18,45 +18,44 @@ pub enum Family {
     V6,
 }
 
-// DialledClass and verdict are plain structs for the reason told at `TargetMatch`.
-
-/// What a destination is to us.
+/// The class of a dialled address. It is a plain struct for the reason given at
+/// [`TargetMatch`](crate::target::TargetMatch).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DialledClass {
-    /// What it is.
+    /// The kind of address.
     pub kind: DialledKind,
-    /// What was asked for: a guard may have put the sentinel in the metadata address's place.
+    /// The address that the client asked for. A guard may have put the sentinel in its place.
     pub asked: Endpoint,
-    /// Where a connection goes that must reach neither the metadata service nor a listener.
+    /// The address to which the connection is sent if it must reach neither the metadata service nor a listener.
     pub sentinel: Endpoint,
 }
 
-/// See [`DialledClass`].
+/// The kind of a dialled address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DialledKind {
-    /// Nothing: not touched.
+    /// Any other address: the connection is not touched.
     Other,
-    /// A metadata address, or the sentinel that a guard made of it.
+    /// A metadata address, or the sentinel that a guard has put in its place.
     Metadata,
-    /// A listener, dialled directly (as a transparent proxy in a pod does).
+    /// A listener that is dialled directly, as a transparent proxy in a pod does.
     Listener,
 }
 
-/// The connecting socket: what decides which listener it can reach.
+/// The properties of the connecting socket that decide which listener it can reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectingSocket {
-    /// Its address family.
+    /// The address family.
     pub family: Family,
-    /// The address that it is bound to; [`Address::UNSPECIFIED`] for none.
+    /// The address that it is bound to, or [`Address::UNSPECIFIED`].
     pub source: Address,
-    /// It is `IPV6_V6ONLY`. Read only if [`Self::may_be_v6only`].
+    /// Whether it is `IPV6_V6ONLY`. This counts only if [`Self::may_be_v6only`].
     pub is_v6only: bool,
-    /// Of which family its pod surely has an address.
+    /// A family of which its pod certainly has an address.
     pub pod_family: Family,
 }
 
 impl ConnectingSocket {
-    /// Whether `IPV6_V6ONLY` decides which listener the socket gets: finding it out costs a helper call.
+    /// Reports whether `IPV6_V6ONLY` decides which listener the socket gets. Reading the option costs a helper call.
     #[inline(always)]
     pub fn may_be_v6only(&self, class: &DialledClass, destination: &Destination) -> bool {
         matches!(class.kind, DialledKind::Metadata)
@@ -68,12 +67,11 @@ impl ConnectingSocket {
             && !class.sentinel.address.is_v4()
     }
 
-    /// The family of the listener for a socket that may use either.
+    /// Returns the preferred family of the listener.
     ///
-    /// What the socket is bound to leaves no choice. Then its pod's own family is the one that has a route: an IPv4
-    /// listener beside an IPv6 one, or the reverse, takes nothing away from pods of one family. A socket that is
-    /// `IPV6_V6ONLY` has no use for an IPv4 address, whatever its pod has. A mapped address can be dialled only by one
-    /// that is not.
+    /// A socket that is bound to an address can use only that family. A socket that is `IPV6_V6ONLY` cannot use an IPv4
+    /// address, and cannot have dialled a mapped one. For all others, the pod's own family is the one that certainly
+    /// has a route, so that a second listener takes nothing away from pods of one family.
     #[inline(always)]
     fn listener_family(&self, dialled: &Endpoint) -> Family {
         if matches!(self.family, Family::V4) {
@@ -92,38 +90,39 @@ impl ConnectingSocket {
     }
 }
 
-/// Where the connecting socket stands.
+/// The network namespace and the pod of the caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CallerContext {
-    /// Its network namespace is the node's own.
+    /// Whether the network namespace of the socket is the node's own.
     pub in_node_netns: bool,
-    /// Its task belongs to a pod that is listed for interception in the node's network namespace too.
+    /// Whether the task belongs to a pod that is listed for interception in the node's network namespace.
     pub listed: bool,
 }
 
-/// What to do.
+/// The decision about a connection. It is a plain struct for the reason given at
+/// [`TargetMatch`](crate::target::TargetMatch).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectVerdict {
-    /// What to do.
+    /// The action.
     pub action: ConnectAction,
-    /// For [`ConnectAction::Redirect`] and [`ConnectAction::Refuse`]: where it goes.
+    /// The new address, for [`ConnectAction::Redirect`] and [`ConnectAction::Refuse`].
     pub to: Endpoint,
 }
 
-/// See [`ConnectVerdict`].
+/// The action that a program takes on a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectAction {
-    /// Leave it alone.
+    /// Leave the connection alone.
     Pass,
-    /// Note who called; leave the address.
+    /// Note the caller on the socket, and leave the address.
     Stamp,
-    /// Note who called and send it to the listener.
+    /// Note the caller on the socket, and send the connection to the listener.
     Redirect,
-    /// Send it to the sentinel, where it fails at once.
+    /// Send the connection to the sentinel, where it fails at once.
     Refuse,
 }
 
-/// Compares a destination with the target table and the listeners.
+/// Compares a dialled address with the target table and the listeners.
 #[inline(always)]
 pub fn classify(config: &Config, to: &Endpoint) -> DialledClass {
     let found = config.targets.find(to);
@@ -139,7 +138,7 @@ pub fn classify(config: &Config, to: &Endpoint) -> DialledClass {
     } else {
         DialledKind::Other
     };
-    // A listener has no sentinel of its own; those of the metadata service fail for a socket of either family.
+    // A listener has no sentinel of its own. Those of the metadata service fail for a socket of either family.
     let sentinel = if to.address.is_v4() {
         Target::IMDS_V4.sentinel
     } else {
@@ -154,9 +153,9 @@ pub fn classify(config: &Config, to: &Endpoint) -> DialledClass {
 
 /// Decides about a stream connection that [`classify`] matched.
 ///
-/// `destination` is that of the socket's network namespace. Sockets of the node's own namespace are left alone
-/// unless their pod is listed, so that the node's and our own calls to the metadata service need no exemption that a
-/// pod could forge. Where no listener suits the socket, it is refused: never passed.
+/// `destination` is that of the socket's network namespace. Sockets of the node's own namespace are left alone unless
+/// their pod is listed, so that the calls of the node and of the agent to the metadata service need no exemption that a
+/// pod could forge. If no listener suits the socket, the connection is refused, and never passed.
 #[inline(always)]
 pub fn decide(
     class: &DialledClass,
@@ -194,8 +193,8 @@ pub fn decide(
     }
 }
 
-/// The listener for a socket: of the family that it can reach, where both are there; else the one that there is, if the
-/// socket can be given its address; [`Endpoint::NONE`] where there is none.
+/// Returns the listener for a socket: that of the preferred family if it exists, else the other one if the socket can
+/// be given its address, else [`Endpoint::NONE`].
 #[inline(always)]
 fn listener(socket: &ConnectingSocket, dialled: &Endpoint, destination: &Destination) -> Endpoint {
     let Destination { v4, v6 } = destination;

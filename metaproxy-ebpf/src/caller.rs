@@ -1,8 +1,8 @@
 //! sock_ops of pods' sockets: writes the caller's option into the packets of a stamped socket, from the handshake's ACK
 //! until the listener has acknowledged data.
 //!
-//! On every packet, as any may be the one that completes the handshake at the listener: it drops the ACK while its accept
-//! queue is full.
+//! Every packet carries it, because any may be the one that completes the handshake at the listener: a listener drops
+//! the ACK while its accept queue is full.
 
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB, BPF_SOCK_OPS_HDR_OPT_LEN_CB, BPF_SOCK_OPS_TCP_CONNECT_CB,
@@ -33,8 +33,9 @@ pub fn on_event(ctx: &SockOpsContext) {
     }
 }
 
-/// The SYN is about to leave. A socket that was stamped and then connects elsewhere must not show the option there; nor one
-/// that a program behind ours has sent elsewhere, as socket load balancers do for host ports and external addresses.
+/// Handles a SYN that is about to leave. The option must not be shown to another peer than the listener: the socket may
+/// be stamped from an earlier `connect()`, or a program after this one may have sent it elsewhere, as socket load
+/// balancers do for host ports and external addresses.
 #[inline(always)]
 fn on_connect(ctx: &SockOpsContext) {
     let Some(stamp) = stamp(ctx) else { return };
@@ -48,7 +49,8 @@ fn on_connect(ctx: &SockOpsContext) {
     stamp.state = ClientState::NONE;
 }
 
-/// The SYN-ACK has arrived, and the ACK is about to leave (`tcp_rcv_synsent_state_process`, net/ipv4/tcp_input.c).
+/// Handles a SYN-ACK that has arrived; the ACK is about to leave (`tcp_rcv_synsent_state_process`,
+/// net/ipv4/tcp_input.c).
 #[inline(always)]
 fn on_established(ctx: &SockOpsContext) {
     let Some(stamp) = stamp(ctx) else { return };
@@ -56,11 +58,11 @@ fn on_established(ctx: &SockOpsContext) {
         return;
     }
     let Some(key) = KEY.get(0) else { return };
-    // Without fast open, which listeners do not answer, only the SYN is acknowledged at this point.
+    // Only the SYN is acknowledged at this point, because listeners do not answer fast open.
     stamp.client_isn = sockops::snd_una(ctx).wrapping_sub(1);
     stamp.listener_isn = sockops::rcv_nxt(ctx).wrapping_sub(1);
     if !is_answered(ctx, key, stamp) {
-        // The option is not shown to what has taken the listener's place.
+        // The option must not be shown to a program that has taken the listener's place.
         stamp.state = ClientState::NONE;
         count_failure(stamp.origin.cgroup_id, HandshakeFailure::AnsweredElsewhere);
         return;
@@ -80,7 +82,8 @@ fn is_answered(ctx: &SockOpsContext, key: &Key, stamp: &Stamp) -> bool {
     }
 }
 
-/// A packet is being laid out. Also called without one, to find out the largest segment.
+/// Reserves room in a packet that is being laid out. The kernel also calls this without a packet, to compute the size
+/// of the largest segment.
 #[inline(always)]
 fn on_option_length(ctx: &SockOpsContext) {
     let Some(stamp) = stamp(ctx) else { return };
@@ -119,7 +122,7 @@ fn connection(ctx: &SockOpsContext, stamp: &Stamp) -> Connection {
     }
 }
 
-/// Once for each connection: every packet of it may fail.
+/// Counts a failure once for each connection, because every packet of it may fail.
 #[inline(always)]
 fn fail(stamp: &mut Stamp, kind: HandshakeFailure) {
     if stamp.is_failure_counted == 0 {

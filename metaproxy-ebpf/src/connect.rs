@@ -1,5 +1,5 @@
-//! connect4 and connect6: sends a pod's connection to a metadata address to a listener and stamps its socket with
-//! who called.
+//! connect4 and connect6: sends a pod's connection to a metadata address to a listener, and stamps its socket with the
+//! caller.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::{
@@ -18,7 +18,7 @@ use crate::maps::{
 };
 use crate::{sockaddr, socket};
 
-/// Deepest cgroup level at which a listed pod is looked for.
+/// The deepest cgroup level at which pods are looked for.
 const MAX_LEVEL: i32 = 16;
 
 #[inline(always)]
@@ -73,7 +73,7 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
     }
 }
 
-/// Notes that this cgroup has connected. Two at once may count as one.
+/// Counts a connection of this cgroup. Two at the same time may count as one.
 #[inline(always)]
 fn observe(origin: &Origin) {
     count(Counter::Observed);
@@ -81,12 +81,12 @@ fn observe(origin: &Origin) {
         // SAFETY: non-null, and map values outlive the program run.
         unsafe { *seen += 1 };
     } else {
-        // Where the map is full it is noted when it was read the next time.
+        // If the map is full, the cgroup is noted after the agent has read and emptied it.
         let _ = OBSERVED.insert(origin.cgroup_id, 1_u64, 0);
     }
 }
 
-/// The connecting socket, of the pod with this cgroup.
+/// Reads the properties of the connecting socket, which belongs to the pod with this cgroup.
 #[inline(always)]
 fn connecting(
     ctx: &SockAddrContext,
@@ -116,7 +116,8 @@ fn connecting(
     from
 }
 
-/// Whether the caller's pod may make one more connection to the listener now. Two at once may count as one.
+/// Reports whether the caller's pod may make one more connection to the listener now. Two at the same time may count as
+/// one.
 #[inline(always)]
 fn is_within_rate(config: &Config, origin: &Origin, pod: u64) -> bool {
     if config.rate.interval_ns == 0 {
@@ -138,9 +139,9 @@ fn is_within_rate(config: &Config, origin: &Origin, pod: u64) -> bool {
     decision.is_allowed
 }
 
-/// The cgroup of the caller's pod, by which its rate and its family are known: directly below the pods' cgroup (Guaranteed),
-/// or below that of a QoS class. Whatever namespaces and cgroups the pod makes for itself, and its containers', lie within.
-/// The caller's own, where it is in no pod.
+/// Returns the cgroup of the caller's pod, which is the key of its rate and family: the one directly below the pods'
+/// cgroup (Guaranteed) or below that of a QoS class. The cgroups of containers, and those that the pod itself makes,
+/// are below it, so a pod has one key. For a caller that is in no pod, it returns the caller's own cgroup.
 #[inline(always)]
 fn pod_cgroup(origin: &Origin) -> u64 {
     let pods = match PODS.get(0) {
@@ -170,7 +171,7 @@ fn pod_cgroup(origin: &Origin) -> u64 {
     origin.cgroup_id
 }
 
-/// Whether this is the cgroup of a QoS class.
+/// Reports whether this is the cgroup of a QoS class.
 #[inline(always)]
 fn is_class(id: u64) -> bool {
     let is = |index| matches!(PODS.get(index), Some(class) if *class == id);
@@ -192,8 +193,8 @@ fn caller_context(config: &Config, origin: &Origin) -> CallerContext {
     }
 }
 
-/// Whether the task's cgroup, or one above it, is that of a listed pod. Levels are tried from the root, as the pod's
-/// own level differs by QoS class and by where the node's hierarchy begins.
+/// Reports whether the task's cgroup, or one above it, is that of a listed pod. Levels are tried from the root, because
+/// the level of a pod depends on its QoS class and on the depth of the pods' cgroup.
 #[inline(always)]
 fn is_listed() -> bool {
     let mut level = 1;
@@ -222,7 +223,7 @@ fn destination(config: &Config, netns_cookie: u64) -> Destination {
     config.destination
 }
 
-/// Notes on the socket who called and where it goes; false if the caller can't be carried to the listener.
+/// Notes the caller and the listener on the socket. It returns false if the caller cannot be carried to the listener.
 #[inline(always)]
 fn stamp(ctx: &SockAddrContext, origin: Origin, asked: Endpoint, listener: Endpoint) -> bool {
     if origin.cgroup_id > MAX_CGROUP_ID {
@@ -234,7 +235,8 @@ fn stamp(ctx: &SockAddrContext, origin: Origin, asked: Endpoint, listener: Endpo
     if slot.is_null() {
         return false;
     }
-    // SAFETY: just checked. The kernel calls this for unconnected sockets only, so no earlier connection needs the stamp.
+    // SAFETY: the pointer is not null. The kernel calls this for unconnected sockets only, so no earlier connection
+    // needs the stamp.
     unsafe {
         *slot = Stamp {
             origin,

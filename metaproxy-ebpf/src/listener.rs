@@ -1,7 +1,7 @@
-//! sock_ops of the agent's own sockets: verifies the caller's option into the accepted socket's storage, and shows in the
-//! SYN-ACK that the listener has answered.
+//! sock_ops of the agent's own sockets: verifies the caller's option, notes the result in the accepted socket's
+//! storage, and writes into the SYN-ACK that the listener has answered.
 //!
-//! Listeners are marked by userspace before they listen; the mark is copied to each connection by the kernel.
+//! Userspace marks listeners before they listen, and the kernel copies the mark to each connection.
 
 use aya_ebpf::bindings::{
     BPF_SOCK_OPS_HDR_OPT_LEN_CB, BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB, BPF_SOCK_OPS_TCP_LISTEN_CB,
@@ -45,13 +45,14 @@ fn on_listen(ctx: &SockOpsContext) {
     }
 }
 
-/// Whether the event is about a request for a connection to a listener of this agent. Such a request has no socket yet.
+/// Reports whether the event is about a request for a connection to a listener of this agent. Such a request has no
+/// socket yet.
 #[inline(always)]
 fn is_request(ctx: &SockOpsContext) -> bool {
     !sockops::has_socket(ctx) && LISTENERS.get_ptr(sockops::local(ctx)).is_some()
 }
 
-/// A SYN-ACK is about to leave; both sequence numbers are in its header already (`tcp_make_synack`,
+/// Writes the listener's option into a SYN-ACK. Its header already has both sequence numbers (`tcp_make_synack`,
 /// net/ipv4/tcp_output.c).
 #[inline(always)]
 fn on_answer(ctx: &SockOpsContext) {
@@ -68,8 +69,8 @@ fn on_answer(ctx: &SockOpsContext) {
     let _ = sockops::store(ctx, &listener_option(key, &connection));
 }
 
-/// The handshake is complete. The socket is locked until this has run, and `accept()` locks it before it hands it out
-/// (`inet_accept`, net/ipv4/af_inet.c).
+/// Verifies the caller when the handshake is complete. The agent cannot see the socket before this has run, because the
+/// socket is locked until then, and `accept()` locks it before it returns it (`inet_accept`, net/ipv4/af_inet.c).
 #[inline(always)]
 fn on_established(ctx: &SockOpsContext) {
     let Some(arrival) = arrival(ctx) else { return };

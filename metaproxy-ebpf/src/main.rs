@@ -1,7 +1,7 @@
-//! metaproxy's eBPF programs, thin by intent: read the context, ask `metaproxy-common`, act.
+//! The eBPF programs of the agent. They read the context, call the decisions in `metaproxy-common`, and act on them.
 //!
-//! On the host this is an empty stub, so that `cargo check --workspace` needs no eBPF toolchain; `cargo xtask
-//! build-ebpf` builds the real thing.
+//! On the host this is an empty stub, so that `cargo check --workspace` needs no eBPF toolchain. `cargo xtask
+//! build-ebpf` builds the programs.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]

@@ -1,4 +1,4 @@
-//! The maps. Their names are those of `metaproxy_common::names`.
+//! The maps, with the names of `metaproxy_common::names`.
 
 use core::ptr;
 
@@ -21,48 +21,49 @@ const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
 #[btf_map(name = "mp_config")]
 pub static CONFIG: Array<Config, 1> = Array::new();
 
-/// By netns cookie.
+/// The destinations of network namespaces, by netns cookie.
 #[btf_map(name = "mp_dests")]
 pub static DESTINATIONS: HashMap<u64, Destination, MAX_DESTINATIONS, NO_PREALLOC> = HashMap::new();
 
-/// By cgroup id; the value says nothing.
+/// The pods that are listed for the node's network namespace, by cgroup id. The value has no meaning.
 #[btf_map(name = "mp_host_pods")]
 pub static HOST_PODS: HashMap<u64, u8, MAX_HOST_PODS, NO_PREALLOC> = HashMap::new();
 
-/// By the cgroup id of a pod: those that have no address of the configured family.
+/// The families of pods that have no address of the configured family, by cgroup id.
 #[btf_map(name = "mp_pod_family")]
 pub static POD_FAMILIES: HashMap<u64, PodFamily, MAX_POD_FAMILIES, NO_PREALLOC> = HashMap::new();
 
-/// Ids of the pods' cgroup and of the QoS classes' below it, each 0 if it is not there.
+/// The ids of the pods' cgroup and of the QoS classes' below it. An id is 0 if the cgroup does not exist.
 #[btf_map(name = "mp_pods")]
 pub static PODS: Array<u64, NUM_PODS_CGROUPS> = Array::new();
 
 #[btf_map(name = "mp_stamps")]
 pub static STAMPS: SkStorage<Stamp> = SkStorage::new();
 
-/// The agent's own descriptor may write it and not read it, so one that leaks is worth nothing for forging tags. The flag
-/// holds for that descriptor alone: root on the node can open the map by its id, and read it (`bpftool map dump`).
+/// The key of the tags. The agent's own descriptor may write it and not read it, so that a leaked descriptor does not
+/// help to forge tags. The flag applies to that descriptor only: root on the node can open the map by its id and read
+/// it (`bpftool map dump`).
 #[btf_map(name = "mp_key")]
 pub static KEY: Array<Key, 1, { BPF_F_WRONLY as usize }> = Array::new();
 
-/// On listeners, and copied by the kernel to each connection that is accepted from one.
+/// The arrivals of listeners. The kernel copies a listener's to each connection that is accepted from it.
 #[btf_map(name = "mp_arrivals")]
 pub static ARRIVALS: ClonedSkStorage<Arrival> = ClonedSkStorage::new();
 
-/// By the cgroup id of a pod. Pods can make none, unlike network namespaces, so no pod has several entries, or removes those
-/// of others.
+/// The rates of pods, by cgroup id. The key is a pod's cgroup and not a network namespace, because pods can make
+/// namespaces: a pod must not get several entries, or displace those of others.
 #[btf_map(name = "mp_rates")]
 pub static RATES: LruHashMap<u64, u64, MAX_RATES> = LruHashMap::new();
 
-/// By these a request for a connection, which has no socket, is known as one to a listener of this agent: another agent's
-/// may be in the same cgroup.
+/// The addresses of this agent's listeners. A request for a connection has no socket, so its address decides whether it
+/// is one to this agent: listeners of another agent may be in the same cgroup.
 #[btf_map(name = "mp_listeners")]
 pub static LISTENERS: HashMap<Endpoint, u8, MAX_LISTENERS, NO_PREALLOC> = HashMap::new();
 
 #[btf_map(name = "mp_failures")]
 static FAILURES: HashMap<FailureKey, u64, MAX_FAILURES, NO_PREALLOC> = HashMap::new();
 
-/// By cgroup id: connections that were only observed.
+/// The number of connections that were only observed, by cgroup id.
 #[btf_map(name = "mp_observed")]
 pub static OBSERVED: HashMap<u64, u64, MAX_OBSERVED, NO_PREALLOC> = HashMap::new();
 
@@ -72,13 +73,13 @@ static COUNTER_VALUES: PerCpuArray<u64, NUM_COUNTERS> = PerCpuArray::new();
 #[inline(always)]
 pub fn count(counter: Counter) {
     if let Some(value) = COUNTER_VALUES.get_ptr_mut(counter as u32) {
-        // SAFETY: a pointer into this CPU's slot, non-null. A program that is interrupted between the load and the
-        // store by another on the same CPU may lose one count, which is all that is at stake.
+        // SAFETY: a pointer into this CPU's slot, non-null. If another program on the same CPU interrupts this one
+        // between the load and the store, one count is lost, and nothing else.
         unsafe { *value += 1 };
     }
 }
 
-/// Counts a failure, in total and for the caller's cgroup. Two at once may count as one.
+/// Counts a failure, in total and for the caller's cgroup. Two at the same time may count as one.
 #[inline(always)]
 pub fn count_failure(cgroup_id: u64, kind: HandshakeFailure) {
     count(Counter::Failures);
@@ -91,13 +92,13 @@ pub fn count_failure(cgroup_id: u64, kind: HandshakeFailure) {
         // SAFETY: non-null, and map values outlive the program run.
         unsafe { *failures += 1 };
     } else {
-        // A full map costs the name of the pod in the count, which the agent then reports in total.
+        // If the map is full, the failure is only in the total, without its pod.
         let _ = FAILURES.insert(key, 1_u64, u64::from(BPF_NOEXIST));
     }
 }
 
 /// A socket storage map whose elements the kernel copies from a listener to the connections accepted from it
-/// (`BPF_F_CLONE`). aya's `SkStorage` has fixed flags; the fields are those that its macro makes.
+/// (`BPF_F_CLONE`). aya's `SkStorage` has fixed flags, so this type repeats the fields that its macro makes.
 #[repr(C)]
 pub struct ClonedSkStorage<T> {
     r#type: *const [i32; BPF_MAP_TYPE_SK_STORAGE as usize],
@@ -122,7 +123,7 @@ impl<T> ClonedSkStorage<T> {
     }
 }
 
-/// The element of the context's socket in a socket storage map, if it has one.
+/// Returns the element of the context's socket in a socket storage map, if it has one.
 ///
 /// # Safety
 /// `map` must be a socket storage map with elements of type `T`.
@@ -147,14 +148,14 @@ unsafe fn of_socket<'a, M, T>(map: &M, ctx: &'a SockOpsContext) -> Option<&'a mu
     }
 }
 
-/// The stamp of the context's socket.
+/// Returns the stamp of the context's socket, if it has one.
 #[inline(always)]
 pub fn stamp(ctx: &SockOpsContext) -> Option<&mut Stamp> {
     // SAFETY: it is a map of stamps.
     unsafe { of_socket(&STAMPS, ctx) }
 }
 
-/// The arrival of the context's socket.
+/// Returns the arrival of the context's socket, if it has one.
 #[inline(always)]
 pub fn arrival(ctx: &SockOpsContext) -> Option<&mut Arrival> {
     // SAFETY: it is a map of arrivals.

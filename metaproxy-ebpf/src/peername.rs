@@ -1,4 +1,4 @@
-//! getpeername4 and getpeername6: shows a client the address that it asked for.
+//! getpeername4 and getpeername6: shows a client the address that it asked for, and not that of the listener.
 
 use aya_ebpf::programs::SockAddrContext;
 use metaproxy_common::verdict::Family;
@@ -13,9 +13,9 @@ pub fn on_getpeername(ctx: &SockAddrContext, family: Family) {
     if stamp.is_null() {
         return;
     }
-    // SAFETY: just checked.
+    // SAFETY: the pointer is not null.
     let stamp = unsafe { &*stamp };
-    // A socket that was connected elsewhere since keeps its stamp.
+    // A socket keeps its stamp when it is connected to another address later.
     if sockaddr::read(ctx, family) == stamp.listener {
         sockaddr::write(ctx, family, &stamp.asked);
     }

@@ -1,5 +1,5 @@
-//! The entry points. Their names are those of `metaproxy_common::names`; each returns "allow", whatever happens:
-//! verdicts of several programs on a cgroup are ANDed, so a denial would not be ours alone to give.
+//! The entry points, with the names of `metaproxy_common::names`. Each always returns "allow", because the kernel ANDs
+//! the verdicts of all programs on a cgroup: a denial would override those of other software.
 
 use aya_ebpf::macros::{cgroup_sock_addr, sock_ops};
 use aya_ebpf::programs::{SockAddrContext, SockOpsContext};
@@ -51,7 +51,7 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// MIT, which is GPL-compatible: the kernel's word for it.
+/// The kernel's name for MIT or GPL, which helpers for GPL-compatible programs require (include/linux/license.h).
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

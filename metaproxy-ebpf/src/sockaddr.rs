@@ -1,7 +1,7 @@
-//! Reading and writing the address of a `bpf_sock_addr`.
+//! Reads and writes the address of a `bpf_sock_addr`.
 //!
-//! Word by word and volatile: the verifier allows accesses to the context only at fixed offsets and in words, and the
-//! compiler would merge them into a `memcpy`.
+//! All accesses are word by word and volatile, because the verifier allows accesses to the context only at fixed
+//! offsets and in words, and the compiler would merge them into a `memcpy`.
 
 use core::ptr;
 
@@ -13,15 +13,15 @@ use metaproxy_common::verdict::Family;
 /// `SOCK_STREAM` (include/linux/net.h); MPTCP sockets are stream sockets too.
 const SOCK_STREAM: u32 = 1;
 
-/// Whether this is the kind of socket that TCP has.
+/// Reports whether the socket is of the type that TCP uses.
 #[inline(always)]
 pub fn is_stream(ctx: &SockAddrContext) -> bool {
     // SAFETY: the kernel hands a valid context to the program.
     unsafe { (*ctx.sock_addr).type_ == SOCK_STREAM }
 }
 
-/// Whether a cookie is that of the node's network namespace. `node` is 0 where userspace can't tell it; the node's is the
-/// initial one then.
+/// Reports whether a cookie is that of the node's network namespace. `node` is 0 if userspace cannot find out the
+/// node's cookie; the node's namespace is the initial one then.
 #[inline(always)]
 pub fn is_node_netns(cookie: u64, node: u64) -> bool {
     if node != 0 {
@@ -31,7 +31,7 @@ pub fn is_node_netns(cookie: u64, node: u64) -> bool {
     cookie == unsafe { bpf_get_netns_cookie(ptr::null_mut()) }
 }
 
-/// The address in the context: what is dialled (connect) or shown (getpeername).
+/// Reads the address in the context, which is dialled (connect) or shown (getpeername).
 #[inline(always)]
 pub fn read(ctx: &SockAddrContext, family: Family) -> Endpoint {
     let raw = ctx.sock_addr;
@@ -60,7 +60,7 @@ pub fn read(ctx: &SockAddrContext, family: Family) -> Endpoint {
 #[inline(always)]
 pub fn write(ctx: &SockAddrContext, family: Family, to: &Endpoint) {
     let raw = ctx.sock_addr;
-    // SAFETY: as above; nobody else holds a reference into the context.
+    // SAFETY: as above; there is no other reference into the context.
     unsafe {
         match family {
             Family::V4 => (&raw mut (*raw).user_ip4).write_volatile(to.address.v4_word()),

@@ -1,6 +1,6 @@
-//! The connecting socket of a `bpf_sock_addr`: what decides which listener it can reach.
+//! Reads the properties of a `bpf_sock_addr`'s socket that decide which listener it can reach.
 //!
-//! Read word by word and volatile, as the context is.
+//! The fields are read word by word and volatile, for the reason given in `sockaddr`.
 
 use core::mem::size_of;
 use core::net::Ipv4Addr;
@@ -22,10 +22,11 @@ struct SockaddrIn6 {
     scope_id: u32,
 }
 
-/// The address that an IPv6 socket is bound to; the unspecified one where there is none.
+/// Returns the address that an IPv6 socket is bound to, or the unspecified one.
 #[inline(always)]
 pub fn source(ctx: &SockAddrContext) -> Address {
-    // SAFETY: the kernel hands a valid context to the program, and its socket with it; the verifier checks every access.
+    // SAFETY: the kernel hands a valid context to the program, and its socket with it; the verifier checks every
+    // access.
     unsafe {
         let socket = (*ctx.sock_addr).__bindgen_anon_1.sk;
         let words = (&raw const (*socket).src_ip6).cast::<u32>();
@@ -38,25 +39,25 @@ pub fn source(ctx: &SockAddrContext) -> Address {
     }
 }
 
-/// Whether an IPv6 socket that is not bound to an address is `IPV6_V6ONLY`; false where that can't be told.
+/// Reports whether an IPv6 socket that is not bound to an address is `IPV6_V6ONLY`; false if that cannot be found out.
 ///
-/// No helper reads the option: `bpf_getsockopt` does not know it. But an attempt to bind to an IPv4 address is answered by
-/// EINVAL for such a socket before the address is looked at, and by EADDRNOTAVAIL for any other (`__inet6_bind`,
-/// net/ipv6/af_inet6.c); neither changes the socket. One that has a port already is answered by EINVAL whatever it is:
-/// it counts as what sockets are by default.
+/// No helper reads the option, because `bpf_getsockopt` does not know it. But an attempt to bind to an IPv4 address
+/// fails with EINVAL for such a socket before the address is checked, and with EADDRNOTAVAIL for any other
+/// (`__inet6_bind`, net/ipv6/af_inet6.c). Neither changes the socket. For a socket that already has a port, the attempt
+/// always fails with EINVAL, so the default of sockets is assumed.
 #[inline(always)]
 pub fn is_v6only(ctx: &SockAddrContext) -> bool {
     const EINVAL: i64 = -22;
-    /// Of a block for documentation (RFC 5737), so not one of the pod.
-    const ELSEWHERE: Address = Address::from_v4(Ipv4Addr::new(192, 0, 2, 1));
+    /// An address for documentation (RFC 5737), which no pod has.
+    const FOREIGN_ADDRESS: Address = Address::from_v4(Ipv4Addr::new(192, 0, 2, 1));
     // SAFETY: as above.
     let port = unsafe { (&raw const (*(*ctx.sock_addr).__bindgen_anon_1.sk).src_port).read_volatile() };
     if port != 0 {
         return false;
     }
-    let answer = bind(ctx, &ELSEWHERE);
+    let answer = bind(ctx, &FOREIGN_ADDRESS);
     if answer == 0 {
-        // An address of the pod after all, or a socket that takes any (IP_FREEBIND, IP_TRANSPARENT, ip_nonlocal_bind).
+        // The pod has the address after all, or its socket accepts any (IP_FREEBIND, IP_TRANSPARENT, ip_nonlocal_bind).
         let _ = bind(ctx, &Address::UNSPECIFIED);
     }
     answer == EINVAL
@@ -71,7 +72,7 @@ fn bind(ctx: &SockAddrContext, address: &Address) -> i64 {
         address: address.v6_words(),
         scope_id: 0,
     };
-    // SAFETY: takes the context that the kernel gave, and reads an address of that length.
+    // SAFETY: the helper takes the context that the kernel gave, and reads an address of that length.
     unsafe {
         bpf_bind(
             ctx.sock_addr,

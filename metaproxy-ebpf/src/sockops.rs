@@ -1,7 +1,7 @@
-//! Reading a `bpf_sock_ops`.
+//! Reads a `bpf_sock_ops`.
 //!
-//! Word by word and volatile: the verifier allows accesses to the context only at fixed offsets and in words, and the
-//! compiler would merge them.
+//! All accesses are word by word and volatile, because the verifier allows accesses to the context only at fixed
+//! offsets and in words, and the compiler would merge them.
 
 use aya_ebpf::bindings::BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG;
 use aya_ebpf::helpers::generated::{bpf_load_hdr_opt, bpf_reserve_hdr_opt, bpf_store_hdr_opt};
@@ -12,10 +12,11 @@ use metaproxy_common::handshake::SEARCH;
 /// `AF_INET6` (include/linux/socket.h).
 const AF_INET6: u32 = 10;
 
-/// This end's address and port. IPv4 and mapped addresses are the same: the other end can't tell them apart either.
+/// Returns this end's address and port. IPv4 and mapped addresses are the same, because the other end cannot
+/// distinguish them either.
 ///
-/// All fields are read, whatever the family: a choice between two of them becomes a computed pointer into the context, which
-/// the verifier refuses.
+/// All fields are read for either family, because the compiler turns a choice between two of them into a computed
+/// pointer into the context, which the verifier refuses.
 #[inline(always)]
 pub fn local(ctx: &SockOpsContext) -> Endpoint {
     let raw = ctx.ops;
@@ -23,13 +24,13 @@ pub fn local(ctx: &SockOpsContext) -> Endpoint {
     unsafe {
         let v4 = (&raw const (*raw).local_ip4).read_volatile();
         let v6 = words((&raw const (*raw).local_ip6).cast());
-        // In host byte order, unlike the other one.
+        // This port is in host byte order, unlike the remote one.
         let port = (&raw const (*raw).local_port).read_volatile();
         Endpoint::new(address(ctx, v4, v6), Port::new(port as u16))
     }
 }
 
-/// The other end's address and port.
+/// Returns the other end's address and port.
 #[inline(always)]
 pub fn remote(ctx: &SockOpsContext) -> Endpoint {
     let raw = ctx.ops;
@@ -37,8 +38,8 @@ pub fn remote(ctx: &SockOpsContext) -> Endpoint {
     unsafe {
         let v4 = (&raw const (*raw).remote_ip4).read_volatile();
         let v6 = words((&raw const (*raw).remote_ip6).cast());
-        // In network byte order, in the upper half on little-endian machines (`sock_ops_convert_ctx_access`,
-        // net/core/filter.c).
+        // This port is in network byte order, and in the upper half on little-endian machines
+        // (`sock_ops_convert_ctx_access`, net/core/filter.c).
         let port = u32::from_be((&raw const (*raw).remote_port).read_volatile());
         Endpoint::new(address(ctx, v4, v6), Port::new(port as u16))
     }
@@ -55,6 +56,8 @@ fn address(ctx: &SockOpsContext, v4: u32, v6: [u32; 4]) -> Address {
     }
 }
 
+/// Reads four words.
+///
 /// # Safety
 /// `first` must point at four words of the context.
 #[inline(always)]
@@ -70,39 +73,39 @@ unsafe fn words(first: *const u32) -> [u32; 4] {
     }
 }
 
-/// The first sequence number that the other end has not acknowledged; 0 for what is not a full socket.
+/// Returns the first sequence number that the other end has not acknowledged; 0 if there is no full socket.
 #[inline(always)]
 pub fn snd_una(ctx: &SockOpsContext) -> u32 {
     // SAFETY: the kernel hands a valid context to the program.
     unsafe { (*ctx.ops).snd_una }
 }
 
-/// The sequence number that this end sends next; 0 for what is not a full socket.
+/// Returns the sequence number that this end sends next; 0 if there is no full socket.
 #[inline(always)]
 pub fn snd_nxt(ctx: &SockOpsContext) -> u32 {
     // SAFETY: the kernel hands a valid context to the program.
     unsafe { (*ctx.ops).snd_nxt }
 }
 
-/// The sequence number that this end expects next; 0 for what is not a full socket.
+/// Returns the sequence number that this end expects next; 0 if there is no full socket.
 #[inline(always)]
 pub fn rcv_nxt(ctx: &SockOpsContext) -> u32 {
     // SAFETY: the kernel hands a valid context to the program.
     unsafe { (*ctx.ops).rcv_nxt }
 }
 
-/// Whether the event is about a full socket, and not about a request for a connection.
+/// Reports whether the event is about a full socket, and not about a request for a connection.
 #[inline(always)]
 pub fn has_socket(ctx: &SockOpsContext) -> bool {
     // SAFETY: the kernel hands a valid context to the program.
     unsafe { !(*ctx.ops).__bindgen_anon_2.sk.is_null() }
 }
 
-/// Both sequence numbers in the header of the packet that is about to leave: its own and the acknowledged one. Only
-/// where an option is written.
+/// Returns both sequence numbers in the header of the packet that is about to leave: its own and the acknowledged one.
+/// They exist only while an option is written.
 #[inline(always)]
 pub fn sequence_numbers(ctx: &SockOpsContext) -> Option<(u32, u32)> {
-    /// Offsets of `seq` and `ack_seq` in a TCP header (RFC 9293).
+    /// The offsets of `seq` and `ack_seq` in a TCP header (RFC 9293).
     const SEQ: usize = 4;
     const ACK_SEQ: usize = 8;
     // SAFETY: the kernel hands a valid context to the program; the bounds are checked before the header is read.
@@ -117,50 +120,53 @@ pub fn sequence_numbers(ctx: &SockOpsContext) -> Option<(u32, u32)> {
     }
 }
 
-/// Has the kernel ask for options of this socket's packets, beside what others have asked for; whether it does.
+/// Makes the kernel ask for options of this socket's packets, and keeps the flags of other programs. It reports whether
+/// the kernel does.
 #[inline(always)]
 pub fn write_options(ctx: &SockOpsContext) -> bool {
     ctx.set_cb_flags((ctx.cb_flags() | BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG) as i32)
         .is_ok()
 }
 
-/// Whether the kernel asks for options of this socket's packets.
+/// Reports whether the kernel asks for options of this socket's packets.
 #[inline(always)]
 pub fn writes_options(ctx: &SockOpsContext) -> bool {
     ctx.cb_flags() & BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG != 0
 }
 
-/// Undoes [`write_options`]: only for sockets of our own listeners.
+/// Undoes [`write_options`]. This is only for sockets of the agent's listeners, because it clears the flag for other
+/// programs too.
 #[inline(always)]
 pub fn stop_writing_options(ctx: &SockOpsContext) {
     let _ = ctx.set_cb_flags((ctx.cb_flags() & !BPF_SOCK_OPS_WRITE_HDR_OPT_CB_FLAG) as i32);
 }
 
-/// Reserves room in a packet's header for an option of this length in bytes; whether there is any.
+/// Reserves room in a packet's header for an option of this length in bytes, and reports whether there was any.
 #[inline(always)]
 pub fn reserve(ctx: &SockOpsContext, length: usize) -> bool {
     // SAFETY: takes the context that the kernel gave.
     unsafe { bpf_reserve_hdr_opt(ctx.ops, length as u32, 0) == 0 }
 }
 
-/// Writes an option into a packet's header; whether there was room.
+/// Writes an option into a packet's header, and reports whether there was room.
 #[inline(always)]
 pub fn store<const N: usize>(ctx: &SockOpsContext, option: &[u8; N]) -> bool {
     // SAFETY: takes the context that the kernel gave, and reads N bytes of the option.
     unsafe { bpf_store_hdr_opt(ctx.ops, option.as_ptr().cast(), N as u32, 0) == 0 }
 }
 
-/// What a packet's header holds of our experiment.
+/// The result of searching a packet's header for an option.
 pub enum Loaded {
-    /// No such option.
+    /// There is no such option.
     Missing,
-    /// One of another length.
+    /// There is one of another length.
     Other,
-    /// One of the wanted length; it is in the buffer.
+    /// There is one of the wanted length, and the buffer holds it.
     Found,
 }
 
-/// Reads the first option of our experiment in the packet at hand. One parser only: the kernel's.
+/// Reads the first option of this experiment in the packet at hand. The kernel's parser is used, so that no second one
+/// can differ from it.
 #[inline(always)]
 pub fn load<const N: usize>(ctx: &SockOpsContext, option: &mut [u8; N]) -> Loaded {
     /// `-ENOMSG`: no such option (bpf-helpers(7), `bpf_load_hdr_opt`).

@@ -102,8 +102,8 @@ fn a_pod_is_redirected_from_every_form_of_the_metadata_address() {
     }
 }
 
-/// Of two listeners a socket gets the one that it can reach: its own address leaves no choice, then the family of its pod
-/// does, and `IPV6_V6ONLY` where the pod's does not suit it.
+/// Of two listeners a socket gets the one that it can reach: its own address leaves no choice, then the family of its
+/// pod does, and `IPV6_V6ONLY` where the pod's does not suit it.
 #[test]
 fn of_two_listeners_a_socket_gets_the_one_that_it_can_reach() {
     let bound = |to: &str, socket: ConnectingSocket| ConnectingSocket {

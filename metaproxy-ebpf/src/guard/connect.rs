@@ -1,5 +1,5 @@
-//! connect4 and connect6: turns a metadata address into its sentinel, at which `connect()` fails at once. Whoever
-//! redirects takes the sentinel for the address, before or after.
+//! connect4 and connect6: replaces a metadata address by its sentinel, at which `connect()` fails at once. An agent's
+//! programs accept the sentinel in place of the address, so the order of the programs does not matter.
 
 use aya_ebpf::EbpfContext as _;
 use aya_ebpf::helpers::generated::bpf_get_netns_cookie;
@@ -21,6 +21,6 @@ pub fn on_connect(ctx: &SockAddrContext, family: Family) {
     if sockaddr::is_node_netns(cookie, config.node_netns) {
         return;
     }
-    // Not counted: whoever redirects may come after, and then it is not refused.
+    // This is not counted, because an agent's program that runs later may redirect the connection.
     sockaddr::write(ctx, family, &found.sentinel);
 }

@@ -1,7 +1,7 @@
-//! The guard's programs: what keeps pods from the metadata service while nobody redirects them, and what connect hooks
-//! can't see.
+//! The eBPF programs of the guard, which keep pods from the metadata service: connections while no agent redirects
+//! them, and packets that connect hooks do not see.
 //!
-//! On the host this is an empty stub, like the other object.
+//! On the host this is an empty stub, like the agent's programs.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 
 #[cfg(target_arch = "bpf")]

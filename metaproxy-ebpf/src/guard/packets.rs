@@ -1,8 +1,8 @@
-//! Packets to a metadata address that do not come from the node's own network namespace.
+//! Drops packets to a metadata address that do not come from the node's own network namespace.
 //!
-//! At an uplink's egress a packet that was forwarded has no socket. Where a network plugin hands packets on without
-//! the IP layer, or a pod's device stands directly on the uplink (macvlan, ipvlan), a packet keeps the pod's: so the
-//! socket must be of the node's namespace too.
+//! At an uplink's egress, a packet that was forwarded has no socket. But a packet keeps the pod's socket if a network
+//! plugin redirects it without the IP layer, or if the pod's device is directly on the uplink (macvlan, ipvlan). So a
+//! packet passes only if it has a socket, and that is of the node's namespace.
 
 use core::mem::size_of;
 use core::ptr;
@@ -20,7 +20,7 @@ use metaproxy_common::packet::{Bytes, LinkLayer, PacketMatch, match_packet};
 use crate::maps::{GUARD, MARK, count};
 use crate::sockaddr;
 
-/// Its bytes, through the helper that finds them wherever they are.
+/// A packet whose bytes are read by a helper, because they need not be in the linear part of the buffer.
 struct Packet(*mut core::ffi::c_void);
 
 impl Bytes for Packet {
@@ -31,17 +31,17 @@ impl Bytes for Packet {
     }
 }
 
-/// How the node's own packets are told at an uplink.
+/// How the node's own packets are recognized at an uplink.
 #[derive(Clone, Copy)]
 pub enum NodePacketTest {
     /// By the network namespace of their socket.
     Netns,
-    /// By a socket of the node's namespace with their addresses and ports, where the helper for the first is not there
-    /// (before Linux 6.15). Hand-made packets of the node itself have none.
+    /// By a socket of the node's namespace with their addresses and ports, because there is no helper for the namespace
+    /// before Linux 6.15. Packets of the node's own raw sockets have none, and are dropped.
     SocketLookup,
 }
 
-/// At an uplink: whether the packet is to be dropped.
+/// Reports whether a packet at an uplink must be dropped.
 #[inline(always)]
 pub fn drop_at_uplink(ctx: &TcContext, link_layer: LinkLayer, test: NodePacketTest) -> bool {
     let Some(config) = GUARD.get(0) else { return false };
@@ -53,7 +53,7 @@ pub fn drop_at_uplink(ctx: &TcContext, link_layer: LinkLayer, test: NodePacketTe
     let is_of_node = has_socket(ctx.skb.skb)
         && match test {
             NodePacketTest::Netns => {
-                // SAFETY: the helper takes the context that the kernel gave; it tells the namespace of its socket.
+                // SAFETY: the helper takes the context that the kernel gave, and returns the namespace of its socket.
                 let cookie = unsafe { bpf_get_netns_cookie(ctx.as_ptr()) };
                 sockaddr::is_node_netns(cookie, config.node_netns)
             }
@@ -67,11 +67,11 @@ pub fn drop_at_uplink(ctx: &TcContext, link_layer: LinkLayer, test: NodePacketTe
 
 #[inline(always)]
 fn has_socket(skb: *mut __sk_buff) -> bool {
-    // SAFETY: the kernel hands a valid context to the program; only whether there is a socket is asked.
+    // SAFETY: the kernel hands a valid context to the program, and the socket is not dereferenced.
     unsafe { !(*skb).__bindgen_anon_2.sk.is_null() }
 }
 
-/// Whether a TCP socket of the device's namespace, which is the node's, has this packet's addresses and ports.
+/// Reports whether a TCP socket of the device's namespace, which is the node's, has this packet's addresses and ports.
 #[inline(always)]
 fn is_flow_of_node(ctx: &TcContext, packet: &Packet, found: &PacketMatch) -> bool {
     if found.tcp == 0 {
@@ -79,7 +79,7 @@ fn is_flow_of_node(ctx: &TcContext, packet: &Packet, found: &PacketMatch) -> boo
     }
     let mut ports = [0; 4];
     packet.load(found.tcp, &mut ports);
-    // As the answer would come: from the packet's destination to its source.
+    // The look-up expects the addresses of an answer: from the packet's destination to its source.
     let (remote, local) = (
         u16::from_ne_bytes([ports[2], ports[3]]),
         u16::from_ne_bytes([ports[0], ports[1]]),
@@ -117,7 +117,7 @@ fn is_flow_of_node(ctx: &TcContext, packet: &Packet, found: &PacketMatch) -> boo
     }
 }
 
-/// Four bytes as they go on the wire.
+/// Reads four bytes without a change of their order.
 #[inline(always)]
 fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
@@ -134,7 +134,7 @@ fn is_tcp_socket(ctx: &TcContext, tuple: *mut bpf_sock_tuple, length: usize) -> 
     let state = unsafe { (*found).state };
     // SAFETY: as above.
     unsafe { bpf_sk_release(found.cast()) };
-    // Where no connection has these addresses, whoever listens on the port is found.
+    // If no connection has these addresses, the look-up finds a socket that listens on the port.
     state != BPF_TCP_LISTEN
 }
 
@@ -158,7 +158,7 @@ struct Tuple6 {
     local_port: u16,
 }
 
-/// At a socket of the pods' cgroup: whether the packet is to be dropped. It begins with its IP header.
+/// Reports whether a packet at a socket of the pods' cgroup must be dropped. It begins with its IP header.
 #[inline(always)]
 pub fn drop_at_socket(ctx: &SkBuffContext) -> bool {
     let Some(config) = GUARD.get(0) else { return false };
@@ -170,8 +170,8 @@ pub fn drop_at_socket(ctx: &SkBuffContext) -> bool {
     true
 }
 
-/// Whether the packet leaves by a device of the node's namespace: there, and only there, stands the guard's marked socket.
-/// No helper tells the namespace to this kind of program before Linux 6.15.
+/// Reports whether the packet leaves by a device of the node's namespace, which is the only one with the guard's marked
+/// socket. Before Linux 6.15, no helper returns the namespace to this type of program.
 #[inline(always)]
 fn is_node_netns(ctx: &SkBuffContext, config: &GuardConfig) -> bool {
     let mut tuple = Tuple4 {
@@ -180,7 +180,7 @@ fn is_node_netns(ctx: &SkBuffContext, config: &GuardConfig) -> bool {
         remote_port: 1_u16.to_be(),
         local_port: config.marker.be(),
     };
-    // SAFETY: the context that the kernel gave, and a tuple as it wants one.
+    // SAFETY: the context that the kernel gave, and a tuple of one of the two lengths that it takes.
     let found: *mut bpf_sock = unsafe {
         bpf_sk_lookup_udp(
             ctx.as_ptr(),

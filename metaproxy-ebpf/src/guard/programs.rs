@@ -1,4 +1,4 @@
-//! The guard's entry points. Their names are those of `metaproxy_common::names`.
+//! The guard's entry points, with the names of `metaproxy_common::names`.
 
 use aya_ebpf::bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC};
 use aya_ebpf::macros::{cgroup_skb, cgroup_sock_addr, classifier};
@@ -29,7 +29,7 @@ pub fn mp_guard_skb(ctx: SkBuffContext) -> i32 {
     if drop_at_socket(&ctx) { DROP } else { ALLOW }
 }
 
-/// `TCX_DROP`, or `TCX_NEXT`: the next program in the chain decides about what is not ours (enum tcx_action_base).
+/// Returns `TCX_DROP`, or `TCX_NEXT`, after which the next program in the chain decides (enum tcx_action_base).
 #[inline(always)]
 fn verdict(drops: bool) -> i32 {
     if drops { TC_ACT_SHOT } else { TC_ACT_UNSPEC }
@@ -65,7 +65,7 @@ fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}
 }
 
-/// MIT, which is GPL-compatible: the kernel's word for it.
+/// The kernel's name for MIT or GPL, which helpers for GPL-compatible programs require (include/linux/license.h).
 #[unsafe(link_section = "license")]
 #[unsafe(no_mangle)]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
