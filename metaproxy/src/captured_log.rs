@@ -1,4 +1,4 @@
-//! What a test's thread logs.
+//! Captures what the thread of a test logs.
 
 use std::io;
 use std::sync::{Arc, Mutex, Once};
@@ -7,16 +7,16 @@ use tracing::Level;
 use tracing::subscriber::DefaultGuard;
 use tracing_subscriber::fmt::MakeWriter;
 
-/// The log of one thread. Cheap to clone.
+/// The captured log of one thread. It is cheap to clone.
 #[derive(Clone, Default)]
 pub(crate) struct CapturedLog(Arc<Mutex<Vec<u8>>>);
 
 impl CapturedLog {
-    /// Captures what this thread logs at a level and above, until the guard is dropped.
+    /// Captures the lines that this thread logs at a level and above, until the guard is dropped.
     pub(crate) fn start(level: Level) -> (Self, DefaultGuard) {
         static INTERESTED: Once = Once::new();
-        // One that is interested in everything, and keeps nothing. Without it, tests that begin and end at the same time
-        // change for each other whether a line is of interest to anybody, and lines get lost.
+        // A global subscriber that is interested in everything, and keeps nothing. Without it, tests that start and end
+        // at the same time change the cached interest of each other's log lines, and lines get lost.
         INTERESTED.call_once(|| {
             let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
         });
@@ -31,7 +31,7 @@ impl CapturedLog {
         (log, tracing::subscriber::set_default(subscriber))
     }
 
-    /// The lines since the last look.
+    /// Takes the lines since the last call.
     pub(crate) fn lines(&self) -> Vec<String> {
         let bytes = std::mem::take(&mut *self.0.lock().unwrap());
         let text = String::from_utf8(bytes).unwrap();

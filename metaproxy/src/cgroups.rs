@@ -1,5 +1,4 @@
-//! Where the pods live in the cgroup v2 tree: finding the mount and the pods' cgroup, and telling which pod a cgroup
-//! belongs to.
+//! Finds the mount of the cgroup v2 tree, the pods' cgroup in it, and the pod to which a cgroup belongs.
 
 mod file_handle;
 mod naming;
@@ -19,10 +18,10 @@ pub use self::naming::Naming;
 pub use self::own::{OwnCgroup, holds_this_process};
 pub use self::pods::{NotAPod, PodsCgroup};
 
-/// Why the cgroup tree can't be used.
+/// The reasons why the cgroup tree cannot be used.
 #[derive(Debug, Error)]
 pub enum CgroupError {
-    /// Cgroup v1 only.
+    /// Only cgroup v1 is mounted.
     #[error(
         "no cgroup v2 hierarchy is mounted: this node runs cgroup v1 only, where programs can't be attached to the \
          pods' cgroup. Boot the node with systemd.unified_cgroup_hierarchy=1, or, if the agent runs in a container, \
@@ -35,46 +34,46 @@ pub enum CgroupError {
          be intercepted. Boot the node with systemd.unified_cgroup_hierarchy=1"
     )]
     PodsInV1(PathBuf),
-    /// A directory given by flag is of another file system.
+    /// The directory of a flag is in another file system.
     #[error(
         "{flag} {path}: not a directory of a cgroup v2 mount; give a path such as /sys/fs/cgroup{example}"
     )]
     NotCgroup2 {
-        /// The flag that named it.
+        /// The flag.
         flag: &'static str,
-        /// What it named.
+        /// The path in the flag.
         path: PathBuf,
-        /// The rest of an example.
+        /// The rest of the example in the message.
         example: &'static str,
     },
-    /// A directory given by flag holds only some of the pods.
+    /// The directory of a flag has only some of the pods.
     #[error(
         "{flag} {path}: not the cgroup of all pods but one below it, so that other pods would not be intercepted; give {pods}",
         path = .path.display(), pods = .pods.display()
     )]
     NotAllPods {
-        /// The flag that named it.
+        /// The flag.
         flag: &'static str,
-        /// What it named.
+        /// The path in the flag.
         path: PathBuf,
         /// The pods' cgroup, by its name.
         pods: PathBuf,
     },
-    /// More than one candidate.
-    #[error("more than one pods' cgroup was found ({}); say which with --cgroup", list(.0))]
+    /// There is more than one candidate.
+    #[error("more than one pods' cgroup was found ({}); choose one with --cgroup", list(.0))]
     Ambiguous(Vec<PathBuf>),
-    /// This process's own cgroup is not in the mounts that are looked in.
+    /// The cgroup of this process is not below the mounts.
     #[error(
         "cannot find this process's own cgroup below {}: give the agent's container the host's cgroup v2 tree (hostPath \
          /sys/fs/cgroup), or name its mount with --cgroup-root", list(.0)
     )]
     OwnNotFound(Vec<PathBuf>),
-    /// The system said no.
+    /// A file or directory cannot be read.
     #[error("cannot read {path}: {source}")]
     Io {
-        /// What was read.
+        /// The path that cannot be read.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -94,7 +93,7 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
     }
 }
 
-/// The cgroup2 mounts to look in, and what the flags say.
+/// Finds the pods' cgroup by the cgroup2 mounts and the flags.
 #[derive(Debug)]
 pub struct Locator {
     roots: Vec<PathBuf>,
@@ -102,7 +101,11 @@ pub struct Locator {
 }
 
 impl Locator {
-    /// `cgroup_root` and `cgroup` are the flags; without them the mounts are read from `/proc/self/mountinfo`.
+    /// Makes a locator. `cgroup_root` and `cgroup` are the flags. Without `cgroup_root`, the mounts are read from
+    /// `/proc/self/mountinfo`.
+    ///
+    /// # Errors
+    /// If there is no cgroup2 mount, or a flag names another directory.
     pub fn new(cgroup_root: Option<&Path>, cgroup: Option<&Path>) -> Result<Self, CgroupError> {
         let mounts = || {
             let path = Path::new("/proc/self/mountinfo");
@@ -119,12 +122,15 @@ impl Locator {
         Ok(Self { roots, explicit })
     }
 
-    /// The mounts that are looked in.
+    /// Returns the cgroup2 mounts.
     pub fn roots(&self) -> &[PathBuf] {
         &self.roots
     }
 
-    /// The pods' cgroup; `None` while it does not exist.
+    /// Finds the pods' cgroup; `None` while it does not exist.
+    ///
+    /// # Errors
+    /// If there are several, or the cgroup cannot be opened.
     pub fn locate(&self) -> Result<Option<PodsCgroup>, CgroupError> {
         let found = match &self.explicit {
             Some(path) => path.is_dir().then(|| path.clone()),
@@ -133,12 +139,13 @@ impl Locator {
         found.map(PodsCgroup::open).transpose()
     }
 
-    /// Where pods stand in cgroup v1 while there are none in v2: they would be waited for in vain.
+    /// Checks, while there are no pods in cgroup v2, that there are none in cgroup v1 either: a pods' cgroup in v2
+    /// would never appear.
     ///
     /// # Errors
-    /// [`CgroupError::PodsInV1`]; never where the cgroup was named by flag.
+    /// [`CgroupError::PodsInV1`], unless a flag names the cgroup.
     pub fn check_v1(&self, v1: &Path) -> Result<(), CgroupError> {
-        // In a container the host's trees stand beside the host's cgroup v2 mount.
+        // In a container, the host's cgroup v1 trees are beside the host's cgroup v2 mount.
         let beside = self.roots.iter().filter_map(|root| root.parent());
         let mut pods = beside
             .chain([v1])
@@ -149,7 +156,7 @@ impl Locator {
         }
     }
 
-    /// What is looked for, for people.
+    /// Describes the path or the names that are looked for, for log lines and messages.
     pub fn describe(&self) -> String {
         match &self.explicit {
             Some(path) => path.display().to_string(),
@@ -163,8 +170,8 @@ impl Locator {
             .iter()
             .flat_map(|root| pods_cgroups_below(root))
             .collect();
-        // One hierarchy may be mounted in several places (Cilium mounts it again): the usual place first, and one path
-        // for each cgroup.
+        // One hierarchy may be mounted at several places (Cilium mounts it again). Each cgroup counts once, at the
+        // usual place if possible.
         found.sort_by_key(|path| (!path.starts_with("/sys/fs/cgroup"), path.clone()));
         let mut seen = BTreeSet::new();
         found.retain(|path| identity(path).is_none_or(|identity| seen.insert(identity)));
@@ -175,22 +182,22 @@ impl Locator {
     }
 }
 
-/// `--cgroup`: it may not exist yet, but it must lie in a cgroup2 mount.
+/// Checks `--cgroup`. The directory need not exist yet, but it must be in a cgroup2 mount.
 fn explicit(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, CgroupError> {
     const FLAG: &str = "--cgroup";
     const EXAMPLE: &str = "/kubepods.slice";
     let found = if path.exists() {
         checked(FLAG, path, EXAMPLE)?
     } else {
-        let plain = plain(path);
-        if !path.is_absolute() || !roots.iter().any(|root| plain.starts_with(root)) {
+        let normalized = normalized(path);
+        if !path.is_absolute() || !roots.iter().any(|root| normalized.starts_with(root)) {
             return Err(CgroupError::NotCgroup2 {
                 flag: FLAG,
                 path: path.to_owned(),
                 example: EXAMPLE,
             });
         }
-        plain
+        normalized
     };
     match naming::all_pods(&found) {
         Some(pods) => Err(CgroupError::NotAllPods {
@@ -202,19 +209,19 @@ fn explicit(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, CgroupError> {
     }
 }
 
-/// A path that does not exist, without `.` and `..`: it is compared with the mounts, which hold no symbolic links.
-fn plain(path: &Path) -> PathBuf {
-    let mut plain = PathBuf::new();
+/// Removes `.` and `..` from a path that does not exist, to compare it with the mounts, which have no symbolic links.
+fn normalized(path: &Path) -> PathBuf {
+    let mut normalized = PathBuf::new();
     for component in path.components() {
         match component {
             Component::CurDir => {}
             Component::ParentDir => {
-                plain.pop();
+                normalized.pop();
             }
-            other => plain.push(other),
+            other => normalized.push(other),
         }
     }
-    plain
+    normalized
 }
 
 fn checked(flag: &'static str, path: &Path, example: &'static str) -> Result<PathBuf, CgroupError> {
@@ -248,18 +255,20 @@ fn cgroup2_mounts(mountinfo: &str) -> Vec<PathBuf> {
     mounts
 }
 
-/// Blanks and backslashes stand as three octal digits there.
+/// Decodes blanks and backslashes, which mountinfo has as three octal digits.
 fn unescape(field: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()
-        .fold(field.to_owned(), |text, (code, plain)| text.replace(code, plain))
+        .fold(field.to_owned(), |text, (code, character)| {
+            text.replace(code, character)
+        })
 }
 
-/// `kubepods`, `kubepods.slice`, or a slice named after a parent (`kubelet-kubepods.slice`), at the root or one
-/// level below it (kind's `kubelet.slice`, a kubelet `--cgroup-root`).
+/// Finds `kubepods`, `kubepods.slice` or a slice named after a parent (`kubelet-kubepods.slice`), at the root or one
+/// level below it (in kind's `kubelet.slice`, or in a kubelet's `--cgroup-root`).
 fn pods_cgroups_below(root: &Path) -> Vec<PathBuf> {
     let is_pods = |path: &PathBuf| naming::is_of_all_pods(path);
-    // Never hold the pods' cgroup, and are large.
+    // These never have the pods' cgroup, and are large.
     let is_other = |path: &PathBuf| {
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
         matches!(
@@ -285,7 +294,7 @@ fn subdirectories(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// What a directory is, however it is reached.
+/// Identifies a directory independently of its path.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt as _;
     fs::metadata(path)
@@ -293,7 +302,7 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
         .map(|metadata| (metadata.dev(), metadata.ino()))
 }
 
-/// A cgroup's id is its directory's inode number.
+/// Returns a cgroup's id, which is its directory's inode number.
 fn cgroup_id(path: &Path) -> io::Result<u64> {
     use std::os::unix::fs::MetadataExt as _;
     Ok(fs::metadata(path)?.ino())

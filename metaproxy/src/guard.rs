@@ -1,4 +1,4 @@
-//! `metaproxy guard`: the guard as a process of its own, for when no agent runs.
+//! Runs the guard as a process of its own (`metaproxy guard`), which keeps pods out while no agent runs.
 
 mod report;
 
@@ -18,60 +18,60 @@ use crate::runtime_dir::{Instance, InstanceError, RuntimeDirError, ServedMarker,
 use crate::shutdown::{SignalError, stop_signal};
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// How often the marker is looked for.
+/// How often the marker is read.
 const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(200);
 
-/// As processes of this node see a guard that does not wait for an agent.
+/// The kind under which a guard that does not wait for an agent is registered.
 pub const GUARD_AT_ONCE: &str = "guard that closes at once";
 
-/// Everything that the command line decides.
+/// The settings of the command line.
 #[derive(Debug)]
 pub struct Settings {
-    /// What it does.
+    /// What the guard covers.
     pub mode: GuardMode,
-    /// Whether it closes at once, or when pods have been served since boot.
+    /// Whether it closes at once, or only if pods have been served since boot.
     pub at_once: bool,
-    /// The pods' cgroup, where it is not to be found.
+    /// The pods' cgroup; `None` if it is to be found.
     pub cgroup: Option<PathBuf>,
-    /// The cgroup2 mount, likewise.
+    /// The cgroup2 mount; `None` if it is to be found.
     pub cgroup_root: Option<PathBuf>,
-    /// Where agents say that they serve.
+    /// The directory in which agents mark that they serve pods.
     pub runtime_dir: PathBuf,
 }
 
-/// Why the guard does not start, or does not go on.
+/// The reasons why the guard does not start, or does not continue.
 #[derive(Debug, Error)]
 pub enum GuardProcessError {
-    /// Signals.
+    /// Signals cannot be handled.
     #[error(transparent)]
     Signals(#[from] SignalError),
-    /// The kernel.
+    /// The kernel cannot be used.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// The cgroup tree.
+    /// The cgroup tree cannot be used.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// The programs.
+    /// The programs cannot be loaded or attached.
     #[error(transparent)]
     Guard(#[from] GuardError),
-    /// The runtime directory.
+    /// The runtime directory cannot be used.
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
-    /// What its probes ask.
+    /// The socket for probes cannot be opened.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// Other processes of ours.
+    /// Another process of metaproxy excludes this one.
     #[error(transparent)]
     Instance(#[from] InstanceError),
-    /// A part of it is gone while it runs.
-    #[error("a task of the guard has failed; it ends so that it can be started again whole")]
-    TaskEnded,
+    /// A task has ended.
+    #[error("internal task `{0}` exited; stopping so that the supervisor restarts the guard")]
+    TaskEnded(&'static str),
 }
 
 /// Keeps pods out until SIGTERM or SIGINT.
 ///
 /// # Errors
-/// What makes it impossible.
+/// If the guard cannot be started, or one of its tasks ends.
 pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
     let stop = stop_signal()?;
     kernel::check_version()?;
@@ -88,12 +88,12 @@ pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
     let marker = ServedMarker::of(&settings.runtime_dir);
     let closed = settings.at_once || marker.is_set().is_ok_and(|is_set| is_set);
     if closed {
-        // What is wrong is found out now, and not only said.
+        // An error ends the process here, where later ones are only logged.
         guard.close()?;
     }
     let (close, closes) = watch::channel(closed);
     let (states, changes) = watch::channel(guard.state(closed));
-    let dropping = tokio::spawn(report_dropped_packets(guard.counters()));
+    let dropped = tokio::spawn(report_dropped_packets(guard.counters()));
     let (level, seen) = (guard.level().to_string(), changes.clone());
     let own_report = move || GuardReport {
         version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -107,34 +107,36 @@ pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
     let following = tokio::spawn(follow(marker, settings.at_once, close));
     tokio::select! {
         () = stop => {}
-        _ = keeping => return Err(GuardProcessError::TaskEnded),
-        _ = following => return Err(GuardProcessError::TaskEnded),
-        _ = dropping => return Err(GuardProcessError::TaskEnded),
-        _ = reporting => return Err(GuardProcessError::TaskEnded),
-        _ = answering => return Err(GuardProcessError::TaskEnded),
+        _ = keeping => return Err(GuardProcessError::TaskEnded("attachment")),
+        _ = following => return Err(GuardProcessError::TaskEnded("served marker")),
+        _ = dropped => return Err(GuardProcessError::TaskEnded("dropped packets")),
+        _ = reporting => return Err(GuardProcessError::TaskEnded("health")),
+        _ = answering => return Err(GuardProcessError::TaskEnded("probes")),
     }
     info!("stopping: pods are no longer kept from the node's metadata service by this guard");
     Ok(())
 }
 
-/// Closes the guard when the marker is there, and opens it when it is not.
+/// Closes the guard when the marker is set, and opens it when it is cleared.
 async fn follow(marker: ServedMarker, at_once: bool, close: watch::Sender<bool>) {
     let mut look = tokio::time::interval(POLL_INTERVAL);
     loop {
         look.tick().await;
-        // Where it can't be told, it stays as it is.
+        // If the marker cannot be read, the guard keeps its state.
         let Ok(is_set) = marker.is_set() else { continue };
         let wanted = at_once || is_set;
         close.send_if_modified(|closed| std::mem::replace(closed, wanted) != wanted);
     }
 }
 
+/// Reports each state to health, and logs changes.
 async fn report(mut states: watch::Receiver<GuardState>, health: Health) {
     let mut said = None;
     loop {
         let state = *states.borrow_and_update();
-        // An update ends the older guard when the younger one is ready: that must keep pods out by then.
-        let waiting = "the pods' cgroup is not there, or cannot be attached to";
+        // During an update, the old guard is ended when the new one is ready. So a guard that does not keep pods out
+        // yet is not ready.
+        let waiting = "the pods' cgroup does not exist, or programs cannot be attached to it";
         health.set(
             Part::Guard,
             state.condition(Condition::Failing(waiting.to_owned())),
@@ -146,11 +148,11 @@ async fn report(mut states: watch::Receiver<GuardState>, health: Health) {
                     info!("guard closed: pods are kept from the node's metadata service");
                 }
                 GuardState::Open => info!(
-                    "guard open: no agent has served pods since the node booted, or one only observes them (--close \
-                     at-once does not wait for one)"
+                    "guard open: no agent has served pods since the node booted, or the agent only observes them (--close \
+                     at-once does not wait for an agent)"
                 ),
                 GuardState::Waiting => {
-                    info!("guard waiting for the pods' cgroup, or for what it can attach to")
+                    info!("guard waiting until it can be attached to the pods' cgroup")
                 }
             }
         }

@@ -1,14 +1,14 @@
-//! What a process keeps that it no longer needs.
+//! Releases memory that the process no longer needs.
 
 use std::path::Path;
 
 use procfs::process::{MMPermissions, MMapPath, MemoryMaps, Process};
 
-/// Lets all threads share one heap. What little they allocate while they answer does not stand in their way, and heaps of
-/// their own would each keep what the start took: 2.5 MiB with 250 pods.
+/// Makes all threads share one arena. They allocate little while they serve pods, so they rarely wait for its lock.
+/// Arenas of their own would each keep memory from the start: 2.5 MiB with 250 pods.
 ///
 /// # Safety
-/// There is no second thread yet: mallopt(3) is not safe beside one that allocates ("MT-Unsafe init").
+/// There must be no other thread, because mallopt(3) is not safe beside one that allocates ("MT-Unsafe init").
 pub unsafe fn use_one_arena() {
     #[cfg(target_env = "gnu")]
     // SAFETY: the parameter is one of mallopt(3)'s, and the caller promises that no other thread allocates.
@@ -17,9 +17,9 @@ pub unsafe fn use_one_arena() {
     }
 }
 
-/// Gives the kernel back what the start took: memory that is free (a list of a node's pods is ten times what is kept of
-/// it), and the mapping of code that ran once. Others that allocate wait meanwhile, a millisecond or so. What somebody has
-/// written into the code (a debugger's breakpoints, a uprobe) goes with the mapping, and is to be set again.
+/// Returns memory to the kernel that only the start has needed: free memory of the heap (a list of a node's pods is ten
+/// times as large as the objects that are kept), and code that ran once. Threads that allocate wait about a millisecond
+/// meanwhile. Changes of the code (breakpoints of a debugger, uprobes) are lost, and must be set again.
 pub fn release_unused() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim(3) has no preconditions, and is safe beside other threads.
@@ -27,8 +27,9 @@ pub fn release_unused() {
         libc::malloc_trim(0);
     }
     for (start, length) in own_code() {
-        // SAFETY: a private mapping of a file that nobody writes to, and no relocation either, as the code is position
-        // independent: what is asked for again is mapped again, from the page cache, with the same bytes.
+        // SAFETY: a private mapping of a file to which this process does not write, not even by relocations, because
+        // the code is position independent. A page that is used again is mapped again from the page cache, with the
+        // same bytes.
         unsafe {
             libc::madvise(start as *mut libc::c_void, length, libc::MADV_DONTNEED);
         }
@@ -98,7 +99,7 @@ mod tests {
                 .any(|(start, length)| (*start..start + length).contains(&own)),
             "{own:x} is not in {found:x?}"
         );
-        // All of it, a byte of each page.
+        // A byte of each page maps all of the code.
         let touched: u64 = found
             .iter()
             .flat_map(|(start, length)| (*start..start + length).step_by(4096))
@@ -109,7 +110,7 @@ mod tests {
         release_unused();
         let after = resident_code();
         assert!(touched > 0 && before > 1024, "{before} KiB");
-        // What the other tests run comes back at once.
+        // Code that the other tests run is mapped again at once.
         assert!(after < before / 2, "{after} of {before} KiB");
         assert_eq!(own_code(), found);
     }

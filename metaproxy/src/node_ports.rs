@@ -1,15 +1,17 @@
-//! Ports of a node that other software is known to want: the agent takes none of them by itself, and `metaproxy doctor` warns
-//! if it is told to.
+//! Lists the ports of a node that other software uses by default. The agent takes none of them by itself, and
+//! `metaproxy doctor` warns if a flag names one.
 //!
-//! Listed are TCP ports that the software binds in the node's own network namespace (hostNetwork, a hostPort or a daemon of the
-//! node) unless somebody changes its default. A port in the table is no proof that the software runs on this node.
+//! The table has the TCP ports that the software binds in the node's own network namespace (hostNetwork, a hostPort or
+//! a daemon of the node) by default. A port in the table is no proof that the software runs on this node.
 
-/// The port that documentation, chart and messages suggest for `--admin-address`: after 169.254, and nobody's in the table, nor in
-/// the NodePort range, the ephemeral range, or OpenShift's range for services of a node (9000 to 9999).
+/// The port that documentation, chart and messages suggest for `--admin-address`, chosen after 169.254. It is neither
+/// in the table, nor in the NodePort range, the ephemeral range, or OpenShift's range for services of a node (9000 to
+/// 9999).
 pub const SUGGESTED_ADMIN_PORT: u16 = 16_925;
 
-/// A port, the software that wants it, and where that is set (a flag, a key or a document of that software); ascending.
-// A row is a line, to be read and compared as a table.
+/// The ports in ascending order, each with the software that uses it and where that is set (a flag, a key or a document
+/// of that software).
+// Each row is one line, so that the rows can be read as a table.
 #[rustfmt::skip]
 pub const WELL_KNOWN: &[(u16, &str, &str)] = &[
     (22, "sshd", "sshd_config, Port"),
@@ -226,7 +228,7 @@ pub const WELL_KNOWN: &[(u16, &str, &str)] = &[
     (61680, "the EKS network policy agent (metrics)", "aws-network-policy-agent, metricsPort"),
 ];
 
-/// Who is known to want a port; nobody for most.
+/// Returns the software that uses a port by default; `None` for most ports.
 pub fn wanted_by(port: u16) -> Option<&'static str> {
     let found = WELL_KNOWN.binary_search_by_key(&port, |(port, ..)| *port);
     found.ok().map(|index| WELL_KNOWN[index].1)
@@ -247,7 +249,7 @@ mod tests {
         assert_eq!(wanted_by(9807), None);
     }
 
-    /// A row that nobody can look up is one that nobody can correct.
+    /// A row without its source could not be verified.
     #[test]
     fn each_row_says_where_the_port_is_set() {
         assert!(WELL_KNOWN.len() > 190, "{}", WELL_KNOWN.len());
@@ -260,7 +262,7 @@ mod tests {
         }
     }
 
-    /// Software that nodes of kube2iam's and kiam's users run, by what it binds.
+    /// Nodes of kube2iam's and kiam's users run this software.
     #[rstest::rstest]
     #[case::kubelet(&[10_248, 10_250, 10_255])]
     #[case::kube_proxy(&[10_249, 10_256])]
@@ -280,7 +282,7 @@ mod tests {
         assert!(missing.is_empty(), "{missing:?}");
     }
 
-    /// Each `ADDRESS:PORT` that people are told to give, wherever they are told.
+    /// Each `ADDRESS:PORT` in documents, chart and messages has the suggested port.
     #[rstest::rstest]
     #[case::configuration(include_str!("../../deploy/docs/configuration.md"))]
     #[case::operations(include_str!("../../deploy/docs/operations.md"))]

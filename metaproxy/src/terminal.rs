@@ -1,14 +1,14 @@
-//! Text as wide as the terminal that it is shown on.
+//! Wraps text for the width of a terminal.
 
 use std::io::{self, IsTerminal as _};
 
-/// Narrower terminals are taken as this wide.
+/// The width that is assumed for narrower terminals.
 const MIN_WIDTH: usize = 40;
 
-/// Indentation of what goes on in the next line, if its column begins too far to the right.
+/// The indentation of a continued line, if its last column begins too far to the right.
 const INDENT: usize = 4;
 
-/// Breaks lines for the terminal that is standard output; text for files and pipes stays as it is.
+/// Wraps text for the terminal at standard output. Text for files and pipes is not changed.
 pub fn fit_to_terminal(text: &str) -> String {
     if !io::stdout().is_terminal() {
         return text.to_owned();
@@ -19,8 +19,8 @@ pub fn fit_to_terminal(text: &str) -> String {
     }
 }
 
-/// Breaks lines that are longer than `width` characters at blanks; what goes on stands below the last column of its line, which
-/// two blanks or more set off.
+/// Wraps lines that are longer than `width` characters, at blanks. A continued line is indented to the last column of
+/// its line, which follows two blanks or more.
 pub fn wrap(text: &str, width: usize) -> String {
     let width = width.max(MIN_WIDTH);
     text.split_inclusive('\n')
@@ -39,7 +39,7 @@ fn wrap_line(line: &str, width: usize) -> String {
     loop {
         let indented = if done.is_empty() { 0 } else { indent };
         let room = width - indented;
-        // A break before the last column would tear a table apart.
+        // A break before the last column would separate the columns of a table.
         let from = if done.is_empty() && column < room {
             column
         } else {
@@ -53,7 +53,8 @@ fn wrap_line(line: &str, width: usize) -> String {
     }
 }
 
-/// The part of a line that fits, and what is left; nothing where all of it fits, or no blank behind `from` allows a break.
+/// Splits a line into the part that fits and the rest; `None` if all of it fits, or no blank after `from` allows a
+/// break.
 fn split(line: &str, room: usize, from: usize) -> Option<(&str, &str)> {
     let (over, _) = line.char_indices().nth(room)?;
     let blanks = || {

@@ -24,7 +24,8 @@ fn key() -> impl Strategy<Value = Key> {
     any::<[u8; 16]>().prop_map(Key::from_bytes)
 }
 
-/// Every connection that differs in one thing from this one, with its client's address or port the same or not.
+/// Returns all connections that differ in one property from this one: those with the same address and port of the
+/// client, and those with another.
 fn altered(of: &Connection) -> (Vec<Connection>, Vec<Connection>) {
     let endpoint = |of: &Endpoint, word: usize, port: u16| {
         let mut words = of.address.v6_words();
@@ -126,7 +127,7 @@ proptest! {
         let mut option = caller_option(&key, &connection, id, at);
         option[bit / 8] ^= 1 << (bit % 8);
         let proof = verify_caller(&key, &connection, &option, at);
-        // A broken second tag takes nothing from the first; a broken first one leaves the second.
+        // The first tag counts without the second, and the second without the first.
         let expected = match bit / 8 {
             0..=8 => Proof::NONE,
             9..=15 => Proof::CALLER_BEHIND_NAT,
@@ -175,7 +176,7 @@ proptest! {
         }
     }
 
-    /// Whatever is recorded of one purpose is worth nothing for another.
+    /// A tag that was recorded of one purpose proves nothing for another.
     #[test]
     fn tags_of_different_purposes_differ(key in key(), connection in connection()) {
         let purposes = [Purpose::Caller, Purpose::CallerAnyClient, Purpose::Listener];

@@ -64,7 +64,7 @@ const V6_SOCKET: ConnectingSocket = ConnectingSocket {
     family: Family::V6,
     ..V4_SOCKET
 };
-/// Likewise, of a pod that surely has IPv6 only.
+/// A socket that is not bound, of a pod that certainly has IPv6 only.
 const V6_SOCKET_OF_IPV6_POD: ConnectingSocket = ConnectingSocket {
     pod_family: Family::V6,
     ..V6_SOCKET
@@ -102,8 +102,8 @@ fn a_pod_is_redirected_from_every_form_of_the_metadata_address() {
     }
 }
 
-/// Of two listeners a socket gets the one that it can reach: its own address leaves no choice, then the family of its
-/// pod does, and `IPV6_V6ONLY` where the pod's does not suit it.
+/// Of two listeners, a socket gets the one that it can reach: by the address that it is bound to, else by
+/// `IPV6_V6ONLY`, else by the family of its pod.
 #[test]
 fn of_two_listeners_a_socket_gets_the_one_that_it_can_reach() {
     let bound = |to: &str, socket: ConnectingSocket| ConnectingSocket {
@@ -120,7 +120,7 @@ fn of_two_listeners_a_socket_gets_the_one_that_it_can_reach() {
         (V6ONLY_SOCKET, imds6, v6),
         (V6_SOCKET_OF_IPV6_POD, imds6, v6),
         (V6_SOCKET_OF_IPV6_POD, mapped, v6),
-        // An IPv4 socket can be given nothing else.
+        // An IPv4 socket can be given no other address.
         (
             ConnectingSocket {
                 pod_family: Family::V6,
@@ -142,7 +142,7 @@ fn of_two_listeners_a_socket_gets_the_one_that_it_can_reach() {
     }
 }
 
-/// Finding out costs a helper call.
+/// Reading the option costs a helper call.
 #[test]
 fn whether_a_socket_is_v6only_is_asked_only_where_it_decides() {
     let config = Config::imds(1, both(), RateLimit::NONE);
@@ -275,8 +275,8 @@ prop_compose! {
 }
 
 proptest! {
-    /// The safety promise of the whole product, at its root: outside the node's namespace, or listed, whatever
-    /// is sent to a metadata address ends at a listener or a sentinel; and nothing else is ever rewritten.
+    /// This is the safety promise of the whole product: every connection to a metadata address from outside the node's
+    /// namespace, or of a listed pod, ends at a listener or a sentinel, and no other connection is rewritten.
     #[test]
     fn a_pod_never_passes_to_metadata_and_nothing_else_is_touched(
         to in endpoint(), v6_socket: bool, in_node_netns: bool, listed: bool, has4: bool, has6: bool,

@@ -1,4 +1,4 @@
-//! Opening a cgroup by its id.
+//! Opens a cgroup by its id.
 
 use std::io;
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
@@ -11,14 +11,13 @@ struct KernfsHandle {
     id: u64,
 }
 
-/// `FILEID_KERNFS`: 64 bits of kernfs node id, which for a cgroup is the cgroup id.
+/// The type of a handle that holds a kernfs node's id of 64 bits, which is the cgroup id of a cgroup.
 const FILEID_KERNFS: i32 = 0xfe;
 
-/// Opens (as a path only) the directory of a cgroup by its id, which needs CAP_DAC_READ_SEARCH. `mount` is any directory
-/// of the cgroup2 mount.
+/// Opens the directory of a cgroup (as a path only) by its id. `mount` is any directory of the cgroup2 mount.
 ///
 /// # Errors
-/// ESTALE if no such cgroup exists any more.
+/// EPERM without CAP_DAC_READ_SEARCH; ESTALE if the cgroup does not exist any more.
 pub(super) fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd> {
     let mut handle = KernfsHandle {
         handle_bytes: size_of::<u64>() as u32,

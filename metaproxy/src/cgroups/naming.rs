@@ -1,30 +1,31 @@
-//! How cgroups of pods are named, and which pod a path belongs to.
+//! Knows how the kubelet names the cgroups of pods, and finds the pod of a path.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use crate::pods::PodUid;
 
-/// How the kubelet's cgroup driver names cgroups.
+/// The naming of cgroups by a cgroup driver of the kubelet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Naming {
     /// `kubepods/burstable/pod<uid>`
     Cgroupfs,
     /// `<stem>.slice/<stem>-burstable.slice/<stem>-burstable-pod<uid with underscores>.slice`
     Systemd {
-        /// `kubepods`, or `kubelet-kubepods`
+        /// The name of the pods' slice without its suffix: `kubepods`, or `kubelet-kubepods`.
         stem: String,
     },
 }
 
-/// Whether a cgroup is named as a kubelet names that of all pods: `kubepods`, `kubepods.slice`, or a slice named after a parent.
+/// Reports whether a cgroup has a name that a kubelet gives to the cgroup of all pods: `kubepods`, `kubepods.slice`, or
+/// a slice named after a parent.
 pub(super) fn is_of_all_pods(path: &Path) -> bool {
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
     name == "kubepods" || name == "kubepods.slice" || name.ends_with("-kubepods.slice")
 }
 
-/// For a cgroup of some pods (of a QoS class, of one pod or of a container): that of all pods, by its name. One that is itself
-/// named so is that of all pods, wherever it is: a kubelet may run in a pod.
+/// Returns the cgroup of all pods, by its name, for a cgroup below it: that of a QoS class, a pod or a container. It
+/// returns `None` for a cgroup that itself has such a name, also below another one, because a kubelet may run in a pod.
 pub(super) fn all_pods(path: &Path) -> Option<&Path> {
     if is_of_all_pods(path) {
         return None;
@@ -35,7 +36,7 @@ pub(super) fn all_pods(path: &Path) -> Option<&Path> {
 const QOS_CLASSES: [&str; 2] = ["burstable", "besteffort"];
 
 impl Naming {
-    /// From the path of the pods' cgroup.
+    /// Determines the naming from the path of the pods' cgroup.
     pub fn of(pods_cgroup: &Path) -> Self {
         match pods_cgroup
             .file_name()
@@ -49,10 +50,10 @@ impl Naming {
         }
     }
 
-    /// The pod of a cgroup, given its path below the pods' cgroup.
+    /// Returns the pod of a cgroup, given its path below the pods' cgroup.
     ///
-    /// Only the outermost component that can be a pod counts, directly below the pods' cgroup or a QoS class: a
-    /// container may nest cgroups of its own and name them after another pod.
+    /// Only the outermost component that can be a pod's counts, directly below the pods' cgroup or that of a QoS class,
+    /// because a container may make cgroups of its own and name them after another pod.
     pub fn pod_of(&self, below: &Path) -> Option<PodUid> {
         let mut components = below.components().map(|component| component.as_os_str().to_str());
         let first = components.next()??;
@@ -65,7 +66,7 @@ impl Naming {
         }
     }
 
-    /// The cgroups of the QoS classes that have one, below the pods' cgroup.
+    /// Returns the names of the QoS classes' cgroups below the pods' cgroup.
     pub(super) fn class_directories(&self) -> [String; 2] {
         QOS_CLASSES.map(|class| self.class_directory(class))
     }
@@ -97,7 +98,7 @@ impl Naming {
         }
     }
 
-    /// Where a pod's cgroup can be, below the pods' cgroup.
+    /// Returns the possible paths of a pod's cgroup below the pods' cgroup, one for each QoS class.
     pub(super) fn directories_of(&self, uid: &PodUid) -> Vec<PathBuf> {
         let classes = std::iter::once(None).chain(QOS_CLASSES.into_iter().map(Some));
         classes

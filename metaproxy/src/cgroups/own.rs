@@ -1,5 +1,5 @@
-//! The cgroup of this process, where what verifies callers is attached: the programs that run for a socket are those of
-//! the cgroup in which it was made.
+//! Finds the cgroup of this process. The program that verifies callers is attached to it, because the kernel runs the
+//! programs of the cgroup in which a socket was made.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
@@ -10,10 +10,10 @@ use procfs::process::Process;
 
 use super::{CgroupError, io_error, subdirectories};
 
-/// How deep below a mount the process's cgroup is looked for.
+/// How deep below a mount the cgroup of this process is looked for.
 const MAX_DEPTH: u8 = 12;
 
-/// The cgroup of this process, held open.
+/// The cgroup of this process, with its open directory.
 #[derive(Debug)]
 pub struct OwnCgroup {
     path: PathBuf,
@@ -23,34 +23,34 @@ pub struct OwnCgroup {
 impl OwnCgroup {
     /// Finds it below one of the cgroup2 mounts.
     ///
-    /// A container usually has a cgroup namespace of its own, in which `/proc/self/cgroup` shows a path below its own
-    /// cgroup; then it is looked for by the process in it.
+    /// A container usually has a cgroup namespace of its own, in which `/proc/self/cgroup` shows a path that is
+    /// relative to the container's cgroup. Then all cgroups are searched for this process.
     ///
     /// # Errors
-    /// [`CgroupError::OwnNotFound`], or those of opening it.
+    /// [`CgroupError::OwnNotFound`], or [`CgroupError::Io`] if the cgroup cannot be opened.
     pub fn find(mounts: &[PathBuf]) -> Result<Self, CgroupError> {
         let cgroups = Process::myself().and_then(|process| process.cgroups()).ok();
         let shown = cgroups.as_ref().and_then(cgroup2_path);
-        let told = mounts
+        let by_path = mounts
             .iter()
             .filter_map(|mount| Some(mount.join(shown?.trim_start_matches('/'))))
             .find(|path| lists_this_process(path));
-        let path = told
+        let path = by_path
             .or_else(|| mounts.iter().find_map(|mount| search(mount, MAX_DEPTH)))
             .ok_or_else(|| CgroupError::OwnNotFound(mounts.to_vec()))?;
         let dir = File::open(&path).map_err(io_error(&path))?;
         Ok(Self { path, dir })
     }
 
-    /// Absolute path.
+    /// Returns the absolute path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its id, which is the inode of its directory (`cgroup_id`, include/linux/cgroup.h).
+    /// Returns the id, which is the inode number of the directory (`cgroup_id`, include/linux/cgroup.h).
     ///
     /// # Errors
-    /// Those of reading it.
+    /// If the directory cannot be read.
     pub fn id(&self) -> Result<u64, CgroupError> {
         self.dir
             .metadata()
@@ -58,7 +58,7 @@ impl OwnCgroup {
             .map_err(io_error(&self.path))
     }
 
-    /// The open directory, to attach to.
+    /// Returns the open directory, to attach programs to.
     pub fn dir(&self) -> &File {
         &self.dir
     }

@@ -1,4 +1,4 @@
-//! Which pod a cgroup belongs to.
+//! Looks up the pod to which a cgroup belongs.
 
 use std::collections::HashMap;
 use std::fs::{self, File};
@@ -14,19 +14,20 @@ use super::file_handle::open_cgroup;
 use super::{CgroupError, Naming, cgroup_id, io_error};
 use crate::pods::PodUid;
 
-/// How many cgroups are remembered with their pods. A node has fewer containers, and pods may make cgroups of their own.
-const MAX_REMEMBERED: usize = 4096;
+/// How many cgroups are cached with their pods. A node has fewer containers, but pods may make cgroups of their own.
+const MAX_CACHED: usize = 4096;
 
-/// The pods' cgroup, held open.
+/// The pods' cgroup, with its open directory.
 #[derive(Debug)]
 pub struct PodsCgroup {
     path: PathBuf,
     dir: File,
     id: u64,
     naming: Naming,
-    /// By cgroup id. What it says holds for ever: an id is not used twice, and a cgroup v2 directory can be neither renamed
-    /// nor moved (it has no `rename` in `cgroup_kf_syscall_ops`, kernel/cgroup/cgroup.c).
-    known: Mutex<HashMap<u64, PodUid>>,
+    /// The cached pods, by cgroup id. An entry never becomes wrong, because an id is not used twice, and a cgroup v2
+    /// directory can be neither renamed nor moved (there is no `rename` in `cgroup_kf_syscall_ops`,
+    /// kernel/cgroup/cgroup.c).
+    cache: Mutex<HashMap<u64, PodUid>>,
 }
 
 impl PodsCgroup {
@@ -39,26 +40,26 @@ impl PodsCgroup {
             dir,
             id,
             naming,
-            known: Mutex::default(),
+            cache: Mutex::default(),
         })
     }
 
-    /// Absolute path.
+    /// Returns the absolute path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The open directory, to attach to.
+    /// Returns the open directory, to attach programs to.
     pub fn dir(&self) -> &File {
         &self.dir
     }
 
-    /// Its cgroup id; a recreated one has another.
+    /// Returns the cgroup id. A cgroup that was removed and made again has another one.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// Its id and those of the QoS classes' cgroups, each 0 if it is not there.
+    /// Returns the id and those of the QoS classes' cgroups. An id is 0 if the cgroup does not exist.
     pub fn ids(&self) -> [u64; NUM_PODS_CGROUPS] {
         let [burstable, best_effort] = self
             .naming
@@ -67,34 +68,34 @@ impl PodsCgroup {
         [self.id, burstable, best_effort]
     }
 
-    /// Looks itself up as it will look up callers.
+    /// Checks that callers can be looked up, by looking up this cgroup.
     ///
     /// # Errors
-    /// Where that can't be done: no pod could be served then.
+    /// If the look-up fails: no pod could be served then.
     pub fn check_lookup(&self) -> Result<(), NotAPod> {
         self.path_of(self.id).map(drop)
     }
 
-    /// Whether the path still leads to this very cgroup.
+    /// Reports whether the path still leads to this cgroup.
     pub fn is_current(&self) -> bool {
         cgroup_id(&self.path).is_ok_and(|id| id == self.id)
     }
 
-    /// The pod to which the cgroup with this id belongs.
+    /// Returns the pod to which the cgroup with this id belongs.
     ///
     /// # Errors
-    /// Where it is that of no pod, or was gone before it was ever asked for.
+    /// If it belongs to no pod, or was removed before its first look-up.
     pub fn pod_of(&self, cgroup_id: u64) -> Result<PodUid, NotAPod> {
-        let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(pod) = known().get(&cgroup_id) {
+        let cache = || self.cache.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(pod) = cache().get(&cgroup_id) {
             return Ok(pod.clone());
         }
         let pod = self.look_up(cgroup_id)?;
-        let mut known = known();
-        if known.len() >= MAX_REMEMBERED {
-            known.clear();
+        let mut cache = cache();
+        if cache.len() >= MAX_CACHED {
+            cache.clear();
         }
-        known.insert(cgroup_id, pod.clone());
+        cache.insert(cgroup_id, pod.clone());
         Ok(pod)
     }
 
@@ -108,7 +109,8 @@ impl PodsCgroup {
             .ok_or_else(|| NotAPod::Elsewhere(path.clone()))
     }
 
-    /// One lookup by file handle: no scan, and no race, as ids are not used twice.
+    /// Returns the path of a cgroup, by a file handle: this needs no scan and has no race, because ids are not used
+    /// twice.
     fn path_of(&self, cgroup_id: u64) -> Result<PathBuf, NotAPod> {
         let opened =
             open_cgroup(self.dir.as_fd(), cgroup_id).map_err(|source| match source.raw_os_error() {
@@ -123,7 +125,7 @@ impl PodsCgroup {
         }
     }
 
-    /// The cgroup of a pod and its id; `None` while it does not exist.
+    /// Finds the cgroup of a pod and its id; `None` while it does not exist.
     pub fn find_pod(&self, uid: &PodUid) -> Option<(PathBuf, u64)> {
         self.naming.directories_of(uid).into_iter().find_map(|name| {
             let path = self.path.join(name);
@@ -132,21 +134,21 @@ impl PodsCgroup {
     }
 }
 
-/// Why a cgroup is not that of a pod.
+/// The reasons why a cgroup has no pod.
 #[derive(Debug, Error)]
 pub enum NotAPod {
-    /// Removed since.
+    /// It was removed.
     #[error("its cgroup {0} does not exist any more")]
     Gone(u64),
-    /// Of the host, or between the pods.
+    /// It belongs to the host, or is one above the pods'.
     #[error("its cgroup {} is not that of a pod", .0.display())]
     Elsewhere(PathBuf),
-    /// The system said no.
+    /// The look-up failed.
     #[error("cgroup {cgroup_id} cannot be looked up: {source}{}", capability(.source))]
     Unreadable {
-        /// Which.
+        /// The cgroup's id.
         cgroup_id: u64,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
 }

@@ -94,7 +94,7 @@ fn every_directory_that_a_pod_can_have_leads_back_to_it(#[case] pods: &str) {
 }
 
 proptest! {
-    /// Whatever a container nests below its own cgroup, it stays the pod that it is.
+    /// A container stays in its pod, whatever cgroups it makes below its own.
     #[test]
     fn nesting_never_changes_the_pod(
         nested in proptest::collection::vec("[a-z0-9._-]{1,12}|pod11111111-2222-3333-4444-555555555555|burstable", 0..6),
@@ -190,7 +190,7 @@ fn a_directory_that_is_not_cgroup2_is_an_error_that_names_the_flag() {
     }
 }
 
-/// As on a node where Cilium has mounted the hierarchy a second time.
+/// This is the case on a node on which Cilium has mounted the hierarchy a second time.
 #[test]
 fn one_cgroup_that_is_reached_by_two_mounts_is_one() {
     let root = tempfile::tempdir().unwrap();

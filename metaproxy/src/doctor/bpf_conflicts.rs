@@ -43,7 +43,7 @@ fn found(pods: &Path, root: &Path) -> io::Result<Vec<Finding>> {
         return Ok(vec![Finding::ok(
             CHECK,
             format!(
-                "{} programs are attached at our hooks, and none keeps ours out; which are ours cannot be told without \
+                "{} programs are attached at our hooks, and none keeps ours out; which are ours cannot be determined without \
                  CAP_SYS_ADMIN, which reads their names",
                 others.len()
             ),
@@ -70,7 +70,7 @@ fn blocks(one: &AttachedProgram) -> Finding {
         CHECK,
         format!("{one} allows no other program beside it, so ours cannot be attached"),
         format!(
-            "have whoever attached it (`bpftool cgroup tree {cgroup}`) use BPF_F_ALLOW_MULTI, or a link; or detach it: \
+            "let its owner (`bpftool cgroup tree {cgroup}`) attach it with BPF_F_ALLOW_MULTI or as a link; or detach it: \
              `bpftool cgroup detach {cgroup} {hook} id {id}`"
         ),
     )
@@ -82,7 +82,7 @@ fn precedes(one: &AttachedProgram) -> Finding {
         format!("{one} runs before ours, which see what it makes of a connection"),
         format!(
             "one that leaves connections to 169.254.169.254:80 alone does no harm (`bpftool prog dump xlated id {}` shows what it \
-             does); else have whoever attached it attach to a cgroup above the pods', whose programs run after ours",
+             does); else let its owner attach it to a cgroup above the pods', whose programs run after ours",
             one.program.id
         ),
     )
@@ -94,7 +94,7 @@ fn precedes_guard(interface: &str, program: &Program) -> Finding {
         format!(
             "{program} at the egress of {interface} runs before the guard's, and what it lets pass, passes"
         ),
-        "restart the guard (or the agent's pod), which puts itself first; and have whoever attached it attach behind, or before \
+        "restart the guard (or the agent's pod), which puts itself first; and let its owner attach it behind, or before \
          the guard starts",
     )
 }
@@ -107,7 +107,7 @@ fn beside(others: &[&AttachedProgram]) -> Finding {
     Finding::ok(
         CHECK,
         if names.is_empty() {
-            "nobody else is attached at our hooks".to_owned()
+            "no other program is attached at our hooks".to_owned()
         } else {
             format!("shared with {}, which leave room for ours", names.join(", "))
         },

@@ -10,7 +10,7 @@ use crate::intercept::guard::GuardState;
 const CHECK: &str = "guard process";
 
 const LOG_ADVICE: &str =
-    "its log tells why (`kubectl logs` of the guard's pod, or `journalctl -u metaproxy-guard`)";
+    "its log says why (`kubectl logs` of the guard's pod, or `journalctl -u metaproxy-guard`)";
 
 /// `--guard-placement`: where the chart has a guard (its value `guard.placement`)
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -66,7 +66,7 @@ fn found(guard: Result<&GuardReport, &ClientError>, pods: Option<u64>) -> Findin
     let report = match guard {
         Ok(report) => report,
         Err(error) => {
-            let says = format!("a guard runs here, and whether it keeps pods out cannot be told: {error}");
+            let says = format!("a guard runs here, and whether it keeps pods out is not known: {error}");
             return Finding::warning(
                 CHECK,
                 says,
@@ -95,7 +95,7 @@ fn found(guard: Result<&GuardReport, &ClientError>, pods: Option<u64>) -> Findin
                 "a guard (metaproxy {version}) keeps pods out, and another program has detached it {reattached} times lately; it was \
                  attached again"
             ),
-            "see the users of our hooks above: whoever replaces programs there is to leave others' alone",
+            "see the users of our hooks above: software that replaces programs there must leave others' alone",
         ),
         GuardState::Waiting => Finding::problem(
             CHECK,
@@ -176,7 +176,7 @@ mod tests {
         assert!(
             finding
                 .says
-                .contains("cannot be told: /run/metaproxy/guard-1-1.sock"),
+                .contains("is not known: /run/metaproxy/guard-1-1.sock"),
             "{finding:?}"
         );
     }

@@ -53,7 +53,8 @@ fn absent(check: &'static str, says: String, identity: Option<&str>) -> Finding 
     }
 }
 
-/// What the instance's own options (SECURITY.md) could do beside the programs.
+/// Makes the finding for a service that answers. It names options of the instance (SECURITY.md) that would protect its
+/// role in addition to the programs.
 fn reached(
     check: &'static str,
     endpoint: &Endpoint,
@@ -98,7 +99,7 @@ fn role(profile: Result<Option<String>, String>, identity: Option<&str>) -> Find
         ),
         (Ok(None), None) => Finding::problem(
             CHECK,
-            "the node has no instance profile, so nobody assumes the pods' roles",
+            "the node has no instance profile, so the pods' roles cannot be assumed",
             "attach one (`aws ec2 associate-iam-instance-profile`), or give the agent credentials in its environment",
         ),
         (Err(error), identity) => Finding {

@@ -116,7 +116,7 @@ fn pods_cgroup(examination: &Examination) -> (Finding, Option<TrialCgroup>) {
             Err(error) => (
                 Finding::problem(
                     CHECK,
-                    format!("pods cannot be told by their cgroups: {error}"),
+                    format!("pods cannot be looked up by their cgroups: {error}"),
                     "mount the host's cgroup v2 tree into this container, and give it DAC_READ_SEARCH",
                 ),
                 None,
@@ -127,7 +127,7 @@ fn pods_cgroup(examination: &Examination) -> (Finding, Option<TrialCgroup>) {
                 Finding::warning(
                     CHECK,
                     format!("there is no pods' cgroup ({})", locator.describe()),
-                    "it is there once the kubelet runs; where the kubelet's --cgroup-root is another, --cgroup DIR names it",
+                    "it exists once the kubelet runs; if the kubelet has another --cgroup-root, name it with --cgroup DIR",
                 ),
                 place(
                     locator
@@ -174,8 +174,8 @@ fn cgroup_ids(place: &TrialCgroup) -> Finding {
     Finding::ok(CHECK, "they fit into the 40 bits in which a caller is carried")
 }
 
-/// Checks that no program at the cgroup of this process keeps the agent's listener program out. It is the agent's cgroup if
-/// this command runs in its container.
+/// Checks that no program at the cgroup of this process keeps the agent's listener program out. It is the agent's
+/// cgroup if this command runs in its container.
 fn own_cgroup(root: &Path) -> Option<Finding> {
     const CHECK: &str = "own cgroup";
     match OwnCgroup::find(&[root.to_owned()]) {

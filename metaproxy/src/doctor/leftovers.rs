@@ -1,9 +1,9 @@
-//! Finds what kube2iam, kiam and the EKS Pod Identity agent leave on a node: rules that send connections for the metadata
-//! service to a port without a listener, and an interface.
+//! Finds what kube2iam, kiam and the EKS Pod Identity agent leave on a node: rules that send connections for the
+//! metadata service to a port without a listener, and an interface.
 //!
-//! Rules are read and removed by iptables' own tools, because only those know how they store rules. A rule is named only if
-//! it is exactly as one of the three writes it. It is removed only if it seems unused, now and some seconds later: their
-//! daemon does not run, none of their pods is on the node, and its port has no listener.
+//! Rules are read and removed by iptables' own tools, because only those know how they store rules. A rule is named
+//! only if it is exactly as one of the three writes it. It is removed only if it seems unused, now and some seconds
+//! later: their daemon does not run, none of their pods is on the node, and its port has no listener.
 
 mod netlink;
 mod rules;
@@ -17,7 +17,7 @@ use std::time::Duration;
 use nix::ifaddrs::getifaddrs;
 
 use self::rules::Rule;
-use self::tables::TABLES;
+use self::tables::BACKENDS;
 use self::usage::NodeUsage;
 use super::Finding;
 
@@ -68,11 +68,11 @@ impl Leftover {
             Usage::No => None,
             Usage::By(daemon) => Some(format!("{daemon} uses it; uninstall that first")),
             Usage::PortOf(listener) => Some(format!(
-                "{listener} listens where it leads; where that has nothing to do with it, remove it by hand: {}",
+                "{listener} listens at its target; if that has nothing to do with it, remove it by hand: {}",
                 self.command()
             )),
             Usage::Unknown => Some(
-                "whether it is in use cannot be told from this container; run this on the node itself"
+                "whether it is in use cannot be determined in this container; run this on the node itself"
                     .to_owned(),
             ),
         }
@@ -121,7 +121,7 @@ impl NodeLeftovers {
             let before = before.map(|index| self.leftovers.swap_remove(index).used);
             if one.used == Usage::No {
                 // What was made in between is in use.
-                one.used = before.unwrap_or(Usage::PortOf("somebody who has just made it".to_owned()));
+                one.used = before.unwrap_or(Usage::PortOf("a program that has just made it".to_owned()));
             }
         }
         later
@@ -131,15 +131,15 @@ impl NodeLeftovers {
 pub(super) fn find() -> NodeLeftovers {
     let mut found = NodeLeftovers::default();
     let usage = NodeUsage::of_this_node();
-    for tables in &TABLES {
-        match tables.nat() {
+    for backend in &BACKENDS {
+        match backend.nat() {
             Ok(Some((change, saved))) => found.leftovers.extend(
-                rules::theirs(&saved)
+                rules::of_their_form(&saved)
                     .into_iter()
                     .map(|rule| leftover(rule, change, &usage)),
             ),
             Ok(None) => {}
-            Err(why) => found.not_examined.push(format!("{}: {why}", tables.name)),
+            Err(why) => found.not_examined.push(format!("{}: {why}", backend.name)),
         }
     }
     if has_pod_identity_link() {
@@ -181,7 +181,7 @@ fn has_pod_identity_link() -> bool {
 }
 
 /// Says how to run the command on the node, which has the tools.
-pub(crate) const RUN_ON_THE_NODE_ADVICE: &str = "install iptables, or run it as root on the node itself; where only the agent's container \
+pub(crate) const RUN_ON_THE_NODE_ADVICE: &str = "install iptables, or run it as root on the node itself; if only the agent's container \
      has this program, the node runs it as `/proc/$(pidof -s metaproxy)/exe doctor`";
 
 pub(super) fn examine(found: &NodeLeftovers) -> Vec<Finding> {
@@ -211,7 +211,7 @@ fn finding(check: &'static str, one: &Leftover) -> Finding {
     match &one.used {
         Usage::No => Finding::warning(
             check,
-            format!("{what}, and nobody who makes such things is here"),
+            format!("{what}, and the software that makes it is not here"),
             format!("{command}\n(or all at once: metaproxy doctor --fix-leftovers)"),
         ),
         Usage::By(daemon) => Finding::ok(
@@ -220,13 +220,13 @@ fn finding(check: &'static str, one: &Leftover) -> Finding {
         ),
         Usage::PortOf(listener) => Finding::warning(
             check,
-            format!("{what}, where {listener} listens, which is neither's as far as can be told"),
-            format!("where that has nothing to do with it, this removes it: {command}"),
+            format!("{what}, where {listener} listens, which seems to be neither"),
+            format!("if that has nothing to do with it, this removes it: {command}"),
         ),
         Usage::Unknown => Finding::ok(
             check,
             format!(
-                "{what}; whether it is in use cannot be told from this container. Where it is not, this removes it: {command}"
+                "{what}; whether it is in use cannot be determined in this container. If it is not, this removes it: {command}"
             ),
         ),
     }
@@ -242,7 +242,7 @@ mod tests {
                          10.0.0.1:8181\n";
 
     fn rule(used: Usage) -> Leftover {
-        let rule = rules::theirs(SAVED).remove(0);
+        let rule = rules::of_their_form(SAVED).remove(0);
         Leftover {
             used,
             ..leftover(rule, "iptables-legacy", &NodeUsage::default())

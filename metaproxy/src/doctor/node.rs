@@ -30,9 +30,9 @@ pub(super) fn ports(examination: &Examination) -> Vec<Finding> {
     );
     if found.is_empty() {
         let says = if told.is_empty() {
-            "the agent is told to take none: the listener takes a free one that nothing else is known to want"
+            "no flag names one: the listener takes a free one that no other software is known to use"
         } else {
-            "free, or the agent's, and nothing else is known to want them"
+            "free, or the agent's, and no other software is known to use them"
         };
         found.push(Finding::ok(CHECK, says));
     }
@@ -46,7 +46,7 @@ const LISTEN_FLAG: &str = "--listen-port";
 /// Says what to do about a port of a flag.
 fn other_port(flag: &str) -> String {
     if flag == LISTEN_FLAG {
-        "leave --listen-port away: a free port is found then, and nobody has to know it".to_owned()
+        "leave --listen-port away: a free port is found then, and no other program has to know it".to_owned()
     } else {
         format!(
             "give --admin-address another port, such as {SUGGESTED_ADMIN_PORT}, or off: probes and commands need none"
@@ -78,7 +78,7 @@ fn taken_ports(told: &[(&str, SocketAddr)]) -> Vec<Finding> {
     taken.collect()
 }
 
-/// Warns of a port that other software takes on nodes where it runs.
+/// Warns of a port that other software uses by default.
 fn wanted_port(flag: &str, address: SocketAddr) -> Option<Finding> {
     let port = address.port();
     let who = node_ports::wanted_by(port)?;
@@ -139,7 +139,8 @@ fn syncookies_finding(setting: &str) -> Option<Finding> {
     })
 }
 
-/// Matches an entry of NO_PROXY as curl and the SDKs do: a host, a suffix of names, a network (`169.254.0.0/16`) or `*`.
+/// Matches an entry of NO_PROXY as curl and the SDKs do: a host, a suffix of names, a network (`169.254.0.0/16`) or
+/// `*`.
 fn is_exempt(rules: &str, address: Ipv4Addr) -> bool {
     rules.split(',').map(str::trim).any(|rule| {
         let host = || rule.parse::<Ipv4Addr>().map(Ipv4Net::from);

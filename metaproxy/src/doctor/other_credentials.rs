@@ -23,7 +23,10 @@ fn finding(pods: &[Explanation]) -> Option<Finding> {
         .map(|one| format!("{} by {}", one.pod, one.other_credentials.join(" and ")))
         .collect();
     if others.is_empty() {
-        return Some(Finding::ok(CHECK, "no pod with a role is told of others"));
+        return Some(Finding::ok(
+            CHECK,
+            "no pod with a role has variables of other credentials",
+        ));
     }
     let mut named = others[..others.len().min(MAX_NAMED)].join(", ");
     if others.len() > MAX_NAMED {
@@ -31,7 +34,7 @@ fn finding(pods: &[Explanation]) -> Option<Finding> {
     }
     Some(Finding::warning(
         CHECK,
-        format!("pods with a role are told of other credentials: {named}"),
+        format!("pods with a role have variables of other credentials: {named}"),
         "an SDK takes those, and never falls back to the metadata service: take away what sets the variables (the Pod Identity \
          association, IRSA's annotation, static keys), and make the pods again",
     ))
@@ -61,7 +64,7 @@ mod tests {
         assert_eq!(found.level, Level::Warning);
         assert_eq!(
             found.says,
-            format!("pods with a role are told of other credentials: apps/a by {uri}")
+            format!("pods with a role have variables of other credentials: apps/a by {uri}")
         );
         let many = ["a", "b", "c", "d", "e", "f", "g"].map(|name| pod(name, Some("r"), &[uri]));
         let found = finding(&many).unwrap();

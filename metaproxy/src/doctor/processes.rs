@@ -85,7 +85,7 @@ pub(super) fn sandboxes() -> Vec<Finding> {
     if !sees_all() {
         return vec![Finding::ok(
             CHECK,
-            "cannot be told from this container, which does not see the node's processes",
+            "cannot be determined in this container, which does not see the node's processes",
         )];
     }
     let processes = all();

@@ -69,8 +69,8 @@ async fn trusts_itself(sts: &Sts, examination: &Examination, arn: &str) -> Optio
     })
 }
 
-/// The ARNs that the role of a session may have. The session's has no path, and to ask IAM for that takes a permission; the
-/// instance profile is mostly made with the path of its role.
+/// Returns the ARNs that the role of a session may have. The session's ARN has no path, and reading it from IAM
+/// requires a permission. An instance profile usually has the path of its role.
 fn own_role_arns(session: &str, profile: Option<&str>) -> Vec<RoleArn> {
     let Some((base, name)) = BaseArn::of_account(session).zip(session.split('/').nth(1)) else {
         return Vec::new();
@@ -143,9 +143,9 @@ fn not_decided(waiting: &[(&str, &str)]) -> Option<Finding> {
     };
     Some(Finding::warning(
         CHECK,
-        format!("pod {pod}{more} is answered 503, as its role cannot be told yet: {because}"),
+        format!("pod {pod}{more} is answered 503, because its role is not known yet: {because}"),
         format!(
-            "`metaproxy explain {pod}` tells more; of a pod that has just started it may be over in a moment"
+            "`metaproxy explain {pod}` shows the reason; for a pod that has just started this may be over in a moment"
         ),
     ))
 }
@@ -171,7 +171,7 @@ fn fared<'a>(asked: impl Iterator<Item = (&'a str, &'a str, &'a CredentialsLine)
             Finding::warning(
                 CHECK,
                 says,
-                format!("{ADVICE}; `metaproxy explain {pod}` tells more"),
+                format!("{ADVICE}; `metaproxy explain {pod}` shows the reason"),
             )
         })
         .collect();

@@ -1,16 +1,16 @@
-//! What a guard reports of itself on its socket: no other process can see whether its programs are attached and stay so.
+//! The report of a guard on its socket. No other process can see whether the guard's programs are attached and stay so.
 
 use serde::{Deserialize, Serialize};
 
 use crate::intercept::guard::GuardState;
 
-/// How a guard in a process of its own is doing.
+/// The version, the level and the state of a guard that runs as a process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct GuardReport {
-    /// The version that runs.
+    /// The version of metaproxy.
     pub version: String,
-    /// What it does on this kernel, as a sentence without its end.
+    /// The level of the guard on this kernel, as a clause for a sentence.
     #[serde(rename = "way")]
     pub level: String,
     /// Whether it keeps pods out.

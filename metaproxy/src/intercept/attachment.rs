@@ -57,7 +57,7 @@ pub enum AttachmentState {
     Attached,
     /// The programs are attached again, after another process had detached one.
     Reattached {
-        /// How often that happened lately.
+        /// How often that happened recently.
         times: u32,
     },
 }
@@ -80,7 +80,7 @@ impl Reattachments {
         if self.times.is_power_of_two() {
             warn!(
                 times = self.times,
-                "somebody else has detached {}; attached again. `bpftool link` shows what is attached now",
+                "another process has detached {}; attached again. `bpftool link` shows what is attached now",
                 programs.join(", ")
             );
         }
@@ -93,8 +93,8 @@ impl Reattachments {
 }
 
 impl Attachment {
-    /// Makes an attachment that attaches nothing to the pods' cgroup before [`Self::start`]. There is no listener if pods are
-    /// only observed. `wanted` has the content of the lists in the kernel.
+    /// Makes an attachment that attaches nothing to the pods' cgroup before [`Self::start`]. There is no listener if
+    /// pods are only observed. `wanted` has the content of the lists in the kernel.
     pub fn new(
         programs: Programs,
         locator: Locator,
@@ -138,8 +138,8 @@ impl Attachment {
         }
     }
 
-    /// Attaches in a fixed order: callers can be looked up before the first connection is redirected, and the kernel's maps
-    /// hold the pods' cgroup and the lists before the programs read them.
+    /// Attaches in a fixed order: callers can be looked up before the first connection is redirected, and the kernel's
+    /// maps hold the pods' cgroup and the lists before the programs read them.
     fn attach(&mut self, pods: PodsCgroup) -> Result<(), AttachError> {
         pods.check_lookup()?;
         self.pods_cgroup_ids.set(pods.ids())?;

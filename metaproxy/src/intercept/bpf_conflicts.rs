@@ -1,7 +1,7 @@
 //! Finds programs of other software at the hooks where metaproxy attaches.
 //!
-//! The queries are made here and not by aya, whose queries open each program, which needs CAP_SYS_ADMIN: the agent has to
-//! find a conflict without it.
+//! The queries are made here and not by aya, whose queries open each program, which needs CAP_SYS_ADMIN: the agent has
+//! to find a conflict without it.
 
 use std::fmt;
 use std::fs::File;
@@ -85,8 +85,8 @@ impl fmt::Display for Program {
 }
 
 impl AttachedProgram {
-    /// Reports whether it keeps metaproxy's from being attached to a cgroup (`hierarchy_allows_attach` and the comparison of flags in
-    /// `__cgroup_bpf_attach`, kernel/bpf/cgroup.c).
+    /// Reports whether it keeps metaproxy's from being attached to a cgroup (`hierarchy_allows_attach` and the
+    /// comparison of flags in `__cgroup_bpf_attach`, kernel/bpf/cgroup.c).
     pub fn blocks(&self, pods: &Path) -> bool {
         match self.flags & (BPF_F_ALLOW_OVERRIDE | BPF_F_ALLOW_MULTI) {
             0 => true,
@@ -135,8 +135,8 @@ fn at(dir: &Path, hook: Hook) -> io::Result<Vec<AttachedProgram>> {
     Ok(programs.map(attached).collect())
 }
 
-/// Lists the programs that run before metaproxy's for a connection of a pod: those attached earlier at the pods' cgroup,
-/// below it, or above it with `BPF_F_PREORDER`. There are none while metaproxy's are not attached.
+/// Lists the programs that run before metaproxy's for a connection of a pod: those attached earlier at the pods'
+/// cgroup, below it, or above it with `BPF_F_PREORDER`. There are none while metaproxy's are not attached.
 ///
 /// # Errors
 /// As [`up_to`].

@@ -1,4 +1,4 @@
-//! Who stands at the other end of an accepted connection.
+//! Identifies the pod that has made an accepted connection.
 
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
@@ -12,10 +12,10 @@ use super::refusals::RefusalKind;
 use crate::cgroups::{NotAPod, PodsCgroup};
 use crate::pods::{Inventory, Known, PodUid, Pods};
 
-/// Why a connection's caller is not known. Such a connection is closed without an answer.
+/// The reasons why the caller of a connection is not known. Such a connection is closed without an answer.
 #[derive(Debug, Error)]
 pub enum Unidentified {
-    /// The packet that completed the handshake carried no option of ours.
+    /// The packet that completed the handshake carried no option.
     #[error(
         "the connection carries no caller: it was not made from the pods' cgroup, or its packets lost the option on the way"
     )]
@@ -25,7 +25,7 @@ pub enum Unidentified {
         "the caller that the connection carries is not proven: its option was made for another connection, or by another agent"
     )]
     BadTag,
-    /// The caller is proven, and its address was changed on the way, to one that is not known to be the pod's.
+    /// The caller is proven, but its address was changed on the way to one that is not known to be the pod's.
     #[error(
         "the address {address} of the connection is not known to be one of pod {pod}: it was changed on the way by NAT outside the pod"
     )]
@@ -43,7 +43,7 @@ pub enum Unidentified {
     /// The connection is this process's own.
     #[error("the caller is this agent")]
     OwnAgent,
-    /// The pods' cgroup is not there.
+    /// The pods' cgroup does not exist.
     #[error("the pods' cgroup does not exist at the moment")]
     NoPods,
     /// The caller is not a pod.
@@ -55,7 +55,7 @@ pub enum Unidentified {
 }
 
 impl Unidentified {
-    /// The kind by which it is counted.
+    /// Returns the kind under which it is counted.
     pub fn kind(&self) -> RefusalKind {
         match self {
             Self::NoOption => RefusalKind::NoOption,
@@ -68,7 +68,7 @@ impl Unidentified {
         }
     }
 
-    /// The pod, if it is known.
+    /// Returns the pod, if it is known.
     pub fn pod(&self) -> Option<&PodUid> {
         match self {
             Self::ForeignAddress { pod, .. } => Some(pod),
@@ -77,15 +77,15 @@ impl Unidentified {
     }
 }
 
-/// Shared between the task that keeps the programs attached and those that identify.
+/// The pods' cgroup, shared between the task that keeps programs attached and those that identify callers.
 pub type CurrentPods = Arc<RwLock<Option<Arc<PodsCgroup>>>>;
 
-/// The pods' cgroup at this moment.
+/// Returns the pods' cgroup at this moment; `None` if it does not exist.
 pub fn current(pods: &CurrentPods) -> Option<Arc<PodsCgroup>> {
     pods.read().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// Reads who has made accepted connections.
+/// Identifies the callers of accepted connections.
 #[derive(Debug)]
 pub struct Callers {
     arrivals: SkStorage<MapData, Arrival>,
@@ -95,8 +95,8 @@ pub struct Callers {
 }
 
 impl Callers {
-    /// From the map that the program fills, the id of this process's cgroup, the pods' cgroup as it stands, and what is
-    /// known of pods.
+    /// Makes it from the map that the program fills, the id of this process's cgroup, the pods' cgroup, and the
+    /// inventory.
     pub fn new(
         arrivals: SkStorage<MapData, Arrival>,
         own_cgroup: u64,
@@ -111,10 +111,10 @@ impl Callers {
         }
     }
 
-    /// Tells the pod that has made this connection; `peer` is the client's address as the listener sees it.
+    /// Returns the pod that has made this connection. `peer` is the client's address as the listener sees it.
     ///
     /// # Errors
-    /// Why it can't be told; the connection must be closed without an answer.
+    /// If the caller is not proven or is not a pod. The connection must be closed without an answer.
     pub fn identify(&self, socket: &impl AsRawFd, peer: IpAddr) -> Result<PodUid, Unidentified> {
         let arrival = match self.arrivals.get(socket, 0) {
             Ok(arrival) => arrival,
@@ -151,8 +151,9 @@ impl Callers {
     }
 }
 
-/// Whether an address is known to be a pod's own. NAT inside the pod leads to such an address, and no other pod's packets
-/// have it; for a hostNetwork pod it is the node's, which other pods' packets may be given, so it proves nothing.
+/// Whether an address is known to be a pod's own. NAT inside the pod leads to such an address, and no other pod's
+/// packets have it; for a hostNetwork pod it is the node's, which other pods' packets may be given, so it proves
+/// nothing.
 fn is_address_of(inventory: &Inventory, pod: &PodUid, address: IpAddr) -> bool {
     match inventory.by_uid(pod) {
         Some(Known::Pod(pod)) => !pod.host_network && pod.ips.contains(&address),

@@ -1,22 +1,22 @@
 //! Chooses a port for the listeners that is free and that no other software is known to want.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::fs;
 use std::ops::RangeInclusive;
 use std::path::Path;
 
 use crate::node_ports;
 
-/// The API server's default `--service-node-port-range`; kube-proxy may claim any of it at any time.
+/// The API server's default `--service-node-port-range`. kube-proxy may claim any port of it at any time.
 const NODE_PORT_RANGE: RangeInclusive<u16> = 30_000..=32_767;
 
-/// Where a free port is looked for first: above what services are usually given by hand.
+/// The ports that are tried first, which are above those that operators usually choose for services.
 const PREFERRED_PORTS: RangeInclusive<u16> = 10_240..=65_535;
 
-/// Then everywhere that needs no privilege.
+/// All ports that need no privilege.
 const UNPRIVILEGED_PORTS: RangeInclusive<u16> = 1_024..=65_535;
 
-/// Ports that must be left to others.
+/// The ports that must be left to other software.
 #[derive(Clone, Debug, Default)]
 pub struct AvoidedPorts {
     ephemeral: Option<RangeInclusive<u16>>,
@@ -24,7 +24,7 @@ pub struct AvoidedPorts {
 }
 
 impl AvoidedPorts {
-    /// This network namespace's ephemeral range and reserved ports (ip-sysctl), and the given host ports.
+    /// Reads this network namespace's ephemeral range and reserved ports (ip-sysctl), and adds the given host ports.
     pub fn of_this_node(host_ports: impl IntoIterator<Item = u16>) -> Self {
         let sysctl =
             |name: &str| fs::read_to_string(Path::new("/proc/sys/net/ipv4").join(name)).unwrap_or_default();
@@ -40,15 +40,15 @@ impl AvoidedPorts {
         self.is_others(port) || self.ephemeral.as_ref().is_some_and(|range| range.contains(&port))
     }
 
-    /// Whether others have or want it: perhaps later than we do.
+    /// Reports whether other software has the port, or may want it later.
     fn is_others(&self, port: u16) -> bool {
         NODE_PORT_RANGE.contains(&port)
             || self.single.contains(&port)
             || node_ports::wanted_by(port).is_some()
     }
 
-    /// Ports to try, best first. `start` spreads agents (any number will do). Where nothing is left beside what is to
-    /// be avoided, ports of the ephemeral range come last: better one of those than no agent.
+    /// Returns the ports to try, the best first. `start` is any number; different ones spread agents over the ports.
+    /// Ports of the ephemeral range come last, because an agent on one of them is better than none.
     pub fn candidates(&self, start: u16) -> impl Iterator<Item = u16> {
         let rotated = |ports: Vec<u16>| {
             let (count, start) = (ports.len(), usize::from(start));
@@ -70,19 +70,14 @@ fn ephemeral_range(sysctl: &str) -> Option<RangeInclusive<u16>> {
     Some(numbers.next()?.ok()?..=numbers.next()?.ok()?)
 }
 
-/// `8080,9148-9150` (Documentation/networking/ip-sysctl, ip_local_reserved_ports).
+/// Parses a list of ports and ranges, as `8080,9148-9150` (Documentation/networking/ip-sysctl,
+/// ip_local_reserved_ports).
 fn port_list(sysctl: &str) -> Vec<u16> {
     let range = |part: &str| -> Option<RangeInclusive<u16>> {
         let (first, last) = part.split_once('-').unwrap_or((part, part));
         Some(first.parse().ok()?..=last.parse().ok()?)
     };
     sysctl.trim().split(',').filter_map(range).flatten().collect()
-}
-
-/// A number that differs between agents, from the standard library's own random state.
-pub fn random_start() -> u16 {
-    use std::hash::{BuildHasher as _, Hasher as _};
-    HashMap::<u8, u8>::new().hasher().build_hasher().finish() as u16
 }
 
 #[cfg(test)]

@@ -1,9 +1,9 @@
 //! The guard keeps pods from the node's metadata service while no agent redirects them.
 //!
-//! Its connect hooks turn a metadata address into its sentinel, which agents accept in place of the address. So any number
-//! of guards and agents work side by side in any order. Connect hooks do not see raw and packet sockets, nor flows that
-//! were opened earlier: their packets are dropped at the uplinks, or, before Linux 6.6, at the pods' sockets. Sockets of
-//! the node's own network namespace are never touched.
+//! Its connect hooks turn a metadata address into its sentinel, which agents accept in place of the address. So any
+//! number of guards and agents work side by side in any order. Connect hooks do not see raw and packet sockets, nor
+//! flows that were opened earlier: their packets are dropped at the uplinks, or, before Linux 6.6, at the pods'
+//! sockets. Sockets of the node's own network namespace are never touched.
 
 pub mod programs;
 mod uplinks;
@@ -112,8 +112,8 @@ impl Guard {
         self.programs.counters()
     }
 
-    /// Attaches what is not attached, at once if the pods' cgroup exists. An uplink that fails is logged and tried again,
-    /// because the rest works without it.
+    /// Attaches what is not attached, at once if the pods' cgroup exists. An uplink that fails is logged and tried
+    /// again, because the rest works without it.
     ///
     /// # Errors
     /// If the kernel refuses, or the cgroup tree cannot be used.

@@ -9,22 +9,23 @@ use std::path::Path;
 use aya::util::KernelVersion;
 use thiserror::Error;
 
-/// Why this kernel, or this place in it, will not do.
+/// The reasons why this kernel, or the network namespace of this process, cannot be used.
 #[derive(Debug, Error)]
 pub enum KernelError {
-    /// Before 5.7 attaching leaves programs behind; before 5.10 the hooks were never tried.
+    /// It is older than 5.10. Before 5.7, attached programs outlive the process; 5.10 is the oldest version that is
+    /// tested.
     #[error(
         "this kernel is {release}, and metaproxy needs Linux 5.10 or newer: on older ones eBPF programs would stay \
          attached after the agent has ended. Update the node's kernel"
     )]
     TooOld {
-        /// As `uname -r` prints it.
+        /// The release, as `uname -r` prints it.
         release: String,
     },
-    /// The version could not be read.
+    /// The version cannot be read.
     #[error("cannot read the kernel's version: {0}")]
     Unreadable(String),
-    /// The node's network namespace can't be told from others.
+    /// The node's network namespace cannot be distinguished from others.
     #[error(
         "cannot tell the node's network namespace from the pods': SO_NETNS_COOKIE failed ({0}), and this process is \
          not in the initial network namespace. Run the agent with hostNetwork, or use Linux 5.14 or newer"
@@ -32,7 +33,10 @@ pub enum KernelError {
     NetnsUnknown(io::Error),
 }
 
-/// Refuses kernels older than 5.10.
+/// Checks the kernel's version.
+///
+/// # Errors
+/// [`KernelError::TooOld`] before 5.10, or [`KernelError::Unreadable`].
 pub fn check_version() -> Result<(), KernelError> {
     let version = KernelVersion::current().map_err(|error| KernelError::Unreadable(error.to_string()))?;
     let release = nix::sys::utsname::uname()
@@ -48,7 +52,8 @@ fn check(version: KernelVersion, release: String) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// Raises the soft limit of open files to the hard one: each pod's connection needs one, and many systems set it to 1024.
+/// Raises the soft limit of open files to the hard one, because each connection needs a descriptor and many systems set
+/// the soft limit to 1024.
 pub fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
@@ -59,8 +64,11 @@ pub fn raise_descriptor_limit() {
     }
 }
 
-/// The cookie of this process's network namespace, which is the node's; 0 where the kernel can't tell it and this
-/// is the initial namespace (the programs then ask for that one).
+/// Returns the cookie of this process's network namespace, which is the node's. It returns 0 if the kernel has no
+/// option for it and this is the initial namespace, whose cookie the programs can get.
+///
+/// # Errors
+/// [`KernelError::NetnsUnknown`] if the kernel has no option for it and this is another namespace.
 pub fn node_netns_cookie() -> Result<u64, KernelError> {
     let socket = UdpSocket::bind("127.0.0.1:0")
         .or_else(|_| UdpSocket::bind("[::1]:0"))
@@ -72,22 +80,23 @@ pub fn node_netns_cookie() -> Result<u64, KernelError> {
     }
 }
 
-/// `net.core.bpf_jit_enable` is registered for the initial network namespace only (net/core/sysctl_net_core.c).
+/// Reports whether this is the initial network namespace, for which alone `net.core.bpf_jit_enable` is registered
+/// (net/core/sysctl_net_core.c).
 fn in_initial_netns(proc: &Path) -> bool {
     proc.join("sys/net/core/bpf_jit_enable").exists()
 }
 
-/// `SO_NETNS_COOKIE` of a socket; ENOPROTOOPT before Linux 5.14.
+/// Returns the `SO_NETNS_COOKIE` of a socket. The error is ENOPROTOOPT before Linux 5.14.
 fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     option(socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE).map(u64::from_ne_bytes)
 }
 
-/// Switches fast open off for a listener, also where `net.ipv4.tcp_fastopen` switches it on for all: data in the SYN would
-/// be accepted before the packet that carries the caller. Must be called after `listen()`, which sets the queue's length
-/// (`inet_listen`, net/ipv4/af_inet.c).
+/// Switches fast open off for a listener, even if `net.ipv4.tcp_fastopen` switches it on for all, because data in the
+/// SYN would be accepted before the packet that carries the caller. This must be called after `listen()`, which sets
+/// the length of the queue (`inet_listen`, net/ipv4/af_inet.c).
 ///
 /// # Errors
-/// Those of `setsockopt(TCP_FASTOPEN)`.
+/// If `setsockopt(TCP_FASTOPEN)` fails.
 pub fn refuse_fast_open(listener: BorrowedFd<'_>) -> io::Result<()> {
     let queue: libc::c_int = 0;
     // SAFETY: the kernel reads one integer, which lives through the call.
@@ -107,7 +116,7 @@ pub fn refuse_fast_open(listener: BorrowedFd<'_>) -> io::Result<()> {
     }
 }
 
-/// The first `N` bytes of a socket option.
+/// Returns the first `N` bytes of a socket option.
 fn option<const N: usize>(socket: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<[u8; N]> {
     let mut value = [0; N];
     let mut length = N as libc::socklen_t;

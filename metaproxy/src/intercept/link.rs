@@ -44,16 +44,16 @@ struct LinkCreate {
 
 /// An attached program, which is detached on drop.
 ///
-/// Links are made here and not by aya, because aya's cannot be asked whether they are still attached, and aya falls back to
-/// attachments that outlive the process on kernels without links.
+/// Links are made here and not by aya, because aya's cannot be asked whether they are still attached, and aya falls
+/// back to attachments that outlive the process on kernels without links.
 #[derive(Debug)]
 pub struct Link {
     fd: OwnedFd,
 }
 
 impl Link {
-    /// Attaches a program to a cgroup and all below it. A link allows others beside it (kernel/bpf/cgroup.c: links imply
-    /// `BPF_F_ALLOW_MULTI`).
+    /// Attaches a program to a cgroup and all below it. A link allows others beside it (kernel/bpf/cgroup.c: links
+    /// imply `BPF_F_ALLOW_MULTI`).
     ///
     /// # Errors
     /// EPERM if a program there, or above, allows no second one.
@@ -98,8 +98,8 @@ impl Link {
         Ok(Self { fd })
     }
 
-    /// Reports whether it is still attached. Its cgroup or interface may be gone, or another process may have detached it
-    /// (`BPF_LINK_DETACH`); the descriptor stays open then, and the kernel sends no notice.
+    /// Reports whether it is still attached. Its cgroup or interface may be gone, or another process may have detached
+    /// it (`BPF_LINK_DETACH`); the descriptor stays open then, and the kernel sends no notice.
     pub fn is_attached(&self) -> bool {
         // If that cannot be read, it counts as attached, because attaching again and again would be worse.
         fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))

@@ -1,4 +1,4 @@
-//! The listeners that pods' connections are sent to.
+//! Opens the listeners to which pods' connections are sent.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
@@ -12,50 +12,50 @@ use nix::net::if_::InterfaceFlags;
 use thiserror::Error;
 use tokio::net::{TcpListener, TcpSocket};
 
-use super::free_port::{self, AvoidedPorts};
+use super::free_port::AvoidedPorts;
 use super::{kernel, tcp_sockets};
 
-/// Connections that may wait to be accepted; the kernel caps it at `net.core.somaxconn` (4096 by default).
+/// How many connections may wait to be accepted. The kernel limits it to `net.core.somaxconn` (4096 by default).
 const BACKLOG: u32 = 4096;
 
-/// Which port to take.
+/// The choice of a port.
 #[derive(Clone, Debug)]
 pub enum PortChoice {
-    /// This one, or fail.
+    /// This port; if it is taken, that is an error.
     Fixed(u16),
-    /// Any that is free, but none of these.
+    /// Any free port that is not to be avoided.
     Free(AvoidedPorts),
 }
 
-/// Why there is no listener.
+/// The reasons why there is no listener.
 #[derive(Debug, Error)]
 pub enum ListenError {
     /// The fixed port is in use.
     #[error("--listen-port {}: {address} is already taken by {holder}; choose another port, or 0 for a free one", address.port())]
     Taken {
-        /// What was wanted.
+        /// The wanted address.
         address: SocketAddr,
-        /// Who has it.
+        /// The process that holds it.
         holder: String,
     },
     /// An address is not one of this node.
     #[error("--listen-address {0}: not an address of this node's network interfaces")]
     NotOurs(IpAddr),
-    /// No address at all.
+    /// There is no address.
     #[error(
         "this node has no address at which pods could reach the listener (only loopback and link-local ones were \
          found); name one with --listen-address"
     )]
     NoAddress,
-    /// No port at all.
+    /// There is no free port.
     #[error("no free port was found on {0}")]
     NoPort(IpAddr),
-    /// The listener can't be marked.
+    /// The listener cannot be marked.
     #[error("cannot mark the listener {address} for the program that verifies callers: {source}")]
     Unmarked {
-        /// Where.
+        /// The listener's address.
         address: SocketAddr,
-        /// Why not.
+        /// The kernel's error.
         source: MapError,
     },
     /// The program that verifies callers does not see the listener.
@@ -64,12 +64,12 @@ pub enum ListenError {
          above, undoes what it sets. `metaproxy doctor` names the programs there"
     )]
     Unseen(SocketAddr),
-    /// The system said no.
+    /// A socket cannot be opened.
     #[error("cannot listen on {address}: {source}")]
     Io {
-        /// Where.
+        /// The listener's address.
         address: SocketAddr,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
 }
@@ -86,20 +86,20 @@ pub trait Mark {
     /// Marks a socket that is bound to an address, and does not listen yet.
     ///
     /// # Errors
-    /// What the kernel has against it.
+    /// If the kernel refuses.
     fn mark(&mut self, socket: &TcpSocket, address: SocketAddr) -> Result<(), MapError>;
 
-    /// Whether the program has seen it listen.
+    /// Reports whether the program has seen it listen.
     ///
     /// # Errors
-    /// What the kernel has against the question.
+    /// If the mark cannot be read.
     fn is_seen(&self, listener: &TcpListener) -> Result<bool, MapError>;
 
-    /// Forgets the address of a listener that is closed, or never came to be.
+    /// Forgets the address of a listener that was closed, or could not be opened.
     fn forget(&mut self, address: SocketAddr);
 }
 
-/// The maps by which the program knows the agent's listeners.
+/// The maps by which the program recognizes the agent's listeners.
 #[derive(Debug)]
 pub struct ListenerMarks {
     arrivals: SkStorage<MapData, Arrival>,
@@ -107,7 +107,7 @@ pub struct ListenerMarks {
 }
 
 impl ListenerMarks {
-    /// Marks in these maps.
+    /// Makes marks in these maps.
     pub fn new(arrivals: SkStorage<MapData, Arrival>, addresses: HashMap<MapData, Endpoint, u8>) -> Self {
         Self { arrivals, addresses }
     }
@@ -124,14 +124,17 @@ impl Mark for ListenerMarks {
     }
 
     fn forget(&mut self, address: SocketAddr) {
-        // An address that is not there needs no forgetting.
+        // An address without a mark causes an error without consequence.
         let _ = self.addresses.remove(&Endpoint::from_socket(address));
     }
 }
 
 impl Listeners {
-    /// Listens on every address, on one port. Must be called within a tokio runtime, after the program that verifies
+    /// Listens on every address, on one port. It must be called within a tokio runtime, after the program that verifies
     /// callers was attached to this process's cgroup.
+    ///
+    /// # Errors
+    /// If a socket cannot be opened or marked, or no port is free.
     pub fn open(
         addresses: &[IpAddr],
         choice: &PortChoice,
@@ -148,7 +151,7 @@ impl Listeners {
                 other => other,
             }),
             PortChoice::Free(avoid) => {
-                for port in avoid.candidates(free_port::random_start()) {
+                for port in avoid.candidates(fastrand::u16(..)) {
                     match Self::on_port(addresses, port, marks) {
                         Err(ListenError::Io { source, .. }) if source.kind() == io::ErrorKind::AddrInUse => {}
                         result => return result,
@@ -183,12 +186,12 @@ impl Listeners {
         })
     }
 
-    /// Where pods reach us; never empty.
+    /// Returns the addresses, of which there is at least one.
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
 
-    /// What the programs redirect to: the first listener of each family.
+    /// Returns the destination of redirected connections: the first listener of each family.
     pub fn destination(&self) -> Destination {
         let first = |is_v4: bool| {
             let found = self.addresses.iter().find(|address| address.is_ipv4() == is_v4);
@@ -200,7 +203,7 @@ impl Listeners {
         }
     }
 
-    /// The sockets with their addresses, to accept from.
+    /// Returns the sockets with their addresses, to accept from.
     pub fn into_sockets(self) -> impl Iterator<Item = (TcpListener, SocketAddr)> {
         self.sockets.into_iter().zip(self.addresses)
     }
@@ -229,17 +232,18 @@ fn bound(address: SocketAddr) -> io::Result<TcpSocket> {
     } else {
         TcpSocket::new_v6()?
     };
-    // So that a fixed port can be taken again while old connections stand in TIME_WAIT. Never SO_REUSEPORT, with
-    // which another process could take a share of the pods' connections.
+    // A fixed port must be available again while old connections are in TIME_WAIT. SO_REUSEPORT must not be set,
+    // because another process could take a share of the pods' connections then.
     socket.set_reuseaddr(true)?;
     socket.bind(address)?;
     Ok(socket)
 }
 
-/// The node's addresses at which pods reach it: for each family the source address of the default route, else the
-/// first one of an interface that is neither loopback nor link-local.
+/// Returns the node's addresses at which pods reach it: for each family the source address of the default route, else
+/// the first one of an interface that is neither loopback nor link-local.
 pub fn node_addresses() -> Vec<IpAddr> {
-    // Documentation prefixes (RFC 5737, RFC 3849): no packet is sent, only the route is asked for.
+    // `connect` of a UDP socket sends no packet and only looks up the route to these documentation addresses (RFC 5737,
+    // RFC 3849).
     let routed = [("0.0.0.0:0", "192.0.2.1:9"), ("[::]:0", "[2001:db8::1]:9")].map(|(local, remote)| {
         let socket = UdpSocket::bind(local).ok()?;
         socket.connect(remote).ok()?;
@@ -272,7 +276,8 @@ fn interface_addresses() -> Vec<IpAddr> {
         .collect()
 }
 
-/// Not loopback, not link-local (which a pod has on another link, and where the metadata service itself lives).
+/// Reports whether pods can reach an address. They cannot reach loopback and link-local addresses, which exist on their
+/// own links too; the metadata service has one.
 fn is_reachable(ip: &IpAddr) -> bool {
     match ip {
         IpAddr::V4(ip) => !(ip.is_loopback() || ip.is_link_local() || ip.is_unspecified()),
@@ -284,7 +289,7 @@ fn is_reachable(ip: &IpAddr) -> bool {
 mod tests {
     use super::*;
 
-    /// Where no program is attached.
+    /// Marks of a test without programs.
     struct NoProgram;
 
     impl Mark for NoProgram {

@@ -1,11 +1,10 @@
-//! A pod's connection, from the kernel to an accepted socket whose caller is known.
+//! Intercepts connections of pods to the metadata service, and identifies the pod at the other end of an accepted one.
 //!
-//! [`cgroups`] finds the pods' cgroup and reads pod UIDs out of paths, [`listener`] opens the listeners,
-//! [`programs`] loads and attaches what redirects to them, [`attachment`] keeps it attached, [`pod_maps`] says in the kernel's
-//! maps what is special about single pods, and [`caller`] tells who stands at the other end of an accepted connection.
-//! [`placement`] tells whether pods are where they are intercepted. [`port_claim`] and [`self_check`] tell whether connections reach the
-//! listeners. [`guard`] is what keeps pods from the metadata service where
-//! nothing redirects them.
+//! [`listener`] opens the listeners. [`programs`] loads the eBPF programs that redirect to them, [`attachment`] keeps
+//! these attached, and [`pod_maps`] tells them which pods need other treatment. [`caller`] identifies the pod of an
+//! accepted connection. [`placement`] checks that pods are in the cgroup where they are intercepted, and [`port_claim`]
+//! and [`self_check`] check that connections reach the listeners. [`guard`] keeps pods from the metadata service while
+//! no agent redirects them.
 
 pub mod attachment;
 pub mod bpf_conflicts;

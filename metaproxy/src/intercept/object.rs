@@ -1,4 +1,4 @@
-//! An eBPF object in the kernel: its maps and programs.
+//! Loads an eBPF object with its maps and programs into the kernel, and attaches the programs.
 
 use std::fmt;
 use std::fs::File;
@@ -12,27 +12,27 @@ use thiserror::Error;
 
 use super::link::{Hook, Link};
 
-/// Why the programs do not run.
+/// The reasons why programs do not run.
 #[derive(Debug, Error)]
 pub enum ProgramsError {
-    /// Built without the object.
+    /// The binary was built without the object.
     #[error(
         "this binary was built without its eBPF objects: run `cargo xtask build-ebpf`, then build it again (`cargo \
          xtask setup` installs what that needs)"
     )]
     NoObject,
-    /// The kernel did not take the object.
+    /// The kernel refused the object.
     #[error(
         "the kernel refused the eBPF object: {0}. Needed are CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN (below Linux 5.11 \
          also CAP_SYS_RESOURCE), or a privileged container"
     )]
     Load(#[from] EbpfError),
-    /// A program did not pass, or was not there.
+    /// The kernel refused a program.
     #[error("cannot load the eBPF program {name}: {source}")]
     Program {
-        /// Which.
+        /// The program's name.
         name: &'static str,
-        /// Why not.
+        /// The kernel's error, with the verifier's log.
         source: ProgramError,
     },
     /// A program or map is not in the object, or has another type.
@@ -41,40 +41,40 @@ pub enum ProgramsError {
     /// The system has no random numbers.
     #[error("cannot make a key for the callers' tags: the system's random number generator failed")]
     NoRandomness,
-    /// Another program stands in the way.
+    /// Another program allows no second one.
     #[error(
         "cannot attach {name} to {what}: another program that allows no second one is attached there or \
          above (EPERM). `bpftool cgroup tree` shows which; it was attached without BPF_F_ALLOW_MULTI"
     )]
     Occupied {
-        /// Which of ours.
+        /// The program's name.
         name: &'static str,
-        /// To which cgroup.
+        /// The cgroup.
         what: &'static str,
     },
-    /// The kernel did not attach.
+    /// The kernel did not attach a program.
     #[error("cannot attach {name} to {what}: {source}")]
     Attach {
-        /// Which.
+        /// The program's name.
         name: &'static str,
-        /// To what.
+        /// The cgroup or interface.
         what: String,
-        /// Why not.
+        /// The kernel's error.
         source: std::io::Error,
     },
 }
 
-/// Its maps are in the kernel; its programs when they are loaded.
+/// An eBPF object whose maps are in the kernel. Its programs are there after [`Self::load`].
 #[derive(Debug)]
 pub struct BpfObject {
     ebpf: Ebpf,
 }
 
 impl BpfObject {
-    /// Makes its maps.
+    /// Parses the object and creates its maps.
     ///
     /// # Errors
-    /// Where there is no object, or the kernel refuses.
+    /// If the object is empty, or the kernel refuses.
     pub fn new(bytes: &[u8]) -> Result<Self, ProgramsError> {
         if bytes.is_empty() {
             return Err(ProgramsError::NoObject);
@@ -84,10 +84,10 @@ impl BpfObject {
         })
     }
 
-    /// Takes one of its maps, for userspace.
+    /// Takes a map, for userspace.
     ///
     /// # Errors
-    /// Where there is none of that name and type.
+    /// If there is no map of that name and type.
     pub fn map<M>(&mut self, name: &'static str) -> Result<M, ProgramsError>
     where
         M: TryFrom<Map, Error = MapError>,
@@ -100,10 +100,10 @@ impl BpfObject {
             .map_err(|error| ProgramsError::Unfit(format!("{name}: {error}")))
     }
 
-    /// A second handle of one of its maps, for another part of userspace.
+    /// Makes a second handle of a map, for another part of userspace.
     ///
     /// # Errors
-    /// As [`Self::map`]; and if there is no room for one more descriptor.
+    /// If there is no map of that name and type, or the process has too many descriptors.
     pub fn clone_map<M>(&self, name: &'static str) -> Result<M, ProgramsError>
     where
         M: TryFrom<Map, Error = MapError>,
@@ -125,10 +125,10 @@ impl BpfObject {
         Map::SkStorage(data).try_into().map_err(|error| unfit(&error))
     }
 
-    /// Loads one of its programs.
+    /// Loads a program.
     ///
     /// # Errors
-    /// What the verifier says.
+    /// If there is no program of that name, or the verifier refuses it.
     pub fn load(&mut self, name: &'static str) -> Result<(), ProgramsError> {
         let program = self
             .ebpf
@@ -176,7 +176,7 @@ impl BpfObject {
     /// Attaches loaded programs to a cgroup, one after the other.
     ///
     /// # Errors
-    /// [`ProgramsError::Occupied`], or what else the kernel has against one; nothing is attached then.
+    /// [`ProgramsError::Occupied`], or [`ProgramsError::Attach`]. No program stays attached then.
     pub fn attach_all(
         &self,
         programs: &[(&'static str, Hook)],
@@ -193,10 +193,10 @@ impl BpfObject {
             .map(CgroupLinks)
     }
 
-    /// Attaches again what somebody else has detached; the names of those programs.
+    /// Attaches programs again that another process has detached, and returns their names.
     ///
     /// # Errors
-    /// The first, as of [`Self::attach_all`]; what could be attached is.
+    /// The first error of [`Self::attach_all`]. The programs without an error are attached.
     pub fn reattach(
         &self,
         links: &mut CgroupLinks,
@@ -222,7 +222,7 @@ impl BpfObject {
     /// Attaches a loaded program to the egress of an interface.
     ///
     /// # Errors
-    /// What the kernel has against it.
+    /// If the kernel refuses.
     pub fn attach_to_egress_of(&self, name: &'static str, interface: u32) -> Result<Link, ProgramsError> {
         Link::to_egress_of(self.loaded(name)?, interface).map_err(|source| ProgramsError::Attach {
             name,
@@ -231,7 +231,7 @@ impl BpfObject {
         })
     }
 
-    /// aya's own, for what this has no word for.
+    /// Returns aya's object, for aya-log.
     #[cfg(feature = "ebpf-log")]
     pub fn aya(&mut self) -> &mut Ebpf {
         &mut self.ebpf
@@ -243,7 +243,7 @@ impl BpfObject {
 pub struct CgroupLinks(Vec<(&'static str, Hook, Link)>);
 
 impl CgroupLinks {
-    /// Detaches those at other hooks.
+    /// Detaches programs at hooks for which `keep` is false.
     pub fn retain(&mut self, keep: impl Fn(Hook) -> bool) {
         self.0.retain(|(_, hook, _)| keep(*hook));
     }

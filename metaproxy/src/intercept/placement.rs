@@ -1,13 +1,13 @@
-//! Whether the pods that are known are where their connections are intercepted: below the pods' cgroup.
+//! Checks that the known pods are below the pods' cgroup, where their connections are intercepted.
 //!
-//! A program that is attached to a cgroup runs for the processes below it and for no others. If `--cgroup` names another
-//! cgroup, or a container runtime puts containers elsewhere than the kubelet means it to (containerd with
-//! `SystemdCgroup = false` on a node whose kubelet uses systemd), everything is attached and no pod is intercepted.
+//! A program that is attached to a cgroup runs only for the processes below it. If `--cgroup` names another cgroup, or
+//! a container runtime does not use the kubelet's cgroup (containerd with `SystemdCgroup = false` on a node whose
+//! kubelet uses systemd), everything is attached and no pod is intercepted.
 //!
-//! A pod is *elsewhere* if no process runs in its cgroup below the pods' cgroup and one runs in a cgroup of its name in
-//! another place. That needs no status, and no time: a kubelet never does so. A pod is *missing* if its status says that it
-//! runs, and no process is found in a cgroup of its name for ten seconds. Its status may be old, as after a reboot, so it
-//! is in doubt and not known to be unprotected. A pod without a status, of a manifest, is never missing.
+//! A pod is *elsewhere* if no process runs in its cgroup below the pods' cgroup, and one runs in a cgroup of its name
+//! at another place. That is certain at once, because a kubelet never does so. A pod is *missing* if it runs by its
+//! status, and for ten seconds no process is found in a cgroup of its name. That is not certain, because its status may
+//! be old, as after a reboot. A pod without a status, as in a manifest, is never missing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -25,10 +25,10 @@ use crate::cgroups::PodsCgroup;
 use crate::pods::{Inventory, Known, Mirror, Pod, PodUid, Pods};
 use crate::telemetry::health::Condition;
 
-/// How often pods are looked for: for each one up to three `stat`s and one small file.
+/// How often pods are looked for. Each one costs up to three `stat`s and one small file.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The least time between two checks, even if pods change all the time.
+/// The shortest time between two checks, even if pods change all the time.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a pod that runs by its status may have no process, before it counts as missing.
@@ -37,15 +37,15 @@ const START_TIMEOUT: Duration = Duration::from_secs(10);
 /// How deep below a mount a pod's cgroup is looked for.
 const MAX_DEPTH: u8 = 6;
 
-/// How many pods a sentence names.
+/// How many pods a message names.
 const MAX_NAMED: usize = 3;
 
-/// Where a pod is that is not below the pods' cgroup.
+/// The place of a pod that is not below the pods' cgroup.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Misplaced {
     /// Its processes are in this cgroup.
     Elsewhere(PathBuf),
-    /// It runs by its status, and no process is found.
+    /// By its status it runs, and no process is found.
     Missing,
 }
 
@@ -58,19 +58,19 @@ impl fmt::Display for Misplaced {
     }
 }
 
-/// What the last look has found.
+/// The result of a check.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Placement {
-    /// The pods' cgroup, if it was there.
+    /// The pods' cgroup; empty if it did not exist.
     pub cgroup: PathBuf,
-    /// How many pods were looked for.
+    /// The number of pods that were looked for.
     pub pods: usize,
-    /// Pods that are not below it, by UID, with their names (`namespace/name`).
+    /// The pods that are not below it, by UID, with their names (`namespace/name`).
     pub misplaced: BTreeMap<PodUid, (String, Misplaced)>,
 }
 
 impl Placement {
-    /// Why a pod is known not to be intercepted; `None` if it is, or if that is in doubt.
+    /// Returns the reason why a pod is certainly not intercepted; `None` if it is, or if that is uncertain.
     pub fn not_intercepted(&self, uid: &PodUid) -> Option<String> {
         match self.misplaced.get(uid) {
             Some((pod, place @ Misplaced::Elsewhere(_))) => Some(format!(
@@ -82,7 +82,7 @@ impl Placement {
         }
     }
 
-    /// What it says of interception.
+    /// Returns the condition for health.
     pub fn condition(&self) -> Condition {
         let is_elsewhere = |place: &Misplaced| matches!(place, Misplaced::Elsewhere(_));
         if self.misplaced.is_empty() {
@@ -118,7 +118,7 @@ impl Placement {
 const ADVICE: &str =
     "give --cgroup the cgroup of all pods, and kubelet and container runtime the same cgroup driver";
 
-/// Looks for the pods.
+/// Looks for the pods of the inventory in the cgroup tree.
 #[derive(Debug)]
 pub struct PodFinder {
     pods: Pods,
@@ -129,7 +129,8 @@ pub struct PodFinder {
 }
 
 impl PodFinder {
-    /// Of these pods, below this cgroup; `roots` are the cgroup2 mounts in which it looks for those that are not there.
+    /// Makes a finder for these pods below this cgroup. `roots` are the cgroup2 mounts in which it looks for those that
+    /// are not there.
     pub fn new(pods: Pods, current: CurrentPods, roots: Vec<PathBuf>) -> Self {
         Self {
             pods,
@@ -140,18 +141,18 @@ impl PodFinder {
         }
     }
 
-    /// Looks again and again, until no agent reads it any more.
+    /// Checks the pods regularly and after changes, until the task is ended.
     pub async fn run(mut self, publish: watch::Sender<Arc<Placement>>) {
         let mut look = tokio::time::interval(POLL_INTERVAL);
         look.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 _ = look.tick() => {}
-                // A source of pods that is gone ends the agent elsewhere.
+                // If the source of pods has ended, another task ends the agent.
                 Ok(()) = self.pods.changed() => {}
             }
-            // Directories are read meanwhile, if a pod is not where it should be.
-            let now = tokio::task::block_in_place(|| self.look(Instant::now()));
+            // Directories are read if a pod is not where it should be, which may block.
+            let now = tokio::task::block_in_place(|| self.check(Instant::now()));
             self.report(&now);
             publish.send_if_modified(|last| {
                 let is_news = **last != now;
@@ -162,13 +163,13 @@ impl PodFinder {
         }
     }
 
-    fn look(&mut self, now: Instant) -> Placement {
+    fn check(&mut self, now: Instant) -> Placement {
         let current = self
             .current
             .read()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
-        // Without it no pod is intercepted, which is said elsewhere.
+        // Without the pods' cgroup no pod is intercepted, which the attachment reports.
         let Some(cgroup) = current else {
             self.missing.clear();
             return Placement::default();
@@ -176,7 +177,7 @@ impl PodFinder {
         let inventory = Arc::clone(&self.pods.borrow_and_update());
         let mut suspects = Vec::new();
         let mut pods = 0;
-        for pod in judged(&inventory) {
+        for pod in examined(&inventory) {
             pods += 1;
             if is_below(&cgroup, pod.cgroup_uid()) {
                 self.missing.remove(&pod.uid);
@@ -192,7 +193,7 @@ impl PodFinder {
         let mut misplaced = BTreeMap::new();
         for pod in &suspects {
             let place = match elsewhere.get(pod.cgroup_uid()) {
-                // It may have started meanwhile, and be seen by another mount of the same tree.
+                // The pod may have started meanwhile, and be found by another mount of the same tree.
                 Some(_) if is_below(&cgroup, pod.cgroup_uid()) => continue,
                 Some(path) => Misplaced::Elsewhere(path.clone()),
                 None if !pod.running => continue,
@@ -215,7 +216,7 @@ impl PodFinder {
         }
     }
 
-    /// Once for each pod, for as long as it stays so.
+    /// Logs a misplaced pod once, and again only if it was in place in between.
     fn report(&mut self, now: &Placement) {
         self.reported.retain(|uid| now.misplaced.contains_key(uid));
         for (uid, (pod, place)) in &now.misplaced {
@@ -230,10 +231,11 @@ impl PodFinder {
     }
 }
 
-/// Pods that are not over, each once, whose cgroups' names are known.
-fn judged(inventory: &Inventory) -> impl Iterator<Item = Arc<Pod>> {
+/// Returns the pods that have not finished and whose cgroups' names are known, each once.
+fn examined(inventory: &Inventory) -> impl Iterator<Item = Arc<Pod>> {
     inventory.pods().filter_map(|(uid, known)| match known {
-        // A static pod is there by its hash too. One that only claims a hash has a cgroup of either name.
+        // A static pod is also indexed under its hash. The cgroup of a pod that only claims a hash may have either
+        // name.
         Known::Pod(pod) if pod.uid == *uid && !pod.finished && pod.mirror != Mirror::Claimed => {
             Some(Arc::clone(pod))
         }
@@ -245,13 +247,13 @@ fn is_below(cgroup: &PodsCgroup, uid: &PodUid) -> bool {
     cgroup.find_pod(uid).is_some_and(|(path, _)| is_populated(&path))
 }
 
-/// Whether a process runs in a cgroup or below it (`cgroup.events`, Documentation/admin-guide/cgroup-v2.rst).
+/// Reports whether a process runs in a cgroup or below it (`cgroup.events`, Documentation/admin-guide/cgroup-v2.rst).
 fn is_populated(cgroup: &Path) -> bool {
     fs::read_to_string(cgroup.join("cgroup.events"))
         .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
 }
 
-/// Cgroups of these pods' names with processes that are not where they should be.
+/// Finds cgroups with processes that have the names of these pods, and are not below the pods' cgroup.
 fn find_elsewhere(roots: &[PathBuf], cgroup: &PodsCgroup, pods: &[Arc<Pod>]) -> HashMap<PodUid, PathBuf> {
     let wanted: HashMap<String, &PodUid> = pods
         .iter()
@@ -283,7 +285,7 @@ fn search(
         }
         let path = entry.path();
         match uid_in(&entry.file_name().to_string_lossy()) {
-            // What a container makes below its own cgroup may be named after another pod.
+            // Cgroups below a pod's are not searched, because containers may name their own after another pod.
             Some(uid) => {
                 if let Some(pod) = wanted.get(uid).filter(|_| is_populated(&path)) {
                     let is_in_place = cgroup.find_pod(pod).is_some_and(|(place, _)| place == path);
@@ -297,8 +299,8 @@ fn search(
     }
 }
 
-/// The UID as it stands in a cgroup's name: `pod<uid>`, `kubepods-burstable-pod<uid_>.slice`, or, as runc's cgroupfs driver
-/// takes a path that is meant for systemd, `kubepods-burstable-pod<uid_>.slice:cri-containerd:<id>`.
+/// Returns the UID in a cgroup's name: `pod<uid>`, `kubepods-burstable-pod<uid_>.slice`, or
+/// `kubepods-burstable-pod<uid_>.slice:cri-containerd:<id>`, which runc's cgroupfs driver makes of a path for systemd.
 fn uid_in(name: &str) -> Option<&str> {
     let name = name.split(['.', ':']).next().unwrap_or_default();
     let at = match name.strip_prefix("pod") {

@@ -1,4 +1,4 @@
-//! What the kernel's maps say of single pods, kept in line with what is known of the pods.
+//! Keeps the kernel's maps of single pods in line with the inventory.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -13,17 +13,17 @@ use crate::pods::PodUid;
 /// How many levels below a pod's cgroup this process is looked for, because runtimes nest the cgroups of containers.
 const MAX_NESTING: u8 = 3;
 
-/// What the maps are to say.
+/// The wanted content of the maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListedPods {
-    /// Pods whose connections from the node's network namespace are intercepted: hostNetwork pods that have a role, and
-    /// every pod with a network of its own, which has a socket of the node's only if another pod handed it over.
+    /// The pods whose connections from the node's network namespace are intercepted: hostNetwork pods that have a role,
+    /// and every pod with a network of its own, which has a socket of the node's only if another pod handed it over.
     pub in_node_netns: BTreeSet<PodUid>,
-    /// Pods that have no address of the family that the others have, with their own.
+    /// The families of pods that have no address of the other pods' family.
     pub families: BTreeMap<PodUid, Family>,
 }
 
-/// The maps.
+/// The maps of pods, by the ids of their cgroups.
 #[derive(Debug)]
 pub struct PodMaps {
     host_pods: PodMap<u8>,
@@ -31,7 +31,7 @@ pub struct PodMaps {
 }
 
 impl PodMaps {
-    /// Both maps are empty.
+    /// Takes both maps, which must be empty.
     pub fn new(host_pods: HashMap<MapData, u64, u8>, families: HashMap<MapData, u64, PodFamily>) -> Self {
         Self {
             host_pods: PodMap::new(
@@ -42,7 +42,7 @@ impl PodMaps {
         }
     }
 
-    /// Brings the maps in line with what they are to say. A pod whose cgroup does not exist (yet) is left out.
+    /// Updates the maps to the wanted content. A pod whose cgroup does not exist (yet) is left out.
     pub(super) fn update(&mut self, wanted: &ListedPods, pods: Option<&PodsCgroup>) {
         let host_pods = wanted.in_node_netns.iter().map(|uid| (uid, 0));
         self.host_pods.update(host_pods, pods);
@@ -52,10 +52,10 @@ impl PodMaps {
     }
 }
 
-/// A map of pods, by the ids of their cgroups.
+/// A map of pods, with a copy of its entries.
 #[derive(Debug)]
 struct PodMap<V> {
-    /// What an entry is, for a sentence.
+    /// The description of an entry, for log lines.
     what: &'static str,
     map: HashMap<MapData, u64, V>,
     entries: BTreeMap<u64, V>,
@@ -73,7 +73,7 @@ impl<V: aya::Pod + PartialEq> PodMap<V> {
     fn update<'a>(&mut self, wanted: impl Iterator<Item = (&'a PodUid, V)>, pods: Option<&PodsCgroup>) {
         let found: BTreeMap<u64, V> = wanted
             .filter_map(|(uid, value)| Some((pods?.find_pod(uid)?, value)))
-            // Our own calls to the metadata service must never end at ourselves.
+            // The agent's own calls to the metadata service must not be redirected to the agent.
             .filter(|((path, id), _)| self.entries.contains_key(id) || !holds_this_process(path, MAX_NESTING))
             .map(|((_, id), value)| (id, value))
             .collect();
@@ -81,7 +81,7 @@ impl<V: aya::Pod + PartialEq> PodMap<V> {
         self.entries.retain(|id, _| {
             let stays = found.contains_key(id);
             if !stays {
-                // Gone from the map already is as good.
+                // An entry that does not exist any more causes an error without consequence.
                 let _ = map.remove(id);
             }
             stays

@@ -1,4 +1,4 @@
-//! Pods that claim the listener's port: by `hostPort`, for which a CNI plugin or a kubelet writes NAT rules.
+//! Finds pods that claim the listener's port by `hostPort`, for which a CNI plugin or a kubelet writes NAT rules.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,8 +14,8 @@ pub struct PortClaim {
     pub name: String,
     /// The port.
     pub port: u16,
-    /// It shares the node's network namespace: no NAT rule is written for it, and it can't listen on the port while the
-    /// listener does.
+    /// Whether the pod shares the node's network namespace. Then no NAT rule is written for it, and it cannot listen on
+    /// the port while the listener does.
     pub host_network: bool,
 }
 
@@ -34,8 +34,8 @@ impl fmt::Display for PortClaim {
     }
 }
 
-/// The pod that claims one of these listeners' address and port. Of several the one with NAT rules, and then the first by
-/// name.
+/// Finds the pod that claims the address and port of one of the listeners. Of several, it returns one with NAT rules if
+/// possible, and then the first by name.
 pub fn claim(inventory: &Inventory, listeners: &[SocketAddr]) -> Option<PortClaim> {
     inventory
         .host_ports()

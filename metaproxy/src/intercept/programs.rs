@@ -1,4 +1,4 @@
-//! The programs that redirect and identify: loaded, attached, and kept attached.
+//! Loads and attaches the programs that redirect connections and identify callers.
 
 use std::fmt;
 use std::fs::File;
@@ -20,8 +20,8 @@ use super::object::{BpfObject, CgroupLinks, ProgramsError};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/metaproxy.o"));
 
-/// What identifies, in the order in which it is attached, and then what redirects: no connection is redirected whose
-/// caller would not be known.
+/// The programs for pods, in the order in which they are attached: first those that identify callers, and then those
+/// that redirect, so that no connection is redirected without its caller.
 const POD_PROGRAMS: [(&str, Hook); 5] = [
     (names::SOCK_OPS, Hook::SockOps),
     (names::GETPEERNAME4, Hook::Getpeername4),
@@ -30,39 +30,39 @@ const POD_PROGRAMS: [(&str, Hook); 5] = [
     (names::CONNECT6, Hook::Connect6),
 ];
 
-/// How many of them identify.
+/// The number of [`POD_PROGRAMS`] that identify callers.
 const NUM_IDENTIFYING: usize = 3;
 
-/// What verifies callers, at the agent's own cgroup.
+/// The program that verifies callers, at the agent's own cgroup.
 const LISTENER_PROGRAMS: [(&str, Hook); 1] = [(names::LISTENER_OPS, Hook::SockOps)];
 
-/// The programs, loaded.
+/// The loaded programs.
 #[derive(Debug)]
 pub struct Programs {
     object: BpfObject,
-    /// Where only what connects is noted, the rest is of no use.
+    /// The programs for pods. An agent that only observes does not need those that identify callers.
     wanted: &'static [(&'static str, Hook)],
 }
 
 /// The maps that userspace reads and writes.
 pub struct Maps {
-    /// What the programs go by.
+    /// The configuration of the programs.
     pub config: LiveConfig,
-    /// Callers of accepted connections.
+    /// The callers of accepted connections.
     pub arrivals: SkStorage<MapData, Arrival>,
-    /// By which listeners are known.
+    /// The marks of listeners.
     pub marks: ListenerMarks,
-    /// Handshake failures by the caller's cgroup.
+    /// The number of failed handshakes, by the caller's cgroup.
     pub failures: HashMap<MapData, FailureKey, u64>,
-    /// Listed hostNetwork pods.
+    /// The pods that are intercepted in the node's network namespace.
     pub host_pods: HashMap<MapData, u64, u8>,
-    /// Pods that differ from the others in their family.
+    /// The families of pods that differ from the others in it.
     pub pod_families: HashMap<MapData, u64, PodFamily>,
-    /// The id of the pods' cgroup.
+    /// The ids of the pods' cgroup and of the QoS classes'.
     pub pods: PodsCgroupIds,
-    /// Who connected, where that is only noted: cgroup id → how often.
+    /// The number of connections that were only observed, by cgroup id.
     pub observed: HashMap<MapData, u64, u64>,
-    /// What the programs count.
+    /// The counters of the programs.
     pub counters: Counters,
 }
 
@@ -81,20 +81,20 @@ impl LiveConfig {
     /// Sends pods' connections to these listeners from now on.
     ///
     /// The kernel copies the value word by word, in order, while programs read it (`bpf_long_memcpy`,
-    /// include/linux/bpf.h). An agent's addresses stay the same and stand before their ports, so a program may see one
-    /// listener of two before the other, and never an address with another one's port.
+    /// include/linux/bpf.h). An agent's addresses never change and come before their ports, so a program may see the
+    /// new port of one listener before that of the other, but never an address with the port of another.
     ///
     /// # Errors
-    /// What the kernel has against it.
+    /// If the kernel refuses.
     pub fn redirect_to(&mut self, destination: Destination) -> Result<(), ProgramsError> {
         self.set(destination)
     }
 
-    /// Refuses pods' connections from now on: ports are taken away and addresses stay, for the reason told at
+    /// Refuses pods' connections from now on. Only the ports are removed, for the reason given at
     /// [`Self::redirect_to`].
     ///
     /// # Errors
-    /// What the kernel has against it.
+    /// If the kernel refuses.
     pub fn refuse(&mut self) -> Result<(), ProgramsError> {
         let Destination { v4, v6 } = self.config.destination;
         let closed = |listener: Endpoint| Endpoint::new(listener.address, Port::new(0));
@@ -104,10 +104,10 @@ impl LiveConfig {
         })
     }
 
-    /// Takes it from now on that pods have an address of this family, but for those that are listed with theirs.
+    /// Sets the family of all pods that have no entry in `mp_pod_family`.
     ///
     /// # Errors
-    /// What the kernel has against it.
+    /// If the kernel refuses.
     pub fn set_pod_family(&mut self, family: Family) -> Result<(), ProgramsError> {
         let pod_family = PodFamily::of(family);
         if self.config.pod_family == pod_family {
@@ -132,7 +132,7 @@ impl LiveConfig {
     }
 }
 
-/// The ids of the pods' cgroup and of the QoS classes', as the programs have them.
+/// The map with the ids of the pods' cgroup and of the QoS classes'.
 pub struct PodsCgroupIds(Array<MapData, u64>);
 
 impl fmt::Debug for PodsCgroupIds {
@@ -142,10 +142,10 @@ impl fmt::Debug for PodsCgroupIds {
 }
 
 impl PodsCgroupIds {
-    /// Replaces them.
+    /// Replaces the ids.
     ///
     /// # Errors
-    /// What the kernel has against it.
+    /// If the kernel refuses.
     pub fn set(&mut self, ids: [u64; NUM_PODS_CGROUPS]) -> Result<(), ProgramsError> {
         for (index, id) in (0..).zip(ids) {
             self.0
@@ -156,26 +156,26 @@ impl PodsCgroupIds {
     }
 }
 
-/// What the programs count.
+/// The counters of the programs.
 pub struct Counters(PerCpuArray<MapData, u64>);
 
 impl Counters {
-    /// One of them, summed over the CPUs; 0 where it can't be read.
+    /// Returns a counter, summed over the CPUs; 0 if it cannot be read.
     pub fn total(&self, counter: Counter) -> u64 {
         sum(&self.0, counter as u32)
     }
 }
 
-/// An element of a per-CPU array of counters, summed; 0 where it can't be read.
+/// Returns an element of a per-CPU array of counters, summed over the CPUs; 0 if it cannot be read.
 pub(super) fn sum(counters: &PerCpuArray<MapData, u64>, index: u32) -> u64 {
     counters.get(&index, 0).map_or(0, |values| values.iter().sum())
 }
 
 impl Programs {
-    /// Loads the object with its configuration; nothing is attached yet.
+    /// Loads the object with its configuration, and attaches nothing.
     ///
     /// # Errors
-    /// What the kernel has against it.
+    /// If the kernel refuses.
     pub fn load(config: &Config) -> Result<(Self, Maps), ProgramsError> {
         let mut object = BpfObject::new(OBJECT)?;
         let unfit = |error: MapError| ProgramsError::Unfit(error.to_string());
@@ -208,31 +208,31 @@ impl Programs {
         Ok((Self { object, wanted }, maps))
     }
 
-    /// Attaches to a cgroup.
+    /// Attaches the programs for pods to a cgroup.
     ///
     /// # Errors
-    /// What the kernel has against it; nothing is attached then.
+    /// If the kernel refuses. Nothing is attached then.
     pub fn attach(&self, cgroup: &File) -> Result<Links, ProgramsError> {
         self.object.attach_all(self.wanted, cgroup).map(Links)
     }
 
-    /// Attaches what verifies callers to the cgroup of the listeners, which is that of this process.
+    /// Attaches the program that verifies callers to the cgroup of the listeners, which is that of this process.
     ///
     /// # Errors
-    /// What the kernel has against it.
+    /// If the kernel refuses.
     pub fn attach_listener(&self, cgroup: &File) -> Result<Links, ProgramsError> {
         self.object.attach_all(&LISTENER_PROGRAMS, cgroup).map(Links)
     }
 
-    /// Attaches again what another program has detached; the names of those programs.
+    /// Attaches programs again that another process has detached, and returns their names.
     ///
     /// # Errors
-    /// As [`Self::attach`].
+    /// If the kernel refuses.
     pub fn reattach(&self, links: &mut Links, cgroup: &File) -> Result<Vec<&'static str>, ProgramsError> {
         self.object.reattach(&mut links.0, cgroup)
     }
 
-    /// Prints what the programs log, as it comes. Must be called within a tokio runtime.
+    /// Prints the log lines of the programs. It must be called within a tokio runtime.
     #[cfg(feature = "ebpf-log")]
     pub fn print_logs(&mut self) {
         match aya_log::EbpfLogger::init(self.object.aya()) {
@@ -250,7 +250,7 @@ impl Programs {
     }
 }
 
-/// Makes the key of this agent's tags: no other process and no later start has it.
+/// Makes a random key for this agent's tags, so that no other process and no later start has it.
 fn new_key() -> Result<Key, ProgramsError> {
     let mut bytes = [0; 16];
     SystemRandom::new()
@@ -259,12 +259,12 @@ fn new_key() -> Result<Key, ProgramsError> {
     Ok(Key::from_bytes(bytes))
 }
 
-/// Attached programs; dropping detaches what redirects before what identifies.
+/// Attached programs. Dropping it detaches those that redirect before those that identify.
 #[derive(Debug)]
 pub struct Links(CgroupLinks);
 
 impl Links {
-    /// Detaches what redirects. Connections that were redirected before still carry their callers.
+    /// Detaches the programs that redirect. Connections that were redirected before still carry their callers.
     pub fn stop_redirecting(&mut self) {
         self.0
             .retain(|hook| !matches!(hook, Hook::Connect4 | Hook::Connect6));

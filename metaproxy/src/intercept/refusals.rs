@@ -1,4 +1,4 @@
-//! Connections of pods that never reached an answer, counted by kind and by pod, and reported in the log.
+//! Counts connections that were refused or did not reach the agent, by kind and pod, and reports them in the log.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,10 +17,10 @@ use crate::telemetry::log_limiter::LogLimiter;
 /// How often the failures that the kernel has counted are read.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the log is silent about a kind of one pod after a line about it.
+/// The time between two log lines about the same kind and pod.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Why a connection was refused, or did not reach the agent.
+/// The reasons why a connection was refused, or did not reach the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum RefusalKind {
     /// It carried no option.
@@ -35,18 +35,18 @@ pub enum RefusalKind {
     IdTooLarge,
     /// Its packets had no room for the option.
     NoRoom,
-    /// The kernel, or another program, kept ours from writing the option.
+    /// The kernel or another program prevented that the option was written.
     NotWritten,
     /// The pod connects faster than it may.
     TooFast,
     /// Another program than the listener has answered.
     AnsweredElsewhere,
-    /// The agent or the node could not tell the caller.
+    /// The agent could not look up the caller.
     Internal,
 }
 
 impl RefusalKind {
-    /// All of them.
+    /// All kinds.
     pub const ALL: [Self; 10] = [
         Self::NoOption,
         Self::BadTag,
@@ -60,7 +60,7 @@ impl RefusalKind {
         Self::Internal,
     ];
 
-    /// Its name in metrics and logs.
+    /// Returns the name in metrics and logs.
     pub fn label(self) -> &'static str {
         match self {
             Self::NoOption => "no_option",
@@ -76,7 +76,7 @@ impl RefusalKind {
         }
     }
 
-    /// What it means, and what to do.
+    /// Returns the meaning, and what to do.
     pub fn explanation(self) -> &'static str {
         match self {
             Self::NoOption => {
@@ -127,18 +127,18 @@ impl RefusalKind {
     }
 }
 
-/// Refused connections of one pod, or of callers that are not known.
+/// The number of refused connections of one pod, or of unknown callers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RefusalCount {
     /// The kind.
     pub kind: RefusalKind,
-    /// Namespace and name of the pod; empty if no pod is known.
+    /// The namespace and the name of the pod; empty if no pod is known.
     pub pod: (String, String),
-    /// Since the agent's start.
+    /// The number of connections since the agent's start.
     pub count: u64,
 }
 
-/// Counts refused connections. Cheap to share.
+/// Counts refused connections. It is cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Refusals {
     pods: Pods,
@@ -158,11 +158,11 @@ struct Entry {
 }
 
 impl Refusals {
-    /// Names pods by what is known of them.
+    /// Makes counters that name pods by their inventory.
     pub fn new(pods: Pods) -> Self {
         Self {
             pods,
-            // Each kind is there from the start, so that its rate can be told from its first connection on.
+            // Each kind exists from the start, so that Prometheus can compute its rate from the first connection on.
             counts: Arc::new(Mutex::new(
                 RefusalKind::ALL
                     .map(|kind| ((kind, None), Entry::default()))
@@ -170,7 +170,7 @@ impl Refusals {
             )),
             answered_elsewhere: Arc::default(),
             lines: LogLimiter::new(|more| {
-                warn!("and {more} more pods had connections that were not served; the metrics have each");
+                warn!("{more} more pods had connections that were not served; the metrics name each");
             }),
         }
     }
@@ -185,7 +185,7 @@ impl Refusals {
             Some(Known::Pod(pod)) => Some((pod.namespace.clone(), pod.name.clone())),
             Some(Known::Ambiguous(_)) | None => None,
         });
-        // A pod that is not known can't be told from one that does not exist, and there is no end to those.
+        // Pods that are not in the inventory are counted together, because the number of their UIDs has no limit.
         let pod = name.is_some().then(|| pod.cloned()).flatten();
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if counts.len() > 2 * inventory.len() + RefusalKind::ALL.len() {
@@ -210,7 +210,7 @@ impl Refusals {
         self.answered_elsewhere.notified().await;
     }
 
-    /// All counts, by kind and pod.
+    /// Returns all counts, by kind and pod.
     pub fn counts(&self) -> Vec<RefusalCount> {
         let counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = |((kind, _), entry): (&CountKey, &Entry)| RefusalCount {
@@ -223,7 +223,7 @@ impl Refusals {
 }
 
 impl Entry {
-    /// How many connections there are to report, if it is time to do so.
+    /// Returns the number of connections to report, if a report is due.
     fn report(&mut self, now: Instant) -> Option<u64> {
         let is_due = self
             .reported_at
@@ -254,7 +254,7 @@ fn report(kind: RefusalKind, namespace: &str, pod: &str, connections: u64) {
     }
 }
 
-/// Reads the failures that the client's programs have counted, for as long as the agent runs.
+/// Reads the failures that the client's programs have counted, until the task is ended.
 pub async fn follow_failures(
     failures: BpfMap<MapData, FailureKey, u64>,
     cgroup: CurrentPods,
@@ -294,7 +294,7 @@ impl FailureReader {
                 let uid = pod.as_ref().and_then(|pod| pod.as_ref().ok());
                 self.refusals.note(RefusalKind::of(*kind), uid, count - seen);
             }
-            // An id is not used twice, so nothing is counted under it any more.
+            // An id is not used twice, so no program will count under it again.
             if matches!(pod, Some(Err(NotAPod::Gone(_)))) {
                 self.seen.remove(&key);
                 if let Err(error) = self.failures.remove(&key) {

@@ -1,10 +1,10 @@
 //! Checks that connections to the agent's own listeners arrive at them.
 //!
-//! A socket that listens does not show whether connections reach it: the node's NAT rules change a connection's
+//! A socket that listens does not show whether connections reach it, because the node's NAT rules change a connection's
 //! destination before the kernel looks for a socket (`NF_INET_PRE_ROUTING`, `NF_INET_LOCAL_OUT`). So the agent connects
-//! to itself, by the rules that portmap and kube-proxy write for the node's own processes as well, and sends a number
-//! that only it knows. The connection counts if the accepting side reads that number, at one of the agent's own
-//! addresses, and the program that verifies callers has seen it.
+//! to itself, which is subject to the rules that portmap and kube-proxy write for the node's own processes, and sends a
+//! secret number. The check succeeds if the accepting side reads that number, at one of the agent's own addresses, and
+//! the program that verifies callers has seen the connection.
 
 use std::collections::VecDeque;
 use std::io;
@@ -29,20 +29,21 @@ pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the connection of a check may take to arrive.
 pub const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long that of the second check may take, which confirms a failed one: longer than it takes until the kernel sends
-/// a lost SYN again (1 s, RFC 6298).
+/// How long the connection of the second check may take, which confirms a failed one. The kernel sends a lost SYN again
+/// after 1 s (RFC 6298).
 pub const CONFIRM_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// How long the accepting side waits for the number.
 const READ_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// Most checks that are remembered. One that has failed may still arrive later, and is no refused connection then.
+/// How many checks are remembered. The connection of a failed check may still arrive, and does not count as a refused
+/// one then.
 const MAX_PENDING: usize = 64;
 
-/// What a check sends.
+/// The secret number that a check sends.
 type Nonce = [u8; 16];
 
-/// Why a check failed; the worst first.
+/// The reasons why a check failed, the worst first.
 #[derive(Clone, Debug, Error, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// The listener's address was taken from the node.
@@ -51,39 +52,39 @@ pub enum Fault {
          back, or start the agent again; without --listen-address it looks for another by itself"
     )]
     AddressGone {
-        /// Which listener.
+        /// The listener.
         listener: SocketAddr,
     },
-    /// The connection went elsewhere.
+    /// The connection did not arrive.
     #[error(
         "connections to the listener {listener} do not arrive at the agent ({how}): a NAT rule of this node (of a Service \
          with externalIPs, or of a hostPort) claims that address and port"
     )]
     Elsewhere {
-        /// Which listener.
+        /// The listener.
         listener: SocketAddr,
-        /// What was seen instead.
+        /// The error of the connection.
         how: String,
     },
-    /// It arrived, and its caller could not have been verified.
+    /// It arrived, but the program that verifies callers has not seen it.
     #[error("callers of the listener {listener} cannot be verified: {why}")]
     Unverified {
-        /// Which listener.
+        /// The listener.
         listener: SocketAddr,
-        /// What the accepting side said.
+        /// The reason of the accepting side.
         why: String,
     },
-    /// It could not be tried.
+    /// The check could not be made.
     #[error("cannot check whether connections to the listener {listener} arrive: {why}")]
     Untried {
-        /// Which listener.
+        /// The listener.
         listener: SocketAddr,
-        /// Why not.
+        /// The system's error.
         why: String,
     },
 }
 
-/// Checks on their way, known to both sides.
+/// The pending checks, which both sides know.
 #[derive(Debug, Default)]
 pub struct SelfChecks {
     pending: Mutex<VecDeque<(Nonce, oneshot::Sender<Unidentified>)>>,
@@ -95,7 +96,7 @@ impl SelfChecks {
     /// Connects to a listener of this process and waits until the connection has arrived there.
     ///
     /// # Errors
-    /// Why it did not.
+    /// The fault, if it has not arrived within the time limit.
     pub async fn check(&self, listener: SocketAddr, timeout: Duration) -> Result<(), Fault> {
         let untried = |why: String| Fault::Untried { listener, why };
         let (nonce, arrival) = self.expect().map_err(untried)?;
@@ -107,7 +108,7 @@ impl SelfChecks {
         let connection = async {
             let mut stream = socket.connect(listener).await?;
             stream.write_all(&nonce).await?;
-            // The sender stays until it has sent, or many more checks have failed.
+            // The sender is dropped without sending only after many more checks have failed.
             Ok::<_, io::Error>(arrival.await.ok())
         };
         let how = match tokio::time::timeout(timeout, connection).await {
@@ -115,14 +116,15 @@ impl SelfChecks {
             Ok(Err(error)) => error.to_string(),
             Ok(Ok(None)) | Err(_) => format!("none within {} ms", timeout.as_millis()),
         };
-        // A busy agent accepts late; that is not another program's doing.
+        // A busy agent may accept late, which is not the fault of another program.
         match tokio::task::spawn_blocking(move || tcp_sockets::is_arriving(listener, client)).await {
             Ok(true) => Ok(()),
             _ => Err(Fault::Elsewhere { listener, how }),
         }
     }
 
-    /// Takes over an accepted connection without a caller if it is a check. Otherwise hands back why it has no caller.
+    /// Takes over an accepted connection without a caller if it is a check. Otherwise it returns the reason why the
+    /// connection has no caller.
     pub async fn take(&self, stream: &mut TcpStream, reason: Unidentified) -> Option<Unidentified> {
         let mut nonce = Nonce::default();
         let read = tokio::time::timeout(READ_TIMEOUT, stream.read_exact(&mut nonce)).await;
@@ -146,11 +148,11 @@ impl SelfChecks {
         None
     }
 
-    /// How many checks the programs have counted so.
+    /// Returns the number of checks in a counter of the programs.
     pub fn counted(&self, counter: Counter) -> u64 {
         match counter {
             Counter::NoOption => self.bare.load(Ordering::Relaxed),
-            // The agent runs below the pods' cgroup.
+            // The programs for pods see the checks of an agent that runs below the pods' cgroup.
             Counter::Stamped | Counter::Proven => self.stamped.load(Ordering::Relaxed),
             _ => 0,
         }
@@ -175,7 +177,7 @@ impl SelfChecks {
     }
 }
 
-/// A socket of the listener's own address, and where it is bound.
+/// Makes a socket that is bound to the listener's own address, and returns it with its full address.
 fn bound(ip: IpAddr) -> io::Result<(TcpSocket, SocketAddr)> {
     let socket = if ip.is_ipv4() {
         TcpSocket::new_v4()?
@@ -187,8 +189,8 @@ fn bound(ip: IpAddr) -> io::Result<(TcpSocket, SocketAddr)> {
     Ok((socket, client))
 }
 
-/// A check carries no option, or that of the agent's own cgroup if it is below the pods': either shows that the program
-/// has looked at it.
+/// Checks that the program has verified the connection. A check carries no option, or that of the agent's own cgroup if
+/// it is below the pods'; both results come from the program.
 fn is_verified(listener: SocketAddr, seen: &Unidentified) -> Result<(), Fault> {
     match seen {
         Unidentified::NoOption | Unidentified::OwnAgent => Ok(()),

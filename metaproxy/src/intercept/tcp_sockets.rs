@@ -13,8 +13,8 @@ pub fn holder(taken: SocketAddr) -> String {
         .unwrap_or_else(|| "a socket that does not listen (yet)".to_owned())
 }
 
-/// Returns the process that listens on a port, as [`holder`] does; `None` if none listens. A socket counts if it listens at
-/// `address` or at every address; without `address` each one counts.
+/// Returns the process that listens on a port, as [`holder`] does; `None` if none listens. A socket counts if it
+/// listens at `address` or at every address; without `address` each one counts.
 pub fn listener(port: u16, address: Option<IpAddr>) -> Option<String> {
     let sockets = [procfs::net::tcp(), procfs::net::tcp6()];
     let inodes: Vec<u64> = sockets

@@ -1,24 +1,24 @@
-//! Keys of annotations that are not read, but look as if somebody meant them to be.
+//! Finds keys of annotations that the agent does not read, and that look like misspelt ones that it does.
 
 use super::Annotations;
 
 /// The domains of roles' annotations.
 const ROLE_DOMAINS: [&str; 2] = ["iam.amazonaws.com/", "eks.amazonaws.com/"];
 
-/// Edits (of which a swap of neighbours is one) that make a key of another.
+/// How many edits a misspelt key may differ by. A swap of neighbouring characters is one edit.
 const MAX_EDITS: usize = 2;
 
-/// Shorter keys differ by so little that nothing follows from it.
+/// The length from which keys are compared, because short keys are similar by chance.
 const MIN_KEY_LENGTH: usize = 8;
 
-/// The key that was probably meant by one that is not read; `None` where nothing speaks for it.
+/// Returns the key of `read` that a user probably meant by another key; `None` if none is similar.
 pub fn closest_key<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = key.to_ascii_lowercase();
     let name = |key: &'a str| key.rsplit('/').next().unwrap_or(key);
     let distance = |read: &'a str| match read {
         read if read == key => None,
         read if read.to_ascii_lowercase() == lower => Some(0),
-        // Without its domain, or with a dot in place of the slash.
+        // The key lacks its domain, or has a dot in place of the slash.
         read if lower.replace('/', ".") == read.replace('/', ".") || lower == name(read) => Some(1),
         read => by_edits(read, &lower).or_else(|| by_name(read, &lower)),
     };
@@ -28,7 +28,7 @@ pub fn closest_key<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> Op
         .map(|(_, read)| read)
 }
 
-/// The edits of the pen between two keys, if they are few.
+/// Returns the number of edits between two keys, if they are few.
 fn by_edits(read: &str, key: &str) -> Option<usize> {
     if read.len() < MIN_KEY_LENGTH || read.len().abs_diff(key.len()) > MAX_EDITS {
         return None;
@@ -36,25 +36,27 @@ fn by_edits(read: &str, key: &str) -> Option<usize> {
     Some(strsim::damerau_levenshtein(read, key)).filter(|edits| *edits <= MAX_EDITS)
 }
 
-/// Further than any slip: the same name, in another domain that looks like one of AWS'.
+/// Returns a distance greater than that of any edits, if a key has the same name in another domain that looks like one
+/// of AWS.
 fn by_name(read: &str, key: &str) -> Option<usize> {
     let (_, of_read) = read.rsplit_once('/').filter(|_| is_of_aws(read))?;
     let (_, of_key) = key.rsplit_once('/').filter(|_| is_of_aws(key))?;
     (of_read == of_key).then_some(MAX_EDITS + 1)
 }
 
-/// Whether the domain of a key looks like one of AWS'.
+/// Reports whether the domain of a key looks like one of AWS.
 fn is_of_aws(key: &str) -> bool {
     let domain = key.rsplit_once('/').map(|(domain, _)| domain);
     domain.is_some_and(|domain| domain.contains("aws") || domain.contains("amazon"))
 }
 
-/// Whether a key that is not read is worth keeping, to be told of: it is near one that is, or of the same domain.
+/// Reports whether a key that is not read is similar to one that is, or has a domain of roles' annotations. Such keys
+/// are kept, so that `explain` can name them.
 pub fn looks_intended<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> bool {
     ROLE_DOMAINS.iter().any(|domain| key.starts_with(domain)) || closest_key(key, read).is_some()
 }
 
-/// What is read of annotations, and the beginning of what looks as if it was meant to be.
+/// Keeps the annotations that are read, and the beginnings of those whose keys look intended.
 pub fn retain_relevant(mut annotations: Annotations, keys: &[String]) -> Annotations {
     const MAX_VALUE_LENGTH: usize = 256;
     const MAX_UNREAD: usize = 16;
@@ -63,7 +65,7 @@ pub fn retain_relevant(mut annotations: Annotations, keys: &[String]) -> Annotat
         if keys.contains(key) {
             return true;
         }
-        // Anybody may annotate a pod, as much as they like.
+        // Users may annotate a pod without limit.
         if unread == MAX_UNREAD || !looks_intended(key, keys.iter().map(String::as_str)) {
             return false;
         }

@@ -1,5 +1,5 @@
-//! The API's objects (core/v1), as far as they are used: a node's pods are all in memory at once while they are listed, and
-//! most of what they say (`managedFields`, environments, volumes, conditions) is nobody's business here.
+//! The API's objects (core/v1), with the fields that the agent uses. All pods of a node are in memory at once while
+//! they are listed, and most of their fields (`managedFields`, environments, volumes, conditions) are not needed.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -30,15 +30,15 @@ pub struct PodObject {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PodSpec {
-    /// Where it runs.
+    /// `nodeName`
     pub node_name: Option<String>,
-    /// As which it runs.
+    /// `serviceAccountName`
     pub service_account_name: Option<String>,
-    /// Whether it shares the node's network namespace.
+    /// `hostNetwork`: whether it shares the node's network namespace.
     pub host_network: Option<bool>,
-    /// In the order of the manifest.
+    /// `containers`
     pub containers: Option<Vec<Container>>,
-    /// Those that run first; sidecars among them.
+    /// `initContainers`, which include sidecars.
     pub init_containers: Option<Vec<Container>>,
 }
 
@@ -48,7 +48,7 @@ pub struct PodSpec {
 pub struct Container {
     /// `ports`
     pub ports: Option<Vec<ContainerPort>>,
-    /// Of `env`, what is used.
+    /// The variables of `env` that lead SDKs to other credentials.
     #[serde(deserialize_with = "deserialize_env")]
     pub env: Vec<CredentialVariable>,
 }
@@ -57,12 +57,12 @@ pub struct Container {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct ContainerPort {
-    /// 1 to 65535
+    /// `hostPort`, 1 to 65535
     pub host_port: Option<i32>,
-    /// The node's address that it is for; none or an unspecified one for all.
+    /// `hostIP`: the node's address. None or an unspecified one stands for all.
     #[serde(rename = "hostIP")]
     pub host_ip: Option<String>,
-    /// `TCP`, which none means too, `UDP` or `SCTP`
+    /// `protocol`: `TCP`, which is the default, `UDP` or `SCTP`
     pub protocol: Option<String>,
 }
 
@@ -70,12 +70,12 @@ pub struct ContainerPort {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default, rename_all = "camelCase")]
 pub struct PodStatus {
-    /// `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`
+    /// `phase`: `Pending`, `Running`, `Succeeded`, `Failed` or `Unknown`
     pub phase: Option<String>,
-    /// Of both families.
+    /// `podIPs`, of both families.
     #[serde(rename = "podIPs")]
     pub pod_ips: Option<Vec<PodIp>>,
-    /// When a kubelet acknowledged the pod; as text, since only its presence counts.
+    /// `startTime`: when a kubelet acknowledged the pod. It stays a text, because only its presence counts.
     pub start_time: Option<String>,
 }
 
@@ -83,11 +83,11 @@ pub struct PodStatus {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct PodIp {
-    /// As text.
+    /// `ip`
     pub ip: Option<String>,
 }
 
-/// An object of which nothing else counts.
+/// An object of which only the metadata is used.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(default)]
 pub struct OnlyMetadata {
@@ -96,9 +96,9 @@ pub struct OnlyMetadata {
     pub metadata: ObjectMeta,
 }
 
-/// What is used of `metadata`; one that is null is as good as none.
+/// Reads the used fields of `metadata`; `null` counts as empty.
 fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
-    /// One that lacks what every owner has is read as one that is none of a mirror pod.
+    /// An owner reference. One that lacks a required field is read, and does not match the owner of a mirror pod.
     #[derive(Default, Deserialize)]
     #[serde(default, rename_all = "camelCase")]
     struct Owner {
@@ -124,7 +124,7 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
         name: Option<String>,
         namespace: Option<String>,
         uid: Option<String>,
-        /// For the watch to go on from.
+        /// The version from which the watch continues.
         resource_version: Option<String>,
         #[serde(deserialize_with = "texts")]
         annotations: Option<BTreeMap<String, String>>,
@@ -147,8 +147,8 @@ fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D:
     })
 }
 
-/// Annotations or labels. One that is null is empty, as in the API server (Go's `map[string]string`): manifests have it where a
-/// template's value was not set.
+/// Reads annotations or labels. A value of `null` becomes empty, as in the API server (Go's `map[string]string`).
+/// Manifests have such values if a template's value was not set.
 fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BTreeMap<String, String>>, D::Error> {
     let texts = Option::<BTreeMap<String, Option<String>>>::deserialize(deserializer)?;
     Ok(texts.map(|texts| {
@@ -157,7 +157,7 @@ fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BTreeMap<S
     }))
 }
 
-/// Asked for as what it is a part of.
+/// It is requested as a core/v1 Pod.
 impl Resource for PodObject {
     type DynamicType = ();
     type Scope = NamespaceResourceScope;

@@ -1,23 +1,23 @@
-//! Variables by which SDKs find credentials before they come to the metadata service. EKS Pod Identity, IRSA and ECS set
-//! them. An SDK that finds one does not fall back to the metadata service, even if it gets no credentials by it
-//! (docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html).
+//! The environment variables that lead SDKs to other credentials than those of the metadata service. EKS Pod Identity,
+//! IRSA and ECS set them. An SDK that finds one does not fall back to the metadata service, even if it gets no
+//! credentials by it (docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html).
 
 use std::fmt;
 
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// One of them.
+/// A variable that leads SDKs to other credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum CredentialVariable {
-    /// A user's key.
+    /// `AWS_ACCESS_KEY_ID`, the key of a user.
     AwsAccessKeyId,
-    /// IRSA, with `AWS_ROLE_ARN`.
+    /// `AWS_WEB_IDENTITY_TOKEN_FILE`, which IRSA sets together with `AWS_ROLE_ARN`.
     AwsWebIdentityTokenFile,
-    /// EKS Pod Identity, or an agent of its kind.
+    /// `AWS_CONTAINER_CREDENTIALS_FULL_URI`, which EKS Pod Identity and similar agents set.
     AwsContainerCredentialsFullUri,
-    /// ECS.
+    /// `AWS_CONTAINER_CREDENTIALS_RELATIVE_URI`, which ECS sets.
     AwsContainerCredentialsRelativeUri,
 }
 
@@ -29,7 +29,7 @@ impl CredentialVariable {
         Self::AwsContainerCredentialsRelativeUri,
     ];
 
-    /// Its name.
+    /// Returns the variable's name.
     pub fn name(self) -> &'static str {
         match self {
             Self::AwsAccessKeyId => "AWS_ACCESS_KEY_ID",
@@ -39,7 +39,7 @@ impl CredentialVariable {
         }
     }
 
-    /// What sets it.
+    /// Returns the software or practice that sets it.
     pub fn set_by(self) -> &'static str {
         match self {
             Self::AwsAccessKeyId => "static keys",
@@ -54,10 +54,10 @@ impl CredentialVariable {
     }
 }
 
-/// Reads the variables of a container, and keeps nothing but these. What is no list has none.
+/// Reads a container's `env` and keeps only these variables, without their values. `null` counts as an empty list.
 ///
 /// # Errors
-/// Where a variable is none.
+/// If it is not a list of variables.
 pub fn deserialize_env<'de, D: Deserializer<'de>>(
     deserializer: D,
 ) -> Result<Vec<CredentialVariable>, D::Error> {

@@ -1,4 +1,4 @@
-//! Everything that is known at one moment, found by what a connection is known by.
+//! The pods, namespaces and service accounts that are known at one moment, indexed for look-ups by connection.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -19,16 +19,16 @@ fn insert(index: &mut HashMap<PodUid, Known>, uid: &PodUid, pod: &Arc<Pod>) {
     index.insert(uid.clone(), known);
 }
 
-/// What a UID leads to.
+/// The pods of a UID.
 #[derive(Clone, Debug)]
 pub enum Known {
     /// One pod.
     Pod(Arc<Pod>),
-    /// Several, so none of them.
+    /// Several pods, so none of them can be served.
     Ambiguous(Vec<Arc<Pod>>),
 }
 
-/// Everything that is known at one moment.
+/// The objects that are known at one moment.
 #[derive(Clone, Debug, Default)]
 pub struct Inventory {
     pods: HashMap<PodUid, Known>,
@@ -37,8 +37,9 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Indexes what a source has. Pods are found by their UID and, static ones, by their hash, if the kubelet vouches for
-    /// it; a hash is an annotation and never stands against a UID. The order of the pods does not matter.
+    /// Indexes the objects of a source. Pods are found by their UID, and static pods also by their hash if the kubelet
+    /// has confirmed it. A hash is an annotation, so if it equals the UID of another pod, the UID counts. The order of
+    /// the pods does not matter.
     pub fn new(
         pods: impl IntoIterator<Item = Arc<Pod>>,
         namespaces: impl IntoIterator<Item = Arc<Namespace>>,
@@ -72,45 +73,45 @@ impl Inventory {
         }
     }
 
-    /// What a UID leads to; `None` where it is not known (yet).
+    /// Returns the pods of a UID; `None` if it is not known (yet).
     pub fn by_uid(&self, uid: &PodUid) -> Option<&Known> {
         self.pods.get(uid)
     }
 
-    /// Each pod with the UID it was indexed under; static pods come twice.
+    /// Returns each pod with the UID under which it is indexed. Static pods come twice.
     pub fn pods(&self) -> impl Iterator<Item = (&PodUid, &Known)> {
         self.pods.iter()
     }
 
-    /// How many pods there are.
+    /// Returns the number of pods.
     pub fn len(&self) -> usize {
         self.pods()
             .filter(|(uid, known)| matches!(known, Known::Pod(pod) if pod.uid == **uid))
             .count()
     }
 
-    /// Whether there is none.
+    /// Reports whether there is no pod.
     pub fn is_empty(&self) -> bool {
         self.pods.is_empty()
     }
 
-    /// A namespace; `None` where it is not known (yet).
+    /// Returns a namespace; `None` if it is not known (yet).
     pub fn namespace(&self, name: &str) -> Option<&Namespace> {
         self.namespaces.get(name).map(AsRef::as_ref)
     }
 
-    /// A pod's service account; `None` where it is not known (yet).
+    /// Returns a pod's service account; `None` if it is not known (yet).
     pub fn service_account(&self, pod: &Pod) -> Option<&ServiceAccount> {
         self.service_accounts
             .get(&(pod.namespace.clone(), pod.service_account.clone()))
             .map(AsRef::as_ref)
     }
 
-    /// Returns the family of which all pods have an address, unless they are among [`Self::other_families`]; `None` while no
+    /// Returns the family of which all pods have an address, except those of [`Self::other_families`]; `None` while no
     /// pod's address is known.
     ///
-    /// A cluster has one, as it has one for its Services, and it stands first in `status.podIPs`, be the cluster
-    /// dual-stack or not (Kubernetes, "IPv4/IPv6 dual-stack"). Only if each pod begins with an IPv6 address it is that.
+    /// A cluster has one primary family, which comes first in `status.podIPs`, even if the cluster is dual-stack
+    /// (Kubernetes, "IPv4/IPv6 dual-stack"). It is IPv6 only if the first address of every pod is.
     pub fn family(&self) -> Option<Family> {
         let mut families = self.each_pod().filter_map(|(_, pod)| pod.family()).peekable();
         families.peek()?;
@@ -118,8 +119,8 @@ impl Inventory {
         Some(if is_v6 { Family::V6 } else { Family::V4 })
     }
 
-    /// Returns the pods that have no address of the family that the others have, with their own, by the UIDs that their
-    /// cgroups may have. Network plugins make them of a pod's annotation.
+    /// Returns the families of pods that have no address of [`Self::family`], by the UIDs that their cgroups may have.
+    /// Some network plugins let an annotation of a pod choose its family.
     pub fn other_families(&self) -> BTreeMap<PodUid, Family> {
         let Some(common) = self.family() else {
             return BTreeMap::new();
@@ -130,7 +131,7 @@ impl Inventory {
             .collect()
     }
 
-    /// Each pod that shares its UID with no other one.
+    /// Returns each pod that shares its UID with no other one.
     fn each_pod(&self) -> impl Iterator<Item = (&PodUid, &Pod)> {
         self.pods.iter().filter_map(|(uid, known)| match known {
             Known::Pod(pod) => Some((uid, pod.as_ref())),
@@ -138,15 +139,14 @@ impl Inventory {
         })
     }
 
-    /// Ports of this node that pods ask for which have not finished, with each of these pods. Pods that share a UID
-    /// count too.
+    /// Returns the host ports of all pods that have not finished, each with its pod. Pods that share a UID count too.
     pub fn host_ports(&self) -> impl Iterator<Item = (&Pod, HostPort)> {
         let claimants = self.pods.iter().flat_map(|(uid, known)| {
             let pods = match known {
                 Known::Pod(pod) => std::slice::from_ref(pod),
                 Known::Ambiguous(pods) => pods.as_slice(),
             };
-            // A static pod is there by its hash too.
+            // A static pod is also indexed under its hash.
             pods.iter().filter(move |pod| pod.uid == *uid && !pod.finished)
         });
         claimants.flat_map(|pod| pod.host_ports.iter().map(move |port| (pod.as_ref(), *port)))
@@ -161,7 +161,7 @@ mod tests {
 
     const HASH: &str = "0123456789abcdef0123456789abcdef";
 
-    /// A pod that says by its annotations that it is the mirror pod of the hash.
+    /// Makes a pod whose annotations claim that it is the mirror pod of the hash.
     fn claimant(name: &str, owned_by: Option<&str>, started: bool) -> Arc<Pod> {
         let owner = |node| json!([{ "apiVersion": "v1", "kind": "Node", "name": node, "controller": true }]);
         let object = json!({
@@ -185,7 +185,7 @@ mod tests {
         }
     }
 
-    /// What a user who may create pods can make of a claim: no status, and any owner.
+    /// Generates the claims that a user who may create pods can make: without a status, and with any owner.
     fn forged() -> impl Strategy<Value = Vec<Arc<Pod>>> {
         let owner = prop_oneof![Just(None), Just(Some("n1")), Just(Some("n2"))];
         prop::collection::vec(owner, 0..6).prop_map(|owners| {
@@ -225,7 +225,7 @@ mod tests {
         }
     }
 
-    /// Pods with these `status.podIPs`, behind an `h` if it is a hostNetwork pod.
+    /// Makes pods with these `status.podIPs`; an `h` before them makes a hostNetwork pod.
     fn with_ips(pods: &str) -> Inventory {
         let pods = pods.split(',').enumerate().map(|(number, ips)| {
             let host_network = ips.contains('h');

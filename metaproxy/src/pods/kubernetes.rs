@@ -1,8 +1,10 @@
-//! Pods from the API server: those of this node, and of namespaces and service accounts only the metadata. Nothing is
-//! polled; a watch that breaks goes on where it was, or begins anew where the API server has forgotten that (410).
+//! Watches the pods of this node at the API server, and the metadata of namespaces and service accounts.
 //!
-//! What was known stays in force while the API server can't be reached, and is kept in the runtime directory, so that an
-//! agent that starts meanwhile knows it too.
+//! Nothing is polled. A watch that breaks continues from the last version, or starts again with a list if the API
+//! server does not have that version any more (410).
+//!
+//! The objects stay in force while the API server cannot be reached, and are kept in the runtime directory, so that an
+//! agent that starts meanwhile has them, too.
 
 mod change;
 mod snapshot;
@@ -36,27 +38,28 @@ use crate::apiserver::{ApiServer, PATIENCE, within};
 use crate::memory;
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// Between two looks at whether a watch that broke has been taken up again.
+/// How often it is checked whether a watch that broke works again.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// After a list: what else it leads to (sessions, events) has had its memory by then.
+/// The time after a list before unused memory is released, because a list causes other work that needs memory
+/// (sessions, events).
 const MEMORY_RELEASE_DELAY: Duration = Duration::from_secs(3);
 
-/// Changes that are taken together where they come together.
+/// How many changes are applied before one inventory is published, if they arrive together.
 const MAX_BATCH: usize = 1024;
 
-/// Annotations that are kept; all others are dropped before anything is stored.
+/// The keys of annotations that are kept. All others are dropped before an object is stored.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct KeptAnnotations {
-    /// Of pods.
+    /// The keys of pods.
     pub pods: Vec<String>,
-    /// Of namespaces; none where they are not asked.
+    /// The keys of namespaces; if there are none, namespaces are not watched.
     pub namespaces: Vec<String>,
-    /// Of service accounts; none where they are not asked.
+    /// The keys of service accounts; if there are none, service accounts are not watched.
     pub service_accounts: Vec<String>,
 }
 
-/// The watches.
+/// The watches of pods, namespaces and service accounts.
 #[derive(Debug)]
 pub struct Watch {
     api: ApiServer,
@@ -68,7 +71,7 @@ pub struct Watch {
     health: Health,
 }
 
-/// What is known, kind by kind.
+/// The stores of the watches.
 #[derive(Debug, Default)]
 struct Stores {
     pods: Store<PodUid, Pod>,
@@ -76,10 +79,10 @@ struct Stores {
     service_accounts: Store<(String, String), ServiceAccount>,
 }
 
-/// Some pods of a node, once: for commands, which watch nothing.
+/// Lists at most 100 pods of a node, for commands, which do not watch.
 ///
 /// # Errors
-/// Where the API server does not say.
+/// If the API server does not answer with a list.
 pub async fn pods_of_node(api: &ApiServer, node: &str) -> Result<Vec<Pod>, String> {
     const MAX_PODS: u32 = 100;
     let params = ListParams::default()
@@ -92,7 +95,7 @@ pub async fn pods_of_node(api: &ApiServer, node: &str) -> Result<Vec<Pod>, Strin
 }
 
 impl Watch {
-    /// The parts of the agent that watches report about.
+    /// Returns the parts of the agent's health that the watches report.
     pub fn parts(kept: &KeptAnnotations) -> Vec<Part> {
         WatchedKind::ALL
             .into_iter()
@@ -101,7 +104,8 @@ impl Watch {
             .collect()
     }
 
-    /// With what the runtime directory remembers of this node's pods.
+    /// Opens the watches. Until the API server has answered, the snapshot of the last run counts, if the runtime
+    /// directory has one of this node.
     pub fn open(
         api: ApiServer,
         node: String,
@@ -120,7 +124,7 @@ impl Watch {
         {
             info!(
                 pods = pods.len(),
-                "until the API server tells the pods, those of the last run are served"
+                "the pods of the last run are served until the API server lists them"
             );
             known.pods = Store::from_last_run(pods.into_iter().map(keyed_pod));
             if let Some(namespaces) = namespaces {
@@ -143,7 +147,7 @@ impl Watch {
         watch
     }
 
-    /// What is known so far.
+    /// Returns the inventory of the objects that are known so far.
     pub fn inventory(&self) -> Inventory {
         Inventory::new(
             self.known.pods.all(),
@@ -199,7 +203,7 @@ impl Watch {
         select_all(streams)
     }
 
-    /// Takes a change; whether anything that counts is different now.
+    /// Applies a change, and reports whether an object differs now.
     fn apply(&mut self, change: Change) -> bool {
         let (kind, is_answer, changed) = match change {
             Change::Pod(event) => (
@@ -221,7 +225,7 @@ impl Watch {
                 (WatchedKind::ServiceAccounts, is_answer, changed)
             }
             Change::Failed(kind, error) => {
-                self.watch_health.note(kind, error);
+                self.watch_health.failed(kind, error);
                 return false;
             }
         };
@@ -254,13 +258,13 @@ impl Watch {
         {
             let failure = self.watch_health.of(kind);
             let why = failure.map_or_else(
-                || "the API server has not told them yet".to_owned(),
+                || "the API server has not listed them yet".to_owned(),
                 ToString::to_string,
             );
             let condition = if self.is_synced(kind) && failure.is_none() {
                 Condition::Fine
             } else if self.is_synced(kind) {
-                Condition::Degraded(format!("{why}; what was known stays in force"))
+                Condition::Degraded(format!("{why}; the last known state stays in force"))
             } else if self.is_from_last_run(kind) {
                 Condition::Degraded(format!("{why}; those of the last run are served"))
             } else {
@@ -314,7 +318,7 @@ impl Source for Watch {
                 () = self.snapshot_file.due() => self.snapshot_file.write(&self.known).await,
                 () = tokio::time::sleep_until(given_back), if listed.is_some() => {
                     listed = None;
-                    // It reads files and takes the heap's lock. Nobody waits for its end.
+                    // This blocks, because it reads files and takes the heap's lock. Its result is not needed.
                     drop(tokio::task::spawn_blocking(memory::release_unused));
                 }
             }
@@ -322,11 +326,12 @@ impl Source for Watch {
     }
 }
 
-/// From the API server's memory, as the kubelet lists its pods: 5,000 nodes that ask at once are no load on etcd. Watches
-/// end after five minutes at the server, and are taken up where they were.
+/// Configures a watch. Lists come from the API server's cache, as those of the kubelet do, so that 5,000 nodes that
+/// list at the same time are no load on etcd. The server ends watches after five minutes, and they continue from the
+/// last version.
 fn config() -> watcher::Config {
     watcher::Config {
-        // Pages are cut from etcd.
+        // A list in pages would be read from etcd.
         page_size: None,
         ..watcher::Config::default().any_semantic()
     }

@@ -1,7 +1,7 @@
-//! Pods from a directory of manifests, for nodes without an API server, for tests, and for trying things out.
+//! Reads pods from a directory of manifests, for nodes without an API server, for tests and for trials.
 //!
-//! The directory is watched. A file that can't be read as manifests is reported with its line, and what it held
-//! before stays in force; an object that can't be used is reported and left out.
+//! The directory is watched. A file that cannot be parsed is reported with its line, and its last good content stays in
+//! force. An object that cannot be used is reported and left out.
 
 pub mod parse;
 
@@ -23,30 +23,30 @@ use self::parse::Objects;
 use super::{Inventory, Known, Source};
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// A file is read this long after the last change, so that it is not read half written.
+/// The time after the last change before files are read, so that no file is read half written.
 const SETTLE_TIME: Duration = Duration::from_millis(50);
 
-/// A file that was written to was closed.
+/// The event of closing a file that was open for writing.
 const CLOSED_AFTER_WRITE: AccessKind = AccessKind::Close(AccessMode::Write);
 
-/// The directory is looked through this often even where nothing was heard of a change: network file systems and a
-/// directory that was itself replaced tell nothing.
+/// How often the directory is read even without a notice of a change, because network file systems and a directory that
+/// was replaced send none.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Why the directory can't be used.
+/// The reasons why the directory cannot be used.
 #[derive(Debug, Error)]
 pub enum ManifestsError {
-    /// It is not there, or is no directory, or may not be read.
+    /// It does not exist, is not a directory, or may not be read.
     #[error("--manifests {path}: {source}; give a directory with Pod manifests (*.yaml, *.yml or *.json)")]
     Directory {
-        /// What was named.
+        /// The path in the flag.
         path: PathBuf,
-        /// Why not.
+        /// The system's error.
         source: io::Error,
     },
 }
 
-/// The directory, as it was read last.
+/// The content of the directory when it was last read.
 #[derive(Debug)]
 pub struct Manifests {
     dir: PathBuf,
@@ -58,16 +58,19 @@ pub struct Manifests {
 
 #[derive(Debug, Default)]
 struct FileState {
-    /// Changes whenever the file may have.
+    /// Inode, time of modification (seconds and nanoseconds) and size, of which one differs after a change.
     stamp: Option<(u64, i64, i64, u64)>,
-    /// What it held when it could last be read.
+    /// The objects when it was last parsed.
     good: Objects,
-    /// Why it can't be read now.
+    /// The error, if it cannot be parsed now.
     broken: Option<String>,
 }
 
 impl Manifests {
     /// Reads the directory. With `node`, pods that are bound to another node are left out.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
     pub fn open(dir: &Path, node: Option<String>) -> Result<Self, ManifestsError> {
         let mut manifests = Self {
             dir: dir.to_owned(),
@@ -83,7 +86,7 @@ impl Manifests {
         Ok(manifests)
     }
 
-    /// Reads what has changed; whether anything had.
+    /// Reads files that have changed, and reports whether any had.
     fn refresh(&mut self) -> io::Result<bool> {
         let mut paths: Vec<PathBuf> = fs::read_dir(&self.dir)?
             .filter_map(Result::ok)
@@ -127,7 +130,7 @@ impl Manifests {
         Ok(changed)
     }
 
-    /// Everything that the files hold.
+    /// Returns the inventory of all files.
     pub fn inventory(&self) -> Inventory {
         let files = || self.files.values().map(|file| &file.good);
         let here = |node: &Option<String>| match (&self.node, node) {
@@ -144,13 +147,14 @@ impl Manifests {
         )
     }
 
-    /// Reports from now on whether the directory and its files can be read, as [`Part::Pods`].
+    /// Sets where it is reported, as [`Part::Pods`], whether the directory and its files can be read.
     pub fn reporting_to(mut self, health: Health) -> Self {
         self.health = Some(health);
         self
     }
 
-    /// What is known stays in force, so pods are served; but changes do not count.
+    /// Returns the condition of the directory and its files. An error only degrades it, because pods are served with
+    /// the last good content.
     fn condition(&self, directory: Result<(), &io::Error>) -> Condition {
         let broken: Vec<&str> = self
             .files
@@ -170,7 +174,7 @@ impl Manifests {
         }
     }
 
-    /// Says, once, which pods share a UID.
+    /// Logs which pods share a UID, once for each.
     fn report_ambiguous(&mut self, inventory: &Inventory) {
         let mut now = Vec::new();
         for (uid, known) in inventory.pods() {
@@ -197,28 +201,28 @@ impl Source for Manifests {
     async fn run(mut self, publish: watch::Sender<Arc<Inventory>>) {
         let (heard, mut changes) = mpsc::channel(1);
         let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-            // Our own looking at the directory is no change.
+            // Reading the directory causes events of its own.
             if event.is_ok_and(
                 |event| matches!(event.kind, EventKind::Access(kind) if kind != CLOSED_AFTER_WRITE),
             ) {
                 return;
             }
-            // A change that is still waiting to be looked at stands for this one too.
+            // One pending notice is enough for any number of changes.
             let _ = heard.try_send(());
         })
         .inspect_err(|error| {
-            warn!("cannot watch for changes ({error}); looking every {POLL_INTERVAL:?} instead")
+            warn!("cannot be notified of changes ({error}); reading the directory every {POLL_INTERVAL:?} instead")
         })
         .ok();
         let mut complained = false;
-        // What was read when this was opened has not been published by us, nor looked at for ambiguity.
+        // The content that `open` has read was neither published nor checked for ambiguity.
         let mut publish_now = true;
         loop {
-            // Again each time: the directory may have been replaced. Watching what is watched already does nothing.
+            // The directory may have been replaced. A second watch of the same directory has no effect.
             if let Some(watcher) = &mut watcher {
                 let _ = watcher.watch(&self.dir, RecursiveMode::NonRecursive);
             }
-            // File systems may hang: the tasks that answer pods go on meanwhile.
+            // A file system may hang, and the tasks that answer pods must continue meanwhile.
             let refreshed = tokio::task::block_in_place(|| self.refresh());
             if let Some(health) = &self.health {
                 health.set(Part::Pods, self.condition(refreshed.as_ref().map(|_| ())));
@@ -257,7 +261,7 @@ impl Source for Manifests {
     }
 }
 
-/// Waits until nothing has changed for a while, so that no file is read half written.
+/// Waits until nothing has changed for [`SETTLE_TIME`], so that no file is read half written.
 async fn settle(changes: &mut mpsc::Receiver<()>) {
     let give_up = tokio::time::Instant::now() + POLL_INTERVAL;
     while tokio::time::Instant::now() < give_up

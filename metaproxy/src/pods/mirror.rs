@@ -1,12 +1,12 @@
-//! Mirror pods: the API's copies of static pods, by which a static pod's annotations are known.
+//! Recognizes mirror pods, the API's copies of static pods, which have the annotations of static pods.
 //!
-//! The kubelet names a static pod's cgroup after the hash of its manifest, and makes a pod in the API that has this hash in
-//! two annotations. Anyone who may create pods may write the same annotations, so they count only with what no such user
-//! can write: a status. The API server drops the status of a pod that is created and keeps `pods/status` from the built-in
-//! roles of users, and a kubelet writes none for a mirror pod of which it has no static pod: it deletes that one. See
-//! `CreateMirrorPod` and `deleteOrphanedMirrorPods` (kubernetes/pkg/kubelet), `podStrategy.PrepareForCreate`
-//! (pkg/registry/core/pod) and `ValidatePodUpdate` (pkg/apis/core/validation), which lets no update add or change the
-//! mirror annotation.
+//! The kubelet names a static pod's cgroup after the hash of its manifest, and makes a pod in the API that has this
+//! hash in two annotations. Users who may create pods may write the same annotations, so these count only together with
+//! a status, which no such user can write: the API server drops the status of a pod that is created, its built-in roles
+//! for users do not include `pods/status`, and a kubelet that has no static pod for a mirror pod deletes it and writes
+//! no status. See `CreateMirrorPod` and `deleteOrphanedMirrorPods` (kubernetes/pkg/kubelet),
+//! `podStrategy.PrepareForCreate` (pkg/registry/core/pod) and `ValidatePodUpdate` (pkg/apis/core/validation), which
+//! lets no update add or change the mirror annotation.
 
 use kube::core::ObjectMeta;
 use serde::{Deserialize, Serialize};
@@ -14,10 +14,11 @@ use serde::{Deserialize, Serialize};
 use super::PodUid;
 use super::api::{PodSpec, PodStatus};
 
-/// The kubelet's hash of a static pod's manifest: 32 hexadecimal digits, after which it names the pod's cgroup.
+/// The annotation with the kubelet's hash of a static pod's manifest: 32 hexadecimal digits, after which the kubelet
+/// names the pod's cgroup.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
-/// What makes a pod a mirror pod. The kubelet writes the hash here too.
+/// The annotation that makes a pod a mirror pod. The kubelet writes the hash here too.
 const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// Whether a pod is a mirror pod, and of which static pod.
@@ -25,9 +26,9 @@ const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 pub enum Mirror {
     /// It is an ordinary pod.
     No,
-    /// It says that it is a mirror pod, and the kubelet has not confirmed that (yet).
+    /// Its annotations claim that it is a mirror pod, and the kubelet has not confirmed that (yet).
     Claimed,
-    /// The kubelet vouches for it: this is the UID in the path of the static pod's cgroup.
+    /// The kubelet has confirmed it. The value is the UID in the path of the static pod's cgroup.
     Confirmed(PodUid),
 }
 
@@ -51,7 +52,8 @@ fn is_hash(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// The kubelet makes its node the owner of each mirror pod, and NodeRestriction lets it make no other.
+/// Reports whether the pod's node owns it. The kubelet makes its node the owner of each mirror pod, and NodeRestriction
+/// does not let it create any other pod.
 fn is_owned_by_its_node(metadata: &ObjectMeta, spec: &PodSpec) -> bool {
     let Some(node) = &spec.node_name else {
         return false;
@@ -65,8 +67,8 @@ fn is_owned_by_its_node(metadata: &ObjectMeta, spec: &PodSpec) -> bool {
     })
 }
 
-/// `startTime` is when a kubelet acknowledged the pod. Other writers of a status (the scheduler, the node controller, the
-/// collector of dead pods) do not set it.
+/// Reports whether a kubelet has acknowledged the pod, which sets `startTime`. Other writers of a status (the
+/// scheduler, the node controller, the collector of dead pods) do not set it.
 fn has_status_of_kubelet(status: &PodStatus) -> bool {
     status.start_time.as_ref().is_some_and(|time| !time.is_empty())
 }
@@ -80,7 +82,7 @@ mod tests {
 
     const HASH: &str = "0123456789abcdef0123456789abcdef";
 
-    /// A mirror pod as a kubelet makes it.
+    /// Makes a mirror pod as a kubelet does.
     fn genuine() -> Value {
         json!({
             "metadata": {

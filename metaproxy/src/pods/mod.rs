@@ -1,6 +1,6 @@
-//! What is known of the pods of this node, of their namespaces and service accounts.
+//! The pods of this node, with their namespaces and service accounts.
 //!
-//! A [`Source`] publishes an [`Inventory`] whenever something changes; everything else only reads the latest one.
+//! A [`Source`] publishes an [`Inventory`] after each change. All other modules only read the latest one.
 
 pub mod annotations;
 mod api;
@@ -23,12 +23,12 @@ pub use objects::{Annotations, HostPort, Namespace, ObjectError, Pod, ServiceAcc
 use tokio::sync::watch;
 pub use uid::{InvalidUid, PodUid};
 
-/// The latest inventory, and word of the next.
+/// The latest inventory, which also notifies of the next.
 pub type Pods = watch::Receiver<Arc<Inventory>>;
 
-/// Where pods come from.
+/// A source of pods: the API server or a directory of manifests.
 pub trait Source: Send + 'static {
-    /// Publishes an inventory after each change, until nobody listens any more. Faults of the source are logged and
-    /// overcome: what was published last stays in force.
+    /// Publishes an inventory after each change, until there is no receiver any more. Errors of the source are logged
+    /// and retried, and the last inventory stays in force meanwhile.
     fn run(self, publish: watch::Sender<Arc<Inventory>>) -> impl Future<Output = ()> + Send;
 }

@@ -1,4 +1,4 @@
-//! Pods, namespaces and service accounts, trimmed to what is used.
+//! The pods, namespaces and service accounts of the API, reduced to the fields that the agent uses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -14,10 +14,10 @@ use super::api::{ContainerPort, PodObject};
 use super::credential_variables::CredentialVariable;
 use super::{Mirror, PodUid};
 
-/// Annotations of an object.
+/// The annotations of an object.
 pub type Annotations = BTreeMap<String, String>;
 
-/// An annotation's value; blank counts as none.
+/// Returns an annotation's value; `None` if it is blank.
 fn non_blank<'a>(annotations: &'a Annotations, key: &str) -> Option<&'a str> {
     annotations
         .get(key)
@@ -30,43 +30,43 @@ fn non_blank<'a>(annotations: &'a Annotations, key: &str) -> Option<&'a str> {
 pub struct Pod {
     /// `metadata.uid`
     pub uid: PodUid,
-    /// Whether it is the API's copy of a static pod.
+    /// Whether it is the copy of a static pod in the API.
     pub mirror: Mirror,
-    /// `metadata.namespace`, `default` where there is none.
+    /// `metadata.namespace`, or `default`.
     pub namespace: String,
     /// `metadata.name`
     pub name: String,
-    /// `spec.serviceAccountName`, `default` where there is none.
+    /// `spec.serviceAccountName`, or `default`.
     pub service_account: String,
     /// `metadata.annotations`
     pub annotations: Annotations,
-    /// Labels that look as if they were meant to be annotations.
+    /// The labels that look as if they were meant to be annotations.
     #[serde(default, skip_serializing_if = "Annotations::is_empty")]
     pub labels: Annotations,
-    /// Where SDKs look for credentials before they ask the metadata service, as its containers' variables tell.
+    /// The variables of its containers that lead SDKs to other credentials than those of the metadata service.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub other_credentials: BTreeSet<CredentialVariable>,
-    /// Shares the node's network namespace.
+    /// Whether it shares the node's network namespace.
     pub host_network: bool,
-    /// `status.podIPs`, as far as they are known.
+    /// `status.podIPs`, which may not be known yet.
     pub ips: Vec<IpAddr>,
-    /// TCP ports of the node that its containers ask for.
+    /// The TCP host ports of its containers.
     pub host_ports: Vec<HostPort>,
     /// `spec.nodeName`
     pub node: Option<String>,
-    /// Its containers have all ended, and none is started again.
+    /// Whether all its containers have ended, and none will be started again.
     pub finished: bool,
-    /// `status.phase` says that at least one container has been started, and not all have ended.
+    /// Whether, by `status.phase`, a container has been started and not all have ended.
     #[serde(default)]
     pub running: bool,
 }
 
-/// A TCP port of the node that a container asks for: connections to it are sent to the pod.
+/// A TCP port of the node from which connections are sent to a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HostPort {
     /// `hostPort`, 1 to 65535
     pub port: u16,
-    /// `hostIP`; `None` for every address of the node, an unspecified one for every address of its family.
+    /// `hostIP`. `None` stands for every address of the node, and an unspecified one for every address of its family.
     pub ip: Option<IpAddr>,
 }
 
@@ -79,12 +79,12 @@ impl HostPort {
             .filter(|number| *number != 0)?;
         is_tcp.then_some(Self {
             port: number,
-            // What can't be read may be meant for every address.
+            // An address that cannot be parsed counts as every address, because a claim must not be missed.
             ip: port.host_ip.as_deref().and_then(|ip| ip.parse().ok()),
         })
     }
 
-    /// Whether it covers an address of the node.
+    /// Reports whether it covers an address of the node.
     pub fn covers(&self, address: SocketAddr) -> bool {
         let node = address.ip().to_canonical();
         let is_covered = match self.ip.map(|ip| ip.to_canonical()) {
@@ -96,40 +96,40 @@ impl HostPort {
     }
 }
 
-/// Why an object can't be used. Others are not affected.
+/// The reasons why an object cannot be used. Other objects are not affected.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ObjectError {
-    /// No name.
+    /// It has no name.
     #[error("{0} without metadata.name")]
     NoName(&'static str),
-    /// No UID.
+    /// It is a pod without a UID.
     #[error(
         "pod {namespace}/{name} has no metadata.uid, by which its processes are known; it is not served. `kubectl get \
          pod -o yaml` shows the UID"
     )]
     NoUid {
-        /// Its namespace.
+        /// The namespace.
         namespace: String,
-        /// Its name.
+        /// The name.
         name: String,
     },
-    /// A UID that no kubelet would make a cgroup of.
+    /// It is a pod with a UID after which no kubelet would name a cgroup.
     #[error("pod {namespace}/{name}: metadata.uid {error}; it is not served")]
     BadUid {
-        /// Its namespace.
+        /// The namespace.
         namespace: String,
-        /// Its name.
+        /// The name.
         name: String,
-        /// What is wrong with it.
+        /// The error of the UID.
         error: super::InvalidUid,
     },
 }
 
 impl Pod {
-    /// From the API's object.
+    /// Converts the API's object.
     ///
     /// # Errors
-    /// Without a name or a usable UID.
+    /// If it has no name or no usable UID.
     pub fn from_api(pod: PodObject) -> Result<Self, ObjectError> {
         let (namespace, name) = namespace_and_name("pod", &pod.metadata)?;
         let (spec, status) = (pod.spec.unwrap_or_default(), pod.status.unwrap_or_default());
@@ -190,18 +190,18 @@ impl Pod {
         }
     }
 
-    /// Returns the family of its first address; `None` if it has no network of its own, or no address (yet).
+    /// Returns the family of its first address; `None` if it has no network of its own or no address (yet).
     pub fn family(&self) -> Option<Family> {
         let first = self.ips.first().filter(|_| !self.host_network)?;
         Some(family_of(first))
     }
 
-    /// Whether it has an address of this family.
+    /// Reports whether it has an address of this family.
     pub fn has_address_of(&self, family: Family) -> bool {
         self.ips.iter().any(|ip| family_of(ip) == family)
     }
 
-    /// An annotation's value; blank counts as none.
+    /// Returns an annotation's value; `None` if it is blank.
     pub fn annotation(&self, key: &str) -> Option<&str> {
         non_blank(&self.annotations, key)
     }
@@ -239,7 +239,10 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// From the metadata of the API's object.
+    /// Converts the metadata of the API's object.
+    ///
+    /// # Errors
+    /// If it has no name.
     pub fn from_api(metadata: ObjectMeta) -> Result<Self, ObjectError> {
         let (_, name) = namespace_and_name("namespace", &metadata)?;
         Ok(Self {
@@ -261,7 +264,10 @@ pub struct ServiceAccount {
 }
 
 impl ServiceAccount {
-    /// From the metadata of the API's object.
+    /// Converts the metadata of the API's object.
+    ///
+    /// # Errors
+    /// If it has no name.
     pub fn from_api(metadata: ObjectMeta) -> Result<Self, ObjectError> {
         let (namespace, name) = namespace_and_name("service account", &metadata)?;
         Ok(Self {
@@ -271,7 +277,7 @@ impl ServiceAccount {
         })
     }
 
-    /// An annotation's value; blank counts as none.
+    /// Returns an annotation's value; `None` if it is blank.
     pub fn annotation(&self, key: &str) -> Option<&str> {
         non_blank(&self.annotations, key)
     }

@@ -1,20 +1,21 @@
-//! Pod templates, found by their structure: Kubernetes, operators and users have more kinds with one than can be listed.
+//! Finds pod templates by their structure, because there are more kinds with a template than a list could name: those
+//! of Kubernetes, of operators and of users.
 
 use serde_json::Value;
 
 /// A pod template in an object, or the object itself if it is a pod.
 #[derive(Clone, Copy, Debug)]
 pub struct Template<'a> {
-    /// Its `metadata`.
+    /// The `metadata` of the template.
     pub metadata: &'a Value,
-    /// Its `spec`.
+    /// The `spec` of the template.
     pub spec: &'a Value,
 }
 
-/// How deep a template may stand in an object.
+/// How deep in an object a template is looked for.
 const MAX_DEPTH: usize = 24;
 
-/// All templates of an object, in order. A template has a `spec` with a list of `containers`.
+/// Returns all templates of an object, in order. A template has a `spec` with a list of `containers`.
 pub fn templates(object: &Value) -> Vec<Template<'_>> {
     let mut found = Vec::new();
     collect(object, &mut found, MAX_DEPTH);

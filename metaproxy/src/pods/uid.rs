@@ -6,15 +6,15 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// What the kubelet names a pod's cgroup after: the pod's `metadata.uid`, or for a static pod the hash in its
-/// annotation `kubernetes.io/config.hash`. 1 to 64 characters of `[0-9A-Za-z-]`.
+/// The identifier in the name of a pod's cgroup, as the kubelet gives it: the pod's `metadata.uid`, or for a static pod
+/// the hash in its annotation `kubernetes.io/config.hash`. It has 1 to 64 characters of `[0-9A-Za-z-]`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PodUid(Box<str>);
 
-/// The text is no pod UID.
+/// The error of a text that is not a pod UID.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
-#[error("{0:?} is not a pod UID: 1 to 64 letters, digits and dashes are")]
+#[error("{0:?} is not a pod UID, which has 1 to 64 letters, digits and dashes")]
 pub struct InvalidUid(String);
 
 impl FromStr for PodUid {
@@ -49,7 +49,7 @@ impl From<PodUid> for String {
 }
 
 impl PodUid {
-    /// As Kubernetes writes it.
+    /// Returns the UID as Kubernetes writes it.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -55,8 +55,8 @@ fn publish(path: &Path, content: &[u8], prepare: impl Fn(&File) -> io::Result<()
 
 /// Removes a file if it is a temporary file that a killed process left, and its name begins with the prefix.
 ///
-/// Earlier versions wrote temporary files without the dot. A young file is kept, because another process may be about to
-/// rename it.
+/// Earlier versions wrote temporary files without the dot. A young file is kept, because another process may be about
+/// to rename it.
 pub(crate) fn remove_stale(entry: &Path, prefix: &str) {
     let name = entry.file_name().unwrap_or_default().to_string_lossy();
     let is_temporary = match name.strip_prefix('.') {

@@ -55,7 +55,7 @@ struct Registration {
     pid: u32,
 }
 
-/// How the files of instances begin.
+/// The prefix of the names of instances' files.
 const FILE_PREFIX: &str = "instance-";
 
 /// Registers this process with the others until it is dropped.

@@ -8,7 +8,7 @@ use tracing::warn;
 
 use super::atomic_file;
 
-/// How the marker's temporary files begin, those of earlier versions too.
+/// The prefix of the marker's temporary files, also of earlier versions.
 pub(super) const FILE_PREFIX: &str = "served-";
 
 const FILE_NAME: &str = "served-since-boot";

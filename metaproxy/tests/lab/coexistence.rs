@@ -80,7 +80,9 @@ fn programs_that_somebody_else_detaches_are_missed_and_attached_again() {
         assert_eq!(dial(&a, &["--peername"]), counts([(IMDS, 1)]), "{name}");
         assert_eq!(dial(&a, &[]), counts([("role-a", 1)]), "{name}");
         if round == 0 {
-            agent.wait_for("somebody else has detached mp_connect4").unwrap();
+            agent
+                .wait_for("another process has detached mp_connect4")
+                .unwrap();
             assert!(
                 ready().contains(
                     "[!]interception degraded: another program has detached metaproxy's programs 1 times"
@@ -90,7 +92,7 @@ fn programs_that_somebody_else_detaches_are_missed_and_attached_again() {
             );
         }
     }
-    guard.wait_for("somebody else has detached").unwrap();
+    guard.wait_for("another process has detached").unwrap();
     assert_eq!(node.imds.seen_from_pods(), seen_before);
 }
 

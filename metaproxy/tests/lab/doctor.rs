@@ -164,7 +164,7 @@ fn where_names_of_programs_cannot_be_read_that_is_said() {
         agent_binary().to_str().unwrap(),
     ];
     report(&doctor_by(&node, &hardened, &[]))
-        .has("hooks' users: ok: ", "cannot be told without CAP_SYS_ADMIN");
+        .has("hooks' users: ok: ", "cannot be determined without CAP_SYS_ADMIN");
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn ports_that_are_taken_are_named_with_their_holder() {
     let _admin = listener(&node, ADMIN);
     let begins = format!("ports: problem: --admin-address {ADMIN}: Address already in use");
     examined(&node, &["--admin-address", ADMIN]).has_only(&begins, &holder, 2);
-    let without = "ports: ok: the agent is told to take none";
+    let without = "ports: ok: no flag names one";
     examined(&node, &[]).is_clean().has(without, "");
 }
 
@@ -545,7 +545,7 @@ fn an_agent_that_runs_is_asked_what_it_knows() {
     eventually("its rights are known", || examined(&node, &[]).bad().is_empty());
     examined(&node, &[])
         .is_clean()
-        .has("ports: ok: the agent is told to take none", "")
+        .has("ports: ok: no flag names one", "")
         .has("API server: ok: the agent that runs has what it needs of it", "")
         .has("pods' roles: ok: ", "");
     drop(agent);

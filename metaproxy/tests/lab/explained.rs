@@ -254,6 +254,6 @@ fn a_pod_whose_variables_lead_past_its_role_is_named_until_they_are_gone() {
     );
     put(json!([]));
     eventually("and then no more", || {
-        doctor_says("ok: no pod with a role is told of others")
+        doctor_says("ok: no pod with a role has variables of other credentials")
     });
 }

@@ -51,7 +51,7 @@ fn a_watch_that_cannot_begin_is_tried_again_and_what_is_known_is_served(#[case] 
     let _agent = cluster.agent(&[]);
     assert!(document_is_good(&a, "role-a"));
     eventually("a report", || {
-        cluster.reports("no watch now; what was known stays in force")
+        cluster.reports("no watch now; the last known state stays in force")
     });
     assert!(cluster.report().0, "pods are served");
     cluster.put("a", &a, json!({ ROLE: "role-b" }));

@@ -1,4 +1,4 @@
-//! Which tables nftables has, by netlink: so that nobody misses a tool where there is nothing to look at.
+//! Finds the tables of nftables by netlink, so that no tool is required if there is no table.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -15,20 +15,20 @@ const NLM_F_REQUEST: u16 = 1;
 const NLM_F_DUMP: u16 = 0x300;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
-/// `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_GETTABLE`
+/// The message type: `NFNL_SUBSYS_NFTABLES` and `NFT_MSG_GETTABLE`.
 const GET_TABLE: u16 = 10 << 8 | 1;
 const NFPROTO_IPV4: u8 = 2;
 const NFTA_TABLE_NAME: u16 = 1;
 
-/// `struct nlmsghdr`
-const HEADER: usize = 16;
-/// That and `struct nfgenmsg`.
-const HEADERS: usize = HEADER + 4;
+/// The length of `struct nlmsghdr`.
+const HEADER_LENGTH: usize = 16;
+/// The length of `struct nlmsghdr` and `struct nfgenmsg`.
+const HEADERS_LENGTH: usize = HEADER_LENGTH + 4;
 
 /// The time limit of a netlink request, which the kernel answers at once.
 const NETLINK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Whether nftables has this table for IPv4, as iptables-nft names it.
+/// Reports whether nftables has this table for IPv4, by iptables-nft's name of it.
 ///
 /// # Errors
 /// EPERM without `CAP_NET_ADMIN`.
@@ -39,7 +39,7 @@ pub(super) fn has(name: &str) -> io::Result<bool> {
         SockFlag::SOCK_CLOEXEC,
         SockProtocol::NetlinkNetFilter,
     ) {
-        // A kernel without netfilter.
+        // The kernel has no netfilter.
         Err(Errno::EPROTONOSUPPORT) => return Ok(false),
         result => result?,
     };
@@ -49,38 +49,38 @@ pub(super) fn has(name: &str) -> io::Result<bool> {
     let mut buffer = vec![0; 32 * 1024];
     loop {
         let length = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
-        if let Some(has) = told(buffer.get(..length).unwrap_or_default(), name)? {
+        if let Some(has) = has_table(buffer.get(..length).unwrap_or_default(), name)? {
             return Ok(has);
         }
     }
 }
 
-/// For all tables of IPv4.
+/// Makes the request for all tables of IPv4.
 fn request() -> Vec<u8> {
-    let mut request = Vec::with_capacity(HEADERS);
-    request.extend((HEADERS as u32).to_ne_bytes());
+    let mut request = Vec::with_capacity(HEADERS_LENGTH);
+    request.extend((HEADERS_LENGTH as u32).to_ne_bytes());
     request.extend(GET_TABLE.to_ne_bytes());
     request.extend((NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-    // Sequence number and port, which nobody else uses on this socket.
+    // Sequence number and port can be 0, because this is the only request on the socket.
     request.extend([0; 8]);
     // Version and resource id are 0.
     request.extend([NFPROTO_IPV4, 0, 0, 0]);
     request
 }
 
-/// What the messages of a datagram tell; `None` where more are to come.
-fn told(mut datagram: &[u8], name: &str) -> io::Result<Option<bool>> {
+/// Reports whether the messages of a datagram contain the table; `None` if more datagrams follow.
+fn has_table(mut datagram: &[u8], name: &str) -> io::Result<Option<bool>> {
     while let Some(length) = u32_at(datagram, 0) {
         let length = length as usize;
-        let Some(message) = datagram.get(..length).filter(|_| length >= HEADER) else {
+        let Some(message) = datagram.get(..length).filter(|_| length >= HEADER_LENGTH) else {
             return Err(io::ErrorKind::InvalidData.into());
         };
         match u16_at(message, 4) {
             Some(NLMSG_DONE) => return Ok(Some(false)),
             Some(NLMSG_ERROR) => {
-                let errno = u32_at(message, HEADER).unwrap_or_default() as i32;
+                let errno = u32_at(message, HEADER_LENGTH).unwrap_or_default() as i32;
                 return match Errno::from_raw(-errno) {
-                    // A kernel without nftables.
+                    // The kernel has no nftables.
                     Errno::EINVAL | Errno::EOPNOTSUPP | Errno::EPROTONOSUPPORT => Ok(Some(false)),
                     error => Err(error.into()),
                 };
@@ -93,9 +93,9 @@ fn told(mut datagram: &[u8], name: &str) -> io::Result<Option<bool>> {
     Ok(None)
 }
 
-/// A table's name.
+/// Returns the name of a table.
 fn table(message: &[u8]) -> Option<&[u8]> {
-    let mut attributes = message.get(HEADERS..)?;
+    let mut attributes = message.get(HEADERS_LENGTH..)?;
     loop {
         let length = usize::from(u16_at(attributes, 0)?);
         let attribute = attributes.get(4..length)?;
@@ -119,7 +119,7 @@ mod tests {
     use super::*;
 
     fn message(kind: u16, body: &[u8]) -> Vec<u8> {
-        let mut message = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+        let mut message = ((HEADER_LENGTH + body.len()) as u32).to_ne_bytes().to_vec();
         message.extend(kind.to_ne_bytes());
         message.extend([0; 10]);
         message.extend(body);
@@ -127,7 +127,7 @@ mod tests {
         message
     }
 
-    /// With an attribute before its name (`NFTA_TABLE_FLAGS`).
+    /// Makes a message with an attribute before the name (`NFTA_TABLE_FLAGS`).
     fn table(name: &str) -> Vec<u8> {
         let mut body = vec![NFPROTO_IPV4, 0, 0, 0];
         for (kind, value) in [
@@ -145,7 +145,7 @@ mod tests {
     #[test]
     fn a_table_is_found_by_its_whole_name() {
         let done = message(NLMSG_DONE, &[0; 4]);
-        let of = |messages: &[Vec<u8>]| told(&messages.concat(), "nat").unwrap();
+        let of = |messages: &[Vec<u8>]| has_table(&messages.concat(), "nat").unwrap();
         assert_eq!(of(&[table("filter"), table("nat"), done.clone()]), Some(true));
         assert_eq!(of(&[table("filter"), table("natty"), done.clone()]), Some(false));
         assert_eq!(of(&[table("filter")]), None, "more is to come");
@@ -154,12 +154,12 @@ mod tests {
 
     #[test]
     fn a_kernel_without_nftables_has_no_table_and_one_that_may_not_be_asked_is_no_such() {
-        let error = |errno: i32| told(&message(NLMSG_ERROR, &(-errno).to_ne_bytes()), "nat");
+        let error = |errno: i32| has_table(&message(NLMSG_ERROR, &(-errno).to_ne_bytes()), "nat");
         assert_eq!(error(libc::EINVAL).unwrap(), Some(false));
         assert_eq!(
             error(libc::EPERM).unwrap_err().kind(),
             io::ErrorKind::PermissionDenied
         );
-        assert!(told(&[3, 0, 0, 0], "nat").is_err());
+        assert!(has_table(&[3, 0, 0, 0], "nat").is_err());
     }
 }

@@ -1,35 +1,36 @@
-//! Rules as kube2iam and kiam write them, both by the same words: `-t nat -A PREROUTING -p tcp -d 169.254.169.254 --dport 80
-//! -j DNAT --to-destination HOST:PORT -i INTERFACE`, for IPv4 alone (their `iptables` packages).
+//! Recognizes the rules of kube2iam and kiam, which both write the same words: `-t nat -A PREROUTING -p tcp -d
+//! 169.254.169.254 --dport 80 -j DNAT --to-destination HOST:PORT -i INTERFACE`, for IPv4 only (their `iptables`
+//! packages).
 
 use std::net::SocketAddrV4;
 
 const METADATA: [&str; 2] = ["169.254.169.254/32", "169.254.169.254"];
 
-/// A rule of theirs, or just like one.
+/// A rule of the form that kube2iam and kiam write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Rule {
-    /// As `iptables-save` writes it, without what is done with it.
+    /// The words of the rule as `iptables-save` writes it, without `-A`.
     pub words: Vec<String>,
-    /// Of whose packets.
+    /// The interface of the packets.
     pub interface: String,
-    /// Where they go.
+    /// The destination of the packets.
     pub target: SocketAddrV4,
 }
 
-/// Of the nat table as `iptables-save` writes it.
-pub(super) fn theirs(saved: &str) -> Vec<Rule> {
+/// Returns the rules of this form in a nat table as `iptables-save` writes it.
+pub(super) fn of_their_form(saved: &str) -> Vec<Rule> {
     let appended = saved.lines().filter_map(|line| line.strip_prefix("-A "));
     appended.filter_map(|line| read(shlex::split(line)?)).collect()
 }
 
-/// Nothing but the words that they write, all of them: a rule with one more or one less is somebody else's.
+/// Reads a rule. It returns `None` if a word is missing or one is added, because other software made such a rule.
 fn read(words: Vec<String>) -> Option<Rule> {
     let (chain, mut rest) = words.split_first()?;
     let (mut interface, mut target) = (None, None);
     let (mut to_metadata, mut to_port, mut translates) = (false, false, false);
     while let Some((flag, after)) = rest.split_first() {
         rest = match (flag.as_str(), after) {
-            // `! -d` and the like would mean the opposite.
+            // A negation of another flag, such as `! -d`, makes it a different rule.
             ("!", [flag, name, after @ ..]) if flag == "-i" => {
                 interface = Some(format!("all but {name}"));
                 after
@@ -59,7 +60,7 @@ fn read(words: Vec<String>) -> Option<Rule> {
         };
     }
     let is_theirs = chain == "PREROUTING" && to_metadata && to_port && translates;
-    // They write an address of the node that its pods reach.
+    // The daemons write an address of the node that pods can reach.
     let target = target.filter(|to: &SocketAddrV4| is_theirs && !to.ip().is_loopback())?;
     let interface = interface?;
     Some(Rule {
@@ -82,7 +83,7 @@ mod tests {
     #[case("! -i eth0", "all but eth0")]
     fn rules_of_kube2iam_and_kiam_are_known_by_their_words(#[case] of: &str, #[case] interface: &str) {
         let line = format!("-A PREROUTING -d 169.254.169.254/32 {of} {END}");
-        let found = theirs(&format!("*nat\n:PREROUTING ACCEPT [0:0]\n{line}\nCOMMIT\n"));
+        let found = of_their_form(&format!("*nat\n:PREROUTING ACCEPT [0:0]\n{line}\nCOMMIT\n"));
         assert_eq!(found.len(), 1, "{line}");
         assert_eq!(found[0].interface, interface);
         assert_eq!(found[0].target.to_string(), "10.0.0.1:8181");
@@ -126,6 +127,6 @@ mod tests {
     #[case::no_translation("PREROUTING -d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 80 -j ACCEPT")]
     #[case::cut_off("PREROUTING -d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport")]
     fn whatever_else_concerns_the_metadata_service_is_somebody_elses(#[case] rule: &str) {
-        assert_eq!(theirs(&format!("-A {rule}")), []);
+        assert_eq!(of_their_form(&format!("-A {rule}")), []);
     }
 }

@@ -1,24 +1,24 @@
-//! The nat tables, as iptables' own tools show them: legacy iptables and nftables each have one.
+//! Reads the nat tables of legacy iptables and nftables, by iptables' own tools.
 
 use std::io;
 use std::process::{Command, Output};
 
 use super::netlink;
 
-/// A way in which iptables keeps rules.
-pub(super) struct Tables {
-    /// In words.
+/// A backend of iptables, which keeps its own tables.
+pub(super) struct Backend {
+    /// The name of the backend.
     pub name: &'static str,
-    /// What shows them and what changes them, under the names that distributions give it.
+    /// The tools that show tables and that change them, by the names in distributions.
     tools: [(&'static str, &'static str); 2],
-    /// Whether there is a nat table, which can be told without any tool.
+    /// Reports whether there is a nat table, without a tool.
     has_nat: fn() -> io::Result<bool>,
-    /// What `iptables --version` says where plain `iptables` is of this kind.
+    /// Reports, by the output of `iptables --version`, whether plain `iptables` uses this backend.
     is_default: fn(&str) -> bool,
 }
 
-pub(super) const TABLES: [Tables; 2] = [
-    Tables {
+pub(super) const BACKENDS: [Backend; 2] = [
+    Backend {
         name: "legacy iptables",
         tools: [
             ("iptables-legacy-save", "iptables-legacy"),
@@ -27,7 +27,7 @@ pub(super) const TABLES: [Tables; 2] = [
         has_nat: legacy_has_nat,
         is_default: |version| !version.contains("nf_tables"),
     },
-    Tables {
+    Backend {
         name: "nftables",
         tools: [
             ("iptables-nft-save", "iptables-nft"),
@@ -38,7 +38,7 @@ pub(super) const TABLES: [Tables; 2] = [
     },
 ];
 
-/// The names of this network namespace's tables; no file where the module is not loaded.
+/// Reads the names of this network namespace's tables. The file does not exist if the module is not loaded.
 fn legacy_has_nat() -> io::Result<bool> {
     match std::fs::read_to_string("/proc/net/ip_tables_names") {
         Ok(names) => Ok(names.lines().any(|name| name == "nat")),
@@ -47,8 +47,8 @@ fn legacy_has_nat() -> io::Result<bool> {
     }
 }
 
-impl Tables {
-    /// The tool that changes the nat table, and what the table holds; nothing where there is no such table.
+impl Backend {
+    /// Returns the tool that changes the nat table, and the table's rules; `None` if there is no such table.
     pub(super) fn nat(&self) -> Result<Option<(&'static str, String)>, String> {
         if !(self.has_nat)().map_err(|error| error.to_string())? {
             return Ok(None);
@@ -71,7 +71,7 @@ impl Tables {
     }
 }
 
-/// What a program prints.
+/// Returns the output of a program.
 fn run(program: &str, arguments: &[&str]) -> io::Result<String> {
     let Output {
         status,

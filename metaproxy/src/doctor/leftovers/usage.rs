@@ -1,5 +1,5 @@
-//! Decides whether a leftover may still be in use. If there is any sign, it counts as used: a rule too many does no harm
-//! beside an agent, and a rule too few gives pods the node's credentials.
+//! Decides whether a leftover may still be in use. If there is any sign, it counts as used: a rule too many does no
+//! harm beside an agent, and a rule too few gives pods the node's credentials.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};

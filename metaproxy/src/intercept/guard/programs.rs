@@ -1,4 +1,4 @@
-//! The guard's programs, and which of them this kernel can run.
+//! Loads the guard's programs, and determines which of them this kernel can run.
 
 use std::fmt;
 use std::fs::File;
@@ -21,23 +21,24 @@ use crate::intercept::programs::sum;
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/guard.o"));
 
+/// The programs that refuse connections.
 const CONNECT_PROGRAMS: [(&str, Hook); 2] =
     [(names::GUARD4, Hook::Connect4), (names::GUARD6, Hook::Connect6)];
 
-/// With what drops packets at the pods' sockets.
+/// The programs that refuse connections and drop packets at the pods' sockets.
 const SOCKET_PROGRAMS: [(&str, Hook); 3] = [
     CONNECT_PROGRAMS[0],
     CONNECT_PROGRAMS[1],
     (names::GUARD_SKB, Hook::Egress),
 ];
 
-/// What closes the ways round the redirection.
+/// The ways around the redirection that the guard closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum GuardMode {
     /// packets where the kernel has tcx (Linux 6.6 and later), else connect
     Auto,
-    /// refuse connections, and drop packets of raw sockets, packet sockets and earlier connections; before Linux 6.6 not
-    /// those of packet sockets
+    /// refuse connections, and drop packets of raw sockets, packet sockets and earlier connections; before Linux 6.6
+    /// not those of packet sockets
     Packets,
     /// refuse connections only
     Connect,
@@ -45,19 +46,19 @@ pub enum GuardMode {
     Off,
 }
 
-/// What a guard does on this kernel.
+/// What a guard covers on this kernel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum GuardLevel {
-    /// Connections, and packets at the uplinks' egress.
+    /// It refuses connections, and drops packets at the uplinks' egress.
     Uplinks,
-    /// Connections, and packets of the pods' sockets.
+    /// It refuses connections, and drops packets at the pods' sockets.
     Sockets,
-    /// Connections.
+    /// It refuses connections.
     Connect,
 }
 
 impl GuardLevel {
-    /// In a word or two.
+    /// Returns the name of the level.
     pub fn label(self) -> &'static str {
         match self {
             Self::Uplinks => "packets",
@@ -80,19 +81,19 @@ impl fmt::Display for GuardLevel {
     }
 }
 
-/// The guard's programs, loaded.
+/// The loaded programs of the guard.
 #[derive(Debug)]
 pub struct GuardPrograms {
     object: BpfObject,
     level: GuardLevel,
-    /// For frames that begin with Ethernet, and for packets that begin with IP.
+    /// The names of the programs for packets with an Ethernet header, and for those that begin with the IP header.
     uplink: [&'static str; 2],
     counters: GuardCounters,
-    /// Marks the node's network namespace for as long as it is open.
+    /// The socket that marks the node's network namespace while it is open.
     _marker: Option<Marker>,
 }
 
-/// A socket that nothing is ever sent to, and the map with its mark.
+/// A socket to which no packet is sent, and the map with its mark.
 struct Marker {
     socket: UdpSocket,
     _mark: SkStorage<MapData, u64>,
@@ -104,12 +105,12 @@ impl fmt::Debug for Marker {
     }
 }
 
-/// What a guard counts. Cheap to clone.
+/// The counters of a guard. They are cheap to clone.
 #[derive(Clone)]
 pub struct GuardCounters(Arc<PerCpuArray<MapData, u64>>);
 
 impl GuardCounters {
-    /// One of them, summed over the CPUs; 0 where it can't be read.
+    /// Returns a counter, summed over the CPUs; 0 if it cannot be read.
     pub fn total(&self, counter: GuardCounter) -> u64 {
         sum(&self.0, counter as u32)
     }
@@ -122,7 +123,10 @@ impl fmt::Debug for GuardCounters {
 }
 
 impl GuardPrograms {
-    /// Loads what this kernel can run of what is wanted; `None` where nothing is.
+    /// Loads the programs of a mode that this kernel can run; `None` for [`GuardMode::Off`].
+    ///
+    /// # Errors
+    /// If the kernel refuses.
     pub fn load(mode: GuardMode, node_netns: u64) -> Result<Option<Self>, GuardError> {
         if mode == GuardMode::Off {
             return Ok(None);
@@ -167,17 +171,20 @@ impl GuardPrograms {
         }))
     }
 
-    /// What it does.
+    /// Returns what the guard covers.
     pub fn level(&self) -> GuardLevel {
         self.level
     }
 
-    /// What it counts.
+    /// Returns the counters.
     pub fn counters(&self) -> GuardCounters {
         self.counters.clone()
     }
 
-    /// Attaches to the pods' cgroup.
+    /// Attaches the programs to the pods' cgroup.
+    ///
+    /// # Errors
+    /// If the kernel refuses. Nothing is attached then.
     pub fn attach(&self, cgroup: &File) -> Result<CgroupLinks, ProgramsError> {
         let wanted = match self.level {
             GuardLevel::Sockets => &SOCKET_PROGRAMS[..],
@@ -186,7 +193,10 @@ impl GuardPrograms {
         self.object.attach_all(wanted, cgroup)
     }
 
-    /// Attaches again what somebody else has detached.
+    /// Attaches programs again that another process has detached, and returns their names.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
     pub fn reattach(
         &self,
         links: &mut CgroupLinks,
@@ -195,7 +205,10 @@ impl GuardPrograms {
         self.object.reattach(links, cgroup)
     }
 
-    /// Attaches to the egress of an uplink.
+    /// Attaches a program to the egress of an uplink.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
     pub fn attach_to(&self, index: u32, uplink: &Uplink) -> Result<Link, ProgramsError> {
         let [ethernet, ip] = self.uplink;
         let name = if uplink.is_ethernet { ethernet } else { ip };
@@ -203,7 +216,7 @@ impl GuardPrograms {
     }
 }
 
-/// The programs for uplinks that this kernel takes; `None` where it has no tcx.
+/// Loads the programs for uplinks, and returns the names of those that this kernel accepts; `None` if it has no tcx.
 fn uplink_programs(object: &mut BpfObject) -> Result<Option<[&'static str; 2]>, ProgramsError> {
     let mut load = |names: [&'static str; 2]| {
         for name in names {
@@ -212,15 +225,15 @@ fn uplink_programs(object: &mut BpfObject) -> Result<Option<[&'static str; 2]>, 
         Ok::<_, ProgramsError>(names)
     };
     let names = load([names::UPLINK_ETH, names::UPLINK_IP]).or_else(|error| {
-        debug!("{error}; trying what Linux 6.6 has");
+        debug!("{error}; trying the programs for Linux 6.6");
         load([names::UPLINK_ETH_66, names::UPLINK_IP_66])
     })?;
-    // No interface has this index. A kernel with tcx misses it; one without does not get that far.
+    // No interface has this index. A kernel with tcx answers ENODEV, and one without EINVAL, because it does not know
+    // the attach type.
     match object.attach_to_egress_of(names[0], i32::MAX as u32) {
         Err(ProgramsError::Attach { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {
             Ok(Some(names))
         }
-        // Which attach type that is, such a kernel does not know.
         Err(ProgramsError::Attach { source, .. }) if source.raw_os_error() == Some(libc::EINVAL) => Ok(None),
         Ok(_) => Ok(None),
         Err(error) => Err(error),

@@ -1,5 +1,6 @@
-//! The interfaces by which packets leave the node for the metadata service: physical ones, and those that carry a route
-//! there, in whatever table. They come and go (an ENI is attached, a bond is made), so they are followed.
+//! Monitors the interfaces by which packets leave the node for the metadata service: physical ones, and those with a
+//! route to it in any table. Interfaces are added and removed while the guard runs (an ENI is attached, a bond is
+//! made).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -30,33 +31,33 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// The time after which interfaces are listed even without a notice of a change, because a notice may be lost.
 const MAX_LIST_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Why the interfaces are not known.
+/// The reasons why the interfaces are not known.
 #[derive(Debug, Error)]
 pub enum UplinksError {
-    /// No connection.
+    /// There is no netlink connection.
     #[error("cannot follow the node's network interfaces: {0}")]
     Socket(#[from] io::Error),
-    /// They changed while they were listed; listed again, they will be known.
+    /// They changed during the listing, which must be repeated.
     #[error("the node's network interfaces and routes change all the time, and could not be listed")]
     Changing,
-    /// The connection has ended, or it says something else.
+    /// The connection has ended, or had an unexpected message.
     #[error("cannot follow the node's network interfaces: {0}")]
     Protocol(String),
 }
 
-/// An interface.
+/// An interface at which packets to the metadata service leave the node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Uplink {
-    /// As `ip link` shows it.
+    /// The name, as `ip link` shows it.
     pub name: String,
-    /// Whether its packets begin with an Ethernet header, or with IP.
+    /// Whether its packets begin with an Ethernet header, and not with the IP header.
     pub is_ethernet: bool,
 }
 
-/// By interface index.
+/// Uplinks by interface index.
 pub type Uplinks = BTreeMap<u32, Uplink>;
 
-/// Follows them, as long as it is there.
+/// Monitors the uplinks until it is dropped.
 #[derive(Debug)]
 pub struct UplinkMonitor {
     uplinks: watch::Receiver<Uplinks>,
@@ -64,9 +65,12 @@ pub struct UplinkMonitor {
 }
 
 impl UplinkMonitor {
-    /// Begins with what is there. The network namespace is that of the calling thread.
+    /// Lists the uplinks and starts to monitor them, in the network namespace of the calling thread.
+    ///
+    /// # Errors
+    /// If the interfaces cannot be listed.
     pub async fn start() -> Result<Self, UplinksError> {
-        // Where they change all the time, as after a boot, they will be known in a moment.
+        // If they change all the time, as after a boot, the task lists them soon.
         let first = match uplinks().await {
             Err(UplinksError::Changing) => Uplinks::new(),
             result => result?,
@@ -89,12 +93,12 @@ impl UplinkMonitor {
         Ok(Self { uplinks, task })
     }
 
-    /// As they are.
+    /// Returns the current uplinks.
     pub fn now(&mut self) -> Uplinks {
         self.uplinks.borrow_and_update().clone()
     }
 
-    /// Waits until they have changed since; `false` where nobody follows them any more.
+    /// Waits until they have changed since the last call of [`Self::now`]. It returns false if the task has ended.
     pub async fn changed(&mut self) -> bool {
         self.uplinks.changed().await.is_ok()
     }
@@ -106,9 +110,9 @@ impl Drop for UplinkMonitor {
     }
 }
 
-/// Publishes them whenever they change; returns where the kernel can't be heard any more.
+/// Publishes the uplinks whenever they change. It returns if the connection to the kernel has failed.
 async fn follow(publish: &watch::Sender<Uplinks>) -> Result<(), UplinksError> {
-    // Listened to before they are listed: nothing falls in between.
+    // The notices are subscribed to before the first listing, so that no change is missed.
     let (connection, _handle, mut changes) = rtnetlink::new_multicast_connection(&[
         MulticastGroup::Link,
         MulticastGroup::Ipv4Route,
@@ -137,7 +141,7 @@ async fn follow(publish: &watch::Sender<Uplinks>) -> Result<(), UplinksError> {
             }
             Ok(None) => {
                 return Err(UplinksError::Protocol(
-                    "the kernel is not heard any more".to_owned(),
+                    "the netlink connection has ended".to_owned(),
                 ));
             }
             Err(_) => {}
@@ -145,7 +149,7 @@ async fn follow(publish: &watch::Sender<Uplinks>) -> Result<(), UplinksError> {
     }
 }
 
-/// Ended with whoever has it.
+/// A task that is aborted on drop.
 struct AbortOnDrop(tokio::task::JoinHandle<()>);
 
 impl Drop for AbortOnDrop {
@@ -172,7 +176,7 @@ async fn list() -> Result<Uplinks, UplinksError> {
     let _connection = AbortOnDrop(tokio::spawn(connection));
     let mut routed = BTreeSet::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        // Table 0 stands for all.
+        // Table 0 stands for all tables.
         let mut request = RouteMessage::default();
         request.header.address_family = family;
         for message in dump(&mut handle, RouteNetlinkMessage::GetRoute(request)).await? {
@@ -197,7 +201,7 @@ fn uplink(link: &LinkMessage, routed: &BTreeSet<u32>) -> Option<(u32, Uplink)> {
     for attribute in &link.attributes {
         match attribute {
             LinkAttribute::IfName(own) => name.clone_from(own),
-            // Only interfaces that software makes have a kind.
+            // Only virtual interfaces have a kind.
             LinkAttribute::LinkInfo(about) => {
                 is_virtual = about.iter().any(|info| matches!(info, LinkInfo::Kind(_)));
             }
@@ -210,7 +214,7 @@ fn uplink(link: &LinkMessage, routed: &BTreeSet<u32>) -> Option<(u32, Uplink)> {
     (is_physical || routed.contains(&index)).then_some((index, Uplink { name, is_ethernet }))
 }
 
-/// Whether this route is one to a metadata address, as the default route is.
+/// Reports whether a route leads to a metadata address, as the default route does.
 fn leads_to_target(route: &RouteMessage) -> bool {
     let prefix = route.header.destination_prefix_length;
     let destination = route.attributes.iter().find_map(|attribute| match attribute {
@@ -239,7 +243,7 @@ fn interfaces(route: &RouteMessage) -> Vec<u32> {
     route.attributes.iter().flat_map(of).collect()
 }
 
-/// A whole list, or an error: never a part of one.
+/// Returns a complete list or an error, and never a part of a list.
 async fn dump(
     handle: &mut Handle,
     request: RouteNetlinkMessage,
@@ -263,7 +267,7 @@ async fn dump(
             other => return Err(failed(&format!("unexpected {other:?}"))),
         }
     }
-    Err(failed("the list has no end"))
+    Err(failed("the list is not complete"))
 }
 
 #[cfg(test)]

@@ -81,8 +81,8 @@ fn a_pod_without_a_process_below_the_pods_cgroup_is_found_out(
     let tree = Tree::new(cgroups);
     let (mut finder, _publish) = tree.finder(pods, status);
     let start = Instant::now();
-    assert_eq!(kind(&finder.look(start).condition()), at_once);
-    let found = finder.look(start + START_TIMEOUT);
+    assert_eq!(kind(&finder.check(start).condition()), at_once);
+    let found = finder.check(start + START_TIMEOUT);
     let condition = found.condition();
     assert_eq!(kind(&condition), later, "{condition:?}");
     let uid = UID.parse().unwrap();
@@ -103,7 +103,7 @@ fn a_pod_that_was_missing_and_runs_again_has_its_time_to_start_anew() {
     let start = Instant::now();
     let mut look = |tree: &Tree, has_processes, after| {
         tree.set("kubepods/pod{U}", has_processes);
-        kind(&finder.look(start + after).condition())
+        kind(&finder.check(start + after).condition())
     };
     assert_eq!(look(&tree, false, Duration::ZERO), "fine");
     assert_eq!(look(&tree, false, START_TIMEOUT), "degraded");

@@ -1,4 +1,4 @@
-//! What watches tell, trimmed to what is used.
+//! Converts the events of watches into changes of the objects that the agent uses.
 
 use std::pin::Pin;
 
@@ -10,7 +10,7 @@ use super::stream::Events;
 use super::watch_health::WatchedKind;
 use crate::pods::{Namespace, ObjectError, Pod, PodUid, ServiceAccount};
 
-/// Something that a watch tells.
+/// An event of a watch, or its failure.
 #[derive(Debug)]
 pub enum Change {
     Pod(Event<Result<Pod, ObjectError>>),
@@ -20,7 +20,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// Whether a list is whole with it.
+    /// Reports whether a list is complete with it.
     pub fn ends_list(&self) -> bool {
         matches!(
             self,
@@ -33,7 +33,7 @@ impl Change {
 
 pub type Changes = Pin<Box<dyn Stream<Item = Change> + Send>>;
 
-/// What a watch tells, trimmed to what is used.
+/// Converts the events of one watch. `trim` reduces an object to the fields that are used.
 pub fn changes<K: 'static, T: 'static>(
     events: Events<K>,
     kind: WatchedKind,
@@ -58,12 +58,12 @@ fn map<K, T>(event: Event<K>, mut convert: impl FnMut(K) -> T) -> Event<T> {
     }
 }
 
-/// Whether the API server has said something: each attempt at a list begins with an event of its own.
+/// Reports whether the API server has answered. kube begins each attempt at a list with an event of its own, `Init`.
 pub fn is_answer<T>(event: &Event<T>) -> bool {
     !matches!(event, Event::Init)
 }
 
-/// An object that can't be used is reported and left out.
+/// Returns the event if its object can be used; logs the error and drops the event otherwise.
 pub fn usable<T>(event: Event<Result<T, ObjectError>>) -> Option<Event<T>> {
     let reported = |object: Result<T, ObjectError>| object.inspect_err(|problem| warn!("{problem}")).ok();
     Some(match event {

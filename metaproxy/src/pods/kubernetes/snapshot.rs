@@ -1,5 +1,6 @@
-//! What is known of this node's pods, in the runtime directory: an agent that starts while the API server can't be
-//! reached serves them. No secret is in it, but who has which role is nobody else's business: 0600.
+//! Keeps a snapshot of this node's pods in the runtime directory, so that an agent that starts while the API server
+//! cannot be reached serves them. The file holds no secret, but its mode is 0600, because it shows which pod has which
+//! role.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -16,30 +17,30 @@ use super::{KeptAnnotations, Stores};
 use crate::pods::{Namespace, Pod, ServiceAccount};
 use crate::runtime_dir::{atomic_file, make_runtime_dir};
 
-/// Form of the file; another one is not read.
+/// The version of the file's format. A file of another version is not read.
 const FORMAT_VERSION: u32 = 2;
 
-/// How the file's name begins, and those of its temporary files.
+/// The prefix of the file's name and of its temporary files.
 const FILE_PREFIX: &str = "pods.";
 
 const FILE_NAME: &str = "pods.json";
 
-/// Changes that come together are written together.
+/// The time after a change before the file is written, so that changes in a burst cause one write.
 const WRITE_DELAY: Duration = Duration::from_millis(500);
 
-/// What the file holds: pods, and of namespaces and service accounts those that they have.
+/// The content of the file: the pods, with their namespaces and service accounts.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub struct Snapshot {
     version: u32,
     node: String,
     kept: KeptAnnotations,
     pub pods: Vec<Pod>,
-    /// None where they were not known either.
+    /// `None` if they were not known.
     pub namespaces: Option<Vec<Namespace>>,
     pub service_accounts: Option<Vec<ServiceAccount>>,
 }
 
-/// The file.
+/// The file of the snapshot.
 #[derive(Debug)]
 pub struct SnapshotFile {
     path: PathBuf,
@@ -61,14 +62,17 @@ impl SnapshotFile {
         }
     }
 
-    /// What the last run knew; none where it was another node's, or knew less than is asked now: an annotation that was
-    /// not kept must not look like one that is not there.
+    /// Loads the snapshot of the last run; `None` if it is that of another node or of other kept annotations, because
+    /// an annotation that was not kept must not look like one that does not exist.
     pub fn load(&self) -> Option<Snapshot> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
             Err(error) => {
-                warn!("{} cannot be read, and is not used: {error}", self.path.display());
+                warn!(
+                    "cannot read {}, and does not use it: {error}",
+                    self.path.display()
+                );
                 return None;
             }
         };
@@ -79,7 +83,7 @@ impl SnapshotFile {
             }
             Err(error) => {
                 warn!(
-                    "{} is not what an agent wrote, and is not used: {error}",
+                    "cannot parse {}, and does not use it: {error}",
                     self.path.display()
                 );
                 None
@@ -87,12 +91,12 @@ impl SnapshotFile {
         }
     }
 
-    /// Something has changed; what is known is written a moment later.
+    /// Schedules a write after a change.
     pub fn schedule(&mut self) {
         self.due.get_or_insert_with(|| Instant::now() + WRITE_DELAY);
     }
 
-    /// Waits until there is something to write.
+    /// Waits until a scheduled write is due.
     pub async fn due(&self) {
         match self.due {
             Some(due) => tokio::time::sleep_until(due).await,
@@ -127,8 +131,8 @@ impl SnapshotFile {
         }
     }
 
-    /// Writes what is known; nothing, before the pods are known from the API server. A file system that is full or gone
-    /// costs nothing but the file.
+    /// Writes the snapshot, unless the API server has not listed the pods yet. An error is logged and has no other
+    /// effect.
     pub async fn write(&mut self, known: &Stores) {
         self.due = None;
         if !known.pods.is_synced() {
@@ -146,7 +150,7 @@ impl SnapshotFile {
         };
         if !std::mem::replace(&mut self.complained, true) {
             warn!(
-                "{} cannot be written, so an agent that starts while the API server is away will not know the pods: \
+                "cannot write {}, so an agent that starts while the API server cannot be reached will not know the pods: \
                  {error}",
                 self.path.display()
             );

@@ -1,4 +1,4 @@
-//! The objects of one watch.
+//! Stores the objects of one watch.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -6,7 +6,8 @@ use std::sync::Arc;
 
 use kube::runtime::watcher::Event;
 
-/// What is known, and what a list that is under way has told so far: it counts when it is whole.
+/// The objects that are known, and those of a list that is not complete yet. A list replaces the known objects when it
+/// is complete.
 #[derive(Debug)]
 pub struct Store<K, T> {
     current: HashMap<K, Arc<T>>,
@@ -14,7 +15,7 @@ pub struct Store<K, T> {
     state: StoreState,
 }
 
-/// Where the objects come from.
+/// The source of the known objects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum StoreState {
     Unknown,
@@ -33,7 +34,7 @@ impl<K, T> Default for Store<K, T> {
 }
 
 impl<K: Eq + Hash, T: PartialEq> Store<K, T> {
-    /// With what the last run knew.
+    /// Makes a store with the objects of the last run.
     pub fn from_last_run(objects: impl Iterator<Item = (K, T)>) -> Self {
         Self {
             current: objects.map(|(key, object)| (key, Arc::new(object))).collect(),
@@ -42,7 +43,7 @@ impl<K: Eq + Hash, T: PartialEq> Store<K, T> {
         }
     }
 
-    /// Takes an event; whether anything is different now.
+    /// Applies an event, and reports whether an object differs now.
     pub fn apply(&mut self, event: Option<Event<T>>, keyed: impl Fn(T) -> (K, T)) -> bool {
         match event {
             None => false,
@@ -59,7 +60,7 @@ impl<K: Eq + Hash, T: PartialEq> Store<K, T> {
             }
             Some(Event::InitDone) => {
                 let listed = self.incoming.take().unwrap_or_default();
-                // Known for the first time counts, also where there is nothing.
+                // The first list is a change even if it is empty.
                 let changed = self.state != StoreState::Synced || listed != self.current;
                 self.current = listed;
                 self.state = StoreState::Synced;
@@ -80,22 +81,22 @@ impl<K: Eq + Hash, T: PartialEq> Store<K, T> {
         }
     }
 
-    /// All objects.
+    /// Returns all objects.
     pub fn all(&self) -> impl Iterator<Item = Arc<T>> {
         self.current.values().cloned()
     }
 
-    /// Whether the API server has told them.
+    /// Reports whether they were listed by the API server.
     pub fn is_synced(&self) -> bool {
         self.state == StoreState::Synced
     }
 
-    /// Whether they are known at all.
+    /// Reports whether they are known at all.
     pub fn is_known(&self) -> bool {
         self.state != StoreState::Unknown
     }
 
-    /// Whether they are those of the last run.
+    /// Reports whether they are those of the last run.
     pub fn is_from_last_run(&self) -> bool {
         self.state == StoreState::LastRun
     }

@@ -1,4 +1,4 @@
-//! One watch that never ends: kube's watcher, begun anew where it would ask in vain.
+//! Makes a watch that never ends of kube's watcher, which is started again if it cannot recover by itself.
 
 use std::fmt::Debug;
 use std::pin::Pin;
@@ -11,25 +11,26 @@ use serde::de::DeserializeOwned;
 
 use crate::apiserver::words;
 
-/// Waiting time after a first failure; doubles with each further one.
+/// The waiting time after a first failure. It doubles with each further one.
 const MIN_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Longest waiting time after failures: pods are served with what is known, and 5,000 nodes try.
+/// The longest waiting time after failures. It is long, because pods are served with the known objects meanwhile and
+/// 5,000 nodes may retry.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(8);
 
-/// A watch that has not failed for this long has recovered; longer than the longest wait
-/// and than what most attempts take.
+/// The time without a failure after which a watch has recovered. It is longer than the longest waiting time and than
+/// most attempts.
 const RECOVERY_TIME: Duration = Duration::from_secs(60);
 
-/// For each object of a list, the first one included.
+/// The time limit of each object of a list.
 const LIST_TIMEOUT: Duration = Duration::from_secs(90);
 
-/// Events, and failures in words.
+/// The events of a watch, and the texts of its failures.
 pub type Events<K> = Pin<Box<dyn Stream<Item = Result<Event<K>, String>> + Send>>;
 
 type Watcher<K> = Pin<Box<dyn Stream<Item = Result<Event<K>, watcher::Error>> + Send>>;
 
-/// Lists, then watches; after a failure goes on where it was.
+/// Lists objects, then watches them. After a failure it continues from the last version.
 pub fn events<K>(api: Api<K>, config: watcher::Config) -> Events<K>
 where
     K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -46,7 +47,7 @@ where
             tokio::time::sleep(wait).await;
         }
         let next = state.watcher.next();
-        // A list may begin, and then never end; a watch is looked after by kube.
+        // kube has no time limit for lists, of which the connection may stall. It has one for watches.
         let next = match state.is_listing {
             true => tokio::time::timeout(LIST_TIMEOUT, next).await,
             false => Ok(next.await),
@@ -67,7 +68,7 @@ where
                 (state.watcher, state.is_listing) = (begin(), true);
                 if listed {
                     format!(
-                        "the API server did not tell them within {} s",
+                        "the API server did not list them within {} s",
                         LIST_TIMEOUT.as_secs()
                     )
                 } else {
@@ -88,9 +89,9 @@ struct State<K> {
     wait: Option<Duration>,
 }
 
-/// Where the API server no longer knows the version from which to go on (410), or does not know it yet (504, after it was
-/// set back to an older state), before the watch has begun. kube would ask for the same version for ever. A gateway's own
-/// 504 says nothing of that.
+/// Reports whether a watch cannot start, because the API server does not have its version any more (410), or not yet
+/// (504, after it was restored to an older state). kube would request the same version for ever. A gateway's 504 does
+/// not mention the version.
 fn is_version_lost(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
@@ -110,8 +111,8 @@ fn error_text(error: &watcher::Error) -> String {
     }
 }
 
-/// Waiting times after failures. Attempts begin with events that are no failures, and watches that work may say nothing
-/// for days, so it is time that tells whether one has recovered.
+/// Computes waiting times after failures. Only time shows whether a watch has recovered: attempts begin with events
+/// that are no failures, and a watch that works may have no event for days.
 #[derive(Debug, Default)]
 struct RetryDelay {
     failures: u32,
@@ -119,7 +120,7 @@ struct RetryDelay {
 }
 
 impl RetryDelay {
-    /// Nodes do not come all at once.
+    /// Returns the waiting time after a failure, with jitter, so that nodes do not retry all at once.
     fn after_failure(&mut self) -> Duration {
         let now = Instant::now();
         if self.last.is_some_and(|last| now - last >= RECOVERY_TIME) {

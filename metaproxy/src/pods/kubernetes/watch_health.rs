@@ -1,4 +1,4 @@
-//! Watches that fail: what is said about them, and when they work again.
+//! Tracks watches that have failed, and logs their failures and recoveries.
 
 use std::fmt;
 use std::time::{Instant, SystemTime};
@@ -8,7 +8,7 @@ use tracing::{debug, info, warn};
 use crate::apiserver::ApiServer;
 use crate::telemetry::health::Part;
 
-/// What a watch is about.
+/// The kind of object that a watch follows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WatchedKind {
     Pods,
@@ -19,7 +19,7 @@ pub enum WatchedKind {
 impl WatchedKind {
     pub const ALL: [Self; 3] = [Self::Pods, Self::Namespaces, Self::ServiceAccounts];
 
-    /// The part of the agent that it is.
+    /// Returns the part of the agent's health that the watch reports.
     pub fn part(self) -> Part {
         match self {
             Self::Pods => Part::Pods,
@@ -28,7 +28,7 @@ impl WatchedKind {
         }
     }
 
-    /// As paths of the API have it.
+    /// Returns the resource's name in paths of the API.
     pub fn resource(self) -> &'static str {
         match self {
             Self::Pods => "pods",
@@ -52,33 +52,33 @@ impl fmt::Display for WatchFailure {
         let since = humantime::format_rfc3339_seconds(self.since);
         write!(
             f,
-            "since {since} the API server cannot be asked for them: {}",
+            "since {since} they cannot be watched at the API server: {}",
             self.error
         )
     }
 }
 
-fn tell_recovery(kind: WatchedKind) {
+fn log_recovery(kind: WatchedKind) {
     info!("watching {} works again", kind.resource());
 }
 
-/// One for each watch at the most.
+/// The failures of watches, at most one for each.
 #[derive(Debug, Default)]
 pub struct WatchHealth(Vec<WatchFailure>);
 
 impl WatchHealth {
-    /// Whether every watch works.
+    /// Reports whether every watch works.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// That of a watch.
+    /// Returns the failure of a watch, if it has failed.
     pub fn of(&self, kind: WatchedKind) -> Option<&WatchFailure> {
         self.0.iter().find(|failure| failure.kind == kind)
     }
 
-    /// A watch has failed.
-    pub fn note(&mut self, kind: WatchedKind, error: String) {
+    /// Notes that a watch has failed.
+    pub fn failed(&mut self, kind: WatchedKind, error: String) {
         let last = Instant::now();
         if let Some(failure) = self.0.iter_mut().find(|failure| failure.kind == kind) {
             debug!("watching {} has failed again: {error}", kind.resource());
@@ -98,23 +98,23 @@ impl WatchHealth {
         });
     }
 
-    /// A watch tells something.
+    /// Notes that a watch has had an answer.
     pub fn works(&mut self, kind: WatchedKind) {
         let before = self.0.len();
         self.0.retain(|failure| failure.kind != kind);
         if self.0.len() < before {
-            tell_recovery(kind);
+            log_recovery(kind);
         }
     }
 
-    /// Drops the watch_health of watches that were answered since.
+    /// Drops the failures of watches that had an answer since.
     pub fn recover(&mut self, api: &ApiServer) {
         self.0.retain(|failure| {
             let works = api
                 .answered(failure.kind.resource())
                 .is_some_and(|answered| answered > failure.last);
             if works {
-                tell_recovery(failure.kind);
+                log_recovery(failure.kind);
             }
             !works
         });

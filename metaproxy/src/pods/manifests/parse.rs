@@ -1,4 +1,4 @@
-//! Manifests as text: several YAML documents or JSON objects, `List`s included.
+//! Parses manifests: several YAML documents or JSON objects in one text, with their `List`s.
 
 use std::fmt;
 use std::sync::Arc;
@@ -9,20 +9,20 @@ use serde::de::DeserializeOwned;
 use super::super::api::{OnlyMetadata, PodObject};
 use super::super::{Namespace, ObjectError, Pod, ServiceAccount};
 
-/// What a file holds.
+/// The objects of a file.
 #[derive(Debug, Default)]
 pub struct Objects {
-    /// Of kind Pod.
+    /// The objects of kind Pod.
     pub pods: Vec<Arc<Pod>>,
-    /// Of kind Namespace.
+    /// The objects of kind Namespace.
     pub namespaces: Vec<Arc<Namespace>>,
-    /// Of kind ServiceAccount.
+    /// The objects of kind ServiceAccount.
     pub service_accounts: Vec<Arc<ServiceAccount>>,
-    /// Objects that were left out.
+    /// The errors of objects that were left out.
     pub problems: Vec<ParseError>,
 }
 
-/// What is wrong, and on which line (from 1).
+/// An error of a manifest, with its line (from 1).
 #[derive(Debug, PartialEq, Eq)]
 pub struct ParseError {
     line: usize,
@@ -30,7 +30,7 @@ pub struct ParseError {
 }
 
 impl ParseError {
-    /// At this line.
+    /// Makes an error of a line.
     pub fn new(line: usize, what: String) -> Self {
         Self { line, what }
     }
@@ -42,7 +42,7 @@ impl fmt::Display for ParseError {
     }
 }
 
-/// Every object says what it is.
+/// The fields by which every object says what it is.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct TypeMeta {
@@ -51,20 +51,20 @@ struct TypeMeta {
 }
 
 impl TypeMeta {
-    /// Whether it may be one of ours: other groups have kinds of the same names.
+    /// Reports whether it may be a core object, because other groups have kinds of the same names.
     fn is_core(&self) -> bool {
         self.api_version.as_deref().is_none_or(|version| version == "v1")
     }
 }
 
-/// `kubectl get -o yaml` of several objects.
+/// A list of objects, as `kubectl get -o yaml` prints several.
 #[derive(Deserialize)]
 struct List<T> {
     #[serde(default = "Vec::new")]
     items: Vec<T>,
 }
 
-/// One document in either notation, which can be read as several types in turn.
+/// A document in either notation, which can be deserialized as several types in turn.
 trait Document {
     fn read<T: DeserializeOwned>(&self) -> Result<T, ParseError>;
     fn items(&self) -> Result<Vec<serde_json::Value>, ParseError> {
@@ -80,7 +80,7 @@ struct YamlDocument<'a> {
 
 impl Document for YamlDocument<'_> {
     fn read<T: DeserializeOwned>(&self) -> Result<T, ParseError> {
-        // `<<: *anchor` of YAML 1.1, which kubectl reads too.
+        // kubectl applies merge keys of YAML 1.1 (`<<: *anchor`), too.
         let read = if self.text.contains("<<") {
             merged(self.text)
         } else {
@@ -118,8 +118,11 @@ impl Document for JsonDocument {
     }
 }
 
-/// YAML documents, separated by lines that begin with `---`. They are taken apart before they are parsed, so that an
-/// error's line is known whatever kind of error it is.
+/// Parses YAML documents, separated by lines that begin with `---`. They are separated before they are parsed, so that
+/// the line of every kind of error is known.
+///
+/// # Errors
+/// The first document that cannot be parsed.
 pub fn yaml(text: &str) -> Result<Objects, ParseError> {
     let mut objects = Objects::default();
     for document in yaml_documents(text) {
@@ -138,7 +141,7 @@ fn yaml_documents(text: &str) -> Vec<YamlDocument<'_>> {
                 text: &text[start..position],
                 first_line,
             });
-            // What follows `--- ` belongs to the document.
+            // The text after `--- ` belongs to the document.
             start = position + 3;
             first_line = index + 1;
         }
@@ -157,7 +160,10 @@ fn yaml_documents(text: &str) -> Vec<YamlDocument<'_>> {
     documents
 }
 
-/// JSON objects, one after the other.
+/// Parses JSON objects, one after the other.
+///
+/// # Errors
+/// The first object that cannot be parsed.
 pub fn json(text: &str) -> Result<Objects, ParseError> {
     let mut objects = Objects::default();
     for document in json_documents(text)? {
@@ -188,13 +194,14 @@ fn values_of_yaml(text: &str) -> Result<Vec<JsonDocument>, ParseError> {
     yaml_documents(text).into_iter().map(read).collect()
 }
 
-/// Every object of a text in either notation, whatever its kind, with its line; those of lists one by one.
+/// Returns every object of a text in either notation and of any kind, with its line. The objects of lists are returned
+/// one by one.
 ///
 /// # Errors
-/// The first thing that can't be read.
+/// The first document that cannot be parsed.
 pub fn objects(text: &str) -> Result<Vec<(usize, serde_json::Value)>, ParseError> {
     let documents = if text.trim_start().starts_with('{') {
-        // An object of YAML may begin so too; what is neither is told as JSON.
+        // A YAML object may begin with a brace, too. If the text is neither, the error is that of JSON.
         json_documents(text).or_else(|broken| values_of_yaml(text).map_err(|_| broken))?
     } else {
         values_of_yaml(text)?
@@ -231,7 +238,7 @@ impl Objects {
                 }
                 return Ok(());
             }
-            // Somebody keeps other manifests there too.
+            // The directory may hold manifests of other kinds.
             Some(_) => return Ok(()),
             None => {
                 return Err(ParseError::new(

@@ -74,7 +74,7 @@ fn an_annotation_that_is_null_is_as_good_as_none() {
     assert_eq!(objects.pods[0].annotation("iam.amazonaws.com/role"), None);
 }
 
-/// A number is read as it is written; what can't be text is named.
+/// A number is read as it is written, and a value that is no text is named.
 #[test]
 fn an_annotation_that_is_no_text_is_named_with_its_line() {
     let annotated = |value: &str| {
@@ -223,7 +223,7 @@ fn two_pods_with_one_uid_are_neither_and_the_others_are_served() {
     );
 }
 
-/// The hash is an annotation, which anybody may write.
+/// The hash is an annotation, which every user may write.
 #[test]
 fn a_hash_takes_nobodys_place() {
     let annotated = |name: &str, own: &str, hash: &str, mirror: bool| {
@@ -259,7 +259,7 @@ fn a_hash_takes_nobodys_place() {
 }
 
 proptest! {
-    /// Whatever stands in a file, it is read or reported, and what is read is sound.
+    /// Any content of a file is read or reported, and all objects that are read can be used.
     #[test]
     fn any_text_is_read_or_reported(text in "\\PC{0,200}", yaml: bool) {
         let result = if yaml { parse::yaml(&text) } else { parse::json(&text) };
