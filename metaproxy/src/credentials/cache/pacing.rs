@@ -16,8 +16,8 @@ use tokio::time::Instant;
 
 use super::{Issuer, Sessions, Slot, State};
 use crate::credentials::SessionKey;
-use crate::pace::Pace;
 use crate::pods::PodUid;
+use crate::rate_limiter::RateLimiter;
 use crate::telemetry::metrics::{TurnOutcome, Turns};
 
 /// New sessions that a pod may have at once. A pod has one in its life, and one more for each change of its role, external
@@ -84,8 +84,8 @@ impl Turn {
 /// The pace of each pod that had a new session lately, and that of the node for sessions that no request waits for.
 #[derive(Debug)]
 pub(super) struct Pacing {
-    pods: Mutex<HashMap<PodUid, Pace>>,
-    ahead: Pace,
+    pods: Mutex<HashMap<PodUid, RateLimiter>>,
+    ahead: RateLimiter,
     /// Held by the one that waits for the node's next turn; the others wait in order.
     next_ahead: tokio::sync::Mutex<()>,
     pub turns: Turns,
@@ -96,7 +96,7 @@ impl Default for Pacing {
         let now = Instant::now().into_std();
         Self {
             pods: Mutex::default(),
-            ahead: Pace::new(AHEAD_INTERVAL, MAX_AHEAD_AT_ONCE, now),
+            ahead: RateLimiter::new(AHEAD_INTERVAL, MAX_AHEAD_AT_ONCE, now),
             next_ahead: tokio::sync::Mutex::default(),
             turns: Turns::default(),
         }
@@ -110,17 +110,17 @@ impl Pacing {
     /// How long it is until one of them has a turn.
     fn take(&self, pods: &[PodUid]) -> Result<(), Duration> {
         let now = Instant::now().into_std();
-        let mut paces = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limiters = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let mut shortest = NEW_SESSION_INTERVAL;
         for pod in pods {
-            if !paces.contains_key(pod) {
+            if !limiters.contains_key(pod) {
                 // Those that are as good as new make room, so no more are kept than had a session in the last ten seconds.
-                paces.retain(|_, pace| !pace.is_idle(now));
+                limiters.retain(|_, limiter| !limiter.is_idle(now));
             }
-            let pace = paces
+            let limiter = limiters
                 .entry(pod.clone())
-                .or_insert_with(|| Pace::new(NEW_SESSION_INTERVAL, MAX_SESSIONS_AT_ONCE, now));
-            match pace.take(now) {
+                .or_insert_with(|| RateLimiter::new(NEW_SESSION_INTERVAL, MAX_SESSIONS_AT_ONCE, now));
+            match limiter.try_take(now) {
                 Ok(()) => return Ok(()),
                 Err(wait) => shortest = shortest.min(wait),
             }
@@ -132,7 +132,7 @@ impl Pacing {
     async fn turn_ahead(&self) -> bool {
         let _next = self.next_ahead.lock().await;
         let mut has_waited = false;
-        while let Err(wait) = self.ahead.take(Instant::now().into_std()) {
+        while let Err(wait) = self.ahead.try_take(Instant::now().into_std()) {
             has_waited = true;
             tokio::time::sleep(wait).await;
         }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 /// Gives out turns. All times are nanoseconds since `began`, which a `u64` holds for 584 years.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct RateLimiter {
     interval: u64,
     burst: u64,
     began: Instant,
@@ -13,7 +13,7 @@ pub(crate) struct Pace {
     taken: AtomicU64,
 }
 
-impl Pace {
+impl RateLimiter {
     /// Gives `burst` turns at once (1 or more), and one for each interval after that. `began` is now.
     pub fn new(interval: Duration, burst: u32, began: Instant) -> Self {
         let interval = nanoseconds(interval).max(1);
@@ -33,7 +33,7 @@ impl Pace {
 
     /// Gives the next turn to what comes now, and returns how long it has to wait for it. The wait grows with each call:
     /// for callers of which only few wait at a time.
-    pub fn turn(&self, now: Instant) -> Option<Duration> {
+    pub fn reserve(&self, now: Instant) -> Option<Duration> {
         let now = self.since_began(now);
         let given = self
             .taken
@@ -50,7 +50,7 @@ impl Pace {
     ///
     /// # Errors
     /// How long it is until there is one. Nothing is taken.
-    pub fn take(&self, now: Instant) -> Result<(), Duration> {
+    pub fn try_take(&self, now: Instant) -> Result<(), Duration> {
         let now = self.since_began(now);
         let free = |taken| (self.wait(taken, now) == 0).then(|| self.end(taken, now));
         self.taken
@@ -91,37 +91,37 @@ mod tests {
 
     #[test]
     fn what_comes_too_fast_waits_its_turn() {
-        let (pace, now) = (Pace::per_second(50), Instant::now());
-        let waits: Vec<_> = (0..15).map(|_| pace.turn(now)).collect();
+        let (limiter, now) = (RateLimiter::per_second(50), Instant::now());
+        let waits: Vec<_> = (0..15).map(|_| limiter.reserve(now)).collect();
         let (at_once, later) = waits.split_at(5);
         assert!(at_once.iter().all(Option::is_none), "a tenth of 50: {waits:?}");
         for (turn, wait) in later.iter().enumerate() {
             // Fifty in a second are one in 20 ms.
             assert_eq!(*wait, Some(20 * MS * (turn as u32 + 1)));
         }
-        assert_eq!(pace.turn(now + 1000 * MS), None, "it is over");
+        assert_eq!(limiter.reserve(now + 1000 * MS), None, "it is over");
     }
 
     #[test]
     fn what_takes_a_turn_only_if_there_is_one_pushes_back_nobody() {
         let now = Instant::now();
-        let pace = Pace::new(100 * MS, 3, now);
-        assert!((0..3).all(|_| pace.take(now).is_ok()));
+        let limiter = RateLimiter::new(100 * MS, 3, now);
+        assert!((0..3).all(|_| limiter.try_take(now).is_ok()));
         for _ in 0..1000 {
-            assert_eq!(pace.take(now), Err(100 * MS));
+            assert_eq!(limiter.try_take(now), Err(100 * MS));
         }
-        assert_eq!(pace.take(now + 99 * MS), Err(MS));
-        assert_eq!(pace.take(now + 100 * MS), Ok(()));
-        assert_eq!(pace.take(now + 100 * MS), Err(100 * MS));
+        assert_eq!(limiter.try_take(now + 99 * MS), Err(MS));
+        assert_eq!(limiter.try_take(now + 100 * MS), Ok(()));
+        assert_eq!(limiter.try_take(now + 100 * MS), Err(100 * MS));
     }
 
     #[test]
     fn it_is_idle_once_all_turns_at_once_are_there_again() {
         let now = Instant::now();
-        let pace = Pace::new(100 * MS, 3, now);
-        assert!(pace.is_idle(now));
-        assert!((0..3).all(|_| pace.take(now).is_ok()));
-        assert!(!pace.is_idle(now + 299 * MS));
-        assert!(pace.is_idle(now + 300 * MS));
+        let limiter = RateLimiter::new(100 * MS, 3, now);
+        assert!(limiter.is_idle(now));
+        assert!((0..3).all(|_| limiter.try_take(now).is_ok()));
+        assert!(!limiter.is_idle(now + 299 * MS));
+        assert!(limiter.is_idle(now + 300 * MS));
     }
 }
