@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use divan::Bencher;
 use metaproxy::credentials::{
-    Issued, Issuer, ObtainError, RecentSession, Session, SessionKey, SessionPlace, Sessions,
+    Issued, Issuer, ObtainError, RecentSession, Session, SessionHandle, SessionKey, Sessions,
 };
 use metaproxy::imds::path::Paths;
 use metaproxy::pods::{Inventory, Mirror, Namespace, Pod, PodUid};
@@ -173,7 +173,7 @@ fn session(bencher: Bencher<'_, '_>, (pods, later): (usize, bool)) {
             let pod = key.shape.pod.clone().unwrap();
             sessions.get(&pod, &key, deadline).await.unwrap();
         }
-        let place = SessionPlace::default();
+        let place = SessionHandle::default();
         let pod: PodUid = UID.parse().unwrap();
         let mut recent = RecentSession::default();
         bencher.bench_local(|| {

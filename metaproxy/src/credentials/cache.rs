@@ -58,7 +58,7 @@ type Slot = watch::Sender<State>;
 
 /// Where the session of one key is kept, once that was looked for. It does not keep what is forgotten.
 #[derive(Debug, Default)]
-pub struct SessionPlace(OnceLock<Weak<Slot>>);
+pub struct SessionHandle(OnceLock<Weak<Slot>>);
 
 /// What one connection was served last, always for the same key: served again as long as it is young and nothing has
 /// happened to its slot, without a look at it.
@@ -163,17 +163,17 @@ impl<I: Issuer> Sessions<I> {
     }
 
     /// The session for a key, where there is one that is served without waiting: `None` says nothing yet. Where it is
-    /// kept is written into `place`, and not looked for the next time; `recent` is the connection's, for this key alone. A
+    /// kept is written into `handle`, and not looked for the next time; `recent` is the connection's, for this key alone. A
     /// new session is charged to `pod`.
     pub fn ready<'a>(
         &self,
         pod: &PodUid,
         key: &SessionKey,
-        place: &SessionPlace,
+        handle: &SessionHandle,
         recent: &'a mut RecentSession,
     ) -> Option<&'a Session> {
         if !recent.is_good((self.0.clock)()) {
-            recent.0 = self.look(pod, key, place);
+            recent.0 = self.look(pod, key, handle);
         }
         recent.0.as_ref().map(|(_, session)| session)
     }
@@ -182,12 +182,12 @@ impl<I: Issuer> Sessions<I> {
         &self,
         pod: &PodUid,
         key: &SessionKey,
-        place: &SessionPlace,
+        handle: &SessionHandle,
     ) -> Option<(watch::Receiver<State>, Session)> {
-        let known = place.0.get().and_then(Weak::upgrade);
+        let known = handle.0.get().and_then(Weak::upgrade);
         let slot = known.filter(|slot| !slot.borrow().forgotten).unwrap_or_else(|| {
             let slot = self.slot(key);
-            let _ = place.0.set(Arc::downgrade(&slot));
+            let _ = handle.0.set(Arc::downgrade(&slot));
             slot
         });
         // Before the look, so that no change after it is missed.

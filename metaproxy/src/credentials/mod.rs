@@ -8,7 +8,7 @@ pub mod sts;
 mod web_identity;
 
 pub use cache::view::{Tally, View};
-pub use cache::{Issuer, RecentSession, SessionPlace, Sessions};
+pub use cache::{Issuer, RecentSession, SessionHandle, Sessions};
 pub use cache::{MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
 pub use session::{Issued, ObtainError, Session, SessionError, SessionKey, paced, timestamp};
 pub use web_identity::Principals;
