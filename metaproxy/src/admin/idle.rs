@@ -4,7 +4,7 @@ use metaproxy_common::layout::{Counter, GuardCounter};
 use prometheus_client::registry::Registry;
 
 use super::Sources;
-use crate::credentials::Tally;
+use crate::credentials::SessionCounts;
 use crate::imds::server::Counts;
 
 /// Its figures.
@@ -27,8 +27,8 @@ impl Sources for Nothing {
     fn pods(&self) -> usize {
         0
     }
-    fn sessions(&self) -> Tally {
-        Tally::default()
+    fn sessions(&self) -> SessionCounts {
+        SessionCounts::default()
     }
     fn register(&self, _registry: &mut Registry) {}
 }

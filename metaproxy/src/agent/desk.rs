@@ -13,7 +13,7 @@ use tracing::info;
 use self::rehearsal::Rehearse;
 use super::{Mode, Settings};
 use crate::admin::{Answering, Desk, Sources};
-use crate::credentials::{Issuer, SessionKey, Sessions, View, timestamp};
+use crate::credentials::{Issuer, SessionKey, SessionView, Sessions, timestamp};
 use crate::explain::{Explanation, Subject, Verdict, short};
 use crate::intercept::caller::CurrentPods;
 use crate::intercept::inspect;
@@ -217,7 +217,7 @@ impl<I: Issuer> Answers<I> {
     }
 
     /// What there is of the session that was granted.
-    fn view(&self, decision: &Decision) -> Option<View> {
+    fn view(&self, decision: &Decision) -> Option<SessionView> {
         let (Decision::Granted(grant), Some(serving)) = (decision, &self.serving) else {
             return None;
         };

@@ -12,7 +12,7 @@ use super::cluster::{Cluster, PodSource};
 use super::{Mode, Settings};
 use crate::admin;
 use crate::credentials::sts::Sts;
-use crate::credentials::{Issuer, Sessions, Tally};
+use crate::credentials::{Issuer, SessionCounts, Sessions};
 use crate::imds::server::{Counts, Server};
 use crate::intercept::attachment::State;
 use crate::intercept::guard::{Guard, GuardCounters, GuardState};
@@ -165,8 +165,8 @@ impl<I: Issuer> admin::Sources for Figures<I> {
         self.pods.borrow().len()
     }
 
-    fn sessions(&self) -> Tally {
-        self.sessions.tally()
+    fn sessions(&self) -> SessionCounts {
+        self.sessions.counts()
     }
 
     fn register(&self, registry: &mut Registry) {
@@ -204,8 +204,8 @@ impl admin::Sources for Observed {
         self.pods.borrow().len()
     }
 
-    fn sessions(&self) -> Tally {
-        Tally::default()
+    fn sessions(&self) -> SessionCounts {
+        SessionCounts::default()
     }
 
     fn register(&self, _registry: &mut Registry) {}

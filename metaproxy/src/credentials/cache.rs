@@ -5,8 +5,8 @@
 
 mod pacing;
 mod session_log;
+pub mod session_view;
 mod times;
-pub mod view;
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;

@@ -7,7 +7,7 @@ mod session;
 pub mod sts;
 mod web_identity;
 
-pub use cache::view::{Tally, View};
+pub use cache::session_view::{SessionCounts, SessionView};
 pub use cache::{Issuer, RecentSession, SessionHandle, Sessions};
 pub use cache::{MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
 pub use session::{Issued, ObtainError, Session, SessionError, SessionKey, paced, timestamp};

@@ -92,11 +92,11 @@ async fn a_session_that_was_let_go_is_counted_as_idle_and_its_end_is_no_concern(
     let (_script, sessions) = sts(100, [hour()]);
     sessions.prefetch(&pod("a"), &key("a"));
     pass(minutes(10)).await;
-    let renewed = sessions.tally();
+    let renewed = sessions.counts();
     assert_eq!((renewed.valid, renewed.idle), (1, 0));
     assert!(renewed.least_left.unwrap() > minutes(49));
     pass(minutes(45)).await;
-    let let_go = sessions.tally();
+    let let_go = sessions.counts();
     assert_eq!((let_go.valid, let_go.idle), (0, 1));
     assert_eq!((let_go.least_left, let_go.oldest), (None, None));
 }

@@ -11,7 +11,7 @@ use crate::roles::{Grant, Reason};
 
 /// What there is of a session at one moment.
 #[derive(Clone, Debug)]
-pub struct View {
+pub struct SessionView {
     /// The session, which may have expired.
     pub session: Option<Session>,
     /// What the last attempt came to, where it failed, and how long until the next request makes another.
@@ -28,7 +28,7 @@ pub struct View {
 
 /// All sessions, counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Tally {
+pub struct SessionCounts {
     /// Valid, and the last attempt succeeded.
     pub valid: u64,
     /// Valid, but the attempt to renew it failed.
@@ -45,7 +45,7 @@ pub struct Tally {
     pub least_left: Option<Duration>,
 }
 
-impl View {
+impl SessionView {
     fn of(state: &State) -> Self {
         Self {
             session: state.session.clone(),
@@ -88,39 +88,39 @@ impl View {
 
 impl<I: Issuer> Sessions<I> {
     /// What there is for a key; `None` where nobody has asked for it.
-    pub fn view(&self, key: &SessionKey) -> Option<View> {
+    pub fn view(&self, key: &SessionKey) -> Option<SessionView> {
         let slot = self.lock().get(key).cloned()?;
-        let view = View::of(&slot.borrow());
+        let view = SessionView::of(&slot.borrow());
         Some(view)
     }
 
     /// All of them, counted.
-    pub fn tally(&self) -> Tally {
+    pub fn counts(&self) -> SessionCounts {
         let slots: Vec<_> = self.lock().values().cloned().collect();
         let now = (self.0.clock)();
-        let mut tally = Tally::default();
+        let mut counts = SessionCounts::default();
         for slot in slots {
-            let view = View::of(&slot.borrow());
+            let view = SessionView::of(&slot.borrow());
             match (view.valid(now), &view.failure) {
-                (Some(_), _) if view.let_go => tally.idle += 1,
+                (Some(_), _) if view.let_go => counts.idle += 1,
                 (Some(session), failure) => {
                     let (age, left) = (
                         session.life().saturating_sub(session.left(now)),
                         session.left(now),
                     );
-                    tally.oldest = tally.oldest.max(Some(age));
-                    tally.least_left = Some(tally.least_left.map_or(left, |least| least.min(left)));
+                    counts.oldest = counts.oldest.max(Some(age));
+                    counts.least_left = Some(counts.least_left.map_or(left, |least| least.min(left)));
                     if failure.is_some() {
-                        tally.failing += 1;
+                        counts.failing += 1;
                     } else {
-                        tally.valid += 1;
+                        counts.valid += 1;
                     }
                 }
-                (None, _) if view.fetching => tally.fetching += 1,
-                (None, Some(_)) => tally.failed += 1,
+                (None, _) if view.fetching => counts.fetching += 1,
+                (None, Some(_)) => counts.failed += 1,
                 (None, None) => {}
             }
         }
-        tally
+        counts
     }
 }
