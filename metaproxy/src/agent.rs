@@ -42,7 +42,7 @@ use crate::apiserver::trial::AudienceLimit;
 use crate::cgroups::{Locator, OwnCgroup};
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::{Sts, StsSettings};
-use crate::credentials::{Issuer, Principals, Sessions};
+use crate::credentials::{Issuer, Sessions, StsIssuer};
 use crate::guard::GUARD_AT_ONCE;
 use crate::imds::path::Paths;
 use crate::imds::server::Server;
@@ -232,7 +232,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     let (publish_rules, rules) = watch::channel(rules);
     let sessions = Sessions::new(Audited {
         issuer: NotOwn {
-            issuer: Principals::new(sts.clone(), api, limit.clone()),
+            issuer: StsIssuer::new(sts.clone(), api, limit.clone()),
             rules: rules.clone(),
         },
         pods: pods.clone(),

@@ -18,7 +18,7 @@ use super::report::{self, report};
 use super::{Settings, StartError, discovery, own_roles};
 use crate::admin::{Admin, AdminSocket, Owner, Sources};
 use crate::cgroups::Locator;
-use crate::credentials::Principals;
+use crate::credentials::StsIssuer;
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::Sts;
 use crate::imds::upstream::Upstream;
@@ -79,7 +79,7 @@ pub(super) async fn run(
         pods: pods.clone(),
     };
     let figures: Arc<dyn Sources> = Arc::new(figures);
-    let desk = Answers::<Principals> {
+    let desk = Answers::<StsIssuer> {
         identity,
         pods: pods.clone(),
         rules: rules.clone(),

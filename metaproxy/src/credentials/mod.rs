@@ -11,4 +11,4 @@ pub use cache::session_view::{SessionCounts, SessionView};
 pub use cache::{Issuer, RecentSession, SessionHandle, Sessions};
 pub use cache::{MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
 pub use session::{Issued, ObtainError, Session, SessionError, SessionKey, paced, timestamp};
-pub use web_identity::Principals;
+pub use web_identity::StsIssuer;

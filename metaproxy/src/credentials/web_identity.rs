@@ -30,13 +30,13 @@ impl Token {
 
 /// Gives out sessions of the node's making and of service accounts'.
 #[derive(Clone, Debug)]
-pub struct Principals {
+pub struct StsIssuer {
     sts: Sts,
     api: Option<ApiServer>,
     required: Option<AudienceLimit>,
 }
 
-impl Principals {
+impl StsIssuer {
     /// Without an API server there are no tokens, nor without a limit of their audience if one is required.
     pub fn new(sts: Sts, api: Option<ApiServer>, required: Option<AudienceLimit>) -> Self {
         Self { sts, api, required }
@@ -90,7 +90,7 @@ impl Principals {
     }
 }
 
-impl Issuer for Principals {
+impl Issuer for StsIssuer {
     async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
         match &key.shape.principal {
             Principal::Node => self.sts.assume(key).await,

@@ -6,7 +6,7 @@ use super::{Examination, Finding, Level};
 use crate::admin::asking;
 use crate::credentials::http::NetworkEnv;
 use crate::credentials::sts::Sts;
-use crate::credentials::{Issuer as _, ObtainError, Principals, SessionKey};
+use crate::credentials::{Issuer as _, ObtainError, SessionKey, StsIssuer};
 use crate::explain::{CredentialsLine, Verdict};
 use crate::imds::upstream::Upstream;
 use crate::roles::{BaseArn, Principal, RoleArn, RoleId, SessionShape, SessionTags};
@@ -100,7 +100,7 @@ async fn tried(sts: Sts, examination: &Examination, role: &RoleArn) -> Finding {
             principal: Principal::Node,
         },
     };
-    match Principals::new(sts, None, None).issue(&key).await {
+    match StsIssuer::new(sts, None, None).issue(&key).await {
         Ok(_) => Finding::ok(CHECK, format!("the node may assume {role}")),
         Err(error) => Finding::problem(
             CHECK,
