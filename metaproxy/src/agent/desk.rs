@@ -36,7 +36,7 @@ pub(super) struct Identity {
     pub listeners: watch::Receiver<Vec<String>>,
     pub started: SystemTime,
     /// `--assume-role-arn`
-    pub through: Option<String>,
+    pub intermediate_role: Option<String>,
 }
 
 /// Where answers come from.
@@ -67,7 +67,7 @@ impl Identity {
             node: settings.rules.sessions.node.clone(),
             listeners,
             started: SystemTime::now(),
-            through: settings.sts.through.as_ref().map(ToString::to_string),
+            intermediate_role: settings.sts.intermediate_role.as_ref().map(ToString::to_string),
         }
     }
 }
@@ -87,7 +87,11 @@ pub(super) fn tell_settings(settings: &Settings) {
         },
         default_role = rules.default_role.as_ref().map_or("none", WrittenRole::name),
         web_identity = on(rules.web_identity),
-        through = settings.sts.through.as_ref().map_or("nobody", RoleArn::as_str),
+        through = settings
+            .sts
+            .intermediate_role
+            .as_ref()
+            .map_or("nobody", RoleArn::as_str),
         "metaproxy starts"
     );
 }
@@ -202,10 +206,10 @@ impl<I: Issuer> Answers<I> {
             return (Explanation::of_ambiguous(pod, reason), decision);
         }
         let mut one = Explanation::of(rules, &subject(inventory, pod), &decision);
-        if let (Some(session), Some(through)) = (&mut one.session, &self.identity.through)
+        if let (Some(session), Some(role)) = (&mut one.session, &self.identity.intermediate_role)
             && session.assumed_by == crate::explain::NODE
         {
-            session.assumed_by = format!("{through}, which the node's role assumes first");
+            session.assumed_by = format!("{role}, which the node's role assumes first");
         }
         if self.serving.is_some() {
             one.add_credentials(&decision, self.view(&decision).as_ref(), SystemTime::now());

@@ -168,7 +168,7 @@ impl RunArgs {
         let rules = self.roles.rules(node_name.clone(), self.mode == Mode::Firewall)?;
         let sts = self.sts(&rules.sessions)?;
         let own = OwnRoles {
-            intermediate: sts.through.as_ref().map(RoleId::from),
+            intermediate: sts.intermediate_role.as_ref().map(RoleId::from),
             ..OwnRoles::unknown()
         };
         Ok(Settings {
@@ -290,7 +290,7 @@ impl RunArgs {
         if let Some(endpoint) = &self.sts_endpoint {
             check_url("--sts-endpoint", endpoint)?;
         }
-        let through: Option<RoleArn> = role("--assume-role-arn", self.assume_role_arn.as_ref())?;
+        let intermediate_role: Option<RoleArn> = role("--assume-role-arn", self.assume_role_arn.as_ref())?;
         // Where no role is served STS is never asked, and no region has to be found.
         let unasked = (self.mode == Mode::Firewall).then(|| "us-east-1".to_owned());
         Ok(StsSettings {
@@ -298,8 +298,8 @@ impl RunArgs {
             endpoint: self.sts_endpoint.clone(),
             imds_endpoint: self.imds()?.to_string(),
             duration: self.session_duration,
-            through,
-            own_name: sessions.of_node(),
+            intermediate_role,
+            own_session_name: sessions.of_node(),
         })
     }
 

@@ -53,9 +53,9 @@ pub struct StsSettings {
     /// `DurationSeconds`, 900 to 43200.
     pub duration: Duration,
     /// `--assume-role-arn`: a role to assume first, and which assumes all others.
-    pub through: Option<RoleArn>,
+    pub intermediate_role: Option<RoleArn>,
     /// The name of that role's session.
-    pub own_name: SessionName,
+    pub own_session_name: SessionName,
 }
 
 /// Why STS can't be asked at all.
@@ -159,11 +159,11 @@ impl Sts {
         let anyone_global = anyone.clone().region(Region::new(GLOBAL));
         let config = config(&defaults().credentials_provider(credentials).load().await);
         let node = Client::from_conf(config.clone().build());
-        let client = match &settings.through {
+        let client = match &settings.intermediate_role {
             None => node.clone(),
             Some(role) => {
                 let intermediate =
-                    IntermediateRole::new(node.clone(), role.clone(), settings.own_name.clone());
+                    IntermediateRole::new(node.clone(), role.clone(), settings.own_session_name.clone());
                 let identities = IdentityCache::lazy().load_timeout(CALL).build();
                 Client::from_conf(
                     config

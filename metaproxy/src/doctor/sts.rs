@@ -48,7 +48,7 @@ async fn trusts_itself(sts: &Sts, examination: &Examination, arn: &str) -> Optio
     let profile = profile.ok().flatten();
     let mut refused = None;
     for role in own_role_arns(arn, profile.as_deref()) {
-        match sts.try_assume(&role, &examination.sts.own_name).await {
+        match sts.try_assume(&role, &examination.sts.own_session_name).await {
             Ok(()) => {
                 return Some(Finding::warning(
                     CHECK,
@@ -93,7 +93,7 @@ async fn tried(sts: Sts, examination: &Examination, role: &RoleArn) -> Finding {
     let key = SessionKey {
         role: role.clone(),
         shape: SessionShape {
-            name: examination.sts.own_name.clone(),
+            name: examination.sts.own_session_name.clone(),
             external_id: None,
             tags: SessionTags::default(),
             pod: None,

@@ -134,7 +134,7 @@ impl Stage {
                 node: Some("n".to_owned()),
                 listeners: watch::channel(Vec::new()).1,
                 started: SystemTime::now(),
-                through: None,
+                intermediate_role: None,
             },
             pods,
             rules,
