@@ -10,5 +10,5 @@ mod web_identity;
 pub use cache::session_view::{SessionCounts, SessionView};
 pub use cache::{Issuer, RecentSession, SessionHandle, Sessions};
 pub use cache::{MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
-pub use session::{Issued, ObtainError, Session, SessionError, SessionKey, paced, timestamp};
+pub use session::{IssuedCredentials, ObtainError, Session, SessionError, SessionKey, paced, timestamp};
 pub use web_identity::StsIssuer;

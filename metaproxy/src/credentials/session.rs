@@ -31,7 +31,7 @@ impl SessionKey {
 }
 
 /// What STS answers, in the words of its protocol. No `Debug`: it is secret.
-pub struct Issued<'a> {
+pub struct IssuedCredentials<'a> {
     /// `AccessKeyId`
     pub access_key_id: &'a str,
     /// `SecretAccessKey`
@@ -73,7 +73,7 @@ struct Document<'a> {
 
 impl Session {
     /// From what STS answers. The documents are written once, here, and shared by all answers.
-    pub fn new(role: &RoleArn, issued: &Issued<'_>, obtained: SystemTime) -> Self {
+    pub fn new(role: &RoleArn, issued: &IssuedCredentials<'_>, obtained: SystemTime) -> Self {
         let document = |account_id| {
             let document = Document {
                 code: "Success",
@@ -220,7 +220,7 @@ mod tests {
 
     fn session() -> Session {
         let obtained = UNIX_EPOCH + Duration::from_millis(1_700_000_000_999);
-        let issued = Issued {
+        let issued = IssuedCredentials {
             access_key_id: "AKID",
             secret_access_key: "SECRET",
             token: "TOKEN",

@@ -26,7 +26,7 @@ pub use self::identity::IdentityError;
 
 use super::http::{HttpError, NetworkEnv};
 use super::intermediate_role::IntermediateRole;
-use super::session::Issued;
+use super::session::IssuedCredentials;
 use super::web_identity::Token;
 use super::{ObtainError, Session, SessionKey};
 use crate::roles::session_name::SessionName;
@@ -263,7 +263,7 @@ fn session(
     obtained: SystemTime,
 ) -> Result<Session, ObtainError> {
     let (credentials, expiration) = checked(credentials, obtained)?;
-    let issued = Issued {
+    let issued = IssuedCredentials {
         access_key_id: credentials.access_key_id(),
         secret_access_key: credentials.secret_access_key(),
         token: credentials.session_token(),

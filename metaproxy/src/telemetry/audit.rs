@@ -124,7 +124,7 @@ fn pods_of(key: &SessionKey, inventory: &Inventory, rules: &Rules) -> Vec<Arc<Po
 mod tests {
     use super::*;
     use crate::cli::{Cli, Command};
-    use crate::credentials::Issued;
+    use crate::credentials::IssuedCredentials;
     use crate::roles::OwnRoles;
     use std::time::Duration;
 
@@ -171,7 +171,7 @@ mod tests {
             panic!("not granted");
         };
         let key = SessionKey::of_grant(&grant);
-        let issued = Issued {
+        let issued = IssuedCredentials {
             access_key_id: "ASIAEXAMPLE",
             secret_access_key: "SECRET",
             token: "TOKEN",

@@ -4,7 +4,7 @@ mod recent;
 mod renewal;
 
 use super::*;
-use crate::credentials::session::Issued;
+use crate::credentials::session::IssuedCredentials;
 use crate::roles::SessionShape;
 use crate::roles::session_name::SessionName;
 use std::cell::Cell;
@@ -66,7 +66,7 @@ impl Issuer for Arc<Script> {
         match does {
             Does::Fails(error) => Err(error),
             Does::Gives(life) => {
-                let issued = Issued {
+                let issued = IssuedCredentials {
                     access_key_id: &format!("ASIA{number}"),
                     secret_access_key: "S",
                     token: "T",

@@ -18,7 +18,9 @@ use crate::agent::desk::{Answers, Identity, Serving};
 use crate::apiserver::events::{self, Refusal};
 use crate::captured_log::Log;
 use crate::cli::{Cli, Command};
-use crate::credentials::{Issued, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey, Sessions};
+use crate::credentials::{
+    IssuedCredentials, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey, Sessions,
+};
 use crate::explain::{AnswerLine, Explanation, Verdict};
 use crate::imds::path::Paths;
 use crate::imds::token::Tokens;
@@ -215,7 +217,7 @@ impl Issuer for Mutex<Vec<Sts>> {
             Sts::Fails(error) => return Err(error),
             Sts::Hangs => std::future::pending().await,
         };
-        let issued = Issued {
+        let issued = IssuedCredentials {
             access_key_id: "ASIAEXAMPLE",
             secret_access_key: "SECRET",
             token: "TOKEN",
