@@ -40,7 +40,7 @@ use self::report::{Figures, report, report_guard, tell, tell_guards, tell_surrou
 use crate::admin::{Admin, AdminSocket, Owner, Sources};
 use crate::apiserver::trial::AudienceLimit;
 use crate::cgroups::{Locator, OwnCgroup};
-use crate::credentials::http::NetworkEnv;
+use crate::credentials::network_env::NetworkEnv;
 use crate::credentials::sts::{Sts, StsSettings};
 use crate::credentials::{Issuer, Sessions, StsIssuer};
 use crate::guard::GUARD_AT_ONCE;

@@ -19,7 +19,7 @@ use super::{Settings, StartError, discovery, own_roles};
 use crate::admin::{Admin, AdminSocket, Owner, Sources};
 use crate::cgroups::Locator;
 use crate::credentials::StsIssuer;
-use crate::credentials::http::NetworkEnv;
+use crate::credentials::network_env::NetworkEnv;
 use crate::credentials::sts::Sts;
 use crate::imds::upstream::Upstream;
 use crate::intercept::attachment::{Attachment, State};

@@ -21,7 +21,7 @@ use tracing::debug;
 pub use self::pacing::{MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
 use self::pacing::{Pacing, Turn};
 use self::session_log::SessionLog;
-use self::times::{outcome, quiet_pause, remembered, until_renewal};
+use self::times::{background_retry_after, outcome, request_retry_after, until_renewal};
 use super::{ObtainError, Session, SessionError, SessionKey};
 use crate::pods::PodUid;
 use crate::telemetry::metrics::{StsCalls, TurnOutcome, Turns};
@@ -30,10 +30,10 @@ use crate::telemetry::metrics::{StsCalls, TurnOutcome, Turns};
 /// minutes left: its window of 15 (`ec2_credential_refresh_window`, as its provider sets it) and 2 to 10 more at random
 /// (`InstanceMetadataFetcher._evaluate_expiration`); and goes on using it when it is dead. The minute more is for the way
 /// there.
-const LEAST_LEFT: Duration = Duration::from_secs(26 * 60);
+const MIN_LEFT: Duration = Duration::from_secs(26 * 60);
 
 /// Calls at a time that nobody waits for: an agent that starts has a session to fetch for each pod of its node.
-const AHEAD: usize = 16;
+const MAX_BACKGROUND_CALLS: usize = 16;
 
 /// Who gives out sessions: STS, or a double in tests.
 pub trait Issuer: Send + Sync + 'static {
@@ -155,7 +155,7 @@ impl<I: Issuer> Sessions<I> {
             issuer,
             clock,
             slots: Mutex::default(),
-            ahead: Semaphore::new(AHEAD),
+            ahead: Semaphore::new(MAX_BACKGROUND_CALLS),
             pacing: Pacing::default(),
             calls: StsCalls::default(),
             log: SessionLog::default(),
@@ -279,7 +279,7 @@ impl<I: Issuer> Sessions<I> {
                 .filter(|session| !session.left(now).is_zero());
             let young = valid.is_some_and(|session| !session.is_past_half(now));
             let fresh = young && !state.let_go;
-            let enough = young || valid.is_some_and(|session| session.left(now) >= LEAST_LEFT);
+            let enough = young || valid.is_some_and(|session| session.left(now) >= MIN_LEFT);
             let failing = state
                 .failure
                 .as_ref()
@@ -395,9 +395,9 @@ impl<I: Issuer> Sessions<I> {
             Err(error) => {
                 let before = state.failure.take();
                 let attempts = before.as_ref().map_or(0, |failure| failure.attempts) + 1;
-                pause = quiet_pause(&error, attempts);
+                pause = background_retry_after(&error, attempts);
                 let failure = Failure {
-                    retry_at: Instant::now() + remembered(&error, attempts),
+                    retry_at: Instant::now() + request_retry_after(&error, attempts),
                     error,
                     attempts,
                     since: before.as_ref().map_or(began, |failure| failure.since),

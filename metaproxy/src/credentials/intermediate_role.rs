@@ -17,10 +17,10 @@ use crate::roles::RoleArn;
 use crate::roles::session_name::SessionName;
 
 /// How long a refusal is remembered: as for pods' roles, none of which can be had in the meantime.
-const DENIED: Duration = Duration::from_secs(30);
+const DENIED_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// The longest that STS allows where one role assumes another.
-const DURATION: Duration = Duration::from_secs(3600);
+const MAX_CHAINED_DURATION: Duration = Duration::from_secs(3600);
 
 /// Credentials of the role, for the SDK, which keeps them until shortly before their end and asks once for all that wait.
 pub(super) struct IntermediateRole {
@@ -62,13 +62,13 @@ impl IntermediateRole {
             .assume_role()
             .role_arn(self.role.as_str())
             .role_session_name(self.name.as_str())
-            .duration_seconds(seconds(DURATION))
+            .duration_seconds(seconds(MAX_CHAINED_DURATION))
             .send()
             .await
             .map_err(|error| match classify(&error) {
                 ObtainError::Denied(message) => {
                     let denied = ObtainError::Denied(format!("--assume-role-arn {}: {message}", self.role));
-                    let until = Instant::now() + DENIED;
+                    let until = Instant::now() + DENIED_RETRY_INTERVAL;
                     *self.denied.lock().unwrap_or_else(PoisonError::into_inner) =
                         Some((until, denied.clone()));
                     denied

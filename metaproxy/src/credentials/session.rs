@@ -204,7 +204,7 @@ pub enum SessionError {
 }
 
 /// Says why a granted role has no session while new sessions of its pod are paced.
-pub fn paced(grant: &Grant) -> Reason {
+pub fn paced_reason(grant: &Grant) -> Reason {
     Reason::SessionsPaced {
         role: grant.role.clone(),
         pod: grant.subject.pod.clone(),

@@ -24,8 +24,8 @@ use thiserror::Error;
 
 pub use self::identity::IdentityError;
 
-use super::http::{HttpError, NetworkEnv};
 use super::intermediate_role::IntermediateRole;
+use super::network_env::{NetworkEnv, NetworkEnvError};
 use super::session::IssuedCredentials;
 use super::web_identity::Token;
 use super::{ObtainError, Session, SessionKey};
@@ -33,13 +33,13 @@ use crate::roles::session_name::SessionName;
 use crate::roles::{RoleArn, SessionTags, StsEndpoint};
 
 /// One STS call, its retries included. Nobody waits for it: an STS that takes long gives sessions all the same.
-const CALL: Duration = Duration::from_secs(30);
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// One attempt of it.
-const ATTEMPT: Duration = Duration::from_secs(12);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
 
 /// No session lives longer (`DurationSeconds` is at most 12 hours); what says so has a clock that is wrong.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+const MAX_SESSION_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// Where STS is and how it is asked.
 #[derive(Clone, Debug)]
@@ -63,7 +63,7 @@ pub struct StsSettings {
 pub enum StsError {
     /// The network settings.
     #[error(transparent)]
-    Http(#[from] HttpError),
+    Network(#[from] NetworkEnvError),
     /// No region.
     #[error(
         "no AWS region: give --region, set AWS_REGION, or let the node's metadata service at {imds} be reached, which \
@@ -101,7 +101,7 @@ pub struct Sts {
 
 /// The region that stands for the global endpoint (`sts.amazonaws.com`) in the endpoint rules of SDKs, and the one
 /// partition that has it.
-const GLOBAL: &str = "aws-global";
+const GLOBAL_REGION: &str = "aws-global";
 const GLOBAL_PARTITION: &str = "aws";
 
 impl Sts {
@@ -138,8 +138,8 @@ impl Sts {
             .build()
             .await;
         let timeouts = TimeoutConfig::builder()
-            .operation_timeout(CALL)
-            .operation_attempt_timeout(ATTEMPT)
+            .operation_timeout(CALL_TIMEOUT)
+            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
             .build();
         let defaults = || {
             aws_config::defaults(BehaviorVersion::latest())
@@ -156,7 +156,7 @@ impl Sts {
             config
         };
         let anyone = config(&defaults().no_credentials().load().await);
-        let anyone_global = anyone.clone().region(Region::new(GLOBAL));
+        let anyone_global = anyone.clone().region(Region::new(GLOBAL_REGION));
         let config = config(&defaults().credentials_provider(credentials).load().await);
         let node = Client::from_conf(config.clone().build());
         let client = match &settings.intermediate_role {
@@ -164,7 +164,7 @@ impl Sts {
             Some(role) => {
                 let intermediate =
                     IntermediateRole::new(node.clone(), role.clone(), settings.own_session_name.clone());
-                let identities = IdentityCache::lazy().load_timeout(CALL).build();
+                let identities = IdentityCache::lazy().load_timeout(CALL_TIMEOUT).build();
                 Client::from_conf(
                     config
                         .credentials_provider(intermediate)
@@ -288,7 +288,7 @@ pub(super) fn checked(
         .filter(|expiration| {
             expiration
                 .duration_since(obtained)
-                .is_ok_and(|left| !left.is_zero() && left <= LONGEST)
+                .is_ok_and(|left| !left.is_zero() && left <= MAX_SESSION_LIFE)
         })
         .ok_or_else(|| {
             ObtainError::Unavailable(

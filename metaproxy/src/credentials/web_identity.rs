@@ -16,7 +16,7 @@ use crate::apiserver::{ApiServer, words};
 use crate::roles::{Principal, WebIdentity};
 
 /// For the API server to answer.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TOKEN_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A service account's token. No `Debug`, no `Display`: it is secret.
 pub(super) struct Token(String);
@@ -64,7 +64,7 @@ impl StsIssuer {
         let accounts: Api<ServiceAccount> = Api::namespaced(api.client(), &identity.namespace);
         let params = PostParams::default();
         let answer = accounts.create_token_request(&identity.service_account, &params, &request);
-        match tokio::time::timeout(PATIENCE, answer).await {
+        match tokio::time::timeout(TOKEN_REQUEST_TIMEOUT, answer).await {
             Ok(Ok(answer)) => match answer.status.map(|status| status.token) {
                 Some(token) if !token.is_empty() => Ok(Token(token)),
                 _ => Err(unavailable("the API server answered without one".to_owned())),
@@ -84,7 +84,7 @@ impl StsIssuer {
             Ok(Err(error)) => Err(unavailable(words(&error))),
             Err(_) => Err(unavailable(format!(
                 "the API server did not answer within {} s",
-                PATIENCE.as_secs()
+                TOKEN_REQUEST_TIMEOUT.as_secs()
             ))),
         }
     }

@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use super::{Examination, Finding};
 use crate::admin::asking;
-use crate::credentials::http::NetworkEnv;
+use crate::credentials::network_env::NetworkEnv;
 use crate::intercept::port;
 use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
 use crate::status::{PartLine, Status};

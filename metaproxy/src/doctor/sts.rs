@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Examination, Finding, Level};
 use crate::admin::asking;
-use crate::credentials::http::NetworkEnv;
+use crate::credentials::network_env::NetworkEnv;
 use crate::credentials::sts::Sts;
 use crate::credentials::{Issuer as _, ObtainError, SessionKey, StsIssuer};
 use crate::explain::{CredentialsLine, Verdict};

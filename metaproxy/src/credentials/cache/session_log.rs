@@ -11,10 +11,10 @@ use crate::credentials::{ObtainError, Session, SessionKey};
 use crate::telemetry::log_limiter::LogLimiter;
 
 /// A request that waits longer for an STS call is answered 503, to try again.
-pub(super) const SLOW: Duration = Duration::from_millis(800);
+pub(super) const SLOW_CALL_THRESHOLD: Duration = Duration::from_millis(800);
 
 /// A word of a message that has a digit and at least this many characters is taken for an id or a time.
-const MIN_ID: usize = 8;
+const MIN_ID_LENGTH: usize = 8;
 
 /// Says it.
 #[derive(Debug)]
@@ -83,7 +83,7 @@ impl SessionLog {
     /// Somebody waited for a call that began then.
     pub(super) fn waited(&self, key: &SessionKey, began: Instant) {
         let took = began.elapsed();
-        if took > SLOW && self.slow.may_say() {
+        if took > SLOW_CALL_THRESHOLD && self.slow.may_say() {
             warn!(
                 role = %key.role,
                 session = %key.shape.name,
@@ -98,7 +98,8 @@ impl SessionLog {
 fn is_same(one: &ObtainError, other: &ObtainError) -> bool {
     let lasting = |error: &ObtainError| {
         let text = error.to_string();
-        let is_id = |word: &&str| word.len() >= MIN_ID && word.bytes().any(|byte| byte.is_ascii_digit());
+        let is_id =
+            |word: &&str| word.len() >= MIN_ID_LENGTH && word.bytes().any(|byte| byte.is_ascii_digit());
         let words: Vec<String> = text
             .split_whitespace()
             .filter(|word| !is_id(word))

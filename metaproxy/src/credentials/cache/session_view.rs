@@ -4,9 +4,9 @@ use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
-use super::session_log::SLOW;
+use super::session_log::SLOW_CALL_THRESHOLD;
 use super::{Issuer, Sessions, State, unanswered};
-use crate::credentials::{ObtainError, Session, SessionKey, paced};
+use crate::credentials::{ObtainError, Session, SessionKey, paced_reason};
 use crate::roles::{Grant, Reason};
 
 /// What there is of a session at one moment.
@@ -54,7 +54,10 @@ impl SessionView {
                 (failure.error.clone(), pause)
             }),
             fetching: state.fetching,
-            late: state.fetching && state.urgent.is_some_and(|since| since.elapsed() >= SLOW),
+            late: state.fetching
+                && state
+                    .urgent
+                    .is_some_and(|since| since.elapsed() >= SLOW_CALL_THRESHOLD),
             paced: state
                 .turn
                 .until()
@@ -70,7 +73,7 @@ impl SessionView {
         if self.valid(now).is_some() {
             None
         } else if self.paced.is_some() {
-            Some(paced(grant))
+            Some(paced_reason(grant))
         } else if self.late {
             Some(unanswered(failure).reason(&grant.role))
         } else {

@@ -189,7 +189,7 @@ async fn an_agent_that_starts_does_not_ask_for_everything_at_once_and_whoever_wa
         sessions.prefetch(&pod(&number.to_string()), &key(&number.to_string()));
     }
     pass(Duration::from_millis(10)).await;
-    assert_eq!(script.count(), AHEAD);
+    assert_eq!(script.count(), MAX_BACKGROUND_CALLS);
     let start = Instant::now();
     assert!(sessions.get(&pod("249"), &key("249"), soon()).await.is_ok());
     assert_eq!(start.elapsed(), Duration::from_millis(100), "one call's time");

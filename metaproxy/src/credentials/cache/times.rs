@@ -11,16 +11,16 @@ const RENEWAL: f64 = 0.5;
 const RENEWAL_JITTER: f64 = 0.05;
 
 /// How long a refusal of STS is remembered.
-const DENIED: Duration = Duration::from_secs(30);
+const DENIED_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Waiting time after a first transient failure; doubles with each further one.
-const BACKOFF: Duration = Duration::from_millis(500);
+const MIN_BACKOFF: Duration = Duration::from_millis(500);
 
 /// Longest waiting time after transient failures where somebody asks.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
 /// And where nobody does: all nodes of a cluster try again after an outage.
-const MAX_QUIET_BACKOFF: Duration = Duration::from_secs(300);
+const MAX_BACKGROUND_BACKOFF: Duration = Duration::from_secs(300);
 
 pub(super) fn until_renewal(session: &Session, now: SystemTime) -> Duration {
     let part = RENEWAL - RENEWAL_JITTER * fastrand::f64();
@@ -33,7 +33,7 @@ pub(super) fn until_renewal(session: &Session, now: SystemTime) -> Duration {
 }
 
 fn doubled(attempts: u32, longest: Duration) -> Duration {
-    BACKOFF
+    MIN_BACKOFF
         .saturating_mul(1 << attempts.saturating_sub(1).min(16))
         .min(longest)
 }
@@ -48,20 +48,20 @@ pub(super) fn outcome(result: &Result<Session, ObtainError>) -> StsOutcome {
 }
 
 /// How long requests are answered with the error instead of asking STS again.
-pub(super) fn remembered(error: &ObtainError, attempts: u32) -> Duration {
+pub(super) fn request_retry_after(error: &ObtainError, attempts: u32) -> Duration {
     match error {
-        ObtainError::Denied(_) | ObtainError::NoToken(_) => DENIED,
+        ObtainError::Denied(_) | ObtainError::NoToken(_) => DENIED_RETRY_INTERVAL,
         ObtainError::Unavailable(_) => doubled(attempts, MAX_BACKOFF),
     }
 }
 
 /// When to ask again without a request; never, where only somebody's doing can change the answer.
-pub(super) fn quiet_pause(error: &ObtainError, attempts: u32) -> Option<Duration> {
+pub(super) fn background_retry_after(error: &ObtainError, attempts: u32) -> Option<Duration> {
     match error {
         ObtainError::Denied(_) | ObtainError::NoToken(_) => None,
         // Never before requests may: up to as long again, so that nodes do not come all at once.
         ObtainError::Unavailable(_) => {
-            Some(doubled(attempts, MAX_QUIET_BACKOFF).mul_f64(1.0 + fastrand::f64()))
+            Some(doubled(attempts, MAX_BACKGROUND_BACKOFF).mul_f64(1.0 + fastrand::f64()))
         }
     }
 }

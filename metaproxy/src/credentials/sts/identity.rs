@@ -14,11 +14,11 @@ use crate::roles::RoleArn;
 use crate::roles::session_name::SessionName;
 
 /// The shortest session that `AssumeRole` makes (`DurationSeconds`).
-const MIN_DURATION: Duration = Duration::from_secs(900);
+const MIN_SESSION_DURATION: Duration = Duration::from_secs(900);
 
 /// Errors by which an STS, or what stands before it, refuses to say who the caller is: the policy of a VPC endpoint, or a
 /// service that knows no such call. Asking again changes nothing.
-const REFUSALS: [&str; 4] = [
+const REFUSAL_CODES: [&str; 4] = [
     "AccessDenied",
     "AccessDeniedException",
     "InvalidAction",
@@ -59,7 +59,7 @@ impl Sts {
             .assume_role()
             .role_arn(role.as_str())
             .role_session_name(name.as_str())
-            .duration_seconds(seconds(MIN_DURATION))
+            .duration_seconds(seconds(MIN_SESSION_DURATION))
             .send()
             .await;
         answer.map(drop).map_err(|error| classify(&error))
@@ -72,7 +72,7 @@ fn identity_error(error: &SdkError<GetCallerIdentityError>) -> IdentityError {
     }
     let service = error.as_service_error();
     match service.and_then(|error| error.code()) {
-        Some(code) if REFUSALS.contains(&code) => {
+        Some(code) if REFUSAL_CODES.contains(&code) => {
             let message = service.and_then(|error| error.message()).unwrap_or_default();
             IdentityError::Refused(format!("{code}: {message}"))
         }

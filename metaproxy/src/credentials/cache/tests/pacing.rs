@@ -100,16 +100,20 @@ async fn what_is_forgotten_before_its_turn_is_never_fetched() {
 #[tokio::test(start_paused = true)]
 async fn what_is_forgotten_while_other_calls_are_under_way_is_never_fetched() {
     let (script, sessions) = sts(1000, [hour()]);
-    for number in 0..AHEAD {
+    for number in 0..MAX_BACKGROUND_CALLS {
         sessions.prefetch(&pod(&number.to_string()), &key(&number.to_string()));
     }
     pass(Duration::from_millis(10)).await;
     sessions.prefetch(&pod("late"), &key("late"));
     pass(Duration::from_millis(10)).await;
-    assert_eq!(script.count(), AHEAD, "they are as many as may be");
-    sessions.retain(&(0..AHEAD).map(|number| key(&number.to_string())).collect());
+    assert_eq!(script.count(), MAX_BACKGROUND_CALLS, "they are as many as may be");
+    sessions.retain(
+        &(0..MAX_BACKGROUND_CALLS)
+            .map(|number| key(&number.to_string()))
+            .collect(),
+    );
     pass(Duration::from_secs(10)).await;
-    assert_eq!(script.count(), AHEAD);
+    assert_eq!(script.count(), MAX_BACKGROUND_CALLS);
 }
 
 #[tokio::test(start_paused = true)]
@@ -190,7 +194,7 @@ async fn an_agent_that_starts_fetches_the_sessions_of_all_its_pods_without_a_pau
         sessions.prefetch(&pod(&name), &key(&name));
     }
     // So many calls at a time.
-    pass(Duration::from_millis(10) * MAX_AHEAD_AT_ONCE.div_ceil(AHEAD as u32)).await;
+    pass(Duration::from_millis(10) * MAX_AHEAD_AT_ONCE.div_ceil(MAX_BACKGROUND_CALLS as u32)).await;
     assert_eq!(script.count(), MAX_AHEAD_AT_ONCE as usize);
 }
 

@@ -17,7 +17,7 @@ use thiserror::Error;
 
 /// Why the environment's network settings can't be used.
 #[derive(Debug, Error)]
-pub enum HttpError {
+pub enum NetworkEnvError {
     /// The CA bundle.
     #[error("AWS_CA_BUNDLE={path}: {source}")]
     CaBundle {
@@ -71,22 +71,22 @@ impl NetworkEnv {
         }
     }
 
-    fn proxy(&self) -> Result<ProxyConfig, HttpError> {
+    fn proxy(&self) -> Result<ProxyConfig, NetworkEnvError> {
         let Some(url) = &self.https_proxy else {
             return Ok(ProxyConfig::disabled());
         };
-        let proxy = ProxyConfig::https(url).map_err(|error| HttpError::Proxy(error.to_string()))?;
+        let proxy = ProxyConfig::https(url).map_err(|error| NetworkEnvError::Proxy(error.to_string()))?;
         Ok(match &self.no_proxy {
             Some(rules) => proxy.no_proxy(rules),
             None => proxy,
         })
     }
 
-    fn tls(&self) -> Result<TlsContext, HttpError> {
+    fn tls(&self) -> Result<TlsContext, NetworkEnvError> {
         let store = match &self.ca_bundle {
             None => TrustStore::default(),
             Some(path) => {
-                let pem = std::fs::read(path).map_err(|source| HttpError::CaBundle {
+                let pem = std::fs::read(path).map_err(|source| NetworkEnvError::CaBundle {
                     path: path.clone(),
                     source,
                 })?;
@@ -95,7 +95,7 @@ impl NetworkEnv {
                     .ok()
                     .is_none_or(|certificates| certificates.is_empty())
                 {
-                    return Err(HttpError::NoCertificate { path: path.clone() });
+                    return Err(NetworkEnvError::NoCertificate { path: path.clone() });
                 }
                 TrustStore::empty().with_pem_certificate(pem)
             }
@@ -103,11 +103,11 @@ impl NetworkEnv {
         TlsContext::builder()
             .with_trust_store(store)
             .build()
-            .map_err(|error| HttpError::Tls(error.to_string()))
+            .map_err(|error| NetworkEnvError::Tls(error.to_string()))
     }
 
     /// A client for the SDK that follows these settings.
-    pub fn http_client(&self) -> Result<SharedHttpClient, HttpError> {
+    pub fn http_client(&self) -> Result<SharedHttpClient, NetworkEnvError> {
         let (proxy, tls) = (self.proxy()?, self.tls()?);
         Ok(
             Builder::new().build_with_connector_fn(move |settings, components| {
