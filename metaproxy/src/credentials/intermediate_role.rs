@@ -12,7 +12,7 @@ use aws_sdk_sts::Client;
 use tokio::time::Instant;
 
 use super::ObtainError;
-use super::sts::{checked, classify, seconds};
+use super::sts::{checked_credentials, classify, seconds};
 use crate::roles::RoleArn;
 use crate::roles::session_name::SessionName;
 
@@ -75,7 +75,7 @@ impl IntermediateRole {
                 }
                 other => other,
             })?;
-        let (credentials, expiration) = checked(answer.credentials(), obtained)?;
+        let (credentials, expiration) = checked_credentials(answer.credentials(), obtained)?;
         Ok(Credentials::new(
             credentials.access_key_id(),
             credentials.secret_access_key(),

@@ -91,8 +91,8 @@ pub struct Sts {
     /// As the node, or as the role that it assumes first.
     client: Client,
     /// As nobody: whoever shows a token of its own.
-    anyone: Client,
-    anyone_global: Client,
+    anonymous: Client,
+    anonymous_global: Client,
     duration: Duration,
     region: String,
     /// `--sts-endpoint`
@@ -155,8 +155,8 @@ impl Sts {
             }
             config
         };
-        let anyone = config(&defaults().no_credentials().load().await);
-        let anyone_global = anyone.clone().region(Region::new(GLOBAL_REGION));
+        let anonymous = config(&defaults().no_credentials().load().await);
+        let anonymous_global = anonymous.clone().region(Region::new(GLOBAL_REGION));
         let config = config(&defaults().credentials_provider(credentials).load().await);
         let node = Client::from_conf(config.clone().build());
         let client = match &settings.intermediate_role {
@@ -176,8 +176,8 @@ impl Sts {
         Ok(Self {
             node,
             client,
-            anyone: Client::from_conf(anyone.build()),
-            anyone_global: Client::from_conf(anyone_global.build()),
+            anonymous: Client::from_conf(anonymous.build()),
+            anonymous_global: Client::from_conf(anonymous_global.build()),
             duration: settings.duration,
             region: region.to_string(),
             endpoint: settings.endpoint.clone(),
@@ -231,8 +231,8 @@ impl Sts {
     ) -> Result<Session, ObtainError> {
         let obtained = SystemTime::now();
         let client = match endpoint {
-            StsEndpoint::Global if key.role.partition() == GLOBAL_PARTITION => &self.anyone_global,
-            _ => &self.anyone,
+            StsEndpoint::Global if key.role.partition() == GLOBAL_PARTITION => &self.anonymous_global,
+            _ => &self.anonymous,
         };
         let answer = client
             .assume_role_with_web_identity()
@@ -242,18 +242,18 @@ impl Sts {
             .duration_seconds(seconds(self.duration))
             .send()
             .await
-            .map_err(|error| without(token, classify(&error)))?;
+            .map_err(|error| redacted(token, classify(&error)))?;
         session(key, answer.credentials(), obtained)
     }
 }
 
 /// STS quotes values that it does not like.
-fn without(token: &Token, error: ObtainError) -> ObtainError {
-    let redacted = |message: String| message.replace(token.reveal(), "(the token)");
+fn redacted(token: &Token, error: ObtainError) -> ObtainError {
+    let redact = |message: String| message.replace(token.reveal(), "(the token)");
     match error {
-        ObtainError::Denied(message) => ObtainError::Denied(redacted(message)),
-        ObtainError::NoToken(message) => ObtainError::NoToken(redacted(message)),
-        ObtainError::Unavailable(message) => ObtainError::Unavailable(redacted(message)),
+        ObtainError::Denied(message) => ObtainError::Denied(redact(message)),
+        ObtainError::NoToken(message) => ObtainError::NoToken(redact(message)),
+        ObtainError::Unavailable(message) => ObtainError::Unavailable(redact(message)),
     }
 }
 
@@ -262,7 +262,7 @@ fn session(
     credentials: Option<&Credentials>,
     obtained: SystemTime,
 ) -> Result<Session, ObtainError> {
-    let (credentials, expiration) = checked(credentials, obtained)?;
+    let (credentials, expiration) = checked_credentials(credentials, obtained)?;
     let issued = IssuedCredentials {
         access_key_id: credentials.access_key_id(),
         secret_access_key: credentials.secret_access_key(),
@@ -277,7 +277,7 @@ pub(super) fn seconds(duration: Duration) -> i32 {
 }
 
 /// The credentials of an answer, and when they expire: never what has expired.
-pub(super) fn checked(
+pub(super) fn checked_credentials(
     credentials: Option<&Credentials>,
     obtained: SystemTime,
 ) -> Result<(&Credentials, SystemTime), ObtainError> {
@@ -304,7 +304,7 @@ pub(super) fn classify<E>(error: &SdkError<E>) -> ObtainError
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
-    if let Some(denied) = denied_before(error) {
+    if let Some(denied) = intermediate_role_denied(error) {
         return denied;
     }
     let service = error.as_service_error();
@@ -324,17 +324,17 @@ where
         let message = service.and_then(|error| error.message()).unwrap_or_default();
         return ObtainError::Denied(format!("{code}: {message}"));
     }
-    ObtainError::Unavailable(explain(error))
+    ObtainError::Unavailable(describe(error))
 }
 
 /// Says what failed. What the SDK says of an answer is nothing to show: it has the id of the request, which differs each time,
 /// and nothing of an answer that is not from STS at all.
-fn explain<E>(error: &SdkError<E>) -> String
+fn describe<E>(error: &SdkError<E>) -> String
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
     let Some(answer) = error.raw_response() else {
-        return chain(error);
+        return with_causes(error);
     };
     let status = answer.status().as_u16();
     let service = error.as_service_error();
@@ -361,7 +361,7 @@ where
 }
 
 /// The role that is assumed first was denied, so no call was made.
-fn denied_before(error: &(dyn Error + 'static)) -> Option<ObtainError> {
+fn intermediate_role_denied(error: &(dyn Error + 'static)) -> Option<ObtainError> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(denied @ ObtainError::Denied(_)) = error.downcast_ref::<ObtainError>() {
@@ -374,7 +374,7 @@ fn denied_before(error: &(dyn Error + 'static)) -> Option<ObtainError> {
 
 /// An error and what caused it, in words. Never its `Debug` form (which the SDK's `DisplayErrorContext` appends): that
 /// holds the response, and with it perhaps credentials.
-fn chain(error: &dyn Error) -> String {
+fn with_causes(error: &dyn Error) -> String {
     let mut words = vec![error.to_string()];
     let mut cause = error.source();
     while let Some(error) = cause {

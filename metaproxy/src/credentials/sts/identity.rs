@@ -8,7 +8,7 @@ use aws_sdk_sts::error::{ProvideErrorMetadata as _, SdkError};
 use aws_sdk_sts::operation::get_caller_identity::GetCallerIdentityError;
 use thiserror::Error;
 
-use super::{Sts, chain, classify, explain, seconds};
+use super::{Sts, classify, describe, seconds, with_causes};
 use crate::credentials::ObtainError;
 use crate::roles::RoleArn;
 use crate::roles::session_name::SessionName;
@@ -68,7 +68,7 @@ impl Sts {
 
 fn identity_error(error: &SdkError<GetCallerIdentityError>) -> IdentityError {
     if has_no_credentials(error) {
-        return IdentityError::NoCredentials(chain(error));
+        return IdentityError::NoCredentials(with_causes(error));
     }
     let service = error.as_service_error();
     match service.and_then(|error| error.code()) {
@@ -76,7 +76,7 @@ fn identity_error(error: &SdkError<GetCallerIdentityError>) -> IdentityError {
             let message = service.and_then(|error| error.message()).unwrap_or_default();
             IdentityError::Refused(format!("{code}: {message}"))
         }
-        _ => IdentityError::Unavailable(explain(error)),
+        _ => IdentityError::Unavailable(describe(error)),
     }
 }
 

@@ -4,7 +4,7 @@ use super::*;
 use rstest::rstest;
 
 /// Asks a server that answers each request like this, with another id each time.
-async fn asked(status: &str, content_type: &str, body: &'static str) -> ObtainError {
+async fn error_of_answer(status: &str, content_type: &str, body: &'static str) -> ObtainError {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\n{content_type}");
@@ -33,8 +33,8 @@ async fn asked(status: &str, content_type: &str, body: &'static str) -> ObtainEr
     let client = Client::from_conf(config);
     let sts = Sts {
         node: client.clone(),
-        anyone: client.clone(),
-        anyone_global: client.clone(),
+        anonymous: client.clone(),
+        anonymous_global: client.clone(),
         client,
         duration: Duration::from_secs(3600),
         region: String::new(),
@@ -62,7 +62,7 @@ const NOT_STS: &str =
 #[tokio::test]
 async fn an_answer_that_cannot_be_read_is_not_shown() {
     let body = "<AssumeRoleResponse><SecretAccessKey>TOPSECRET</SecretAccessKey>";
-    let error = asked("200 OK", XML, body).await;
+    let error = error_of_answer("200 OK", XML, body).await;
     let want = "STS answered what cannot be read, with HTTP status 200";
     assert_eq!(error, ObtainError::Unavailable(want.to_owned()));
     assert!(!format!("{error} {error:?}").contains("TOPSECRET"), "{error}");
@@ -95,7 +95,7 @@ async fn an_answer_that_is_not_from_sts_is_told_of_by_its_status(
 ) {
     let want = format!("the answer is not from STS: {want}; {NOT_STS}");
     for _ in 0..2 {
-        let error = asked(status, content_type, body).await;
+        let error = error_of_answer(status, content_type, body).await;
         assert_eq!(error, ObtainError::Unavailable(want.clone()));
     }
 }
@@ -122,6 +122,6 @@ async fn what_sts_answers_is_told_without_ids(
     #[case] body: &'static str,
     #[case] want: &str,
 ) {
-    let error = asked(status, XML, body).await;
+    let error = error_of_answer(status, XML, body).await;
     assert_eq!(error, ObtainError::Unavailable(want.to_owned()));
 }
