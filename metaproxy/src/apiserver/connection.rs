@@ -19,25 +19,25 @@ use thiserror::Error;
 use tower::{BoxError, Service, ServiceBuilder};
 
 /// For a connection to be made.
-const CONNECT: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection on which nothing was heard is asked after this time, and then at intervals; without an answer it is dead
 /// after some 20 s. A watch is silent for minutes, and a load balancer may have forgotten it.
-const KEEPALIVE: Duration = Duration::from_secs(10);
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEPALIVE_RETRIES: u32 = 2;
+const MAX_KEEPALIVE_RETRIES: u32 = 2;
 
 /// For the head of an answer, watches included: a server may accept and then say nothing.
-const ANSWER: Duration = Duration::from_secs(15);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// For that of a list, which the API server writes whole before it sends any of it.
-const LIST: Duration = Duration::from_secs(30);
+const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Between two watches of one resource: a server that ends each at once is not asked without pause.
-const BETWEEN_WATCHES: Duration = Duration::from_millis(500);
+const MIN_WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
 /// For what was sent to be acknowledged (`TCP_USER_TIMEOUT`).
-const UNACKNOWLEDGED: Duration = Duration::from_secs(15);
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Where the address and the credentials come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -168,11 +168,11 @@ fn client(config: Config, answers: Answers) -> Result<Client, kube::Error> {
     }
     let mut connector = HttpConnector::new();
     connector.enforce_http(false);
-    connector.set_connect_timeout(Some(CONNECT));
-    connector.set_keepalive(Some(KEEPALIVE));
+    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    connector.set_keepalive(Some(KEEPALIVE_IDLE));
     connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
-    connector.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
-    connector.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    connector.set_keepalive_retries(Some(MAX_KEEPALIVE_RETRIES));
+    connector.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT));
     let connector = config.rustls_https_connector_with_connector(connector)?;
     let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
     let service = ServiceBuilder::new()
@@ -202,7 +202,7 @@ impl Answers {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
         let earliest = watched
             .get(resource)
-            .map_or(now, |last| (*last + BETWEEN_WATCHES).max(now));
+            .map_or(now, |last| (*last + MIN_WATCH_INTERVAL).max(now));
         watched.insert(resource.to_owned(), earliest);
         earliest - now
     }
@@ -242,7 +242,7 @@ where
             if is_watch {
                 tokio::time::sleep(answers.before_watch(&resource)).await;
             }
-            let limit = if is_list { LIST } else { ANSWER };
+            let limit = if is_list { LIST_TIMEOUT } else { RESPONSE_TIMEOUT };
             let answer = tokio::time::timeout(limit, answer).await;
             let answer = answer.map_err(|_| Silence(limit))?.map_err(Into::into)?;
             // What comes of a list is known when it is there whole.
@@ -255,7 +255,7 @@ where
 }
 
 /// For the whole of an answer to anything but a list or a watch.
-pub const PATIENCE: Duration = Duration::from_secs(20);
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// An answer in time, or why there is none, in words.
 ///
@@ -283,11 +283,11 @@ struct Silence(Duration);
 /// An error and what caused it, for a sentence: what the API server says where it said something.
 pub fn words(error: &kube::Error) -> String {
     /// A proxy's page may be what was answered.
-    const LONGEST: usize = 300;
+    const MAX_MESSAGE_LENGTH: usize = 300;
     let (mut words, mut last, mut cause) = match error {
         kube::Error::Api(status) => {
             let message = status.message.lines().next().unwrap_or_default();
-            let message: String = message.chars().take(LONGEST).collect();
+            let message: String = message.chars().take(MAX_MESSAGE_LENGTH).collect();
             return if message.is_empty() {
                 format!("the API server answered {} {}", status.code, status.reason)
             } else {

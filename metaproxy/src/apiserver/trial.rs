@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
 use kube::api::PostParams;
 
-use super::{ApiServer, PATIENCE, words};
+use super::{ApiServer, REQUEST_TIMEOUT, words};
 use crate::pods::{Inventory, Known, Mirror, Pod};
 use crate::roles::WebIdentity;
 
@@ -171,7 +171,7 @@ async fn ask(api: &ApiServer, subject: &Subject, audience: &str) -> Trial {
     };
     let request = subject.request(audience);
     let answer = accounts.create_token_request(&subject.service_account, &params, &request);
-    match tokio::time::timeout(PATIENCE, answer).await {
+    match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {
         Ok(Ok(_)) => Trial::Given,
         // What can't be read was given.
         Ok(Err(kube::Error::SerdeError(_) | kube::Error::FromUtf8(_))) => Trial::Given,
