@@ -13,7 +13,7 @@ use kube::api::PostParams;
 use tracing::{info, warn};
 
 use super::trial::{self, AudienceLimit, NO_LIMIT, Trial};
-use super::{ApiServer, REQUEST_TIMEOUT, within};
+use super::{ApiServer, REQUEST_TIMEOUT, with_timeout};
 use crate::pods::Pods;
 use crate::telemetry::health::{Condition, Health, Part};
 
@@ -242,7 +242,7 @@ async fn is_allowed(api: &ApiServer, permission: &Permission) -> Result<bool, St
         ..SelfSubjectAccessReview::default()
     };
     let (reviews, params) = (Api::all(api.client()), PostParams::default());
-    let answer = within(REQUEST_TIMEOUT, reviews.create(&params, &review)).await?;
+    let answer = with_timeout(REQUEST_TIMEOUT, reviews.create(&params, &review)).await?;
     Ok(answer.status.is_some_and(|status| status.allowed))
 }
 

@@ -106,7 +106,8 @@ impl ApiServer {
         };
         let answers = Answers::default();
         let url = config.cluster_url.to_string();
-        let client = client(config, answers.clone()).map_err(|error| ConnectError::Client(words(&error)))?;
+        let client =
+            client(config, answers.clone()).map_err(|error| ConnectError::Client(error_text(&error)))?;
         Ok(Self { client, answers, url })
     }
 
@@ -261,13 +262,13 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 ///
 /// # Errors
 /// Those of the request, and that it took too long.
-pub async fn within<T>(
+pub async fn with_timeout<T>(
     limit: Duration,
     answer: impl Future<Output = Result<T, kube::Error>>,
 ) -> Result<T, String> {
     match tokio::time::timeout(limit, answer).await {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(words(&error)),
+        Ok(Err(error)) => Err(error_text(&error)),
         Err(_) => Err(format!(
             "the API server did not answer within {} s",
             limit.as_secs()
@@ -281,10 +282,10 @@ pub async fn within<T>(
 struct Silence(Duration);
 
 /// An error and what caused it, for a sentence: what the API server says where it said something.
-pub fn words(error: &kube::Error) -> String {
+pub fn error_text(error: &kube::Error) -> String {
     /// A proxy's page may be what was answered.
     const MAX_MESSAGE_LENGTH: usize = 300;
-    let (mut words, mut last, mut cause) = match error {
+    let (mut sentence, mut last, mut cause) = match error {
         kube::Error::Api(status) => {
             let message = status.message.lines().next().unwrap_or_default();
             let message: String = message.chars().take(MAX_MESSAGE_LENGTH).collect();
@@ -301,10 +302,10 @@ pub fn words(error: &kube::Error) -> String {
     while let Some(error) = cause {
         let text = error.to_string();
         if !last.ends_with(&text) {
-            words = format!("{words}: {text}");
+            sentence = format!("{sentence}: {text}");
         }
         last = text;
         cause = error.source();
     }
-    words
+    sentence
 }

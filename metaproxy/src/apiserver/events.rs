@@ -21,7 +21,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{ApiServer, REQUEST_TIMEOUT, within};
+use super::{ApiServer, REQUEST_TIMEOUT, with_timeout};
 use crate::pods::{Known, Pod, PodUid, Pods};
 
 /// How long the API server keeps events where it is not told otherwise (`--event-ttl`).
@@ -107,7 +107,7 @@ pub async fn tell(api: ApiServer, node: String, pods: Pods, mut refusals: mpsc::
                 made => made.map(drop),
             }
         };
-        if let Err(error) = within(REQUEST_TIMEOUT, made).await {
+        if let Err(error) = with_timeout(REQUEST_TIMEOUT, made).await {
             debug!("an event on pod {pod} could not be made: {error}");
             // The next time that it comes up.
             told.take_back(&refusal);

@@ -6,4 +6,4 @@ pub mod events;
 pub mod taint;
 pub mod trial;
 
-pub use connection::{ApiServer, ConnectError, KubeconfigSource, REQUEST_TIMEOUT, within, words};
+pub use connection::{ApiServer, ConnectError, KubeconfigSource, REQUEST_TIMEOUT, error_text, with_timeout};

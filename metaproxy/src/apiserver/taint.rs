@@ -9,7 +9,7 @@ use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::{ApiServer, REQUEST_TIMEOUT, within};
+use super::{ApiServer, REQUEST_TIMEOUT, with_timeout};
 use crate::telemetry::health::{Condition, Health, Part};
 
 /// Waiting time after a first failure; doubles with each further one.
@@ -31,7 +31,7 @@ pub async fn remove(api: ApiServer, node: String, key: String, health: Health) {
     let (mut backoff, mut recheck, mut said) = (BACKOFF, RECHECK_INTERVAL, String::new());
     loop {
         health.ready().await;
-        match within(REQUEST_TIMEOUT, try_to_remove(&api, &node, &key)).await {
+        match with_timeout(REQUEST_TIMEOUT, try_to_remove(&api, &node, &key)).await {
             Ok(removed) => {
                 if removed {
                     info!(%node, taint = %key, "removed the startup taint: pods are served");

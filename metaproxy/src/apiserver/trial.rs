@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::Api;
 use kube::api::PostParams;
 
-use super::{ApiServer, REQUEST_TIMEOUT, words};
+use super::{ApiServer, REQUEST_TIMEOUT, error_text};
 use crate::pods::{Inventory, Known, Mirror, Pod};
 use crate::roles::WebIdentity;
 
@@ -180,7 +180,7 @@ async fn ask(api: &ApiServer, subject: &Subject, audience: &str) -> Trial {
                 "service account {}/{}: {}",
                 subject.namespace,
                 subject.service_account,
-                words(&kube::Error::Api(status))
+                error_text(&kube::Error::Api(status))
             ))
         }
         // The pod has gone meanwhile, or the API server is away.

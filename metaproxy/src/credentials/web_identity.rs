@@ -12,7 +12,7 @@ use kube::api::PostParams;
 use super::sts::Sts;
 use super::{Issuer, ObtainError, Session, SessionKey};
 use crate::apiserver::trial::{AudienceLimit, NO_LIMIT, Subject, Trial, bound_token_request};
-use crate::apiserver::{ApiServer, words};
+use crate::apiserver::{ApiServer, error_text};
 use crate::roles::{Principal, WebIdentity};
 
 /// For the API server to answer.
@@ -75,13 +75,13 @@ impl StsIssuer {
             }
             // Not permitted, or no such object: not the API server's trouble.
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 400 | 403 | 404 | 422) => {
-                let why = words(&kube::Error::Api(status));
+                let why = error_text(&kube::Error::Api(status));
                 let account = identity.account();
                 Err(ObtainError::NoToken(format!(
                     "token for service account {account}: {why}"
                 )))
             }
-            Ok(Err(error)) => Err(unavailable(words(&error))),
+            Ok(Err(error)) => Err(unavailable(error_text(&error))),
             Err(_) => Err(unavailable(format!(
                 "the API server did not answer within {} s",
                 TOKEN_REQUEST_TIMEOUT.as_secs()

@@ -32,7 +32,7 @@ use self::watch_health::{Kind, WatchHealth};
 use super::annotations::trimmed;
 use super::api::PodObject;
 use super::{Inventory, Namespace, Pod, PodUid, ServiceAccount, Source};
-use crate::apiserver::{ApiServer, REQUEST_TIMEOUT, within};
+use crate::apiserver::{ApiServer, REQUEST_TIMEOUT, with_timeout};
 use crate::memory;
 use crate::telemetry::health::{Condition, Health, Part};
 
@@ -86,7 +86,7 @@ pub async fn pods_of_node(api: &ApiServer, node: &str) -> Result<Vec<Pod>, Strin
         .fields(&format!("spec.nodeName={node}"))
         .limit(ENOUGH);
     let pods = Api::<PodObject>::all(api.client());
-    let found = within(REQUEST_TIMEOUT, pods.list(&params)).await?;
+    let found = with_timeout(REQUEST_TIMEOUT, pods.list(&params)).await?;
     let pods = found.items.into_iter().map(Pod::from_api);
     Ok(pods.filter_map(Result::ok).collect())
 }

@@ -9,7 +9,7 @@ use kube::Api;
 use kube::runtime::watcher::{self, Event, watcher};
 use serde::de::DeserializeOwned;
 
-use crate::apiserver::words;
+use crate::apiserver::error_text;
 
 /// Waiting time after a first failure; doubles with each further one.
 const BACKOFF: Duration = Duration::from_millis(250);
@@ -101,8 +101,8 @@ fn said(error: &watcher::Error) -> String {
     match error {
         watcher::Error::InitialListFailed(error)
         | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => words(error),
-        watcher::Error::WatchError(status) => words(&kube::Error::Api(status.clone())),
+        | watcher::Error::WatchFailed(error) => error_text(error),
+        watcher::Error::WatchError(status) => error_text(&kube::Error::Api(status.clone())),
         watcher::Error::NoResourceVersion => error.to_string(),
     }
 }
