@@ -298,7 +298,7 @@ mod tests {
     fn played() -> (ApiServer, Arc<Mutex<Says>>) {
         let says = Arc::new(Mutex::new(Says::default()));
         let shown = Arc::clone(&says);
-        let api = ApiServer::played(move |_, path, mut body| {
+        let api = ApiServer::fake(move |_, path, mut body| {
             let says = shown.lock().unwrap();
             if path.contains("/token?") {
                 assert!(path.contains("dryRun=All"), "no token is made: {path}");

@@ -74,7 +74,7 @@ pub enum ConnectError {
 #[derive(Clone)]
 pub struct ApiServer {
     client: Client,
-    answers: Answers,
+    watch_times: WatchTimes,
     url: String,
 }
 
@@ -104,11 +104,15 @@ impl ApiServer {
                     .map_err(bad)?
             }
         };
-        let answers = Answers::default();
+        let watch_times = WatchTimes::default();
         let url = config.cluster_url.to_string();
         let client =
-            client(config, answers.clone()).map_err(|error| ConnectError::Client(error_text(&error)))?;
-        Ok(Self { client, answers, url })
+            client(config, watch_times.clone()).map_err(|error| ConnectError::Client(error_text(&error)))?;
+        Ok(Self {
+            client,
+            watch_times,
+            url,
+        })
     }
 
     /// Where it is.
@@ -122,20 +126,20 @@ impl ApiServer {
     }
 
     /// When a watch of this resource (`pods`) was last begun with success: watching it works since then.
-    pub fn answered(&self, resource: &str) -> Option<Instant> {
-        let answered = self
-            .answers
-            .answered
+    pub fn watch_started(&self, resource: &str) -> Option<Instant> {
+        let started = self
+            .watch_times
+            .started
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        answered.get(resource).copied()
+        started.get(resource).copied()
     }
 }
 
 #[cfg(test)]
 impl ApiServer {
     /// One that a test plays: it is given method, path with query, and body, and says status and object.
-    pub fn played<F>(answer: F) -> Self
+    pub fn fake<F>(answer: F) -> Self
     where
         F: Fn(&Method, &str, serde_json::Value) -> (u16, serde_json::Value) + Clone + Send + Sync + 'static,
     {
@@ -153,14 +157,14 @@ impl ApiServer {
         });
         Self {
             client: Client::new(service, "default"),
-            answers: Answers::default(),
-            url: "http://played".to_owned(),
+            watch_times: WatchTimes::default(),
+            url: "http://fake".to_owned(),
         }
     }
 }
 
 /// kube's own stack of layers, over connections that are kept alive.
-fn client(config: Config, answers: Answers) -> Result<Client, kube::Error> {
+fn client(config: Config, watch_times: WatchTimes) -> Result<Client, kube::Error> {
     if config.proxy_url.is_some() {
         // Tunnels are kube's doing, and so is noticing that one is dead.
         let mut config = config;
@@ -180,43 +184,43 @@ fn client(config: Config, answers: Answers) -> Result<Client, kube::Error> {
         .layer(config.base_uri_layer())
         .option_layer(config.auth_layer()?)
         .layer(config.extra_headers_layer()?)
-        .service(Noting { http, answers });
+        .service(RequestLimits { http, watch_times });
     Ok(ClientBuilder::new(service, config.default_namespace).build())
 }
 
 /// When requests for each resource were last answered, and watches of it begun.
 #[derive(Clone, Debug, Default)]
-struct Answers {
-    answered: Arc<Mutex<HashMap<String, Instant>>>,
-    watched: Arc<Mutex<HashMap<String, Instant>>>,
+struct WatchTimes {
+    started: Arc<Mutex<HashMap<String, Instant>>>,
+    allowed: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
-impl Answers {
-    fn note(&self, resource: String) {
-        let mut answered = self.answered.lock().unwrap_or_else(PoisonError::into_inner);
-        answered.insert(resource, Instant::now());
+impl WatchTimes {
+    fn note_start(&self, resource: String) {
+        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
+        started.insert(resource, Instant::now());
     }
 
     /// How long the next watch of a resource has to wait; it counts as begun then.
-    fn before_watch(&self, resource: &str) -> Duration {
+    fn delay_next(&self, resource: &str) -> Duration {
         let now = Instant::now();
-        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        let earliest = watched
+        let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
+        let earliest = allowed
             .get(resource)
             .map_or(now, |last| (*last + MIN_WATCH_INTERVAL).max(now));
-        watched.insert(resource.to_owned(), earliest);
+        allowed.insert(resource.to_owned(), earliest);
         earliest - now
     }
 }
 
 /// Notes answers as they come: a watch that was taken up again says nothing else for minutes. And waits for none for ever.
 #[derive(Clone)]
-struct Noting<S> {
+struct RequestLimits<S> {
     http: S,
-    answers: Answers,
+    watch_times: WatchTimes,
 }
 
-impl<S, B> Service<Request<Body>> for Noting<S>
+impl<S, B> Service<Request<Body>> for RequestLimits<S>
 where
     S: Service<Request<Body>, Response = Response<B>>,
     S::Future: Send + 'static,
@@ -232,7 +236,7 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let resource = request.uri().path().rsplit('/').next().unwrap_or_default();
-        let (resource, answers) = (resource.to_owned(), self.answers.clone());
+        let (resource, watch_times) = (resource.to_owned(), self.watch_times.clone());
         let is_watch = request
             .uri()
             .query()
@@ -241,14 +245,14 @@ where
         let answer = self.http.call(request);
         Box::pin(async move {
             if is_watch {
-                tokio::time::sleep(answers.before_watch(&resource)).await;
+                tokio::time::sleep(watch_times.delay_next(&resource)).await;
             }
             let limit = if is_list { LIST_TIMEOUT } else { RESPONSE_TIMEOUT };
             let answer = tokio::time::timeout(limit, answer).await;
-            let answer = answer.map_err(|_| Silence(limit))?.map_err(Into::into)?;
+            let answer = answer.map_err(|_| ResponseTimedOut(limit))?.map_err(Into::into)?;
             // What comes of a list is known when it is there whole.
             if is_watch && answer.status().is_success() {
-                answers.note(resource);
+                watch_times.note_start(resource);
             }
             Ok(answer)
         })
@@ -279,7 +283,7 @@ pub async fn with_timeout<T>(
 /// Nothing came.
 #[derive(Debug, Error)]
 #[error("the API server did not answer within {} s", .0.as_secs())]
-struct Silence(Duration);
+struct ResponseTimedOut(Duration);
 
 /// An error and what caused it, for a sentence: what the API server says where it said something.
 pub fn error_text(error: &kube::Error) -> String {

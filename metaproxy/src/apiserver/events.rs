@@ -288,7 +288,7 @@ mod tests {
     async fn an_agent_that_starts_again_repeats_no_event() {
         let names = Arc::new(Mutex::new(Vec::new()));
         let shown = Arc::clone(&names);
-        let api = ApiServer::played(move |_, _, body| {
+        let api = ApiServer::fake(move |_, _, body| {
             let mut names = shown.lock().unwrap();
             let name = body["metadata"]["name"].clone();
             let is_there = names.contains(&name);

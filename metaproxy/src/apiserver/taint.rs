@@ -99,7 +99,7 @@ mod tests {
     async fn a_taint_that_is_put_back_is_removed_and_a_node_without_it_is_seldom_looked_at() {
         let state = Arc::new(Mutex::new((node(&["other", KEY]), 0_usize)));
         let shown = Arc::clone(&state);
-        let api = ApiServer::played(move |method, _, body| {
+        let api = ApiServer::fake(move |method, _, body| {
             let mut state = shown.lock().unwrap();
             if method == "PATCH" {
                 assert_eq!(body["metadata"]["resourceVersion"], "7");

@@ -111,7 +111,7 @@ impl WatchHealth {
     pub fn recover(&mut self, api: &ApiServer) {
         self.0.retain(|trouble| {
             let works = api
-                .answered(trouble.kind.resource())
+                .watch_started(trouble.kind.resource())
                 .is_some_and(|answered| answered > trouble.last);
             if works {
                 tell_recovery(trouble.kind);
