@@ -10,7 +10,7 @@ use tracing::info;
 
 use super::StartError;
 use crate::apiserver::access::{self, Uses};
-use crate::apiserver::events::{self, Refusals};
+use crate::apiserver::events::{self, PodEventSender};
 use crate::apiserver::trial::AudienceLimit;
 use crate::apiserver::{ApiServer, KubeconfigSource, taint};
 use crate::pods::kubernetes::Watch;
@@ -148,9 +148,9 @@ impl PodsHere {
 
 impl Cluster {
     /// A way to tell pods' owners of refusals.
-    pub fn tell_owners(&self, tasks: &mut JoinSet<()>, pods: Pods) -> Refusals {
+    pub fn tell_owners(&self, tasks: &mut JoinSet<()>, pods: Pods) -> PodEventSender {
         let (refusals, told) = events::channel();
-        tasks.spawn(events::tell(self.api.clone(), self.node.clone(), pods, told));
+        tasks.spawn(events::publish(self.api.clone(), self.node.clone(), pods, told));
         refusals
     }
 

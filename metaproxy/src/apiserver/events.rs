@@ -25,23 +25,23 @@ use super::{ApiServer, REQUEST_TIMEOUT, with_timeout};
 use crate::pods::{Known, Pod, PodUid, Pods};
 
 /// How long the API server keeps events where it is not told otherwise (`--event-ttl`).
-const SAME: Duration = Duration::from_secs(3600);
+const EVENT_TTL: Duration = Duration::from_secs(3600);
 
 /// Events that a pod may have at once, and how often it earns another.
-const OF_A_POD: u32 = 4;
-const EARNED: Duration = Duration::from_secs(120);
+const MAX_EVENTS_AT_ONCE: u32 = 4;
+const POD_EVENT_INTERVAL: Duration = Duration::from_secs(120);
 
 /// Between two events of this node.
-const PACE: Duration = Duration::from_millis(250);
+const MIN_EVENT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Refusals that wait to be told.
-const WAITING: usize = 256;
+/// Events that wait to be published.
+const QUEUE_CAPACITY: usize = 256;
 
 /// Longest text (`validateEvent`, pkg/apis/core/validation/events.go: 1024 bytes).
-const LONGEST: usize = 1024;
+const MAX_NOTE_LENGTH: usize = 1024;
 
 /// Longest name of a reporter (the same).
-const LONGEST_INSTANCE: usize = 128;
+const MAX_INSTANCE_LENGTH: usize = 128;
 
 /// What an event is about (`reason`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,7 +63,7 @@ impl EventReason {
 
 /// Something to tell a pod's owner.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
+pub struct PodEvent {
     /// The pod.
     pub uid: PodUid,
     /// What it is about.
@@ -72,7 +72,7 @@ pub struct Refusal {
     pub sentence: String,
 }
 
-impl Refusal {
+impl PodEvent {
     /// The sentence, as far as an event holds it.
     pub fn note(&self) -> String {
         shortened(&self.sentence)
@@ -80,25 +80,25 @@ impl Refusal {
 }
 
 /// Takes refusals; what is too much is dropped.
-pub type Refusals = mpsc::Sender<Refusal>;
+pub type PodEventSender = mpsc::Sender<PodEvent>;
 
 /// A way to tell them.
-pub fn channel() -> (Refusals, mpsc::Receiver<Refusal>) {
-    mpsc::channel(WAITING)
+pub fn channel() -> (PodEventSender, mpsc::Receiver<PodEvent>) {
+    mpsc::channel(QUEUE_CAPACITY)
 }
 
 /// Tells pods' owners. Never ends.
-pub async fn tell(api: ApiServer, node: String, pods: Pods, mut refusals: mpsc::Receiver<Refusal>) {
-    let mut told = Told::default();
-    while let Some(refusal) = refusals.recv().await {
-        let known = pods.borrow().by_uid(&refusal.uid).cloned();
+pub async fn publish(api: ApiServer, node: String, pods: Pods, mut pod_events: mpsc::Receiver<PodEvent>) {
+    let mut budgets = EventBudgets::default();
+    while let Some(pod_event) = pod_events.recv().await {
+        let known = pods.borrow().by_uid(&pod_event.uid).cloned();
         let Some(Known::Pod(pod)) = known else {
             continue;
         };
-        if !told.is_due(&refusal, Instant::now()) {
+        if !budgets.admit(&pod_event, Instant::now()) {
             continue;
         }
-        let event = event(&pod, &node, &refusal, Timestamp::now());
+        let event = event(&pod, &node, &pod_event, Timestamp::now());
         let events: Api<Event> = Api::namespaced(api.client(), &pod.namespace);
         let params = PostParams::default();
         let made = async {
@@ -110,16 +110,16 @@ pub async fn tell(api: ApiServer, node: String, pods: Pods, mut refusals: mpsc::
         if let Err(error) = with_timeout(REQUEST_TIMEOUT, made).await {
             debug!("an event on pod {pod} could not be made: {error}");
             // The next time that it comes up.
-            told.take_back(&refusal);
+            budgets.take_back(&pod_event);
         }
-        tokio::time::sleep(PACE).await;
+        tokio::time::sleep(MIN_EVENT_INTERVAL).await;
     }
     std::future::pending().await
 }
 
-fn event(pod: &Pod, node: &str, refusal: &Refusal, now: Timestamp) -> Event {
+fn event(pod: &Pod, node: &str, pod_event: &PodEvent, now: Timestamp) -> Event {
     // Names of events end like this everywhere; that of a pod may be as long as a name may be.
-    let note = refusal.note();
+    let note = pod_event.note();
     let suffix = format!(".{:016x}", identity(&pod.uid, &note));
     let start: String = pod.name.chars().take(253 - suffix.len()).collect();
     let start = start.trim_end_matches(['.', '-']);
@@ -131,7 +131,7 @@ fn event(pod: &Pod, node: &str, refusal: &Refusal, now: Timestamp) -> Event {
         },
         event_time: Some(MicroTime(now)),
         type_: Some("Warning".to_owned()),
-        reason: Some(refusal.reason.name().to_owned()),
+        reason: Some(pod_event.reason.name().to_owned()),
         action: Some("AssumeRole".to_owned()),
         note: Some(note),
         regarding: Some(ObjectReference {
@@ -143,7 +143,7 @@ fn event(pod: &Pod, node: &str, refusal: &Refusal, now: Timestamp) -> Event {
             ..ObjectReference::default()
         }),
         reporting_controller: Some("metaproxy".to_owned()),
-        reporting_instance: Some(node.chars().take(LONGEST_INSTANCE).collect()),
+        reporting_instance: Some(node.chars().take(MAX_INSTANCE_LENGTH).collect()),
         ..Event::default()
     }
 }
@@ -157,10 +157,10 @@ fn identity(uid: &PodUid, note: &str) -> u64 {
 }
 
 fn shortened(sentence: &str) -> String {
-    if sentence.len() <= LONGEST {
+    if sentence.len() <= MAX_NOTE_LENGTH {
         return sentence.to_owned();
     }
-    let end = (0..=LONGEST - 3)
+    let end = (0..=MAX_NOTE_LENGTH - 3)
         .rev()
         .find(|end| sentence.is_char_boundary(*end));
     format!("{}…", &sentence[..end.unwrap_or_default()])
@@ -168,49 +168,49 @@ fn shortened(sentence: &str) -> String {
 
 /// What pods' owners were told.
 #[derive(Debug, Default)]
-struct Told(HashMap<PodUid, OfAPod>);
+struct EventBudgets(HashMap<PodUid, PodBudget>);
 
 #[derive(Debug)]
-struct OfAPod {
+struct PodBudget {
     sentences: HashMap<String, Instant>,
     left: u32,
     counted: Instant,
 }
 
-impl Told {
+impl EventBudgets {
     /// More pods than a node has; then it begins anew.
-    const MAX: usize = 4096;
+    const MAX_PODS: usize = 4096;
 
     /// Whether this is told now; it counts as told then.
-    fn is_due(&mut self, refusal: &Refusal, now: Instant) -> bool {
-        if self.0.len() >= Self::MAX && !self.0.contains_key(&refusal.uid) {
+    fn admit(&mut self, pod_event: &PodEvent, now: Instant) -> bool {
+        if self.0.len() >= Self::MAX_PODS && !self.0.contains_key(&pod_event.uid) {
             self.0.clear();
         }
-        let of_pod = self.0.entry(refusal.uid.clone()).or_insert_with(|| OfAPod {
+        let budget = self.0.entry(pod_event.uid.clone()).or_insert_with(|| PodBudget {
             sentences: HashMap::new(),
-            left: OF_A_POD,
+            left: MAX_EVENTS_AT_ONCE,
             counted: now,
         });
-        of_pod.sentences.retain(|_, told| now - *told < SAME);
-        while of_pod.left < OF_A_POD && now - of_pod.counted >= EARNED {
-            of_pod.left += 1;
-            of_pod.counted += EARNED;
+        budget.sentences.retain(|_, told| now - *told < EVENT_TTL);
+        while budget.left < MAX_EVENTS_AT_ONCE && now - budget.counted >= POD_EVENT_INTERVAL {
+            budget.left += 1;
+            budget.counted += POD_EVENT_INTERVAL;
         }
-        if of_pod.left == OF_A_POD {
-            of_pod.counted = now;
+        if budget.left == MAX_EVENTS_AT_ONCE {
+            budget.counted = now;
         }
-        if of_pod.left == 0 || of_pod.sentences.contains_key(&refusal.sentence) {
+        if budget.left == 0 || budget.sentences.contains_key(&pod_event.sentence) {
             return false;
         }
-        of_pod.left -= 1;
-        of_pod.sentences.insert(refusal.sentence.clone(), now);
+        budget.left -= 1;
+        budget.sentences.insert(pod_event.sentence.clone(), now);
         true
     }
 
     /// It was not told after all.
-    fn take_back(&mut self, refusal: &Refusal) {
-        if let Some(of_pod) = self.0.get_mut(&refusal.uid) {
-            of_pod.sentences.remove(&refusal.sentence);
+    fn take_back(&mut self, pod_event: &PodEvent) {
+        if let Some(budget) = self.0.get_mut(&pod_event.uid) {
+            budget.sentences.remove(&pod_event.sentence);
         }
     }
 }
@@ -222,8 +222,8 @@ mod tests {
     use super::*;
     use crate::pods::Inventory;
 
-    fn refusal(uid: &str, sentence: &str) -> Refusal {
-        Refusal {
+    fn pod_event(uid: &str, sentence: &str) -> PodEvent {
+        PodEvent {
             uid: uid.parse().unwrap(),
             reason: EventReason::RoleRefused,
             sentence: sentence.to_owned(),
@@ -232,24 +232,27 @@ mod tests {
 
     #[test]
     fn the_same_is_told_once_an_hour_and_a_pod_has_a_few_events() {
-        let (mut told, start) = (Told::default(), Instant::now());
-        assert!(told.is_due(&refusal("a", "no"), start));
-        assert!(!told.is_due(&refusal("a", "no"), start + SAME / 2));
-        assert!(told.is_due(&refusal("a", "no"), start + SAME));
-        assert!(told.is_due(&refusal("b", "no"), start), "another pod's");
-        assert!(!told.is_due(&refusal("b", "no"), start));
-        told.take_back(&refusal("b", "no"));
-        assert!(told.is_due(&refusal("b", "no"), start), "it could not be told");
-        let now = start + 3 * SAME;
+        let (mut budgets, start) = (EventBudgets::default(), Instant::now());
+        assert!(budgets.admit(&pod_event("a", "no"), start));
+        assert!(!budgets.admit(&pod_event("a", "no"), start + EVENT_TTL / 2));
+        assert!(budgets.admit(&pod_event("a", "no"), start + EVENT_TTL));
+        assert!(budgets.admit(&pod_event("b", "no"), start), "another pod's");
+        assert!(!budgets.admit(&pod_event("b", "no"), start));
+        budgets.take_back(&pod_event("b", "no"));
+        assert!(
+            budgets.admit(&pod_event("b", "no"), start),
+            "it could not be told"
+        );
+        let now = start + 3 * EVENT_TTL;
         let due: Vec<bool> = (0..6)
-            .map(|index| told.is_due(&refusal("a", &format!("no {index}")), now))
+            .map(|index| budgets.admit(&pod_event("a", &format!("no {index}")), now))
             .collect();
         assert_eq!(due, [true, true, true, true, false, false]);
         assert!(
-            told.is_due(&refusal("a", "no 4"), now + EARNED),
+            budgets.admit(&pod_event("a", "no 4"), now + POD_EVENT_INTERVAL),
             "it has earned another"
         );
-        assert!(!told.is_due(&refusal("a", "no 5"), now + EARNED));
+        assert!(!budgets.admit(&pod_event("a", "no 5"), now + POD_EVENT_INTERVAL));
     }
 
     #[test]
@@ -261,8 +264,8 @@ mod tests {
             .unwrap(),
         )
         .unwrap();
-        let refusal = refusal("u1", &"ä".repeat(600));
-        let event = event(&pod, "node1", &refusal, Timestamp::now());
+        let pod_event = pod_event("u1", &"ä".repeat(600));
+        let event = event(&pod, "node1", &pod_event, Timestamp::now());
         let name = event.metadata.name.unwrap();
         assert!(name.len() <= 253 && !name.contains("-."), "{name}");
         let note = event.note.unwrap();
@@ -309,10 +312,10 @@ mod tests {
         let inventory = Inventory::new([Arc::new(pod)], [], []);
         let pods = tokio::sync::watch::channel(Arc::new(inventory)).1;
         for _agent in 0..2 {
-            let (refusals, told) = channel();
-            tokio::spawn(tell(api.clone(), "node1".to_owned(), pods.clone(), told));
+            let (sender, receiver) = channel();
+            tokio::spawn(publish(api.clone(), "node1".to_owned(), pods.clone(), receiver));
             for _ in 0..2 {
-                refusals.send(refusal("u1", "no")).await.unwrap();
+                sender.send(pod_event("u1", "no")).await.unwrap();
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }

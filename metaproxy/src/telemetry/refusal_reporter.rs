@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{Level, debug, info, warn};
 
-use crate::apiserver::events::{EventReason, Refusal, Refusals};
+use crate::apiserver::events::{EventReason, PodEvent, PodEventSender};
 use crate::pods::PodUid;
 use crate::roles::Reason;
 use crate::telemetry::log_limiter::LogLimiter;
@@ -22,7 +22,7 @@ const UNSERVED_GAP: Duration = Duration::from_secs(300);
 #[derive(Debug)]
 pub struct RefusalReporter {
     last: Mutex<HashMap<PodUid, Last>>,
-    owners: Option<Refusals>,
+    owners: Option<PodEventSender>,
     lines: LogLimiter,
 }
 
@@ -40,7 +40,7 @@ impl RefusalReporter {
     const MAX: usize = 4096;
 
     /// With a way to tell pods' owners, if there is one.
-    pub fn new(owners: Option<Refusals>) -> Self {
+    pub fn new(owners: Option<PodEventSender>) -> Self {
         let lines = LogLimiter::new(|more| {
             warn!(
                 "and {more} more pods that get no credentials; `metaproxy explain --all` tells which, and why"
@@ -66,7 +66,7 @@ impl RefusalReporter {
         if let (Some(owners), Some(reason)) = (&self.owners, event) {
             let (uid, sentence) = (uid.clone(), sentence.clone());
             // Where too many wait already, the log has it.
-            let _ = owners.try_send(Refusal {
+            let _ = owners.try_send(PodEvent {
                 uid,
                 reason,
                 sentence,

@@ -8,7 +8,7 @@ use hyper::StatusCode;
 
 use self::list::situations;
 use self::stage::{Said, said};
-use crate::apiserver::events::Refusal;
+use crate::apiserver::events::PodEvent;
 use crate::commands::explain::not_known;
 use crate::explain::{AnswerLine, Explanation, Verdict};
 
@@ -16,7 +16,7 @@ impl Said {
     /// All of it, for people to read over; times of day are another each time.
     fn shown(&self, name: &str) -> String {
         let AnswerLine { path, status, says } = &self.answer;
-        let event = self.event.as_ref().map_or("none".to_owned(), Refusal::note);
+        let event = self.event.as_ref().map_or("none".to_owned(), PodEvent::note);
         let explained = match &self.explanation {
             Some(explanation) => explanation.to_string(),
             None => format!("error: {}\n", not_known("apps/web", Some("n"))),

@@ -15,7 +15,7 @@ use crate::admin::idle::Nothing;
 use crate::agent::Mode;
 use crate::agent::desk::rehearsal::{LIST, Rehearse, Rehearsing, line};
 use crate::agent::desk::{Answers, Identity, Serving};
-use crate::apiserver::events::{self, Refusal};
+use crate::apiserver::events::{self, PodEvent};
 use crate::captured_log::Log;
 use crate::cli::{Cli, Command};
 use crate::credentials::{
@@ -40,7 +40,7 @@ pub struct Said {
     /// To the pod, the last time that it asks.
     pub answer: AnswerLine,
     /// On the pod.
-    pub event: Option<Refusal>,
+    pub event: Option<PodEvent>,
     /// Without times.
     pub log: String,
     /// To people; nothing where the pod is not known.
@@ -99,7 +99,7 @@ struct Stage {
     desk: Answers<Audits>,
     service: Arc<Service<Audits>>,
     client: Client,
-    events: mpsc::Receiver<Refusal>,
+    events: mpsc::Receiver<PodEvent>,
     _published: (
         watch::Sender<Arc<Inventory>>,
         watch::Sender<Arc<Rules>>,
