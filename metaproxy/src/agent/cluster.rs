@@ -9,8 +9,8 @@ use tokio::task::JoinSet;
 use tracing::info;
 
 use super::StartError;
-use crate::apiserver::access::{self, Uses};
 use crate::apiserver::events::{self, PodEventSender};
+use crate::apiserver::permissions::{self, Features};
 use crate::apiserver::trial::AudienceLimit;
 use crate::apiserver::{ApiServer, KubeconfigSource, taint};
 use crate::pods::kubernetes::Watch;
@@ -163,12 +163,12 @@ impl Cluster {
         pods: Pods,
         health: &Health,
     ) {
-        let uses = Uses {
+        let features = Features {
             namespaces: !rules.kept().namespaces.is_empty(),
             service_accounts: rules.web_identity,
             startup_taint: self.startup_taint.is_some(),
         };
-        let permissions = access::watch(self.api.clone(), uses, limit, pods, health.clone());
+        let permissions = permissions::watch(self.api.clone(), features, limit, pods, health.clone());
         tasks.spawn(permissions);
         if let Some(taint) = &self.startup_taint {
             let (api, node) = (self.api.clone(), self.node.clone());

@@ -1,8 +1,8 @@
 //! The Kubernetes API server: the way there, and what the agent does beside watching.
 
-pub mod access;
 mod connection;
 pub mod events;
+pub mod permissions;
 pub mod taint;
 pub mod trial;
 

@@ -4,7 +4,7 @@
 use super::{Examination, Finding};
 use crate::admin::asking;
 use crate::apiserver::ApiServer;
-use crate::apiserver::access::{Uses, denied};
+use crate::apiserver::permissions::{Features, denied};
 use crate::apiserver::trial::{self, Trial};
 use crate::pods::kubernetes::pods_of_node;
 use crate::status::Status;
@@ -80,12 +80,12 @@ fn unreachable(error: &str) -> Finding {
 }
 
 async fn tried(api: &ApiServer, examination: &Examination) -> Vec<Finding> {
-    let uses = Uses {
+    let features = Features {
         namespaces: examination.namespaces,
         service_accounts: examination.web_identity,
         startup_taint: examination.startup_taint,
     };
-    let denied = match denied(api, &uses.permissions()).await {
+    let denied = match denied(api, &features.permissions()).await {
         Ok(denied) => denied,
         Err(error) => return vec![unreachable(&error)],
     };
@@ -98,7 +98,7 @@ async fn tried(api: &ApiServer, examination: &Examination) -> Vec<Finding> {
     }
     let list: Vec<String> = denied.iter().map(ToString::to_string).collect();
     let says = format!("this account may not {}", list.join(", nor "));
-    vec![if denied.iter().any(|permission| permission.is_vital) {
+    vec![if denied.iter().any(|permission| permission.is_required) {
         Finding::problem(CHECK, says, RIGHTS)
     } else {
         Finding::warning(CHECK, says, RIGHTS)

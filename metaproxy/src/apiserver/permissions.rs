@@ -24,7 +24,7 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The longest such time where pods are served without it.
-const MAX_RETRY_INTERVAL_AT_EASE: Duration = Duration::from_secs(1800);
+const MAX_OPTIONAL_RETRY_INTERVAL: Duration = Duration::from_secs(1800);
 
 /// Between two looks at rights that were all there: 5,000 nodes ask for 10 rights 83 times a second. A watch that fails is a
 /// reason to look sooner.
@@ -42,24 +42,24 @@ pub struct Permission {
     /// `token`, or empty.
     pub subresource: &'static str,
     /// Whether pods are served without it.
-    pub is_vital: bool,
+    pub is_required: bool,
 }
 
 const fn core(verb: &'static str, resource: &'static str) -> Permission {
-    let (group, subresource, is_vital) = ("", "", true);
+    let (group, subresource, is_required) = ("", "", true);
     Permission {
         verb,
         group,
         resource,
         subresource,
-        is_vital,
+        is_required,
     }
 }
 
 /// Events on pods that are refused a role.
 const EVENTS: Permission = Permission {
     group: "events.k8s.io",
-    is_vital: false,
+    is_required: false,
     ..core("create", "events")
 };
 
@@ -70,7 +70,7 @@ const TOKENS: Permission = Permission {
 
 /// What depends on flags.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Uses {
+pub struct Features {
     /// Namespaces are asked for their policy.
     pub namespaces: bool,
     /// Service accounts are asked for roles.
@@ -79,7 +79,7 @@ pub struct Uses {
     pub startup_taint: bool,
 }
 
-impl Uses {
+impl Features {
     /// Everything that is needed; the chart's ClusterRole grants exactly that.
     pub fn permissions(self) -> Vec<Permission> {
         let mut all = vec![core("list", "pods"), core("watch", "pods"), EVENTS];
@@ -97,7 +97,7 @@ impl Uses {
             // Pods that are here are served without.
             all.extend(
                 [core("get", "nodes"), core("patch", "nodes")].map(|permission| Permission {
-                    is_vital: false,
+                    is_required: false,
                     ..permission
                 }),
             );
@@ -121,13 +121,19 @@ impl fmt::Display for Permission {
 }
 
 /// Finds out what is denied, and whether tokens are limited if that is required, and reports it. Never ends.
-pub async fn watch(api: ApiServer, uses: Uses, limit: Option<AudienceLimit>, pods: Pods, health: Health) {
-    let all = uses.permissions();
+pub async fn watch(
+    api: ApiServer,
+    features: Features,
+    limit: Option<AudienceLimit>,
+    pods: Pods,
+    health: Health,
+) {
+    let all = features.permissions();
     let (mut pause, mut reported) = (RETRY_INTERVAL, String::new());
     // What was found out last stands while the API server is away. Watching tells that it is, and what comes of it.
     let mut known: Option<Condition> = None;
     loop {
-        let found = look(&api, &all, uses, limit.as_ref(), &pods).await;
+        let found = check(&api, &all, features, limit.as_ref(), &pods).await;
         let is_known = found.is_ok();
         let condition = match found {
             Ok(condition) => known.insert(condition).clone(),
@@ -147,7 +153,7 @@ pub async fn watch(api: ApiServer, uses: Uses, limit: Option<AudienceLimit>, pod
         }
         let is_fine = condition == Condition::Fine;
         let longest = match is_known && condition.serves() {
-            true => MAX_RETRY_INTERVAL_AT_EASE,
+            true => MAX_OPTIONAL_RETRY_INTERVAL,
             false => MAX_RETRY_INTERVAL,
         };
         health.set(Part::Permissions, condition);
@@ -169,15 +175,15 @@ pub async fn watch(api: ApiServer, uses: Uses, limit: Option<AudienceLimit>, pod
 const WATCHES: [Part; 3] = [Part::Pods, Part::Namespaces, Part::ServiceAccounts];
 
 /// What is denied, whether tokens are given if they are allowed, and whether others are not if that is required.
-async fn look(
+async fn check(
     api: &ApiServer,
     all: &[Permission],
-    uses: Uses,
+    features: Features,
     limit: Option<&AudienceLimit>,
     pods: &Pods,
 ) -> Result<Condition, String> {
     let denied = denied(api, all).await?;
-    if uses.service_accounts && !denied.contains(&TOKENS) {
+    if features.service_accounts && !denied.contains(&TOKENS) {
         let subjects = trial::subjects(&pods.borrow());
         if let Trial::Refused(why) = trial::of_tokens(api, &subjects).await {
             return Ok(Condition::Failing(format!(
@@ -219,7 +225,7 @@ fn report(denied: &[Permission]) -> Condition {
         "this service account may not {}; the chart's ClusterRole grants that",
         list.join(", nor ")
     );
-    if denied.iter().any(|permission| permission.is_vital) {
+    if denied.iter().any(|permission| permission.is_required) {
         Condition::Failing(text)
     } else {
         Condition::Degraded(text)
@@ -257,7 +263,7 @@ mod tests {
 
     #[test]
     fn what_is_denied_is_named_as_rbac_writes_it() {
-        let all = Uses {
+        let all = Features {
             namespaces: true,
             service_accounts: true,
             startup_taint: true,
@@ -289,21 +295,21 @@ mod tests {
 
     /// What a played API server denies, and whether its admission refuses tokens.
     #[derive(Default)]
-    struct Says {
+    struct FakeAnswers {
         denied: Vec<&'static str>,
         refuses_tokens: bool,
         limits_audiences: bool,
     }
 
-    fn played() -> (ApiServer, Arc<Mutex<Says>>) {
-        let says = Arc::new(Mutex::new(Says::default()));
-        let shown = Arc::clone(&says);
+    fn fake_api() -> (ApiServer, Arc<Mutex<FakeAnswers>>) {
+        let answers = Arc::new(Mutex::new(FakeAnswers::default()));
+        let shown = Arc::clone(&answers);
         let api = ApiServer::fake(move |_, path, mut body| {
-            let says = shown.lock().unwrap();
+            let answers = shown.lock().unwrap();
             if path.contains("/token?") {
                 assert!(path.contains("dryRun=All"), "no token is made: {path}");
                 let is_foreign = body["spec"]["audiences"] != json!(["sts.amazonaws.com"]);
-                if says.refuses_tokens || says.limits_audiences && is_foreign {
+                if answers.refuses_tokens || answers.limits_audiences && is_foreign {
                     let why = "ValidatingAdmissionPolicy 'tokens' denied request";
                     return (
                         422,
@@ -316,10 +322,10 @@ mod tests {
             let asked = &body["spec"]["resourceAttributes"];
             let text = |field: &str| asked[field].as_str().unwrap_or_default();
             let name = format!("{} {}/{}", text("verb"), text("resource"), text("subresource"));
-            body["status"] = json!({ "allowed": !says.denied.contains(&name.as_str()) });
+            body["status"] = json!({ "allowed": !answers.denied.contains(&name.as_str()) });
             (201, body)
         });
-        (api, says)
+        (api, answers)
     }
 
     fn pods() -> Pods {
@@ -331,17 +337,17 @@ mod tests {
         tokio::sync::watch::channel(Arc::new(Inventory::new([Arc::new(pod)], [], []))).1
     }
 
-    fn watched(api: ApiServer) -> Health {
-        watched_with(api, None)
+    fn watching(api: ApiServer) -> Health {
+        watching_with(api, None)
     }
 
-    fn watched_with(api: ApiServer, limit: Option<AudienceLimit>) -> Health {
+    fn watching_with(api: ApiServer, limit: Option<AudienceLimit>) -> Health {
         let health = Health::starting([Part::Pods]);
-        let uses = Uses {
+        let features = Features {
             service_accounts: true,
-            ..Uses::default()
+            ..Features::default()
         };
-        tokio::spawn(watch(api, uses, limit, pods(), health.clone()));
+        tokio::spawn(watch(api, features, limit, pods(), health.clone()));
         health
     }
 
@@ -357,25 +363,25 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_right_that_is_taken_away_is_missed_within_minutes_and_one_that_is_back_within_one() {
-        let (api, says) = played();
-        let health = watched(api);
+        let (api, answers) = fake_api();
+        let health = watching(api);
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(permissions(&health), Condition::Fine);
-        says.lock().unwrap().denied = vec!["create serviceaccounts/token"];
+        answers.lock().unwrap().denied = vec!["create serviceaccounts/token"];
         tokio::time::sleep(RECHECK_INTERVAL + Duration::from_secs(2)).await;
         assert!(fails_with(&health, RIGHT), "{:?}", permissions(&health));
-        says.lock().unwrap().denied.clear();
+        answers.lock().unwrap().denied.clear();
         tokio::time::sleep(MAX_RETRY_INTERVAL).await;
         assert_eq!(permissions(&health), Condition::Fine);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_watch_that_fails_is_a_reason_to_look_at_once() {
-        let (api, says) = played();
-        let health = watched(api);
+        let (api, answers) = fake_api();
+        let health = watching(api);
         health.set(Part::Pods, Condition::Fine);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        says.lock().unwrap().denied = vec!["create serviceaccounts/token"];
+        answers.lock().unwrap().denied = vec!["create serviceaccounts/token"];
         health.set(Part::Pods, Condition::Degraded("forbidden".to_owned()));
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert!(fails_with(&health, RIGHT), "{:?}", permissions(&health));
@@ -383,33 +389,33 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_token_that_admission_refuses_is_found_by_trying_one() {
-        let (api, says) = played();
-        says.lock().unwrap().refuses_tokens = true;
-        let health = watched(api);
+        let (api, answers) = fake_api();
+        answers.lock().unwrap().refuses_tokens = true;
+        let health = watching(api);
         tokio::time::sleep(Duration::from_secs(1)).await;
         let what =
             "as a trial shows (service account apps/web: ValidatingAdmissionPolicy 'tokens' denied request)";
         assert!(fails_with(&health, what), "{:?}", permissions(&health));
-        says.lock().unwrap().refuses_tokens = false;
+        answers.lock().unwrap().refuses_tokens = false;
         tokio::time::sleep(MAX_RETRY_INTERVAL).await;
         assert_eq!(permissions(&health), Condition::Fine);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_policy_that_is_required_and_gone_is_missed_and_no_token_is_asked_for_until_it_is_back() {
-        let (api, says) = played();
+        let (api, answers) = fake_api();
         let limit = AudienceLimit::default();
-        let health = watched_with(api, Some(limit.clone()));
+        let health = watching_with(api, Some(limit.clone()));
         tokio::time::sleep(Duration::from_secs(1)).await;
         let what = "no tokens of service accounts are asked for: nothing limits their audience";
         assert!(fails_with(&health, what), "{:?}", permissions(&health));
         assert!(!limit.is_seen());
-        says.lock().unwrap().limits_audiences = true;
+        answers.lock().unwrap().limits_audiences = true;
         tokio::time::sleep(MAX_RETRY_INTERVAL).await;
         assert_eq!(permissions(&health), Condition::Fine);
         assert!(limit.is_seen());
         // Somebody deletes the binding.
-        says.lock().unwrap().limits_audiences = false;
+        answers.lock().unwrap().limits_audiences = false;
         tokio::time::sleep(RECHECK_INTERVAL + Duration::from_secs(2)).await;
         assert!(fails_with(&health, what), "{:?}", permissions(&health));
         assert!(!limit.is_seen());
