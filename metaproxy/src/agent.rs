@@ -38,7 +38,7 @@ use self::listening::{Listening, Setup};
 use self::own_roles::NotOwn;
 use self::report::{Figures, report, report_guard, tell, tell_guards, tell_surroundings};
 use crate::admin::{Admin, AdminSocket, Owner, Sources};
-use crate::apiserver::trial::AudienceLimit;
+use crate::apiserver::token_trial::AudienceLimit;
 use crate::cgroups::{Locator, OwnCgroup};
 use crate::credentials::network_env::NetworkEnv;
 use crate::credentials::sts::{Sts, StsSettings};

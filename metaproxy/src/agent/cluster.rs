@@ -11,7 +11,7 @@ use tracing::info;
 use super::StartError;
 use crate::apiserver::events::{self, PodEventSender};
 use crate::apiserver::permissions::{self, Features};
-use crate::apiserver::trial::AudienceLimit;
+use crate::apiserver::token_trial::AudienceLimit;
 use crate::apiserver::{ApiServer, KubeconfigSource, taint};
 use crate::pods::kubernetes::Watch;
 use crate::pods::manifests::Manifests;

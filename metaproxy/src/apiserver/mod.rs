@@ -4,6 +4,6 @@ mod connection;
 pub mod events;
 pub mod permissions;
 pub mod taint;
-pub mod trial;
+pub mod token_trial;
 
 pub use connection::{ApiServer, ConnectError, KubeconfigSource, REQUEST_TIMEOUT, error_text, with_timeout};

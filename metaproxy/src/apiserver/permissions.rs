@@ -12,7 +12,7 @@ use kube::Api;
 use kube::api::PostParams;
 use tracing::{info, warn};
 
-use super::trial::{self, AudienceLimit, NO_LIMIT, Trial};
+use super::token_trial::{self, AudienceLimit, NO_AUDIENCE_LIMIT, TokenTrial};
 use super::{ApiServer, REQUEST_TIMEOUT, with_timeout};
 use crate::pods::Pods;
 use crate::telemetry::health::{Condition, Health, Part};
@@ -184,18 +184,18 @@ async fn check(
 ) -> Result<Condition, String> {
     let denied = denied(api, all).await?;
     if features.service_accounts && !denied.contains(&TOKENS) {
-        let subjects = trial::subjects(&pods.borrow());
-        if let Trial::Refused(why) = trial::of_tokens(api, &subjects).await {
+        let subjects = token_trial::subjects(&pods.borrow());
+        if let TokenTrial::Refused(why) = token_trial::try_tokens(api, &subjects).await {
             return Ok(Condition::Failing(format!(
                 "tokens of service accounts are allowed by RBAC and refused all the same, as a trial shows ({why}); see what admission \
                  policies and webhooks say of serviceaccounts/token"
             )));
         }
         if let (Some(limit), Some(subject)) = (limit, subjects.first())
-            && limit.look(api, subject).await == Trial::Given
+            && limit.check(api, subject).await == TokenTrial::Given
         {
             return Ok(Condition::Failing(format!(
-                "no tokens of service accounts are asked for: {NO_LIMIT}"
+                "no tokens of service accounts are asked for: {NO_AUDIENCE_LIMIT}"
             )));
         }
     }
@@ -409,15 +409,15 @@ mod tests {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let what = "no tokens of service accounts are asked for: nothing limits their audience";
         assert!(fails_with(&health, what), "{:?}", permissions(&health));
-        assert!(!limit.is_seen());
+        assert!(!limit.is_enforced());
         answers.lock().unwrap().limits_audiences = true;
         tokio::time::sleep(MAX_RETRY_INTERVAL).await;
         assert_eq!(permissions(&health), Condition::Fine);
-        assert!(limit.is_seen());
+        assert!(limit.is_enforced());
         // Somebody deletes the binding.
         answers.lock().unwrap().limits_audiences = false;
         tokio::time::sleep(RECHECK_INTERVAL + Duration::from_secs(2)).await;
         assert!(fails_with(&health, what), "{:?}", permissions(&health));
-        assert!(!limit.is_seen());
+        assert!(!limit.is_enforced());
     }
 }

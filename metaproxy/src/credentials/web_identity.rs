@@ -11,7 +11,9 @@ use kube::api::PostParams;
 
 use super::sts::Sts;
 use super::{Issuer, ObtainError, Session, SessionKey};
-use crate::apiserver::trial::{AudienceLimit, NO_LIMIT, Subject, Trial, bound_token_request};
+use crate::apiserver::token_trial::{
+    AudienceLimit, NO_AUDIENCE_LIMIT, TokenSubject, TokenTrial, bound_token_request,
+};
 use crate::apiserver::{ApiServer, error_text};
 use crate::roles::{Principal, WebIdentity};
 
@@ -52,12 +54,12 @@ impl StsIssuer {
         let Some(api) = &self.api else {
             return Err(unavailable("there is no API server to ask".to_owned()));
         };
-        if let Some(limit) = self.required.as_ref().filter(|limit| !limit.is_seen()) {
+        if let Some(limit) = self.required.as_ref().filter(|limit| !limit.is_enforced()) {
             let untold = "the API server does not say whether a policy limits their audience (--token-policy=required)";
-            match limit.look(api, &Subject::of_identity(identity)).await {
-                Trial::Refused(_) => {}
-                Trial::Given => return Err(unavailable(NO_LIMIT.to_owned())),
-                Trial::Unknown => return Err(unavailable(untold.to_owned())),
+            match limit.check(api, &TokenSubject::of_identity(identity)).await {
+                TokenTrial::Refused(_) => {}
+                TokenTrial::Given => return Err(unavailable(NO_AUDIENCE_LIMIT.to_owned())),
+                TokenTrial::Unknown => return Err(unavailable(untold.to_owned())),
             }
         }
         let request = bound_token_request(&identity.audience, &identity.pod, identity.uid.as_str());

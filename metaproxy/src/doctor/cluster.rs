@@ -5,7 +5,7 @@ use super::{Examination, Finding};
 use crate::admin::asking;
 use crate::apiserver::ApiServer;
 use crate::apiserver::permissions::{Features, denied};
-use crate::apiserver::trial::{self, Trial};
+use crate::apiserver::token_trial::{self, TokenTrial};
 use crate::pods::kubernetes::pods_of_node;
 use crate::status::Status;
 use crate::telemetry::health::Part;
@@ -108,13 +108,13 @@ async fn tried(api: &ApiServer, examination: &Examination) -> Vec<Finding> {
 /// Tries to make a token for a pod of this node, and one that a policy should refuse. Both are dry runs (`dryRun`).
 async fn tokens(api: &ApiServer, node: &str, is_limit_required: bool) -> Vec<Finding> {
     let pods = pods_of_node(api, node).await.unwrap_or_default();
-    let subjects = trial::subjects_among(&pods);
+    let subjects = token_trial::subjects_among(&pods);
     let Some(subject) = subjects.first() else {
         let says = format!("not tried: node {node} has no pod that a token could be for");
         return vec![Finding::ok(TOKENS, says)];
     };
-    match trial::of_tokens(api, &subjects).await {
-        Trial::Refused(why) => {
+    match token_trial::try_tokens(api, &subjects).await {
+        TokenTrial::Refused(why) => {
             let advice =
                 "RBAC allows it; see what admission policies and webhooks say of serviceaccounts/token";
             return vec![Finding::problem(
@@ -123,24 +123,24 @@ async fn tokens(api: &ApiServer, node: &str, is_limit_required: bool) -> Vec<Fin
                 advice,
             )];
         }
-        Trial::Unknown => return vec![Finding::ok(TOKENS, "not tried: the API server does not say")],
-        Trial::Given => {}
+        TokenTrial::Unknown => return vec![Finding::ok(TOKENS, "not tried: the API server does not say")],
+        TokenTrial::Given => {}
     }
-    match trial::of_foreign_audience(api, subject).await {
-        Trial::Given if is_limit_required => {
+    match token_trial::try_foreign_audience(api, subject).await {
+        TokenTrial::Given if is_limit_required => {
             vec![Finding::problem(
                 TOKENS,
-                format!("the agent asks for none: {}", trial::NO_LIMIT),
+                format!("the agent asks for none: {}", token_trial::NO_AUDIENCE_LIMIT),
                 LIMITS,
             )]
         }
-        Trial::Given => vec![Finding::warning(
+        TokenTrial::Given => vec![Finding::warning(
             TOKENS,
             "this account is given tokens of every service account for any audience: whoever takes a node can be anyone in the \
              cluster",
             LIMITS,
         )],
-        Trial::Refused(_) | Trial::Unknown => vec![Finding::ok(
+        TokenTrial::Refused(_) | TokenTrial::Unknown => vec![Finding::ok(
             TOKENS,
             "tried without making one: given for STS, and for no other audience",
         )],

@@ -15,7 +15,7 @@ use crate::pods::{Inventory, Known, Mirror, Pod};
 use crate::roles::WebIdentity;
 
 /// The shortest life that the API server gives (`MinTokenAgeSec`), in seconds: tokens are used at once.
-const LIFE: i64 = 600;
+const TOKEN_LIFE_SECONDS: i64 = 600;
 
 /// How many pods it is tried for: a policy may be about one of their namespaces only.
 const MAX_SUBJECTS: usize = 3;
@@ -24,7 +24,7 @@ const MAX_SUBJECTS: usize = 3;
 const FOREIGN_AUDIENCE: &str = "metaproxy-doctor.invalid";
 
 /// Why no token is asked for.
-pub const NO_LIMIT: &str = "nothing limits their audience, as a trial shows, and --token-policy=required asks for that; a new \
+pub const NO_AUDIENCE_LIMIT: &str = "nothing limits their audience, as a trial shows, and --token-policy=required asks for that; a new \
                             admission policy acts after a second: are the chart's (webIdentity.admissionPolicy) and its binding \
                             there?";
 
@@ -33,7 +33,7 @@ const STS_AUDIENCE: &str = "sts.amazonaws.com";
 
 /// The pod and the service account that a token is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Subject {
+pub struct TokenSubject {
     /// Namespace of both.
     pub namespace: String,
     /// The service account.
@@ -44,7 +44,7 @@ pub struct Subject {
     pub uid: String,
 }
 
-impl Subject {
+impl TokenSubject {
     fn of(pod: &Pod) -> Option<Self> {
         // Static pods have no service account.
         let has_account = matches!(pod.mirror, Mirror::No) && !pod.finished;
@@ -76,7 +76,7 @@ pub fn bound_token_request(audience: &str, pod: &str, uid: &str) -> TokenRequest
     TokenRequest {
         spec: TokenRequestSpec {
             audiences: vec![audience.to_owned()],
-            expiration_seconds: Some(LIFE),
+            expiration_seconds: Some(TOKEN_LIFE_SECONDS),
             bound_object_ref: Some(BoundObjectReference {
                 api_version: Some("v1".to_owned()),
                 kind: Some("Pod".to_owned()),
@@ -90,7 +90,7 @@ pub fn bound_token_request(audience: &str, pod: &str, uid: &str) -> TokenRequest
 
 /// What a trial has shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Trial {
+pub enum TokenTrial {
     /// A token would be given.
     Given,
     /// None is given, and why.
@@ -100,20 +100,20 @@ pub enum Trial {
 }
 
 /// Pods of this node that a token can be tried for, of different namespaces where there are.
-pub fn subjects(pods: &Inventory) -> Vec<Subject> {
+pub fn subjects(pods: &Inventory) -> Vec<TokenSubject> {
     let all = pods.pods().filter_map(|(_, known)| match known {
-        Known::Pod(pod) => Subject::of(pod),
+        Known::Pod(pod) => TokenSubject::of(pod),
         Known::Ambiguous(_) => None,
     });
-    spread(all.collect())
+    one_per_namespace(all.collect())
 }
 
 /// Likewise, of pods that the API server tells of.
-pub fn subjects_among(pods: &[Pod]) -> Vec<Subject> {
-    spread(pods.iter().filter_map(Subject::of).collect())
+pub fn subjects_among(pods: &[Pod]) -> Vec<TokenSubject> {
+    one_per_namespace(pods.iter().filter_map(TokenSubject::of).collect())
 }
 
-fn spread(mut all: Vec<Subject>) -> Vec<Subject> {
+fn one_per_namespace(mut all: Vec<TokenSubject>) -> Vec<TokenSubject> {
     all.sort_by(|one, other| (&one.namespace, &one.pod).cmp(&(&other.namespace, &other.pod)));
     all.dedup_by(|one, other| one.namespace == other.namespace);
     all.truncate(MAX_SUBJECTS);
@@ -121,13 +121,13 @@ fn spread(mut all: Vec<Subject>) -> Vec<Subject> {
 }
 
 /// Whether tokens are given as the agent asks for them: to one of these subjects at least.
-pub async fn of_tokens(api: &ApiServer, subjects: &[Subject]) -> Trial {
-    let mut outcome = Trial::Unknown;
+pub async fn try_tokens(api: &ApiServer, subjects: &[TokenSubject]) -> TokenTrial {
+    let mut outcome = TokenTrial::Unknown;
     for subject in subjects {
-        match ask(api, subject, STS_AUDIENCE).await {
-            Trial::Given => return Trial::Given,
-            Trial::Refused(why) => outcome = Trial::Refused(why),
-            Trial::Unknown => {}
+        match dry_run(api, subject, STS_AUDIENCE).await {
+            TokenTrial::Given => return TokenTrial::Given,
+            TokenTrial::Refused(why) => outcome = TokenTrial::Refused(why),
+            TokenTrial::Unknown => {}
         }
     }
     outcome
@@ -135,8 +135,8 @@ pub async fn of_tokens(api: &ApiServer, subjects: &[Subject]) -> Trial {
 
 /// Whether a token for another audience than STS's would be given: such a token is its service account in the cluster, or
 /// elsewhere.
-pub async fn of_foreign_audience(api: &ApiServer, subject: &Subject) -> Trial {
-    ask(api, subject, FOREIGN_AUDIENCE).await
+pub async fn try_foreign_audience(api: &ApiServer, subject: &TokenSubject) -> TokenTrial {
+    dry_run(api, subject, FOREIGN_AUDIENCE).await
 }
 
 /// Whether a policy of the cluster limits the agent's tokens to STS's audience, by the last trial. An agent whose policy is
@@ -147,23 +147,23 @@ pub struct AudienceLimit(Arc<AtomicBool>);
 
 impl AudienceLimit {
     /// Whether it was seen to act.
-    pub fn is_seen(&self) -> bool {
+    pub fn is_enforced(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
     /// Tries it for this subject. What can't be told leaves it as it was.
-    pub async fn look(&self, api: &ApiServer, subject: &Subject) -> Trial {
-        let trial = of_foreign_audience(api, subject).await;
+    pub async fn check(&self, api: &ApiServer, subject: &TokenSubject) -> TokenTrial {
+        let trial = try_foreign_audience(api, subject).await;
         match trial {
-            Trial::Given => self.0.store(false, Ordering::Relaxed),
-            Trial::Refused(_) => self.0.store(true, Ordering::Relaxed),
-            Trial::Unknown => {}
+            TokenTrial::Given => self.0.store(false, Ordering::Relaxed),
+            TokenTrial::Refused(_) => self.0.store(true, Ordering::Relaxed),
+            TokenTrial::Unknown => {}
         }
         trial
     }
 }
 
-async fn ask(api: &ApiServer, subject: &Subject, audience: &str) -> Trial {
+async fn dry_run(api: &ApiServer, subject: &TokenSubject, audience: &str) -> TokenTrial {
     let accounts: Api<ServiceAccount> = Api::namespaced(api.client(), &subject.namespace);
     let params = PostParams {
         dry_run: true,
@@ -172,11 +172,11 @@ async fn ask(api: &ApiServer, subject: &Subject, audience: &str) -> Trial {
     let request = subject.request(audience);
     let answer = accounts.create_token_request(&subject.service_account, &params, &request);
     match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {
-        Ok(Ok(_)) => Trial::Given,
+        Ok(Ok(_)) => TokenTrial::Given,
         // What can't be read was given.
-        Ok(Err(kube::Error::SerdeError(_) | kube::Error::FromUtf8(_))) => Trial::Given,
+        Ok(Err(kube::Error::SerdeError(_) | kube::Error::FromUtf8(_))) => TokenTrial::Given,
         Ok(Err(kube::Error::Api(status))) if matches!(status.code, 400 | 403 | 422) => {
-            Trial::Refused(format!(
+            TokenTrial::Refused(format!(
                 "service account {}/{}: {}",
                 subject.namespace,
                 subject.service_account,
@@ -184,7 +184,7 @@ async fn ask(api: &ApiServer, subject: &Subject, audience: &str) -> Trial {
             ))
         }
         // The pod has gone meanwhile, or the API server is away.
-        Ok(Err(_)) | Err(_) => Trial::Unknown,
+        Ok(Err(_)) | Err(_) => TokenTrial::Unknown,
     }
 }
 
@@ -194,7 +194,7 @@ mod tests {
 
     #[test]
     fn a_token_is_tried_for_pods_of_several_namespaces() {
-        let of = |namespace: &str, pod: &str| Subject {
+        let of = |namespace: &str, pod: &str| TokenSubject {
             namespace: namespace.to_owned(),
             service_account: "web".to_owned(),
             pod: pod.to_owned(),
@@ -207,6 +207,6 @@ mod tests {
             of("c", "1"),
             of("d", "1"),
         ];
-        assert_eq!(spread(all), [of("a", "1"), of("b", "1"), of("c", "1")]);
+        assert_eq!(one_per_namespace(all), [of("a", "1"), of("b", "1"), of("c", "1")]);
     }
 }
