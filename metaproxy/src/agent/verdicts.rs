@@ -84,7 +84,7 @@ impl Verdicts {
         } else {
             for (uid, before) in &changed {
                 if let Some(sentence) = sentence(inventory, rules, uid, *before)
-                    && self.lines.may_say()
+                    && self.lines.may_log()
                 {
                     info!("{sentence}");
                 }

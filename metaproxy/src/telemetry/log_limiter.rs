@@ -8,38 +8,41 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 /// Lines that are said in one window; the others are counted.
-const MOST: u32 = 10;
+const MAX_LINES: u32 = 10;
 
 /// How long a window is. It begins with the first line after the one before.
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// Lines of one kind. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct LogLimiter(Arc<Kind>);
+pub struct LogLimiter(Arc<Shared>);
 
 #[derive(Debug)]
-struct Kind {
+struct Shared {
     /// Says how many more there were.
-    more: fn(u32),
+    log_held_back: fn(u32),
     window: Mutex<Window>,
 }
 
 #[derive(Debug, Default)]
 struct Window {
     began: Option<Instant>,
-    said: u32,
+    logged: u32,
     held_back: u32,
 }
 
 impl LogLimiter {
-    /// Lines of a kind; `more` says how many were held back, when the window is over.
-    pub fn new(more: fn(u32)) -> Self {
+    /// Lines of a kind; `log_held_back` says how many were held back, when the window is over.
+    pub fn new(log_held_back: fn(u32)) -> Self {
         let window = Mutex::default();
-        Self(Arc::new(Kind { more, window }))
+        Self(Arc::new(Shared {
+            log_held_back,
+            window,
+        }))
     }
 
     /// Whether a line may be said now. One that may not is counted.
-    pub fn may_say(&self) -> bool {
+    pub fn may_log(&self) -> bool {
         let now = Instant::now();
         let mut window = self.window();
         let is_over = window
@@ -52,18 +55,20 @@ impl LogLimiter {
         } else {
             0
         };
-        let may = window.said < MOST;
+        let may = window.logged < MAX_LINES;
         if may {
-            window.said += 1;
+            window.logged += 1;
         } else {
             window.held_back += 1;
             if window.held_back == 1 {
-                self.sum_up(WINDOW.saturating_sub(window.began.map_or(WINDOW, |began| now - began)));
+                self.log_held_back_later(
+                    WINDOW.saturating_sub(window.began.map_or(WINDOW, |began| now - began)),
+                );
             }
         }
         drop(window);
         if late > 0 {
-            (self.0.more)(late);
+            (self.0.log_held_back)(late);
         }
         may
     }
@@ -73,16 +78,16 @@ impl LogLimiter {
     }
 
     /// At the end of the window; where there is no runtime to wait in, the next line does it.
-    fn sum_up(&self, left: Duration) {
+    fn log_held_back_later(&self, left: Duration) {
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
-        let kind = self.clone();
+        let limiter = self.clone();
         runtime.spawn(async move {
             tokio::time::sleep(left).await;
-            let more = std::mem::take(&mut kind.window().held_back);
+            let more = std::mem::take(&mut limiter.window().held_back);
             if more > 0 {
-                (kind.0.more)(more);
+                (limiter.0.log_held_back)(more);
             }
         });
     }
@@ -103,7 +108,7 @@ mod tests {
     }
 
     fn said_of(lines: &LogLimiter, tried: u32) -> u32 {
-        (0..tried).map(|_| u32::from(lines.may_say())).sum()
+        (0..tried).map(|_| u32::from(lines.may_log())).sum()
     }
 
     fn told() -> Vec<u32> {
@@ -127,7 +132,7 @@ mod tests {
     async fn a_few_now_and_then_are_all_said() {
         let lines = lines();
         for _ in 0..30 {
-            assert!(lines.may_say());
+            assert!(lines.may_log());
             tokio::time::sleep(WINDOW / 10).await;
         }
         assert_eq!(told(), [0; 0]);
@@ -138,7 +143,7 @@ mod tests {
         let lines = lines();
         assert_eq!(said_of(&lines, 12), 10);
         lines.window().began = Instant::now().checked_sub(WINDOW);
-        assert!(lines.may_say());
+        assert!(lines.may_log());
         assert_eq!(told(), [2]);
     }
 }

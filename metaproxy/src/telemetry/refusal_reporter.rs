@@ -72,10 +72,10 @@ impl RefusalReporter {
                 sentence,
             });
         }
-        let may_say = is_news && level(reason) != Level::DEBUG && self.lines.may_say();
+        let may_log = is_news && level(reason) != Level::DEBUG && self.lines.may_log();
         match level(reason) {
-            Level::WARN if may_say => warn!(%uid, "{sentence}"),
-            Level::INFO if may_say => info!(%uid, "{sentence}"),
+            Level::WARN if may_log => warn!(%uid, "{sentence}"),
+            Level::INFO if may_log => info!(%uid, "{sentence}"),
             _ => debug!(%uid, "{sentence}"),
         }
         sentence

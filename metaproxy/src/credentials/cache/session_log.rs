@@ -45,7 +45,7 @@ impl SessionLog {
         // In the words of the answer, and of the event.
         let reason = error.reason(&key.role);
         let is_news = before.is_none_or(|before| !is_same(&before.error, error));
-        if is_news && self.failures.may_say() {
+        if is_news && self.failures.may_log() {
             warn!(role = %key.role, session = %key.shape.name, attempts, "no session: {reason}");
         } else {
             debug!(role = %key.role, session = %key.shape.name, attempts, "no session: {reason}");
@@ -55,7 +55,7 @@ impl SessionLog {
     /// An attempt succeeded, maybe after failures.
     pub(super) fn obtained(&self, key: &SessionKey, session: &Session, failure: Option<&Failure>) {
         debug!(role = %key.role, session = %key.shape.name, "obtained {session:?}");
-        let Some(failure) = failure.filter(|_| self.recoveries.may_say()) else {
+        let Some(failure) = failure.filter(|_| self.recoveries.may_log()) else {
             return;
         };
         info!(
@@ -70,7 +70,7 @@ impl SessionLog {
 
     /// A new session has to wait this long before STS is asked for it.
     pub(super) fn paced(&self, key: &SessionKey, wait: Duration) {
-        if self.paced.may_say() {
+        if self.paced.may_log() {
             warn!(
                 role = %key.role,
                 session = %key.shape.name,
@@ -83,7 +83,7 @@ impl SessionLog {
     /// Somebody waited for a call that began then.
     pub(super) fn waited(&self, key: &SessionKey, began: Instant) {
         let took = began.elapsed();
-        if took > SLOW_CALL_THRESHOLD && self.slow.may_say() {
+        if took > SLOW_CALL_THRESHOLD && self.slow.may_log() {
             warn!(
                 role = %key.role,
                 session = %key.shape.name,
