@@ -62,7 +62,7 @@ use crate::intercept::refusals::{Refusals, follow_failures};
 use crate::roles::Rules;
 use crate::runtime_dir::{Instance, ServedMarker, make_runtime_dir};
 use crate::shutdown::stop_signal;
-use crate::telemetry::audit::Audited;
+use crate::telemetry::audit::AuditedIssuer;
 use crate::telemetry::health::{Condition, Health, Part};
 use crate::telemetry::refusal_reporter::RefusalReporter;
 
@@ -230,7 +230,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     let api = cluster.as_ref().map(|cluster| cluster.api.clone());
     let limit = settings.token_policy_required.then(AudienceLimit::default);
     let (publish_rules, rules) = watch::channel(rules);
-    let sessions = Sessions::new(Audited {
+    let sessions = Sessions::new(AuditedIssuer {
         issuer: NotOwn {
             issuer: StsIssuer::new(sts.clone(), api, limit.clone()),
             rules: rules.clone(),

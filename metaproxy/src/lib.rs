@@ -11,12 +11,12 @@ pub mod apiserver;
 pub mod cached_watch;
 #[cfg(test)]
 mod captured_log;
-pub mod causes;
 pub mod cgroups;
 pub mod cli;
 pub mod commands;
 pub mod credentials;
 pub mod doctor;
+pub mod error_chain;
 pub mod explain;
 pub mod guard;
 pub mod imds;

@@ -12,20 +12,20 @@ use crate::pods::{Inventory, Known, Pod, Pods};
 use crate::roles::{Decision, Rules};
 
 /// The target of these lines, which have a filter of their own.
-pub const AUDIT: &str = "metaproxy::audit";
+pub const AUDIT_TARGET: &str = "metaproxy::audit";
 
 /// Pods that are named of those that share a session.
-const NAMED: usize = 20;
+const MAX_NAMED_PODS: usize = 20;
 
 /// Writes down what another one issues.
 #[derive(Debug)]
-pub(crate) struct Audited<I> {
+pub(crate) struct AuditedIssuer<I> {
     pub issuer: I,
     pub pods: Pods,
     pub rules: watch::Receiver<Arc<Rules>>,
 }
 
-impl<I: Issuer> Issuer for Audited<I> {
+impl<I: Issuer> Issuer for AuditedIssuer<I> {
     async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
         let session = self.issuer.issue(key).await?;
         // One after the other: whoever decides holds both.
@@ -55,14 +55,22 @@ impl Entry {
     fn of(key: &SessionKey, session: &Session, pods: &[Arc<Pod>]) -> Self {
         let distinct = |of: fn(&Pod) -> &str| {
             let found: BTreeSet<&str> = pods.iter().map(|pod| of(pod)).collect();
-            found.into_iter().take(NAMED).collect::<Vec<_>>().join(",")
+            found
+                .into_iter()
+                .take(MAX_NAMED_PODS)
+                .collect::<Vec<_>>()
+                .join(",")
         };
         let names = match pods {
             [pod] => pod.name.clone(),
             pods => {
-                let mut names: Vec<String> = pods.iter().take(NAMED).map(ToString::to_string).collect();
-                if pods.len() > NAMED {
-                    names.push(format!("and {} more", pods.len() - NAMED));
+                let mut names: Vec<String> = pods
+                    .iter()
+                    .take(MAX_NAMED_PODS)
+                    .map(ToString::to_string)
+                    .collect();
+                if pods.len() > MAX_NAMED_PODS {
+                    names.push(format!("and {} more", pods.len() - MAX_NAMED_PODS));
                 }
                 names.join(",")
             }
@@ -94,7 +102,7 @@ fn write(entry: &Entry) {
         life,
     } = entry;
     info!(
-        target: AUDIT,
+        target: AUDIT_TARGET,
         pod, namespace, service_account, role, session_name, access_key_id, expires, life, "audit: session issued"
     );
 }

@@ -10,12 +10,12 @@ use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
 /// Upper ends of what a request takes, in seconds. SDKs give up after one.
-const REQUEST: [f64; 12] = [
+const REQUEST_BUCKETS: [f64; 12] = [
     0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 0.8, 1.0,
 ];
 
 /// Upper ends of what an STS call takes, in seconds.
-const STS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+const STS_BUCKETS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl RequestKind {
 }
 
 /// HTTP statuses that are told apart.
-const CODES: [(u16, &str); 10] = [
+const STATUS_CODES: [(u16, &str); 10] = [
     (200, "200"),
     (400, "400"),
     (401, "401"),
@@ -62,7 +62,7 @@ const CODES: [(u16, &str); 10] = [
     (503, "503"),
 ];
 
-const OTHER_CODE: &str = "other";
+const OTHER_STATUS_CODE: &str = "other";
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
@@ -83,7 +83,7 @@ struct Series {
 }
 
 fn request_histogram() -> Histogram {
-    Histogram::new(REQUEST)
+    Histogram::new(REQUEST_BUCKETS)
 }
 
 impl Default for Requests {
@@ -93,8 +93,8 @@ impl Default for Requests {
         let series = RequestKind::ALL.map(|(_, kind)| {
             let counter = |code| total.get_or_create_owned(&[("kind", kind), ("code", code)]);
             Series {
-                by_code: CODES.iter().map(|(_, code)| counter(*code)).collect(),
-                other: counter(OTHER_CODE),
+                by_code: STATUS_CODES.iter().map(|(_, code)| counter(*code)).collect(),
+                other: counter(OTHER_STATUS_CODE),
                 seconds: seconds.get_or_create_owned(&[("kind", kind)]),
             }
         });
@@ -112,7 +112,7 @@ impl Requests {
         let Some(series) = self.series.get(kind as usize) else {
             return;
         };
-        let known = CODES.iter().position(|(known, _)| *known == code);
+        let known = STATUS_CODES.iter().position(|(known, _)| *known == code);
         let counter = known.and_then(|index| series.by_code.get(index));
         counter.unwrap_or(&series.other).inc();
         series.seconds.observe(took.as_secs_f64());
@@ -171,7 +171,7 @@ impl Default for StsCalls {
         }
         Self {
             total,
-            seconds: Histogram::new(STS),
+            seconds: Histogram::new(STS_BUCKETS),
         }
     }
 }

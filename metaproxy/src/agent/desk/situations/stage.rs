@@ -29,7 +29,7 @@ use crate::imds::{Client, ImdsV1Policy, Parts, Passthrough, Service};
 use crate::intercept::caller::CurrentPods;
 use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
 use crate::roles::{Decision, OwnRole, OwnRoles, RoleId, Rules};
-use crate::telemetry::audit::Audited;
+use crate::telemetry::audit::AuditedIssuer;
 use crate::telemetry::health::Health;
 use crate::telemetry::refusal_reporter::RefusalReporter;
 
@@ -92,7 +92,7 @@ pub async fn said(situation: &Situation) -> Said {
     }
 }
 
-type Audits = Audited<Mutex<Vec<Sts>>>;
+type Audits = AuditedIssuer<Mutex<Vec<Sts>>>;
 
 /// Everything that answers, and who asks.
 struct Stage {
@@ -114,7 +114,7 @@ impl Stage {
         let (publish_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
         let (owners, events) = events::channel();
         let reporter = Arc::new(RefusalReporter::new(Some(owners)));
-        let sessions = Sessions::new(Audited {
+        let sessions = Sessions::new(AuditedIssuer {
             issuer: Mutex::new(situation.sts.clone()),
             pods: pods.clone(),
             rules: rules.clone(),
