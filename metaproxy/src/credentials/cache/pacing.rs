@@ -14,7 +14,8 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Issuer, Sessions, Slot, State};
+use super::state::State;
+use super::{Issuer, Sessions, Slot};
 use crate::credentials::SessionKey;
 use crate::pods::PodUid;
 use crate::rate_limiter::RateLimiter;
@@ -162,10 +163,10 @@ impl<I: Issuer> Sessions<I> {
                     // A request that waits has no part in this: only a running pod makes one.
                     let has_waited = tokio::select! {
                         biased;
-                        _ = changes.wait_for(|state| state.urgent.is_some() || state.forgotten) => false,
+                        _ = changes.wait_for(|state| state.phase.is_hurried()) => false,
                         has_waited = self.0.pacing.turn_ahead() => has_waited,
                     };
-                    if slot.borrow().forgotten {
+                    if slot.borrow().phase.is_forgotten() {
                         self.0.pacing.turns.ended(TurnOutcome::GivenUp);
                         return false;
                     }
@@ -191,7 +192,7 @@ impl<I: Issuer> Sessions<I> {
         let mut attempt = Attempt::NotNeeded;
         slot.send_if_modified(|state| {
             attempt = match &mut state.turn {
-                _ if state.forgotten => Attempt::Forgotten,
+                _ if state.phase.is_forgotten() => Attempt::Forgotten,
                 Turn::Taken => Attempt::NotNeeded,
                 Turn::Awaited { pods, until } => match self.0.pacing.take(pods) {
                     Ok(()) => Attempt::Taken,

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::Failure;
+use super::state::Failure;
 use crate::credentials::{ObtainError, Session, SessionKey};
 use crate::telemetry::log_limiter::LogLimiter;
 

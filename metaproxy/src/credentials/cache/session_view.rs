@@ -5,7 +5,8 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::session_log::SLOW_CALL_THRESHOLD;
-use super::{Issuer, Sessions, State, unanswered};
+use super::state::{Phase, State, unanswered};
+use super::{Issuer, Sessions};
 use crate::credentials::{ObtainError, Session, SessionKey, paced_reason};
 use crate::roles::{Grant, Reason};
 
@@ -53,16 +54,16 @@ impl SessionView {
                 let pause = failure.retry_at.saturating_duration_since(Instant::now());
                 (failure.error.clone(), pause)
             }),
-            fetching: state.fetching,
-            late: state.fetching
-                && state
-                    .urgent
-                    .is_some_and(|since| since.elapsed() >= SLOW_CALL_THRESHOLD),
+            fetching: state.phase.is_calling(),
+            late: state
+                .phase
+                .awaited_since()
+                .is_some_and(|since| since.elapsed() >= SLOW_CALL_THRESHOLD),
             paced: state
                 .turn
                 .until()
                 .map(|until| until.saturating_duration_since(Instant::now())),
-            let_go: state.let_go,
+            let_go: state.phase == Phase::LetGo,
         }
     }
 

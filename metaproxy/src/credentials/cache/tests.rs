@@ -3,12 +3,14 @@ mod pacing;
 mod recent;
 mod renewal;
 
+use super::state::Phase;
 use super::*;
 use crate::credentials::session::IssuedCredentials;
 use crate::roles::SessionShape;
 use crate::roles::session_name::SessionName;
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// What STS does about one call.
 #[derive(Clone, Debug)]

@@ -1,35 +1,41 @@
-//! When sessions are renewed, and when STS is asked again after it gave none.
+//! When sessions are renewed, and when STS is called again after it gave none.
 
 use std::time::{Duration, SystemTime};
 
 use crate::credentials::{ObtainError, Session};
-use crate::telemetry::metrics::StsOutcome;
 
-/// The part of its life after which a session is renewed, and how much earlier it may be: sessions that were obtained
-/// together are not renewed together.
+/// The part of its life after which a session is renewed.
 const RENEWAL: f64 = 0.5;
+
+/// The part of its life by which a session is renewed earlier, at random: sessions that were obtained together are not
+/// renewed together.
 const RENEWAL_JITTER: f64 = 0.05;
 
-/// How long a refusal of STS is remembered.
+/// No session is renewed sooner, so that an STS that issues sessions which are about to expire is not called without end.
+const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
+
+/// How long requests get the refusal of STS before it is called again.
 const DENIED_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Waiting time after a first transient failure; doubles with each further one.
+/// The backoff after a first transient failure. It doubles with each further one.
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
 
-/// Longest waiting time after transient failures where somebody asks.
+/// The longest backoff after transient failures if a request asks for the session.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// And where nobody does: all nodes of a cluster try again after an outage.
+/// The longest backoff if no request asks. Up to as much is added at random, so a call follows within 600 s: all nodes of a
+/// cluster try again after an outage, and must not do so at once.
 const MAX_BACKGROUND_BACKOFF: Duration = Duration::from_secs(300);
 
-pub(super) fn until_renewal(session: &Session, now: SystemTime) -> Duration {
-    let part = RENEWAL - RENEWAL_JITTER * fastrand::f64();
+/// Returns how long it is until a session is renewed. `jitter` is at random from 0 to 1.
+pub(super) fn until_renewal(session: &Session, now: SystemTime, jitter: f64) -> Duration {
+    let part = RENEWAL - RENEWAL_JITTER * jitter;
     let lived = session.life().saturating_sub(session.left(now));
     session
         .life()
         .mul_f64(part)
         .saturating_sub(lived)
-        .max(Duration::from_secs(1))
+        .max(MIN_RENEWAL_INTERVAL)
 }
 
 fn doubled(attempts: u32, longest: Duration) -> Duration {
@@ -38,16 +44,7 @@ fn doubled(attempts: u32, longest: Duration) -> Duration {
         .min(longest)
 }
 
-pub(super) fn outcome(result: &Result<Session, ObtainError>) -> StsOutcome {
-    match result {
-        Ok(_) => StsOutcome::Issued,
-        Err(ObtainError::Denied(_)) => StsOutcome::Denied,
-        Err(ObtainError::NoToken(_)) => StsOutcome::NoToken,
-        Err(ObtainError::Unavailable(_)) => StsOutcome::Unavailable,
-    }
-}
-
-/// How long requests are answered with the error instead of asking STS again.
+/// Returns how long requests get the error before STS is called again. `attempts` counts the calls that failed, from 1.
 pub(super) fn request_retry_after(error: &ObtainError, attempts: u32) -> Duration {
     match error {
         ObtainError::Denied(_) | ObtainError::NoToken(_) => DENIED_RETRY_INTERVAL,
@@ -55,13 +52,11 @@ pub(super) fn request_retry_after(error: &ObtainError, attempts: u32) -> Duratio
     }
 }
 
-/// When to ask again without a request; never, where only somebody's doing can change the answer.
-pub(super) fn background_retry_after(error: &ObtainError, attempts: u32) -> Option<Duration> {
+/// Returns when to call STS again without a request; `None` if the answer stays the same until a role, a policy or a right
+/// is changed. It is never before requests may start a call. `jitter` is at random from 0 to 1.
+pub(super) fn background_retry_after(error: &ObtainError, attempts: u32, jitter: f64) -> Option<Duration> {
     match error {
         ObtainError::Denied(_) | ObtainError::NoToken(_) => None,
-        // Never before requests may: up to as long again, so that nodes do not come all at once.
-        ObtainError::Unavailable(_) => {
-            Some(doubled(attempts, MAX_BACKGROUND_BACKOFF).mul_f64(1.0 + fastrand::f64()))
-        }
+        ObtainError::Unavailable(_) => Some(doubled(attempts, MAX_BACKGROUND_BACKOFF).mul_f64(1.0 + jitter)),
     }
 }

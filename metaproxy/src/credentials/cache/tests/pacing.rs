@@ -3,6 +3,7 @@
 use super::*;
 use crate::credentials::cache::pacing::{MAX_AHEAD_AT_ONCE, MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
 use crate::roles::{Principal, StsEndpoint, WebIdentity};
+use crate::telemetry::metrics::TurnOutcome;
 
 const AT_ONCE: usize = MAX_SESSIONS_AT_ONCE as usize;
 

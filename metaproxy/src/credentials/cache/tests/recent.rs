@@ -7,7 +7,7 @@ fn served(sessions: &Cache, handle: &SessionHandle, recent: &mut RecentSession) 
 }
 
 fn is_wanted(sessions: &Cache) -> bool {
-    sessions.slot(&key("a")).borrow().wanted
+    sessions.slot(&key("a")).borrow().phase == Phase::InUse
 }
 
 #[tokio::test(start_paused = true)]
