@@ -42,7 +42,7 @@ use crate::apiserver::token_trial::AudienceLimit;
 use crate::cgroups::{Locator, OwnCgroup};
 use crate::credentials::network_env::NetworkEnv;
 use crate::credentials::sts::{Sts, StsSettings};
-use crate::credentials::{Issuer, Sessions, StsIssuer};
+use crate::credentials::{AuditedIssuer, Issuer, Sessions, StsIssuer};
 use crate::guard::GUARD_AT_ONCE;
 use crate::imds::path::Paths;
 use crate::imds::server::Server;
@@ -62,7 +62,6 @@ use crate::intercept::refusals::{Refusals, follow_failures};
 use crate::roles::Rules;
 use crate::runtime_dir::{Instance, ServedMarker, make_runtime_dir};
 use crate::shutdown::stop_signal;
-use crate::telemetry::audit::AuditedIssuer;
 use crate::telemetry::health::{Condition, Health, Part};
 use crate::telemetry::refusal_reporter::RefusalReporter;
 

@@ -1,5 +1,6 @@
 //! Sessions: the credentials of a role, from memory or by one STS call however many wait.
 
+mod audited;
 mod cache;
 mod intermediate_role;
 pub mod network_env;
@@ -7,6 +8,7 @@ mod session;
 pub mod sts;
 mod web_identity;
 
+pub(crate) use audited::AuditedIssuer;
 pub use cache::session_view::{SessionCounts, SessionView};
 pub use cache::{Issuer, RecentSession, SessionHandle, Sessions};
 pub use cache::{MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};

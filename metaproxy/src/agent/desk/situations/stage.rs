@@ -19,7 +19,8 @@ use crate::apiserver::events::{self, PodEvent};
 use crate::captured_log::Log;
 use crate::cli::{Cli, Command};
 use crate::credentials::{
-    IssuedCredentials, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey, Sessions,
+    AuditedIssuer, IssuedCredentials, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey,
+    Sessions,
 };
 use crate::explain::{AnswerLine, Explanation, Verdict};
 use crate::imds::path::Paths;
@@ -29,7 +30,6 @@ use crate::imds::{Client, ImdsV1Policy, Parts, Passthrough, Service};
 use crate::intercept::caller::CurrentPods;
 use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
 use crate::roles::{Decision, OwnRole, OwnRoles, RoleId, Rules};
-use crate::telemetry::audit::AuditedIssuer;
 use crate::telemetry::health::Health;
 use crate::telemetry::refusal_reporter::RefusalReporter;
 
