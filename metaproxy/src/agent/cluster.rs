@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use k8s_openapi::api::core::v1::ObjectReference;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tracing::info;
@@ -13,9 +14,10 @@ use crate::apiserver::events::{self, PodEventSender};
 use crate::apiserver::permissions::{self, Features};
 use crate::apiserver::token_trial::AudienceLimit;
 use crate::apiserver::{ApiServer, KubeconfigSource, taint};
+use crate::credentials::token_subjects;
 use crate::pods::kubernetes::Watch;
 use crate::pods::manifests::Manifests;
-use crate::pods::{Inventory, Pods, Source as _};
+use crate::pods::{Inventory, Known, Pod, Pods, Source as _};
 use crate::roles::Rules;
 use crate::telemetry::health::{Condition, Health, Part};
 
@@ -147,11 +149,20 @@ impl PodsHere {
 }
 
 impl Cluster {
-    /// A way to tell pods' owners of refusals.
+    /// Publishes events on pods, and returns what takes them.
     pub fn tell_owners(&self, tasks: &mut JoinSet<()>, pods: Pods) -> PodEventSender {
-        let (refusals, told) = events::channel();
-        tasks.spawn(events::publish(self.api.clone(), self.node.clone(), pods, told));
-        refusals
+        let (sender, receiver) = events::channel();
+        let find = move |uid: &str| match pods.borrow().by_uid(&uid.parse().ok()?)? {
+            Known::Pod(pod) => Some(reference(pod)),
+            Known::Ambiguous(_) => None,
+        };
+        tasks.spawn(events::publish(
+            self.api.clone(),
+            self.node.clone(),
+            receiver,
+            find,
+        ));
+        sender
     }
 
     /// Looks after permissions, the limit of tokens if one is required, and the taint.
@@ -168,7 +179,8 @@ impl Cluster {
             service_accounts: rules.web_identity,
             startup_taint: self.startup_taint.is_some(),
         };
-        let permissions = permissions::watch(self.api.clone(), features, limit, pods, health.clone());
+        let subjects = move || token_subjects::of_node(&pods.borrow());
+        let permissions = permissions::watch(self.api.clone(), features, limit, subjects, health.clone());
         tasks.spawn(permissions);
         if let Some(taint) = &self.startup_taint {
             let (api, node) = (self.api.clone(), self.node.clone());
@@ -178,5 +190,16 @@ impl Cluster {
             );
             tasks.spawn(taint::remove(api, node, taint.clone(), health.clone()));
         }
+    }
+}
+
+fn reference(pod: &Pod) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: Some(pod.namespace.clone()),
+        name: Some(pod.name.clone()),
+        uid: Some(pod.uid.to_string()),
+        ..ObjectReference::default()
     }
 }

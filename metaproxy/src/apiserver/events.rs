@@ -22,7 +22,6 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::{ApiServer, REQUEST_TIMEOUT, with_timeout};
-use crate::pods::{Known, Pod, PodUid, Pods};
 
 /// How long the API server keeps events where it is not told otherwise (`--event-ttl`).
 const EVENT_TTL: Duration = Duration::from_secs(3600);
@@ -65,7 +64,7 @@ impl EventReason {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PodEvent {
     /// The pod.
-    pub uid: PodUid,
+    pub uid: String,
     /// What it is about.
     pub reason: EventReason,
     /// The sentence.
@@ -88,18 +87,22 @@ pub fn channel() -> (PodEventSender, mpsc::Receiver<PodEvent>) {
 }
 
 /// Tells pods' owners. Never ends.
-pub async fn publish(api: ApiServer, node: String, pods: Pods, mut pod_events: mpsc::Receiver<PodEvent>) {
+pub async fn publish(
+    api: ApiServer,
+    node: String,
+    mut pod_events: mpsc::Receiver<PodEvent>,
+    find_pod: impl Fn(&str) -> Option<ObjectReference>,
+) {
     let mut budgets = EventBudgets::default();
     while let Some(pod_event) = pod_events.recv().await {
-        let known = pods.borrow().by_uid(&pod_event.uid).cloned();
-        let Some(Known::Pod(pod)) = known else {
+        let Some(pod) = find_pod(&pod_event.uid) else {
             continue;
         };
         if !budgets.admit(&pod_event, Instant::now()) {
             continue;
         }
-        let event = event(&pod, &node, &pod_event, Timestamp::now());
-        let events: Api<Event> = Api::namespaced(api.client(), &pod.namespace);
+        let events: Api<Event> = Api::namespaced(api.client(), pod.namespace.as_deref().unwrap_or_default());
+        let event = event(pod, &node, &pod_event, Timestamp::now());
         let params = PostParams::default();
         let made = async {
             match events.create(&params, &event).await {
@@ -108,7 +111,10 @@ pub async fn publish(api: ApiServer, node: String, pods: Pods, mut pod_events: m
             }
         };
         if let Err(error) = with_timeout(REQUEST_TIMEOUT, made).await {
-            debug!("an event on pod {pod} could not be made: {error}");
+            debug!(
+                uid = pod_event.uid,
+                "an event on a pod could not be made: {error}"
+            );
             // The next time that it comes up.
             budgets.take_back(&pod_event);
         }
@@ -117,16 +123,17 @@ pub async fn publish(api: ApiServer, node: String, pods: Pods, mut pod_events: m
     std::future::pending().await
 }
 
-fn event(pod: &Pod, node: &str, pod_event: &PodEvent, now: Timestamp) -> Event {
+fn event(pod: ObjectReference, node: &str, pod_event: &PodEvent, now: Timestamp) -> Event {
     // Names of events end like this everywhere; that of a pod may be as long as a name may be.
     let note = pod_event.note();
-    let suffix = format!(".{:016x}", identity(&pod.uid, &note));
-    let start: String = pod.name.chars().take(253 - suffix.len()).collect();
+    let suffix = format!(".{:016x}", identity(&pod_event.uid, &note));
+    let name = pod.name.as_deref().unwrap_or_default();
+    let start: String = name.chars().take(253 - suffix.len()).collect();
     let start = start.trim_end_matches(['.', '-']);
     Event {
         metadata: ObjectMeta {
             name: Some(format!("{start}{suffix}")),
-            namespace: Some(pod.namespace.clone()),
+            namespace: pod.namespace.clone(),
             ..ObjectMeta::default()
         },
         event_time: Some(MicroTime(now)),
@@ -134,14 +141,7 @@ fn event(pod: &Pod, node: &str, pod_event: &PodEvent, now: Timestamp) -> Event {
         reason: Some(pod_event.reason.name().to_owned()),
         action: Some("AssumeRole".to_owned()),
         note: Some(note),
-        regarding: Some(ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            namespace: Some(pod.namespace.clone()),
-            name: Some(pod.name.clone()),
-            uid: Some(pod.uid.to_string()),
-            ..ObjectReference::default()
-        }),
+        regarding: Some(pod),
         reporting_controller: Some("metaproxy".to_owned()),
         reporting_instance: Some(node.chars().take(MAX_INSTANCE_LENGTH).collect()),
         ..Event::default()
@@ -150,9 +150,9 @@ fn event(pod: &Pod, node: &str, pod_event: &PodEvent, now: Timestamp) -> Event {
 
 /// The same for the same sentence about the same pod, of every agent of a version: the standard library's hash without a random
 /// state. Nobody gains by a collision, which costs an event for an hour.
-fn identity(uid: &PodUid, note: &str) -> u64 {
+fn identity(uid: &str, note: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (uid.to_string(), note).hash(&mut hasher);
+    (uid, note).hash(&mut hasher);
     hasher.finish()
 }
 
@@ -168,7 +168,7 @@ fn shortened(sentence: &str) -> String {
 
 /// What pods' owners were told.
 #[derive(Debug, Default)]
-struct EventBudgets(HashMap<PodUid, PodBudget>);
+struct EventBudgets(HashMap<String, PodBudget>);
 
 #[derive(Debug)]
 struct PodBudget {
@@ -220,13 +220,22 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::pods::Inventory;
 
     fn pod_event(uid: &str, sentence: &str) -> PodEvent {
         PodEvent {
-            uid: uid.parse().unwrap(),
+            uid: uid.to_owned(),
             reason: EventReason::RoleRefused,
             sentence: sentence.to_owned(),
+        }
+    }
+
+    fn reference(name: &str) -> ObjectReference {
+        ObjectReference {
+            kind: Some("Pod".to_owned()),
+            namespace: Some("apps".to_owned()),
+            name: Some(name.to_owned()),
+            uid: Some("u1".to_owned()),
+            ..ObjectReference::default()
         }
     }
 
@@ -257,15 +266,9 @@ mod tests {
 
     #[test]
     fn an_event_fits_what_the_api_server_takes() {
-        let pod = Pod::from_api(
-            serde_json::from_value(serde_json::json!({
-                "metadata": {"name": "a-".repeat(126) + "z", "namespace": "apps", "uid": "u1"},
-            }))
-            .unwrap(),
-        )
-        .unwrap();
+        let pod = reference(&("a-".repeat(126) + "z"));
         let pod_event = pod_event("u1", &"ä".repeat(600));
-        let event = event(&pod, "node1", &pod_event, Timestamp::now());
+        let event = event(pod, "node1", &pod_event, Timestamp::now());
         let name = event.metadata.name.unwrap();
         assert!(name.len() <= 253 && !name.contains("-."), "{name}");
         let note = event.note.unwrap();
@@ -280,7 +283,7 @@ mod tests {
 
     #[test]
     fn an_events_name_is_that_of_the_sentence_and_the_pod() {
-        let of = |uid: &str, note: &str| identity(&uid.parse().unwrap(), note);
+        let of = |uid: &str, note: &str| identity(uid, note);
         assert_eq!(of("u1", "no"), of("u1", "no"));
         assert_ne!(of("u1", "no"), of("u2", "no"));
         assert_ne!(of("u1", "no"), of("u1", "not this"));
@@ -302,18 +305,10 @@ mod tests {
             }
             (201, body)
         });
-        let pod = Pod::from_api(
-            serde_json::from_value(serde_json::json!({
-                "metadata": { "name": "web", "namespace": "apps", "uid": "u1" },
-            }))
-            .unwrap(),
-        )
-        .unwrap();
-        let inventory = Inventory::new([Arc::new(pod)], [], []);
-        let pods = tokio::sync::watch::channel(Arc::new(inventory)).1;
+        let find = |_: &str| Some(reference("web"));
         for _agent in 0..2 {
             let (sender, receiver) = channel();
-            tokio::spawn(publish(api.clone(), "node1".to_owned(), pods.clone(), receiver));
+            tokio::spawn(publish(api.clone(), "node1".to_owned(), receiver, find));
             for _ in 0..2 {
                 sender.send(pod_event("u1", "no")).await.unwrap();
                 tokio::time::sleep(Duration::from_secs(1)).await;

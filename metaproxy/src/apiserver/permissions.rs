@@ -12,9 +12,8 @@ use kube::Api;
 use kube::api::PostParams;
 use tracing::{info, warn};
 
-use super::token_trial::{self, AudienceLimit, NO_AUDIENCE_LIMIT, TokenTrial};
+use super::token_trial::{self, AudienceLimit, NO_AUDIENCE_LIMIT, TokenSubject, TokenTrial};
 use super::{ApiServer, REQUEST_TIMEOUT, with_timeout};
-use crate::pods::Pods;
 use crate::telemetry::health::{Condition, Health, Part};
 
 /// Between two looks at what is denied; doubles with each.
@@ -125,7 +124,7 @@ pub async fn watch(
     api: ApiServer,
     features: Features,
     limit: Option<AudienceLimit>,
-    pods: Pods,
+    subjects: impl Fn() -> Vec<TokenSubject>,
     health: Health,
 ) {
     let all = features.permissions();
@@ -133,7 +132,7 @@ pub async fn watch(
     // What was found out last stands while the API server is away. Watching tells that it is, and what comes of it.
     let mut known: Option<Condition> = None;
     loop {
-        let found = check(&api, &all, features, limit.as_ref(), &pods).await;
+        let found = check(&api, &all, features, limit.as_ref(), &subjects).await;
         let is_known = found.is_ok();
         let condition = match found {
             Ok(condition) => known.insert(condition).clone(),
@@ -180,11 +179,11 @@ async fn check(
     all: &[Permission],
     features: Features,
     limit: Option<&AudienceLimit>,
-    pods: &Pods,
+    subjects: &impl Fn() -> Vec<TokenSubject>,
 ) -> Result<Condition, String> {
     let denied = denied(api, all).await?;
     if features.service_accounts && !denied.contains(&TOKENS) {
-        let subjects = token_trial::subjects(&pods.borrow());
+        let subjects = subjects();
         if let TokenTrial::Refused(why) = token_trial::try_tokens(api, &subjects).await {
             return Ok(Condition::Failing(format!(
                 "tokens of service accounts are allowed by RBAC and refused all the same, as a trial shows ({why}); see what admission \
@@ -259,7 +258,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::pods::{Inventory, Pod};
 
     #[test]
     fn what_is_denied_is_named_as_rbac_writes_it() {
@@ -328,13 +326,13 @@ mod tests {
         (api, answers)
     }
 
-    fn pods() -> Pods {
-        let pod = json!({
-            "metadata": { "name": "web", "namespace": "apps", "uid": "aaaaaaaa-0000-0000-0000-000000000001" },
-            "spec": { "nodeName": "node1", "serviceAccountName": "web" },
-        });
-        let pod = Pod::from_api(serde_json::from_value(pod).unwrap()).unwrap();
-        tokio::sync::watch::channel(Arc::new(Inventory::new([Arc::new(pod)], [], []))).1
+    fn subjects() -> Vec<TokenSubject> {
+        vec![TokenSubject {
+            namespace: "apps".to_owned(),
+            service_account: "web".to_owned(),
+            pod: "web".to_owned(),
+            uid: "aaaaaaaa-0000-0000-0000-000000000001".to_owned(),
+        }]
     }
 
     fn watching(api: ApiServer) -> Health {
@@ -347,7 +345,7 @@ mod tests {
             service_accounts: true,
             ..Features::default()
         };
-        tokio::spawn(watch(api, features, limit, pods(), health.clone()));
+        tokio::spawn(watch(api, features, limit, subjects, health.clone()));
         health
     }
 

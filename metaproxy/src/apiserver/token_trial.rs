@@ -11,14 +11,9 @@ use kube::Api;
 use kube::api::PostParams;
 
 use super::{ApiServer, REQUEST_TIMEOUT, error_text};
-use crate::pods::{Inventory, Known, Mirror, Pod};
-use crate::roles::WebIdentity;
 
 /// The shortest life that the API server gives (`MinTokenAgeSec`), in seconds: tokens are used at once.
 const TOKEN_LIFE_SECONDS: i64 = 600;
-
-/// How many pods it is tried for: a policy may be about one of their namespaces only.
-const MAX_SUBJECTS: usize = 3;
 
 /// An audience that no policy of the chart allows.
 const FOREIGN_AUDIENCE: &str = "metaproxy-doctor.invalid";
@@ -45,27 +40,6 @@ pub struct TokenSubject {
 }
 
 impl TokenSubject {
-    fn of(pod: &Pod) -> Option<Self> {
-        // Static pods have no service account.
-        let has_account = matches!(pod.mirror, Mirror::No) && !pod.finished;
-        has_account.then(|| Self {
-            namespace: pod.namespace.clone(),
-            service_account: pod.service_account.clone(),
-            pod: pod.name.clone(),
-            uid: pod.uid.to_string(),
-        })
-    }
-
-    /// Those of a role of a service account.
-    pub fn of_identity(identity: &WebIdentity) -> Self {
-        Self {
-            namespace: identity.namespace.clone(),
-            service_account: identity.service_account.clone(),
-            pod: identity.pod.clone(),
-            uid: identity.uid.to_string(),
-        }
-    }
-
     fn request(&self, audience: &str) -> TokenRequest {
         bound_token_request(audience, &self.pod, &self.uid)
     }
@@ -97,27 +71,6 @@ pub enum TokenTrial {
     Refused(String),
     /// It can't be told: there is no pod to try it for, or the API server is away.
     Unknown,
-}
-
-/// Pods of this node that a token can be tried for, of different namespaces where there are.
-pub fn subjects(pods: &Inventory) -> Vec<TokenSubject> {
-    let all = pods.pods().filter_map(|(_, known)| match known {
-        Known::Pod(pod) => TokenSubject::of(pod),
-        Known::Ambiguous(_) => None,
-    });
-    one_per_namespace(all.collect())
-}
-
-/// Likewise, of pods that the API server tells of.
-pub fn subjects_among(pods: &[Pod]) -> Vec<TokenSubject> {
-    one_per_namespace(pods.iter().filter_map(TokenSubject::of).collect())
-}
-
-fn one_per_namespace(mut all: Vec<TokenSubject>) -> Vec<TokenSubject> {
-    all.sort_by(|one, other| (&one.namespace, &one.pod).cmp(&(&other.namespace, &other.pod)));
-    all.dedup_by(|one, other| one.namespace == other.namespace);
-    all.truncate(MAX_SUBJECTS);
-    all
 }
 
 /// Whether tokens are given as the agent asks for them: to one of these subjects at least.
@@ -185,28 +138,5 @@ async fn dry_run(api: &ApiServer, subject: &TokenSubject, audience: &str) -> Tok
         }
         // The pod has gone meanwhile, or the API server is away.
         Ok(Err(_)) | Err(_) => TokenTrial::Unknown,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_token_is_tried_for_pods_of_several_namespaces() {
-        let of = |namespace: &str, pod: &str| TokenSubject {
-            namespace: namespace.to_owned(),
-            service_account: "web".to_owned(),
-            pod: pod.to_owned(),
-            uid: "u".to_owned(),
-        };
-        let all = vec![
-            of("b", "2"),
-            of("a", "1"),
-            of("b", "1"),
-            of("c", "1"),
-            of("d", "1"),
-        ];
-        assert_eq!(one_per_namespace(all), [of("a", "1"), of("b", "1"), of("c", "1")]);
     }
 }

@@ -6,6 +6,7 @@ mod intermediate_role;
 pub mod network_env;
 mod session;
 pub mod sts;
+pub mod token_subjects;
 mod web_identity;
 
 pub(crate) use audited::AuditedIssuer;

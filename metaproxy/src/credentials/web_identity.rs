@@ -10,10 +10,9 @@ use kube::Api;
 use kube::api::PostParams;
 
 use super::sts::Sts;
+use super::token_subjects;
 use super::{Issuer, ObtainError, Session, SessionKey};
-use crate::apiserver::token_trial::{
-    AudienceLimit, NO_AUDIENCE_LIMIT, TokenSubject, TokenTrial, bound_token_request,
-};
+use crate::apiserver::token_trial::{AudienceLimit, NO_AUDIENCE_LIMIT, TokenTrial, bound_token_request};
 use crate::apiserver::{ApiServer, error_text};
 use crate::roles::{Principal, WebIdentity};
 
@@ -56,7 +55,7 @@ impl StsIssuer {
         };
         if let Some(limit) = self.required.as_ref().filter(|limit| !limit.is_enforced()) {
             let untold = "the API server does not say whether a policy limits their audience (--token-policy=required)";
-            match limit.check(api, &TokenSubject::of_identity(identity)).await {
+            match limit.check(api, &token_subjects::of_identity(identity)).await {
                 TokenTrial::Refused(_) => {}
                 TokenTrial::Given => return Err(unavailable(NO_AUDIENCE_LIMIT.to_owned())),
                 TokenTrial::Unknown => return Err(unavailable(untold.to_owned())),

@@ -6,6 +6,7 @@ use crate::admin::asking;
 use crate::apiserver::ApiServer;
 use crate::apiserver::permissions::{Features, denied};
 use crate::apiserver::token_trial::{self, TokenTrial};
+use crate::credentials::token_subjects;
 use crate::pods::kubernetes::pods_of_node;
 use crate::status::Status;
 use crate::telemetry::health::Part;
@@ -108,7 +109,7 @@ async fn tried(api: &ApiServer, examination: &Examination) -> Vec<Finding> {
 /// Tries to make a token for a pod of this node, and one that a policy should refuse. Both are dry runs (`dryRun`).
 async fn tokens(api: &ApiServer, node: &str, is_limit_required: bool) -> Vec<Finding> {
     let pods = pods_of_node(api, node).await.unwrap_or_default();
-    let subjects = token_trial::subjects_among(&pods);
+    let subjects = token_subjects::among(&pods);
     let Some(subject) = subjects.first() else {
         let says = format!("not tried: node {node} has no pod that a token could be for");
         return vec![Finding::ok(TOKENS, says)];

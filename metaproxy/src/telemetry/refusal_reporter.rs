@@ -64,7 +64,7 @@ impl RefusalReporter {
             _ => None,
         };
         if let (Some(owners), Some(reason)) = (&self.owners, event) {
-            let (uid, sentence) = (uid.clone(), sentence.clone());
+            let (uid, sentence) = (uid.to_string(), sentence.clone());
             // Where too many wait already, the log has it.
             let _ = owners.try_send(PodEvent {
                 uid,
