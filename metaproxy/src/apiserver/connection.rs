@@ -9,8 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
-use hyper::{Method, Request, Response};
-use hyper_util::client::legacy::connect::HttpConnector;
+use hyper::rt::{Read, Write};
+use hyper::{Method, Request, Response, Uri};
+use hyper_util::client::legacy::connect::proxy::Tunnel;
+use hyper_util::client::legacy::connect::{Connection, HttpConnector};
+use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioExecutor;
 use kube::client::{Body, ClientBuilder, ConfigExt as _};
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
@@ -163,21 +166,49 @@ impl ApiServer {
     }
 }
 
-/// kube's own stack of layers, over connections that are kept alive.
+/// Makes a client whose connections are kept alive and whose requests have time limits, through the kubeconfig's `proxy-url` if
+/// it has one.
 fn client(config: Config, watch_times: WatchTimes) -> Result<Client, kube::Error> {
-    if config.proxy_url.is_some() {
-        // Tunnels are kube's doing, and so is noticing that one is dead.
-        let mut config = config;
-        config.default_retry = false;
-        return Client::try_from(config);
+    let mut tcp = HttpConnector::new();
+    tcp.enforce_http(false);
+    tcp.set_connect_timeout(Some(CONNECT_TIMEOUT));
+    tcp.set_keepalive(Some(KEEPALIVE_IDLE));
+    tcp.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    tcp.set_keepalive_retries(Some(MAX_KEEPALIVE_RETRIES));
+    tcp.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT));
+    let Some(proxy_url) = &config.proxy_url else {
+        return client_over(tcp, config, watch_times);
+    };
+    let rules = Matcher::builder().all(proxy_url.to_string()).build();
+    match (rules.intercept(&config.cluster_url), proxy_url.scheme_str()) {
+        (Some(proxy), Some("http")) => client_over(tunnel(&proxy, tcp), config, watch_times),
+        (Some(proxy), Some("https")) => {
+            let tls = config.rustls_https_connector_with_connector(tcp)?;
+            client_over(tunnel(&proxy, tls), config, watch_times)
+        }
+        _ => Err(kube::Error::ProxyProtocolUnsupported {
+            proxy_url: Box::new(proxy_url.clone()),
+        }),
     }
-    let mut connector = HttpConnector::new();
-    connector.enforce_http(false);
-    connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
-    connector.set_keepalive(Some(KEEPALIVE_IDLE));
-    connector.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
-    connector.set_keepalive_retries(Some(MAX_KEEPALIVE_RETRIES));
-    connector.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT));
+}
+
+/// Tunnels connections through an HTTP proxy (CONNECT), with the user and password of the proxy's URL if it has them.
+fn tunnel<C>(proxy: &Intercept, connector: C) -> Tunnel<C> {
+    let tunnel = Tunnel::new(proxy.uri().clone(), connector);
+    match proxy.basic_auth() {
+        Some(credentials) => tunnel.with_auth(credentials.clone()),
+        None => tunnel,
+    }
+}
+
+/// Puts kube's own layers, and the limits of requests, over connections that this connector makes.
+fn client_over<C>(connector: C, config: Config, watch_times: WatchTimes) -> Result<Client, kube::Error>
+where
+    C: Service<Uri> + Clone + Send + Sync + 'static,
+    C::Response: Connection + Read + Write + Send + Unpin + 'static,
+    C::Future: Send + 'static,
+    C::Error: Into<BoxError>,
+{
     let connector = config.rustls_https_connector_with_connector(connector)?;
     let http = hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build(connector);
     let service = ServiceBuilder::new()
@@ -312,4 +343,54 @@ pub fn error_text(error: &kube::Error) -> String {
         cause = error.source();
     }
     sentence
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// Reads the head of a request, and answers it.
+    fn answer(stream: &TcpStream, answer: &str) -> Vec<String> {
+        let lines = BufReader::new(stream).lines().map(Result::unwrap);
+        let head = lines.take_while(|line| !line.is_empty()).collect();
+        (&mut &*stream).write_all(answer.as_bytes()).unwrap();
+        head
+    }
+
+    #[tokio::test]
+    async fn a_watch_through_a_proxy_is_noted_as_any_other() {
+        let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("kubeconfig");
+        let kubeconfig = serde_json::json!({
+            "clusters": [{ "name": "c", "cluster": {
+                "server": "http://api.invalid:6443",
+                "proxy-url": format!("http://user:pass%40word@{}", proxy.local_addr().unwrap()),
+            }}],
+            "users": [{ "name": "u", "user": {} }],
+            "contexts": [{ "name": "x", "context": { "cluster": "c", "user": "u" } }],
+            "current-context": "x",
+        });
+        std::fs::write(&path, kubeconfig.to_string()).unwrap();
+        let heads = std::thread::spawn(move || {
+            let (stream, _) = proxy.accept().unwrap();
+            let connect = answer(&stream, "HTTP/1.1 200 OK\r\n\r\n");
+            let watch = answer(&stream, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}");
+            (connect, watch)
+        });
+
+        let api = ApiServer::open(&KubeconfigSource::File(path)).await.unwrap();
+        let request = Request::get("/api/v1/pods?watch=true").body(Vec::new()).unwrap();
+        api.client().request_text(request).await.unwrap();
+
+        assert!(api.watch_started("pods").is_some());
+        let (connect, watch) = heads.join().unwrap();
+        assert_eq!(connect[0], "CONNECT api.invalid:6443 HTTP/1.1");
+        let credentials = "Proxy-Authorization: Basic dXNlcjpwYXNzQHdvcmQ=";
+        assert!(connect.iter().any(|line| line == credentials), "{connect:?}");
+        assert_eq!(watch[0], "GET /api/v1/pods?watch=true HTTP/1.1");
+    }
 }
