@@ -52,22 +52,26 @@ pub struct NetworkEnv {
 }
 
 impl NetworkEnv {
-    /// From this process's environment.
+    /// Reads this process's environment.
     #[expect(
         clippy::disallowed_methods,
         reason = "conventions of the environment, which are no flags of ours"
     )]
     pub fn read() -> Self {
-        let read = |names: [&str; 2]| {
-            names
-                .iter()
-                .find_map(|name| std::env::var(name).ok())
-                .filter(|value| !value.is_empty())
+        Self::from_variables(|name| std::env::var(name).ok())
+    }
+
+    /// Takes the uppercase name before the lowercase one, as the SDK for Rust does (curl and the AWS CLI take the lowercase one
+    /// first). An empty variable counts as one that is not set, so it hides no other.
+    fn from_variables(get: impl Fn(&str) -> Option<String>) -> Self {
+        let first = |names: &[&str]| {
+            let mut values = names.iter().filter_map(|name| get(name));
+            values.find(|value| !value.is_empty())
         };
         Self {
-            https_proxy: read(["HTTPS_PROXY", "https_proxy"]),
-            no_proxy: read(["NO_PROXY", "no_proxy"]),
-            ca_bundle: read(["AWS_CA_BUNDLE", "AWS_CA_BUNDLE"]).map(PathBuf::from),
+            https_proxy: first(&["HTTPS_PROXY", "https_proxy"]),
+            no_proxy: first(&["NO_PROXY", "no_proxy"]),
+            ca_bundle: first(&["AWS_CA_BUNDLE"]).map(PathBuf::from),
         }
     }
 
@@ -126,6 +130,29 @@ impl NetworkEnv {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::neither(None, None, None)]
+    #[case::lowercase(None, Some("l"), Some("l"))]
+    #[case::both(Some("u"), Some("l"), Some("u"))]
+    #[case::uppercase_is_empty(Some(""), Some("l"), Some("l"))]
+    #[case::both_are_empty(Some(""), Some(""), None)]
+    fn the_first_variable_with_a_value_counts(
+        #[case] uppercase: Option<&str>,
+        #[case] lowercase: Option<&str>,
+        #[case] want: Option<&str>,
+    ) {
+        let env = NetworkEnv::from_variables(|name| {
+            let is_upper = name == name.to_uppercase();
+            let value = if is_upper { uppercase } else { lowercase };
+            value.map(str::to_owned)
+        });
+        assert_eq!(
+            (env.https_proxy.as_deref(), env.no_proxy.as_deref()),
+            (want, want)
+        );
+    }
 
     #[test]
     fn a_bundle_that_is_missing_or_empty_is_an_error_that_names_it() {
