@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Client;
-use crate::credentials::{SessionKey, SessionHandle};
+use crate::credentials::{SessionHandle, SessionKey};
 use crate::pods::{Inventory, PodUid, Pods};
 use crate::roles::{Decision, Grant, Reason, Rules};
 

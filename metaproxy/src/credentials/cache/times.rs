@@ -2,6 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
+use backon::{BackoffBuilder as _, ExponentialBuilder};
+
 use crate::credentials::{ObtainError, Session};
 
 /// The part of its life after which a session is renewed.
@@ -38,17 +40,22 @@ pub(super) fn until_renewal(session: &Session, now: SystemTime, jitter: f64) -> 
         .max(MIN_RENEWAL_INTERVAL)
 }
 
-fn doubled(attempts: u32, longest: Duration) -> Duration {
-    MIN_BACKOFF
-        .saturating_mul(1 << attempts.saturating_sub(1).min(16))
-        .min(longest)
+/// Returns the backoff after this number of failures, from 1.
+fn backoff(attempts: u32, longest: Duration) -> Duration {
+    let backoff = ExponentialBuilder::new()
+        .with_min_delay(MIN_BACKOFF)
+        .with_max_delay(longest)
+        .without_max_times();
+    // Each of the first ones is computed; by the 16th, the longest is reached.
+    let earlier = attempts.saturating_sub(1).min(16);
+    backoff.build().nth(earlier as usize).unwrap_or(longest)
 }
 
 /// Returns how long requests get the error before STS is called again. `attempts` counts the calls that failed, from 1.
 pub(super) fn request_retry_after(error: &ObtainError, attempts: u32) -> Duration {
     match error {
         ObtainError::Denied(_) | ObtainError::NoToken(_) => DENIED_RETRY_INTERVAL,
-        ObtainError::Unavailable(_) => doubled(attempts, MAX_BACKOFF),
+        ObtainError::Unavailable(_) => backoff(attempts, MAX_BACKOFF),
     }
 }
 
@@ -57,6 +64,6 @@ pub(super) fn request_retry_after(error: &ObtainError, attempts: u32) -> Duratio
 pub(super) fn background_retry_after(error: &ObtainError, attempts: u32, jitter: f64) -> Option<Duration> {
     match error {
         ObtainError::Denied(_) | ObtainError::NoToken(_) => None,
-        ObtainError::Unavailable(_) => Some(doubled(attempts, MAX_BACKGROUND_BACKOFF).mul_f64(1.0 + jitter)),
+        ObtainError::Unavailable(_) => Some(backoff(attempts, MAX_BACKGROUND_BACKOFF).mul_f64(1.0 + jitter)),
     }
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::rate_limiter::RateLimiter;
 use crate::pods::PodUid;
+use crate::rate_limiter::RateLimiter;
 
 /// Requests of a pod under way at a time.
 pub(super) const MAX_CONCURRENT_REQUESTS: usize = 4;

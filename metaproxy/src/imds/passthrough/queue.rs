@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
-use crate::rate_limiter::RateLimiter;
 use crate::pods::PodUid;
+use crate::rate_limiter::RateLimiter;
 
 /// A pod that was served before that is as one that never was.
 const SERVED_MEMORY: Duration = Duration::from_secs(10);
