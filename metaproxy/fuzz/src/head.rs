@@ -104,17 +104,17 @@ static SCENE: LazyLock<Scene> = LazyLock::new(|| {
 pub fn head(data: &[u8]) {
     let scene = &*SCENE;
     let answer = scene.runtime.block_on(async {
-        let (mut client, server) = duplex(64 * 1024);
+        let (mut stream, server) = duplex(64 * 1024);
         let limits = ClientLimits::new(limits());
         let permit = limits.acquire(&()).unwrap();
         let client = Client {
             uid: UID.parse().unwrap(),
         };
         let asking = async {
-            let _ = client.write_all(data).await;
-            let _ = client.shutdown().await;
+            let _ = stream.write_all(data).await;
+            let _ = stream.shutdown().await;
             let mut answer = Vec::new();
-            let _ = client.read_to_end(&mut answer).await;
+            let _ = stream.read_to_end(&mut answer).await;
             answer
         };
         let serving = scene.http.serve(server, &client, &permit, || {});
