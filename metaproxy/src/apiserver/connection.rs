@@ -1,74 +1,65 @@
-//! A client of the API server that notices a connection that is dead.
+//! A client of the API server that notices a dead connection.
 
-use std::collections::HashMap;
-use std::error::Error;
-use std::future::Future;
 use std::path::PathBuf;
-use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
+use hyper::Uri;
 use hyper::rt::{Read, Write};
-use hyper::{Method, Request, Response, Uri};
 use hyper_util::client::legacy::connect::proxy::Tunnel;
 use hyper_util::client::legacy::connect::{Connection, HttpConnector};
 use hyper_util::client::proxy::matcher::{Intercept, Matcher};
 use hyper_util::rt::TokioExecutor;
-use kube::client::{Body, ClientBuilder, ConfigExt as _};
+use kube::client::{ClientBuilder, ConfigExt as _};
 use kube::config::{InClusterError, KubeConfigOptions, Kubeconfig, KubeconfigError};
 use kube::{Client, Config};
 use thiserror::Error;
 use tower::{BoxError, Service, ServiceBuilder};
 
-/// For a connection to be made.
+use super::request::{RequestLimits, WatchTimes, error_text};
+
+/// The longest that a TCP connection takes to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// A connection on which nothing was heard is asked after this time, and then at intervals; without an answer it is dead
-/// after some 20 s. A watch is silent for minutes, and a load balancer may have forgotten it.
+/// How long a connection is silent before TCP probes it. A watch is silent for minutes, and a load balancer may have
+/// forgotten it. With the interval and the number of probes below, a dead connection ends after some 20 s.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
+
+/// The time between two probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// How many probes may go unanswered.
 const MAX_KEEPALIVE_RETRIES: u32 = 2;
 
-/// For the head of an answer, watches included: a server may accept and then say nothing.
-const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
-
-/// For that of a list, which the API server writes whole before it sends any of it.
-const LIST_TIMEOUT: Duration = Duration::from_secs(30);
-
-/// Between two watches of one resource: a server that ends each at once is not asked without pause.
-const MIN_WATCH_INTERVAL: Duration = Duration::from_millis(500);
-
-/// For what was sent to be acknowledged (`TCP_USER_TIMEOUT`).
+/// How long sent data may go unacknowledged (`TCP_USER_TIMEOUT`).
 const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Where the address and the credentials come from.
+/// Where the API server's address and the credentials come from.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KubeconfigSource {
     /// The service account of the agent's own pod.
     InCluster,
-    /// A file.
+    /// A kubeconfig file.
     File(PathBuf),
 }
 
 /// Why there is no client.
 #[derive(Debug, Error)]
 pub enum ConnectError {
-    /// The pod's own credentials.
+    /// The credentials of the agent's own pod cannot be read.
     #[error(
         "the API server cannot be reached with this pod's service account: {0}; let its token be mounted \
          (automountServiceAccountToken), or give --kubeconfig"
     )]
     InCluster(#[from] InClusterError),
-    /// The file.
+    /// The kubeconfig file cannot be used.
     #[error("--kubeconfig {path}: {error}")]
     File {
-        /// Which.
+        /// The file's path.
         path: PathBuf,
-        /// Why not.
+        /// What is wrong with it.
         error: KubeconfigError,
     },
-    /// Certificates or credentials.
+    /// Certificates, credentials or the proxy's URL cannot be used.
     #[error("the API server cannot be reached: {0}")]
     Client(String),
 }
@@ -88,10 +79,10 @@ impl std::fmt::Debug for ApiServer {
 }
 
 impl ApiServer {
-    /// Reads address and credentials; nothing is sent yet.
+    /// Reads the address and the credentials. Nothing is sent yet.
     ///
     /// # Errors
-    /// Where they can't be read.
+    /// If they cannot be read or used.
     pub async fn open(source: &KubeconfigSource) -> Result<Self, ConnectError> {
         let config = match source {
             KubeconfigSource::InCluster => Config::incluster()?,
@@ -118,35 +109,37 @@ impl ApiServer {
         })
     }
 
-    /// Where it is.
+    /// Returns the API server's URL.
     pub fn url(&self) -> &str {
         &self.url
     }
 
-    /// For requests.
+    /// Returns kube's client.
     pub fn client(&self) -> Client {
         self.client.clone()
     }
 
-    /// When a watch of this resource (`pods`) was last begun with success: watching it works since then.
+    /// Returns when a watch of this resource (`pods`) last started with success: watching works since then.
     pub fn watch_started(&self, resource: &str) -> Option<Instant> {
-        let started = self
-            .watch_times
-            .started
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        started.get(resource).copied()
+        self.watch_times.started(resource)
     }
 }
 
 #[cfg(test)]
 impl ApiServer {
-    /// One that a test plays: it is given method, path with query, and body, and says status and object.
+    /// Makes an API server out of a function, which gets method, path with query, and body, and returns status and
+    /// object.
     pub fn fake<F>(answer: F) -> Self
     where
-        F: Fn(&Method, &str, serde_json::Value) -> (u16, serde_json::Value) + Clone + Send + Sync + 'static,
+        F: Fn(&hyper::Method, &str, serde_json::Value) -> (u16, serde_json::Value)
+            + Clone
+            + Send
+            + Sync
+            + 'static,
     {
         use http_body_util::BodyExt as _;
+        use hyper::{Request, Response};
+        use kube::client::Body;
         let service = tower::service_fn(move |request: Request<Body>| {
             let answer = answer.clone();
             async move {
@@ -166,8 +159,8 @@ impl ApiServer {
     }
 }
 
-/// Makes a client whose connections are kept alive and whose requests have time limits, through the kubeconfig's `proxy-url` if
-/// it has one.
+/// Makes a client whose connections are kept alive and whose requests have time limits, through the kubeconfig's
+/// `proxy-url` if it has one.
 fn client(config: Config, watch_times: WatchTimes) -> Result<Client, kube::Error> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
@@ -219,134 +212,9 @@ where
     Ok(ClientBuilder::new(service, config.default_namespace).build())
 }
 
-/// When requests for each resource were last answered, and watches of it begun.
-#[derive(Clone, Debug, Default)]
-struct WatchTimes {
-    started: Arc<Mutex<HashMap<String, Instant>>>,
-    allowed: Arc<Mutex<HashMap<String, Instant>>>,
-}
-
-impl WatchTimes {
-    fn note_start(&self, resource: String) {
-        let mut started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
-        started.insert(resource, Instant::now());
-    }
-
-    /// How long the next watch of a resource has to wait; it counts as begun then.
-    fn delay_next(&self, resource: &str) -> Duration {
-        let now = Instant::now();
-        let mut allowed = self.allowed.lock().unwrap_or_else(PoisonError::into_inner);
-        let earliest = allowed
-            .get(resource)
-            .map_or(now, |last| (*last + MIN_WATCH_INTERVAL).max(now));
-        allowed.insert(resource.to_owned(), earliest);
-        earliest - now
-    }
-}
-
-/// Notes answers as they come: a watch that was taken up again says nothing else for minutes. And waits for none for ever.
-#[derive(Clone)]
-struct RequestLimits<S> {
-    http: S,
-    watch_times: WatchTimes,
-}
-
-impl<S, B> Service<Request<Body>> for RequestLimits<S>
-where
-    S: Service<Request<Body>, Response = Response<B>>,
-    S::Future: Send + 'static,
-    S::Error: Into<BoxError>,
-{
-    type Response = Response<B>;
-    type Error = BoxError;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<B>, BoxError>> + Send>>;
-
-    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), BoxError>> {
-        self.http.poll_ready(context).map_err(Into::into)
-    }
-
-    fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let resource = request.uri().path().rsplit('/').next().unwrap_or_default();
-        let (resource, watch_times) = (resource.to_owned(), self.watch_times.clone());
-        let is_watch = request
-            .uri()
-            .query()
-            .is_some_and(|query| query.contains("watch=true"));
-        let is_list = !is_watch && request.method() == Method::GET;
-        let answer = self.http.call(request);
-        Box::pin(async move {
-            if is_watch {
-                tokio::time::sleep(watch_times.delay_next(&resource)).await;
-            }
-            let limit = if is_list { LIST_TIMEOUT } else { RESPONSE_TIMEOUT };
-            let answer = tokio::time::timeout(limit, answer).await;
-            let answer = answer.map_err(|_| ResponseTimedOut(limit))?.map_err(Into::into)?;
-            // What comes of a list is known when it is there whole.
-            if is_watch && answer.status().is_success() {
-                watch_times.note_start(resource);
-            }
-            Ok(answer)
-        })
-    }
-}
-
-/// For the whole of an answer to anything but a list or a watch.
-pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
-
-/// An answer in time, or why there is none, in words.
-///
-/// # Errors
-/// Those of the request, and that it took too long.
-pub async fn with_timeout<T>(
-    limit: Duration,
-    answer: impl Future<Output = Result<T, kube::Error>>,
-) -> Result<T, String> {
-    match tokio::time::timeout(limit, answer).await {
-        Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(error)) => Err(error_text(&error)),
-        Err(_) => Err(format!(
-            "the API server did not answer within {} s",
-            limit.as_secs()
-        )),
-    }
-}
-
-/// Nothing came.
-#[derive(Debug, Error)]
-#[error("the API server did not answer within {} s", .0.as_secs())]
-struct ResponseTimedOut(Duration);
-
-/// An error and what caused it, for a sentence: what the API server says where it said something.
-pub fn error_text(error: &kube::Error) -> String {
-    /// A proxy's page may be what was answered.
-    const MAX_MESSAGE_LENGTH: usize = 300;
-    let (mut sentence, mut last, mut cause) = match error {
-        kube::Error::Api(status) => {
-            let message = status.message.lines().next().unwrap_or_default();
-            let message: String = message.chars().take(MAX_MESSAGE_LENGTH).collect();
-            return if message.is_empty() {
-                format!("the API server answered {} {}", status.code, status.reason)
-            } else {
-                message
-            };
-        }
-        kube::Error::Service(error) => (error.to_string(), error.to_string(), error.source()),
-        other => (other.to_string(), other.to_string(), other.source()),
-    };
-    // Many an error repeats what is below it.
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !last.ends_with(&text) {
-            sentence = format!("{sentence}: {text}");
-        }
-        last = text;
-        cause = error.source();
-    }
-    sentence
-}
-
 #[cfg(test)]
 mod tests {
+    use hyper::Request;
     use std::io::{BufRead as _, BufReader, Write as _};
     use std::net::{TcpListener, TcpStream};
 
