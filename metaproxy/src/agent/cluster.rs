@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use tracing::info;
 
 use super::StartError;
-use crate::apiserver::events::{self, PodEventSender};
+use crate::apiserver::events;
 use crate::apiserver::permissions::{self, Features};
 use crate::apiserver::token_trial::AudienceLimit;
 use crate::apiserver::{ApiServer, KubeconfigSource, taint};
@@ -20,6 +20,7 @@ use crate::pods::manifests::Manifests;
 use crate::pods::{Inventory, Known, Pod, Pods, Source as _};
 use crate::roles::Rules;
 use crate::telemetry::health::{Condition, Health, Part};
+use crate::telemetry::pod_event::{self, PodEventSender};
 
 /// How long the start waits for the API server's first lists: hostNetwork pods and ports of the node are known from the
 /// beginning then. Pods are kept from the node's credentials all the sooner without it.
@@ -151,7 +152,7 @@ impl PodsHere {
 impl Cluster {
     /// Publishes events on pods, and returns what takes them.
     pub fn tell_owners(&self, tasks: &mut JoinSet<()>, pods: Pods) -> PodEventSender {
-        let (sender, receiver) = events::channel();
+        let (sender, receiver) = pod_event::channel();
         let find = move |uid: &str| match pods.borrow().by_uid(&uid.parse().ok()?)? {
             Known::Pod(pod) => Some(reference(pod)),
             Known::Ambiguous(_) => None,

@@ -1,11 +1,11 @@
-//! Kubernetes events on pods that are refused a role, or go without its credentials, so that their owners see why
-//! (`kubectl describe pod`).
+//! Publishes Kubernetes events on pods that are refused a role, or go without its credentials, so that their owners see
+//! why (`kubectl describe pod`).
 //!
-//! A pod can ask for what it may not have as often as it likes: the same sentence about a pod is told once an hour, a
-//! pod has a few events, and the node an event every now and then. What is too much is in the log all the same.
+//! A pod can ask for what it may not have as often as it likes. So the same sentence about a pod is published once an
+//! hour, a pod has a few events, and the node one event every quarter of a second. The log has what is dropped.
 //!
-//! An event's name is made of the pod's UID and the sentence, so the API server itself refuses the same one for as long as it
-//! keeps it: agents that start again and again do not repeat it.
+//! An event's name is made of the pod's UID and the sentence, so the API server itself refuses the same event for as
+//! long as it keeps it. Agents that start again and again do not repeat it.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -22,71 +22,28 @@ use tokio::time::Instant;
 use tracing::debug;
 
 use super::{ApiServer, REQUEST_TIMEOUT, with_timeout};
+use crate::telemetry::pod_event::PodEvent;
 
-/// How long the API server keeps events where it is not told otherwise (`--event-ttl`).
+/// How long the API server keeps events by default (`--event-ttl`).
 const EVENT_TTL: Duration = Duration::from_secs(3600);
 
-/// Events that a pod may have at once, and how often it earns another.
+/// The events that a pod may have at once.
 const MAX_EVENTS_AT_ONCE: u32 = 4;
+
+/// How often a pod that has used them up may have another.
 const POD_EVENT_INTERVAL: Duration = Duration::from_secs(120);
 
-/// Between two events of this node.
+/// The pause between two events of this node.
 const MIN_EVENT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Events that wait to be published.
-const QUEUE_CAPACITY: usize = 256;
+/// The longest name of an object, in bytes (RFC 1123 subdomain).
+const MAX_NAME_LENGTH: usize = 253;
 
-/// Longest text (`validateEvent`, pkg/apis/core/validation/events.go: 1024 bytes).
-const MAX_NOTE_LENGTH: usize = 1024;
-
-/// Longest name of a reporter (the same).
+/// The longest name of a reporter, in bytes (`validateEvent`, pkg/apis/core/validation/events.go).
 const MAX_INSTANCE_LENGTH: usize = 128;
 
-/// What an event is about (`reason`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventReason {
-    /// The pod may not have the role that it asks for.
-    RoleRefused,
-    /// The pod goes on being answered 503.
-    CredentialsUnavailable,
-}
-
-impl EventReason {
-    fn name(self) -> &'static str {
-        match self {
-            Self::RoleRefused => "RoleRefused",
-            Self::CredentialsUnavailable => "CredentialsUnavailable",
-        }
-    }
-}
-
-/// Something to tell a pod's owner.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PodEvent {
-    /// The pod.
-    pub uid: String,
-    /// What it is about.
-    pub reason: EventReason,
-    /// The sentence.
-    pub sentence: String,
-}
-
-impl PodEvent {
-    /// The sentence, as far as an event holds it.
-    pub fn note(&self) -> String {
-        shortened(&self.sentence)
-    }
-}
-
-/// Takes refusals; what is too much is dropped.
-pub type PodEventSender = mpsc::Sender<PodEvent>;
-
-/// A way to tell them.
-pub fn channel() -> (PodEventSender, mpsc::Receiver<PodEvent>) {
-    mpsc::channel(QUEUE_CAPACITY)
-}
-
-/// Tells pods' owners. Never ends.
+/// Publishes events. `find_pod` returns the reference of the pod with a UID, if exactly one pod of this node has it.
+/// Never ends.
 pub async fn publish(
     api: ApiServer,
     node: String,
@@ -115,7 +72,7 @@ pub async fn publish(
                 uid = pod_event.uid,
                 "an event on a pod could not be made: {error}"
             );
-            // The next time that it comes up.
+            // The next report of it may be published.
             budgets.take_back(&pod_event);
         }
         tokio::time::sleep(MIN_EVENT_INTERVAL).await;
@@ -124,11 +81,12 @@ pub async fn publish(
 }
 
 fn event(pod: ObjectReference, node: &str, pod_event: &PodEvent, now: Timestamp) -> Event {
-    // Names of events end like this everywhere; that of a pod may be as long as a name may be.
+    // As client-go names events: the object's name, a dot and hexadecimal digits. The pod's name may leave no room for
+    // them.
     let note = pod_event.note();
     let suffix = format!(".{:016x}", identity(&pod_event.uid, &note));
     let name = pod.name.as_deref().unwrap_or_default();
-    let start: String = name.chars().take(253 - suffix.len()).collect();
+    let start: String = name.chars().take(MAX_NAME_LENGTH - suffix.len()).collect();
     let start = start.trim_end_matches(['.', '-']);
     Event {
         metadata: ObjectMeta {
@@ -148,40 +106,34 @@ fn event(pod: ObjectReference, node: &str, pod_event: &PodEvent, now: Timestamp)
     }
 }
 
-/// The same for the same sentence about the same pod, of every agent of a version: the standard library's hash without a random
-/// state. Nobody gains by a collision, which costs an event for an hour.
+/// Returns the same number for the same sentence about the same pod, in every agent of a version: the standard
+/// library's hash without a random state. A collision costs one event for an hour, so there is nothing to gain by
+/// provoking it.
 fn identity(uid: &str, note: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     (uid, note).hash(&mut hasher);
     hasher.finish()
 }
 
-fn shortened(sentence: &str) -> String {
-    if sentence.len() <= MAX_NOTE_LENGTH {
-        return sentence.to_owned();
-    }
-    let end = (0..=MAX_NOTE_LENGTH - 3)
-        .rev()
-        .find(|end| sentence.is_char_boundary(*end));
-    format!("{}…", &sentence[..end.unwrap_or_default()])
-}
-
-/// What pods' owners were told.
+/// How many events each pod may still have.
 #[derive(Debug, Default)]
 struct EventBudgets(HashMap<String, PodBudget>);
 
 #[derive(Debug)]
 struct PodBudget {
+    /// What was published about the pod, and when.
     sentences: HashMap<String, Instant>,
+    /// The events that it may have now.
     left: u32,
+    /// Since when it is owed another one.
     counted: Instant,
 }
 
 impl EventBudgets {
-    /// More pods than a node has; then it begins anew.
+    /// More pods than a node has. When as many are known, all are forgotten.
     const MAX_PODS: usize = 4096;
 
-    /// Whether this is told now; it counts as told then.
+    /// Tells whether an event may be published now, and counts it if so.
     fn admit(&mut self, pod_event: &PodEvent, now: Instant) -> bool {
         if self.0.len() >= Self::MAX_PODS && !self.0.contains_key(&pod_event.uid) {
             self.0.clear();
@@ -191,7 +143,9 @@ impl EventBudgets {
             left: MAX_EVENTS_AT_ONCE,
             counted: now,
         });
-        budget.sentences.retain(|_, told| now - *told < EVENT_TTL);
+        budget
+            .sentences
+            .retain(|_, published| now - *published < EVENT_TTL);
         while budget.left < MAX_EVENTS_AT_ONCE && now - budget.counted >= POD_EVENT_INTERVAL {
             budget.left += 1;
             budget.counted += POD_EVENT_INTERVAL;
@@ -207,7 +161,7 @@ impl EventBudgets {
         true
     }
 
-    /// It was not told after all.
+    /// Lets an event be published again that could not be published. It still counts, so failures are paced as well.
     fn take_back(&mut self, pod_event: &PodEvent) {
         if let Some(budget) = self.0.get_mut(&pod_event.uid) {
             budget.sentences.remove(&pod_event.sentence);
@@ -220,6 +174,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
+    use crate::telemetry::pod_event::{EventReason, MAX_NOTE_LENGTH, channel};
 
     fn pod_event(uid: &str, sentence: &str) -> PodEvent {
         PodEvent {
@@ -240,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn the_same_is_told_once_an_hour_and_a_pod_has_a_few_events() {
+    fn the_same_event_is_published_once_an_hour_and_a_pod_has_a_few_events() {
         let (mut budgets, start) = (EventBudgets::default(), Instant::now());
         assert!(budgets.admit(&pod_event("a", "no"), start));
         assert!(!budgets.admit(&pod_event("a", "no"), start + EVENT_TTL / 2));
@@ -250,7 +205,7 @@ mod tests {
         budgets.take_back(&pod_event("b", "no"));
         assert!(
             budgets.admit(&pod_event("b", "no"), start),
-            "it could not be told"
+            "it could not be published"
         );
         let now = start + 3 * EVENT_TTL;
         let due: Vec<bool> = (0..6)
@@ -272,7 +227,11 @@ mod tests {
         let name = event.metadata.name.unwrap();
         assert!(name.len() <= 253 && !name.contains("-."), "{name}");
         let note = event.note.unwrap();
-        assert!(note.len() <= 1024 && note.ends_with("ä…"), "{}", note.len());
+        assert!(
+            note.len() <= MAX_NOTE_LENGTH && note.ends_with("ä…"),
+            "{}",
+            note.len()
+        );
         let regarding = event.regarding.unwrap();
         assert_eq!(
             (regarding.uid.as_deref(), regarding.kind.as_deref()),

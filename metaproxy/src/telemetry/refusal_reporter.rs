@@ -1,4 +1,4 @@
-//! What was said about each pod, in the log and to its owner.
+//! Reports why a pod gets no credentials, in the log and to the pod's owner.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,18 +7,19 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{Level, debug, info, warn};
 
-use crate::apiserver::events::{EventReason, PodEvent, PodEventSender};
 use crate::pods::PodUid;
 use crate::roles::Reason;
 use crate::telemetry::log_limiter::LogLimiter;
+use crate::telemetry::pod_event::{EventReason, PodEvent, PodEventSender};
 
-/// For how long a pod is answered 503 before that is an event: most such failures end by themselves within seconds.
+/// How long a pod is answered 503 before there is an event: most such failures end by themselves within seconds.
 const UNSERVED_EVENT_AFTER: Duration = Duration::from_secs(10);
 
-/// A pod that does not ask for longer than this is taken to have been served.
+/// A pod that sends no request for longer than this counts as served meanwhile.
 const UNSERVED_GAP: Duration = Duration::from_secs(300);
 
-/// What was said last about each pod, so that one that asks again and again does not fill the log.
+/// Reports refusals, and remembers the last report about each pod, so that a pod that asks again and again does not
+/// fill the log.
 #[derive(Debug)]
 pub struct RefusalReporter {
     last: Mutex<HashMap<PodUid, Last>>,
@@ -26,20 +27,20 @@ pub struct RefusalReporter {
     lines: LogLimiter,
 }
 
-/// What was said last about one pod.
+/// The last report about one pod.
 #[derive(Debug)]
 struct Last {
     sentence: String,
     when: Instant,
-    /// Since when it is answered 503, if it is.
+    /// Since when the pod is answered 503; `None` if it is answered otherwise.
     unserved: Option<Instant>,
 }
 
 impl RefusalReporter {
-    /// More pods than a node has; then it begins anew.
+    /// More pods than a node has. When as many are known, all are forgotten.
     const MAX: usize = 4096;
 
-    /// With a way to tell pods' owners, if there is one.
+    /// Makes a reporter. `owners` takes events for the pods' owners; without it, there are none.
     pub fn new(owners: Option<PodEventSender>) -> Self {
         let lines = LogLimiter::new(|more| {
             warn!(
@@ -53,8 +54,8 @@ impl RefusalReporter {
         }
     }
 
-    /// Logs a reason where it is new for this pod, tells the pod's owner of a refusal and of what goes on to keep credentials
-    /// from it, and returns the sentence.
+    /// Logs a reason if it is new for this pod, makes an event of a refusal and of a failure that lasts, and returns
+    /// the reason as a sentence.
     pub fn report(&self, uid: &PodUid, reason: &Reason) -> String {
         let sentence = reason.to_string();
         let (is_news, unserved) = self.note(uid, &sentence, reason.is_unavailable());
@@ -65,7 +66,7 @@ impl RefusalReporter {
         };
         if let (Some(owners), Some(reason)) = (&self.owners, event) {
             let (uid, sentence) = (uid.to_string(), sentence.clone());
-            // Where too many wait already, the log has it.
+            // An event that does not fit into the queue is dropped. The log has the reason.
             let _ = owners.try_send(PodEvent {
                 uid,
                 reason,
@@ -81,20 +82,20 @@ impl RefusalReporter {
         sentence
     }
 
-    /// What was said last about a pod, and how long ago.
+    /// Returns the last report about a pod, and how long ago it was.
     pub fn last(&self, uid: &PodUid) -> Option<(String, Duration)> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let Last { sentence, when, .. } = last.get(uid)?;
         Some((sentence.clone(), when.elapsed()))
     }
 
-    /// What was said about a pod is over, and is news when it comes again.
+    /// Forgets the last report about a pod: the same reason is new if it comes again.
     pub fn forget(&self, uid: &PodUid) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.remove(uid);
     }
 
-    /// Notes what is said. Whether it is something else than was said last about this pod, and for how long the pod has been
+    /// Notes a report. Returns whether it differs from the last one about this pod, and how long the pod has been
     /// answered 503.
     fn note(&self, uid: &PodUid, sentence: &str, is_unserved: bool) -> (bool, Duration) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -120,7 +121,7 @@ impl RefusalReporter {
 
 fn level(reason: &Reason) -> Level {
     match reason {
-        // The session's own failures are said where it is fetched, once for all who share it.
+        // The session cache logs its failures, once for all pods that share the session.
         Reason::StsDenied { .. }
         | Reason::TokenDenied { .. }
         | Reason::StsUnavailable { .. }
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_is_told_of_once_until_it_is_forgotten() {
+    fn a_reason_is_reported_once_until_the_pod_is_forgotten() {
         let (reporter, uid) = (RefusalReporter::new(None), "u".parse().unwrap());
         let sentence = reporter.report(&uid, &Reason::Firewall);
         assert!(!is_news(&reporter, "u", &sentence), "it was said");
@@ -150,7 +151,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_pod_that_goes_on_being_answered_503_has_an_event() {
-        let (owners, mut events) = crate::apiserver::events::channel();
+        let (owners, mut events) = crate::telemetry::pod_event::channel();
         let reporter = RefusalReporter::new(Some(owners));
         let uid: PodUid = "u".parse().unwrap();
         let away = Reason::StsUnavailable {
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_without_a_role_is_no_reason_to_warn_and_a_failure_of_sts_is_said_by_others() {
+    fn a_pod_without_a_role_is_no_reason_to_warn_and_a_failure_of_sts_is_logged_elsewhere() {
         assert_eq!(level(&Reason::Firewall), Level::INFO);
         let role = "arn:aws:iam::123456789012:role/app".parse().unwrap();
         let message = "down".to_owned();

@@ -8,9 +8,9 @@ use hyper::StatusCode;
 
 use self::list::situations;
 use self::stage::{Said, said};
-use crate::apiserver::events::PodEvent;
 use crate::commands::explain::not_known;
 use crate::explain::{AnswerLine, Explanation, Verdict};
+use crate::telemetry::pod_event::PodEvent;
 
 impl Said {
     /// All of it, for people to read over; times of day are another each time.

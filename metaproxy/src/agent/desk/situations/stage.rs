@@ -15,7 +15,6 @@ use crate::admin::idle::Nothing;
 use crate::agent::Mode;
 use crate::agent::desk::rehearsal::{LIST, Rehearse, Rehearsing, line};
 use crate::agent::desk::{Answers, Identity, Serving};
-use crate::apiserver::events::{self, PodEvent};
 use crate::captured_log::Log;
 use crate::cli::{Cli, Command};
 use crate::credentials::{
@@ -31,6 +30,7 @@ use crate::intercept::caller::CurrentPods;
 use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
 use crate::roles::{Decision, OwnRole, OwnRoles, RoleId, Rules};
 use crate::telemetry::health::Health;
+use crate::telemetry::pod_event::{self, PodEvent};
 use crate::telemetry::refusal_reporter::RefusalReporter;
 
 const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
@@ -112,7 +112,7 @@ impl Stage {
         let (publish_pods, pods) = watch::channel(Arc::new(inventory(situation)));
         let (publish_rules, rules) = watch::channel(Arc::new(rules(situation)));
         let (publish_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
-        let (owners, events) = events::channel();
+        let (owners, events) = pod_event::channel();
         let reporter = Arc::new(RefusalReporter::new(Some(owners)));
         let sessions = Sessions::new(AuditedIssuer {
             issuer: Mutex::new(situation.sts.clone()),
