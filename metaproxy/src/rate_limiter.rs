@@ -1,20 +1,22 @@
-//! Pacing by the generic cell rate algorithm (ITU-T I.371): some turns at once, and after that one for each interval.
+//! A rate limiter by the generic cell rate algorithm (ITU-T I.371): some turns at once, and after that one for each
+//! interval.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Gives out turns. All times are nanoseconds since `began`, which a `u64` holds for 584 years.
+/// Limits a rate by giving out turns. All times are nanoseconds since `began`, which a `u64` holds for 584 years.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
     interval: u64,
     burst: u64,
     began: Instant,
-    /// When the turns that were given out are over.
+    /// When the turns that were taken are over.
     taken: AtomicU64,
 }
 
 impl RateLimiter {
-    /// Gives `burst` turns at once (1 or more), and one for each interval after that. `began` is now.
+    /// Makes a limiter that gives `burst` turns at once (1 or more), and one for each interval after that. `began` is
+    /// now.
     pub fn new(interval: Duration, burst: u32, began: Instant) -> Self {
         let interval = nanoseconds(interval).max(1);
         Self {
@@ -25,14 +27,14 @@ impl RateLimiter {
         }
     }
 
-    /// Gives this number of turns in a second, a tenth of them at once.
+    /// Makes a limiter that gives this number of turns in a second, a tenth of them at once.
     pub fn per_second(turns: u32) -> Self {
         let interval = Duration::from_nanos(1_000_000_000 / u64::from(turns.max(1)));
         Self::new(interval, turns / 10, Instant::now())
     }
 
-    /// Gives the next turn to what comes now, and returns how long it has to wait for it. The wait grows with each call:
-    /// for callers of which only few wait at a time.
+    /// Takes the next turn, and returns how long the caller has to wait for it; `None` if the turn is now. The wait
+    /// grows with each call, so this is for callers of which only few wait at a time.
     pub fn reserve(&self, now: Instant) -> Option<Duration> {
         let now = self.since_began(now);
         let given = self
@@ -49,7 +51,7 @@ impl RateLimiter {
     /// Takes a turn if there is one now.
     ///
     /// # Errors
-    /// How long it is until there is one. Nothing is taken.
+    /// How long it is until there is one. No turn is taken then.
     pub fn try_take(&self, now: Instant) -> Result<(), Duration> {
         let now = self.since_began(now);
         let free = |taken| (self.wait(taken, now) == 0).then(|| self.end(taken, now));
@@ -59,17 +61,17 @@ impl RateLimiter {
             .map_err(|taken| Duration::from_nanos(self.wait(taken, now)))
     }
 
-    /// Tells whether all turns that were given out are over: it differs in nothing from a new one.
+    /// Tells whether all turns that were taken are over, so that the limiter does not differ from a new one.
     pub fn is_idle(&self, now: Instant) -> bool {
         self.taken.load(Ordering::Relaxed) <= self.since_began(now)
     }
 
-    /// The end of one more turn.
+    /// Returns when one more turn would be over.
     fn end(&self, taken: u64, now: u64) -> u64 {
         taken.max(now).saturating_add(self.interval)
     }
 
-    /// From now to the turn that comes after those that are taken.
+    /// Returns the nanoseconds from now to the turn after those that are taken.
     fn wait(&self, taken: u64, now: u64) -> u64 {
         (self.end(taken, now) - now).saturating_sub(self.burst)
     }
@@ -103,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn what_takes_a_turn_only_if_there_is_one_pushes_back_nobody() {
+    fn a_turn_that_is_not_there_is_not_taken_and_delays_no_later_one() {
         let now = Instant::now();
         let limiter = RateLimiter::new(100 * MS, 3, now);
         assert!((0..3).all(|_| limiter.try_take(now).is_ok()));

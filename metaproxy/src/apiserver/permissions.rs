@@ -1,6 +1,7 @@
-//! What the agent may do in the cluster: asked at start, again soon for what is denied, and now and then for all of it, as rights
-//! may be taken away while it runs. Every authenticated user may ask (ClusterRole `system:basic-user`). Tokens are tried as well:
-//! an admission policy or a webhook may refuse what RBAC allows.
+//! What the agent may do in the cluster. It asks when it starts, soon again for permissions that are denied, and at
+//! long intervals for all of them, as they may be taken away while it runs. Every authenticated user may ask
+//! (ClusterRole `system:basic-user`). Tokens are tried as well: an admission policy or a webhook may refuse what RBAC
+//! allows.
 
 use std::fmt;
 use std::time::Duration;
@@ -16,20 +17,21 @@ use super::token_trial::{self, AudienceLimit, NO_AUDIENCE_LIMIT, TokenSubject, T
 use super::{ApiServer, REQUEST_TIMEOUT, with_timeout};
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// Between two looks at what is denied; doubles with each.
+/// The first pause before permissions that are denied are checked again. It doubles with each check. Own code instead
+/// of backon's, whose longest pause is fixed: here it depends on what is denied.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The longest such time where pods are not served for it, or the API server does not say.
+/// The longest pause if pods are not served without the permissions, or the API server does not say.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The longest such time where pods are served without it.
+/// The longest pause if pods are served without the permissions.
 const MAX_OPTIONAL_RETRY_INTERVAL: Duration = Duration::from_secs(1800);
 
-/// Between two looks at rights that were all there: 5,000 nodes ask for 10 rights 83 times a second. A watch that fails is a
-/// reason to look sooner.
+/// The time between two checks if nothing is denied: 5,000 nodes that ask for 10 permissions each do so 83 times a
+/// second. If a watch fails, the permissions are checked at once.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Something that the agent does in the cluster.
+/// A permission that the agent needs in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Permission {
     /// `get`, `list`, …
@@ -40,7 +42,7 @@ pub struct Permission {
     pub resource: &'static str,
     /// `token`, or empty.
     pub subresource: &'static str,
-    /// Whether pods are served without it.
+    /// Whether pods are not served without it.
     pub is_required: bool,
 }
 
@@ -55,7 +57,7 @@ const fn core(verb: &'static str, resource: &'static str) -> Permission {
     }
 }
 
-/// Events on pods that are refused a role.
+/// To make events on pods that are refused a role.
 const EVENTS: Permission = Permission {
     group: "events.k8s.io",
     is_required: false,
@@ -67,19 +69,19 @@ const TOKENS: Permission = Permission {
     ..core("create", "serviceaccounts")
 };
 
-/// What depends on flags.
+/// What the agent does in the cluster, as far as it depends on flags.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Features {
-    /// Namespaces are asked for their policy.
+    /// It reads namespaces for their policy.
     pub namespaces: bool,
-    /// Service accounts are asked for roles.
+    /// It reads service accounts for their roles, and asks for their tokens.
     pub service_accounts: bool,
-    /// A taint is removed from the node.
+    /// It removes a taint from the node.
     pub startup_taint: bool,
 }
 
 impl Features {
-    /// Everything that is needed; the chart's ClusterRole grants exactly that.
+    /// Returns the permissions that this takes. The chart's ClusterRole grants exactly these.
     pub fn permissions(self) -> Vec<Permission> {
         let mut all = vec![core("list", "pods"), core("watch", "pods"), EVENTS];
         if self.namespaces {
@@ -93,7 +95,7 @@ impl Features {
             ]);
         }
         if self.startup_taint {
-            // Pods that are here are served without.
+            // Pods of the node are served all the same.
             all.extend(
                 [core("get", "nodes"), core("patch", "nodes")].map(|permission| Permission {
                     is_required: false,
@@ -105,7 +107,7 @@ impl Features {
     }
 }
 
-/// As RBAC writes it: `create serviceaccounts/token`, `create events.events.k8s.io`.
+/// Writes the permission as RBAC does: `create serviceaccounts/token`, `create events.events.k8s.io`.
 impl fmt::Display for Permission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.verb, self.resource)?;
@@ -119,7 +121,8 @@ impl fmt::Display for Permission {
     }
 }
 
-/// Finds out what is denied, and whether tokens are limited if that is required, and reports it. Never ends.
+/// Reports which permissions are denied, and whether the audience of tokens is limited if that is required. `subjects`
+/// returns pods that tokens can be tried for. Never ends.
 pub async fn watch(
     api: ApiServer,
     features: Features,
@@ -129,7 +132,7 @@ pub async fn watch(
 ) {
     let all = features.permissions();
     let (mut pause, mut reported) = (RETRY_INTERVAL, String::new());
-    // What was found out last stands while the API server is away. Watching tells that it is, and what comes of it.
+    // The last result stands while the API server is away: the watches report that it is away.
     let mut known: Option<Condition> = None;
     loop {
         let found = check(&api, &all, features, limit.as_ref(), &subjects).await;
@@ -160,7 +163,7 @@ pub async fn watch(
             pause = RETRY_INTERVAL;
             let rest = RECHECK_INTERVAL.mul_f64(0.75 + 0.25 * fastrand::f64());
             let _ = tokio::time::timeout(rest, health.new_trouble(&WATCHES)).await;
-            // The first words of an API server that comes back are no refusals.
+            // An API server that comes back may refuse everything for a moment.
             tokio::time::sleep(Duration::from_secs(1)).await;
         } else {
             pause = pause.min(longest);
@@ -170,10 +173,14 @@ pub async fn watch(
     }
 }
 
-/// Watches that fail when their right is taken away.
+/// The watches that fail when their permission is taken away.
 const WATCHES: [Part; 3] = [Part::Pods, Part::Namespaces, Part::ServiceAccounts];
 
-/// What is denied, whether tokens are given if they are allowed, and whether others are not if that is required.
+/// Checks the permissions; then, if tokens are allowed, whether one would be given, and whether one for another
+/// audience would be refused if that is required.
+///
+/// # Errors
+/// If the API server does not say.
 async fn check(
     api: &ApiServer,
     all: &[Permission],
@@ -201,10 +208,10 @@ async fn check(
     Ok(report(&denied))
 }
 
-/// Which of these are denied.
+/// Returns which of these permissions are denied.
 ///
 /// # Errors
-/// Where the API server does not say.
+/// If the API server does not say.
 pub async fn denied(api: &ApiServer, asked: &[Permission]) -> Result<Vec<Permission>, String> {
     let mut denied = Vec::new();
     for permission in asked {
@@ -291,7 +298,7 @@ mod tests {
         );
     }
 
-    /// What a played API server denies, and whether its admission refuses tokens.
+    /// What a fake API server denies, and what its admission refuses.
     #[derive(Default)]
     struct FakeAnswers {
         denied: Vec<&'static str>,
@@ -412,7 +419,7 @@ mod tests {
         tokio::time::sleep(MAX_RETRY_INTERVAL).await;
         assert_eq!(permissions(&health), Condition::Fine);
         assert!(limit.is_enforced());
-        // Somebody deletes the binding.
+        // The policy's binding is deleted.
         answers.lock().unwrap().limits_audiences = false;
         tokio::time::sleep(RECHECK_INTERVAL + Duration::from_secs(2)).await;
         assert!(fails_with(&health, what), "{:?}", permissions(&health));

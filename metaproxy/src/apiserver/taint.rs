@@ -1,5 +1,5 @@
-//! The startup taint: new nodes are registered with it, so that no pod starts before this node's pods are served. The agent
-//! removes it.
+//! The startup taint: new nodes are registered with it, so that no pod starts before this node's pods are served. The
+//! agent removes it.
 
 use std::time::Duration;
 
@@ -19,8 +19,8 @@ const RETRY_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
     .with_max_delay(Duration::from_secs(10))
     .without_max_times();
 
-/// When the node is checked again after it was free of the taint. Provisioners put a taint back that was removed before they had
-/// seen the node (Karpenter registers a node with its startup taints), most of them within seconds.
+/// When the node is checked again after it was free of the taint. Provisioners put a taint back that was removed before
+/// they had seen the node (Karpenter registers a node with its startup taints), most of them within seconds.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The longest time between two checks. Each is one request: 5,000 nodes ask 17 times a second.
@@ -66,8 +66,8 @@ pub async fn remove(api: ApiServer, node: String, key: String, health: Health) {
     }
 }
 
-/// Removes the taint, and returns whether it was there. Others change taints too, so the patch names the version that was read,
-/// and the API server refuses it if the node has changed since.
+/// Removes the taint, and returns whether it was there. Others change taints too, so the patch names the version that
+/// was read, and the API server refuses it if the node has changed since.
 async fn try_to_remove(api: &ApiServer, node: &str, key: &str) -> Result<bool, kube::Error> {
     let nodes: Api<Node> = Api::all(api.client());
     let found = nodes.get(node).await?;

@@ -1,6 +1,6 @@
-//! Tokens of service accounts, tried: the API server runs its whole admission for a request that it carries out only in
-//! appearance (`dryRun=All`), so a policy or a webhook that refuses tokens is found before a pod needs one, and so is a policy that
-//! should refuse some and is not there.
+//! Dry runs of token requests (`dryRun=All`). The API server runs its whole admission for them and makes no token. So a
+//! policy or webhook that refuses tokens is found before a pod needs one, and so is the absence of a policy that should
+//! refuse some.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,30 +12,31 @@ use kube::api::PostParams;
 
 use super::{ApiServer, REQUEST_TIMEOUT, error_text};
 
-/// The shortest life that the API server gives (`MinTokenAgeSec`), in seconds: tokens are used at once.
+/// The life of a token, in seconds. It is used at once, so this is the shortest that the API server accepts
+/// (`MinTokenAgeSec`).
 const TOKEN_LIFE_SECONDS: i64 = 600;
 
-/// An audience that no policy of the chart allows.
+/// An audience that the chart's policy does not allow.
 const FOREIGN_AUDIENCE: &str = "metaproxy-doctor.invalid";
 
-/// Why no token is asked for.
+/// Why no token is asked for if `--token-policy=required` and no policy acts.
 pub const NO_AUDIENCE_LIMIT: &str = "nothing limits their audience, as a trial shows, and --token-policy=required asks for that; a new \
                             admission policy acts after a second: are the chart's (webIdentity.admissionPolicy) and its binding \
                             there?";
 
-/// The audience of STS.
+/// The audience that STS expects.
 const STS_AUDIENCE: &str = "sts.amazonaws.com";
 
 /// The pod and the service account that a token is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TokenSubject {
-    /// Namespace of both.
+    /// The namespace of both.
     pub namespace: String,
-    /// The service account.
+    /// The service account's name.
     pub service_account: String,
     /// The pod's name.
     pub pod: String,
-    /// Its UID.
+    /// The pod's UID.
     pub uid: String,
 }
 
@@ -45,7 +46,7 @@ impl TokenSubject {
     }
 }
 
-/// What the agent asks for: a token for one audience, bound to a pod, good for ten minutes.
+/// Makes the agent's token request: for one audience, bound to a pod, for ten minutes.
 pub fn bound_token_request(audience: &str, pod: &str, uid: &str) -> TokenRequest {
     TokenRequest {
         spec: TokenRequestSpec {
@@ -62,18 +63,18 @@ pub fn bound_token_request(audience: &str, pod: &str, uid: &str) -> TokenRequest
     }
 }
 
-/// What a trial has shown.
+/// What a dry run has shown.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenTrial {
     /// A token would be given.
     Given,
-    /// None is given, and why.
+    /// No token would be given, for this reason.
     Refused(String),
-    /// It can't be told: there is no pod to try it for, or the API server is away.
+    /// Nothing: there is no pod to try it for, or the API server is away.
     Unknown,
 }
 
-/// Whether tokens are given as the agent asks for them: to one of these subjects at least.
+/// Tries the agent's own token request. One of these subjects that would be given a token is enough.
 pub async fn try_tokens(api: &ApiServer, subjects: &[TokenSubject]) -> TokenTrial {
     let mut outcome = TokenTrial::Unknown;
     for subject in subjects {
@@ -86,25 +87,25 @@ pub async fn try_tokens(api: &ApiServer, subjects: &[TokenSubject]) -> TokenTria
     outcome
 }
 
-/// Whether a token for another audience than STS's would be given: such a token is its service account in the cluster, or
-/// elsewhere.
+/// Tries to get a token for another audience than STS. With such a token its holder is the service account in the
+/// cluster, or in whatever trusts that audience.
 pub async fn try_foreign_audience(api: &ApiServer, subject: &TokenSubject) -> TokenTrial {
     dry_run(api, subject, FOREIGN_AUDIENCE).await
 }
 
-/// Whether a policy of the cluster limits the agent's tokens to STS's audience, by the last trial. An agent whose policy is
-/// required asks for no token without it: helm makes the policy after the right that it limits, and the API server takes a second
-/// to act by a new one. Cheap to clone.
+/// Whether a policy of the cluster limits the agent's tokens to the audience of STS, as the last dry run has shown. An
+/// agent that requires the policy asks for no token without it: helm makes the policy after the permission that it
+/// limits, and the API server enforces a new policy only after a second. Cheap to clone.
 #[derive(Clone, Debug, Default)]
 pub struct AudienceLimit(Arc<AtomicBool>);
 
 impl AudienceLimit {
-    /// Whether it was seen to act.
+    /// Tells whether the last dry run was refused.
     pub fn is_enforced(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Tries it for this subject. What can't be told leaves it as it was.
+    /// Tries a token for another audience. A result of `Unknown` changes nothing.
     pub async fn check(&self, api: &ApiServer, subject: &TokenSubject) -> TokenTrial {
         let trial = try_foreign_audience(api, subject).await;
         match trial {
@@ -126,7 +127,7 @@ async fn dry_run(api: &ApiServer, subject: &TokenSubject, audience: &str) -> Tok
     let answer = accounts.create_token_request(&subject.service_account, &params, &request);
     match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {
         Ok(Ok(_)) => TokenTrial::Given,
-        // What can't be read was given.
+        // An answer that cannot be read is a success: kube returns `Api` for every error status.
         Ok(Err(kube::Error::SerdeError(_) | kube::Error::FromUtf8(_))) => TokenTrial::Given,
         Ok(Err(kube::Error::Api(status))) if matches!(status.code, 400 | 403 | 422) => {
             TokenTrial::Refused(format!(
@@ -136,7 +137,7 @@ async fn dry_run(api: &ApiServer, subject: &TokenSubject, audience: &str) -> Tok
                 error_text(&kube::Error::Api(status))
             ))
         }
-        // The pod has gone meanwhile, or the API server is away.
+        // The pod is gone, or the API server is away.
         Ok(Err(_)) | Err(_) => TokenTrial::Unknown,
     }
 }

@@ -25,7 +25,7 @@ pub(crate) struct AuditedIssuer<I> {
 impl<I: Issuer> Issuer for AuditedIssuer<I> {
     async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
         let session = self.issuer.issue(key).await?;
-        // One borrow ends before the next begins: where roles are decided, both are held at once.
+        // One borrow ends before the next begins: the code that decides roles holds both at once.
         let inventory = Arc::clone(&self.pods.borrow());
         let rules = Arc::clone(&self.rules.borrow());
         entry_of(key, &session, &pods_of(key, &inventory, &rules)).log();

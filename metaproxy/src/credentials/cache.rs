@@ -1,8 +1,9 @@
-//! Sessions in memory. Each key has at most one STS call under way, and all requests that need its result wait for that one.
+//! Sessions in memory. Each key has at most one STS call under way, and all requests that need its result wait for that
+//! one.
 //!
 //! A session is renewed ahead, by timer, for as long as requests ask for it; one that no request asked for since it was
-//! obtained is let go. A valid session is served whatever STS does; one that has expired never is. Which of these happens is
-//! decided by [`state::step`]; this module carries it out.
+//! obtained is let go. A valid session is served whatever STS does; one that has expired never is. Which of these
+//! happens is decided by [`state::step`]; this module carries it out.
 
 mod keeper;
 mod pacing;
@@ -52,7 +53,8 @@ struct Shared<I> {
 
 type Slot = watch::Sender<State>;
 
-/// Where the session of one key is kept, once it was looked up. It does not keep the session of a key that is forgotten.
+/// Where the session of one key is kept, once it was looked up. It does not keep the session of a key that is
+/// forgotten.
 #[derive(Debug, Default)]
 pub struct SessionHandle(OnceLock<Weak<Slot>>);
 
@@ -62,8 +64,8 @@ pub struct SessionHandle(OnceLock<Weak<Slot>>);
 pub struct RecentSession(Option<(watch::Receiver<State>, Session)>);
 
 impl RecentSession {
-    /// Tells whether the session may be served again. The slot of a forgotten key has changed or is closed. A session that
-    /// was looked at counts as in use until its renewal, so it is not let go meanwhile.
+    /// Tells whether the session may be served again. The slot of a forgotten key has changed or is closed. A session
+    /// that was looked at counts as in use until its renewal, so it is not let go meanwhile.
     fn is_good(&self, now: SystemTime) -> bool {
         self.0.as_ref().is_some_and(|(slot, session)| {
             matches!(slot.has_changed(), Ok(false)) && !session.is_past_half(now)
@@ -103,8 +105,8 @@ impl<I: Issuer> Sessions<I> {
 
     /// Returns the session for a key if one can be served without waiting; `None` says nothing about later.
     ///
-    /// `handle` remembers where the session is kept. `recent` belongs to one connection and to this key; while it is good, no
-    /// lock is taken. A new session is charged to `pod`.
+    /// `handle` remembers where the session is kept. `recent` belongs to one connection and to this key; while it is
+    /// good, no lock is taken. A new session is charged to `pod`.
     pub fn ready<'a>(
         &self,
         pod: &PodUid,
@@ -139,8 +141,8 @@ impl<I: Issuer> Sessions<I> {
         }
     }
 
-    /// Returns the session for a key, by `deadline` at the latest. A call that takes longer goes on in the background. A new
-    /// session is charged to `pod`.
+    /// Returns the session for a key, by `deadline` at the latest. A call that takes longer goes on in the background.
+    /// A new session is charged to `pod`.
     ///
     /// # Errors
     /// Why there is none, or none yet.

@@ -1,5 +1,5 @@
-//! A role that the node assumes first, and which assumes the pods' roles (`--assume-role-arn`; kiam's server role, which
-//! the trust policies of the pods' roles name).
+//! The intermediate role of role chaining (`--assume-role-arn`): the node assumes it, and it assumes the pods' roles.
+//! It takes the place of kiam's server role, which the trust policies of the pods' roles name.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -16,13 +16,15 @@ use super::sts::{checked_credentials, classify, seconds};
 use crate::roles::RoleArn;
 use crate::roles::session_name::SessionName;
 
-/// How long a refusal is remembered: as for pods' roles, none of which can be had in the meantime.
+/// How long a refusal of STS is returned before STS is called again. It is as long as for a pod's role: no pod's role
+/// can be assumed meanwhile.
 const DENIED_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The longest that STS allows where one role assumes another.
+/// The longest session that STS gives a role that another role assumes (IAM User Guide, role chaining).
 const MAX_CHAINED_DURATION: Duration = Duration::from_secs(3600);
 
-/// Credentials of the role, for the SDK, which keeps them until shortly before their end and asks once for all that wait.
+/// Provides the role's credentials to the SDK, which keeps them until shortly before they expire and asks once for all
+/// calls that wait.
 pub(super) struct IntermediateRole {
     client: Client,
     role: RoleArn,
@@ -39,7 +41,7 @@ impl fmt::Debug for IntermediateRole {
 }
 
 impl IntermediateRole {
-    /// By a client that has the node's own credentials.
+    /// Makes a provider from a client that has the node's own credentials.
     pub(super) fn new(client: Client, role: RoleArn, name: SessionName) -> Self {
         let denied = Mutex::default();
         Self {

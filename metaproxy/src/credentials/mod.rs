@@ -1,4 +1,4 @@
-//! Sessions: the credentials of a role, from memory or by one STS call however many wait.
+//! Sessions: the credentials of a role, from memory or by one STS call for all requests that wait.
 
 mod audited;
 mod cache;

@@ -15,32 +15,32 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use thiserror::Error;
 
-/// Why the environment's network settings can't be used.
+/// Why the environment's network settings cannot be used.
 #[derive(Debug, Error)]
 pub enum NetworkEnvError {
-    /// The CA bundle.
+    /// The CA bundle cannot be read.
     #[error("AWS_CA_BUNDLE={path}: {source}")]
     CaBundle {
-        /// The file.
+        /// The bundle's path.
         path: PathBuf,
-        /// Why not.
+        /// What reading it failed with.
         source: io::Error,
     },
-    /// No certificate in it.
+    /// The CA bundle holds no certificate, or one that cannot be parsed.
     #[error("AWS_CA_BUNDLE={path}: no PEM certificate in it, or a broken one")]
     NoCertificate {
-        /// The file.
+        /// The bundle's path.
         path: PathBuf,
     },
-    /// The proxy.
+    /// The proxy's URL cannot be parsed.
     #[error("HTTPS_PROXY: not the URL of a proxy (http://[user:password@]host:port): {0}")]
     Proxy(String),
-    /// The TLS library.
+    /// The TLS library refuses the settings.
     #[error("cannot set up TLS: {0}")]
     Tls(String),
 }
 
-/// What the environment says about the network. `Debug` is not derived: a proxy's URL may hold a password.
+/// The environment's network settings. `Debug` is not derived: a proxy's URL may hold a password.
 #[derive(Clone, Default)]
 pub struct NetworkEnv {
     /// `HTTPS_PROXY` or `https_proxy`
@@ -61,8 +61,8 @@ impl NetworkEnv {
         Self::from_variables(|name| std::env::var(name).ok())
     }
 
-    /// Takes the uppercase name before the lowercase one, as the SDK for Rust does (curl and the AWS CLI take the lowercase one
-    /// first). An empty variable counts as one that is not set, so it hides no other.
+    /// Takes the uppercase name before the lowercase one, as the SDK for Rust does (curl and the AWS CLI take the
+    /// lowercase one first). An empty variable counts as one that is not set, so it hides no other.
     fn from_variables(get: impl Fn(&str) -> Option<String>) -> Self {
         let first = |names: &[&str]| {
             let mut values = names.iter().filter_map(|name| get(name));
@@ -110,7 +110,10 @@ impl NetworkEnv {
             .map_err(|error| NetworkEnvError::Tls(error.to_string()))
     }
 
-    /// A client for the SDK that follows these settings.
+    /// Makes an HTTP client for the SDK that follows these settings.
+    ///
+    /// # Errors
+    /// If they cannot be used.
     pub fn http_client(&self) -> Result<SharedHttpClient, NetworkEnvError> {
         let (proxy, tls) = (self.proxy()?, self.tls()?);
         Ok(

@@ -1,6 +1,6 @@
-//! STS, by the AWS SDK, with the node's own credentials from the SDK's chain: environment, profile, and the node's
-//! metadata service. Our own calls to that service are never intercepted: this process is in the node's network
-//! namespace.
+//! Calls of STS by the AWS SDK. The node's own credentials come from the SDK's chain: environment, profile, and the
+//! node's metadata service. The agent's calls to that service are never intercepted, because it runs in the node's
+//! network namespace.
 
 mod identity;
 
@@ -32,39 +32,40 @@ use super::{ObtainError, Session, SessionKey};
 use crate::roles::session_name::SessionName;
 use crate::roles::{RoleArn, SessionTags, StsEndpoint};
 
-/// One STS call, its retries included. Nobody waits for it: an STS that takes long gives sessions all the same.
+/// The longest that a call takes, retries included. It may be longer than requests wait: the session is of use when it
+/// comes.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// One attempt of it.
+/// The longest that one attempt of a call takes.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// No session lives longer (`DurationSeconds` is at most 12 hours); what says so has a clock that is wrong.
+/// No session lives longer: `DurationSeconds` is at most 12 hours. If one seems to, this node's clock is wrong.
 const MAX_SESSION_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// Where STS is and how it is asked.
 #[derive(Clone, Debug)]
 pub struct StsSettings {
-    /// `--region`, else what the SDK's chain says.
+    /// `--region`; the SDK's chain decides if it is not given.
     pub region: Option<String>,
-    /// `--sts-endpoint`, else the region's.
+    /// `--sts-endpoint`; the region's endpoint if it is not given.
     pub endpoint: Option<String>,
-    /// `--imds-endpoint`: where the node's credentials come from.
+    /// `--imds-endpoint`: the metadata service that has the node's credentials.
     pub imds_endpoint: String,
     /// `DurationSeconds`, 900 to 43200.
     pub duration: Duration,
-    /// `--assume-role-arn`: a role to assume first, and which assumes all others.
+    /// `--assume-role-arn`: a role that the node assumes, and which assumes all others.
     pub intermediate_role: Option<RoleArn>,
-    /// The name of that role's session.
+    /// The session name of the agent's own sessions.
     pub own_session_name: SessionName,
 }
 
-/// Why STS can't be asked at all.
+/// Why STS cannot be called at all.
 #[derive(Debug, Error)]
 pub enum StsError {
-    /// The network settings.
+    /// The environment's network settings cannot be used.
     #[error(transparent)]
     Network(#[from] NetworkEnvError),
-    /// No region.
+    /// Nothing names the region.
     #[error(
         "no AWS region: give --region, set AWS_REGION, or let the node's metadata service at {imds} be reached, which \
          knows it"
@@ -73,25 +74,26 @@ pub enum StsError {
         /// The metadata service that was asked.
         imds: String,
     },
-    /// The metadata service's URL.
+    /// The metadata service's URL cannot be parsed.
     #[error("--imds-endpoint {url}: not a URL such as http://169.254.169.254: {error}")]
     ImdsEndpoint {
-        /// As given.
+        /// The URL as given.
         url: String,
-        /// Why not.
+        /// Why it cannot be parsed.
         error: String,
     },
 }
 
-/// Asks STS.
+/// Calls STS. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Sts {
-    /// As the node.
+    /// Signs with the node's own credentials.
     node: Client,
-    /// As the node, or as the role that it assumes first.
+    /// Signs with those of the intermediate role if there is one, else with the node's own.
     client: Client,
-    /// As nobody: whoever shows a token of its own.
+    /// Does not sign: a web identity token is the only credential.
     anonymous: Client,
+    /// Likewise, to the global endpoint.
     anonymous_global: Client,
     duration: Duration,
     region: String,
@@ -99,13 +101,17 @@ pub struct Sts {
     endpoint: Option<String>,
 }
 
-/// The region that stands for the global endpoint (`sts.amazonaws.com`) in the endpoint rules of SDKs, and the one
-/// partition that has it.
+/// The region that stands for the global endpoint (`sts.amazonaws.com`) in the endpoint rules of SDKs.
 const GLOBAL_REGION: &str = "aws-global";
+
+/// The one partition that has the global endpoint.
 const GLOBAL_PARTITION: &str = "aws";
 
 impl Sts {
-    /// Resolves region and endpoints; credentials are not asked for before the first session is.
+    /// Resolves the region and the endpoints. Credentials are not loaded before the first call.
+    ///
+    /// # Errors
+    /// If the settings cannot be used, or no region is found.
     pub async fn connect(settings: &StsSettings, network: &NetworkEnv) -> Result<Self, StsError> {
         let http = network.http_client()?;
         let provider = ProviderConfig::default().with_http_client(http.clone());
@@ -147,7 +153,7 @@ impl Sts {
                 .region(region.clone())
                 .timeout_config(timeouts.clone())
         };
-        // Endpoints, regional, FIPS and dual-stack, are the SDK's own doing; a URL that is given stands before them.
+        // The SDK resolves regional, FIPS and dual-stack endpoints; a URL that is given overrides them.
         let config = |shared: &SdkConfig| {
             let mut config = aws_sdk_sts::config::Builder::from(shared);
             if let Some(endpoint) = &settings.endpoint {
@@ -184,17 +190,17 @@ impl Sts {
         })
     }
 
-    /// The region that it was told, or has found.
+    /// Returns the region, as given or found.
     pub fn region(&self) -> &str {
         &self.region
     }
 
-    /// Where STS is asked, for people.
+    /// Returns the endpoint for reports: `--sts-endpoint`, or that it is the region's.
     pub fn endpoint(&self) -> &str {
         self.endpoint.as_deref().unwrap_or("of the region")
     }
 
-    /// `AssumeRole`, as the node.
+    /// Calls `AssumeRole`, as the node or as the intermediate role.
     pub(super) async fn assume(&self, key: &SessionKey) -> Result<Session, ObtainError> {
         let obtained = SystemTime::now();
         let SessionTags {
@@ -202,7 +208,7 @@ impl Sts {
             are_transitive,
         } = &key.shape.tags;
         let tags = pairs.iter().filter_map(|(name, value)| {
-            // Both are set, so it always builds.
+            // Key and value are set, so it always builds.
             Tag::builder().key(*name).value(value).build().ok()
         });
         let tags: Vec<Tag> = tags.collect();
@@ -222,7 +228,7 @@ impl Sts {
         session(key, answer.credentials(), obtained)
     }
 
-    /// `AssumeRoleWithWebIdentity`, which takes no credentials but the token.
+    /// Calls `AssumeRoleWithWebIdentity`, which takes no credentials but the token.
     pub(super) async fn assume_with_token(
         &self,
         key: &SessionKey,
@@ -247,7 +253,7 @@ impl Sts {
     }
 }
 
-/// STS quotes values that it does not like.
+/// Removes the token from an error: STS quotes values that it refuses.
 fn redacted(token: &Token, error: ObtainError) -> ObtainError {
     let redact = |message: String| message.replace(token.reveal(), "(the token)");
     match error {
@@ -276,7 +282,10 @@ pub(super) fn seconds(duration: Duration) -> i32 {
     i32::try_from(duration.as_secs()).unwrap_or(3600)
 }
 
-/// The credentials of an answer, and when they expire: never what has expired.
+/// Returns the credentials of a response, and when they expire.
+///
+/// # Errors
+/// If there are none, or they have expired, or would live longer than any session.
 pub(super) fn checked_credentials(
     credentials: Option<&Credentials>,
     obtained: SystemTime,
@@ -299,7 +308,7 @@ pub(super) fn checked_credentials(
     Ok((credentials, expiration))
 }
 
-/// What will not change by asking again, and everything else.
+/// Tells errors that another call would get again from all others.
 pub(super) fn classify<E>(error: &SdkError<E>) -> ObtainError
 where
     E: ProvideErrorMetadata + Error + 'static,
@@ -327,8 +336,8 @@ where
     ObtainError::Unavailable(describe(error))
 }
 
-/// Says what failed. What the SDK says of an answer is nothing to show: it has the id of the request, which differs each time,
-/// and nothing of an answer that is not from STS at all.
+/// Describes a failed call. The SDK's own text is not used: it has the ID of the request, which makes each failure look
+/// new, and says nothing about a response that is not from STS.
 fn describe<E>(error: &SdkError<E>) -> String
 where
     E: ProvideErrorMetadata + Error + 'static,
@@ -360,7 +369,7 @@ where
     )
 }
 
-/// The role that is assumed first was denied, so no call was made.
+/// Returns the refusal of the intermediate role, if that is why no call was made.
 fn intermediate_role_denied(error: &(dyn Error + 'static)) -> Option<ObtainError> {
     let mut cause = Some(error);
     while let Some(error) = cause {
@@ -372,8 +381,8 @@ fn intermediate_role_denied(error: &(dyn Error + 'static)) -> Option<ObtainError
     None
 }
 
-/// An error and what caused it, in words. Never its `Debug` form (which the SDK's `DisplayErrorContext` appends): that
-/// holds the response, and with it perhaps credentials.
+/// Returns an error with its causes as a text. The SDK's `DisplayErrorContext` is not used: it appends the `Debug`
+/// form, which holds the response and may hold credentials.
 fn with_causes(error: &dyn Error) -> String {
     let mut words = vec![error.to_string()];
     let mut cause = error.source();

@@ -1,5 +1,5 @@
-//! The task that keeps one session: it calls STS, waits until the renewal or the next attempt is due, and ends when no call is
-//! planned any more.
+//! The task that keeps one session: it calls STS, waits until the renewal or the next attempt is due, and ends when no
+//! call is planned any more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +13,8 @@ use crate::credentials::{ObtainError, Session, SessionKey};
 use crate::telemetry::metrics::{StsOutcome, TurnOutcome};
 
 impl<I: Issuer> Sessions<I> {
-    /// Calls STS for a session that is marked so, and goes on renewing it until it is let go or forgotten, or a request has
-    /// started another call.
+    /// Calls STS for a session that is marked so, and goes on renewing it until it is let go or forgotten, or a request
+    /// has started another call.
     pub(super) async fn keep(self, key: SessionKey, mut slot: Arc<Slot>) {
         let mut next = Next::Call;
         loop {
@@ -88,8 +88,8 @@ impl<I: Issuer> Sessions<I> {
     }
 }
 
-/// Reports a call that ends without a result when dropped: the session was forgotten before its turn came, or the task of the
-/// call is no more. The next request then starts another.
+/// Reports a call that ends without a result when dropped: the session was forgotten before its turn came, or the task
+/// of the call is no more. The next request then starts another.
 struct Unfinished<'a, I: Issuer>(Option<(&'a Sessions<I>, &'a Slot)>);
 
 impl<I: Issuer> Drop for Unfinished<'_, I> {

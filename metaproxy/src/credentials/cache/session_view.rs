@@ -1,4 +1,4 @@
-//! What there is of sessions, to be shown: looking changes nothing.
+//! Views of sessions for status, explain and metrics. Making one changes nothing.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,39 +10,40 @@ use super::{Issuer, Sessions};
 use crate::credentials::{ObtainError, Session, SessionKey, paced_reason};
 use crate::roles::{Grant, Reason};
 
-/// What there is of a session at one moment.
+/// A session at one moment.
 #[derive(Clone, Debug)]
 pub struct SessionView {
     /// The session, which may have expired.
     pub session: Option<Session>,
-    /// What the last attempt came to, where it failed, and how long until the next request makes another.
+    /// The failure of the last call, and how long it is until a request may start another; `None` if the call
+    /// succeeded.
     pub failure: Option<(ObtainError, Duration)>,
-    /// Whether an attempt is under way.
+    /// Whether a call is under way, or waits for its turn.
     pub fetching: bool,
-    /// Whether requests that wait for it have been answered 503 by now.
+    /// Whether requests that wait for the call have been answered 503 by now.
     pub late: bool,
-    /// How long it is until STS may be asked for a new session, if that is waited for.
+    /// How long it is until STS may be called for a new session; `None` if no turn is waited for.
     pub paced: Option<Duration>,
-    /// Whether it is left to end, as nobody asked for it.
+    /// Whether it is not renewed, because no request asked for it.
     pub let_go: bool,
 }
 
-/// All sessions, counted.
+/// The number of sessions in each condition.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SessionCounts {
-    /// Valid, and the last attempt succeeded.
+    /// Valid, and the last call succeeded.
     pub valid: u64,
-    /// Valid, but the attempt to renew it failed.
+    /// Valid, but the last call failed.
     pub failing: u64,
-    /// None, and the last attempt failed.
+    /// Not there, and the last call failed.
     pub failed: u64,
-    /// None, and it is being fetched.
+    /// Not there, and a call is under way.
     pub fetching: u64,
-    /// Valid, and left to end: nobody asked for it since it was obtained.
+    /// Valid, and let go: no request asked for it since it was obtained.
     pub idle: u64,
-    /// Of those that are renewed, the time since the oldest was obtained.
+    /// The age of the oldest valid session that is not let go.
     pub oldest: Option<Duration>,
-    /// Of those that are renewed, what is left of the one that ends first.
+    /// What is left of the valid session that expires first and is not let go.
     pub least_left: Option<Duration>,
 }
 
@@ -67,8 +68,8 @@ impl SessionView {
         }
     }
 
-    /// Why a request of a pod with this grant is not given credentials at this moment; `None` if it is, or if it makes the
-    /// first attempt.
+    /// Returns why a request of a pod with this grant gets no credentials at this moment; `None` if it gets them, or
+    /// starts the first call.
     pub fn lacking(&self, grant: &Grant, now: SystemTime) -> Option<Reason> {
         let failure = self.failure.as_ref().map(|(error, _)| error);
         if self.valid(now).is_some() {
@@ -82,7 +83,7 @@ impl SessionView {
         }
     }
 
-    /// The session, where it has not expired.
+    /// Returns the session unless it has expired.
     pub fn valid(&self, now: SystemTime) -> Option<&Session> {
         self.session
             .as_ref()
@@ -91,14 +92,14 @@ impl SessionView {
 }
 
 impl<I: Issuer> Sessions<I> {
-    /// What there is for a key; `None` where nobody has asked for it.
+    /// Returns the view of a key's session; `None` if nothing has asked for it.
     pub fn view(&self, key: &SessionKey) -> Option<SessionView> {
         let slot = self.lock().get(key).cloned()?;
         let view = SessionView::of(&slot.borrow());
         Some(view)
     }
 
-    /// All of them, counted.
+    /// Counts all sessions.
     pub fn counts(&self) -> SessionCounts {
         let slots: Vec<_> = self.lock().values().cloned().collect();
         let now = (self.0.clock)();

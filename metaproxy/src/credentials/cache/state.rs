@@ -1,5 +1,5 @@
-//! The state of one session, and what follows from each event. [`step`] is a pure function: clocks, STS calls, timers and the
-//! log are the cache's, so that every transition can be tested as a row of a table.
+//! The state of one session, and what follows from each event. [`step`] is a pure function: clocks, STS calls, timers
+//! and the log are the cache's, so that every transition can be tested as a row of a table.
 
 use std::time::{Duration, SystemTime};
 
@@ -10,12 +10,14 @@ use super::times::{background_retry_after, request_retry_after, until_renewal};
 use crate::credentials::{ObtainError, Session, SessionError};
 use crate::pods::PodUid;
 
-/// With less left than this, a request waits for a call that may bring a new session before its deadline. If none comes, or
-/// STS has just failed, the session is served for as long as it is valid; a session in the first half of its life always is.
+/// With less left than this, a request waits for a call that may bring a new session before its deadline. If none
+/// comes, or STS has just failed, the session is served for as long as it is valid; a session in the first half of its
+/// life always is.
 ///
 /// botocore moves the expiry of a session that has less than 17 to 25 minutes left: its window of 15 minutes
 /// (`ec2_credential_refresh_window`, as its provider sets it) and 2 to 10 more at random
-/// (`InstanceMetadataFetcher._evaluate_expiration`). It then uses the session beyond its end. One minute is for the way there.
+/// (`InstanceMetadataFetcher._evaluate_expiration`). It then uses the session beyond its end. One minute is for the way
+/// there.
 const MIN_LEFT: Duration = Duration::from_secs(26 * 60);
 
 /// One moment, by the clock that sessions expire by and by the clock that waits are measured with.
@@ -60,8 +62,8 @@ pub(super) enum Phase {
     LetGo,
     /// No pod has this session any more: STS is not called for it.
     Forgotten,
-    /// No pod has this session any more, and a call is not over yet. One that has reached STS is waited for by requests;
-    /// one that has not is dropped.
+    /// No pod has this session any more, and a call is not over yet. One that has reached STS is waited for by
+    /// requests; one that has not is dropped.
     ForgottenCalling {
         /// As for `Calling`.
         awaited_since: Option<Instant>,
@@ -359,7 +361,8 @@ fn late(state: &State) -> SessionError {
     unanswered(state.failure.as_ref().map(|failure| &failure.error)).into()
 }
 
-/// Returns why a request gets no session while STS has not answered: the failure before, if STS could not be asked then.
+/// Returns why a request gets no session while STS has not answered: the failure before, if STS could not be asked
+/// then.
 pub(super) fn unanswered(failure: Option<&ObtainError>) -> ObtainError {
     match failure {
         Some(error @ ObtainError::Unavailable(_)) => error.clone(),

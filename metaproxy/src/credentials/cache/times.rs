@@ -13,7 +13,8 @@ const RENEWAL: f64 = 0.5;
 /// renewed together.
 const RENEWAL_JITTER: f64 = 0.05;
 
-/// No session is renewed sooner, so that an STS that issues sessions which are about to expire is not called without end.
+/// No session is renewed sooner, so that an STS that issues sessions which are about to expire is not called without
+/// end.
 const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long requests get the refusal of STS before it is called again.
@@ -25,8 +26,8 @@ const MIN_BACKOFF: Duration = Duration::from_millis(500);
 /// The longest backoff after transient failures if a request asks for the session.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// The longest backoff if no request asks. Up to as much is added at random, so a call follows within 600 s: all nodes of a
-/// cluster try again after an outage, and must not do so at once.
+/// The longest backoff if no request asks. Up to as much is added at random, so a call follows within 600 s: all nodes
+/// of a cluster try again after an outage, and must not do so at once.
 const MAX_BACKGROUND_BACKOFF: Duration = Duration::from_secs(300);
 
 /// Returns how long it is until a session is renewed. `jitter` is at random from 0 to 1.
@@ -59,8 +60,8 @@ pub(super) fn request_retry_after(error: &ObtainError, attempts: u32) -> Duratio
     }
 }
 
-/// Returns when to call STS again without a request; `None` if the answer stays the same until a role, a policy or a right
-/// is changed. It is never before requests may start a call. `jitter` is at random from 0 to 1.
+/// Returns when to call STS again without a request; `None` if the answer stays the same until a role, a policy or a
+/// right is changed. It is never before requests may start a call. `jitter` is at random from 0 to 1.
 pub(super) fn background_retry_after(error: &ObtainError, attempts: u32, jitter: f64) -> Option<Duration> {
     match error {
         ObtainError::Denied(_) | ObtainError::NoToken(_) => None,

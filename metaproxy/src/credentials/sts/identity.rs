@@ -1,4 +1,4 @@
-//! Who the node is to STS.
+//! The identity that STS knows the node by.
 
 use std::error::Error;
 use std::time::Duration;
@@ -13,11 +13,11 @@ use crate::credentials::ObtainError;
 use crate::roles::RoleArn;
 use crate::roles::session_name::SessionName;
 
-/// The shortest session that `AssumeRole` makes (`DurationSeconds`).
+/// The shortest session that `AssumeRole` gives (`DurationSeconds`).
 const MIN_SESSION_DURATION: Duration = Duration::from_secs(900);
 
-/// Errors by which an STS, or what stands before it, refuses to say who the caller is: the policy of a VPC endpoint, or a
-/// service that knows no such call. Asking again changes nothing.
+/// Error codes by which `GetCallerIdentity` is refused: by the policy of a VPC endpoint, or by a service that has no
+/// such call. Another call gets the same answer.
 const REFUSAL_CODES: [&str; 4] = [
     "AccessDenied",
     "AccessDeniedException",
@@ -25,22 +25,25 @@ const REFUSAL_CODES: [&str; 4] = [
     "UnknownOperationException",
 ];
 
-/// Why STS does not say who the node is.
+/// Why the node's identity is not known.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum IdentityError {
     /// The SDK's chain of providers has no credentials at the moment.
     #[error("the agent has no AWS credentials: {0}")]
     NoCredentials(String),
-    /// STS refuses to say.
+    /// STS refuses the call.
     #[error("STS does not say whose the agent's credentials are: {0}")]
     Refused(String),
-    /// STS cannot be reached, is busy, or answered something else.
+    /// STS cannot be reached, is busy, or answered with something else.
     #[error("STS cannot be asked whose the agent's credentials are: {0}")]
     Unavailable(String),
 }
 
 impl Sts {
-    /// Asks under which ARN STS knows the node's own credentials (`GetCallerIdentity`). It takes no permission of IAM.
+    /// Returns the ARN of the node's own credentials (`GetCallerIdentity`, which takes no IAM permission).
+    ///
+    /// # Errors
+    /// If there are no credentials, or STS does not answer.
     pub async fn node_arn(&self) -> Result<String, IdentityError> {
         let identity = self
             .node
@@ -52,7 +55,11 @@ impl Sts {
         arn.ok_or_else(|| IdentityError::Unavailable("it answered without an ARN".to_owned()))
     }
 
-    /// Tries whether the node's own credentials may assume a role, for the shortest time; the session is dropped.
+    /// Tries whether the node's own credentials may assume a role. The session is the shortest possible, and is
+    /// dropped.
+    ///
+    /// # Errors
+    /// Why there is no session.
     pub async fn try_assume(&self, role: &RoleArn, name: &SessionName) -> Result<(), ObtainError> {
         let answer = self
             .node

@@ -3,7 +3,7 @@ use std::io::{Read as _, Write as _};
 use super::*;
 use rstest::rstest;
 
-/// Asks a server that answers each request like this, with another id each time.
+/// Returns the error of a call to a server that answers each request like this, with another request ID each time.
 async fn error_of_answer(status: &str, content_type: &str, body: &'static str) -> ObtainError {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
@@ -58,7 +58,7 @@ const HTML: &str = "Content-Type: text/html; charset=utf-8\r\n";
 const NOT_STS: &str =
     "a proxy or firewall on the way may have sent it (look at HTTPS_PROXY, NO_PROXY and --sts-endpoint)";
 
-/// Whatever STS answers, and however little of it can be understood, it is not repeated.
+/// A response that cannot be parsed may hold credentials.
 #[tokio::test]
 async fn an_answer_that_cannot_be_read_is_not_shown() {
     let body = "<AssumeRoleResponse><SecretAccessKey>TOPSECRET</SecretAccessKey>";
@@ -68,7 +68,7 @@ async fn an_answer_that_cannot_be_read_is_not_shown() {
     assert!(!format!("{error} {error:?}").contains("TOPSECRET"), "{error}");
 }
 
-/// And nothing in it differs from one attempt to the next.
+/// The text is the same for each attempt, although the server's request ID is not.
 #[rstest]
 #[case::html_of_a_proxy(
     "403 Forbidden",
@@ -87,7 +87,7 @@ async fn an_answer_that_cannot_be_read_is_not_shown() {
 #[case::nothing("503 Service Unavailable", "", "", "HTTP status 503, no content type")]
 #[case::odd_type("407 x", "Content-Type: <b>\"x\"\r\n", "", "HTTP status 407, content type bx")]
 #[tokio::test]
-async fn an_answer_that_is_not_from_sts_is_told_of_by_its_status(
+async fn an_answer_that_is_not_from_sts_is_described_by_its_status(
     #[case] status: &str,
     #[case] content_type: &str,
     #[case] body: &'static str,
@@ -117,7 +117,7 @@ async fn an_answer_that_is_not_from_sts_is_told_of_by_its_status(
     "STS answered what cannot be read, with HTTP status 500"
 )]
 #[tokio::test]
-async fn what_sts_answers_is_told_without_ids(
+async fn what_sts_answers_is_described_without_ids(
     #[case] status: &str,
     #[case] body: &'static str,
     #[case] want: &str,

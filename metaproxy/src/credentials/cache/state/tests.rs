@@ -176,8 +176,8 @@ impl From<Answer> for Gets {
     }
 }
 
-/// Columns: (phase, session, last failure), asker | phase after, what the asker gets, (what the task does, whether tasks that wait
-/// are notified).
+/// Columns: (phase, session, last failure), asker | phase after, what the asker gets, (what the task does, whether
+/// tasks that wait are notified).
 #[rstest]
 #[case::first_request((Idle, Nothing, Never), Request, awaited_now(), Gets::Waits, (Next::Call, false))]
 #[case::first_at_deadline((Idle, Nothing, Never), RequestAtDeadline, calling(), Gets::Late, (Next::Call, false))]
@@ -373,7 +373,8 @@ fn any_event() -> impl Strategy<Value = (u8, u64)> {
 }
 
 proptest! {
-    /// Whatever happens in whatever order: one call at a time, none for a forgotten session, and nothing expired is served.
+    /// Whatever happens in whatever order: one call at a time, none for a forgotten session, and nothing expired is
+    /// served.
     #[test]
     fn promises_hold_in_any_order_of_events(events in proptest::collection::vec(any_event(), 1..200)) {
         let (mut state, mut seconds, mut timer) = (State::default(), 0, None);

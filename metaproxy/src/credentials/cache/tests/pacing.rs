@@ -38,8 +38,8 @@ const RESHAPES: [Reshape; 4] = [
     },
 ];
 
-/// Changes the pod's annotations 400 times a second, for so long; as the agent does it: what was is forgotten, what is
-/// now is fetched. The last key, and the number of them.
+/// Changes the pod's annotations 400 times a second, for this time. As in the agent, the old session is forgotten and
+/// the new one is prefetched. Returns the last key, and the number of changes.
 async fn change(sessions: &Cache, reshapes: &[Reshape], time: Duration) -> (SessionKey, usize) {
     let mut last = key("tenant");
     let (start, mut number) = (Instant::now(), 0);
@@ -118,7 +118,7 @@ async fn what_is_forgotten_while_other_calls_are_under_way_is_never_fetched() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_would_wait_too_long_for_its_turn_is_told_so_in_time_and_served_later() {
+async fn a_request_that_would_wait_too_long_for_its_turn_is_refused_in_time_and_served_later() {
     let (script, sessions) = sts(10, [hour()]);
     for number in 0..AT_ONCE {
         sessions.prefetch(&pod("tenant"), &key_of_role("tenant", &number.to_string()));

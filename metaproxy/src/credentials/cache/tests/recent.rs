@@ -21,7 +21,7 @@ async fn a_connection_that_stays_is_served_what_was_renewed_and_keeps_it_wanted(
     );
     pass(Duration::from_secs(1)).await;
     for number in 1..=4 {
-        assert!(!is_wanted(&sessions), "nobody has asked for this one yet");
+        assert!(!is_wanted(&sessions), "no request has asked for this one yet");
         for _ in 0..3 {
             assert_eq!(
                 served(&sessions, &handle, &mut recent),
