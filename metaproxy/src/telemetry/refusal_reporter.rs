@@ -7,7 +7,6 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{Level, debug, info, warn};
 
-use crate::pods::PodUid;
 use crate::roles::Reason;
 use crate::telemetry::log_limiter::LogLimiter;
 use crate::telemetry::pod_event::{EventReason, PodEvent, PodEventSender};
@@ -22,7 +21,7 @@ const UNSERVED_GAP: Duration = Duration::from_secs(300);
 /// fill the log.
 #[derive(Debug)]
 pub struct RefusalReporter {
-    last: Mutex<HashMap<PodUid, Last>>,
+    last: Mutex<HashMap<String, Last>>,
     owners: Option<PodEventSender>,
     lines: LogLimiter,
 }
@@ -56,7 +55,8 @@ impl RefusalReporter {
 
     /// Logs a reason if it is new for this pod, makes an event of a refusal and of a failure that lasts, and returns
     /// the reason as a sentence.
-    pub fn report(&self, uid: &PodUid, reason: &Reason) -> String {
+    pub fn report(&self, uid: impl AsRef<str>, reason: &Reason) -> String {
+        let uid = uid.as_ref();
         let sentence = reason.to_string();
         let (is_news, unserved) = self.note(uid, &sentence, reason.is_unavailable());
         let event = match reason {
@@ -65,7 +65,7 @@ impl RefusalReporter {
             _ => None,
         };
         if let (Some(owners), Some(reason)) = (&self.owners, event) {
-            let (uid, sentence) = (uid.to_string(), sentence.clone());
+            let (uid, sentence) = (uid.to_owned(), sentence.clone());
             // An event that does not fit into the queue is dropped. The log has the reason.
             let _ = owners.try_send(PodEvent {
                 uid,
@@ -83,21 +83,21 @@ impl RefusalReporter {
     }
 
     /// Returns the last report about a pod, and how long ago it was.
-    pub fn last(&self, uid: &PodUid) -> Option<(String, Duration)> {
+    pub fn last(&self, uid: impl AsRef<str>) -> Option<(String, Duration)> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let Last { sentence, when, .. } = last.get(uid)?;
+        let Last { sentence, when, .. } = last.get(uid.as_ref())?;
         Some((sentence.clone(), when.elapsed()))
     }
 
     /// Forgets the last report about a pod: the same reason is new if it comes again.
-    pub fn forget(&self, uid: &PodUid) {
+    pub fn forget(&self, uid: impl AsRef<str>) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.remove(uid);
+        last.remove(uid.as_ref());
     }
 
     /// Notes a report. Returns whether it differs from the last one about this pod, and how long the pod has been
     /// answered 503.
-    fn note(&self, uid: &PodUid, sentence: &str, is_unserved: bool) -> (bool, Duration) {
+    fn note(&self, uid: &str, sentence: &str, is_unserved: bool) -> (bool, Duration) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if last.len() >= Self::MAX && !last.contains_key(uid) {
@@ -114,7 +114,7 @@ impl RefusalReporter {
             when: now,
             unserved,
         };
-        last.insert(uid.clone(), new);
+        last.insert(uid.to_owned(), new);
         (is_news, unserved.map_or(Duration::ZERO, |since| now - since))
     }
 }
@@ -136,16 +136,16 @@ mod tests {
     use super::*;
 
     fn is_news(reporter: &RefusalReporter, uid: &str, sentence: &str) -> bool {
-        reporter.note(&uid.parse().unwrap(), sentence, false).0
+        reporter.note(uid, sentence, false).0
     }
 
     #[test]
     fn a_reason_is_reported_once_until_the_pod_is_forgotten() {
-        let (reporter, uid) = (RefusalReporter::new(None), "u".parse().unwrap());
-        let sentence = reporter.report(&uid, &Reason::Firewall);
-        assert!(!is_news(&reporter, "u", &sentence), "it was said");
+        let (reporter, uid) = (RefusalReporter::new(None), "u");
+        let sentence = reporter.report(uid, &Reason::Firewall);
+        assert!(!is_news(&reporter, "u", &sentence), "it was reported");
         assert!(is_news(&reporter, "other", &sentence));
-        reporter.forget(&uid);
+        reporter.forget(uid);
         assert!(is_news(&reporter, "u", &sentence));
     }
 
@@ -153,14 +153,14 @@ mod tests {
     async fn a_pod_that_goes_on_being_answered_503_has_an_event() {
         let (owners, mut events) = crate::telemetry::pod_event::channel();
         let reporter = RefusalReporter::new(Some(owners));
-        let uid: PodUid = "u".parse().unwrap();
+        let uid = "u";
         let away = Reason::StsUnavailable {
             role: "arn:aws:iam::123456789012:role/app".parse().unwrap(),
             message: "down".to_owned(),
         };
         let mut has_event = async |seconds| {
             tokio::time::advance(Duration::from_secs(seconds)).await;
-            reporter.report(&uid, &away);
+            reporter.report(uid, &away);
             events.try_recv().ok().map(|event| event.reason)
         };
         assert_eq!(has_event(0).await, None, "it may be over in a second");
@@ -171,7 +171,7 @@ mod tests {
             None,
             "it has not asked for so long that it may have been served"
         );
-        reporter.report(&uid, &Reason::Firewall);
+        reporter.report(uid, &Reason::Firewall);
         assert_eq!(has_event(60).await, None, "it was answered otherwise");
     }
 
