@@ -1,5 +1,16 @@
-//! The state of one session, and what follows from each event. [`step`] is a pure function: clocks, STS calls, timers
-//! and the log are the cache's, so that every transition can be tested as a row of a table.
+//! The state of one session, and what follows from each event. [`step`] is a pure function: clocks, STS calls, timers and the
+//! log are the cache's, so that every transition can be tested as a row of a table.
+//!
+//! ```text
+//! Idle ──asked──► Calling ──session──► Unused ──asked──► InUse ──timer──► Calling
+//!                  │   │                └──timer──► LetGo ──asked──► Calling
+//!                  │   │                             └──expired──► Idle
+//!                  │   └──STS away──► Retrying ──timer, or asked when due──► Calling
+//!                  └──refused──► Idle
+//! ```
+//!
+//! `InUse`, like `Retrying`, also leads to `Calling` when the session is past half its life and a request asks. From every phase
+//! a forgotten key leads to `Forgotten`, or to `ForgottenCalling` until the call is over.
 
 use std::time::{Duration, SystemTime};
 
