@@ -13,7 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use divan::Bencher;
 use metaproxy::credentials::{
-    Issued, Issuer, ObtainError, RecentSession, Session, SessionKey, SessionPlace, Sessions,
+    IssuedCredentials, Issuer, ObtainError, RecentSession, Session, SessionHandle, SessionKey, Sessions,
 };
 use metaproxy::imds::path::Paths;
 use metaproxy::pods::{Inventory, Mirror, Namespace, Pod, PodUid};
@@ -144,7 +144,7 @@ struct AtOnce;
 impl Issuer for AtOnce {
     async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
         let now = SystemTime::now();
-        let issued = Issued {
+        let issued = IssuedCredentials {
             access_key_id: "ASIA",
             secret_access_key: "secret",
             token: "token",
@@ -173,7 +173,7 @@ fn session(bencher: Bencher<'_, '_>, (pods, later): (usize, bool)) {
             let pod = key.shape.pod.clone().unwrap();
             sessions.get(&pod, &key, deadline).await.unwrap();
         }
-        let place = SessionPlace::default();
+        let place = SessionHandle::default();
         let pod: PodUid = UID.parse().unwrap();
         let mut recent = RecentSession::default();
         bencher.bench_local(|| {

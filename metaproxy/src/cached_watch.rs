@@ -1,25 +1,25 @@
-//! Values that are looked at much more often than they change: a look that finds nothing new takes no lock, and writes to
-//! no memory that others read.
+//! Watched values that are read much more often than they change. A read that finds nothing new takes no lock, and
+//! writes to no memory that other threads read.
 
 use tokio::sync::watch;
 
-/// Word of changes, for one who looks.
+/// Tells whether a watched value has changed.
 #[derive(Clone, Debug)]
 pub struct Changes<T> {
     receiver: watch::Receiver<T>,
-    /// Nobody is there who could change it.
+    /// The sender is gone, so the value changes no more.
     ended: bool,
 }
 
 impl<T> Changes<T> {
-    /// Of what changes from this moment on.
+    /// Starts to look for changes: what changed before does not count.
     pub fn new(mut receiver: watch::Receiver<T>) -> Self {
         receiver.mark_unchanged();
         let ended = receiver.has_changed().is_err();
         Self { receiver, ended }
     }
 
-    /// Whether there was any since it was asked last.
+    /// Tells whether the value has changed since the last call.
     pub fn any(&mut self) -> bool {
         match self.receiver.has_changed() {
             Ok(false) => false,
@@ -27,13 +27,13 @@ impl<T> Changes<T> {
                 self.receiver.mark_unchanged();
                 true
             }
-            // There may have been a last one.
+            // The sender may have changed the value once more before it went.
             Err(_) => !std::mem::replace(&mut self.ended, true),
         }
     }
 }
 
-/// The latest value.
+/// A copy of a watched value.
 #[derive(Clone, Debug)]
 pub struct CachedWatch<T> {
     changes: Changes<T>,
@@ -41,14 +41,14 @@ pub struct CachedWatch<T> {
 }
 
 impl<T: Copy> CachedWatch<T> {
-    /// From the value of this moment on.
+    /// Copies the value.
     pub fn new(receiver: watch::Receiver<T>) -> Self {
         let changes = Changes::new(receiver);
         let value = *changes.receiver.borrow();
         Self { changes, value }
     }
 
-    /// The value of this moment; the last one where nobody changes it any more.
+    /// Returns the present value; the last one if the sender is gone.
     pub fn now(&mut self) -> T {
         if self.changes.any() {
             self.value = *self.changes.receiver.borrow();
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_told_once_and_the_last_one_too() {
+    fn a_change_is_reported_once_and_so_is_the_last_one() {
         let (sender, receiver) = watch::channel(1);
         sender.send_replace(2);
         let mut changes = Changes::new(receiver.clone());
@@ -85,6 +85,6 @@ mod tests {
         sender.send_replace(4);
         drop(sender);
         assert!(changes.any() && !changes.any());
-        assert!(!Changes::new(receiver).any(), "nobody changes it any more");
+        assert!(!Changes::new(receiver).any(), "the sender is gone");
     }
 }

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 pub use self::lines::{AnswerLine, AskedBy, CredentialsLine, PolicyLine, SessionLine};
 pub use self::render::{columns, printable, short, table};
 pub use self::verdict::Verdict;
-use crate::credentials::{View, timestamp};
+use crate::credentials::{SessionView, timestamp};
 use crate::pods::{CredentialVariable, Namespace, Pod, ServiceAccount};
 use crate::roles::policy::Candidate;
 use crate::roles::{Decision, Reason, RoleArn, RoleSource, Rules, WrittenRole};
@@ -153,7 +153,7 @@ impl Explanation {
     }
 
     /// Adds what there is of the session that was granted; where there is none as STS gives none, that is the verdict.
-    pub fn add_credentials(&mut self, decision: &Decision, view: Option<&View>, now: SystemTime) {
+    pub fn add_credentials(&mut self, decision: &Decision, view: Option<&SessionView>, now: SystemTime) {
         let Decision::Granted(grant) = decision else {
             return;
         };

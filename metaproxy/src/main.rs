@@ -7,8 +7,8 @@ use metaproxy::cli::{
     Cli, Command, DoctorArgs, EX_USAGE, LogFormat, LogLevel, LoggingArgs, Switch, UsageError,
 };
 use metaproxy::doctor::Examination;
-use metaproxy::telemetry::audit::AUDIT;
-use metaproxy::{agent, causes, commands, guard, memory};
+use metaproxy::telemetry::audit::AUDIT_TARGET;
+use metaproxy::{agent, commands, error_chain, guard, memory};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -72,7 +72,7 @@ fn run<E: std::error::Error + Send + Sync + 'static>(
     match run_to_the_end(process) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!("{}", causes::sentence(error.as_ref()));
+            tracing::error!("{}", error_chain::sentence(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -110,7 +110,7 @@ fn start_logging(format: LogFormat, level: LogLevel, audit: Switch) {
     // Only what is ours: the SDK prints whole requests and responses, with warnings too. What goes wrong in a library
     // comes to us as an error, and is said in our own words.
     let audited = if audit == Switch::On { "info" } else { "off" };
-    let filter = EnvFilter::new(format!("off,metaproxy={level},{}={audited}", AUDIT));
+    let filter = EnvFilter::new(format!("off,metaproxy={level},{}={audited}", AUDIT_TARGET));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr);

@@ -3,7 +3,7 @@
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
-use metaproxy::credentials::{Issued, Issuer, ObtainError, Session, SessionKey, Sessions};
+use metaproxy::credentials::{IssuedCredentials, Issuer, ObtainError, Session, SessionKey, Sessions};
 use metaproxy::imds::path::Paths;
 use metaproxy::imds::token::Tokens;
 use metaproxy::imds::upstream::Upstream;
@@ -22,7 +22,7 @@ struct OneSession;
 
 impl Issuer for OneSession {
     async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
-        let issued = Issued {
+        let issued = IssuedCredentials {
             access_key_id: "ASIAFUZZ",
             secret_access_key: SECRET,
             token: "token",

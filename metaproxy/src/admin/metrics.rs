@@ -12,7 +12,7 @@ use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::credentials::Tally;
+use crate::credentials::SessionCounts;
 use crate::explain::Verdict;
 use crate::imds::server::Counts;
 use crate::intercept::refusals::RefusalCount;
@@ -34,7 +34,7 @@ pub trait MetricSource: Send + Sync {
     /// Pods that are known.
     fn pods(&self) -> usize;
     /// Sessions, counted.
-    fn sessions(&self) -> Tally;
+    fn sessions(&self) -> SessionCounts;
     /// Adds what is measured while pods are served.
     fn register(&self, registry: &mut Registry);
 }
@@ -66,7 +66,7 @@ struct Snapshot {
     pods: i64,
     ready: bool,
     parts: Vec<PartState>,
-    sessions: Tally,
+    sessions: SessionCounts,
     verdicts: Vec<(&'static str, u64)>,
 }
 
@@ -223,7 +223,7 @@ impl Snapshot {
         }
         let about = "Sessions: valid, failing (valid, but not renewed), failed (none, and STS gave none), fetching, idle (left to end)";
         let mut family = encoder.encode_descriptor("sessions", about, None, gauge)?;
-        let Tally {
+        let SessionCounts {
             valid,
             failing,
             failed,

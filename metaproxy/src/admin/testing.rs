@@ -6,7 +6,7 @@ use metaproxy_common::layout::{Counter, GuardCounter};
 use prometheus_client::registry::Registry;
 
 use super::MetricSource;
-use crate::credentials::Tally;
+use crate::credentials::SessionCounts;
 use crate::explain::{Explanation, Verdict};
 use crate::imds::server::Counts;
 use crate::introspection::{DryRun, Introspection, Status};
@@ -30,8 +30,8 @@ impl MetricSource for NoMetrics {
     fn pods(&self) -> usize {
         0
     }
-    fn sessions(&self) -> Tally {
-        Tally::default()
+    fn sessions(&self) -> SessionCounts {
+        SessionCounts::default()
     }
     fn register(&self, _registry: &mut Registry) {}
 }

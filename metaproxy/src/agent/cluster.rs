@@ -1,13 +1,17 @@
 //! What the agent does in a cluster, beside following its pods.
 
+use k8s_openapi::api::core::v1::ObjectReference;
+
 use super::tasks::Tasks;
-use crate::apiserver::access::{self, Uses};
-use crate::apiserver::events::{self, Refusals};
-use crate::apiserver::trial::AudienceLimit;
+use crate::apiserver::events;
+use crate::apiserver::permissions::{self, Features};
+use crate::apiserver::token_trial::AudienceLimit;
 use crate::apiserver::{ApiServer, taint};
-use crate::pods::Pods;
+use crate::credentials::token_subjects;
+use crate::pods::{Known, Pod, Pods};
 use crate::roles::Rules;
 use crate::telemetry::health::{Condition, Health, Part};
+use crate::telemetry::pod_event::{self, PodEventSender};
 
 /// The cluster that this node is part of.
 #[derive(Clone)]
@@ -18,14 +22,16 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts the task that reports refusals to pods' owners as events, and returns the way to it.
-    pub fn report_events(&self, tasks: &mut Tasks, pods: Pods) -> Refusals {
-        let (refusals, told) = events::channel();
-        tasks.spawn(
-            "events",
-            events::tell(self.api.clone(), self.node.clone(), pods, told),
-        );
-        refusals
+    /// Starts the task that publishes events on pods, and returns the way to it.
+    pub fn report_events(&self, tasks: &mut Tasks, pods: Pods) -> PodEventSender {
+        let (sender, receiver) = pod_event::channel();
+        let find = move |uid: &str| match pods.borrow().by_uid(&uid.parse().ok()?)? {
+            Known::Pod(pod) => Some(reference(pod)),
+            Known::Ambiguous(_) => None,
+        };
+        let publishing = events::publish(self.api.clone(), self.node.clone(), receiver, find);
+        tasks.spawn("events", publishing);
+        sender
     }
 
     /// Looks after permissions, the limit of tokens if one is required, and the taint.
@@ -37,12 +43,13 @@ impl Cluster {
         pods: Pods,
         health: &Health,
     ) {
-        let uses = Uses {
+        let features = Features {
             namespaces: !rules.kept().namespaces.is_empty(),
             service_accounts: rules.web_identity,
             startup_taint: self.startup_taint.is_some(),
         };
-        let permissions = access::watch(self.api.clone(), uses, limit, pods, health.clone());
+        let subjects = move || token_subjects::of_node(&pods.borrow());
+        let permissions = permissions::watch(self.api.clone(), features, limit, subjects, health.clone());
         tasks.spawn("permissions", permissions);
         if let Some(taint) = &self.startup_taint {
             let (api, node) = (self.api.clone(), self.node.clone());
@@ -55,5 +62,16 @@ impl Cluster {
                 taint::remove(api, node, taint.clone(), health.clone()),
             );
         }
+    }
+}
+
+fn reference(pod: &Pod) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".to_owned()),
+        kind: Some("Pod".to_owned()),
+        namespace: Some(pod.namespace.clone()),
+        name: Some(pod.name.clone()),
+        uid: Some(pod.uid.to_string()),
+        ..ObjectReference::default()
     }
 }

@@ -26,7 +26,7 @@ use super::report::{self, agent_info};
 use super::tasks::{Supervised, Tasks, failed};
 use super::{Mode, Settings, StartError, discovery};
 use crate::admin::{Admin, AdminSocket, AdminThread, MetricSource, Owner};
-use crate::apiserver::trial::AudienceLimit;
+use crate::apiserver::token_trial::AudienceLimit;
 use crate::cgroups::OwnCgroup;
 use crate::credentials::sts::Sts;
 use crate::intercept::attachment::{Attachment, ListenerLink};

@@ -13,10 +13,11 @@ use super::listening::{Listening, Setup};
 use super::own_roles::DenyOwnRoles;
 use super::tasks::{Supervised, Tasks};
 use super::{Settings, StartError};
-use crate::apiserver::trial::AudienceLimit;
-use crate::credentials::http::NetworkEnv;
+use crate::apiserver::token_trial::AudienceLimit;
+use crate::credentials::AuditedIssuer;
+use crate::credentials::network_env::NetworkEnv;
 use crate::credentials::sts::Sts;
-use crate::credentials::{Principals, Sessions};
+use crate::credentials::{Sessions, StsIssuer};
 use crate::imds::server::Server;
 use crate::imds::token::Tokens;
 use crate::imds::{ImdsV1Policy, Parts, Passthrough, Phase, Service};
@@ -26,7 +27,6 @@ use crate::intercept::listener::ListenerMarks;
 use crate::intercept::programs::LiveConfig;
 use crate::intercept::refusals::{Refusals, follow_failures};
 use crate::introspection;
-use crate::telemetry::audit::Audited;
 use crate::telemetry::refusal_reporter::RefusalReporter;
 
 /// How long connections are still accepted after the redirection has ended. Those that were redirected just before are on
@@ -40,7 +40,7 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What gives out sessions to pods.
-pub(super) type AgentIssuer = Audited<DenyOwnRoles<Principals>>;
+pub(super) type AgentIssuer = AuditedIssuer<DenyOwnRoles<StsIssuer>>;
 
 /// The maps of the programs that carry and verify callers.
 pub(super) struct CallerMaps {
@@ -189,9 +189,9 @@ impl Interception {
 /// Makes what holds the sessions of pods. Nothing is called yet.
 fn sessions(context: &Context, sts: &Sts, limit: Option<AudienceLimit>) -> Sessions<AgentIssuer> {
     let api = context.cluster.as_ref().map(|cluster| cluster.api.clone());
-    Sessions::new(Audited {
+    Sessions::new(AuditedIssuer {
         issuer: DenyOwnRoles {
-            issuer: Principals::new(sts.clone(), api, limit),
+            issuer: StsIssuer::new(sts.clone(), api, limit),
             rules: context.rules.subscribe(),
         },
         pods: context.pods.clone(),

@@ -7,7 +7,7 @@ use prometheus_client::registry::Registry;
 
 use super::interception::ServiceParts;
 use crate::admin::MetricSource;
-use crate::credentials::Tally;
+use crate::credentials::SessionCounts;
 use crate::imds::server::Counts;
 use crate::intercept::guard::GuardCounters;
 use crate::intercept::programs::Counters;
@@ -53,10 +53,10 @@ impl MetricSource for AgentMetrics {
         self.pods.borrow().len()
     }
 
-    fn sessions(&self) -> Tally {
+    fn sessions(&self) -> SessionCounts {
         self.service
             .as_ref()
-            .map_or_else(Tally::default, |service| service.sessions.tally())
+            .map_or_else(SessionCounts::default, |service| service.sessions.counts())
     }
 
     fn register(&self, registry: &mut Registry) {

@@ -11,7 +11,7 @@ use tracing::info;
 
 use super::context::Context;
 use super::{Settings, StartError};
-use crate::credentials::http::NetworkEnv;
+use crate::credentials::network_env::NetworkEnv;
 use crate::credentials::sts::Sts;
 use crate::intercept::caller::CurrentPods;
 use crate::pods::{PodUid, Pods};

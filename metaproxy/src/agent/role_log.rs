@@ -84,7 +84,7 @@ impl RoleLog {
         } else {
             for (uid, before) in &changed {
                 if let Some(change) = change(inventory, rules, uid, *before)
-                    && self.lines.may_say()
+                    && self.lines.may_log()
                 {
                     info!("{change}");
                 }

@@ -1,11 +1,11 @@
-//! Kubernetes events on pods that are refused a role, or go without its credentials, so that their owners see why
-//! (`kubectl describe pod`).
+//! Publishes Kubernetes events on pods that are refused a role, or go without its credentials, so that their owners see
+//! why (`kubectl describe pod`).
 //!
-//! A pod can ask for what it may not have as often as it likes: the same sentence about a pod is told once an hour, a
-//! pod has a few events, and the node an event every now and then. What is too much is in the log all the same.
+//! A pod can ask for what it may not have as often as it likes. So the same sentence about a pod is published once an
+//! hour, a pod has a few events, and the node one event every quarter of a second. The log has what is dropped.
 //!
-//! An event's name is made of the pod's UID and the sentence, so the API server itself refuses the same one for as long as it
-//! keeps it: agents that start again and again do not repeat it.
+//! An event's name is made of the pod's UID and the sentence, so the API server itself refuses the same event for as
+//! long as it keeps it. Agents that start again and again do not repeat it.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -21,85 +21,45 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 use tracing::debug;
 
-use super::{ApiServer, PATIENCE, within};
-use crate::pods::{Known, Pod, PodUid, Pods};
+use super::{ApiServer, REQUEST_TIMEOUT, with_timeout};
+use crate::telemetry::pod_event::PodEvent;
 
-/// How long the API server keeps events where it is not told otherwise (`--event-ttl`).
-const SAME: Duration = Duration::from_secs(3600);
+/// How long the API server keeps events by default (`--event-ttl`).
+const EVENT_TTL: Duration = Duration::from_secs(3600);
 
-/// Events that a pod may have at once, and how often it earns another.
-const OF_A_POD: u32 = 4;
-const EARNED: Duration = Duration::from_secs(120);
+/// The events that a pod may have at once.
+const MAX_EVENTS_AT_ONCE: u32 = 4;
 
-/// Between two events of this node.
-const PACE: Duration = Duration::from_millis(250);
+/// How often a pod that has used them up may have another.
+const POD_EVENT_INTERVAL: Duration = Duration::from_secs(120);
 
-/// Refusals that wait to be told.
-const WAITING: usize = 256;
+/// The pause between two events of this node.
+const MIN_EVENT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Longest text (`validateEvent`, pkg/apis/core/validation/events.go: 1024 bytes).
-const LONGEST: usize = 1024;
+/// The longest name of an object, in bytes (RFC 1123 subdomain).
+const MAX_NAME_LENGTH: usize = 253;
 
-/// Longest name of a reporter (the same).
-const LONGEST_INSTANCE: usize = 128;
+/// The longest name of a reporter, in bytes (`validateEvent`, pkg/apis/core/validation/events.go).
+const MAX_INSTANCE_LENGTH: usize = 128;
 
-/// What an event is about (`reason`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EventReason {
-    /// The pod may not have the role that it asks for.
-    RoleRefused,
-    /// The pod goes on being answered 503.
-    CredentialsUnavailable,
-}
-
-impl EventReason {
-    fn name(self) -> &'static str {
-        match self {
-            Self::RoleRefused => "RoleRefused",
-            Self::CredentialsUnavailable => "CredentialsUnavailable",
-        }
-    }
-}
-
-/// Something to tell a pod's owner.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Refusal {
-    /// The pod.
-    pub uid: PodUid,
-    /// What it is about.
-    pub reason: EventReason,
-    /// The sentence.
-    pub sentence: String,
-}
-
-impl Refusal {
-    /// The sentence, as far as an event holds it.
-    pub fn note(&self) -> String {
-        shortened(&self.sentence)
-    }
-}
-
-/// Takes refusals; what is too much is dropped.
-pub type Refusals = mpsc::Sender<Refusal>;
-
-/// A way to tell them.
-pub fn channel() -> (Refusals, mpsc::Receiver<Refusal>) {
-    mpsc::channel(WAITING)
-}
-
-/// Tells pods' owners. Never ends.
-pub async fn tell(api: ApiServer, node: String, pods: Pods, mut refusals: mpsc::Receiver<Refusal>) {
-    let mut told = Told::default();
-    while let Some(refusal) = refusals.recv().await {
-        let known = pods.borrow().by_uid(&refusal.uid).cloned();
-        let Some(Known::Pod(pod)) = known else {
+/// Publishes events. `find_pod` returns the reference of the pod with a UID, if exactly one pod of this node has it.
+/// Never ends.
+pub async fn publish(
+    api: ApiServer,
+    node: String,
+    mut pod_events: mpsc::Receiver<PodEvent>,
+    find_pod: impl Fn(&str) -> Option<ObjectReference>,
+) {
+    let mut budgets = EventBudgets::default();
+    while let Some(pod_event) = pod_events.recv().await {
+        let Some(pod) = find_pod(&pod_event.uid) else {
             continue;
         };
-        if !told.is_due(&refusal, Instant::now()) {
+        if !budgets.admit(&pod_event, Instant::now()) {
             continue;
         }
-        let event = event(&pod, &node, &refusal, Timestamp::now());
-        let events: Api<Event> = Api::namespaced(api.client(), &pod.namespace);
+        let events: Api<Event> = Api::namespaced(api.client(), pod.namespace.as_deref().unwrap_or_default());
+        let event = event(pod, &node, &pod_event, Timestamp::now());
         let params = PostParams::default();
         let made = async {
             match events.create(&params, &event).await {
@@ -107,110 +67,104 @@ pub async fn tell(api: ApiServer, node: String, pods: Pods, mut refusals: mpsc::
                 made => made.map(drop),
             }
         };
-        if let Err(error) = within(PATIENCE, made).await {
-            debug!("an event on pod {pod} could not be made: {error}");
-            // The next time that it comes up.
-            told.take_back(&refusal);
+        if let Err(error) = with_timeout(REQUEST_TIMEOUT, made).await {
+            debug!(
+                uid = pod_event.uid,
+                "an event on a pod could not be made: {error}"
+            );
+            // The next report of it may be published.
+            budgets.take_back(&pod_event);
         }
-        tokio::time::sleep(PACE).await;
+        tokio::time::sleep(MIN_EVENT_INTERVAL).await;
     }
     std::future::pending().await
 }
 
-fn event(pod: &Pod, node: &str, refusal: &Refusal, now: Timestamp) -> Event {
-    // Names of events end like this everywhere; that of a pod may be as long as a name may be.
-    let note = refusal.note();
-    let suffix = format!(".{:016x}", identity(&pod.uid, &note));
-    let start: String = pod.name.chars().take(253 - suffix.len()).collect();
+fn event(pod: ObjectReference, node: &str, pod_event: &PodEvent, now: Timestamp) -> Event {
+    // As client-go names events: the object's name, a dot and hexadecimal digits. The pod's name may leave no room for
+    // them.
+    let note = pod_event.note();
+    let suffix = format!(".{:016x}", identity(&pod_event.uid, &note));
+    let name = pod.name.as_deref().unwrap_or_default();
+    let start: String = name.chars().take(MAX_NAME_LENGTH - suffix.len()).collect();
     let start = start.trim_end_matches(['.', '-']);
     Event {
         metadata: ObjectMeta {
             name: Some(format!("{start}{suffix}")),
-            namespace: Some(pod.namespace.clone()),
+            namespace: pod.namespace.clone(),
             ..ObjectMeta::default()
         },
         event_time: Some(MicroTime(now)),
         type_: Some("Warning".to_owned()),
-        reason: Some(refusal.reason.name().to_owned()),
+        reason: Some(pod_event.reason.name().to_owned()),
         action: Some("AssumeRole".to_owned()),
         note: Some(note),
-        regarding: Some(ObjectReference {
-            api_version: Some("v1".to_owned()),
-            kind: Some("Pod".to_owned()),
-            namespace: Some(pod.namespace.clone()),
-            name: Some(pod.name.clone()),
-            uid: Some(pod.uid.to_string()),
-            ..ObjectReference::default()
-        }),
+        regarding: Some(pod),
         reporting_controller: Some("metaproxy".to_owned()),
-        reporting_instance: Some(node.chars().take(LONGEST_INSTANCE).collect()),
+        reporting_instance: Some(node.chars().take(MAX_INSTANCE_LENGTH).collect()),
         ..Event::default()
     }
 }
 
-/// The same for the same sentence about the same pod, of every agent of a version: the standard library's hash without a random
-/// state. Nobody gains by a collision, which costs an event for an hour.
-fn identity(uid: &PodUid, note: &str) -> u64 {
+/// Returns the same number for the same sentence about the same pod, in every agent of a version: the standard
+/// library's hash without a random state. A collision costs one event for an hour, so there is nothing to gain by
+/// provoking it.
+fn identity(uid: &str, note: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
-    (uid.to_string(), note).hash(&mut hasher);
+    (uid, note).hash(&mut hasher);
     hasher.finish()
 }
 
-fn shortened(sentence: &str) -> String {
-    if sentence.len() <= LONGEST {
-        return sentence.to_owned();
-    }
-    let end = (0..=LONGEST - 3)
-        .rev()
-        .find(|end| sentence.is_char_boundary(*end));
-    format!("{}…", &sentence[..end.unwrap_or_default()])
-}
-
-/// What pods' owners were told.
+/// How many events each pod may still have.
 #[derive(Debug, Default)]
-struct Told(HashMap<PodUid, OfAPod>);
+struct EventBudgets(HashMap<String, PodBudget>);
 
 #[derive(Debug)]
-struct OfAPod {
+struct PodBudget {
+    /// What was published about the pod, and when.
     sentences: HashMap<String, Instant>,
+    /// The events that it may have now.
     left: u32,
+    /// Since when it is owed another one.
     counted: Instant,
 }
 
-impl Told {
-    /// More pods than a node has; then it begins anew.
-    const MAX: usize = 4096;
+impl EventBudgets {
+    /// More pods than a node has. When as many are known, all are forgotten.
+    const MAX_PODS: usize = 4096;
 
-    /// Whether this is told now; it counts as told then.
-    fn is_due(&mut self, refusal: &Refusal, now: Instant) -> bool {
-        if self.0.len() >= Self::MAX && !self.0.contains_key(&refusal.uid) {
+    /// Tells whether an event may be published now, and counts it if so.
+    fn admit(&mut self, pod_event: &PodEvent, now: Instant) -> bool {
+        if self.0.len() >= Self::MAX_PODS && !self.0.contains_key(&pod_event.uid) {
             self.0.clear();
         }
-        let of_pod = self.0.entry(refusal.uid.clone()).or_insert_with(|| OfAPod {
+        let budget = self.0.entry(pod_event.uid.clone()).or_insert_with(|| PodBudget {
             sentences: HashMap::new(),
-            left: OF_A_POD,
+            left: MAX_EVENTS_AT_ONCE,
             counted: now,
         });
-        of_pod.sentences.retain(|_, told| now - *told < SAME);
-        while of_pod.left < OF_A_POD && now - of_pod.counted >= EARNED {
-            of_pod.left += 1;
-            of_pod.counted += EARNED;
+        budget
+            .sentences
+            .retain(|_, published| now - *published < EVENT_TTL);
+        while budget.left < MAX_EVENTS_AT_ONCE && now - budget.counted >= POD_EVENT_INTERVAL {
+            budget.left += 1;
+            budget.counted += POD_EVENT_INTERVAL;
         }
-        if of_pod.left == OF_A_POD {
-            of_pod.counted = now;
+        if budget.left == MAX_EVENTS_AT_ONCE {
+            budget.counted = now;
         }
-        if of_pod.left == 0 || of_pod.sentences.contains_key(&refusal.sentence) {
+        if budget.left == 0 || budget.sentences.contains_key(&pod_event.sentence) {
             return false;
         }
-        of_pod.left -= 1;
-        of_pod.sentences.insert(refusal.sentence.clone(), now);
+        budget.left -= 1;
+        budget.sentences.insert(pod_event.sentence.clone(), now);
         true
     }
 
-    /// It was not told after all.
-    fn take_back(&mut self, refusal: &Refusal) {
-        if let Some(of_pod) = self.0.get_mut(&refusal.uid) {
-            of_pod.sentences.remove(&refusal.sentence);
+    /// Lets an event be published again that could not be published. It still counts, so failures are paced as well.
+    fn take_back(&mut self, pod_event: &PodEvent) {
+        if let Some(budget) = self.0.get_mut(&pod_event.uid) {
+            budget.sentences.remove(&pod_event.sentence);
         }
     }
 }
@@ -220,53 +174,64 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     use super::*;
-    use crate::pods::Inventory;
+    use crate::telemetry::pod_event::{EventReason, MAX_NOTE_LENGTH, channel};
 
-    fn refusal(uid: &str, sentence: &str) -> Refusal {
-        Refusal {
-            uid: uid.parse().unwrap(),
+    fn pod_event(uid: &str, sentence: &str) -> PodEvent {
+        PodEvent {
+            uid: uid.to_owned(),
             reason: EventReason::RoleRefused,
             sentence: sentence.to_owned(),
         }
     }
 
+    fn reference(name: &str) -> ObjectReference {
+        ObjectReference {
+            kind: Some("Pod".to_owned()),
+            namespace: Some("apps".to_owned()),
+            name: Some(name.to_owned()),
+            uid: Some("u1".to_owned()),
+            ..ObjectReference::default()
+        }
+    }
+
     #[test]
-    fn the_same_is_told_once_an_hour_and_a_pod_has_a_few_events() {
-        let (mut told, start) = (Told::default(), Instant::now());
-        assert!(told.is_due(&refusal("a", "no"), start));
-        assert!(!told.is_due(&refusal("a", "no"), start + SAME / 2));
-        assert!(told.is_due(&refusal("a", "no"), start + SAME));
-        assert!(told.is_due(&refusal("b", "no"), start), "another pod's");
-        assert!(!told.is_due(&refusal("b", "no"), start));
-        told.take_back(&refusal("b", "no"));
-        assert!(told.is_due(&refusal("b", "no"), start), "it could not be told");
-        let now = start + 3 * SAME;
+    fn the_same_event_is_published_once_an_hour_and_a_pod_has_a_few_events() {
+        let (mut budgets, start) = (EventBudgets::default(), Instant::now());
+        assert!(budgets.admit(&pod_event("a", "no"), start));
+        assert!(!budgets.admit(&pod_event("a", "no"), start + EVENT_TTL / 2));
+        assert!(budgets.admit(&pod_event("a", "no"), start + EVENT_TTL));
+        assert!(budgets.admit(&pod_event("b", "no"), start), "another pod's");
+        assert!(!budgets.admit(&pod_event("b", "no"), start));
+        budgets.take_back(&pod_event("b", "no"));
+        assert!(
+            budgets.admit(&pod_event("b", "no"), start),
+            "it could not be published"
+        );
+        let now = start + 3 * EVENT_TTL;
         let due: Vec<bool> = (0..6)
-            .map(|index| told.is_due(&refusal("a", &format!("no {index}")), now))
+            .map(|index| budgets.admit(&pod_event("a", &format!("no {index}")), now))
             .collect();
         assert_eq!(due, [true, true, true, true, false, false]);
         assert!(
-            told.is_due(&refusal("a", "no 4"), now + EARNED),
+            budgets.admit(&pod_event("a", "no 4"), now + POD_EVENT_INTERVAL),
             "it has earned another"
         );
-        assert!(!told.is_due(&refusal("a", "no 5"), now + EARNED));
+        assert!(!budgets.admit(&pod_event("a", "no 5"), now + POD_EVENT_INTERVAL));
     }
 
     #[test]
     fn an_event_fits_what_the_api_server_takes() {
-        let pod = Pod::from_api(
-            serde_json::from_value(serde_json::json!({
-                "metadata": {"name": "a-".repeat(126) + "z", "namespace": "apps", "uid": "u1"},
-            }))
-            .unwrap(),
-        )
-        .unwrap();
-        let refusal = refusal("u1", &"ä".repeat(600));
-        let event = event(&pod, "node1", &refusal, Timestamp::now());
+        let pod = reference(&("a-".repeat(126) + "z"));
+        let pod_event = pod_event("u1", &"ä".repeat(600));
+        let event = event(pod, "node1", &pod_event, Timestamp::now());
         let name = event.metadata.name.unwrap();
         assert!(name.len() <= 253 && !name.contains("-."), "{name}");
         let note = event.note.unwrap();
-        assert!(note.len() <= 1024 && note.ends_with("ä…"), "{}", note.len());
+        assert!(
+            note.len() <= MAX_NOTE_LENGTH && note.ends_with("ä…"),
+            "{}",
+            note.len()
+        );
         let regarding = event.regarding.unwrap();
         assert_eq!(
             (regarding.uid.as_deref(), regarding.kind.as_deref()),
@@ -277,7 +242,7 @@ mod tests {
 
     #[test]
     fn an_events_name_is_that_of_the_sentence_and_the_pod() {
-        let of = |uid: &str, note: &str| identity(&uid.parse().unwrap(), note);
+        let of = |uid: &str, note: &str| identity(uid, note);
         assert_eq!(of("u1", "no"), of("u1", "no"));
         assert_ne!(of("u1", "no"), of("u2", "no"));
         assert_ne!(of("u1", "no"), of("u1", "not this"));
@@ -288,7 +253,7 @@ mod tests {
     async fn an_agent_that_starts_again_repeats_no_event() {
         let names = Arc::new(Mutex::new(Vec::new()));
         let shown = Arc::clone(&names);
-        let api = ApiServer::played(move |_, _, body| {
+        let api = ApiServer::fake(move |_, _, body| {
             let mut names = shown.lock().unwrap();
             let name = body["metadata"]["name"].clone();
             let is_there = names.contains(&name);
@@ -299,20 +264,12 @@ mod tests {
             }
             (201, body)
         });
-        let pod = Pod::from_api(
-            serde_json::from_value(serde_json::json!({
-                "metadata": { "name": "web", "namespace": "apps", "uid": "u1" },
-            }))
-            .unwrap(),
-        )
-        .unwrap();
-        let inventory = Inventory::new([Arc::new(pod)], [], []);
-        let pods = tokio::sync::watch::channel(Arc::new(inventory)).1;
+        let find = |_: &str| Some(reference("web"));
         for _agent in 0..2 {
-            let (refusals, told) = channel();
-            tokio::spawn(tell(api.clone(), "node1".to_owned(), pods.clone(), told));
+            let (sender, receiver) = channel();
+            tokio::spawn(publish(api.clone(), "node1".to_owned(), receiver, find));
             for _ in 0..2 {
-                refusals.send(refusal("u1", "no")).await.unwrap();
+                sender.send(pod_event("u1", "no")).await.unwrap();
                 tokio::time::sleep(Duration::from_secs(1)).await;
             }
         }

@@ -1,9 +1,11 @@
-//! The Kubernetes API server: the way there, and what the agent does beside watching.
+//! The Kubernetes API server: the client, and everything that the agent does there except watching pods.
 
-pub mod access;
 mod connection;
 pub mod events;
+pub mod permissions;
+mod request;
 pub mod taint;
-pub mod trial;
+pub mod token_trial;
 
-pub use connection::{ApiServer, ConnectError, KubeconfigSource, PATIENCE, within, words};
+pub use connection::{ApiServer, ConnectError, KubeconfigSource};
+pub use request::{REQUEST_TIMEOUT, error_text, with_timeout};

@@ -1,63 +1,73 @@
-//! The startup taint: new nodes are registered with it, so that no pod starts before this node's pods are served, and
-//! the agent removes it.
+//! The startup taint: new nodes are registered with it, so that no pod starts before this node's pods are served. The
+//! agent removes it.
 
 use std::time::Duration;
 
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 use k8s_openapi::api::core::v1::Node;
 use kube::Api;
 use kube::api::{Patch, PatchParams};
 use serde_json::json;
 use tracing::{info, warn};
 
-use super::{ApiServer, PATIENCE, within};
+use super::{ApiServer, REQUEST_TIMEOUT, with_timeout};
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// Waiting time after a first failure; doubles with each further one.
-const BACKOFF: Duration = Duration::from_millis(500);
+/// The pauses after failures.
+const RETRY_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(Duration::from_millis(500))
+    .with_max_delay(Duration::from_secs(10))
+    .without_max_times();
 
-/// Longest waiting time after failures.
-const MAX_BACKOFF: Duration = Duration::from_secs(10);
-
-/// When the node is looked at again after it was free of the taint; doubles with each look that finds it free. Provisioners put
-/// a taint back that was gone before they had seen the node (Karpenter registers a node with its startup taints), most of them
-/// within seconds.
+/// When the node is checked again after it was free of the taint. Provisioners put a taint back that was removed before
+/// they had seen the node (Karpenter registers a node with its startup taints), most of them within seconds.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Longest time between two looks: one request of each node. 5,000 nodes ask 17 times a second.
+/// The longest time between two checks. Each is one request: 5,000 nodes ask 17 times a second.
 const MAX_RECHECK_INTERVAL: Duration = Duration::from_secs(300);
 
-/// Removes the taint once pods are served, and whenever it is put back. Never ends.
+/// The pauses between checks that find the node free of the taint.
+const RECHECK_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
+    .with_min_delay(RECHECK_INTERVAL)
+    .with_max_delay(MAX_RECHECK_INTERVAL)
+    .without_max_times();
+
+/// Removes the taint once pods are served, and again when it is put back. Never ends.
 pub async fn remove(api: ApiServer, node: String, key: String, health: Health) {
-    let (mut backoff, mut recheck, mut said) = (BACKOFF, RECHECK_INTERVAL, String::new());
+    let (mut retry, mut recheck) = (RETRY_BACKOFF.build(), RECHECK_BACKOFF.build());
+    let mut reported = String::new();
     loop {
         health.ready().await;
-        match within(PATIENCE, try_to_remove(&api, &node, &key)).await {
+        let pause = match with_timeout(REQUEST_TIMEOUT, try_to_remove(&api, &node, &key)).await {
             Ok(removed) => {
                 if removed {
                     info!(%node, taint = %key, "removed the startup taint: pods are served");
-                    recheck = RECHECK_INTERVAL;
+                    recheck = RECHECK_BACKOFF.build();
                 }
                 health.set(Part::StartupTaint, Condition::Fine);
-                (backoff, said) = (BACKOFF, String::new());
-                tokio::time::sleep(recheck.mul_f64(0.75 + 0.25 * fastrand::f64())).await;
-                recheck = recheck.saturating_mul(2).min(MAX_RECHECK_INTERVAL);
+                (retry, reported) = (RETRY_BACKOFF.build(), String::new());
+                // Spread, so that nodes which started together do not ask together. Both iterators never end.
+                recheck
+                    .next()
+                    .map(|pause| pause.mul_f64(0.75 + 0.25 * fastrand::f64()))
             }
             Err(error) => {
                 let text = format!("taint {key} of node {node} cannot be removed: {error}");
-                if text != said {
+                if text != reported {
                     warn!("{text}");
-                    said.clone_from(&text);
+                    reported.clone_from(&text);
                 }
-                // Pods that are here are served; none that does not tolerate the taint comes.
+                // Pods of the node are served; new pods that do not tolerate the taint are not scheduled on it.
                 health.set(Part::StartupTaint, Condition::Degraded(text));
-                tokio::time::sleep(backoff).await;
-                backoff = backoff.saturating_mul(2).min(MAX_BACKOFF);
+                retry.next()
             }
-        }
+        };
+        tokio::time::sleep(pause.unwrap_or(MAX_RECHECK_INTERVAL)).await;
     }
 }
 
-/// Whether it was there. Others change taints too: what is written back stands only if nobody did meanwhile.
+/// Removes the taint, and returns whether it was there. Others change taints too, so the patch names the version that
+/// was read, and the API server refuses it if the node has changed since.
 async fn try_to_remove(api: &ApiServer, node: &str, key: &str) -> Result<bool, kube::Error> {
     let nodes: Api<Node> = Api::all(api.client());
     let found = nodes.get(node).await?;
@@ -70,7 +80,7 @@ async fn try_to_remove(api: &ApiServer, node: &str, key: &str) -> Result<bool, k
         "metadata": { "resourceVersion": found.metadata.resource_version },
         "spec": { "taints": left },
     });
-    // A merge patch: lists are replaced whole.
+    // A merge patch replaces lists as a whole (RFC 7386).
     nodes
         .patch(node, &PatchParams::default(), &Patch::Merge(&patch))
         .await?;
@@ -99,7 +109,7 @@ mod tests {
     async fn a_taint_that_is_put_back_is_removed_and_a_node_without_it_is_seldom_looked_at() {
         let state = Arc::new(Mutex::new((node(&["other", KEY]), 0_usize)));
         let shown = Arc::clone(&state);
-        let api = ApiServer::played(move |method, _, body| {
+        let api = ApiServer::fake(move |method, _, body| {
             let mut state = shown.lock().unwrap();
             if method == "PATCH" {
                 assert_eq!(body["metadata"]["resourceVersion"], "7");

@@ -79,7 +79,7 @@ impl DoctorArgs {
                 imds_endpoint: imds.to_string(),
                 duration: Duration::from_secs(15 * 60),
                 intermediate_role: role("--assume-role-arn", run.assume_role_arn.as_ref())?,
-                own_name: SessionName::cleaned("metaproxy-doctor"),
+                own_session_name: SessionName::cleaned("metaproxy-doctor"),
             },
             imds,
             role: role("--role", self.role.as_ref())?,

@@ -299,7 +299,7 @@ impl RunArgs {
             imds_endpoint: self.imds()?.to_string(),
             duration: self.session_duration,
             intermediate_role,
-            own_name: sessions.of_node(),
+            own_session_name: sessions.of_node(),
         })
     }
 

@@ -1,5 +1,5 @@
-//! A role that the node assumes first, and which assumes the pods' roles (`--assume-role-arn`; kiam's server role, which
-//! the trust policies of the pods' roles name).
+//! The intermediate role of role chaining (`--assume-role-arn`): the node assumes it, and it assumes the pods' roles.
+//! It takes the place of kiam's server role, which the trust policies of the pods' roles name.
 
 use std::fmt;
 use std::sync::{Mutex, PoisonError};
@@ -12,17 +12,19 @@ use aws_sdk_sts::Client;
 use tokio::time::Instant;
 
 use super::ObtainError;
-use super::sts::{checked, classify, seconds};
+use super::sts::{checked_credentials, classify, seconds};
 use crate::roles::RoleArn;
 use crate::roles::session_name::SessionName;
 
-/// How long a refusal is remembered: as for pods' roles, none of which can be had in the meantime.
-const DENIED: Duration = Duration::from_secs(30);
+/// How long a refusal of STS is returned before STS is called again. It is as long as for a pod's role: no pod's role
+/// can be assumed meanwhile.
+const DENIED_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// The longest that STS allows where one role assumes another.
-const DURATION: Duration = Duration::from_secs(3600);
+/// The longest session that STS gives a role that another role assumes (IAM User Guide, role chaining).
+const MAX_CHAINED_DURATION: Duration = Duration::from_secs(3600);
 
-/// Credentials of the role, for the SDK, which keeps them until shortly before their end and asks once for all that wait.
+/// Provides the role's credentials to the SDK, which keeps them until shortly before they expire and asks once for all
+/// calls that wait.
 pub(super) struct IntermediateRole {
     client: Client,
     role: RoleArn,
@@ -39,7 +41,7 @@ impl fmt::Debug for IntermediateRole {
 }
 
 impl IntermediateRole {
-    /// By a client that has the node's own credentials.
+    /// Makes a provider from a client that has the node's own credentials.
     pub(super) fn new(client: Client, role: RoleArn, name: SessionName) -> Self {
         let denied = Mutex::default();
         Self {
@@ -62,20 +64,20 @@ impl IntermediateRole {
             .assume_role()
             .role_arn(self.role.as_str())
             .role_session_name(self.name.as_str())
-            .duration_seconds(seconds(DURATION))
+            .duration_seconds(seconds(MAX_CHAINED_DURATION))
             .send()
             .await
             .map_err(|error| match classify(&error) {
                 ObtainError::Denied(message) => {
                     let denied = ObtainError::Denied(format!("--assume-role-arn {}: {message}", self.role));
-                    let until = Instant::now() + DENIED;
+                    let until = Instant::now() + DENIED_RETRY_INTERVAL;
                     *self.denied.lock().unwrap_or_else(PoisonError::into_inner) =
                         Some((until, denied.clone()));
                     denied
                 }
                 other => other,
             })?;
-        let (credentials, expiration) = checked(answer.credentials(), obtained)?;
+        let (credentials, expiration) = checked_credentials(answer.credentials(), obtained)?;
         Ok(Credentials::new(
             credentials.access_key_id(),
             credentials.secret_access_key(),

@@ -1,14 +1,19 @@
-//! Sessions: the credentials of a role, from memory or by one STS call however many wait.
+//! Sessions: the credentials of a role, from memory or by one STS call for all requests that wait.
 
+mod audited;
 mod cache;
-pub mod http;
 mod intermediate_role;
+pub mod network_env;
 mod session;
 pub mod sts;
+pub mod token_subjects;
 mod web_identity;
 
-pub use cache::view::{Tally, View};
-pub use cache::{Issuer, RecentSession, SessionPlace, Sessions};
+pub(crate) use audited::AuditedIssuer;
+pub use cache::session_view::{SessionCounts, SessionView};
+pub use cache::{Issuer, RecentSession, SessionHandle, Sessions};
 pub use cache::{MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
-pub use session::{Issued, ObtainError, Session, SessionError, SessionKey, paced, timestamp};
-pub use web_identity::Principals;
+pub use session::{
+    IssuedCredentials, ObtainError, Session, SessionError, SessionKey, paced_reason, timestamp,
+};
+pub use web_identity::StsIssuer;

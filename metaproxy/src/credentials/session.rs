@@ -1,4 +1,4 @@
-//! A session and what identifies it.
+//! A session, its key, and why there is none.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,17 +11,17 @@ use thiserror::Error;
 use super::cache::{MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
 use crate::roles::{Grant, Reason, RoleArn, SessionShape};
 
-/// Everything that shapes a session: two pods share one only where all of it is the same.
+/// Everything that shapes a session. Two pods share a session only if all of it is the same.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionKey {
     /// The role.
     pub role: RoleArn,
-    /// All the rest.
+    /// Everything else.
     pub shape: SessionShape,
 }
 
 impl SessionKey {
-    /// The session that a grant asks for.
+    /// Returns the key of the session that a grant asks for.
     pub fn of_grant(grant: &Grant) -> Self {
         Self {
             role: grant.role.clone(),
@@ -30,8 +30,8 @@ impl SessionKey {
     }
 }
 
-/// What STS answers, in the words of its protocol. No `Debug`: it is secret.
-pub struct Issued<'a> {
+/// The credentials in a response of STS. No `Debug`: they are secret.
+pub struct IssuedCredentials<'a> {
     /// `AccessKeyId`
     pub access_key_id: &'a str,
     /// `SecretAccessKey`
@@ -54,9 +54,8 @@ struct Parts {
     obtained: SystemTime,
 }
 
-/// The document of `security-credentials/<role>` as the metadata service writes it: botocore, the Java SDK and others
-/// read these names, and one SDK parses the times strictly, without fractions. `AccountId` is in that of
-/// `security-credentials-extended` only.
+/// The document of `security-credentials/<role>` as the metadata service writes it. SDKs read these names, and one
+/// parses the times strictly, without fractions of a second. Only `security-credentials-extended` has `AccountId`.
 #[derive(Serialize)]
 #[serde(rename_all = "PascalCase")]
 struct Document<'a> {
@@ -72,8 +71,8 @@ struct Document<'a> {
 }
 
 impl Session {
-    /// From what STS answers. The documents are written once, here, and shared by all answers.
-    pub fn new(role: &RoleArn, issued: &Issued<'_>, obtained: SystemTime) -> Self {
+    /// Makes a session. Its documents are written once, here, and all responses share them.
+    pub fn new(role: &RoleArn, issued: &IssuedCredentials<'_>, obtained: SystemTime) -> Self {
         let document = |account_id| {
             let document = Document {
                 code: "Success",
@@ -85,7 +84,7 @@ impl Session {
                 expiration: timestamp(issued.expiration),
                 account_id,
             };
-            // Strings only, which always serialise.
+            // A structure of strings always serialises.
             serde_json::to_vec_pretty(&document).unwrap_or_default().into()
         };
         Self(Arc::new(Parts {
@@ -97,37 +96,37 @@ impl Session {
         }))
     }
 
-    /// The answer to `GET security-credentials/<role>`.
+    /// Returns the document of `security-credentials/<role>`.
     pub fn document(&self) -> Bytes {
         self.0.document.clone()
     }
 
-    /// The answer to `GET security-credentials-extended/<role>`.
+    /// Returns the document of `security-credentials-extended/<role>`.
     pub fn extended_document(&self) -> Bytes {
         self.0.extended.clone()
     }
 
-    /// `AccessKeyId`, which is no secret: CloudTrail knows a session by it.
+    /// Returns `AccessKeyId`. It is not secret: CloudTrail names a session by it.
     pub fn access_key_id(&self) -> &str {
         &self.0.access_key_id
     }
 
-    /// When it ends.
+    /// Returns when it expires.
     pub fn expiration(&self) -> SystemTime {
         self.0.expiration
     }
 
-    /// When it was obtained.
+    /// Returns when STS was called for it.
     pub fn obtained(&self) -> SystemTime {
         self.0.obtained
     }
 
-    /// What is left of it; zero when it has expired.
+    /// Returns how long it is still valid; zero when it has expired.
     pub fn left(&self, now: SystemTime) -> Duration {
         self.0.expiration.duration_since(now).unwrap_or_default()
     }
 
-    /// Its whole life.
+    /// Returns its whole life, from when STS was called to when it expires.
     pub fn life(&self) -> Duration {
         self.0
             .expiration
@@ -135,7 +134,7 @@ impl Session {
             .unwrap_or_default()
     }
 
-    /// Whether half of its life is over.
+    /// Tells whether half of its life is over.
     pub fn is_past_half(&self, now: SystemTime) -> bool {
         self.left(now) < self.life() / 2
     }
@@ -149,27 +148,28 @@ impl fmt::Debug for Session {
     }
 }
 
-/// `YYYY-MM-DDTHH:MM:SSZ`, rounded down: a client must never believe in more than there is.
+/// Formats a time as `YYYY-MM-DDTHH:MM:SSZ`, rounded down: a client must not expect credentials to live longer than
+/// they do.
 pub fn timestamp(time: SystemTime) -> String {
     humantime::format_rfc3339_seconds(time).to_string()
 }
 
-/// Why there is no session.
+/// Why STS gave no session.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum ObtainError {
-    /// STS will not, until somebody changes something.
+    /// STS refuses until the role, its policies or the configuration change.
     #[error("{0}")]
     Denied(String),
-    /// The API server gives no token to show, until somebody changes something.
+    /// The API server gives no token until its objects, permissions or policies change.
     #[error("{0}")]
     NoToken(String),
-    /// STS can't be reached, or did not answer in time, or is busy.
+    /// STS or the API server cannot be reached, is busy, or did not answer in time.
     #[error("{0}")]
     Unavailable(String),
 }
 
 impl ObtainError {
-    /// For the role's pod.
+    /// Returns the reason that the pod is answered with.
     pub fn reason(&self, role: &RoleArn) -> Reason {
         let role = role.clone();
         match self {
@@ -192,19 +192,19 @@ impl ObtainError {
 /// Why a request gets no session.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum SessionError {
-    /// None was issued.
+    /// STS gave none.
     #[error(transparent)]
     Obtain(#[from] ObtainError),
-    /// The pod has asked for more new sessions than it may have, and STS is not asked before its turn.
+    /// The pod has asked for more new sessions than it may have. STS is called when its turn comes.
     #[error("new sessions of the pod are paced")]
     Paced,
-    /// No pod has this session any more, so STS is not asked for it.
+    /// No pod has this session any more, so STS is not called for it.
     #[error("the session is no pod's any more")]
     Forgotten,
 }
 
-/// Says why a granted role has no session while new sessions of its pod are paced.
-pub fn paced(grant: &Grant) -> Reason {
+/// Returns the reason for a granted role that has no session because new sessions of its pod are paced.
+pub fn paced_reason(grant: &Grant) -> Reason {
     Reason::SessionsPaced {
         role: grant.role.clone(),
         pod: grant.subject.pod.clone(),
@@ -220,7 +220,7 @@ mod tests {
 
     fn session() -> Session {
         let obtained = UNIX_EPOCH + Duration::from_millis(1_700_000_000_999);
-        let issued = Issued {
+        let issued = IssuedCredentials {
             access_key_id: "AKID",
             secret_access_key: "SECRET",
             token: "TOKEN",

@@ -1,6 +1,6 @@
-//! STS, by the AWS SDK, with the node's own credentials from the SDK's chain: environment, profile, and the node's
-//! metadata service. Our own calls to that service are never intercepted: this process is in the node's network
-//! namespace.
+//! Calls of STS by the AWS SDK. The node's own credentials come from the SDK's chain: environment, profile, and the
+//! node's metadata service. The agent's calls to that service are never intercepted, because it runs in the node's
+//! network namespace.
 
 mod identity;
 
@@ -24,47 +24,48 @@ use thiserror::Error;
 
 pub use self::identity::IdentityError;
 
-use super::http::{HttpError, NetworkEnv};
 use super::intermediate_role::IntermediateRole;
-use super::session::Issued;
+use super::network_env::{NetworkEnv, NetworkEnvError};
+use super::session::IssuedCredentials;
 use super::web_identity::Token;
 use super::{ObtainError, Session, SessionKey};
 use crate::roles::session_name::SessionName;
 use crate::roles::{RoleArn, SessionTags, StsEndpoint};
 
-/// One STS call, its retries included. Nobody waits for it: an STS that takes long gives sessions all the same.
-const CALL: Duration = Duration::from_secs(30);
+/// The longest that a call takes, retries included. It may be longer than requests wait: the session is of use when it
+/// comes.
+const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// One attempt of it.
-const ATTEMPT: Duration = Duration::from_secs(12);
+/// The longest that one attempt of a call takes.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// No session lives longer (`DurationSeconds` is at most 12 hours); what says so has a clock that is wrong.
-const LONGEST: Duration = Duration::from_secs(24 * 3600);
+/// No session lives longer: `DurationSeconds` is at most 12 hours. If one seems to, this node's clock is wrong.
+const MAX_SESSION_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// Where STS is and how it is asked.
 #[derive(Clone, Debug)]
 pub struct StsSettings {
-    /// `--region`, else what the SDK's chain says.
+    /// `--region`; the SDK's chain decides if it is not given.
     pub region: Option<String>,
-    /// `--sts-endpoint`, else the region's.
+    /// `--sts-endpoint`; the region's endpoint if it is not given.
     pub endpoint: Option<String>,
-    /// `--imds-endpoint`: where the node's credentials come from.
+    /// `--imds-endpoint`: the metadata service that has the node's credentials.
     pub imds_endpoint: String,
     /// `DurationSeconds`, 900 to 43200.
     pub duration: Duration,
     /// `--assume-role-arn`: a role to assume first, and which assumes all others.
     pub intermediate_role: Option<RoleArn>,
     /// The name of that role's session.
-    pub own_name: SessionName,
+    pub own_session_name: SessionName,
 }
 
-/// Why STS can't be asked at all.
+/// Why STS cannot be called at all.
 #[derive(Debug, Error)]
 pub enum StsError {
-    /// The network settings.
+    /// The environment's network settings cannot be used.
     #[error(transparent)]
-    Http(#[from] HttpError),
-    /// No region.
+    Network(#[from] NetworkEnvError),
+    /// Nothing names the region.
     #[error(
         "no AWS region: give --region, set AWS_REGION, or let the node's metadata service at {imds} be reached, which \
          knows it"
@@ -73,39 +74,44 @@ pub enum StsError {
         /// The metadata service that was asked.
         imds: String,
     },
-    /// The metadata service's URL.
+    /// The metadata service's URL cannot be parsed.
     #[error("--imds-endpoint {url}: not a URL such as http://169.254.169.254: {error}")]
     ImdsEndpoint {
-        /// As given.
+        /// The URL as given.
         url: String,
-        /// Why not.
+        /// Why it cannot be parsed.
         error: String,
     },
 }
 
-/// Asks STS.
+/// Calls STS. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Sts {
-    /// As the node.
+    /// Signs with the node's own credentials.
     node: Client,
-    /// As the node, or as the role that it assumes first.
+    /// Signs with those of the intermediate role if there is one, else with the node's own.
     client: Client,
-    /// As nobody: whoever shows a token of its own.
-    anyone: Client,
-    anyone_global: Client,
+    /// Does not sign: a web identity token is the only credential.
+    anonymous: Client,
+    /// Likewise, to the global endpoint.
+    anonymous_global: Client,
     duration: Duration,
     region: String,
     /// `--sts-endpoint`
     endpoint: Option<String>,
 }
 
-/// The region that stands for the global endpoint (`sts.amazonaws.com`) in the endpoint rules of SDKs, and the one
-/// partition that has it.
-const GLOBAL: &str = "aws-global";
+/// The region that stands for the global endpoint (`sts.amazonaws.com`) in the endpoint rules of SDKs.
+const GLOBAL_REGION: &str = "aws-global";
+
+/// The one partition that has the global endpoint.
 const GLOBAL_PARTITION: &str = "aws";
 
 impl Sts {
-    /// Resolves region and endpoints; credentials are not asked for before the first session is.
+    /// Resolves the region and the endpoints. Credentials are not loaded before the first call.
+    ///
+    /// # Errors
+    /// If the settings cannot be used, or no region is found.
     pub async fn connect(settings: &StsSettings, network: &NetworkEnv) -> Result<Self, StsError> {
         let http = network.http_client()?;
         let provider = ProviderConfig::default().with_http_client(http.clone());
@@ -138,8 +144,8 @@ impl Sts {
             .build()
             .await;
         let timeouts = TimeoutConfig::builder()
-            .operation_timeout(CALL)
-            .operation_attempt_timeout(ATTEMPT)
+            .operation_timeout(CALL_TIMEOUT)
+            .operation_attempt_timeout(ATTEMPT_TIMEOUT)
             .build();
         let defaults = || {
             aws_config::defaults(BehaviorVersion::latest())
@@ -147,7 +153,7 @@ impl Sts {
                 .region(region.clone())
                 .timeout_config(timeouts.clone())
         };
-        // Endpoints, regional, FIPS and dual-stack, are the SDK's own doing; a URL that is given stands before them.
+        // The SDK resolves regional, FIPS and dual-stack endpoints; a URL that is given overrides them.
         let config = |shared: &SdkConfig| {
             let mut config = aws_sdk_sts::config::Builder::from(shared);
             if let Some(endpoint) = &settings.endpoint {
@@ -155,16 +161,16 @@ impl Sts {
             }
             config
         };
-        let anyone = config(&defaults().no_credentials().load().await);
-        let anyone_global = anyone.clone().region(Region::new(GLOBAL));
+        let anonymous = config(&defaults().no_credentials().load().await);
+        let anonymous_global = anonymous.clone().region(Region::new(GLOBAL_REGION));
         let config = config(&defaults().credentials_provider(credentials).load().await);
         let node = Client::from_conf(config.clone().build());
         let client = match &settings.intermediate_role {
             None => node.clone(),
             Some(role) => {
                 let intermediate =
-                    IntermediateRole::new(node.clone(), role.clone(), settings.own_name.clone());
-                let identities = IdentityCache::lazy().load_timeout(CALL).build();
+                    IntermediateRole::new(node.clone(), role.clone(), settings.own_session_name.clone());
+                let identities = IdentityCache::lazy().load_timeout(CALL_TIMEOUT).build();
                 Client::from_conf(
                     config
                         .credentials_provider(intermediate)
@@ -176,25 +182,25 @@ impl Sts {
         Ok(Self {
             node,
             client,
-            anyone: Client::from_conf(anyone.build()),
-            anyone_global: Client::from_conf(anyone_global.build()),
+            anonymous: Client::from_conf(anonymous.build()),
+            anonymous_global: Client::from_conf(anonymous_global.build()),
             duration: settings.duration,
             region: region.to_string(),
             endpoint: settings.endpoint.clone(),
         })
     }
 
-    /// The region that it was told, or has found.
+    /// Returns the region, as given or found.
     pub fn region(&self) -> &str {
         &self.region
     }
 
-    /// Where STS is asked, for people.
+    /// Returns the endpoint for reports: `--sts-endpoint`, or that it is the region's.
     pub fn endpoint(&self) -> &str {
         self.endpoint.as_deref().unwrap_or("of the region")
     }
 
-    /// `AssumeRole`, as the node.
+    /// Calls `AssumeRole`, as the node or as the intermediate role.
     pub(super) async fn assume(&self, key: &SessionKey) -> Result<Session, ObtainError> {
         let obtained = SystemTime::now();
         let SessionTags {
@@ -202,7 +208,7 @@ impl Sts {
             are_transitive,
         } = &key.shape.tags;
         let tags = pairs.iter().filter_map(|(name, value)| {
-            // Both are set, so it always builds.
+            // Key and value are set, so it always builds.
             Tag::builder().key(*name).value(value).build().ok()
         });
         let tags: Vec<Tag> = tags.collect();
@@ -222,7 +228,7 @@ impl Sts {
         session(key, answer.credentials(), obtained)
     }
 
-    /// `AssumeRoleWithWebIdentity`, which takes no credentials but the token.
+    /// Calls `AssumeRoleWithWebIdentity`, which takes no credentials but the token.
     pub(super) async fn assume_with_token(
         &self,
         key: &SessionKey,
@@ -231,8 +237,8 @@ impl Sts {
     ) -> Result<Session, ObtainError> {
         let obtained = SystemTime::now();
         let client = match endpoint {
-            StsEndpoint::Global if key.role.partition() == GLOBAL_PARTITION => &self.anyone_global,
-            _ => &self.anyone,
+            StsEndpoint::Global if key.role.partition() == GLOBAL_PARTITION => &self.anonymous_global,
+            _ => &self.anonymous,
         };
         let answer = client
             .assume_role_with_web_identity()
@@ -242,18 +248,18 @@ impl Sts {
             .duration_seconds(seconds(self.duration))
             .send()
             .await
-            .map_err(|error| without(token, classify(&error)))?;
+            .map_err(|error| redacted(token, classify(&error)))?;
         session(key, answer.credentials(), obtained)
     }
 }
 
-/// STS quotes values that it does not like.
-fn without(token: &Token, error: ObtainError) -> ObtainError {
-    let redacted = |message: String| message.replace(token.reveal(), "(the token)");
+/// Removes the token from an error: STS quotes values that it refuses.
+fn redacted(token: &Token, error: ObtainError) -> ObtainError {
+    let redact = |message: String| message.replace(token.reveal(), "(the token)");
     match error {
-        ObtainError::Denied(message) => ObtainError::Denied(redacted(message)),
-        ObtainError::NoToken(message) => ObtainError::NoToken(redacted(message)),
-        ObtainError::Unavailable(message) => ObtainError::Unavailable(redacted(message)),
+        ObtainError::Denied(message) => ObtainError::Denied(redact(message)),
+        ObtainError::NoToken(message) => ObtainError::NoToken(redact(message)),
+        ObtainError::Unavailable(message) => ObtainError::Unavailable(redact(message)),
     }
 }
 
@@ -262,8 +268,8 @@ fn session(
     credentials: Option<&Credentials>,
     obtained: SystemTime,
 ) -> Result<Session, ObtainError> {
-    let (credentials, expiration) = checked(credentials, obtained)?;
-    let issued = Issued {
+    let (credentials, expiration) = checked_credentials(credentials, obtained)?;
+    let issued = IssuedCredentials {
         access_key_id: credentials.access_key_id(),
         secret_access_key: credentials.secret_access_key(),
         token: credentials.session_token(),
@@ -276,8 +282,11 @@ pub(super) fn seconds(duration: Duration) -> i32 {
     i32::try_from(duration.as_secs()).unwrap_or(3600)
 }
 
-/// The credentials of an answer, and when they expire: never what has expired.
-pub(super) fn checked(
+/// Returns the credentials of a response, and when they expire.
+///
+/// # Errors
+/// If there are none, or they have expired, or would live longer than any session.
+pub(super) fn checked_credentials(
     credentials: Option<&Credentials>,
     obtained: SystemTime,
 ) -> Result<(&Credentials, SystemTime), ObtainError> {
@@ -288,7 +297,7 @@ pub(super) fn checked(
         .filter(|expiration| {
             expiration
                 .duration_since(obtained)
-                .is_ok_and(|left| !left.is_zero() && left <= LONGEST)
+                .is_ok_and(|left| !left.is_zero() && left <= MAX_SESSION_LIFE)
         })
         .ok_or_else(|| {
             ObtainError::Unavailable(
@@ -299,12 +308,12 @@ pub(super) fn checked(
     Ok((credentials, expiration))
 }
 
-/// What will not change by asking again, and everything else.
+/// Tells errors that another call would get again from all others.
 pub(super) fn classify<E>(error: &SdkError<E>) -> ObtainError
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
-    if let Some(denied) = denied_before(error) {
+    if let Some(denied) = intermediate_role_denied(error) {
         return denied;
     }
     let service = error.as_service_error();
@@ -324,17 +333,17 @@ where
         let message = service.and_then(|error| error.message()).unwrap_or_default();
         return ObtainError::Denied(format!("{code}: {message}"));
     }
-    ObtainError::Unavailable(explain(error))
+    ObtainError::Unavailable(describe(error))
 }
 
-/// Says what failed. What the SDK says of an answer is nothing to show: it has the id of the request, which differs each time,
-/// and nothing of an answer that is not from STS at all.
-fn explain<E>(error: &SdkError<E>) -> String
+/// Describes a failed call. The SDK's own text is not used: it has the ID of the request, which makes each failure look
+/// new, and says nothing about a response that is not from STS.
+fn describe<E>(error: &SdkError<E>) -> String
 where
     E: ProvideErrorMetadata + Error + 'static,
 {
     let Some(answer) = error.raw_response() else {
-        return chain(error);
+        return with_causes(error);
     };
     let status = answer.status().as_u16();
     let service = error.as_service_error();
@@ -360,8 +369,8 @@ where
     )
 }
 
-/// The role that is assumed first was denied, so no call was made.
-fn denied_before(error: &(dyn Error + 'static)) -> Option<ObtainError> {
+/// Returns the refusal of the intermediate role, if that is why no call was made.
+fn intermediate_role_denied(error: &(dyn Error + 'static)) -> Option<ObtainError> {
     let mut cause = Some(error);
     while let Some(error) = cause {
         if let Some(denied @ ObtainError::Denied(_)) = error.downcast_ref::<ObtainError>() {
@@ -372,9 +381,9 @@ fn denied_before(error: &(dyn Error + 'static)) -> Option<ObtainError> {
     None
 }
 
-/// An error and what caused it, in words. Never its `Debug` form (which the SDK's `DisplayErrorContext` appends): that
-/// holds the response, and with it perhaps credentials.
-fn chain(error: &dyn Error) -> String {
+/// Returns an error with its causes as a text. The SDK's `DisplayErrorContext` is not used: it appends the `Debug`
+/// form, which holds the response and may hold credentials.
+fn with_causes(error: &dyn Error) -> String {
     let mut words = vec![error.to_string()];
     let mut cause = error.source();
     while let Some(error) = cause {

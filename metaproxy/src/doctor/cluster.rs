@@ -4,8 +4,9 @@
 use super::{Examination, Finding};
 use crate::admin::client;
 use crate::apiserver::ApiServer;
-use crate::apiserver::access::{Uses, denied};
-use crate::apiserver::trial::{self, Trial};
+use crate::apiserver::permissions::{Features, denied};
+use crate::apiserver::token_trial::{self, TokenTrial};
+use crate::credentials::token_subjects;
 use crate::introspection::Status;
 use crate::pods::kubernetes::pods_of_node;
 use crate::telemetry::health::Part;
@@ -80,12 +81,12 @@ fn unreachable(error: &str) -> Finding {
 }
 
 async fn tried(api: &ApiServer, examination: &Examination) -> Vec<Finding> {
-    let uses = Uses {
+    let features = Features {
         namespaces: examination.namespaces,
         service_accounts: examination.web_identity,
         startup_taint: examination.startup_taint,
     };
-    let denied = match denied(api, &uses.permissions()).await {
+    let denied = match denied(api, &features.permissions()).await {
         Ok(denied) => denied,
         Err(error) => return vec![unreachable(&error)],
     };
@@ -98,7 +99,7 @@ async fn tried(api: &ApiServer, examination: &Examination) -> Vec<Finding> {
     }
     let list: Vec<String> = denied.iter().map(ToString::to_string).collect();
     let says = format!("this account may not {}", list.join(", nor "));
-    vec![if denied.iter().any(|permission| permission.is_vital) {
+    vec![if denied.iter().any(|permission| permission.is_required) {
         Finding::problem(CHECK, says, RIGHTS_ADVICE)
     } else {
         Finding::warning(CHECK, says, RIGHTS_ADVICE)
@@ -108,13 +109,13 @@ async fn tried(api: &ApiServer, examination: &Examination) -> Vec<Finding> {
 /// Tries to make a token for a pod of this node, and one that a policy should refuse. Both are dry runs (`dryRun`).
 async fn tokens(api: &ApiServer, node: &str, is_limit_required: bool) -> Vec<Finding> {
     let pods = pods_of_node(api, node).await.unwrap_or_default();
-    let subjects = trial::subjects_among(&pods);
+    let subjects = token_subjects::among(&pods);
     let Some(subject) = subjects.first() else {
         let says = format!("not tried: node {node} has no pod that a token could be for");
         return vec![Finding::ok(TOKENS_CHECK, says)];
     };
-    match trial::of_tokens(api, &subjects).await {
-        Trial::Refused(why) => {
+    match token_trial::try_tokens(api, &subjects).await {
+        TokenTrial::Refused(why) => {
             let advice =
                 "RBAC allows it; see what admission policies and webhooks say of serviceaccounts/token";
             return vec![Finding::problem(
@@ -123,29 +124,29 @@ async fn tokens(api: &ApiServer, node: &str, is_limit_required: bool) -> Vec<Fin
                 advice,
             )];
         }
-        Trial::Unknown => {
+        TokenTrial::Unknown => {
             return vec![Finding::ok(
                 TOKENS_CHECK,
                 "not tried: the API server does not say",
             )];
         }
-        Trial::Given => {}
+        TokenTrial::Given => {}
     }
-    match trial::of_foreign_audience(api, subject).await {
-        Trial::Given if is_limit_required => {
+    match token_trial::try_foreign_audience(api, subject).await {
+        TokenTrial::Given if is_limit_required => {
             vec![Finding::problem(
                 TOKENS_CHECK,
-                format!("the agent asks for none: {}", trial::NO_LIMIT),
+                format!("the agent asks for none: {}", token_trial::NO_AUDIENCE_LIMIT),
                 LIMITS_ADVICE,
             )]
         }
-        Trial::Given => vec![Finding::warning(
+        TokenTrial::Given => vec![Finding::warning(
             TOKENS_CHECK,
             "this account is given tokens of every service account for any audience: whoever takes a node can be anyone in the \
              cluster",
             LIMITS_ADVICE,
         )],
-        Trial::Refused(_) | Trial::Unknown => vec![Finding::ok(
+        TokenTrial::Refused(_) | TokenTrial::Unknown => vec![Finding::ok(
             TOKENS_CHECK,
             "tried without making one: given for STS, and for no other audience",
         )],

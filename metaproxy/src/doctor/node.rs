@@ -6,7 +6,7 @@ use ipnet::Ipv4Net;
 
 use super::{Examination, Finding};
 use crate::admin::client;
-use crate::credentials::http::NetworkEnv;
+use crate::credentials::network_env::NetworkEnv;
 use crate::intercept::tcp_sockets;
 use crate::introspection::status::{PartLine, Status};
 use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};

@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Examination, Finding, Level};
 use crate::admin::client;
-use crate::credentials::http::NetworkEnv;
+use crate::credentials::network_env::NetworkEnv;
 use crate::credentials::sts::Sts;
-use crate::credentials::{Issuer as _, ObtainError, Principals, SessionKey};
+use crate::credentials::{Issuer as _, ObtainError, SessionKey, StsIssuer};
 use crate::explain::{CredentialsLine, Verdict};
 use crate::imds::upstream::Upstream;
 use crate::roles::{BaseArn, Principal, RoleArn, RoleId, SessionShape, SessionTags};
@@ -48,7 +48,7 @@ async fn trusts_itself(sts: &Sts, examination: &Examination, arn: &str) -> Optio
     let profile = profile.ok().flatten();
     let mut refused = None;
     for role in own_role_arns(arn, profile.as_deref()) {
-        match sts.try_assume(&role, &examination.sts.own_name).await {
+        match sts.try_assume(&role, &examination.sts.own_session_name).await {
             Ok(()) => {
                 return Some(Finding::warning(
                     CHECK,
@@ -93,14 +93,14 @@ async fn tried(sts: Sts, examination: &Examination, role: &RoleArn) -> Finding {
     let key = SessionKey {
         role: role.clone(),
         shape: SessionShape {
-            name: examination.sts.own_name.clone(),
+            name: examination.sts.own_session_name.clone(),
             external_id: None,
             tags: SessionTags::default(),
             pod: None,
             principal: Principal::Node,
         },
     };
-    match Principals::new(sts, None, None).issue(&key).await {
+    match StsIssuer::new(sts, None, None).issue(&key).await {
         Ok(_) => Finding::ok(CHECK, format!("the node may assume {role}")),
         Err(error) => Finding::problem(
             CHECK,

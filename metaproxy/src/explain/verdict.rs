@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
-use crate::credentials::View;
+use crate::credentials::SessionView;
 use crate::roles::{Decision, Reason};
 
 /// What comes of a pod's role.
@@ -50,7 +50,7 @@ impl Verdict {
     }
 
     /// By what was decided, and what there is of the session.
-    pub fn with(decision: &Decision, view: Option<&View>, now: SystemTime) -> Self {
+    pub fn with(decision: &Decision, view: Option<&SessionView>, now: SystemTime) -> Self {
         let Decision::Granted(grant) = decision else {
             return Self::of(decision);
         };

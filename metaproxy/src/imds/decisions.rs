@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::Client;
-use crate::credentials::{SessionKey, SessionPlace};
+use crate::credentials::{SessionHandle, SessionKey};
 use crate::pods::{Inventory, PodUid, Pods};
 use crate::roles::{Decision, Grant, Reason, Rules};
 
@@ -22,7 +22,7 @@ pub enum Decided {
         /// The session that it asks for.
         key: Box<SessionKey>,
         /// Where that is.
-        place: SessionPlace,
+        place: SessionHandle,
     },
     /// A role was asked for, and denied.
     Refused {
@@ -79,7 +79,7 @@ impl From<Decision> for Decided {
             Decision::Granted(grant) => Self::Granted {
                 key: Box::new(SessionKey::of_grant(&grant)),
                 grant: Box::new(grant),
-                place: SessionPlace::default(),
+                place: SessionHandle::default(),
             },
             Decision::Refused { name, reason } => Self::Refused { name, reason },
             Decision::NoRole(reason) => Self::NoRole(reason),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use metaproxy_common::rate::RateLimit;
 
-use crate::pace::Pace;
+use crate::rate_limiter::RateLimiter;
 
 /// What one pod may take. All of it has defaults that no ordinary client comes near.
 #[derive(Clone, Copy, Debug)]
@@ -62,8 +62,8 @@ struct Table<K> {
 #[derive(Debug)]
 struct Share {
     open: AtomicUsize,
-    connections: Pace,
-    requests: Pace,
+    connections: RateLimiter,
+    requests: RateLimiter,
     last: Mutex<Instant>,
 }
 
@@ -113,8 +113,8 @@ impl<K: Eq + Hash + Clone> ClientLimits<K> {
         }
         let share = Arc::new(Share {
             open: AtomicUsize::new(0),
-            connections: Pace::per_second(self.limits.connection_rate),
-            requests: Pace::per_second(self.limits.request_rate),
+            connections: RateLimiter::per_second(self.limits.connection_rate),
+            requests: RateLimiter::per_second(self.limits.request_rate),
             last: Mutex::new(now),
         });
         table.shares.insert(key.clone(), Arc::clone(&share));
@@ -135,12 +135,12 @@ impl Share {
 impl Permit {
     /// How long this connection has to wait before anything is done about it.
     pub fn wait_for_connection(&self) -> Option<Duration> {
-        self.0.connections.turn(Instant::now())
+        self.0.connections.reserve(Instant::now())
     }
 
     /// How long a request has to wait before it is answered.
     pub fn wait_for_request(&self, now: Instant) -> Option<Duration> {
-        self.0.requests.turn(now)
+        self.0.requests.reserve(now)
     }
 }
 

@@ -67,7 +67,7 @@ impl<'a> Recent<'a> {
 pub(super) mod tests {
     use super::*;
     use crate::credentials::{
-        Issued, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey, Sessions,
+        IssuedCredentials, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey, Sessions,
     };
     use crate::imds::decisions::tests::{client, decisions, inventory, role};
     use crate::imds::path::Paths;
@@ -122,7 +122,7 @@ pub(super) mod tests {
     impl Issuer for ByName {
         async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
             let now = SystemTime::now();
-            let issued = Issued {
+            let issued = IssuedCredentials {
                 access_key_id: key.role.name(),
                 secret_access_key: "S",
                 token: "T",

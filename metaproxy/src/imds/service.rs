@@ -16,7 +16,7 @@ use super::path::{NodePath, Paths, Route};
 use super::recent::Recent;
 use super::token::{MAX_TTL, Tokens};
 use crate::credentials::{
-    Issuer, ObtainError, RecentSession, Session, SessionError, SessionKey, Sessions, paced,
+    Issuer, ObtainError, RecentSession, Session, SessionError, SessionKey, Sessions, paced_reason,
 };
 use crate::pods::{Known, PodUid, Pods};
 use crate::roles::{Grant, Reason, Rules};
@@ -402,7 +402,7 @@ impl<I: Issuer> Service<I> {
         };
         let reason = match &error {
             SessionError::Obtain(error) => error.reason(&grant.role),
-            SessionError::Paced | SessionError::Forgotten => paced(grant),
+            SessionError::Paced | SessionError::Forgotten => paced_reason(grant),
         };
         let sentence = self.parts.reporter.report(&grant.subject.uid, &reason);
         match error {

@@ -198,7 +198,7 @@ impl Refusals {
         if let Some(new) = entry.report(Instant::now()) {
             let (namespace, pod) = entry.pod.clone();
             drop(counts);
-            if self.lines.may_say() {
+            if self.lines.may_log() {
                 report(kind, &namespace, &pod, new);
             }
         }

@@ -11,7 +11,7 @@ use super::status::{AttachedLine, PodLine, Status};
 use super::status_lines as lines;
 use super::{DryRun, Introspection};
 use crate::admin::MetricSource;
-use crate::credentials::{Issuer, SessionKey, Sessions, View, timestamp};
+use crate::credentials::{Issuer, SessionKey, SessionView, Sessions, timestamp};
 use crate::explain::{Explanation, Subject, Verdict, short};
 use crate::intercept::caller::CurrentPods;
 use crate::intercept::own_links;
@@ -181,7 +181,7 @@ impl<I: Issuer> LiveAgent<I> {
     }
 
     /// What there is of the session that was granted.
-    fn view(&self, decision: &Decision) -> Option<View> {
+    fn view(&self, decision: &Decision) -> Option<SessionView> {
         let (Decision::Granted(grant), Some(serving)) = (decision, &self.serving) else {
             return None;
         };

@@ -8,15 +8,15 @@ use hyper::StatusCode;
 
 use self::list::scenarios;
 use self::stage::{Said, said};
-use crate::apiserver::events::Refusal;
 use crate::commands::explain::not_known;
 use crate::explain::{AnswerLine, Explanation, Verdict};
+use crate::telemetry::pod_event::PodEvent;
 
 impl Said {
     /// All of it, for people to read over; times of day are another each time.
     fn shown(&self, name: &str) -> String {
         let AnswerLine { path, status, says } = &self.answer;
-        let event = self.event.as_ref().map_or("none".to_owned(), Refusal::note);
+        let event = self.event.as_ref().map_or("none".to_owned(), PodEvent::note);
         let explained = match &self.explanation {
             Some(explanation) => explanation.to_string(),
             None => format!("error: {}\n", not_known("apps/web", Some("n"))),

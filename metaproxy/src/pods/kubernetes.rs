@@ -34,7 +34,7 @@ use self::watch_health::{WatchHealth, WatchedKind};
 use super::annotations::retain_relevant;
 use super::api::PodObject;
 use super::{Inventory, Namespace, Pod, PodUid, ServiceAccount, Source};
-use crate::apiserver::{ApiServer, PATIENCE, within};
+use crate::apiserver::{ApiServer, REQUEST_TIMEOUT, with_timeout};
 use crate::memory;
 use crate::telemetry::health::{Condition, Health, Part};
 
@@ -89,7 +89,7 @@ pub async fn pods_of_node(api: &ApiServer, node: &str) -> Result<Vec<Pod>, Strin
         .fields(&format!("spec.nodeName={node}"))
         .limit(MAX_PODS);
     let pods = Api::<PodObject>::all(api.client());
-    let found = within(PATIENCE, pods.list(&params)).await?;
+    let found = with_timeout(REQUEST_TIMEOUT, pods.list(&params)).await?;
     let pods = found.items.into_iter().map(Pod::from_api);
     Ok(pods.filter_map(Result::ok).collect())
 }

@@ -55,6 +55,12 @@ impl PodUid {
     }
 }
 
+impl AsRef<str> for PodUid {
+    fn as_ref(&self) -> &str {
+        self.as_str()
+    }
+}
+
 impl fmt::Display for PodUid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

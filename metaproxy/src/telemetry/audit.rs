@@ -1,210 +1,47 @@
 //! The audit log: one line for each session that is issued, by which CloudTrail's entries lead back to pods.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::time::SystemTime;
-
-use tokio::sync::watch;
 use tracing::info;
 
-use crate::credentials::{Issuer, ObtainError, Session, SessionKey, timestamp};
-use crate::pods::{Inventory, Known, Pod, Pods};
-use crate::roles::{Decision, Rules};
+/// The target of the audit log's lines, which have a filter of their own.
+pub const AUDIT_TARGET: &str = "metaproxy::audit";
 
-/// The target of these lines, which have a filter of their own.
-pub const AUDIT: &str = "metaproxy::audit";
-
-/// Pods that are named of those that share a session.
-const NAMED: usize = 20;
-
-/// Writes down what another one issues.
-#[derive(Debug)]
-pub(crate) struct Audited<I> {
-    pub issuer: I,
-    pub pods: Pods,
-    pub rules: watch::Receiver<Arc<Rules>>,
-}
-
-impl<I: Issuer> Issuer for Audited<I> {
-    async fn issue(&self, key: &SessionKey) -> Result<Session, ObtainError> {
-        let session = self.issuer.issue(key).await?;
-        // One after the other: whoever decides holds both.
-        let inventory = Arc::clone(&self.pods.borrow());
-        let rules = Arc::clone(&self.rules.borrow());
-        write(&Entry::of(key, &session, &pods_of(key, &inventory, &rules)));
-        Ok(session)
-    }
-}
-
-/// What a line tells. Nothing of it is secret: an access key id is what CloudTrail shows.
+/// The fields of one line. None of them is secret: an access key id is what CloudTrail shows.
 #[derive(Debug, PartialEq, Eq)]
-struct Entry {
-    /// Its name; `namespace/name` of each where several share a session.
-    pod: String,
-    namespace: String,
-    service_account: String,
-    role: String,
-    session_name: String,
-    access_key_id: String,
-    expires: String,
-    /// Seconds.
-    life: u64,
+pub struct SessionIssued {
+    /// The pod's name; `namespace/name` of each pod if several share the session.
+    pub pod: String,
+    /// The namespace, or namespaces, of the pods.
+    pub namespace: String,
+    /// The service account, or service accounts, of the pods.
+    pub service_account: String,
+    /// ARN of the role.
+    pub role: String,
+    /// `RoleSessionName`
+    pub session_name: String,
+    /// `AccessKeyId`
+    pub access_key_id: String,
+    /// When the session expires, as `YYYY-MM-DDTHH:MM:SSZ`.
+    pub expires: String,
+    /// Seconds until then.
+    pub life: u64,
 }
 
-impl Entry {
-    fn of(key: &SessionKey, session: &Session, pods: &[Arc<Pod>]) -> Self {
-        let distinct = |of: fn(&Pod) -> &str| {
-            let found: BTreeSet<&str> = pods.iter().map(|pod| of(pod)).collect();
-            found.into_iter().take(NAMED).collect::<Vec<_>>().join(",")
-        };
-        let names = match pods {
-            [pod] => pod.name.clone(),
-            pods => {
-                let mut names: Vec<String> = pods.iter().take(NAMED).map(ToString::to_string).collect();
-                if pods.len() > NAMED {
-                    names.push(format!("and {} more", pods.len() - NAMED));
-                }
-                names.join(",")
-            }
-        };
-        let until = session.expiration();
-        let life = until.duration_since(SystemTime::now()).unwrap_or_default();
-        Self {
-            pod: names,
-            namespace: distinct(|pod| &pod.namespace),
-            service_account: distinct(|pod| &pod.service_account),
-            role: key.role.to_string(),
-            session_name: key.shape.name.to_string(),
-            access_key_id: session.access_key_id().to_owned(),
-            expires: timestamp(until),
-            life: life.as_secs(),
-        }
-    }
-}
-
-fn write(entry: &Entry) {
-    let Entry {
-        pod,
-        namespace,
-        service_account,
-        role,
-        session_name,
-        access_key_id,
-        expires,
-        life,
-    } = entry;
-    info!(
-        target: AUDIT,
-        pod, namespace, service_account, role, session_name, access_key_id, expires, life, "audit: session issued"
-    );
-}
-
-/// Whose session it is. That a pod is gone in the meantime does not make it nobody's, but nothing more is known of it.
-fn pods_of(key: &SessionKey, inventory: &Inventory, rules: &Rules) -> Vec<Arc<Pod>> {
-    let alone = |known: &Known| match known {
-        Known::Pod(pod) => Some(Arc::clone(pod)),
-        Known::Ambiguous(_) => None,
-    };
-    if let Some(uid) = &key.shape.pod {
-        return inventory.by_uid(uid).and_then(alone).into_iter().collect();
-    }
-    let mut sharing: Vec<Arc<Pod>> = inventory
-        .pods()
-        .filter_map(|(uid, known)| alone(known).filter(|pod| pod.uid == *uid))
-        .filter(|pod| match rules.resolve(inventory, &pod.uid) {
-            Decision::Granted(grant) => SessionKey::of_grant(&grant) == *key,
-            _ => false,
-        })
-        .collect();
-    sharing.sort_by_key(|pod| pod.to_string());
-    sharing
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::cli::{Cli, Command};
-    use crate::credentials::Issued;
-    use crate::roles::OwnRoles;
-    use std::time::Duration;
-
-    fn rules(flags: &[&str]) -> Rules {
-        let words = [
-            "metaproxy",
-            "run",
-            "--kubeconfig",
-            "/k",
-            "--node-name",
-            "n",
-            "--namespace-policy",
-            "off",
-            "--base-role-arn",
-            "arn:aws:iam::123456789012:role/",
-        ];
-        match Cli::from_words(words.iter().chain(flags)).unwrap().command {
-            Command::Run(args) => Rules {
-                own: OwnRoles::default(),
-                ..args.settings().unwrap().rules
-            },
-            other => panic!("{other:?}"),
-        }
-    }
-
-    fn inventory(pods: usize) -> Inventory {
-        let pod = |number: usize| {
-            let object = serde_json::json!({
-                "metadata": {
-                    "name": format!("web-{number}"), "namespace": "apps", "uid": format!("uid-{number:012}"),
-                    "annotations": { "iam.amazonaws.com/role": if number == 0 { "other" } else { "app" } },
-                },
-                "spec": { "serviceAccountName": "reader", "containers": [] },
-            });
-            Arc::new(Pod::from_api(serde_json::from_value(object).unwrap()).unwrap())
-        };
-        Inventory::new((0..pods).map(pod), [], [])
-    }
-
-    fn entry(flags: &[&str], pods: usize) -> Entry {
-        let (rules, inventory) = (rules(flags), inventory(pods));
-        let uid = "uid-000000000001".parse().unwrap();
-        let Decision::Granted(grant) = rules.resolve(&inventory, &uid) else {
-            panic!("not granted");
-        };
-        let key = SessionKey::of_grant(&grant);
-        let issued = Issued {
-            access_key_id: "ASIAEXAMPLE",
-            secret_access_key: "SECRET",
-            token: "TOKEN",
-            expiration: SystemTime::UNIX_EPOCH + Duration::from_secs(3600),
-        };
-        let session = Session::new(&key.role, &issued, SystemTime::UNIX_EPOCH);
-        Entry::of(&key, &session, &pods_of(&key, &inventory, &rules))
-    }
-
-    #[test]
-    fn a_line_tells_whose_session_it_is_and_nothing_secret() {
-        let entry = entry(&[], 3);
-        assert_eq!(
-            entry,
-            Entry {
-                pod: "web-1".to_owned(),
-                namespace: "apps".to_owned(),
-                service_account: "reader".to_owned(),
-                role: "arn:aws:iam::123456789012:role/app".to_owned(),
-                session_name: "apps.web-1".to_owned(),
-                access_key_id: "ASIAEXAMPLE".to_owned(),
-                expires: "1970-01-01T01:00:00Z".to_owned(),
-                life: 0,
-            }
+impl SessionIssued {
+    /// Writes the line.
+    pub fn log(&self) {
+        let Self {
+            pod,
+            namespace,
+            service_account,
+            role,
+            session_name,
+            access_key_id,
+            expires,
+            life,
+        } = self;
+        info!(
+            target: AUDIT_TARGET,
+            pod, namespace, service_account, role, session_name, access_key_id, expires, life, "audit: session issued"
         );
-    }
-
-    #[test]
-    fn those_who_share_a_session_are_named_as_far_as_a_line_holds_them() {
-        let shared = ["--session-scope", "role"];
-        assert_eq!(entry(&shared, 4).pod, "apps/web-1,apps/web-2,apps/web-3");
-        let many = entry(&shared, 31);
-        assert!(many.pod.ends_with(",and 10 more"), "{}", many.pod);
-        assert_eq!(many.namespace, "apps");
     }
 }

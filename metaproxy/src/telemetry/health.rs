@@ -1,4 +1,4 @@
-//! How the agent is doing, part by part: what `/readyz` and the probe tell.
+//! The condition of each part of the agent, from which `/readyz` and the probes are answered.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,31 +6,31 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
-/// A part of the agent that has a say in whether it is ready.
+/// A part of the agent that decides, with the others, whether it is ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     /// The programs in the kernel.
     Interception,
-    /// Where pods' connections are accepted.
+    /// The listener that accepts pods' connections.
     Listener,
-    /// What keeps pods from the metadata service beside them.
+    /// The guard that keeps pods from reaching the metadata service past the agent.
     Guard,
-    /// The pods of this node.
+    /// The list of this node's pods.
     Pods,
-    /// The namespaces.
+    /// The list of namespaces.
     Namespaces,
-    /// The service accounts.
+    /// The list of service accounts.
     ServiceAccounts,
-    /// What the agent may do in the cluster.
+    /// The agent's permissions in the cluster.
     Permissions,
     /// The node's startup taint.
     StartupTaint,
-    /// The port for probes and metrics.
+    /// The admin port, for probes and metrics.
     Admin,
 }
 
 impl Part {
-    /// As it is written in a report.
+    /// Returns its name in reports and metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Interception => "interception",
@@ -46,25 +46,25 @@ impl Part {
     }
 }
 
-/// How a part is doing.
+/// The condition of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// As it should be.
+    /// Everything is as it should be.
     Fine,
-    /// Pods are served all the same.
+    /// Something is wrong, and pods are served all the same.
     Degraded(String),
-    /// Pods are not served, or not all of them.
+    /// Pods are not served, or not all of them are.
     Failing(String),
 }
 
 impl Condition {
-    /// Whether pods are served.
+    /// Tells whether pods are served.
     pub fn serves(&self) -> bool {
         !matches!(self, Self::Failing(_))
     }
 }
 
-/// All parts. Cheap to clone; whoever has one may report.
+/// The conditions of all parts. Cheap to clone; each clone reports to and reads the same conditions.
 #[derive(Clone, Debug)]
 pub struct Health(Arc<Parts>);
 
@@ -75,7 +75,7 @@ struct Parts {
 }
 
 impl Health {
-    /// Of an agent that starts: these parts have to report before it is ready.
+    /// Makes the conditions of an agent that starts. It is not ready before each of these parts has reported.
     pub fn starting(parts: impl IntoIterator<Item = Part>) -> Self {
         let starting = |part| (part, Condition::Failing("starting".to_owned()));
         Self(Arc::new(Parts {
@@ -84,7 +84,7 @@ impl Health {
         }))
     }
 
-    /// Reports about a part.
+    /// Sets the condition of a part.
     pub fn set(&self, part: Part, condition: Condition) {
         self.0.now.send_if_modified(|parts| {
             let before = parts.insert(part, condition.clone());
@@ -96,23 +96,23 @@ impl Health {
         });
     }
 
-    /// Whether pods are served.
+    /// Tells whether pods are served.
     pub fn is_ready(&self) -> bool {
         serves(&self.0.now.borrow())
     }
 
     /// Waits until pods are served.
     pub async fn ready(&self) {
-        // The sender is ours, so the channel stays open.
+        // `self` holds the sender, so the channel stays open.
         let _ = self.0.now.subscribe().wait_for(serves).await;
     }
 
-    /// Waits until they are not.
+    /// Waits until pods are not served.
     pub async fn not_ready(&self) {
         let _ = self.0.now.subscribe().wait_for(|parts| !serves(parts)).await;
     }
 
-    /// Waits until one of these parts is fine and then is not.
+    /// Waits until one of these parts changes from fine to another condition.
     pub async fn new_trouble(&self, parts: &[Part]) {
         let count = || parts.iter().map(|part| self.troubles(*part)).sum::<u64>();
         let before = count();
@@ -120,7 +120,7 @@ impl Health {
         while count() == before && now.changed().await.is_ok() {}
     }
 
-    /// Waits until these parts are not in the way of serving pods.
+    /// Waits until none of these parts keeps pods from being served.
     pub async fn part_serves(&self, wanted: &[Part]) {
         let all = |parts: &BTreeMap<Part, Condition>| {
             wanted
@@ -130,13 +130,13 @@ impl Health {
         let _ = self.0.now.subscribe().wait_for(all).await;
     }
 
-    /// How often a part was fine and then was not.
+    /// Returns how often a part has changed from fine to another condition.
     pub fn troubles(&self, part: Part) -> u64 {
         let troubles = self.0.troubles.lock().unwrap_or_else(PoisonError::into_inner);
         troubles.get(&part).copied().unwrap_or_default()
     }
 
-    /// How each part is doing.
+    /// Returns the condition of each part.
     pub fn parts(&self) -> BTreeMap<Part, Condition> {
         self.0.now.borrow().clone()
     }
@@ -146,7 +146,7 @@ fn serves(parts: &BTreeMap<Part, Condition>) -> bool {
     parts.values().all(Condition::serves)
 }
 
-/// One line for each part, in the form of the API server's own `/readyz?verbose`.
+/// Writes one line for each part, in the form of the API server's own `/readyz?verbose`.
 impl fmt::Display for Health {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (part, condition) in self.parts() {
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_is_ready_when_every_part_serves_and_tells_what_is_wrong() {
+    async fn it_is_ready_when_every_part_serves_and_reports_what_is_wrong() {
         let health = Health::starting([Part::Interception, Part::Pods]);
         assert!(!health.is_ready());
         health.set(Part::Interception, Condition::Fine);

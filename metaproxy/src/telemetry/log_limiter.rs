@@ -1,5 +1,5 @@
-//! Lines of one kind, so that a log stays readable when a whole node fails at once: the first few are said, and how many
-//! more there were is told once.
+//! Limits log lines of one kind, so that the log stays readable when a whole node fails at once: the first few lines
+//! are written, and one line says how many more there were.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,39 +7,42 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-/// Lines that are said in one window; the others are counted.
-const MOST: u32 = 10;
+/// The lines of a kind that are written in one window. The others are counted.
+const MAX_LINES: u32 = 10;
 
-/// How long a window is. It begins with the first line after the one before.
+/// The length of a window. It begins with the first line after the window before.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// Lines of one kind. Cheap to clone.
+/// Limits the lines of one kind. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct LogLimiter(Arc<Kind>);
+pub struct LogLimiter(Arc<Shared>);
 
 #[derive(Debug)]
-struct Kind {
-    /// Says how many more there were.
-    more: fn(u32),
+struct Shared {
+    /// Logs how many lines were held back.
+    log_held_back: fn(u32),
     window: Mutex<Window>,
 }
 
 #[derive(Debug, Default)]
 struct Window {
     began: Option<Instant>,
-    said: u32,
+    logged: u32,
     held_back: u32,
 }
 
 impl LogLimiter {
-    /// Lines of a kind; `more` says how many were held back, when the window is over.
-    pub fn new(more: fn(u32)) -> Self {
+    /// Makes a limiter. `log_held_back` is called after each window in which lines were held back, with their number.
+    pub fn new(log_held_back: fn(u32)) -> Self {
         let window = Mutex::default();
-        Self(Arc::new(Kind { more, window }))
+        Self(Arc::new(Shared {
+            log_held_back,
+            window,
+        }))
     }
 
-    /// Whether a line may be said now. One that may not is counted.
-    pub fn may_say(&self) -> bool {
+    /// Tells whether a line may be written now. If it may not, it is counted.
+    pub fn may_log(&self) -> bool {
         let now = Instant::now();
         let mut window = self.window();
         let is_over = window
@@ -52,18 +55,20 @@ impl LogLimiter {
         } else {
             0
         };
-        let may = window.said < MOST;
+        let may = window.logged < MAX_LINES;
         if may {
-            window.said += 1;
+            window.logged += 1;
         } else {
             window.held_back += 1;
             if window.held_back == 1 {
-                self.sum_up(WINDOW.saturating_sub(window.began.map_or(WINDOW, |began| now - began)));
+                self.log_held_back_later(
+                    WINDOW.saturating_sub(window.began.map_or(WINDOW, |began| now - began)),
+                );
             }
         }
         drop(window);
         if late > 0 {
-            (self.0.more)(late);
+            (self.0.log_held_back)(late);
         }
         may
     }
@@ -72,17 +77,17 @@ impl LogLimiter {
         self.0.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// At the end of the window; where there is no runtime to wait in, the next line does it.
-    fn sum_up(&self, left: Duration) {
+    /// Logs the number at the end of the window. Without a runtime to wait in, the next line after the window does it.
+    fn log_held_back_later(&self, left: Duration) {
         let Ok(runtime) = Handle::try_current() else {
             return;
         };
-        let kind = self.clone();
+        let limiter = self.clone();
         runtime.spawn(async move {
             tokio::time::sleep(left).await;
-            let more = std::mem::take(&mut kind.window().held_back);
+            let more = std::mem::take(&mut limiter.window().held_back);
             if more > 0 {
-                (kind.0.more)(more);
+                (limiter.0.log_held_back)(more);
             }
         });
     }
@@ -94,51 +99,51 @@ mod tests {
     use std::cell::RefCell;
 
     thread_local! {
-        /// What was told of this test's lines; its runtime has one thread.
-        static TOLD: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
+        /// The numbers that this test's limiter has logged. The test's runtime has one thread.
+        static HELD_BACK: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     }
 
     fn lines() -> LogLimiter {
-        LogLimiter::new(|more| TOLD.with_borrow_mut(|told| told.push(more)))
+        LogLimiter::new(|more| HELD_BACK.with_borrow_mut(|held_back| held_back.push(more)))
     }
 
-    fn said_of(lines: &LogLimiter, tried: u32) -> u32 {
-        (0..tried).map(|_| u32::from(lines.may_say())).sum()
+    fn count_logged(lines: &LogLimiter, tried: u32) -> u32 {
+        (0..tried).map(|_| u32::from(lines.may_log())).sum()
     }
 
-    fn told() -> Vec<u32> {
-        TOLD.with_borrow(Clone::clone)
+    fn held_back() -> Vec<u32> {
+        HELD_BACK.with_borrow(Clone::clone)
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_a_hundred_lines_ten_are_said_and_one_tells_of_the_others() {
+    async fn of_a_hundred_lines_ten_are_written_and_one_counts_the_others() {
         let lines = lines();
-        assert_eq!(said_of(&lines, 100), 10);
-        assert_eq!(told(), [0; 0], "the window is not over");
+        assert_eq!(count_logged(&lines, 100), 10);
+        assert_eq!(held_back(), [0; 0], "the window is not over");
         tokio::time::sleep(WINDOW).await;
         tokio::task::yield_now().await;
-        assert_eq!(told(), [90]);
-        assert_eq!(said_of(&lines, 3), 3, "another window");
+        assert_eq!(held_back(), [90]);
+        assert_eq!(count_logged(&lines, 3), 3, "another window");
         tokio::time::sleep(2 * WINDOW).await;
-        assert_eq!(told(), [90], "nothing was held back");
+        assert_eq!(held_back(), [90], "nothing was held back");
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_few_now_and_then_are_all_said() {
+    async fn a_few_lines_now_and_then_are_all_written() {
         let lines = lines();
         for _ in 0..30 {
-            assert!(lines.may_say());
+            assert!(lines.may_log());
             tokio::time::sleep(WINDOW / 10).await;
         }
-        assert_eq!(told(), [0; 0]);
+        assert_eq!(held_back(), [0; 0]);
     }
 
     #[test]
-    fn no_line_is_lost_where_there_is_no_runtime() {
+    fn no_line_is_lost_without_a_runtime() {
         let lines = lines();
-        assert_eq!(said_of(&lines, 12), 10);
+        assert_eq!(count_logged(&lines, 12), 10);
         lines.window().began = Instant::now().checked_sub(WINDOW);
-        assert!(lines.may_say());
-        assert_eq!(told(), [2]);
+        assert!(lines.may_log());
+        assert_eq!(held_back(), [2]);
     }
 }

@@ -1,5 +1,5 @@
-//! What is measured while pods are served, for `/metrics`. Labels are few and fixed, and every series is there from the
-//! start, so that none begins with a jump.
+//! Metrics of what happens while pods are served. Labels are few and fixed, and every series exists from the start, so
+//! that none begins with a jump.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,20 +9,20 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::{Registry, Unit};
 
-/// Upper ends of what a request takes, in seconds. SDKs give up after one.
-const REQUEST: [f64; 12] = [
+/// Upper bounds of the buckets for the duration of requests, in seconds. SDKs give up after one second.
+const REQUEST_BUCKETS: [f64; 12] = [
     0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.001, 0.005, 0.025, 0.1, 0.25, 0.5, 0.8, 1.0,
 ];
 
-/// Upper ends of what an STS call takes, in seconds.
-const STS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
+/// Upper bounds of the buckets for the duration of STS calls, in seconds.
+const STS_BUCKETS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
     /// A session token.
     Token,
-    /// The role: its list, or `iam/info`.
+    /// The role: the list of roles, or `iam/info`.
     Role,
     /// Credentials.
     Credentials,
@@ -48,8 +48,8 @@ impl RequestKind {
     }
 }
 
-/// HTTP statuses that are told apart.
-const CODES: [(u16, &str); 10] = [
+/// HTTP statuses with a series of their own.
+const STATUS_CODES: [(u16, &str); 10] = [
     (200, "200"),
     (400, "400"),
     (401, "401"),
@@ -62,11 +62,11 @@ const CODES: [(u16, &str); 10] = [
     (503, "503"),
 ];
 
-const OTHER_CODE: &str = "other";
+const OTHER_STATUS_CODE: &str = "other";
 
 type Labels<const N: usize> = [(&'static str, &'static str); N];
 
-/// Requests of pods. Cheap to clone.
+/// Metrics of pods' requests. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Requests {
     total: Family<Labels<2>, Counter>,
@@ -74,7 +74,7 @@ pub struct Requests {
     series: Arc<Vec<Series>>,
 }
 
-/// Those of one kind, found without a look at any table.
+/// The series of one kind, which are found without a look at any table.
 #[derive(Debug)]
 struct Series {
     by_code: Vec<Counter>,
@@ -83,7 +83,7 @@ struct Series {
 }
 
 fn request_histogram() -> Histogram {
-    Histogram::new(REQUEST)
+    Histogram::new(REQUEST_BUCKETS)
 }
 
 impl Default for Requests {
@@ -93,8 +93,8 @@ impl Default for Requests {
         let series = RequestKind::ALL.map(|(_, kind)| {
             let counter = |code| total.get_or_create_owned(&[("kind", kind), ("code", code)]);
             Series {
-                by_code: CODES.iter().map(|(_, code)| counter(*code)).collect(),
-                other: counter(OTHER_CODE),
+                by_code: STATUS_CODES.iter().map(|(_, code)| counter(*code)).collect(),
+                other: counter(OTHER_STATUS_CODE),
                 seconds: seconds.get_or_create_owned(&[("kind", kind)]),
             }
         });
@@ -107,18 +107,18 @@ impl Default for Requests {
 }
 
 impl Requests {
-    /// One was answered.
+    /// Counts a request that was answered.
     pub fn answered(&self, kind: RequestKind, code: u16, took: Duration) {
         let Some(series) = self.series.get(kind as usize) else {
             return;
         };
-        let known = CODES.iter().position(|(known, _)| *known == code);
+        let known = STATUS_CODES.iter().position(|(known, _)| *known == code);
         let counter = known.and_then(|index| series.by_code.get(index));
         counter.unwrap_or(&series.other).inc();
         series.seconds.observe(took.as_secs_f64());
     }
 
-    /// Has them told.
+    /// Adds the metrics to a registry.
     pub fn register(&self, registry: &mut Registry) {
         registry.register(
             "requests",
@@ -134,16 +134,16 @@ impl Requests {
     }
 }
 
-/// What came of an STS call.
+/// The outcome of an STS call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StsOutcome {
-    /// A session.
+    /// STS gave a session.
     Issued,
-    /// STS will not.
+    /// STS refused.
     Denied,
-    /// The API server gives no token to show.
+    /// The API server refused a token.
     NoToken,
-    /// It could not be asked, or could not answer.
+    /// STS or the API server could not be reached, or was busy.
     Unavailable,
 }
 
@@ -156,7 +156,7 @@ impl StsOutcome {
     ];
 }
 
-/// Calls of STS. Cheap to clone.
+/// Metrics of STS calls. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct StsCalls {
     total: Family<Labels<1>, Counter>,
@@ -171,13 +171,13 @@ impl Default for StsCalls {
         }
         Self {
             total,
-            seconds: Histogram::new(STS),
+            seconds: Histogram::new(STS_BUCKETS),
         }
     }
 }
 
 impl StsCalls {
-    /// One has ended.
+    /// Counts a call that has ended.
     pub fn ended(&self, outcome: StsOutcome, took: Duration) {
         if let Some((_, outcome)) = StsOutcome::ALL.get(outcome as usize) {
             self.total.get_or_create(&[("outcome", *outcome)]).inc();
@@ -185,7 +185,7 @@ impl StsCalls {
         self.seconds.observe(took.as_secs_f64());
     }
 
-    /// Has them told.
+    /// Adds the metrics to a registry.
     pub fn register(&self, registry: &mut Registry) {
         registry.register("sts_calls", "STS calls, by what came of them", self.total.clone());
         registry.register_with_unit(
@@ -197,14 +197,14 @@ impl StsCalls {
     }
 }
 
-/// What came of something that is paced.
+/// The outcome of waiting for a turn.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TurnOutcome {
-    /// Its turn was there at once.
+    /// The turn came at once.
     Prompt,
-    /// It waited for its turn.
+    /// The turn was waited for.
     Slowed,
-    /// It was not done: its turn did not come in time, or it was not wanted any more by then.
+    /// The turn did not come in time, or was not needed any more by then.
     GivenUp,
 }
 
@@ -216,7 +216,7 @@ impl TurnOutcome {
     ];
 }
 
-/// Counts what is paced, by what came of it. Cheap to clone.
+/// Counts turns by their outcome. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Turns(Family<Labels<1>, Counter>);
 
@@ -231,14 +231,14 @@ impl Default for Turns {
 }
 
 impl Turns {
-    /// Counts one.
+    /// Counts a turn.
     pub fn ended(&self, outcome: TurnOutcome) {
         if let Some((_, outcome)) = TurnOutcome::ALL.get(outcome as usize) {
             self.0.get_or_create(&[("turn", *outcome)]).inc();
         }
     }
 
-    /// The number of those that came to this.
+    /// Returns the number of turns with this outcome.
     #[cfg(test)]
     pub fn count(&self, outcome: TurnOutcome) -> u64 {
         let label = TurnOutcome::ALL
@@ -247,14 +247,14 @@ impl Turns {
         self.0.get_or_create(&[("turn", label)]).get()
     }
 
-    /// Adds them to a registry as new sessions.
+    /// Adds the counts to a registry, as new sessions.
     pub fn register_sessions(&self, registry: &mut Registry) {
         let about =
             "New sessions of pods, by their pod's turn: given up are those that no pod had any more by then";
         registry.register("new_sessions", about, self.0.clone());
     }
 
-    /// Adds them to a registry as requests for the node's metadata.
+    /// Adds the counts to a registry, as requests for the node's metadata.
     pub fn register_node_requests(&self, registry: &mut Registry) {
         let about = "Requests for the node's metadata, by their turn: given up are those that were answered 503 before it";
         registry.register("node_requests", about, self.0.clone());

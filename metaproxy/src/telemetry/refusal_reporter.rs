@@ -1,4 +1,4 @@
-//! What was said about each pod, in the log and to its owner.
+//! Reports why a pod gets no credentials, in the log and to the pod's owner.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -7,40 +7,40 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::{Level, debug, info, warn};
 
-use crate::apiserver::events::{EventReason, Refusal, Refusals};
-use crate::pods::PodUid;
 use crate::roles::Reason;
 use crate::telemetry::log_limiter::LogLimiter;
+use crate::telemetry::pod_event::{EventReason, PodEvent, PodEventSender};
 
-/// For how long a pod is answered 503 before that is an event: most such failures end by themselves within seconds.
+/// How long a pod is answered 503 before there is an event: most such failures end by themselves within seconds.
 const UNSERVED_EVENT_AFTER: Duration = Duration::from_secs(10);
 
-/// A pod that does not ask for longer than this is taken to have been served.
+/// A pod that sends no request for longer than this counts as served meanwhile.
 const UNSERVED_GAP: Duration = Duration::from_secs(300);
 
-/// What was said last about each pod, so that one that asks again and again does not fill the log.
+/// Reports refusals, and remembers the last report about each pod, so that a pod that asks again and again does not
+/// fill the log.
 #[derive(Debug)]
 pub struct RefusalReporter {
-    last: Mutex<HashMap<PodUid, Last>>,
-    owners: Option<Refusals>,
+    last: Mutex<HashMap<String, Last>>,
+    owners: Option<PodEventSender>,
     lines: LogLimiter,
 }
 
-/// What was said last about one pod.
+/// The last report about one pod.
 #[derive(Debug)]
 struct Last {
     sentence: String,
     when: Instant,
-    /// Since when it is answered 503, if it is.
+    /// Since when the pod is answered 503; `None` if it is answered otherwise.
     unserved: Option<Instant>,
 }
 
 impl RefusalReporter {
-    /// More pods than a node has; then it begins anew.
+    /// More pods than a node has. When as many are known, all are forgotten.
     const MAX: usize = 4096;
 
-    /// With a way to tell pods' owners, if there is one.
-    pub fn new(owners: Option<Refusals>) -> Self {
+    /// Makes a reporter. `owners` takes events for the pods' owners; without it, there are none.
+    pub fn new(owners: Option<PodEventSender>) -> Self {
         let lines = LogLimiter::new(|more| {
             warn!(
                 "and {more} more pods that get no credentials; `metaproxy explain --all` tells which, and why"
@@ -53,9 +53,10 @@ impl RefusalReporter {
         }
     }
 
-    /// Logs a reason where it is new for this pod, tells the pod's owner of a refusal and of what goes on to keep credentials
-    /// from it, and returns the sentence.
-    pub fn report(&self, uid: &PodUid, reason: &Reason) -> String {
+    /// Logs a reason if it is new for this pod, makes an event of a refusal and of a failure that lasts, and returns
+    /// the reason as a sentence.
+    pub fn report(&self, uid: impl AsRef<str>, reason: &Reason) -> String {
+        let uid = uid.as_ref();
         let sentence = reason.to_string();
         let (is_news, unserved) = self.note(uid, &sentence, reason.is_unavailable());
         let event = match reason {
@@ -64,39 +65,39 @@ impl RefusalReporter {
             _ => None,
         };
         if let (Some(owners), Some(reason)) = (&self.owners, event) {
-            let (uid, sentence) = (uid.clone(), sentence.clone());
-            // Where too many wait already, the log has it.
-            let _ = owners.try_send(Refusal {
+            let (uid, sentence) = (uid.to_owned(), sentence.clone());
+            // An event that does not fit into the queue is dropped. The log has the reason.
+            let _ = owners.try_send(PodEvent {
                 uid,
                 reason,
                 sentence,
             });
         }
-        let may_say = is_news && level(reason) != Level::DEBUG && self.lines.may_say();
+        let may_log = is_news && level(reason) != Level::DEBUG && self.lines.may_log();
         match level(reason) {
-            Level::WARN if may_say => warn!(%uid, "{sentence}"),
-            Level::INFO if may_say => info!(%uid, "{sentence}"),
+            Level::WARN if may_log => warn!(%uid, "{sentence}"),
+            Level::INFO if may_log => info!(%uid, "{sentence}"),
             _ => debug!(%uid, "{sentence}"),
         }
         sentence
     }
 
-    /// What was said last about a pod, and how long ago.
-    pub fn last(&self, uid: &PodUid) -> Option<(String, Duration)> {
+    /// Returns the last report about a pod, and how long ago it was.
+    pub fn last(&self, uid: impl AsRef<str>) -> Option<(String, Duration)> {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        let Last { sentence, when, .. } = last.get(uid)?;
+        let Last { sentence, when, .. } = last.get(uid.as_ref())?;
         Some((sentence.clone(), when.elapsed()))
     }
 
-    /// What was said about a pod is over, and is news when it comes again.
-    pub fn forget(&self, uid: &PodUid) {
+    /// Forgets the last report about a pod: the same reason is new if it comes again.
+    pub fn forget(&self, uid: impl AsRef<str>) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        last.remove(uid);
+        last.remove(uid.as_ref());
     }
 
-    /// Notes what is said. Whether it is something else than was said last about this pod, and for how long the pod has been
+    /// Notes a report. Returns whether it differs from the last one about this pod, and how long the pod has been
     /// answered 503.
-    fn note(&self, uid: &PodUid, sentence: &str, is_unserved: bool) -> (bool, Duration) {
+    fn note(&self, uid: &str, sentence: &str, is_unserved: bool) -> (bool, Duration) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         if last.len() >= Self::MAX && !last.contains_key(uid) {
@@ -113,14 +114,14 @@ impl RefusalReporter {
             when: now,
             unserved,
         };
-        last.insert(uid.clone(), new);
+        last.insert(uid.to_owned(), new);
         (is_news, unserved.map_or(Duration::ZERO, |since| now - since))
     }
 }
 
 fn level(reason: &Reason) -> Level {
     match reason {
-        // The session's own failures are said where it is fetched, once for all who share it.
+        // The session cache logs its failures, once for all pods that share the session.
         Reason::StsDenied { .. }
         | Reason::TokenDenied { .. }
         | Reason::StsUnavailable { .. }
@@ -135,31 +136,31 @@ mod tests {
     use super::*;
 
     fn is_news(reporter: &RefusalReporter, uid: &str, sentence: &str) -> bool {
-        reporter.note(&uid.parse().unwrap(), sentence, false).0
+        reporter.note(uid, sentence, false).0
     }
 
     #[test]
-    fn a_pod_is_told_of_once_until_it_is_forgotten() {
-        let (reporter, uid) = (RefusalReporter::new(None), "u".parse().unwrap());
-        let sentence = reporter.report(&uid, &Reason::Firewall);
-        assert!(!is_news(&reporter, "u", &sentence), "it was said");
+    fn a_reason_is_reported_once_until_the_pod_is_forgotten() {
+        let (reporter, uid) = (RefusalReporter::new(None), "u");
+        let sentence = reporter.report(uid, &Reason::Firewall);
+        assert!(!is_news(&reporter, "u", &sentence), "it was reported");
         assert!(is_news(&reporter, "other", &sentence));
-        reporter.forget(&uid);
+        reporter.forget(uid);
         assert!(is_news(&reporter, "u", &sentence));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_pod_that_goes_on_being_answered_503_has_an_event() {
-        let (owners, mut events) = crate::apiserver::events::channel();
+        let (owners, mut events) = crate::telemetry::pod_event::channel();
         let reporter = RefusalReporter::new(Some(owners));
-        let uid: PodUid = "u".parse().unwrap();
+        let uid = "u";
         let away = Reason::StsUnavailable {
             role: "arn:aws:iam::123456789012:role/app".parse().unwrap(),
             message: "down".to_owned(),
         };
         let mut has_event = async |seconds| {
             tokio::time::advance(Duration::from_secs(seconds)).await;
-            reporter.report(&uid, &away);
+            reporter.report(uid, &away);
             events.try_recv().ok().map(|event| event.reason)
         };
         assert_eq!(has_event(0).await, None, "it may be over in a second");
@@ -170,12 +171,12 @@ mod tests {
             None,
             "it has not asked for so long that it may have been served"
         );
-        reporter.report(&uid, &Reason::Firewall);
+        reporter.report(uid, &Reason::Firewall);
         assert_eq!(has_event(60).await, None, "it was answered otherwise");
     }
 
     #[test]
-    fn a_pod_without_a_role_is_no_reason_to_warn_and_a_failure_of_sts_is_said_by_others() {
+    fn a_pod_without_a_role_is_no_reason_to_warn_and_a_failure_of_sts_is_logged_elsewhere() {
         assert_eq!(level(&Reason::Firewall), Level::INFO);
         let role = "arn:aws:iam::123456789012:role/app".parse().unwrap();
         let message = "down".to_owned();

@@ -35,11 +35,11 @@ impl MetricSource for Fixed {
     fn pods(&self) -> usize {
         3
     }
-    fn sessions(&self) -> Tally {
-        Tally {
+    fn sessions(&self) -> SessionCounts {
+        SessionCounts {
             valid: 10,
             least_left: Some(Duration::from_secs(1500)),
-            ..Tally::default()
+            ..SessionCounts::default()
         }
     }
     fn register(&self, registry: &mut Registry) {

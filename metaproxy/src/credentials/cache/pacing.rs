@@ -1,11 +1,12 @@
-//! How often one pod may have a new session. What shapes a session stands in annotations, which a tenant can change
-//! hundreds of times a second: without a pace each change is an STS call and an audit line.
+//! Limits how often a pod may have a new session. Annotations shape a session, and a tenant can change them hundreds of
+//! times a second: without a limit each change would be an STS call and a line of the audit log.
 //!
-//! New is a session that STS was not asked for yet. Renewals and retries are not paced here: they have intervals of their
-//! own. The turn is taken when STS is about to be asked, so what is forgotten while it waits takes none.
+//! A session is new if STS was never called for it. Renewals and retries have intervals of their own and are not
+//! limited here. A pod's turn is taken when STS is about to be called, so a session that is forgotten while it waits
+//! takes none.
 //!
-//! Pods themselves can be made hundreds of times a second. So what is fetched before anybody asks for it has a pace of the
-//! node's own too.
+//! Pods themselves can be created hundreds of times a second. So new sessions that no request waits for have a limit
+//! for the whole node as well.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -14,40 +15,43 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{Issuer, Sessions, Slot, State};
+use super::state::State;
+use super::{Issuer, Sessions, Slot};
 use crate::credentials::SessionKey;
-use crate::pace::Pace;
 use crate::pods::PodUid;
+use crate::rate_limiter::RateLimiter;
 use crate::telemetry::metrics::{TurnOutcome, Turns};
 
-/// New sessions that a pod may have at once. A pod has one in its life, and one more for each change of its role, external
-/// id, session name or service account: several within seconds are a deployment tool that annotates step by step.
+/// New sessions that a pod may have at once. A pod has one in its life, and one more for each change of its role,
+/// external ID, session name or service account. A deployment tool that annotates step by step makes several within
+/// seconds.
 pub const MAX_SESSIONS_AT_ONCE: u32 = 5;
 
-/// From one new session of a pod to the next when those are used up. Even 250 pods of one node that all change all the time
-/// ask STS 125 times a second, of the 600 that an account has in a region (AWS STS quotas); and the annotation that is left
-/// in the end is served within this time.
+/// The time between two new sessions of a pod when those at once are used up. If all 250 pods of a node change all the
+/// time, they cost 125 calls a second, of the 600 that an account has in a region (AWS STS quotas). The last change
+/// takes effect within this time.
 pub const NEW_SESSION_INTERVAL: Duration = Duration::from_secs(2);
 
-/// New sessions of the node that no request waits for, at once: an agent that starts fetches one for each pod of its node.
+/// New sessions of the node that no request waits for, at once: an agent that starts obtains one for each pod of its
+/// node.
 pub(super) const MAX_AHEAD_AT_ONCE: u32 = 250;
 
-/// From one to the next when those are used up. A kubelet starts fewer pods than ten in a second. But a user who may create
-/// pods can bind any number to a node (`spec.nodeName`), which the kubelet then refuses; such a pod has no process, so no
-/// request ever waits for its session.
+/// The time between two of them when those at once are used up. A kubelet starts fewer than ten pods a second. But a
+/// user who may create pods can bind any number to a node (`spec.nodeName`). The kubelet refuses those; they have no
+/// process, so no request ever waits for their sessions.
 const AHEAD_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Whether STS may be asked for a session.
+/// Whether STS may be called for a session.
 #[derive(Debug)]
 pub(super) enum Turn {
-    /// Not before one of these pods, which ask for it, has a turn.
+    /// When one of these pods, which ask for it, has a turn.
     Awaited {
         /// The pods, each once.
         pods: Vec<PodUid>,
-        /// When the first of them has one, as far as that is known.
+        /// When the first of them has one, if that is known.
         until: Option<Instant>,
     },
-    /// It was asked before, or may be asked now.
+    /// Now, or it was called before.
     Taken,
 }
 
@@ -61,7 +65,7 @@ impl Default for Turn {
 }
 
 impl Turn {
-    /// Adds a pod that asks; `true` if its turn may be the one that counts.
+    /// Adds a pod that asks. Returns whether it was not there, so that its turn may be the first.
     pub fn ask(&mut self, pod: &PodUid) -> bool {
         match self {
             Self::Awaited { pods, .. } if !pods.contains(pod) => {
@@ -72,7 +76,7 @@ impl Turn {
         }
     }
 
-    /// When STS may be asked; `None` if that is not waited for.
+    /// Returns when STS may be called; `None` if no turn is waited for.
     pub fn until(&self) -> Option<Instant> {
         match self {
             Self::Awaited { until, .. } => *until,
@@ -81,12 +85,12 @@ impl Turn {
     }
 }
 
-/// The pace of each pod that had a new session lately, and that of the node for sessions that no request waits for.
+/// The limit of each pod that had a new session lately, and the node's limit for sessions that no request waits for.
 #[derive(Debug)]
 pub(super) struct Pacing {
-    pods: Mutex<HashMap<PodUid, Pace>>,
-    ahead: Pace,
-    /// Held by the one that waits for the node's next turn; the others wait in order.
+    pods: Mutex<HashMap<PodUid, RateLimiter>>,
+    ahead: RateLimiter,
+    /// Held by the task that waits for the node's next turn. The others wait for it in order.
     next_ahead: tokio::sync::Mutex<()>,
     pub turns: Turns,
 }
@@ -96,7 +100,7 @@ impl Default for Pacing {
         let now = Instant::now().into_std();
         Self {
             pods: Mutex::default(),
-            ahead: Pace::new(AHEAD_INTERVAL, MAX_AHEAD_AT_ONCE, now),
+            ahead: RateLimiter::new(AHEAD_INTERVAL, MAX_AHEAD_AT_ONCE, now),
             next_ahead: tokio::sync::Mutex::default(),
             turns: Turns::default(),
         }
@@ -104,23 +108,23 @@ impl Default for Pacing {
 }
 
 impl Pacing {
-    /// Takes a turn of one of these pods, the first that has one.
+    /// Takes a turn of the first of these pods that has one.
     ///
     /// # Errors
     /// How long it is until one of them has a turn.
     fn take(&self, pods: &[PodUid]) -> Result<(), Duration> {
         let now = Instant::now().into_std();
-        let mut paces = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut limiters = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let mut shortest = NEW_SESSION_INTERVAL;
         for pod in pods {
-            if !paces.contains_key(pod) {
-                // Those that are as good as new make room, so no more are kept than had a session in the last ten seconds.
-                paces.retain(|_, pace| !pace.is_idle(now));
+            if !limiters.contains_key(pod) {
+                // Limiters that are as good as new are dropped, so the map holds the pods of the last ten seconds only.
+                limiters.retain(|_, limiter| !limiter.is_idle(now));
             }
-            let pace = paces
+            let limiter = limiters
                 .entry(pod.clone())
-                .or_insert_with(|| Pace::new(NEW_SESSION_INTERVAL, MAX_SESSIONS_AT_ONCE, now));
-            match pace.take(now) {
+                .or_insert_with(|| RateLimiter::new(NEW_SESSION_INTERVAL, MAX_SESSIONS_AT_ONCE, now));
+            match limiter.try_take(now) {
                 Ok(()) => return Ok(()),
                 Err(wait) => shortest = shortest.min(wait),
             }
@@ -128,11 +132,11 @@ impl Pacing {
         Err(shortest)
     }
 
-    /// Waits for a turn of the node. Whether it had to.
+    /// Waits for a turn of the node. Returns whether it had to wait.
     async fn turn_ahead(&self) -> bool {
         let _next = self.next_ahead.lock().await;
         let mut has_waited = false;
-        while let Err(wait) = self.ahead.take(Instant::now().into_std()) {
+        while let Err(wait) = self.ahead.try_take(Instant::now().into_std()) {
             has_waited = true;
             tokio::time::sleep(wait).await;
         }
@@ -141,7 +145,7 @@ impl Pacing {
 }
 
 impl<I: Issuer> Sessions<I> {
-    /// Waits until STS may be asked for a session. `false` if the session is forgotten before.
+    /// Waits until STS may be called for a session. Returns `false` if the session is forgotten before.
     pub(super) async fn turn(
         &self,
         key: &SessionKey,
@@ -150,7 +154,7 @@ impl<I: Issuer> Sessions<I> {
     ) -> bool {
         let mut outcome = TurnOutcome::Prompt;
         loop {
-            // Before the look, so that no change after it is missed.
+            // Marked before the look, so that no change after it is missed.
             changes.mark_unchanged();
             match self.try_turn(slot) {
                 Attempt::Forgotten => {
@@ -159,13 +163,13 @@ impl<I: Issuer> Sessions<I> {
                 }
                 Attempt::NotNeeded => return true,
                 Attempt::Taken => {
-                    // A request that waits has no part in this: only a running pod makes one.
+                    // If a request waits, the pod runs, and the node's limit does not apply.
                     let has_waited = tokio::select! {
                         biased;
-                        _ = changes.wait_for(|state| state.urgent.is_some() || state.forgotten) => false,
+                        _ = changes.wait_for(|state| state.phase.is_hurried()) => false,
                         has_waited = self.0.pacing.turn_ahead() => has_waited,
                     };
-                    if slot.borrow().forgotten {
+                    if slot.borrow().phase.is_forgotten() {
                         self.0.pacing.turns.ended(TurnOutcome::GivenUp);
                         return false;
                     }
@@ -191,7 +195,7 @@ impl<I: Issuer> Sessions<I> {
         let mut attempt = Attempt::NotNeeded;
         slot.send_if_modified(|state| {
             attempt = match &mut state.turn {
-                _ if state.forgotten => Attempt::Forgotten,
+                _ if state.phase.is_forgotten() => Attempt::Forgotten,
                 Turn::Taken => Attempt::NotNeeded,
                 Turn::Awaited { pods, until } => match self.0.pacing.take(pods) {
                     Ok(()) => Attempt::Taken,
@@ -210,7 +214,7 @@ impl<I: Issuer> Sessions<I> {
     }
 }
 
-/// What came of trying to take a turn.
+/// The result of trying to take a turn.
 enum Attempt {
     Taken,
     NotNeeded,

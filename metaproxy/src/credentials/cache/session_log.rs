@@ -1,22 +1,22 @@
-//! What the log says of sessions: a failure once, whatever the number of attempts, and its end; both sparingly, as an STS
-//! that is away fails every pod of a node.
+//! Logs of sessions: a failure once, whatever the number of attempts, and its end. Both are limited, because an STS
+//! that is away fails the sessions of all pods of a node.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 use tracing::{debug, info, warn};
 
-use super::Failure;
+use super::state::Failure;
 use crate::credentials::{ObtainError, Session, SessionKey};
 use crate::telemetry::log_limiter::LogLimiter;
 
-/// A request that waits longer for an STS call is answered 503, to try again.
-pub(super) const SLOW: Duration = Duration::from_millis(800);
+/// A call that takes longer is slow: the requests that wait for it are answered 503.
+pub(super) const SLOW_CALL_THRESHOLD: Duration = Duration::from_millis(800);
 
-/// A word of a message that has a digit and at least this many characters is taken for an id or a time.
-const MIN_ID: usize = 8;
+/// A word of a message with a digit and at least this many characters is taken for an ID or a time.
+const MIN_ID_LENGTH: usize = 8;
 
-/// Says it.
+/// Writes the lines.
 #[derive(Debug)]
 pub(super) struct SessionLog {
     failures: LogLimiter,
@@ -39,23 +39,23 @@ impl Default for SessionLog {
 }
 
 impl SessionLog {
-    /// An attempt failed, after another that may have failed in the same way.
+    /// Logs a failed call. `before` is the failure of the call before it.
     pub(super) fn failed(&self, key: &SessionKey, before: Option<&Failure>, now: &Failure) {
         let Failure { error, attempts, .. } = now;
-        // In the words of the answer, and of the event.
+        // The same text as in the pod's response and event.
         let reason = error.reason(&key.role);
         let is_news = before.is_none_or(|before| !is_same(&before.error, error));
-        if is_news && self.failures.may_say() {
+        if is_news && self.failures.may_log() {
             warn!(role = %key.role, session = %key.shape.name, attempts, "no session: {reason}");
         } else {
             debug!(role = %key.role, session = %key.shape.name, attempts, "no session: {reason}");
         }
     }
 
-    /// An attempt succeeded, maybe after failures.
+    /// Logs a session that was obtained, and the failures that it ends.
     pub(super) fn obtained(&self, key: &SessionKey, session: &Session, failure: Option<&Failure>) {
         debug!(role = %key.role, session = %key.shape.name, "obtained {session:?}");
-        let Some(failure) = failure.filter(|_| self.recoveries.may_say()) else {
+        let Some(failure) = failure.filter(|_| self.recoveries.may_log()) else {
             return;
         };
         info!(
@@ -68,9 +68,9 @@ impl SessionLog {
         );
     }
 
-    /// A new session has to wait this long before STS is asked for it.
+    /// Logs that STS is called for a new session only after this wait.
     pub(super) fn paced(&self, key: &SessionKey, wait: Duration) {
-        if self.paced.may_say() {
+        if self.paced.may_log() {
             warn!(
                 role = %key.role,
                 session = %key.shape.name,
@@ -80,25 +80,26 @@ impl SessionLog {
         }
     }
 
-    /// Somebody waited for a call that began then.
+    /// Logs a call that requests waited for, if it was slow.
     pub(super) fn waited(&self, key: &SessionKey, began: Instant) {
         let took = began.elapsed();
-        if took > SLOW && self.slow.may_say() {
+        if took > SLOW_CALL_THRESHOLD && self.slow.may_log() {
             warn!(
                 role = %key.role,
                 session = %key.shape.name,
-                "an STS call took {:.1} s, which is longer than a pod waits; it is told to try again",
+                "an STS call took {:.1} s, which is longer than a request waits; the pod was answered 503",
                 took.as_secs_f64(),
             );
         }
     }
 }
 
-/// Whether two failures say the same, but for what differs each time: ids of requests, times.
+/// Tells whether two failures are the same but for request IDs and times.
 fn is_same(one: &ObtainError, other: &ObtainError) -> bool {
     let lasting = |error: &ObtainError| {
         let text = error.to_string();
-        let is_id = |word: &&str| word.len() >= MIN_ID && word.bytes().any(|byte| byte.is_ascii_digit());
+        let is_id =
+            |word: &&str| word.len() >= MIN_ID_LENGTH && word.bytes().any(|byte| byte.is_ascii_digit());
         let words: Vec<String> = text
             .split_whitespace()
             .filter(|word| !is_id(word))

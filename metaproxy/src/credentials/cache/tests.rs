@@ -3,22 +3,24 @@ mod pacing;
 mod recent;
 mod renewal;
 
+use super::state::Phase;
 use super::*;
-use crate::credentials::session::Issued;
+use crate::credentials::session::IssuedCredentials;
 use crate::roles::SessionShape;
 use crate::roles::session_name::SessionName;
 use std::cell::Cell;
 use std::collections::VecDeque;
+use std::time::Duration;
 
-/// What STS does about one call.
+/// What STS does on one call.
 #[derive(Clone, Debug)]
 enum Does {
-    /// A session that lives so long, after a while.
+    /// It gives a session with this life.
     Gives(Duration),
     Fails(ObtainError),
 }
 
-/// Plays STS: does things in order, the last one for ever.
+/// A fake STS that follows a script, and repeats its last line.
 #[derive(Debug)]
 struct Script {
     takes: Duration,
@@ -66,7 +68,7 @@ impl Issuer for Arc<Script> {
         match does {
             Does::Fails(error) => Err(error),
             Does::Gives(life) => {
-                let issued = Issued {
+                let issued = IssuedCredentials {
                     access_key_id: &format!("ASIA{number}"),
                     secret_access_key: "S",
                     token: "T",
@@ -183,13 +185,13 @@ async fn a_waiter_that_goes_away_does_not_stop_the_fetch() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_agent_that_starts_does_not_ask_for_everything_at_once_and_whoever_waits_goes_first() {
+async fn an_agent_that_starts_makes_few_calls_at_once_and_a_request_that_waits_goes_first() {
     let (script, sessions) = sts(100, [hour()]);
     for number in 0..250 {
         sessions.prefetch(&pod(&number.to_string()), &key(&number.to_string()));
     }
     pass(Duration::from_millis(10)).await;
-    assert_eq!(script.count(), AHEAD);
+    assert_eq!(script.count(), MAX_BACKGROUND_CALLS);
     let start = Instant::now();
     assert!(sessions.get(&pod("249"), &key("249"), soon()).await.is_ok());
     assert_eq!(start.elapsed(), Duration::from_millis(100), "one call's time");

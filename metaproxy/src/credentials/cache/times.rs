@@ -1,67 +1,70 @@
-//! When sessions are renewed, and when STS is asked again after it gave none.
+//! When sessions are renewed, and when STS is called again after it gave none.
 
 use std::time::{Duration, SystemTime};
 
-use crate::credentials::{ObtainError, Session};
-use crate::telemetry::metrics::StsOutcome;
+use backon::{BackoffBuilder as _, ExponentialBuilder};
 
-/// The part of its life after which a session is renewed, and how much earlier it may be: sessions that were obtained
-/// together are not renewed together.
+use crate::credentials::{ObtainError, Session};
+
+/// The part of its life after which a session is renewed.
 const RENEWAL: f64 = 0.5;
+
+/// The part of its life by which a session is renewed earlier, at random: sessions that were obtained together are not
+/// renewed together.
 const RENEWAL_JITTER: f64 = 0.05;
 
-/// How long a refusal of STS is remembered.
-const DENIED: Duration = Duration::from_secs(30);
+/// No session is renewed sooner, so that an STS that issues sessions which are about to expire is not called without
+/// end.
+const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Waiting time after a first transient failure; doubles with each further one.
-const BACKOFF: Duration = Duration::from_millis(500);
+/// How long requests get the refusal of STS before it is called again.
+const DENIED_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Longest waiting time after transient failures where somebody asks.
+/// The backoff after a first transient failure. It doubles with each further one.
+const MIN_BACKOFF: Duration = Duration::from_millis(500);
+
+/// The longest backoff after transient failures if a request asks for the session.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// And where nobody does: all nodes of a cluster try again after an outage.
-const MAX_QUIET_BACKOFF: Duration = Duration::from_secs(300);
+/// The longest backoff if no request asks. Up to as much is added at random, so a call follows within 600 s: all nodes
+/// of a cluster try again after an outage, and must not do so at once.
+const MAX_BACKGROUND_BACKOFF: Duration = Duration::from_secs(300);
 
-pub(super) fn until_renewal(session: &Session, now: SystemTime) -> Duration {
-    let part = RENEWAL - RENEWAL_JITTER * fastrand::f64();
+/// Returns how long it is until a session is renewed. `jitter` is at random from 0 to 1.
+pub(super) fn until_renewal(session: &Session, now: SystemTime, jitter: f64) -> Duration {
+    let part = RENEWAL - RENEWAL_JITTER * jitter;
     let lived = session.life().saturating_sub(session.left(now));
     session
         .life()
         .mul_f64(part)
         .saturating_sub(lived)
-        .max(Duration::from_secs(1))
+        .max(MIN_RENEWAL_INTERVAL)
 }
 
-fn doubled(attempts: u32, longest: Duration) -> Duration {
-    BACKOFF
-        .saturating_mul(1 << attempts.saturating_sub(1).min(16))
-        .min(longest)
+/// Returns the backoff after this number of failures, from 1.
+fn backoff(attempts: u32, longest: Duration) -> Duration {
+    let backoff = ExponentialBuilder::new()
+        .with_min_delay(MIN_BACKOFF)
+        .with_max_delay(longest)
+        .without_max_times();
+    // Each of the first ones is computed; by the 16th, the longest is reached.
+    let earlier = attempts.saturating_sub(1).min(16);
+    backoff.build().nth(earlier as usize).unwrap_or(longest)
 }
 
-pub(super) fn outcome(result: &Result<Session, ObtainError>) -> StsOutcome {
-    match result {
-        Ok(_) => StsOutcome::Issued,
-        Err(ObtainError::Denied(_)) => StsOutcome::Denied,
-        Err(ObtainError::NoToken(_)) => StsOutcome::NoToken,
-        Err(ObtainError::Unavailable(_)) => StsOutcome::Unavailable,
-    }
-}
-
-/// How long requests are answered with the error instead of asking STS again.
-pub(super) fn remembered(error: &ObtainError, attempts: u32) -> Duration {
+/// Returns how long requests get the error before STS is called again. `attempts` counts the calls that failed, from 1.
+pub(super) fn request_retry_after(error: &ObtainError, attempts: u32) -> Duration {
     match error {
-        ObtainError::Denied(_) | ObtainError::NoToken(_) => DENIED,
-        ObtainError::Unavailable(_) => doubled(attempts, MAX_BACKOFF),
+        ObtainError::Denied(_) | ObtainError::NoToken(_) => DENIED_RETRY_INTERVAL,
+        ObtainError::Unavailable(_) => backoff(attempts, MAX_BACKOFF),
     }
 }
 
-/// When to ask again without a request; never, where only somebody's doing can change the answer.
-pub(super) fn quiet_pause(error: &ObtainError, attempts: u32) -> Option<Duration> {
+/// Returns when to call STS again without a request; `None` if the answer stays the same until a role, a policy or a
+/// right is changed. It is never before requests may start a call. `jitter` is at random from 0 to 1.
+pub(super) fn background_retry_after(error: &ObtainError, attempts: u32, jitter: f64) -> Option<Duration> {
     match error {
         ObtainError::Denied(_) | ObtainError::NoToken(_) => None,
-        // Never before requests may: up to as long again, so that nodes do not come all at once.
-        ObtainError::Unavailable(_) => {
-            Some(doubled(attempts, MAX_QUIET_BACKOFF).mul_f64(1.0 + fastrand::f64()))
-        }
+        ObtainError::Unavailable(_) => Some(backoff(attempts, MAX_BACKGROUND_BACKOFF).mul_f64(1.0 + jitter)),
     }
 }

@@ -3,8 +3,8 @@ use std::io::{Read as _, Write as _};
 use super::*;
 use rstest::rstest;
 
-/// Asks a server that answers each request like this, with another id each time.
-async fn asked(status: &str, content_type: &str, body: &'static str) -> ObtainError {
+/// Returns the error of a call to a server that answers each request like this, with another request ID each time.
+async fn error_of_answer(status: &str, content_type: &str, body: &'static str) -> ObtainError {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
     let head = format!("HTTP/1.1 {status}\r\nConnection: close\r\n{content_type}");
@@ -33,8 +33,8 @@ async fn asked(status: &str, content_type: &str, body: &'static str) -> ObtainEr
     let client = Client::from_conf(config);
     let sts = Sts {
         node: client.clone(),
-        anyone: client.clone(),
-        anyone_global: client.clone(),
+        anonymous: client.clone(),
+        anonymous_global: client.clone(),
         client,
         duration: Duration::from_secs(3600),
         region: String::new(),
@@ -58,17 +58,17 @@ const HTML: &str = "Content-Type: text/html; charset=utf-8\r\n";
 const NOT_STS: &str =
     "a proxy or firewall on the way may have sent it (look at HTTPS_PROXY, NO_PROXY and --sts-endpoint)";
 
-/// Whatever STS answers, and however little of it can be understood, it is not repeated.
+/// A response that cannot be parsed may hold credentials.
 #[tokio::test]
 async fn an_answer_that_cannot_be_read_is_not_shown() {
     let body = "<AssumeRoleResponse><SecretAccessKey>TOPSECRET</SecretAccessKey>";
-    let error = asked("200 OK", XML, body).await;
+    let error = error_of_answer("200 OK", XML, body).await;
     let want = "STS answered what cannot be read, with HTTP status 200";
     assert_eq!(error, ObtainError::Unavailable(want.to_owned()));
     assert!(!format!("{error} {error:?}").contains("TOPSECRET"), "{error}");
 }
 
-/// And nothing in it differs from one attempt to the next.
+/// The text is the same for each attempt, although the server's request ID is not.
 #[rstest]
 #[case::html_of_a_proxy(
     "403 Forbidden",
@@ -87,7 +87,7 @@ async fn an_answer_that_cannot_be_read_is_not_shown() {
 #[case::nothing("503 Service Unavailable", "", "", "HTTP status 503, no content type")]
 #[case::odd_type("407 x", "Content-Type: <b>\"x\"\r\n", "", "HTTP status 407, content type bx")]
 #[tokio::test]
-async fn an_answer_that_is_not_from_sts_is_told_of_by_its_status(
+async fn an_answer_that_is_not_from_sts_is_described_by_its_status(
     #[case] status: &str,
     #[case] content_type: &str,
     #[case] body: &'static str,
@@ -95,7 +95,7 @@ async fn an_answer_that_is_not_from_sts_is_told_of_by_its_status(
 ) {
     let want = format!("the answer is not from STS: {want}; {NOT_STS}");
     for _ in 0..2 {
-        let error = asked(status, content_type, body).await;
+        let error = error_of_answer(status, content_type, body).await;
         assert_eq!(error, ObtainError::Unavailable(want.clone()));
     }
 }
@@ -117,11 +117,11 @@ async fn an_answer_that_is_not_from_sts_is_told_of_by_its_status(
     "STS answered what cannot be read, with HTTP status 500"
 )]
 #[tokio::test]
-async fn what_sts_answers_is_told_without_ids(
+async fn what_sts_answers_is_described_without_ids(
     #[case] status: &str,
     #[case] body: &'static str,
     #[case] want: &str,
 ) {
-    let error = asked(status, XML, body).await;
+    let error = error_of_answer(status, XML, body).await;
     assert_eq!(error, ObtainError::Unavailable(want.to_owned()));
 }

@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::pace::Pace;
 use crate::pods::PodUid;
+use crate::rate_limiter::RateLimiter;
 
 /// Requests of a pod under way at a time.
 pub(super) const MAX_CONCURRENT_REQUESTS: usize = 4;
@@ -27,7 +27,7 @@ pub(super) struct PodLimits(Mutex<HashMap<PodUid, Arc<PodLimit>>>);
 #[derive(Debug)]
 struct PodLimit {
     slots: Arc<Semaphore>,
-    pace: Pace,
+    pace: RateLimiter,
 }
 
 impl PodLimits {
@@ -43,7 +43,7 @@ impl PodLimits {
             }
         };
         // The turn is taken when it is there: a request that is given up before takes none from those that come later.
-        while let Err(wait) = limit.pace.take(Instant::now().into_std()) {
+        while let Err(wait) = limit.pace.try_take(Instant::now().into_std()) {
             *has_waited = true;
             tokio::time::sleep(wait).await;
         }
@@ -66,7 +66,7 @@ impl PodLimits {
         limits.retain(|_, limit| Arc::strong_count(limit) > 1 || !limit.is_unused(now));
         let limit = Arc::new(PodLimit {
             slots: Arc::new(Semaphore::new(MAX_CONCURRENT_REQUESTS)),
-            pace: Pace::new(REQUEST_INTERVAL, BURST, now),
+            pace: RateLimiter::new(REQUEST_INTERVAL, BURST, now),
         });
         limits.insert(uid.clone(), Arc::clone(&limit));
         limit

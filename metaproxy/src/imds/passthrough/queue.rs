@@ -8,8 +8,8 @@ use std::time::Duration;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tokio::time::Instant;
 
-use crate::pace::Pace;
 use crate::pods::PodUid;
+use crate::rate_limiter::RateLimiter;
 
 /// A pod that was served before that is as one that never was.
 const SERVED_MEMORY: Duration = Duration::from_secs(10);
@@ -18,7 +18,7 @@ const SERVED_MEMORY: Duration = Duration::from_secs(10);
 #[derive(Debug)]
 pub(super) struct Queue {
     slots: Arc<Semaphore>,
-    pace: Pace,
+    pace: RateLimiter,
     inner: Mutex<Inner>,
 }
 
@@ -45,7 +45,7 @@ impl Queue {
     pub fn new(slots: usize, interval: Duration, burst: u32) -> Self {
         Self {
             slots: Arc::new(Semaphore::new(slots)),
-            pace: Pace::new(interval, burst, Instant::now().into_std()),
+            pace: RateLimiter::new(interval, burst, Instant::now().into_std()),
             inner: Mutex::default(),
         }
     }
@@ -85,7 +85,7 @@ impl Queue {
 
     fn slot_at_once(&self) -> Option<OwnedSemaphorePermit> {
         let slot = Arc::clone(&self.slots).try_acquire_owned().ok()?;
-        self.pace.take(Instant::now().into_std()).ok()?;
+        self.pace.try_take(Instant::now().into_std()).ok()?;
         Some(slot)
     }
 
@@ -95,7 +95,7 @@ impl Queue {
             let Ok(mut slot) = Arc::clone(&self.slots).acquire_owned().await else {
                 return;
             };
-            while let Err(wait) = self.pace.take(Instant::now().into_std()) {
+            while let Err(wait) = self.pace.try_take(Instant::now().into_std()) {
                 tokio::time::sleep(wait).await;
             }
             // Who is next is seen at the last moment: a request that came just now may go before all others.

@@ -11,10 +11,12 @@ use tokio::sync::{mpsc, watch};
 
 use super::list::{Scenario, Sts};
 use crate::admin::testing::NoMetrics;
-use crate::apiserver::events::{self, Refusal};
 use crate::captured_log::CapturedLog;
 use crate::cli::{Cli, Command};
-use crate::credentials::{Issued, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey, Sessions};
+use crate::credentials::{
+    AuditedIssuer, IssuedCredentials, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey,
+    Sessions,
+};
 use crate::explain::{AnswerLine, Explanation, Verdict};
 use crate::imds::path::Paths;
 use crate::imds::token::Tokens;
@@ -25,8 +27,8 @@ use crate::introspection::dry_run::{LIST, Rehearse, Rehearsing, line};
 use crate::introspection::{AgentInfo, Introspection as _, LiveAgent, Serving};
 use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
 use crate::roles::{Decision, OwnRole, OwnRoles, RoleId, Rules};
-use crate::telemetry::audit::Audited;
 use crate::telemetry::health::Health;
+use crate::telemetry::pod_event::{self, PodEvent};
 use crate::telemetry::refusal_reporter::RefusalReporter;
 
 const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
@@ -36,7 +38,7 @@ pub struct Said {
     /// To the pod, the last time that it asks.
     pub answer: AnswerLine,
     /// On the pod.
-    pub event: Option<Refusal>,
+    pub event: Option<PodEvent>,
     /// Without times.
     pub log: String,
     /// To people; nothing where the pod is not known.
@@ -90,14 +92,14 @@ pub async fn said(scenario: &Scenario) -> Said {
     }
 }
 
-type Audits = Audited<Mutex<Vec<Sts>>>;
+type Audits = AuditedIssuer<Mutex<Vec<Sts>>>;
 
 /// Everything that answers, and who asks.
 struct Stage {
     agent: LiveAgent<Audits>,
     service: Arc<Service<Audits>>,
     client: Client,
-    events: mpsc::Receiver<Refusal>,
+    events: mpsc::Receiver<PodEvent>,
     _published: (
         watch::Sender<Arc<Inventory>>,
         watch::Sender<Arc<Rules>>,
@@ -110,9 +112,9 @@ impl Stage {
         let (publish_pods, pods) = watch::channel(Arc::new(inventory(scenario)));
         let (publish_rules, rules) = watch::channel(Arc::new(rules(scenario)));
         let (publish_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
-        let (owners, events) = events::channel();
+        let (owners, events) = pod_event::channel();
         let reporter = Arc::new(RefusalReporter::new(Some(owners)));
-        let sessions = Sessions::new(Audited {
+        let sessions = Sessions::new(AuditedIssuer {
             issuer: Mutex::new(scenario.sts.clone()),
             pods: pods.clone(),
             rules: rules.clone(),
@@ -218,7 +220,7 @@ impl Issuer for Mutex<Vec<Sts>> {
             Sts::Fails(error) => return Err(error),
             Sts::Hangs => std::future::pending().await,
         };
-        let issued = Issued {
+        let issued = IssuedCredentials {
             access_key_id: "ASIAEXAMPLE",
             secret_access_key: "SECRET",
             token: "TOKEN",

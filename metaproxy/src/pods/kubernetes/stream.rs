@@ -9,7 +9,7 @@ use kube::Api;
 use kube::runtime::watcher::{self, Event, watcher};
 use serde::de::DeserializeOwned;
 
-use crate::apiserver::words;
+use crate::apiserver::error_text;
 
 /// The waiting time after a first failure. It doubles with each further one.
 const MIN_RETRY_INTERVAL: Duration = Duration::from_millis(250);
@@ -61,7 +61,7 @@ where
                 if is_version_lost(&error) {
                     (state.watcher, state.is_listing) = (begin(), true);
                 }
-                error_text(&error)
+                watch_error_text(&error)
             }
             Ok(None) | Err(_) => {
                 let listed = state.is_listing;
@@ -101,12 +101,12 @@ fn is_version_lost(error: &watcher::Error) -> bool {
     }
 }
 
-fn error_text(error: &watcher::Error) -> String {
+fn watch_error_text(error: &watcher::Error) -> String {
     match error {
         watcher::Error::InitialListFailed(error)
         | watcher::Error::WatchStartFailed(error)
-        | watcher::Error::WatchFailed(error) => words(error),
-        watcher::Error::WatchError(status) => words(&kube::Error::Api(status.clone())),
+        | watcher::Error::WatchFailed(error) => error_text(error),
+        watcher::Error::WatchError(status) => error_text(&kube::Error::Api(status.clone())),
         watcher::Error::NoResourceVersion => error.to_string(),
     }
 }

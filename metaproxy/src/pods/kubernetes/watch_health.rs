@@ -111,7 +111,7 @@ impl WatchHealth {
     pub fn recover(&mut self, api: &ApiServer) {
         self.0.retain(|failure| {
             let works = api
-                .answered(failure.kind.resource())
+                .watch_started(failure.kind.resource())
                 .is_some_and(|answered| answered > failure.last);
             if works {
                 log_recovery(failure.kind);

@@ -15,7 +15,7 @@ async fn a_slow_sts_is_given_up_on_in_time_and_its_answer_kept() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_denied_role_is_asked_for_once_in_30_seconds_and_only_when_somebody_asks() {
+async fn a_denied_role_is_asked_for_once_in_30_seconds_and_only_on_request() {
     let (script, sessions) = sts(10, [Does::Fails(denied())]);
     for _ in 0..100 {
         assert_eq!(left(&sessions).await.unwrap_err(), denied());
@@ -60,7 +60,7 @@ async fn transient_failures_are_backed_off_and_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_an_outage_a_session_is_there_before_anybody_asks_again() {
+async fn after_an_outage_a_session_is_there_before_the_next_request() {
     let (script, sessions) = sts(10, [Does::Fails(down())]);
     sessions.prefetch(&pod("a"), &key("a"));
     pass(minutes(60)).await;

@@ -3,6 +3,7 @@
 use super::*;
 use crate::credentials::cache::pacing::{MAX_AHEAD_AT_ONCE, MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
 use crate::roles::{Principal, StsEndpoint, WebIdentity};
+use crate::telemetry::metrics::TurnOutcome;
 
 const AT_ONCE: usize = MAX_SESSIONS_AT_ONCE as usize;
 
@@ -37,8 +38,8 @@ const RESHAPES: [Reshape; 4] = [
     },
 ];
 
-/// Changes the pod's annotations 400 times a second, for so long; as the agent does it: what was is forgotten, what is
-/// now is fetched. The last key, and the number of them.
+/// Changes the pod's annotations 400 times a second, for this time. As in the agent, the old session is forgotten and
+/// the new one is prefetched. Returns the last key, and the number of changes.
 async fn change(sessions: &Cache, reshapes: &[Reshape], time: Duration) -> (SessionKey, usize) {
     let mut last = key("tenant");
     let (start, mut number) = (Instant::now(), 0);
@@ -100,20 +101,24 @@ async fn what_is_forgotten_before_its_turn_is_never_fetched() {
 #[tokio::test(start_paused = true)]
 async fn what_is_forgotten_while_other_calls_are_under_way_is_never_fetched() {
     let (script, sessions) = sts(1000, [hour()]);
-    for number in 0..AHEAD {
+    for number in 0..MAX_BACKGROUND_CALLS {
         sessions.prefetch(&pod(&number.to_string()), &key(&number.to_string()));
     }
     pass(Duration::from_millis(10)).await;
     sessions.prefetch(&pod("late"), &key("late"));
     pass(Duration::from_millis(10)).await;
-    assert_eq!(script.count(), AHEAD, "they are as many as may be");
-    sessions.retain(&(0..AHEAD).map(|number| key(&number.to_string())).collect());
+    assert_eq!(script.count(), MAX_BACKGROUND_CALLS, "they are as many as may be");
+    sessions.retain(
+        &(0..MAX_BACKGROUND_CALLS)
+            .map(|number| key(&number.to_string()))
+            .collect(),
+    );
     pass(Duration::from_secs(10)).await;
-    assert_eq!(script.count(), AHEAD);
+    assert_eq!(script.count(), MAX_BACKGROUND_CALLS);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_that_would_wait_too_long_for_its_turn_is_told_so_in_time_and_served_later() {
+async fn a_request_that_would_wait_too_long_for_its_turn_is_refused_in_time_and_served_later() {
     let (script, sessions) = sts(10, [hour()]);
     for number in 0..AT_ONCE {
         sessions.prefetch(&pod("tenant"), &key_of_role("tenant", &number.to_string()));
@@ -190,7 +195,7 @@ async fn an_agent_that_starts_fetches_the_sessions_of_all_its_pods_without_a_pau
         sessions.prefetch(&pod(&name), &key(&name));
     }
     // So many calls at a time.
-    pass(Duration::from_millis(10) * MAX_AHEAD_AT_ONCE.div_ceil(AHEAD as u32)).await;
+    pass(Duration::from_millis(10) * MAX_AHEAD_AT_ONCE.div_ceil(MAX_BACKGROUND_CALLS as u32)).await;
     assert_eq!(script.count(), MAX_AHEAD_AT_ONCE as usize);
 }
 

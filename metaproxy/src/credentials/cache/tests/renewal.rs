@@ -70,7 +70,7 @@ async fn at_any_age_and_for_any_duration_there_is_enough_left(#[case] life: u64)
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_session_that_nobody_asked_for_since_it_was_obtained_is_let_go() {
+async fn a_session_that_no_request_asked_for_since_it_was_obtained_is_let_go() {
     let (script, sessions) = sts(100, [hour()]);
     sessions.prefetch(&pod("a"), &key("a"));
     pass(minutes(10)).await;
@@ -92,11 +92,11 @@ async fn a_session_that_was_let_go_is_counted_as_idle_and_its_end_is_no_concern(
     let (_script, sessions) = sts(100, [hour()]);
     sessions.prefetch(&pod("a"), &key("a"));
     pass(minutes(10)).await;
-    let renewed = sessions.tally();
+    let renewed = sessions.counts();
     assert_eq!((renewed.valid, renewed.idle), (1, 0));
     assert!(renewed.least_left.unwrap() > minutes(49));
     pass(minutes(45)).await;
-    let let_go = sessions.tally();
+    let let_go = sessions.counts();
     assert_eq!((let_go.valid, let_go.idle), (0, 1));
     assert_eq!((let_go.least_left, let_go.oldest), (None, None));
 }
@@ -116,7 +116,7 @@ async fn a_session_that_was_let_go_is_served_while_it_has_enough_left_and_renewe
     assert_eq!(
         start.elapsed(),
         Duration::ZERO,
-        "nobody waits for the renewal behind it"
+        "no request waits for the renewal in the background"
     );
     pass(Duration::from_secs(6)).await;
     for _ in 0..100 {

@@ -1,6 +1,7 @@
-//! What the agent may do in the cluster: asked at start, again soon for what is denied, and now and then for all of it, as rights
-//! may be taken away while it runs. Every authenticated user may ask (ClusterRole `system:basic-user`). Tokens are tried as well:
-//! an admission policy or a webhook may refuse what RBAC allows.
+//! What the agent may do in the cluster. It asks when it starts, soon again for permissions that are denied, and at
+//! long intervals for all of them, as they may be taken away while it runs. Every authenticated user may ask
+//! (ClusterRole `system:basic-user`). Tokens are tried as well: an admission policy or a webhook may refuse what RBAC
+//! allows.
 
 use std::fmt;
 use std::time::Duration;
@@ -12,25 +13,25 @@ use kube::Api;
 use kube::api::PostParams;
 use tracing::{info, warn};
 
-use super::trial::{self, AudienceLimit, NO_LIMIT, Trial};
-use super::{ApiServer, PATIENCE, within};
-use crate::pods::Pods;
+use super::token_trial::{self, AudienceLimit, NO_AUDIENCE_LIMIT, TokenSubject, TokenTrial};
+use super::{ApiServer, REQUEST_TIMEOUT, with_timeout};
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// Between two looks at what is denied; doubles with each.
+/// The first pause before permissions that are denied are checked again. It doubles with each check. Own code instead
+/// of backon's, whose longest pause is fixed: here it depends on what is denied.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The longest such time where pods are not served for it, or the API server does not say.
+/// The longest pause if pods are not served without the permissions, or the API server does not say.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The longest such time where pods are served without it.
-const MAX_RETRY_INTERVAL_AT_EASE: Duration = Duration::from_secs(1800);
+/// The longest pause if pods are served without the permissions.
+const MAX_OPTIONAL_RETRY_INTERVAL: Duration = Duration::from_secs(1800);
 
-/// Between two looks at rights that were all there: 5,000 nodes ask for 10 rights 83 times a second. A watch that fails is a
-/// reason to look sooner.
+/// The time between two checks if nothing is denied: 5,000 nodes that ask for 10 permissions each do so 83 times a
+/// second. If a watch fails, the permissions are checked at once.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(600);
 
-/// Something that the agent does in the cluster.
+/// A permission that the agent needs in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Permission {
     /// `get`, `list`, …
@@ -41,25 +42,25 @@ pub struct Permission {
     pub resource: &'static str,
     /// `token`, or empty.
     pub subresource: &'static str,
-    /// Whether pods are served without it.
-    pub is_vital: bool,
+    /// Whether pods are not served without it.
+    pub is_required: bool,
 }
 
 const fn core(verb: &'static str, resource: &'static str) -> Permission {
-    let (group, subresource, is_vital) = ("", "", true);
+    let (group, subresource, is_required) = ("", "", true);
     Permission {
         verb,
         group,
         resource,
         subresource,
-        is_vital,
+        is_required,
     }
 }
 
-/// Events on pods that are refused a role.
+/// To make events on pods that are refused a role.
 const EVENTS: Permission = Permission {
     group: "events.k8s.io",
-    is_vital: false,
+    is_required: false,
     ..core("create", "events")
 };
 
@@ -68,19 +69,19 @@ const TOKENS: Permission = Permission {
     ..core("create", "serviceaccounts")
 };
 
-/// What depends on flags.
+/// What the agent does in the cluster, as far as it depends on flags.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Uses {
-    /// Namespaces are asked for their policy.
+pub struct Features {
+    /// It reads namespaces for their policy.
     pub namespaces: bool,
-    /// Service accounts are asked for roles.
+    /// It reads service accounts for their roles, and asks for their tokens.
     pub service_accounts: bool,
-    /// A taint is removed from the node.
+    /// It removes a taint from the node.
     pub startup_taint: bool,
 }
 
-impl Uses {
-    /// Everything that is needed; the chart's ClusterRole grants exactly that.
+impl Features {
+    /// Returns the permissions that this takes. The chart's ClusterRole grants exactly these.
     pub fn permissions(self) -> Vec<Permission> {
         let mut all = vec![core("list", "pods"), core("watch", "pods"), EVENTS];
         if self.namespaces {
@@ -94,10 +95,10 @@ impl Uses {
             ]);
         }
         if self.startup_taint {
-            // Pods that are here are served without.
+            // Pods of the node are served all the same.
             all.extend(
                 [core("get", "nodes"), core("patch", "nodes")].map(|permission| Permission {
-                    is_vital: false,
+                    is_required: false,
                     ..permission
                 }),
             );
@@ -106,7 +107,7 @@ impl Uses {
     }
 }
 
-/// As RBAC writes it: `create serviceaccounts/token`, `create events.events.k8s.io`.
+/// Writes the permission as RBAC does: `create serviceaccounts/token`, `create events.events.k8s.io`.
 impl fmt::Display for Permission {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.verb, self.resource)?;
@@ -120,14 +121,21 @@ impl fmt::Display for Permission {
     }
 }
 
-/// Finds out what is denied, and whether tokens are limited if that is required, and reports it. Never ends.
-pub async fn watch(api: ApiServer, uses: Uses, limit: Option<AudienceLimit>, pods: Pods, health: Health) {
-    let all = uses.permissions();
+/// Reports which permissions are denied, and whether the audience of tokens is limited if that is required. `subjects`
+/// returns pods that tokens can be tried for. Never ends.
+pub async fn watch(
+    api: ApiServer,
+    features: Features,
+    limit: Option<AudienceLimit>,
+    subjects: impl Fn() -> Vec<TokenSubject>,
+    health: Health,
+) {
+    let all = features.permissions();
     let (mut pause, mut reported) = (RETRY_INTERVAL, String::new());
-    // What was found out last stands while the API server is away. Watching tells that it is, and what comes of it.
+    // The last result stands while the API server is away: the watches report that it is away.
     let mut known: Option<Condition> = None;
     loop {
-        let found = look(&api, &all, uses, limit.as_ref(), &pods).await;
+        let found = check(&api, &all, features, limit.as_ref(), &subjects).await;
         let is_known = found.is_ok();
         let condition = match found {
             Ok(condition) => known.insert(condition).clone(),
@@ -147,7 +155,7 @@ pub async fn watch(api: ApiServer, uses: Uses, limit: Option<AudienceLimit>, pod
         }
         let is_fine = condition == Condition::Fine;
         let longest = match is_known && condition.serves() {
-            true => MAX_RETRY_INTERVAL_AT_EASE,
+            true => MAX_OPTIONAL_RETRY_INTERVAL,
             false => MAX_RETRY_INTERVAL,
         };
         health.set(Part::Permissions, condition);
@@ -155,7 +163,7 @@ pub async fn watch(api: ApiServer, uses: Uses, limit: Option<AudienceLimit>, pod
             pause = RETRY_INTERVAL;
             let rest = RECHECK_INTERVAL.mul_f64(0.75 + 0.25 * fastrand::f64());
             let _ = tokio::time::timeout(rest, health.new_trouble(&WATCHES)).await;
-            // The first words of an API server that comes back are no refusals.
+            // An API server that comes back may refuse everything for a moment.
             tokio::time::sleep(Duration::from_secs(1)).await;
         } else {
             pause = pause.min(longest);
@@ -165,41 +173,45 @@ pub async fn watch(api: ApiServer, uses: Uses, limit: Option<AudienceLimit>, pod
     }
 }
 
-/// Watches that fail when their right is taken away.
+/// The watches that fail when their permission is taken away.
 const WATCHES: [Part; 3] = [Part::Pods, Part::Namespaces, Part::ServiceAccounts];
 
-/// What is denied, whether tokens are given if they are allowed, and whether others are not if that is required.
-async fn look(
+/// Checks the permissions; then, if tokens are allowed, whether one would be given, and whether one for another
+/// audience would be refused if that is required.
+///
+/// # Errors
+/// If the API server does not say.
+async fn check(
     api: &ApiServer,
     all: &[Permission],
-    uses: Uses,
+    features: Features,
     limit: Option<&AudienceLimit>,
-    pods: &Pods,
+    subjects: &impl Fn() -> Vec<TokenSubject>,
 ) -> Result<Condition, String> {
     let denied = denied(api, all).await?;
-    if uses.service_accounts && !denied.contains(&TOKENS) {
-        let subjects = trial::subjects(&pods.borrow());
-        if let Trial::Refused(why) = trial::of_tokens(api, &subjects).await {
+    if features.service_accounts && !denied.contains(&TOKENS) {
+        let subjects = subjects();
+        if let TokenTrial::Refused(why) = token_trial::try_tokens(api, &subjects).await {
             return Ok(Condition::Failing(format!(
                 "tokens of service accounts are allowed by RBAC and refused all the same, as a trial shows ({why}); see what admission \
                  policies and webhooks say of serviceaccounts/token"
             )));
         }
         if let (Some(limit), Some(subject)) = (limit, subjects.first())
-            && limit.look(api, subject).await == Trial::Given
+            && limit.check(api, subject).await == TokenTrial::Given
         {
             return Ok(Condition::Failing(format!(
-                "no tokens of service accounts are asked for: {NO_LIMIT}"
+                "no tokens of service accounts are asked for: {NO_AUDIENCE_LIMIT}"
             )));
         }
     }
     Ok(report(&denied))
 }
 
-/// Which of these are denied.
+/// Returns which of these permissions are denied.
 ///
 /// # Errors
-/// Where the API server does not say.
+/// If the API server does not say.
 pub async fn denied(api: &ApiServer, asked: &[Permission]) -> Result<Vec<Permission>, String> {
     let mut denied = Vec::new();
     for permission in asked {
@@ -219,7 +231,7 @@ fn report(denied: &[Permission]) -> Condition {
         "this service account may not {}; the chart's ClusterRole grants that",
         list.join(", nor ")
     );
-    if denied.iter().any(|permission| permission.is_vital) {
+    if denied.iter().any(|permission| permission.is_required) {
         Condition::Failing(text)
     } else {
         Condition::Degraded(text)
@@ -242,7 +254,7 @@ async fn is_allowed(api: &ApiServer, permission: &Permission) -> Result<bool, St
         ..SelfSubjectAccessReview::default()
     };
     let (reviews, params) = (Api::all(api.client()), PostParams::default());
-    let answer = within(PATIENCE, reviews.create(&params, &review)).await?;
+    let answer = with_timeout(REQUEST_TIMEOUT, reviews.create(&params, &review)).await?;
     Ok(answer.status.is_some_and(|status| status.allowed))
 }
 
@@ -253,11 +265,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::pods::{Inventory, Pod};
 
     #[test]
     fn what_is_denied_is_named_as_rbac_writes_it() {
-        let all = Uses {
+        let all = Features {
             namespaces: true,
             service_accounts: true,
             startup_taint: true,
@@ -287,23 +298,23 @@ mod tests {
         );
     }
 
-    /// What a played API server denies, and whether its admission refuses tokens.
+    /// What a fake API server denies, and what its admission refuses.
     #[derive(Default)]
-    struct Says {
+    struct FakeAnswers {
         denied: Vec<&'static str>,
         refuses_tokens: bool,
         limits_audiences: bool,
     }
 
-    fn played() -> (ApiServer, Arc<Mutex<Says>>) {
-        let says = Arc::new(Mutex::new(Says::default()));
-        let shown = Arc::clone(&says);
-        let api = ApiServer::played(move |_, path, mut body| {
-            let says = shown.lock().unwrap();
+    fn fake_api() -> (ApiServer, Arc<Mutex<FakeAnswers>>) {
+        let answers = Arc::new(Mutex::new(FakeAnswers::default()));
+        let shown = Arc::clone(&answers);
+        let api = ApiServer::fake(move |_, path, mut body| {
+            let answers = shown.lock().unwrap();
             if path.contains("/token?") {
                 assert!(path.contains("dryRun=All"), "no token is made: {path}");
                 let is_foreign = body["spec"]["audiences"] != json!(["sts.amazonaws.com"]);
-                if says.refuses_tokens || says.limits_audiences && is_foreign {
+                if answers.refuses_tokens || answers.limits_audiences && is_foreign {
                     let why = "ValidatingAdmissionPolicy 'tokens' denied request";
                     return (
                         422,
@@ -316,32 +327,32 @@ mod tests {
             let asked = &body["spec"]["resourceAttributes"];
             let text = |field: &str| asked[field].as_str().unwrap_or_default();
             let name = format!("{} {}/{}", text("verb"), text("resource"), text("subresource"));
-            body["status"] = json!({ "allowed": !says.denied.contains(&name.as_str()) });
+            body["status"] = json!({ "allowed": !answers.denied.contains(&name.as_str()) });
             (201, body)
         });
-        (api, says)
+        (api, answers)
     }
 
-    fn pods() -> Pods {
-        let pod = json!({
-            "metadata": { "name": "web", "namespace": "apps", "uid": "aaaaaaaa-0000-0000-0000-000000000001" },
-            "spec": { "nodeName": "node1", "serviceAccountName": "web" },
-        });
-        let pod = Pod::from_api(serde_json::from_value(pod).unwrap()).unwrap();
-        tokio::sync::watch::channel(Arc::new(Inventory::new([Arc::new(pod)], [], []))).1
+    fn subjects() -> Vec<TokenSubject> {
+        vec![TokenSubject {
+            namespace: "apps".to_owned(),
+            service_account: "web".to_owned(),
+            pod: "web".to_owned(),
+            uid: "aaaaaaaa-0000-0000-0000-000000000001".to_owned(),
+        }]
     }
 
-    fn watched(api: ApiServer) -> Health {
-        watched_with(api, None)
+    fn watching(api: ApiServer) -> Health {
+        watching_with(api, None)
     }
 
-    fn watched_with(api: ApiServer, limit: Option<AudienceLimit>) -> Health {
+    fn watching_with(api: ApiServer, limit: Option<AudienceLimit>) -> Health {
         let health = Health::starting([Part::Pods]);
-        let uses = Uses {
+        let features = Features {
             service_accounts: true,
-            ..Uses::default()
+            ..Features::default()
         };
-        tokio::spawn(watch(api, uses, limit, pods(), health.clone()));
+        tokio::spawn(watch(api, features, limit, subjects, health.clone()));
         health
     }
 
@@ -357,25 +368,25 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_right_that_is_taken_away_is_missed_within_minutes_and_one_that_is_back_within_one() {
-        let (api, says) = played();
-        let health = watched(api);
+        let (api, answers) = fake_api();
+        let health = watching(api);
         tokio::time::sleep(Duration::from_secs(1)).await;
         assert_eq!(permissions(&health), Condition::Fine);
-        says.lock().unwrap().denied = vec!["create serviceaccounts/token"];
+        answers.lock().unwrap().denied = vec!["create serviceaccounts/token"];
         tokio::time::sleep(RECHECK_INTERVAL + Duration::from_secs(2)).await;
         assert!(fails_with(&health, RIGHT), "{:?}", permissions(&health));
-        says.lock().unwrap().denied.clear();
+        answers.lock().unwrap().denied.clear();
         tokio::time::sleep(MAX_RETRY_INTERVAL).await;
         assert_eq!(permissions(&health), Condition::Fine);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_watch_that_fails_is_a_reason_to_look_at_once() {
-        let (api, says) = played();
-        let health = watched(api);
+        let (api, answers) = fake_api();
+        let health = watching(api);
         health.set(Part::Pods, Condition::Fine);
         tokio::time::sleep(Duration::from_secs(1)).await;
-        says.lock().unwrap().denied = vec!["create serviceaccounts/token"];
+        answers.lock().unwrap().denied = vec!["create serviceaccounts/token"];
         health.set(Part::Pods, Condition::Degraded("forbidden".to_owned()));
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert!(fails_with(&health, RIGHT), "{:?}", permissions(&health));
@@ -383,35 +394,35 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn a_token_that_admission_refuses_is_found_by_trying_one() {
-        let (api, says) = played();
-        says.lock().unwrap().refuses_tokens = true;
-        let health = watched(api);
+        let (api, answers) = fake_api();
+        answers.lock().unwrap().refuses_tokens = true;
+        let health = watching(api);
         tokio::time::sleep(Duration::from_secs(1)).await;
         let what =
             "as a trial shows (service account apps/web: ValidatingAdmissionPolicy 'tokens' denied request)";
         assert!(fails_with(&health, what), "{:?}", permissions(&health));
-        says.lock().unwrap().refuses_tokens = false;
+        answers.lock().unwrap().refuses_tokens = false;
         tokio::time::sleep(MAX_RETRY_INTERVAL).await;
         assert_eq!(permissions(&health), Condition::Fine);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_policy_that_is_required_and_gone_is_missed_and_no_token_is_asked_for_until_it_is_back() {
-        let (api, says) = played();
+        let (api, answers) = fake_api();
         let limit = AudienceLimit::default();
-        let health = watched_with(api, Some(limit.clone()));
+        let health = watching_with(api, Some(limit.clone()));
         tokio::time::sleep(Duration::from_secs(1)).await;
         let what = "no tokens of service accounts are asked for: nothing limits their audience";
         assert!(fails_with(&health, what), "{:?}", permissions(&health));
-        assert!(!limit.is_seen());
-        says.lock().unwrap().limits_audiences = true;
+        assert!(!limit.is_enforced());
+        answers.lock().unwrap().limits_audiences = true;
         tokio::time::sleep(MAX_RETRY_INTERVAL).await;
         assert_eq!(permissions(&health), Condition::Fine);
-        assert!(limit.is_seen());
-        // Somebody deletes the binding.
-        says.lock().unwrap().limits_audiences = false;
+        assert!(limit.is_enforced());
+        // The policy's binding is deleted.
+        answers.lock().unwrap().limits_audiences = false;
         tokio::time::sleep(RECHECK_INTERVAL + Duration::from_secs(2)).await;
         assert!(fails_with(&health, what), "{:?}", permissions(&health));
-        assert!(!limit.is_seen());
+        assert!(!limit.is_enforced());
     }
 }

@@ -1,20 +1,22 @@
-//! Pacing by the generic cell rate algorithm (ITU-T I.371): some turns at once, and after that one for each interval.
+//! A rate limiter by the generic cell rate algorithm (ITU-T I.371): some turns at once, and after that one for each
+//! interval.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Gives out turns. All times are nanoseconds since `began`, which a `u64` holds for 584 years.
+/// Limits a rate by giving out turns. All times are nanoseconds since `began`, which a `u64` holds for 584 years.
 #[derive(Debug)]
-pub(crate) struct Pace {
+pub(crate) struct RateLimiter {
     interval: u64,
     burst: u64,
     began: Instant,
-    /// When the turns that were given out are over.
+    /// When the turns that were taken are over.
     taken: AtomicU64,
 }
 
-impl Pace {
-    /// Gives `burst` turns at once (1 or more), and one for each interval after that. `began` is now.
+impl RateLimiter {
+    /// Makes a limiter that gives `burst` turns at once (1 or more), and one for each interval after that. `began` is
+    /// now.
     pub fn new(interval: Duration, burst: u32, began: Instant) -> Self {
         let interval = nanoseconds(interval).max(1);
         Self {
@@ -25,15 +27,15 @@ impl Pace {
         }
     }
 
-    /// Gives this number of turns in a second, a tenth of them at once.
+    /// Makes a limiter that gives this number of turns in a second, a tenth of them at once.
     pub fn per_second(turns: u32) -> Self {
         let interval = Duration::from_nanos(1_000_000_000 / u64::from(turns.max(1)));
         Self::new(interval, turns / 10, Instant::now())
     }
 
-    /// Gives the next turn to what comes now, and returns how long it has to wait for it. The wait grows with each call:
-    /// for callers of which only few wait at a time.
-    pub fn turn(&self, now: Instant) -> Option<Duration> {
+    /// Takes the next turn, and returns how long the caller has to wait for it; `None` if the turn is now. The wait
+    /// grows with each call, so this is for callers of which only few wait at a time.
+    pub fn reserve(&self, now: Instant) -> Option<Duration> {
         let now = self.since_began(now);
         let given = self
             .taken
@@ -49,8 +51,8 @@ impl Pace {
     /// Takes a turn if there is one now.
     ///
     /// # Errors
-    /// How long it is until there is one. Nothing is taken.
-    pub fn take(&self, now: Instant) -> Result<(), Duration> {
+    /// How long it is until there is one. No turn is taken then.
+    pub fn try_take(&self, now: Instant) -> Result<(), Duration> {
         let now = self.since_began(now);
         let free = |taken| (self.wait(taken, now) == 0).then(|| self.end(taken, now));
         self.taken
@@ -59,17 +61,17 @@ impl Pace {
             .map_err(|taken| Duration::from_nanos(self.wait(taken, now)))
     }
 
-    /// Tells whether all turns that were given out are over: it differs in nothing from a new one.
+    /// Tells whether all turns that were taken are over, so that the limiter does not differ from a new one.
     pub fn is_idle(&self, now: Instant) -> bool {
         self.taken.load(Ordering::Relaxed) <= self.since_began(now)
     }
 
-    /// The end of one more turn.
+    /// Returns when one more turn would be over.
     fn end(&self, taken: u64, now: u64) -> u64 {
         taken.max(now).saturating_add(self.interval)
     }
 
-    /// From now to the turn that comes after those that are taken.
+    /// Returns the nanoseconds from now to the turn after those that are taken.
     fn wait(&self, taken: u64, now: u64) -> u64 {
         (self.end(taken, now) - now).saturating_sub(self.burst)
     }
@@ -91,37 +93,37 @@ mod tests {
 
     #[test]
     fn what_comes_too_fast_waits_its_turn() {
-        let (pace, now) = (Pace::per_second(50), Instant::now());
-        let waits: Vec<_> = (0..15).map(|_| pace.turn(now)).collect();
+        let (limiter, now) = (RateLimiter::per_second(50), Instant::now());
+        let waits: Vec<_> = (0..15).map(|_| limiter.reserve(now)).collect();
         let (at_once, later) = waits.split_at(5);
         assert!(at_once.iter().all(Option::is_none), "a tenth of 50: {waits:?}");
         for (turn, wait) in later.iter().enumerate() {
             // Fifty in a second are one in 20 ms.
             assert_eq!(*wait, Some(20 * MS * (turn as u32 + 1)));
         }
-        assert_eq!(pace.turn(now + 1000 * MS), None, "it is over");
+        assert_eq!(limiter.reserve(now + 1000 * MS), None, "it is over");
     }
 
     #[test]
-    fn what_takes_a_turn_only_if_there_is_one_pushes_back_nobody() {
+    fn a_turn_that_is_not_there_is_not_taken_and_delays_no_later_one() {
         let now = Instant::now();
-        let pace = Pace::new(100 * MS, 3, now);
-        assert!((0..3).all(|_| pace.take(now).is_ok()));
+        let limiter = RateLimiter::new(100 * MS, 3, now);
+        assert!((0..3).all(|_| limiter.try_take(now).is_ok()));
         for _ in 0..1000 {
-            assert_eq!(pace.take(now), Err(100 * MS));
+            assert_eq!(limiter.try_take(now), Err(100 * MS));
         }
-        assert_eq!(pace.take(now + 99 * MS), Err(MS));
-        assert_eq!(pace.take(now + 100 * MS), Ok(()));
-        assert_eq!(pace.take(now + 100 * MS), Err(100 * MS));
+        assert_eq!(limiter.try_take(now + 99 * MS), Err(MS));
+        assert_eq!(limiter.try_take(now + 100 * MS), Ok(()));
+        assert_eq!(limiter.try_take(now + 100 * MS), Err(100 * MS));
     }
 
     #[test]
     fn it_is_idle_once_all_turns_at_once_are_there_again() {
         let now = Instant::now();
-        let pace = Pace::new(100 * MS, 3, now);
-        assert!(pace.is_idle(now));
-        assert!((0..3).all(|_| pace.take(now).is_ok()));
-        assert!(!pace.is_idle(now + 299 * MS));
-        assert!(pace.is_idle(now + 300 * MS));
+        let limiter = RateLimiter::new(100 * MS, 3, now);
+        assert!(limiter.is_idle(now));
+        assert!((0..3).all(|_| limiter.try_take(now).is_ok()));
+        assert!(!limiter.is_idle(now + 299 * MS));
+        assert!(limiter.is_idle(now + 300 * MS));
     }
 }

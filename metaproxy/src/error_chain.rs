@@ -1,8 +1,9 @@
-//! Errors in one sentence.
+//! Formats an error with its causes.
 
 use std::error::Error;
 
-/// An error with what caused it, each cause once: many messages of ours hold their cause's already.
+/// Returns an error and its causes as one sentence, each cause once: many messages of this crate hold their cause
+/// already.
 pub fn sentence(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

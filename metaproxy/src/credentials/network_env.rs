@@ -15,32 +15,32 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject as _;
 use thiserror::Error;
 
-/// Why the environment's network settings can't be used.
+/// Why the environment's network settings cannot be used.
 #[derive(Debug, Error)]
-pub enum HttpError {
-    /// The CA bundle.
+pub enum NetworkEnvError {
+    /// The CA bundle cannot be read.
     #[error("AWS_CA_BUNDLE={path}: {source}")]
     CaBundle {
-        /// The file.
+        /// The bundle's path.
         path: PathBuf,
-        /// Why not.
+        /// What reading it failed with.
         source: io::Error,
     },
-    /// No certificate in it.
+    /// The CA bundle holds no certificate, or one that cannot be parsed.
     #[error("AWS_CA_BUNDLE={path}: no PEM certificate in it, or a broken one")]
     NoCertificate {
-        /// The file.
+        /// The bundle's path.
         path: PathBuf,
     },
-    /// The proxy.
+    /// The proxy's URL cannot be parsed.
     #[error("HTTPS_PROXY: not the URL of a proxy (http://[user:password@]host:port): {0}")]
     Proxy(String),
-    /// The TLS library.
+    /// The TLS library refuses the settings.
     #[error("cannot set up TLS: {0}")]
     Tls(String),
 }
 
-/// What the environment says about the network. `Debug` is not derived: a proxy's URL may hold a password.
+/// The environment's network settings. `Debug` is not derived: a proxy's URL may hold a password.
 #[derive(Clone, Default)]
 pub struct NetworkEnv {
     /// `HTTPS_PROXY` or `https_proxy`
@@ -52,41 +52,45 @@ pub struct NetworkEnv {
 }
 
 impl NetworkEnv {
-    /// From this process's environment.
+    /// Reads this process's environment.
     #[expect(
         clippy::disallowed_methods,
         reason = "conventions of the environment, which are no flags of ours"
     )]
     pub fn read() -> Self {
-        let read = |names: [&str; 2]| {
-            names
-                .iter()
-                .find_map(|name| std::env::var(name).ok())
-                .filter(|value| !value.is_empty())
+        Self::from_variables(|name| std::env::var(name).ok())
+    }
+
+    /// Takes the uppercase name before the lowercase one, as the SDK for Rust does (curl and the AWS CLI take the
+    /// lowercase one first). An empty variable counts as one that is not set, so it hides no other.
+    fn from_variables(get: impl Fn(&str) -> Option<String>) -> Self {
+        let first = |names: &[&str]| {
+            let mut values = names.iter().filter_map(|name| get(name));
+            values.find(|value| !value.is_empty())
         };
         Self {
-            https_proxy: read(["HTTPS_PROXY", "https_proxy"]),
-            no_proxy: read(["NO_PROXY", "no_proxy"]),
-            ca_bundle: read(["AWS_CA_BUNDLE", "AWS_CA_BUNDLE"]).map(PathBuf::from),
+            https_proxy: first(&["HTTPS_PROXY", "https_proxy"]),
+            no_proxy: first(&["NO_PROXY", "no_proxy"]),
+            ca_bundle: first(&["AWS_CA_BUNDLE"]).map(PathBuf::from),
         }
     }
 
-    fn proxy(&self) -> Result<ProxyConfig, HttpError> {
+    fn proxy(&self) -> Result<ProxyConfig, NetworkEnvError> {
         let Some(url) = &self.https_proxy else {
             return Ok(ProxyConfig::disabled());
         };
-        let proxy = ProxyConfig::https(url).map_err(|error| HttpError::Proxy(error.to_string()))?;
+        let proxy = ProxyConfig::https(url).map_err(|error| NetworkEnvError::Proxy(error.to_string()))?;
         Ok(match &self.no_proxy {
             Some(rules) => proxy.no_proxy(rules),
             None => proxy,
         })
     }
 
-    fn tls(&self) -> Result<TlsContext, HttpError> {
+    fn tls(&self) -> Result<TlsContext, NetworkEnvError> {
         let store = match &self.ca_bundle {
             None => TrustStore::default(),
             Some(path) => {
-                let pem = std::fs::read(path).map_err(|source| HttpError::CaBundle {
+                let pem = std::fs::read(path).map_err(|source| NetworkEnvError::CaBundle {
                     path: path.clone(),
                     source,
                 })?;
@@ -95,7 +99,7 @@ impl NetworkEnv {
                     .ok()
                     .is_none_or(|certificates| certificates.is_empty())
                 {
-                    return Err(HttpError::NoCertificate { path: path.clone() });
+                    return Err(NetworkEnvError::NoCertificate { path: path.clone() });
                 }
                 TrustStore::empty().with_pem_certificate(pem)
             }
@@ -103,11 +107,14 @@ impl NetworkEnv {
         TlsContext::builder()
             .with_trust_store(store)
             .build()
-            .map_err(|error| HttpError::Tls(error.to_string()))
+            .map_err(|error| NetworkEnvError::Tls(error.to_string()))
     }
 
-    /// A client for the SDK that follows these settings.
-    pub fn http_client(&self) -> Result<SharedHttpClient, HttpError> {
+    /// Makes an HTTP client for the SDK that follows these settings.
+    ///
+    /// # Errors
+    /// If they cannot be used.
+    pub fn http_client(&self) -> Result<SharedHttpClient, NetworkEnvError> {
         let (proxy, tls) = (self.proxy()?, self.tls()?);
         Ok(
             Builder::new().build_with_connector_fn(move |settings, components| {
@@ -126,6 +133,29 @@ impl NetworkEnv {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use rstest::rstest;
+
+    #[rstest]
+    #[case::neither(None, None, None)]
+    #[case::lowercase(None, Some("l"), Some("l"))]
+    #[case::both(Some("u"), Some("l"), Some("u"))]
+    #[case::uppercase_is_empty(Some(""), Some("l"), Some("l"))]
+    #[case::both_are_empty(Some(""), Some(""), None)]
+    fn the_first_variable_with_a_value_counts(
+        #[case] uppercase: Option<&str>,
+        #[case] lowercase: Option<&str>,
+        #[case] want: Option<&str>,
+    ) {
+        let env = NetworkEnv::from_variables(|name| {
+            let is_upper = name == name.to_uppercase();
+            let value = if is_upper { uppercase } else { lowercase };
+            value.map(str::to_owned)
+        });
+        assert_eq!(
+            (env.https_proxy.as_deref(), env.no_proxy.as_deref()),
+            (want, want)
+        );
+    }
 
     #[test]
     fn a_bundle_that_is_missing_or_empty_is_an_error_that_names_it() {
