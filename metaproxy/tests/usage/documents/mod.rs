@@ -179,7 +179,7 @@ fn commands_in_notes_examples_and_units_are_what_programs_take() {
 /// An explanation is shown as the program gives it, but for line breaks and what is left out of it.
 fn explanation(place: &str, block: &Block) {
     let given = root().join(
-        "metaproxy/src/agent/desk/snapshots/metaproxy__agent__desk__situations__answer_event_log_and_explanation_say_the_same.snap",
+        "metaproxy/src/introspection/snapshots/metaproxy__introspection__scenarios__answer_event_log_and_explanation_say_the_same.snap",
     );
     let collapsed = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
     let given = collapsed(&read(&given));
