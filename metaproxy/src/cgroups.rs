@@ -1,5 +1,6 @@
 //! Finds the mount of the cgroup v2 tree, the pods' cgroup in it, and the pod to which a cgroup belongs.
 
+mod current;
 mod file_handle;
 mod naming;
 mod own;
@@ -14,6 +15,7 @@ use std::path::{Component, Path, PathBuf};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use thiserror::Error;
 
+pub use self::current::{CurrentPods, current};
 pub use self::naming::Naming;
 pub use self::own::{OwnCgroup, holds_this_process};
 pub use self::pods::{NotAPod, PodsCgroup};

@@ -19,6 +19,7 @@ pub mod doctor;
 pub mod error_chain;
 pub mod explain;
 pub mod guard;
+pub mod identify;
 pub mod imds;
 pub mod intercept;
 pub mod introspection;

@@ -4,10 +4,11 @@ use std::sync::{Arc, LazyLock};
 use std::time::{Duration, SystemTime};
 
 use metaproxy::credentials::{IssuedCredentials, Issuer, ObtainError, Session, SessionKey, Sessions};
+use metaproxy::identify::{Client, ClientLimits, Limits};
 use metaproxy::imds::path::Paths;
 use metaproxy::imds::token::Tokens;
 use metaproxy::imds::upstream::Upstream;
-use metaproxy::imds::{Client, ClientLimits, Http, ImdsV1Policy, Limits, Parts, Passthrough, Phase, Service};
+use metaproxy::imds::{Connections, Handler, ImdsV1Policy, Parts, Passthrough, Phase};
 use metaproxy::pods::{Inventory, Pod};
 use metaproxy::roles::{AnnotationKeys, NamespaceRules, OwnRoles, Rules, SessionRules};
 use metaproxy::telemetry::refusal_reporter::RefusalReporter;
@@ -35,7 +36,7 @@ impl Issuer for OneSession {
 /// Everything but the connection: one pod with one role.
 struct Scene {
     runtime: Runtime,
-    http: Http<OneSession>,
+    connections: Connections<OneSession>,
     _phase: watch::Sender<Phase>,
 }
 
@@ -80,7 +81,7 @@ static SCENE: LazyLock<Scene> = LazyLock::new(|| {
     let (_, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
     let dir = tempfile::tempdir().unwrap();
     let (phase, phases) = watch::channel(Phase::Serving);
-    let service = Service::new(Parts {
+    let handler = Arc::new(Handler::new(Parts {
         pods,
         rules,
         sessions: Sessions::new(OneSession),
@@ -89,12 +90,12 @@ static SCENE: LazyLock<Scene> = LazyLock::new(|| {
         // Nobody is there.
         passthrough: Passthrough::new(Upstream::new("http://127.0.0.1:1".parse().unwrap())),
         imds_v1,
-        reporter: Arc::new(RefusalReporter::new(None)),
-    });
+    }));
+    let reporter = Arc::new(RefusalReporter::new(None));
     drop(_inside);
     Scene {
         runtime,
-        http: Http::new(service, phases, limits()),
+        connections: Connections::new(handler, reporter, phases, limits()),
         _phase: phase,
     }
 });
@@ -117,7 +118,7 @@ pub fn head(data: &[u8]) {
             let _ = stream.read_to_end(&mut answer).await;
             answer
         };
-        let serving = scene.http.serve(server, &client, &permit, || {});
+        let serving = scene.connections.serve(server, &client, &permit);
         let (answer, _) = tokio::join!(asking, serving);
         answer
     });

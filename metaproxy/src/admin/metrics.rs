@@ -14,8 +14,8 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::credentials::SessionCounts;
 use crate::explain::Verdict;
-use crate::imds::server::Counts;
-use crate::intercept::refusals::RefusalCount;
+use crate::identify::Counts;
+use crate::identify::refusals::RefusalCount;
 use crate::telemetry::health::{Condition, Health};
 
 /// What scrapers take it for.

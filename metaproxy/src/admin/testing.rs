@@ -8,7 +8,7 @@ use prometheus_client::registry::Registry;
 use super::MetricSource;
 use crate::credentials::SessionCounts;
 use crate::explain::{Explanation, Verdict};
-use crate::imds::server::Counts;
+use crate::identify::Counts;
 use crate::introspection::{DryRun, Introspection, Status};
 
 /// Metrics that are all zero.
@@ -21,7 +21,7 @@ impl MetricSource for NoMetrics {
     fn kernel(&self, _counter: Counter) -> u64 {
         0
     }
-    fn refusals(&self) -> Vec<crate::intercept::refusals::RefusalCount> {
+    fn refusals(&self) -> Vec<crate::identify::refusals::RefusalCount> {
         Vec::new()
     }
     fn guard(&self, _counter: GuardCounter) -> u64 {

@@ -18,14 +18,14 @@ use crate::credentials::AuditedIssuer;
 use crate::credentials::network_env::NetworkEnv;
 use crate::credentials::sts::Sts;
 use crate::credentials::{Sessions, StsIssuer};
+use crate::identify::refusals::{Refusals, follow_failures};
+use crate::identify::{Acceptor, Identifier};
 use crate::imds::server::Server;
 use crate::imds::token::Tokens;
-use crate::imds::{ImdsV1Policy, Parts, Passthrough, Phase, Service};
-use crate::intercept::caller::Callers;
+use crate::imds::{Connections, Handler, ImdsV1Policy, Parts, Passthrough, Phase};
 use crate::intercept::guard::Guard;
 use crate::intercept::listener::ListenerMarks;
 use crate::intercept::programs::LiveConfig;
-use crate::intercept::refusals::{Refusals, follow_failures};
 use crate::introspection;
 use crate::telemetry::refusal_reporter::RefusalReporter;
 
@@ -81,7 +81,7 @@ impl ServiceParts {
     pub fn introspected(self) -> introspection::Serving<AgentIssuer> {
         introspection::Serving {
             sessions: self.sessions,
-            handler: self.server,
+            handler: Arc::clone(self.server.connections().handler()),
             reporter: self.reporter,
         }
     }
@@ -118,7 +118,7 @@ impl Interception {
         let imds_v1 = watch::Sender::new(settings.imds_v1);
         let phase = watch::Sender::new(Phase::Serving);
         let addresses = settings.addresses();
-        let service = Service::new(Parts {
+        let handler = Arc::new(Handler::new(Parts {
             pods: context.pods.clone(),
             rules: context.rules.subscribe(),
             sessions: sessions.clone(),
@@ -126,23 +126,23 @@ impl Interception {
             paths: settings.paths.clone(),
             passthrough: Passthrough::new(context.upstream.clone()),
             imds_v1: imds_v1.subscribe(),
-            reporter: Arc::clone(&reporter),
-        });
-        let callers = Callers::new(
+        }));
+        let identifier = Identifier::new(
             arrivals,
             own_cgroup,
             Arc::clone(&context.cgroup),
             context.pods.clone(),
         );
-        let server = Arc::new(Server::new(
-            callers,
+        let acceptor = Acceptor::new(
+            identifier,
             refusals,
             Arc::default(),
-            service,
-            phase.subscribe(),
             settings.limits,
             addresses.clone(),
-        ));
+        );
+        let connections =
+            Connections::new(handler, Arc::clone(&reporter), phase.subscribe(), settings.limits);
+        let server = Arc::new(Server::new(acceptor, connections, phase.subscribe()));
         let (shown, listeners) = watch::channel(Vec::new());
         let setup = Setup {
             server: Arc::clone(&server),
@@ -210,16 +210,16 @@ impl Serving {
         let ServiceParts { server, phase, .. } = service;
         phase.send_replace(Phase::Draining);
         tokio::time::sleep(GRACE_PERIOD).await;
-        let _ = tokio::time::timeout(DRAIN_TIMEOUT, server.all_closed()).await;
+        let _ = tokio::time::timeout(DRAIN_TIMEOUT, server.acceptor().all_closed()).await;
         phase.send_replace(Phase::Closing);
         listening.ended().await;
-        if tokio::time::timeout(CLOSE_TIMEOUT, server.all_closed())
+        if tokio::time::timeout(CLOSE_TIMEOUT, server.acceptor().all_closed())
             .await
             .is_err()
         {
             info!("some connections did not end in time and are cut off");
         }
-        let counts = server.counts();
+        let counts = server.acceptor().counts();
         info!(
             served = counts.served,
             refused = counts.unidentified + counts.over_limit,

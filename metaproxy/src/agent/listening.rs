@@ -19,6 +19,7 @@ use tracing::warn;
 use self::action::{Action, action, condition};
 use super::StartError;
 use crate::credentials::Issuer;
+use crate::identify::self_check::{CHECK_INTERVAL, CHECK_TIMEOUT, CONFIRM_TIMEOUT, Fault};
 use crate::imds::server::Server;
 use crate::intercept::free_port::AvoidedPorts;
 use crate::intercept::listener::{
@@ -26,7 +27,6 @@ use crate::intercept::listener::{
 };
 use crate::intercept::port_claim::{PortClaim, claim};
 use crate::intercept::programs::LiveConfig;
-use crate::intercept::self_check::{CHECK_INTERVAL, CHECK_TIMEOUT, CONFIRM_TIMEOUT, Fault};
 use crate::pods::Pods;
 use crate::telemetry::health::{Condition, Health, Part};
 
@@ -149,7 +149,7 @@ impl<I: Issuer> Listening<I> {
             }
             _ = self.checks.tick() => true,
             // At most once in the interval in which the kernel's counts are read.
-            () = self.setup.server.refusals().answered_elsewhere() => true,
+            () = self.setup.server.acceptor().refusals().answered_elsewhere() => true,
             Some(Ok(old)) = self.old.join_next() => {
                 self.close(old);
                 false
@@ -215,7 +215,7 @@ impl<I: Issuer> Listening<I> {
         }
         let found = node_addresses();
         if found.len() >= self.setup.addresses.len() {
-            self.setup.server.set_own_addresses(found.clone());
+            self.setup.server.acceptor().set_own_addresses(found.clone());
             self.setup.addresses = found;
         }
     }
@@ -292,7 +292,7 @@ impl<I: Issuer> Listening<I> {
 
     /// Checks listeners, all at once; the worst fault of all.
     async fn check(&self, listeners: &[SocketAddr], timeout: Duration) -> Option<Fault> {
-        let checks = self.setup.server.checks();
+        let checks = self.setup.server.acceptor().checks();
         let each = listeners.iter().map(|listener| checks.check(*listener, timeout));
         join_all(each).await.into_iter().filter_map(Result::err).min()
     }

@@ -8,10 +8,10 @@ use prometheus_client::registry::Registry;
 use super::interception::ServiceParts;
 use crate::admin::MetricSource;
 use crate::credentials::SessionCounts;
-use crate::imds::server::Counts;
+use crate::identify::Counts;
+use crate::identify::refusals::RefusalCount;
 use crate::intercept::guard::GuardCounters;
 use crate::intercept::programs::Counters;
-use crate::intercept::refusals::RefusalCount;
 use crate::pods::Pods;
 
 /// The metrics of an agent. What it does not have counts as zero.
@@ -27,13 +27,13 @@ impl MetricSource for AgentMetrics {
     fn connections(&self) -> Counts {
         self.service
             .as_ref()
-            .map_or_else(Counts::default, |service| service.server.counts())
+            .map_or_else(Counts::default, |service| service.server.acceptor().counts())
     }
 
     fn refusals(&self) -> Vec<RefusalCount> {
         self.service
             .as_ref()
-            .map_or_else(Vec::new, |service| service.server.refusals().counts())
+            .map_or_else(Vec::new, |service| service.server.acceptor().refusals().counts())
     }
 
     fn guard(&self, counter: GuardCounter) -> u64 {
@@ -45,7 +45,7 @@ impl MetricSource for AgentMetrics {
         let checks = self
             .service
             .as_ref()
-            .map_or(0, |service| service.server.checks().counted(counter));
+            .map_or(0, |service| service.server.acceptor().checks().counted(counter));
         self.counters.total(counter).saturating_sub(checks)
     }
 
@@ -63,8 +63,10 @@ impl MetricSource for AgentMetrics {
         let Some(ServiceParts { server, sessions, .. }) = &self.service else {
             return;
         };
-        server.measured().register(registry);
-        server.node_requests().register_node_requests(registry);
+        let connections = server.connections();
+        connections.metrics().register(registry);
+        let node_requests = connections.handler().passthrough().turns();
+        node_requests.register_node_requests(registry);
         sessions.calls().register(registry);
         sessions.turns().register_sessions(registry);
     }

@@ -11,9 +11,9 @@ use tracing::info;
 
 use super::context::Context;
 use super::{Settings, StartError};
+use crate::cgroups::CurrentPods;
 use crate::credentials::network_env::NetworkEnv;
 use crate::credentials::sts::Sts;
-use crate::intercept::caller::CurrentPods;
 use crate::pods::{PodUid, Pods};
 use crate::roles::{Decision, Rules};
 

@@ -7,8 +7,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::Client;
 use crate::credentials::{SessionHandle, SessionKey};
+use crate::identify::Client;
 use crate::pods::{Inventory, PodUid, Pods};
 use crate::roles::{Decision, Grant, Reason, Rules};
 

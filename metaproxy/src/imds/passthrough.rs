@@ -1,5 +1,5 @@
-//! The way of pods to the node's metadata service. It is narrow: the service limits what the whole node may ask, and one
-//! pod must not take that from the others.
+//! Passes requests of pods on to the node's metadata service. The service limits what the whole node may ask, and one pod
+//! must not take that from the others.
 
 pub(super) mod body;
 mod pod_limits;
@@ -11,16 +11,15 @@ use std::time::Duration;
 use http_body_util::{BodyExt as _, Limited};
 use hyper::body::Incoming;
 use hyper::header::CONTENT_LENGTH;
+use hyper::http::response::Parts;
 use hyper::{Method, Response, StatusCode};
+use thiserror::Error;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
-use tracing::debug;
 
-use self::body::MAX_BODY;
+use self::body::{MAX_BODY, PassthroughBody};
 use self::pod_limits::PodLimits;
 use self::queue::Queue;
-use super::answer::{self, Answer};
-use super::log_fields::LoggedPath;
 use super::path::NodePath;
 use super::upstream::{Upstream, UpstreamError};
 use crate::pods::PodUid;
@@ -40,10 +39,10 @@ const NODE_INTERVAL: Duration = Duration::from_millis(10);
 /// Requests of the node at once, for pods that start together: with the 100 of the same second at most 750 packets.
 const NODE_BURST: u32 = 50;
 
-/// Longest list that is read, to leave something out of it; real ones have some hundred bytes.
-const MAX_LIST: usize = 64 * 1024;
+/// Longest listing that is read to leave entries out of it, in bytes; real ones have some hundred.
+const MAX_LISTING: usize = 64 * 1024;
 
-/// A permits on the way, of the pod's and of all.
+/// The right to one request: the pod's permit and the node's.
 pub type Permits = [OwnedSemaphorePermit; 2];
 
 /// The way to the node's metadata service.
@@ -55,25 +54,43 @@ pub struct Passthrough {
     turns: Turns,
 }
 
-/// Whose limit a request has waited for in vain.
+/// What the node's metadata service has answered.
+#[derive(Debug)]
+pub enum NodeAnswer {
+    /// The answer as the node has it; its body still streams.
+    Streamed(Response<PassthroughBody>),
+    /// The part of a listing that the pod may see.
+    Listing {
+        /// The head of the node's response.
+        head: Parts,
+        /// The entries, one in each line.
+        visible: String,
+    },
+}
+
+/// Whose limit a request has waited for until its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Late {
+pub enum Busy {
+    /// The pod's.
     Pod,
+    /// The node's.
     Node,
 }
 
-impl Late {
-    fn sentence(self) -> String {
+impl std::fmt::Display for Busy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Pod => format!(
-                "At the moment, this pod has more requests for the node's metadata than it may: {} at a time, {} a second; \
-                 ask less often.",
+            Self::Pod => write!(
+                f,
+                "At the moment, this pod has more requests for the node's metadata than it may: {} at a time, {} a second. \
+                 Ask less often.",
                 pod_limits::MAX_CONCURRENT_REQUESTS,
                 per_second(pod_limits::REQUEST_INTERVAL),
             ),
-            Self::Node => format!(
-                "At the moment, the pods of this node have more requests for the node's metadata than it is asked: {} at a \
-                 time, {} a second; try again shortly.",
+            Self::Node => write!(
+                f,
+                "At the moment, the pods of this node have more requests for the node's metadata than the node may send: {} at \
+                 a time, {} a second. Try again.",
                 MAX_CONCURRENT_REQUESTS,
                 per_second(NODE_INTERVAL),
             ),
@@ -81,26 +98,18 @@ impl Late {
     }
 }
 
-/// Why nothing is passed on.
-#[derive(Debug)]
-enum Failure {
-    Late(Late),
+/// Why a request is not answered by the node's metadata service.
+#[derive(Debug, Error)]
+pub enum PassthroughError {
+    /// It waited for a limit until its deadline.
+    #[error("{0}")]
+    Busy(Busy),
+    /// The answer is too long.
+    #[error("The answer of the node's metadata service is too long to be passed on.")]
     TooLong,
-    Upstream(UpstreamError),
-}
-
-impl Failure {
-    fn answer(&self) -> Answer {
-        let unavailable = |sentence: &str| answer::failure(StatusCode::SERVICE_UNAVAILABLE, sentence);
-        match self {
-            Self::Late(late) => unavailable(&late.sentence()),
-            Self::TooLong => answer::failure(
-                StatusCode::BAD_GATEWAY,
-                "What the node's metadata service answers is too long to be passed on.",
-            ),
-            Self::Upstream(error) => unavailable(&format!("At the moment, {error}.")),
-        }
-    }
+    /// There is no answer.
+    #[error("At the moment, {0}.")]
+    Upstream(#[from] UpstreamError),
 }
 
 fn per_second(interval: Duration) -> u128 {
@@ -108,7 +117,7 @@ fn per_second(interval: Duration) -> u128 {
 }
 
 impl Passthrough {
-    /// Nothing is on the way yet.
+    /// Makes the way to this metadata service.
     pub fn new(upstream: Upstream) -> Self {
         Self {
             upstream,
@@ -118,44 +127,49 @@ impl Passthrough {
         }
     }
 
-    /// Counts requests by their turn.
+    /// Returns the counts of requests by how they got their turn.
     pub fn turns(&self) -> &Turns {
         &self.turns
     }
 
-    /// Metadata of the node, as the node has it; or why not, by the deadline.
-    pub async fn pass(&self, uid: &PodUid, method: &Method, path: &NodePath, deadline: Instant) -> Answer {
-        match self.fetch(uid, method, path, deadline).await {
-            Ok((response, permits)) => answer::from_node(response, permits),
-            Err(failure) => failure.answer(),
-        }
+    /// Fetches metadata of the node for a pod.
+    ///
+    /// # Errors
+    /// Why there is none by the deadline.
+    pub async fn pass(
+        &self,
+        uid: &PodUid,
+        method: &Method,
+        path: &NodePath,
+        deadline: Instant,
+    ) -> Result<NodeAnswer, PassthroughError> {
+        let (response, permits) = self.fetch(uid, method, path, deadline).await?;
+        Ok(streamed(response, permits))
     }
 
-    /// A list of the node's metadata, as `visible` leaves it; or why not, by the deadline.
+    /// Fetches a listing of the node's metadata for a pod, which sees the part that `visible` returns.
+    ///
+    /// # Errors
+    /// Why there is none by the deadline.
     pub async fn list(
         &self,
         uid: &PodUid,
         path: &NodePath,
         deadline: Instant,
         visible: impl FnOnce(&str) -> String,
-    ) -> Answer {
-        let (response, permits) = match self.fetch(uid, &Method::GET, path, deadline).await {
-            Ok(fetched) => fetched,
-            Err(failure) => return failure.answer(),
-        };
+    ) -> Result<NodeAnswer, PassthroughError> {
+        let (response, permits) = self.fetch(uid, &Method::GET, path, deadline).await?;
         if response.status() != StatusCode::OK {
-            return answer::from_node(response, permits);
+            return Ok(streamed(response, permits));
         }
         let (head, body) = response.into_parts();
-        let read = Limited::new(body, MAX_LIST).collect();
-        match tokio::time::timeout_at(deadline, read).await {
-            Ok(Ok(body)) => {
-                let entries = String::from_utf8_lossy(&body.to_bytes()).into_owned();
-                answer::list_from_node(head, visible(&entries))
-            }
-            Ok(Err(_)) => Failure::TooLong.answer(),
-            Err(_) => Failure::Upstream(UpstreamError::Slow).answer(),
-        }
+        let read = Limited::new(body, MAX_LISTING).collect();
+        let body = tokio::time::timeout_at(deadline, read)
+            .await
+            .map_err(|_| UpstreamError::Slow)?
+            .map_err(|_| PassthroughError::TooLong)?;
+        let visible = visible(&String::from_utf8_lossy(&body.to_bytes()));
+        Ok(NodeAnswer::Listing { head, visible })
     }
 
     async fn fetch(
@@ -164,35 +178,32 @@ impl Passthrough {
         method: &Method,
         path: &NodePath,
         deadline: Instant,
-    ) -> Result<(Response<Incoming>, Permits), Failure> {
-        let permits = self.permits(uid, deadline).await.map_err(Failure::Late)?;
-        let passed = tokio::time::timeout_at(deadline, self.upstream.get(method, path));
-        let error = match passed.await {
-            Ok(Ok(response)) => {
-                let length = response.headers().get(CONTENT_LENGTH);
-                let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
-                if length.is_none_or(|length| length <= MAX_BODY) {
-                    return Ok((response, permits));
-                }
-                return Err(Failure::TooLong);
-            }
-            Ok(Err(error)) => error,
-            Err(_) => UpstreamError::Slow,
-        };
-        debug!(path = %LoggedPath(path.as_str()), "not passed through: {error}");
-        Err(Failure::Upstream(error))
+    ) -> Result<(Response<Incoming>, Permits), PassthroughError> {
+        let permits = self
+            .permits(uid, deadline)
+            .await
+            .map_err(PassthroughError::Busy)?;
+        let response = tokio::time::timeout_at(deadline, self.upstream.get(method, path))
+            .await
+            .map_err(|_| UpstreamError::Slow)??;
+        let length = response.headers().get(CONTENT_LENGTH);
+        let length: Option<u64> = length.and_then(|length| length.to_str().ok()?.parse().ok());
+        if length.is_some_and(|length| length > MAX_BODY) {
+            return Err(PassthroughError::TooLong);
+        }
+        Ok((response, permits))
     }
 
     /// Waits for the request's turn: first among the pod's own, then among those of all pods.
     ///
     /// # Errors
     /// The limit that it waits for at the deadline.
-    async fn permits(&self, uid: &PodUid, deadline: Instant) -> Result<Permits, Late> {
-        let mut late = Late::Pod;
+    async fn permits(&self, uid: &PodUid, deadline: Instant) -> Result<Permits, Busy> {
+        let mut late = Busy::Pod;
         let mut has_waited = false;
         let turn = async {
             let of_pod = self.pod_limits.turn(uid, &mut has_waited).await?;
-            late = Late::Node;
+            late = Busy::Node;
             let of_all = self.queue.turn(uid, &mut has_waited).await?;
             Some([of_pod, of_all])
         };
@@ -205,6 +216,10 @@ impl Passthrough {
         self.turns.ended(outcome);
         permits.ok().flatten().ok_or(late)
     }
+}
+
+fn streamed(response: Response<Incoming>, permits: Permits) -> NodeAnswer {
+    NodeAnswer::Streamed(response.map(|body| PassthroughBody::new(body, permits)))
 }
 
 #[cfg(test)]

@@ -13,7 +13,8 @@ use thiserror::Error;
 
 pub use self::list::PassThrough;
 use self::list::{Reading, is_of_tags, is_secret, reading_of_allowed};
-use self::normal::{Normal, encoded};
+use self::normal::Normal;
+pub(super) use self::normal::encoded;
 pub use self::pattern::BadPattern;
 use self::pattern::Pattern;
 use crate::telemetry::metrics::RequestKind;

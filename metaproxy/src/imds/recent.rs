@@ -1,18 +1,19 @@
-//! What a connection keeps of its last request. As long as nothing has changed since, the next one is answered by that,
-//! and takes no lock that other connections take too.
+//! What a connection keeps of its last request. As long as nothing has changed, the next request is answered from it and
+//! takes no lock that other connections take.
 
 use std::sync::Arc;
 
 use tokio::sync::watch;
 
+use super::ImdsV1Policy;
 use super::decisions::{Decided, Decisions};
-use super::{Client, ImdsV1Policy};
 use crate::cached_watch::{CachedWatch, Changes};
 use crate::credentials::RecentSession;
+use crate::identify::Client;
 use crate::pods::{Inventory, Pods};
 use crate::roles::Rules;
 
-/// Of one connection, and so of one client.
+/// The memory of one connection, and so of one client.
 #[derive(Debug)]
 pub struct Recent<'a> {
     client: &'a Client,
@@ -23,7 +24,7 @@ pub struct Recent<'a> {
 }
 
 impl<'a> Recent<'a> {
-    /// Of a connection that has not asked for anything yet.
+    /// Makes the memory of a connection without a request so far.
     pub fn new(
         client: &'a Client,
         pods: Pods,
@@ -39,19 +40,19 @@ impl<'a> Recent<'a> {
         }
     }
 
-    /// Whose connection it is.
+    /// Returns the client of the connection.
     pub fn client(&self) -> &'a Client {
         self.client
     }
 
-    /// Whether requests without a session token are answered.
+    /// Returns whether requests without a session token are answered.
     pub fn imds_v1(&mut self) -> ImdsV1Policy {
         self.imds_v1.now()
     }
 
-    /// What is decided about the client at this moment, and the session that this connection was served last for that.
-    pub fn decided(&mut self, decisions: &Decisions) -> (&Decided, &mut RecentSession) {
-        // Both are asked, as each tells of its changes once; and before it is decided anew, so that none is missed.
+    /// Returns what is decided about the client at this moment, and the session that this connection was served last for it.
+    pub fn decided(&mut self, decisions: &Decisions) -> (&Arc<Decided>, &mut RecentSession) {
+        // Each reports a change once, so both are asked, and before a new decision so that no change is missed.
         if self.pods.any() | self.rules.any() {
             self.last = None;
         }
@@ -69,15 +70,15 @@ pub(super) mod tests {
     use crate::credentials::{
         IssuedCredentials, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey, Sessions,
     };
+    use crate::imds::Passthrough;
     use crate::imds::decisions::tests::{client, decisions, inventory, role};
+    use crate::imds::handler::{ANSWER_TIMEOUT, Handler, Parts};
     use crate::imds::path::Paths;
+    use crate::imds::response;
     use crate::imds::token::Tokens;
     use crate::imds::upstream::Upstream;
-    use crate::imds::{Parts, Passthrough, Service};
-    use crate::telemetry::refusal_reporter::RefusalReporter;
     use http_body_util::BodyExt as _;
-    use hyper::header::HeaderMap;
-    use hyper::{Method, StatusCode};
+    use hyper::{Request, StatusCode};
     use std::collections::HashSet;
     use std::time::{Duration, SystemTime};
 
@@ -89,20 +90,20 @@ pub(super) mod tests {
         let (_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
         let client = client(UID);
         let mut recent = Recent::new(&client, pods.subscribe(), rules.subscribe(), imds_v1);
-        let first: *const Decided = recent.decided(&decisions).0;
+        let first = Arc::clone(recent.decided(&decisions).0);
         assert!(
-            std::ptr::eq(first, recent.decided(&decisions).0),
+            Arc::ptr_eq(&first, recent.decided(&decisions).0),
             "looked up once"
         );
         assert_eq!(role(recent.decided(&decisions).0), Some("one"));
         pods.send_replace(inventory("other"));
         assert_eq!(role(recent.decided(&decisions).0), Some("other"));
         rules.send_modify(|rules| Arc::make_mut(rules).firewall = true);
-        assert!(matches!(recent.decided(&decisions).0, Decided::NoRole(_)));
+        assert!(matches!(**recent.decided(&decisions).0, Decided::NoRole(_)));
         pods.send_replace(Arc::default());
         rules.send_modify(|rules| Arc::make_mut(rules).firewall = false);
-        assert!(matches!(recent.decided(&decisions).0, Decided::Wait(_)));
-        assert!(matches!(recent.decided(&decisions).0, Decided::Wait(_)));
+        assert!(matches!(**recent.decided(&decisions).0, Decided::Wait(_)));
+        assert!(matches!(**recent.decided(&decisions).0, Decided::Wait(_)));
     }
 
     #[test]
@@ -133,26 +134,26 @@ pub(super) mod tests {
     }
 
     /// With sessions at once, and no metadata service of the node.
-    pub(in crate::imds) fn service(
+    pub(in crate::imds) fn handler(
         pods: Pods,
         rules: watch::Receiver<Arc<Rules>>,
         imds_v1: watch::Receiver<ImdsV1Policy>,
-    ) -> Service<ByName> {
-        service_with(Sessions::new(ByName), NOBODY, pods, rules, imds_v1)
+    ) -> Handler<ByName> {
+        handler_with(Sessions::new(ByName), NOBODY, pods, rules, imds_v1)
     }
 
-    /// Where no metadata service is.
+    /// Where no metadata handler is.
     const NOBODY: &str = "http://127.0.0.1:1";
 
-    pub(in crate::imds) fn service_with(
-        sessions: Sessions<ByName>,
+    pub(in crate::imds) fn handler_with<I: Issuer>(
+        sessions: Sessions<I>,
         imds: &str,
         pods: Pods,
         rules: watch::Receiver<Arc<Rules>>,
         imds_v1: watch::Receiver<ImdsV1Policy>,
-    ) -> Service<ByName> {
+    ) -> Handler<I> {
         let dir = tempfile::tempdir().unwrap();
-        Service::new(Parts {
+        Handler::new(Parts {
             pods,
             rules,
             sessions,
@@ -160,22 +161,22 @@ pub(super) mod tests {
             paths: Paths::default(),
             passthrough: Passthrough::new(Upstream::new(imds.parse().unwrap())),
             imds_v1,
-            reporter: Arc::new(RefusalReporter::new(None)),
         })
     }
 
-    /// As connections ask: at once, and by waiting where that is not to be had.
-    async fn asked(service: &Service<ByName>, recent: &mut Recent<'_>, role: &str) -> (StatusCode, String) {
-        let target = format!("/latest/meta-data/iam/security-credentials/{role}");
-        let (target, headers) = (target.parse().unwrap(), HeaderMap::new());
-        let (_, answer) = match service.begin(recent, &Method::GET, &target, &headers) {
-            Ok(answered) => answered,
-            Err(_) => {
-                service
-                    .answer(recent.client(), &Method::GET, &target, &headers)
-                    .await
-            }
+    fn request(role: &str) -> Request<()> {
+        let path = format!("/latest/meta-data/iam/security-credentials/{role}");
+        Request::get(path).body(()).unwrap()
+    }
+
+    /// Asks as connections do: without waiting if possible.
+    async fn asked(handler: &Handler<ByName>, recent: &mut Recent<'_>, role: &str) -> (StatusCode, String) {
+        let deadline = tokio::time::Instant::now() + ANSWER_TIMEOUT;
+        let answer = match handler.try_answer(recent, &request(role)) {
+            Ok(answer) => answer,
+            Err(pending) => handler.finish(recent.client(), pending, deadline).await,
         };
+        let answer = response::of(answer.outcome, answer.token_left);
         let status = answer.status();
         let body = answer.into_body().collect().await.unwrap().to_bytes();
         (status, String::from_utf8(body.to_vec()).unwrap())
@@ -186,7 +187,7 @@ pub(super) mod tests {
         let (pods, rules, _) = decisions("one");
         let (_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
         let sessions = Sessions::new(ByName);
-        let service = service_with(
+        let handler = handler_with(
             sessions.clone(),
             NOBODY,
             pods.subscribe(),
@@ -194,11 +195,11 @@ pub(super) mod tests {
             imds_v1,
         );
         let client = client(UID);
-        let mut recent = service.recent(&client);
+        let mut recent = handler.recent(&client);
         for number in 0..MAX_SESSIONS_AT_ONCE {
             let role = format!("role-{number}");
             pods.send_replace(inventory(&role));
-            assert_eq!(asked(&service, &mut recent, &role).await.0, StatusCode::OK);
+            assert_eq!(asked(&handler, &mut recent, &role).await.0, StatusCode::OK);
         }
         pods.send_replace(inventory("next"));
         let change = async {
@@ -206,9 +207,9 @@ pub(super) mod tests {
             pods.send_replace(inventory("last"));
             sessions.retain(&HashSet::new());
         };
-        let ((status, _), ()) = tokio::join!(asked(&service, &mut recent, "next"), change);
+        let ((status, _), ()) = tokio::join!(asked(&handler, &mut recent, "next"), change);
         assert_eq!(status, StatusCode::NOT_FOUND, "that is not its role any more");
-        let (status, document) = asked(&service, &mut recent, "last").await;
+        let (status, document) = asked(&handler, &mut recent, "last").await;
         assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
         assert!(
             document.contains("new sessions of pod apps/web are paced"),
@@ -220,7 +221,7 @@ pub(super) mod tests {
             tokio::time::sleep(Duration::from_millis(100)).await;
             sessions.retain(&HashSet::new());
         };
-        let ((status, _), ()) = tokio::join!(asked(&service, &mut recent, "last"), forget);
+        let ((status, _), ()) = tokio::join!(asked(&handler, &mut recent, "last"), forget);
         assert_eq!(status, StatusCode::OK);
     }
 
@@ -228,13 +229,13 @@ pub(super) mod tests {
     async fn an_open_connection_is_never_served_the_session_of_a_role_that_was() {
         let (pods, rules, _) = decisions("one");
         let (_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
-        let service = service(pods.subscribe(), rules.subscribe(), imds_v1);
+        let handler = handler(pods.subscribe(), rules.subscribe(), imds_v1);
         let client = client(UID);
-        let mut recent = service.recent(&client);
+        let mut recent = handler.recent(&client);
         for now in ["one", "other", "one"] {
             pods.send_replace(inventory(now));
             for _ in 0..3 {
-                let (status, document) = asked(&service, &mut recent, now).await;
+                let (status, document) = asked(&handler, &mut recent, now).await;
                 assert_eq!(status, StatusCode::OK);
                 assert!(
                     document.contains(&format!("\"AccessKeyId\": \"{now}\"")),
@@ -242,15 +243,10 @@ pub(super) mod tests {
                 );
             }
             let was = if now == "one" { "other" } else { "one" };
-            assert_eq!(asked(&service, &mut recent, was).await.0, StatusCode::NOT_FOUND);
+            assert_eq!(asked(&handler, &mut recent, was).await.0, StatusCode::NOT_FOUND);
         }
         pods.send_replace(Arc::default());
-        let at_once = service.begin(
-            &mut recent,
-            &Method::GET,
-            &"/latest/meta-data/iam/security-credentials/one".parse().unwrap(),
-            &HeaderMap::new(),
-        );
+        let at_once = handler.try_answer(&mut recent, &request("one"));
         assert!(at_once.is_err(), "the pod is gone");
     }
 }

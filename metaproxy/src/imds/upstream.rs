@@ -20,21 +20,21 @@ use hyper_util::rt::{TokioExecutor, TokioTimer};
 use thiserror::Error;
 use tokio::sync::watch;
 
-use self::node_token::{REMEMBERED, TokenState};
-use super::answer::TOKEN;
+use self::node_token::{FAILURE_MEMORY, TokenState};
+use super::headers::TOKEN;
 use super::passthrough::MAX_CONCURRENT_REQUESTS;
 use super::path::NodePath;
 use crate::roles::{BaseArn, RoleId};
 
-/// For one request that no pod waits for.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a request of the agent itself may take.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Longest answer that is read by ourselves.
-const MAX_ANSWER: usize = 64 * 1024;
+const MAX_BODY: usize = 64 * 1024;
 
 /// Idle connections that are kept: as many as requests may be under way, since a new connection costs more packets than a
 /// request.
-const KEPT: usize = MAX_CONCURRENT_REQUESTS;
+const MAX_IDLE_CONNECTIONS: usize = MAX_CONCURRENT_REQUESTS;
 
 /// Why the node's metadata service gave nothing.
 #[derive(Debug, Error)]
@@ -128,11 +128,11 @@ impl Upstream {
     pub fn new(endpoint: Endpoint) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(PATIENCE));
+        connector.set_connect_timeout(Some(REQUEST_TIMEOUT));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(30))
-            .pool_max_idle_per_host(KEPT)
+            .pool_max_idle_per_host(MAX_IDLE_CONNECTIONS)
             .build(connector);
         Self {
             client,
@@ -149,7 +149,7 @@ impl Upstream {
     /// Returns what the agent itself asks below `meta-data`; `None` if it is not there.
     async fn own(&self, asked: &'static str) -> Result<Option<Bytes>, UpstreamError> {
         let path = format!("/latest/meta-data/{asked}");
-        let response = tokio::time::timeout(PATIENCE, self.with_token(&Method::GET, &path))
+        let response = tokio::time::timeout(REQUEST_TIMEOUT, self.with_token(&Method::GET, &path))
             .await
             .map_err(|_| UpstreamError::Slow)??;
         match response.status() {
@@ -194,7 +194,7 @@ impl Upstream {
     pub async fn requires_tokens(&self) -> Result<bool, UpstreamError> {
         let asked = "a request without a token";
         let request = self.request(&Method::GET, "/latest/meta-data/instance-id", None)?;
-        let answer = tokio::time::timeout(PATIENCE, self.client.request(request));
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, self.client.request(request));
         match answer.await.map_err(|_| UpstreamError::Slow)??.status() {
             StatusCode::UNAUTHORIZED => Ok(true),
             StatusCode::OK | StatusCode::NOT_FOUND => Ok(false),
@@ -211,7 +211,7 @@ impl Upstream {
             return Ok(response);
         }
         drop(response);
-        if !token.proven.load(Ordering::Relaxed) && token.obtained.elapsed() < REMEMBERED {
+        if !token.proven.load(Ordering::Relaxed) && token.obtained.elapsed() < FAILURE_MEMORY {
             return Err(UpstreamError::NoToken {
                 problem: "it refuses the one that it has just given".to_owned(),
                 is_absence: false,
@@ -263,8 +263,8 @@ impl Upstream {
 }
 
 async fn read(response: Response<Incoming>) -> Result<Bytes, UpstreamError> {
-    let body = Limited::new(response.into_body(), MAX_ANSWER).collect();
-    let body = tokio::time::timeout(PATIENCE, body)
+    let body = Limited::new(response.into_body(), MAX_BODY).collect();
+    let body = tokio::time::timeout(REQUEST_TIMEOUT, body)
         .await
         .map_err(|_| UpstreamError::Slow)?;
     body.map(|body| body.to_bytes())

@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-use super::caller::CurrentPods;
 use super::keep::{Keep, LastFailure};
 use super::object::ProgramsError;
 use super::pod_maps::{ListedPods, PodMaps};
 use super::programs::{Links, PodsCgroupIds, Programs};
+use crate::cgroups::CurrentPods;
 use crate::cgroups::{CgroupError, Locator, NotAPod, OwnCgroup, PodsCgroup};
 
 /// The programs, and their attachment to the pods' cgroup.

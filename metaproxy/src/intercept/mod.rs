@@ -1,14 +1,13 @@
-//! Intercepts connections of pods to the metadata service, and identifies the pod at the other end of an accepted one.
+//! Redirects pods' connections to the metadata service, in the kernel.
 //!
-//! [`listener`] opens the listeners. [`programs`] loads the eBPF programs that redirect to them, [`attachment`] keeps
-//! these attached, and [`pod_maps`] tells them which pods need other treatment. [`caller`] identifies the pod of an
-//! accepted connection. [`placement`] checks that pods are in the cgroup where they are intercepted, and [`port_claim`]
-//! and [`self_check`] check that connections reach the listeners. [`guard`] keeps pods from the metadata service while
-//! no agent redirects them.
+//! [`programs`] loads and attaches the programs, [`attachment`] keeps them attached to the pods' cgroup, and [`pod_maps`] says
+//! in the kernel's maps what is special about single pods. [`listener`] opens the listeners that connections are sent to, on
+//! a port that [`free_port`] finds, and [`port_claim`] tells whether a pod or Service claims that port. [`placement`] tells whether
+//! pods are where their connections are intercepted. [`guard`] keeps pods from the metadata service while nothing redirects
+//! them.
 
 pub mod attachment;
 pub mod bpf_conflicts;
-pub mod caller;
 pub mod free_port;
 pub mod guard;
 pub mod keep;
@@ -21,6 +20,4 @@ pub mod placement;
 pub mod pod_maps;
 pub mod port_claim;
 pub mod programs;
-pub mod refusals;
-pub mod self_check;
 pub mod tcp_sockets;

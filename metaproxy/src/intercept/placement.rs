@@ -20,7 +20,7 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tracing::warn;
 
-use super::caller::CurrentPods;
+use crate::cgroups::CurrentPods;
 use crate::cgroups::PodsCgroup;
 use crate::pods::{Inventory, Known, Mirror, Pod, PodUid, Pods};
 use crate::telemetry::health::Condition;

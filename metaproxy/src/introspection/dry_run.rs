@@ -1,46 +1,19 @@
-//! What a pod is answered right now, by asking for it in its place. Nothing secret leaves here.
+//! What a pod is answered right now, found out by a dry run of its requests. Nothing secret leaves here.
 
-use std::pin::Pin;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http_body_util::{BodyExt as _, Either, Full};
-use hyper::{Response, StatusCode};
+use hyper::StatusCode;
 
 use super::live_agent::{LiveAgent, caller_uid};
 use crate::credentials::Issuer;
 use crate::explain::AnswerLine;
-use crate::imds::server::Server;
-use crate::imds::{Client, in_words};
+use crate::identify::Client;
+use crate::imds::outcome::Outcome;
+use crate::imds::response;
 use crate::pods::{Known, PodUid};
 
-/// Where a pod is told its role's name.
+/// The path that lists the name of a pod's role.
 pub(super) const LIST: &str = "/latest/meta-data/iam/security-credentials/";
-
-/// What answers pods, and tells what it would.
-pub trait Rehearse: Send + Sync {
-    /// What a request of this client for this path is answered.
-    fn rehearse<'a>(&'a self, client: &'a Client, path: String) -> Rehearsing<'a>;
-
-    /// Whether a request without a session token is answered 401, whatever it asks for.
-    fn requires_tokens(&self) -> bool;
-}
-
-/// An answer, once it is given.
-pub type Rehearsing<'a> = Pin<Box<dyn Future<Output = AnswerLine> + Send + 'a>>;
-
-impl<I: Issuer> Rehearse for Server<I> {
-    fn rehearse<'a>(&'a self, client: &'a Client, path: String) -> Rehearsing<'a> {
-        Box::pin(async move {
-            let answer = self.rehearse(client, &path).await;
-            line(path, answer).await
-        })
-    }
-
-    fn requires_tokens(&self) -> bool {
-        Self::requires_tokens(self)
-    }
-}
 
 impl<I: Issuer> LiveAgent<I> {
     /// What the pod with this UID is answered.
@@ -71,7 +44,11 @@ impl<I: Issuer> LiveAgent<I> {
         let client = Client {
             uid: caller_uid(pod).clone(),
         };
-        let list = serving.handler.rehearse(&client, LIST.to_owned()).await;
+        let ask = async |path: String| {
+            let answer = serving.handler.dry_run(&client, &path).await;
+            line(path, &answer.outcome)
+        };
+        let list = ask(LIST.to_owned()).await;
         let role = Some(&list)
             .filter(|list| list.status == StatusCode::OK.as_u16())
             .map(|list| format!("{LIST}{}", list.says));
@@ -85,21 +62,17 @@ impl<I: Issuer> LiveAgent<I> {
         }
         answers.push(list);
         if let Some(path) = role {
-            answers.push(serving.handler.rehearse(&client, path).await);
+            answers.push(ask(path).await);
         }
         answers
     }
 }
 
-/// An answer in words; what the node's metadata service says is not read.
-pub(super) async fn line<B>(path: String, answer: Response<Either<Full<Bytes>, B>>) -> AnswerLine {
-    let status = answer.status().as_u16();
-    let says = match answer.into_body() {
-        Either::Left(body) => match body.collect().await {
-            Ok(body) => in_words(&body.to_bytes()),
-            Err(never) => match never {},
-        },
-        Either::Right(_) => "what the node's metadata service says".to_owned(),
-    };
-    AnswerLine { path, status, says }
+/// Describes an outcome in words.
+pub(super) fn line(path: String, outcome: &Outcome) -> AnswerLine {
+    AnswerLine {
+        path,
+        status: response::status(outcome).as_u16(),
+        says: outcome.summary(),
+    }
 }

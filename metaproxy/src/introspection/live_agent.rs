@@ -6,17 +6,17 @@ use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
-use super::dry_run::Rehearse;
 use super::status::{AttachedLine, PodLine, Status};
 use super::status_lines as lines;
 use super::{DryRun, Introspection};
 use crate::admin::MetricSource;
+use crate::cgroups::CurrentPods;
 use crate::credentials::{Issuer, SessionKey, SessionView, Sessions, timestamp};
 use crate::explain::{Explanation, Subject, Verdict, short};
-use crate::intercept::caller::CurrentPods;
+use crate::identify::refusals::RefusalCount;
+use crate::imds::Handler;
 use crate::intercept::own_links;
 use crate::intercept::placement::Placement;
-use crate::intercept::refusals::RefusalCount;
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
 use crate::roles::{Decision, Reason, Rules};
 use crate::telemetry::health::Health;
@@ -52,7 +52,7 @@ pub struct LiveAgent<I> {
 /// What serves pods.
 pub struct Serving<I> {
     pub sessions: Sessions<I>,
-    pub handler: Arc<dyn Rehearse>,
+    pub handler: Arc<Handler<I>>,
     pub reporter: Arc<RefusalReporter>,
 }
 

@@ -7,8 +7,8 @@ use metaproxy_common::layout::{Counter, GuardCounter};
 use super::status::{PartLine, PodLine, RefusedLine};
 use crate::admin::MetricSource;
 use crate::explain::{Explanation, Verdict};
+use crate::identify::refusals::RefusalCount;
 use crate::intercept::own_links::LinkTarget;
-use crate::intercept::refusals::RefusalCount;
 use crate::telemetry::health::{Condition, Part};
 
 /// A pod that has, or asks for, a role.

@@ -53,9 +53,9 @@ impl RefusalReporter {
         }
     }
 
-    /// Logs a reason if it is new for this pod, makes an event of a refusal and of a failure that lasts, and returns
-    /// the reason as a sentence.
-    pub fn report(&self, uid: impl AsRef<str>, reason: &Reason) -> String {
+    /// Reports why a pod gets no role or no credentials: in the log if it is news for this pod, and in an event if it is a
+    /// refusal or has lasted for [`UNSERVED_EVENT_AFTER`].
+    pub fn report(&self, uid: impl AsRef<str>, reason: &Reason) {
         let uid = uid.as_ref();
         let sentence = reason.to_string();
         let (is_news, unserved) = self.note(uid, &sentence, reason.is_unavailable());
@@ -79,7 +79,6 @@ impl RefusalReporter {
             Level::INFO if may_log => info!(%uid, "{sentence}"),
             _ => debug!(%uid, "{sentence}"),
         }
-        sentence
     }
 
     /// Returns the last report about a pod, and how long ago it was.
@@ -142,7 +141,8 @@ mod tests {
     #[test]
     fn a_reason_is_reported_once_until_the_pod_is_forgotten() {
         let (reporter, uid) = (RefusalReporter::new(None), "u");
-        let sentence = reporter.report(uid, &Reason::Firewall);
+        reporter.report(uid, &Reason::Firewall);
+        let sentence = Reason::Firewall.to_string();
         assert!(!is_news(&reporter, "u", &sentence), "it was reported");
         assert!(is_news(&reporter, "other", &sentence));
         reporter.forget(uid);

@@ -1,5 +1,5 @@
 use super::*;
-use crate::intercept::refusals::RefusalKind;
+use crate::identify::refusals::RefusalKind;
 use crate::telemetry::health::Part;
 use crate::telemetry::metrics::{RequestKind, Requests, StsCalls, StsOutcome, TurnOutcome, Turns};
 

@@ -1,7 +1,7 @@
 //! What is done about a listener whose port is claimed, or at which connections do not arrive.
 
+use crate::identify::self_check::Fault;
 use crate::intercept::port_claim::PortClaim;
-use crate::intercept::self_check::Fault;
 use crate::telemetry::health::Condition;
 
 /// What is done.

@@ -15,7 +15,7 @@ use thiserror::Error;
 use tokio::time::Sleep;
 
 use super::Permits;
-use crate::imds::answer::{TOKEN, TOKEN_TTL};
+use crate::imds::headers::{TOKEN, TOKEN_TTL};
 
 /// Longest body that is passed on; the longest real ones are lists of a few kilobytes.
 pub const MAX_BODY: u64 = 1024 * 1024;

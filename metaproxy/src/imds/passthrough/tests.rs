@@ -15,7 +15,7 @@ fn pod(number: usize) -> PodUid {
     format!("uid-{number}").parse().unwrap()
 }
 
-async fn permits(passthrough: &Passthrough, number: usize) -> Result<Permits, Late> {
+async fn permits(passthrough: &Passthrough, number: usize) -> Result<Permits, Busy> {
     passthrough.permits(&pod(number), Instant::now() + DEADLINE).await
 }
 
@@ -127,7 +127,7 @@ async fn whose_limit_it_is_that_a_request_waited_for_in_vain_is_said_in_time() {
         held.push(permits(&passthrough, 0).await.unwrap());
     }
     let start = Instant::now();
-    assert_eq!(permits(&passthrough, 0).await.unwrap_err(), Late::Pod);
+    assert_eq!(permits(&passthrough, 0).await.unwrap_err(), Busy::Pod);
     assert_eq!(start.elapsed(), DEADLINE);
     // All places of the node are taken.
     for number in 1..MAX_CONCURRENT_REQUESTS / pod_limits::MAX_CONCURRENT_REQUESTS {
@@ -136,14 +136,14 @@ async fn whose_limit_it_is_that_a_request_waited_for_in_vain_is_said_in_time() {
         }
     }
     let start = Instant::now();
-    assert_eq!(permits(&passthrough, 100).await.unwrap_err(), Late::Node);
+    assert_eq!(permits(&passthrough, 100).await.unwrap_err(), Busy::Node);
     assert_eq!(start.elapsed(), DEADLINE);
     assert_eq!(passthrough.turns().count(TurnOutcome::GivenUp), 2);
     // What is given up takes nothing from those who come later.
     drop(held);
     assert!(permits(&passthrough, 0).await.is_ok() && permits(&passthrough, 100).await.is_ok());
-    assert!(Late::Pod.sentence().contains("4 at a time, 20 a second"));
-    assert!(Late::Node.sentence().contains("32 at a time, 100 a second"));
+    assert!(Busy::Pod.to_string().contains("4 at a time, 20 a second"));
+    assert!(Busy::Node.to_string().contains("32 at a time, 100 a second"));
 }
 
 #[tokio::test(start_paused = true)]

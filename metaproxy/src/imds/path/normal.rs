@@ -101,7 +101,7 @@ fn is_key(segment: &str) -> bool {
 }
 
 /// With everything percent-encoded that is not plain.
-pub(super) fn encoded(text: &str) -> String {
+pub(in crate::imds) fn encoded(text: &str) -> String {
     text.bytes()
         .fold(String::with_capacity(text.len()), |mut encoded, byte| {
             if is_plain(byte) {

@@ -10,17 +10,17 @@ use hyper::{Method, StatusCode};
 use tokio::sync::watch;
 use tracing::debug;
 
-use super::{PATIENCE, Upstream, UpstreamError, read};
-use crate::imds::answer::TOKEN_TTL;
+use super::{REQUEST_TIMEOUT, Upstream, UpstreamError, read};
+use crate::imds::headers::TOKEN_TTL;
 
 /// The life that is asked for, in seconds: the longest there is.
 const TTL: u64 = crate::imds::token::MAX_TTL;
 
 /// How long a service that has no session tokens is taken to have none.
-const NO_TOKENS: Duration = Duration::from_secs(300);
+const NO_TOKENS_MEMORY: Duration = Duration::from_secs(300);
 
 /// How long a failure to get a token is remembered: the service limits how often it is asked.
-pub(super) const REMEMBERED: Duration = Duration::from_secs(1);
+pub(super) const FAILURE_MEMORY: Duration = Duration::from_secs(1);
 
 /// A token that was refused, by its number.
 pub(super) type Refused = u64;
@@ -99,7 +99,7 @@ impl Upstream {
 
     async fn fetch_token(&self) {
         let ended = Ended(&self.token);
-        let fetched = tokio::time::timeout(PATIENCE, self.new_token()).await;
+        let fetched = tokio::time::timeout(REQUEST_TIMEOUT, self.new_token()).await;
         self.token
             .send_modify(|state| match fetched.unwrap_or(Err(UpstreamError::Slow)) {
                 Ok(token) => {
@@ -109,7 +109,7 @@ impl Upstream {
                 }
                 Err(error) => {
                     state.failure = Some(TokenFailure {
-                        until: Instant::now() + REMEMBERED,
+                        until: Instant::now() + FAILURE_MEMORY,
                         problem: error.to_string(),
                         is_absence: error.is_absence(),
                     });
@@ -133,8 +133,8 @@ impl Upstream {
                     value: None,
                     proven: Arc::default(),
                     obtained: now,
-                    renew_at: now + NO_TOKENS,
-                    expires: now + NO_TOKENS,
+                    renew_at: now + NO_TOKENS_MEMORY,
+                    expires: now + NO_TOKENS_MEMORY,
                 });
             }
             status => {

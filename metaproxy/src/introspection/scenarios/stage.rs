@@ -4,26 +4,27 @@ use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use hyper::header::HeaderMap;
-use hyper::{Method, Uri};
+use hyper::Request;
 use serde_json::{Value, json};
 use tokio::sync::{mpsc, watch};
 
 use super::list::{Scenario, Sts};
 use crate::admin::testing::NoMetrics;
 use crate::captured_log::CapturedLog;
+use crate::cgroups::CurrentPods;
 use crate::cli::{Cli, Command};
 use crate::credentials::{
     AuditedIssuer, IssuedCredentials, Issuer, MAX_SESSIONS_AT_ONCE, ObtainError, Session, SessionKey,
     Sessions,
 };
 use crate::explain::{AnswerLine, Explanation, Verdict};
+use crate::identify::Client;
+use crate::imds::handler::ANSWER_TIMEOUT;
 use crate::imds::path::Paths;
 use crate::imds::token::Tokens;
 use crate::imds::upstream::Upstream;
-use crate::imds::{Client, ImdsV1Policy, Parts, Passthrough, Service};
-use crate::intercept::caller::CurrentPods;
-use crate::introspection::dry_run::{LIST, Rehearse, Rehearsing, line};
+use crate::imds::{Handler, ImdsV1Policy, Parts, Passthrough};
+use crate::introspection::dry_run::{LIST, line};
 use crate::introspection::{AgentInfo, Introspection as _, LiveAgent, Serving};
 use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
 use crate::roles::{Decision, OwnRole, OwnRoles, RoleId, Rules};
@@ -97,7 +98,7 @@ type Audits = AuditedIssuer<Mutex<Vec<Sts>>>;
 /// Everything that answers, and who asks.
 struct Stage {
     agent: LiveAgent<Audits>,
-    service: Arc<Service<Audits>>,
+    handler: Arc<Handler<Audits>>,
     client: Client,
     events: mpsc::Receiver<PodEvent>,
     _published: (
@@ -120,7 +121,7 @@ impl Stage {
             rules: rules.clone(),
         });
         let dir = tempfile::tempdir().unwrap();
-        let service = Arc::new(Service::new(Parts {
+        let handler = Arc::new(Handler::new(Parts {
             pods: pods.clone(),
             rules: rules.clone(),
             sessions: sessions.clone(),
@@ -128,7 +129,6 @@ impl Stage {
             paths: Paths::default(),
             passthrough: Passthrough::new(Upstream::new("http://127.0.0.1:9".parse().unwrap())),
             imds_v1,
-            reporter: Arc::clone(&reporter),
         }));
         let agent = LiveAgent {
             info: AgentInfo {
@@ -146,13 +146,13 @@ impl Stage {
             metrics: Arc::new(NoMetrics),
             serving: Some(Serving {
                 sessions,
-                handler: Arc::clone(&service) as _,
+                handler: Arc::clone(&handler),
                 reporter,
             }),
         };
         Self {
             agent,
-            service,
+            handler,
             client: Client {
                 uid: UID.parse().unwrap(),
             },
@@ -181,23 +181,14 @@ impl Stage {
 
     /// A request of the pod, as its connection brings it.
     async fn ask(&self, path: &str) -> AnswerLine {
-        let (target, none): (Uri, _) = (path.parse().unwrap(), HeaderMap::new());
-        let (client, service) = (&self.client, &self.service);
-        let (_, answer) = service.answer(client, &Method::GET, &target, &none).await;
-        line(path.to_owned(), answer).await
-    }
-}
-
-impl Rehearse for Service<Audits> {
-    fn rehearse<'a>(&'a self, client: &'a Client, path: String) -> Rehearsing<'a> {
-        Box::pin(async move {
-            let answer = self.rehearse(client, &path).await;
-            line(path, answer).await
-        })
-    }
-
-    fn requires_tokens(&self) -> bool {
-        Self::requires_tokens(self)
+        let request = Request::get(path).body(()).unwrap();
+        let deadline = tokio::time::Instant::now() + ANSWER_TIMEOUT;
+        let answer = self.handler.answer(&self.client, &request, deadline).await;
+        if let Some(reason) = answer.outcome.reason() {
+            let reporter = &self.agent.serving.as_ref().unwrap().reporter;
+            reporter.report(&self.client.uid, reason);
+        }
+        line(path.to_owned(), &answer.outcome)
     }
 }
 

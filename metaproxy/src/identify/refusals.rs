@@ -9,8 +9,7 @@ use metaproxy_common::layout::{FailureKey, HandshakeFailure};
 use tokio::sync::Notify;
 use tracing::{debug, warn};
 
-use super::caller::{CurrentPods, current};
-use crate::cgroups::NotAPod;
+use crate::cgroups::{CurrentPods, NotAPod, current};
 use crate::pods::{Known, PodUid, Pods};
 use crate::telemetry::log_limiter::LogLimiter;
 

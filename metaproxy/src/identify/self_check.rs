@@ -20,8 +20,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::oneshot;
 
-use super::caller::Unidentified;
-use super::tcp_sockets;
+use super::Unidentified;
+use crate::intercept::tcp_sockets;
 
 /// How often each listener is checked.
 pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);

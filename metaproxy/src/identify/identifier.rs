@@ -1,15 +1,15 @@
-//! Identifies the pod that has made an accepted connection.
+//! Reads the client of an accepted connection, which the kernel's program has verified in the handshake.
 
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
-use std::sync::{Arc, PoisonError, RwLock};
 
 use aya::maps::{MapData, MapError, SkStorage};
 use metaproxy_common::layout::{Arrival, ArrivalState};
 use thiserror::Error;
 
+use super::Client;
 use super::refusals::RefusalKind;
-use crate::cgroups::{NotAPod, PodsCgroup};
+use crate::cgroups::{CurrentPods, NotAPod, current};
 use crate::pods::{Inventory, Known, PodUid, Pods};
 
 /// The reasons why the caller of a connection is not known. Such a connection is closed without an answer.
@@ -77,26 +77,18 @@ impl Unidentified {
     }
 }
 
-/// The pods' cgroup, shared between the task that keeps programs attached and those that identify callers.
-pub type CurrentPods = Arc<RwLock<Option<Arc<PodsCgroup>>>>;
-
-/// Returns the pods' cgroup at this moment; `None` if it does not exist.
-pub fn current(pods: &CurrentPods) -> Option<Arc<PodsCgroup>> {
-    pods.read().unwrap_or_else(PoisonError::into_inner).clone()
-}
-
-/// Identifies the callers of accepted connections.
+/// Reads the clients of accepted connections.
 #[derive(Debug)]
-pub struct Callers {
+pub struct Identifier {
     arrivals: SkStorage<MapData, Arrival>,
     own_cgroup: u64,
     cgroup: CurrentPods,
     pods: Pods,
 }
 
-impl Callers {
-    /// Makes it from the map that the program fills, the id of this process's cgroup, the pods' cgroup, and the
-    /// inventory.
+impl Identifier {
+    /// Takes the map that the program fills, the id of this process's cgroup, the pods' cgroup as it is at the moment, and
+    /// the pods that are known.
     pub fn new(
         arrivals: SkStorage<MapData, Arrival>,
         own_cgroup: u64,
@@ -111,11 +103,16 @@ impl Callers {
         }
     }
 
-    /// Returns the pod that has made this connection. `peer` is the client's address as the listener sees it.
+    /// Returns the client that has made this connection; `peer` is its address as the listener sees it.
     ///
     /// # Errors
-    /// If the caller is not proven or is not a pod. The connection must be closed without an answer.
-    pub fn identify(&self, socket: &impl AsRawFd, peer: IpAddr) -> Result<PodUid, Unidentified> {
+    /// Why it can't be identified. The connection must be closed without an answer.
+    pub fn identify(&self, socket: &impl AsRawFd, peer: IpAddr) -> Result<Client, Unidentified> {
+        let uid = self.pod(socket, peer)?;
+        Ok(Client { uid })
+    }
+
+    fn pod(&self, socket: &impl AsRawFd, peer: IpAddr) -> Result<PodUid, Unidentified> {
         let arrival = match self.arrivals.get(socket, 0) {
             Ok(arrival) => arrival,
             Err(MapError::KeyNotFound) => return Err(Unidentified::Unverified),
@@ -151,9 +148,8 @@ impl Callers {
     }
 }
 
-/// Whether an address is known to be a pod's own. NAT inside the pod leads to such an address, and no other pod's
-/// packets have it; for a hostNetwork pod it is the node's, which other pods' packets may be given, so it proves
-/// nothing.
+/// Returns whether an address is known to be a pod's own. NAT inside the pod leads to such an address, and no other pod's packets
+/// have it; for a hostNetwork pod it is the node's, which other pods' packets may be given, so it proves nothing.
 fn is_address_of(inventory: &Inventory, pod: &PodUid, address: IpAddr) -> bool {
     match inventory.by_uid(pod) {
         Some(Known::Pod(pod)) => !pod.host_network && pod.ips.contains(&address),
@@ -165,6 +161,7 @@ fn is_address_of(inventory: &Inventory, pod: &PodUid, address: IpAddr) -> bool {
 mod tests {
     use super::*;
     use crate::pods::Pod;
+    use std::sync::Arc;
 
     const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
 

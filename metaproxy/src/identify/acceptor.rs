@@ -1,0 +1,268 @@
+//! Accepts connections and identifies their clients.
+
+use std::net::{IpAddr, SocketAddr};
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpListener, TcpStream};
+use tokio_util::task::TaskTracker;
+use tracing::{debug, warn};
+
+use super::refusals::Refusals;
+use super::self_check::SelfChecks;
+use super::{Client, ClientLimits, Identifier, Limits, Permit, Unidentified};
+use crate::pods::PodUid;
+
+/// How long accepting rests after a failure. Mostly descriptors or memory are short; connections that wait are not lost.
+const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// How often a condition that pods can cause at will is logged.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+
+/// A connection whose client is known: what this stage hands on.
+#[derive(Debug)]
+pub struct Identified {
+    /// The connection.
+    pub stream: TcpStream,
+    /// The address that it comes from.
+    pub peer: SocketAddr,
+    /// Its client.
+    pub client: Client,
+    /// The right of the client's pod to this connection, and the rate of its requests.
+    pub permit: Permit,
+    _address_permit: Option<Permit>,
+}
+
+/// Accepts connections from all listeners.
+pub struct Acceptor {
+    identifier: Identifier,
+    refusals: Refusals,
+    checks: Arc<SelfChecks>,
+    counters: Counters,
+    open: TaskTracker,
+    /// Applies before a connection is identified, which is most of what it costs.
+    by_address: ClientLimits<IpAddr>,
+    by_pod: ClientLimits<PodUid>,
+    /// The addresses of the listeners. hostNetwork pods share them, so no limit by address applies to them.
+    own_addresses: RwLock<Vec<IpAddr>>,
+    accept_failure_logged: Mutex<Option<Instant>>,
+    over_limit_logged: Mutex<Option<Instant>>,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    served: AtomicU64,
+    unidentified: AtomicU64,
+    over_limit: AtomicU64,
+}
+
+fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}
+
+/// Counts of connections and requests since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counts {
+    /// Connections that were served.
+    pub served: u64,
+    /// Connections that were closed because their client could not be identified.
+    pub unidentified: u64,
+    /// Connections that were closed because their client had too many.
+    pub over_limit: u64,
+    /// Connections that were served after a wait, because their client makes too many in a second.
+    pub slowed_connections: u64,
+    /// Requests that were answered after a wait, because their client makes too many in a second.
+    pub slowed_requests: u64,
+}
+
+impl std::fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Acceptor")
+            .field("counters", &self.counters)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Acceptor {
+    /// Makes an acceptor for listeners that will be at `own_addresses`.
+    pub fn new(
+        identifier: Identifier,
+        refusals: Refusals,
+        checks: Arc<SelfChecks>,
+        limits: Limits,
+        own_addresses: Vec<IpAddr>,
+    ) -> Self {
+        Self {
+            identifier,
+            refusals,
+            checks,
+            counters: Counters::default(),
+            open: TaskTracker::new(),
+            by_address: ClientLimits::new(limits),
+            by_pod: ClientLimits::new(limits),
+            own_addresses: RwLock::new(own_addresses),
+            accept_failure_logged: Mutex::new(None),
+            over_limit_logged: Mutex::new(None),
+        }
+    }
+
+    /// Waits until no connection is open.
+    pub async fn all_closed(&self) {
+        self.open.close();
+        self.open.wait().await;
+    }
+
+    /// Returns the counts so far.
+    pub fn counts(&self) -> Counts {
+        let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Counts {
+            served: read(&self.counters.served),
+            unidentified: read(&self.counters.unidentified),
+            over_limit: read(&self.counters.over_limit),
+            slowed_connections: self.by_address.slowed().connections + self.by_pod.slowed().connections,
+            slowed_requests: self.by_pod.slowed().requests,
+        }
+    }
+
+    /// Returns the connections that were refused, by kind and pod.
+    pub fn refusals(&self) -> &Refusals {
+        &self.refusals
+    }
+
+    /// Returns the agent's checks of its own listeners.
+    pub fn checks(&self) -> &Arc<SelfChecks> {
+        &self.checks
+    }
+
+    /// Takes note that the listeners are at other addresses now.
+    pub fn set_own_addresses(&self, addresses: Vec<IpAddr>) {
+        *self.own_addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
+    }
+
+    /// Accepts connections until `stop`, those that wait by then included. Serves each whose client is identified by
+    /// `serve`, in a task of its own.
+    pub async fn accept<F, S>(
+        self: Arc<Self>,
+        listener: TcpListener,
+        stop: impl Future<Output = ()>,
+        serve: F,
+    ) where
+        F: Fn(Identified) -> S + Clone + Send + 'static,
+        S: Future<Output = ()> + Send,
+    {
+        let mut stop = pin!(stop);
+        loop {
+            let accepted = tokio::select! {
+                biased;
+                accepted = listener.accept() => accepted,
+                () = &mut stop => return,
+            };
+            match accepted {
+                Ok((stream, peer)) => self.spawn(stream, peer, serve.clone()),
+                Err(error) => {
+                    if is_due(&self.accept_failure_logged) {
+                        warn!("cannot accept a connection: {error}");
+                    }
+                    tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
+                }
+            }
+        }
+    }
+
+    /// Identifies and serves a connection in a task of its own, unless its address has too many already.
+    fn spawn<F, S>(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, serve: F)
+    where
+        F: Fn(Identified) -> S + Send + 'static,
+        S: Future<Output = ()> + Send,
+    {
+        let address_permit = if self.is_own(peer) {
+            None
+        } else {
+            let permit = self.by_address.acquire(&peer.ip());
+            if permit.is_none() {
+                return self.refuse_over_limit(&peer.ip());
+            }
+            permit
+        };
+        let acceptor = Arc::clone(self);
+        self.open.spawn(async move {
+            if let Some(connection) = acceptor.identify(stream, peer, address_permit).await {
+                serve(connection).await;
+            }
+        });
+    }
+
+    /// Identifies the client of a connection; `None` if it is closed without an answer.
+    async fn identify(
+        &self,
+        stream: TcpStream,
+        peer: SocketAddr,
+        address_permit: Option<Permit>,
+    ) -> Option<Identified> {
+        if let Some(permit) = &address_permit {
+            permit.wait_for_connection().await;
+        }
+        let client = match self.identifier.identify(&stream, peer.ip()) {
+            Ok(client) => client,
+            Err(reason) => {
+                self.refuse(stream, peer, reason).await;
+                return None;
+            }
+        };
+        let Some(permit) = self.by_pod.acquire(&client.uid) else {
+            self.refuse_over_limit(&client.uid);
+            return None;
+        };
+        count(&self.counters.served);
+        if address_permit.is_none() {
+            permit.wait_for_connection().await;
+        }
+        let _ = stream.set_nodelay(true);
+        Some(Identified {
+            stream,
+            peer,
+            client,
+            permit,
+            _address_permit: address_permit,
+        })
+    }
+
+    fn is_own(&self, peer: SocketAddr) -> bool {
+        let own = self.own_addresses.read().unwrap_or_else(PoisonError::into_inner);
+        own.contains(&peer.ip().to_canonical())
+    }
+
+    /// Counts and logs a connection of an address or a pod that has too many.
+    fn refuse_over_limit(&self, whose: &impl std::fmt::Display) {
+        count(&self.counters.over_limit);
+        if is_due(&self.over_limit_logged) {
+            let limit = self.by_pod.limits().connections;
+            warn!(%whose, "refused: it has {limit} connections open");
+        }
+    }
+
+    /// Counts and reports a connection without a known client, unless it is a check of the agent's own.
+    async fn refuse(&self, mut stream: TcpStream, peer: SocketAddr, reason: Unidentified) {
+        let refused = if self.is_own(peer) {
+            self.checks.take(&mut stream, reason).await
+        } else {
+            Some(reason)
+        };
+        let Some(reason) = refused else { return };
+        count(&self.counters.unidentified);
+        debug!(%peer, "refused: {reason}");
+        self.refusals.note(reason.kind(), reason.pod(), 1);
+    }
+}
+
+/// Returns whether a condition may be logged again, and takes note that it is.
+fn is_due(last: &Mutex<Option<Instant>>) -> bool {
+    let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+    let is_due = last.is_none_or(|last| last.elapsed() >= LOG_INTERVAL);
+    if is_due {
+        *last = Some(Instant::now());
+    }
+    is_due
+}
