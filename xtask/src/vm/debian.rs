@@ -203,7 +203,7 @@ impl PrivateApt {
         command
     }
 
-    /// Returns the packages of the newest kernel, which Debian has split into several.
+    /// Returns the packages of the newest kernel: one, or several in releases that split it.
     fn kernel_packages(&self) -> Result<Vec<String>> {
         let depends = |package: &str| -> Result<Vec<String>> {
             let shown = quietly(
