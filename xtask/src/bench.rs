@@ -44,7 +44,7 @@ pub struct Bench {
     /// Another server of credentials to measure beside: http://HOST:PORT/PATH
     #[arg(long, value_name = "URL")]
     peer: Option<Peer>,
-    /// Measure what is built there already (metaproxy and xtask), instead of building
+    /// Measure the binaries in this directory (metaproxy, metaproxy-lab and xtask), instead of building
     #[arg(long, value_name = "DIR", conflicts_with = "smoke")]
     binaries: Option<PathBuf>,
     /// In the part `cached`: another build of metaproxy to measure beside

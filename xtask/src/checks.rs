@@ -9,14 +9,13 @@ use metaproxy_lab::require_root;
 use crate::shell::{cargo, run, step};
 use crate::{ebpf, image, setup};
 
-/// Runs every test, or those of one module of the lab, or those whose name contains the filter. The lab's tests take
-/// turns by themselves.
+/// Runs every test, or those of one module of the lab, or those whose name contains the filter.
 pub fn test(filter: Option<&str>, previous: Option<&Path>) -> Result<()> {
     require_root()?;
     setup::run_all()?;
     ebpf::build()?;
     step("building");
-    // The lab's tests call both binaries.
+    // The tests run these binaries.
     run(cargo().args(["build", "--workspace", "--bins"]))?;
     if filter.is_none() {
         step("unit and property tests");
@@ -55,7 +54,7 @@ fn of_module(filter: &str) -> String {
     }
 }
 
-/// The chart on a real cluster.
+/// Runs the tests of the chart on a real cluster.
 pub fn cluster(filter: Option<&str>, image: Option<String>) -> Result<()> {
     require_root()?;
     if std::env::var_os("KUBECONFIG").is_none() {
@@ -102,7 +101,7 @@ fn with_clients(command: &mut Command) -> &mut Command {
         .env("METAPROXY_TEST_JAVASCRIPT", setup::javascript())
 }
 
-/// rustfmt, clippy, cargo-deny.
+/// Runs rustfmt, clippy, rustdoc and cargo-deny.
 pub fn lint() -> Result<()> {
     step("rustfmt");
     run(cargo().args(["fmt", "--all", "--check"]))?;

@@ -1,5 +1,5 @@
-//! `cargo xtask demo`: the main job, to look at. No AWS account and no cluster: two pods with roles and one without,
-//! a pretend metadata service and STS, and the real agent with its real programs.
+//! `cargo xtask demo` shows the main job without an AWS account or a cluster: two pods with roles and one without, a
+//! fake metadata service and STS, and the real agent with its real programs.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -19,7 +19,7 @@ use nix::sys::signal::Signal;
 use crate::shell::{cargo, catch_interrupts, go_on, root, run as run_command, step};
 use crate::{ebpf, setup};
 
-/// The port of kube2iam's and kiam's agents, which others on a node want.
+/// The port of kube2iam's and kiam's agents, which other software on a node uses too.
 const CONTESTED_PORT: u16 = 8181;
 
 /// The program that asks from within pods.
@@ -27,7 +27,7 @@ const CLIENT: &str = "metaproxy-lab";
 
 const LIST: &str = "/latest/meta-data/iam/security-credentials/";
 
-/// One line of the report, which must be as it should be.
+/// Prints one line of the report, and fails if it is not right.
 fn show(who: &str, asked: &str, got: impl Display, right: bool) -> Result<()> {
     go_on()?;
     println!(
@@ -38,7 +38,7 @@ fn show(who: &str, asked: &str, got: impl Display, right: bool) -> Result<()> {
     Ok(())
 }
 
-/// Builds what is needed, shows it, and fails where anything is not as it should be.
+/// Builds the binaries and runs the demo.
 pub fn run() -> Result<()> {
     require_root()?;
     setup::for_demo()?;
@@ -53,7 +53,7 @@ pub fn run() -> Result<()> {
     demonstrate(&lab).inspect_err(|_| println!())
 }
 
-/// A binary of this workspace, which was just built.
+/// Returns the path of a binary of this workspace.
 fn binary(name: &str) -> PathBuf {
     root().join("target/debug").join(name)
 }
@@ -214,7 +214,7 @@ fn ask_from_host(lab: &Lab, path: &str) -> Result<String> {
     )
 }
 
-/// The one outcome of one request.
+/// Returns the outcome of one request.
 fn answer(command: &mut Command, path: &str) -> Result<String> {
     let output = command
         .args(["dial", "--path", path])
@@ -241,7 +241,7 @@ fn credentials(document: &str) -> Result<(String, String)> {
     Ok((field("AccessKeyId")?, field("Expiration")?))
 }
 
-/// Whether anything listens on a port of the node.
+/// Reports whether a port of the node is in use.
 fn is_bound(lab: &Lab, port: u16) -> Result<bool> {
     let address = SocketAddr::from(([0, 0, 0, 0], port));
     match lab.node().run(|| std::net::TcpListener::bind(address))? {

@@ -1,4 +1,4 @@
-//! `cargo xtask build-ebpf`: the eBPF objects, with whatever toolchain this machine has for it.
+//! `cargo xtask build-ebpf` builds the eBPF objects with any of the toolchains that can.
 //!
 //! The target needs a `core` of its own. Debian packages one ready-made, or its sources; rustup has the sources for
 //! nightly. The object is the same for x86_64 and aarch64 (both are little-endian, and no program reads registers),
@@ -20,15 +20,15 @@ const OVERRIDE: &str = "METAPROXY_EBPF_TOOLCHAIN";
 const TARGET: &str = "bpfel-unknown-none";
 const ARCHITECTURES: [&str; 2] = ["x86_64", "aarch64"];
 
-/// Where Debian keeps its compiler, whatever rustup has put into `PATH`.
+/// The path of Debian's compiler: rustup's may be first in `PATH`.
 const DEBIAN_BIN: &str = "/usr/bin";
 
 /// One of the objects that the agent embeds.
 struct Object {
-    /// Its file is this, the architecture, and `.o`.
+    /// The name of its file without the architecture and `.o`.
     name: &'static str,
     binary: &'static str,
-    /// Whether there is a form of it that logs.
+    /// Whether it has a variant that logs.
     logs: bool,
     programs: &'static [&'static str],
     maps: &'static [&'static str],
@@ -78,7 +78,8 @@ const HOW_TO_GET_ONE: &str = "no Rust toolchain here can build for eBPF. One of 
   rustup toolchain install nightly --component rust-src      (and `cargo install bpf-linker`)";
 
 impl Toolchain {
-    /// The override, else the first that is there: Debian's prebuilt core, Debian's sources, rustup's nightly.
+    /// Returns the toolchain of the override, or the first that exists: Debian's prebuilt core, Debian's sources,
+    /// rustup's nightly.
     pub fn find() -> Result<Self> {
         if let Some(name) = std::env::var_os(OVERRIDE).filter(|name| !name.is_empty()) {
             let name = name
@@ -124,7 +125,7 @@ impl Toolchain {
         }
     }
 
-    /// `cargo build` with this toolchain.
+    /// Prepares `cargo build` with this toolchain.
     fn cargo(&self) -> Command {
         let mut command = match self {
             Self::DebianPrebuilt | Self::DebianSource => {
@@ -167,14 +168,14 @@ fn has_sources(sysroot: &Path) -> bool {
         .exists()
 }
 
-/// `bpf-linker`: the one that setup has built, else the one in `PATH`.
+/// Returns the bpf-linker that setup has built, or the one in `PATH`.
 pub fn linker() -> Option<PathBuf> {
     Some(tools().join("bin/bpf-linker"))
         .filter(|path| path.is_file())
         .or_else(|| shell::find("bpf-linker"))
 }
 
-/// Where setup puts tools that it builds.
+/// Returns the directory of the tools that setup builds.
 pub fn tools() -> PathBuf {
     root().join("target/tools")
 }
@@ -263,8 +264,8 @@ fn build_one(
     Ok(target_dir.join(TARGET).join("ebpf").join(binary))
 }
 
-/// What the loader and the kernel rely on (elf(5)): 64-bit, little-endian, machine BPF, with BTF, and all its programs
-/// and maps in it.
+/// Checks what the loader and the kernel rely on (elf(5)): the object is 64-bit, little-endian, of machine BPF, and has
+/// BTF and all its programs and maps.
 fn check(object: &[u8], wanted: &Object) -> Result<()> {
     const EM_BPF: u16 = 247;
     ensure!(object.starts_with(b"\x7fELF"), "it is no ELF file");
@@ -286,7 +287,7 @@ fn check(object: &[u8], wanted: &Object) -> Result<()> {
     Ok(())
 }
 
-/// The program sections, in order: what runs in the kernel.
+/// Returns the sections of programs, in order.
 fn code(object: &[u8]) -> Result<Vec<Vec<u8>>> {
     let object = aya_obj::Object::parse(object).context("aya cannot read the object")?;
     let mut functions: Vec<_> = object

@@ -1,5 +1,5 @@
-//! `cargo xtask fuzz`: libFuzzer on what is read from others, with a stable compiler. Only our own crates are built
-//! with coverage counters, so that everything else is what other builds have made already.
+//! `cargo xtask fuzz` runs libFuzzer on the parsers of untrusted input, with a stable compiler. Only the workspace's
+//! crates are built with coverage counters, so that artifacts of other builds serve for the rest.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,10 +10,10 @@ use clap::Args;
 
 use crate::shell::{cargo, root, run, step};
 
-/// Names of the targets (`metaproxy_fuzz::TARGETS`).
+/// The names of the targets (`metaproxy_fuzz::TARGETS`).
 const TARGETS: [&str; 6] = ["path", "head", "cgroup", "roles", "manifests", "packet"];
 
-/// What libFuzzer needs of the compiler (SanitizerCoverage).
+/// The compiler's flags that libFuzzer needs (SanitizerCoverage).
 const COVERAGE: [&str; 6] = [
     "-Cpasses=sancov-module",
     "-Cllvm-args=-sanitizer-coverage-level=4",
@@ -23,20 +23,20 @@ const COVERAGE: [&str; 6] = [
     "-Ccodegen-units=1",
 ];
 
-/// Set where this program stands between cargo and rustc.
+/// The variable that is set when cargo calls this program instead of rustc.
 const WRAPPER: &str = "METAPROXY_FUZZ_WRAPPER";
 
-/// `cargo xtask fuzz`
+/// The arguments of `cargo xtask fuzz`.
 #[derive(Clone, Debug, Args)]
 pub struct Fuzz {
-    /// Which: path, head, cgroup, roles, manifests or packet [default: all]
+    /// The target: path, head, cgroup, roles, manifests or packet [default: all]
     target: Option<String>,
-    /// How long each
+    /// How long each target runs
     #[arg(long, default_value_t = 60)]
     seconds: u32,
 }
 
-/// Runs the targets, each from the committed inputs on; what it finds is left in target/fuzz.
+/// Runs the targets, each from the committed inputs on, and leaves what they find in target/fuzz.
 pub fn fuzz(options: &Fuzz) -> Result<()> {
     let targets = match &options.target {
         Some(name) if !TARGETS.contains(&name.as_str()) => {
@@ -80,7 +80,7 @@ pub fn fuzz(options: &Fuzz) -> Result<()> {
     Ok(())
 }
 
-/// Where cargo calls this program in rustc's place: calls rustc, for our own crates with coverage.
+/// Calls rustc if cargo has called this program instead, with coverage for the workspace's crates.
 pub fn as_wrapper() -> Option<ExitCode> {
     std::env::var_os(WRAPPER)?;
     let mut words = std::env::args_os().skip(1);

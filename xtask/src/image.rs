@@ -1,7 +1,7 @@
-//! `cargo xtask image`: the container image, as an OCI archive, without any container engine.
+//! `cargo xtask image` makes the container image as an OCI archive, without any container engine.
 //!
-//! One static binary and the CA roots that Mozilla trusts. The same sources and toolchain give the same bytes: files
-//! have no dates and no owners, and the binary does not know where it was built.
+//! The image holds a static binary and the CA roots that Mozilla trusts. The same sources and toolchain give the same
+//! bytes: files have no dates and no owners, and the binary does not contain the path where it was built.
 
 use std::fs;
 use std::io::Write as _;
@@ -19,15 +19,15 @@ use serde_json::{Value, json};
 use crate::shell::{cargo, has, root, run, step};
 use crate::{ebpf, setup};
 
-/// Images are pulled by every node of a cluster.
+/// The largest image, in bytes: every node of a cluster pulls it.
 const MAX_IMAGE_SIZE: usize = 20_000_000;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-/// Where Go, OpenSSL and rustls-native-certs look on Debian's pattern.
+/// The path at which Go, OpenSSL and rustls-native-certs look for roots on Debian.
 const CA_ROOTS: &str = "etc/ssl/certs/ca-certificates.crt";
 
-/// What image to make.
+/// The arguments of `cargo xtask image`.
 #[derive(Debug, Args)]
 pub struct Image {
     /// For which processors [default: this machine's]
@@ -76,7 +76,7 @@ impl Arch {
     }
 }
 
-/// Builds and packs; says where the archive is.
+/// Builds the image and prints the path of the archive.
 pub fn make(image: &Image) -> Result<()> {
     setup::for_demo()?;
     ebpf::build()?;
@@ -90,7 +90,7 @@ pub fn make(image: &Image) -> Result<()> {
     Ok(())
 }
 
-/// An archive for this machine's processor with a binary that is built quickly, for tests.
+/// Makes an archive for this machine's processor with a binary that is built quickly, for tests.
 pub fn quick_archive_of_this_machine(name: &str) -> Result<PathBuf> {
     archive(Arch::of_this_machine(), name, QUICK)
 }
@@ -119,7 +119,7 @@ fn archive(arch: Arch, name: &str, profile: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// A static binary, which runs in an image that holds nothing else.
+/// Builds a static binary, which runs in an image without any library.
 fn build(arch: Arch, profile: &str) -> Result<PathBuf> {
     step(&format!("a static binary for {}", arch.label()));
     let target = arch.target();
@@ -160,7 +160,7 @@ fn build(arch: Arch, profile: &str) -> Result<PathBuf> {
     Ok(dir.join(target).join(profile).join("metaproxy"))
 }
 
-/// The archive: an OCI image layout, with the one file more by which `docker load` knows older archives.
+/// Makes the archive: an OCI image layout, and the manifest by which `docker load` recognises older archives.
 fn pack(arch: Arch, name: &str, binary: &[u8]) -> Result<Vec<u8>> {
     let layer = tar(&[
         ("etc/", None),
@@ -239,10 +239,10 @@ fn hex(content: &[u8]) -> String {
     digest.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// A file's mode and content; a directory has none.
+/// A file's mode and content, or a directory.
 type File<'a> = Option<(u32, &'a [u8])>;
 
-/// Files and directories; owned by root, of no date.
+/// Packs files and directories, owned by root and without dates.
 fn tar(entries: &[(&str, File<'_>)]) -> Result<Vec<u8>> {
     let mut tar = tar::Builder::new(Vec::new());
     for (path, file) in entries {
@@ -262,7 +262,7 @@ fn tar(entries: &[(&str, File<'_>)]) -> Result<Vec<u8>> {
     Ok(tar.into_inner()?)
 }
 
-/// Mozilla's roots, as the lock file has them.
+/// Returns Mozilla's roots, of the version in the lock file.
 fn ca_roots() -> String {
     let mut pem = String::new();
     for certificate in webpki_root_certs::TLS_SERVER_ROOT_CERTS {

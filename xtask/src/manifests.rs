@@ -1,4 +1,5 @@
-//! `cargo xtask manifests`: what is made from the chart. The kustomize base can't drift from it, as it is its output.
+//! `cargo xtask manifests` writes the files that are made from the chart. The kustomize base cannot differ from the
+//! chart, because it is its output.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,7 +18,7 @@ const BASE_HEADER: &str = "\
 # METAPROXY_NAMESPACE_POLICY=required: see the chart's values.yaml for what else there is to choose.
 ";
 
-/// Writes everything, or only compares.
+/// Writes the files, or only compares them.
 pub fn make(check: bool) -> Result<()> {
     let helm = setup::kubernetes_tools()?.join("helm");
     let tests = root().join("deploy/helm/tests");
@@ -83,7 +84,7 @@ fn render(helm: &Path, values: &Path, version: &str) -> Result<String> {
     Ok(String::from_utf8(output.stdout)?)
 }
 
-/// A set of values says which version of Kubernetes it is for.
+/// Returns the version of Kubernetes that a set of values names.
 fn kubernetes_of(values: &Path) -> Result<String> {
     let text = fs::read_to_string(values).with_context(|| format!("cannot read {}", values.display()))?;
     let version = text

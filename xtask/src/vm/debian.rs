@@ -1,4 +1,4 @@
-//! Kernels and QEMU from Debian's archive, unpacked and not installed.
+//! Downloads kernels and QEMU from Debian's archive, and unpacks them without installing them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,23 +11,23 @@ use crate::shell::{find, has, run, step};
 
 /// A kernel that can be booted.
 pub struct Kernel {
-    /// As `uname -r` has it.
+    /// The release, as `uname -r` prints it.
     pub release: String,
-    /// What QEMU boots.
+    /// The file that QEMU boots.
     pub image: PathBuf,
-    /// Where its modules are.
+    /// The directory of its modules.
     pub modules: PathBuf,
 }
 
-/// QEMU, wherever it is.
+/// An installed or unpacked QEMU.
 pub struct Qemu {
     binary: PathBuf,
-    /// Where it was unpacked; none for one of this machine.
+    /// The directory where it was unpacked; `None` if it is installed.
     unpacked: Option<PathBuf>,
 }
 
 impl Qemu {
-    /// To be run with a machine's arguments.
+    /// Prepares a command, to which the arguments of a machine are added.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.binary);
         if let Some(root) = &self.unpacked {
@@ -43,8 +43,8 @@ impl Qemu {
     }
 }
 
-/// This machine's own, else Debian's package with what it depends on, unpacked: to install it may mean to remove
-/// another version's tools.
+/// Returns the installed QEMU, or unpacks Debian's packages of it: installing them could remove tools of another
+/// version.
 pub fn qemu() -> Result<Qemu> {
     if let Some(binary) = find("qemu-system-x86_64") {
         return Ok(Qemu {
@@ -110,7 +110,7 @@ fn unpack(apt_get: &mut Command, packages: &[String], into: &Path) -> Result<()>
     fs::remove_dir_all(&debs).context("cannot remove the packages")
 }
 
-/// The newest cloud kernel of a release of Debian, kept in `target/vm`.
+/// Downloads the newest cloud kernel of a release of Debian to `target/vm`.
 pub fn kernel(suite: &str, from_security: bool) -> Result<Kernel> {
     let root = dir().join(suite);
     if !root.is_dir() {
@@ -153,7 +153,7 @@ pub fn kernel(suite: &str, from_security: bool) -> Result<Kernel> {
     )
 }
 
-/// apt with lists and settings of its own, so that those of this machine stay what they are.
+/// apt with lists and settings of its own, so that those of this machine do not change.
 struct PrivateApt {
     config: PathBuf,
     suite: String,
@@ -203,7 +203,7 @@ impl PrivateApt {
         command
     }
 
-    /// The packages of the newest kernel: in one, or in several since they were split.
+    /// Returns the packages of the newest kernel: one, or several in releases that split it.
     fn kernel_packages(&self) -> Result<Vec<String>> {
         let depends = |package: &str| -> Result<Vec<String>> {
             let shown = quietly(
@@ -229,7 +229,7 @@ impl PrivateApt {
     }
 }
 
-/// Where this machine has a Debian archive from.
+/// Returns the URL of the Debian archive that this machine uses.
 fn archive(label: &str) -> Result<String> {
     let targets = quietly(Command::new("apt-get").args([
         "indextargets",

@@ -1,4 +1,4 @@
-//! What runs in the guest as its first process.
+//! The first process of the guest.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -14,13 +14,13 @@ use nix::sys::reboot::{RebootMode, reboot};
 use super::initramfs::{MODULES, PROGRAM};
 use super::{EXIT, QUICK, QUICK_WHOLE, QUICK_WORD};
 
-/// The initial network namespace, as the lab calls it.
+/// The name that the lab gets for the initial network namespace.
 const NODE: &str = "node";
 
-/// What sizes of attacks are divided by: without hardware virtualisation the guest is slow.
+/// The divisor of sizes of attacks, because the guest is slow without hardware virtualisation.
 const DIVISOR: &str = "100";
 
-/// Whether this process is the first of such a guest.
+/// Reports whether this process is the first of a guest.
 pub fn is_guest() -> bool {
     std::process::id() == 1 && Path::new(PROGRAM).exists()
 }
@@ -71,7 +71,7 @@ fn load_module(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The files of a directory, by name.
+/// Lists the files of a directory by name.
 fn in_order(directory: &str) -> Result<Vec<PathBuf>> {
     let mut paths: Vec<PathBuf> = std::fs::read_dir(directory)?
         .map(|entry| entry.map(|entry| entry.path()))
@@ -101,7 +101,7 @@ fn tests() -> Result<i32> {
     Ok(status.code().unwrap_or(98))
 }
 
-/// Whether the word chooses this test: by a part of its name, or as one of the quick selection.
+/// Reports whether the word selects this test, by a part of its name or as the word of the quick selection.
 fn is_chosen(name: &str, word: Option<&str>) -> bool {
     let Some((module, _)) = name.split_once("::") else {
         return false;

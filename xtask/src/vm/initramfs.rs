@@ -1,4 +1,4 @@
-//! The guest's file system, in memory: an uncompressed cpio archive (Documentation/driver-api/early-userspace).
+//! Makes the guest's file system: an uncompressed cpio archive (Documentation/driver-api/early-userspace).
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -12,11 +12,11 @@ use super::debian::Kernel;
 use super::{dir, modules, quietly};
 use crate::shell::{find, root};
 
-/// Where the guest finds the test program, and its kernel's modules.
+/// The guest's path of the test program, and of its kernel's modules.
 pub const PROGRAM: &str = "/lab";
 pub const MODULES: &str = "/modules";
 
-/// What is the same for every kernel.
+/// Makes the archive that is the same for every kernel.
 pub fn base(test: &Path) -> Result<PathBuf> {
     let mut archive = Archive::default();
     for name in ["dev", "proc", "sys", "run", "tmp", "var"] {
@@ -63,7 +63,7 @@ pub fn base(test: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// With the modules of one kernel: archives follow each other.
+/// Appends an archive with the modules of one kernel.
 pub fn with_modules(base: &Path, kernel: &Kernel) -> Result<PathBuf> {
     let mut archive = Archive::default();
     archive.dir(MODULES);
@@ -79,7 +79,7 @@ pub fn with_modules(base: &Path, kernel: &Kernel) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// The shared libraries of a program, by the paths under which it looks for them.
+/// Lists the shared libraries of a program by the paths under which it looks for them.
 fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     let listed = quietly(Command::new("ldd").arg(program))?;
     let paths = listed.lines().filter_map(|line| {
@@ -117,7 +117,7 @@ impl Archive {
         self.entry(path, FILE, (0, 0), bytes);
     }
 
-    /// With the directories above it.
+    /// Adds an entry, and the directories above it.
     fn entry(&mut self, path: &str, mode: u32, device: (u32, u32), bytes: &[u8]) {
         let name = path.trim_start_matches('/');
         if !self.names.insert(name.to_owned()) {

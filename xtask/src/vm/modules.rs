@@ -1,4 +1,4 @@
-//! Kernel modules that the guest loads by itself, in an order in which each finds what it depends on.
+//! The kernel modules that the guest loads, each after those that it depends on.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -7,10 +7,10 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Pairs of interfaces, and what the rules of the tests need of nftables.
+/// The modules of veth pairs, and those of nftables that the rules of the tests need.
 const REQUIRED: [&str; 5] = ["veth", "nf_tables", "nft_chain_nat", "nft_nat", "nft_masq"];
 
-/// Modules that newer kernels have built in.
+/// The modules that newer kernels have built in.
 const OPTIONAL: [&str; 2] = ["nft_counter", "crc32c_generic"];
 
 /// A module, uncompressed.
@@ -19,7 +19,7 @@ pub struct Module {
     pub bytes: Vec<u8>,
 }
 
-/// The modules of a kernel's directory, each behind those that it depends on.
+/// Reads the modules in a kernel's directory, and sorts each after those that it depends on.
 pub fn in_order(directory: &Path) -> Result<Vec<Module>> {
     let mut files = BTreeMap::new();
     find_modules(&directory.join("kernel"), &mut files)?;
@@ -34,7 +34,7 @@ pub fn in_order(directory: &Path) -> Result<Vec<Module>> {
     Ok(modules)
 }
 
-/// Files of modules by their names, in which the kernel takes `-` for `_`.
+/// Lists the files of modules by their names, in which the kernel treats `-` as `_`.
 fn find_modules(directory: &Path, found: &mut BTreeMap<String, PathBuf>) -> Result<()> {
     let entries = fs::read_dir(directory).with_context(|| format!("cannot read {}", directory.display()))?;
     for entry in entries {
@@ -76,7 +76,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// What a module says of itself (`MODULE_INFO`, scripts/mod/modpost.c): `depends=A,B`, between zero bytes.
+/// Reads the names in `depends=A,B` of a module's `MODULE_INFO`, which ends at zero bytes (scripts/mod/modpost.c).
 fn dependencies(module: &[u8]) -> Vec<String> {
     let depends = module
         .split(|byte| *byte == 0)

@@ -1,4 +1,4 @@
-//! Programs that attack from within a pod, watched so that a test knows that they do.
+//! Programs that attack from within a pod, with counters by which a test sees that they do.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
@@ -12,19 +12,19 @@ use nix::sys::signal::{Signal, kill};
 
 use super::{Node, Outcomes, agent_binary, client_binary, counts, eventually, outcomes, start_dial};
 
-/// What a connection comes to that the agent closes without an answer.
+/// The outcomes of a connection that the agent closes without an answer.
 pub const CLOSED: [&str; 3] = [
     "no answer",
     "error ECONNRESET: Connection reset by peer",
     "error EPIPE: Broken pipe",
 ];
 
-/// How long an attack may take to come to a counter's value.
+/// How long an attack may take until a counter has a value.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Counters = BTreeMap<String, u64>;
 
-/// `metaproxy-lab attack`, which prints its counters; ended when dropped.
+/// A running `metaproxy-lab attack`, which prints its counters. Dropping it ends it.
 pub struct Attacker {
     child: Child,
     counters: Arc<Mutex<Counters>>,
@@ -36,7 +36,7 @@ impl Attacker {
         Self::spawn(pod.command(client_binary()).unwrap(), words)
     }
 
-    /// Starts an attack where the command is.
+    /// Starts an attack by this command.
     pub fn spawn(mut command: Command, words: &[&str]) -> Self {
         let mut child = command
             .arg("attack")
@@ -58,13 +58,13 @@ impl Attacker {
         Self { child, counters }
     }
 
-    /// A counter's value of at most 50 ms ago.
+    /// Returns a counter's value, which is at most 50 ms old.
     pub fn count(&self, counter: &str) -> u64 {
         let counters = self.counters.lock().unwrap_or_else(PoisonError::into_inner);
         counters.get(counter).copied().unwrap_or_default()
     }
 
-    /// Waits until a counter has come to a value.
+    /// Waits until a counter has reached a value.
     pub fn wait_for(&mut self, counter: &str, value: u64) {
         let start = Instant::now();
         while self.count(counter) < value {
@@ -79,7 +79,7 @@ impl Attacker {
         }
     }
 
-    /// Looks at others while the attack goes on, which a counter must show.
+    /// Calls a function while the attack goes on, which a counter must show.
     pub fn during<T>(&mut self, counter: &str, look: impl FnOnce() -> T) -> T {
         let before = self.count(counter);
         let seen = look();
@@ -96,7 +96,7 @@ impl Attacker {
         assert!(ended.is_none(), "the attack ended: {ended:?} at {counters:?}");
     }
 
-    /// Ends it as a container's end does; its counters.
+    /// Kills it, as the end of a container does, and returns its counters.
     pub fn end(mut self) -> Counters {
         self.assert_runs();
         // What it has counted within the last interval.
@@ -116,12 +116,12 @@ impl Drop for Attacker {
     }
 }
 
-/// Requests of victims in all: `METAPROXY_TEST_REQUESTS`, or a number that a test has time for.
+/// Returns the number of all victims' requests: `METAPROXY_TEST_REQUESTS`, or what a test has time for.
 pub fn requests(default: usize) -> usize {
     number("METAPROXY_TEST_REQUESTS").unwrap_or_else(|| scaled(default).max(20))
 }
 
-/// A size of an attack, divided by `METAPROXY_TEST_DIVISOR` where that is set: an emulated machine is a hundred times
+/// Divides the size of an attack by `METAPROXY_TEST_DIVISOR` if that is set: an emulated machine is a hundred times
 /// slower.
 pub fn scaled(size: usize) -> usize {
     size.div_ceil(number("METAPROXY_TEST_DIVISOR").unwrap_or(1))
@@ -131,7 +131,7 @@ fn number(variable: &str) -> Option<usize> {
     std::env::var_os(variable).map(|number| number.to_string_lossy().parse().unwrap())
 }
 
-/// Takes connections and requests faster than a lab makes them, so that a refusal is one of identification.
+/// Starts an agent whose limits are above the rates of the lab's clients, so that a refusal is one of identification.
 pub fn unlimited_agent(node: &Node) -> Agent {
     let flags = [
         "--max-connection-rate-per-pod",
@@ -144,7 +144,7 @@ pub fn unlimited_agent(node: &Node) -> Agent {
     Agent::start(&node.lab, &node.spec().with(&flags)).unwrap()
 }
 
-/// Asks from every pod at once, each from ports of its own choice; all must be served as themselves.
+/// Asserts that every pod is served as itself while all send requests at the same time, from ports of their choice.
 pub fn assert_all_served(victims: &[(&Pod, &str)], requests: usize, context: &str) {
     let each = requests.div_ceil(victims.len());
     let asking: Vec<_> = victims
@@ -164,7 +164,8 @@ impl Words {
     }
 }
 
-/// From ports in turn, each reset at its end: no port waits for its second use.
+/// Returns the arguments for connections from successive ports. Each is reset at its end, so that its port can be used
+/// again at once.
 fn words_of(pod: &Pod, count: usize) -> Words {
     let source = format!("{}:40000", pod.ip());
     let count = count.to_string();
@@ -180,7 +181,7 @@ fn words_of(pod: &Pod, count: usize) -> Words {
     Words(words.map(str::to_owned).to_vec())
 }
 
-/// Nothing of an attack outlasts it: victims are served at once, and the agent is ready.
+/// Asserts that nothing of an attack outlasts it: victims are served at once, and the agent is ready.
 pub fn assert_nothing_is_left(node: &Node, agent: &mut Agent, victims: &[(&Pod, &str)]) {
     assert_all_served(victims, 50 * victims.len(), "after the attack");
     for (pod, role) in victims {
@@ -191,7 +192,7 @@ pub fn assert_nothing_is_left(node: &Node, agent: &mut Agent, victims: &[(&Pod, 
     assert_ready(node);
 }
 
-/// The agent says that it is ready.
+/// Asserts that the agent reports that it is ready.
 pub fn assert_ready(node: &Node) {
     let output = Command::new(agent_binary())
         .args(["probe", "ready", "--runtime-dir"])

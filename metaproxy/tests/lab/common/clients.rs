@@ -1,4 +1,4 @@
-//! Real clients, and what they talk to.
+//! Real clients and their servers.
 
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -22,7 +22,7 @@ pub fn venv(program: &str) -> PathBuf {
     path
 }
 
-/// A server in AWS's namespace; dropping ends it.
+/// A server in AWS's network namespace. Dropping it ends it.
 pub struct Server(pub Child);
 
 impl Server {
@@ -61,13 +61,13 @@ pub fn script(name: &str) -> PathBuf {
         .join(name)
 }
 
-/// Sets moto up; what it prints are the node's keys.
+/// Creates moto's users and roles, and returns the node's keys.
 pub fn fixtures(lab: &Lab) -> (String, String, String) {
     let mut command = command_in(&venv("python3"), None, lab.aws().file()).unwrap();
     json_of(command.arg(script("fixtures.py")).arg(MOTO).env_clear())
 }
 
-/// The JSON that a command prints.
+/// Runs a command and reads the JSON that it prints.
 pub fn json_of<T: serde::de::DeserializeOwned>(command: &mut Command) -> T {
     let output = command.output().unwrap();
     assert!(
@@ -82,7 +82,7 @@ pub fn in_pod(pod: &Pod, lab: &Lab, program: &str) -> Command {
     as_application(pod.command(venv(program)).unwrap(), lab)
 }
 
-/// With no configuration but region and endpoints.
+/// Clears the command's environment except for region and endpoints.
 pub fn as_application(mut command: Command, lab: &Lab) -> Command {
     command
         .env_clear()

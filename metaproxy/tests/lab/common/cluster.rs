@@ -1,4 +1,4 @@
-//! A node of the lab whose pods come from an API server in miniature.
+//! A node of the lab whose pods come from a fake API server.
 
 use std::process::Command;
 
@@ -22,7 +22,7 @@ pub fn cluster() -> Option<Cluster> {
     Some(Cluster::of(node()?))
 }
 
-/// The same, with no other lab beside it.
+/// Makes the same with no other lab beside it.
 pub fn cluster_alone() -> Option<Cluster> {
     Some(Cluster::of(node_alone()?))
 }
@@ -54,7 +54,7 @@ impl Cluster {
         Agent::start(&self.node.lab, &self.spec(flags)).unwrap()
     }
 
-    /// A pod of the lab that the API server does not know.
+    /// Makes a pod of the lab that the API server does not know.
     pub fn pod(&self, name: &'static str) -> Pod {
         let spec = PodSpec {
             known: false,
@@ -63,7 +63,7 @@ impl Cluster {
         self.node.lab.pod(spec).unwrap()
     }
 
-    /// Tells the API server of a pod, or of a change.
+    /// Adds a pod to the API server, or changes it.
     pub fn put(&self, name: &str, pod: &Pod, annotations: Value) {
         self.api.put(
             "pods",

@@ -1,4 +1,4 @@
-//! What is in `deploy` for a Prometheus.
+//! The files in `deploy` for Prometheus.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ pub fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy").join(path)
 }
 
-/// The alerting rules.
+/// Reads the alerting rules.
 pub fn alert_rules() -> Vec<Value> {
     let text = fs::read_to_string(deploy("helm/metaproxy/alerts.yaml")).unwrap();
     let rules: Value = serde_yaml_ng::from_str(&text).unwrap();

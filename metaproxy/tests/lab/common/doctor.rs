@@ -1,4 +1,4 @@
-//! `metaproxy doctor`, and what it has found.
+//! Runs `metaproxy doctor` and reads its findings.
 
 use std::path::Path;
 use std::process::Output;
@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{Node, agent_binary};
 
-/// Findings, and the exit status.
+/// The findings and the exit status.
 pub struct Report {
     findings: Vec<Value>,
     pub code: Option<i32>,
@@ -38,7 +38,7 @@ pub fn doctor(node: &Node, words: &[&str]) -> Output {
     doctor_by(node, &[agent_binary().to_str().expect("its path")], words)
 }
 
-/// What it has found.
+/// Reads the findings.
 pub fn report(output: &Output) -> Report {
     let mut report: Value =
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
@@ -55,7 +55,7 @@ pub fn examined(node: &Node, words: &[&str]) -> Report {
     report(&doctor(node, words))
 }
 
-/// Whether this machine's processes can be seen from here.
+/// Asserts that this machine's processes are visible.
 #[track_caller]
 pub fn must_see_the_nodes_processes() {
     use std::os::unix::fs::MetadataExt as _;
@@ -81,18 +81,18 @@ fn words(one: &Value) -> String {
 }
 
 impl Report {
-    /// Each as `check: level: sentence -> advice`.
+    /// Returns all findings as `check: level: sentence -> advice`.
     pub fn all(&self) -> Vec<String> {
         self.findings.iter().map(words).collect()
     }
 
-    /// Those that are not ok.
+    /// Returns the findings that are not ok.
     pub fn bad(&self) -> Vec<String> {
         let bad = self.findings.iter().filter(|one| one["level"] != "ok");
         bad.map(words).collect()
     }
 
-    /// One that begins so, with all that it says.
+    /// Asserts that a finding begins with one text and contains another.
     #[track_caller]
     pub fn has(&self, begins: &str, advises: &str) -> &Self {
         let found = self.all().into_iter().find(|one| one.starts_with(begins));
@@ -101,7 +101,7 @@ impl Report {
         self
     }
 
-    /// That one, and none beside it that is not ok.
+    /// Asserts that there is such a finding, that no other is not ok, and the exit status.
     #[track_caller]
     pub fn has_only(&self, begins: &str, advises: &str, code: i32) {
         self.has(begins, advises);

@@ -1,4 +1,4 @@
-//! Requests of a pod, byte for byte.
+//! Sends requests of a pod byte for byte.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -9,17 +9,17 @@ use metaproxy_lab::pod::Pod;
 pub const LIST: &str = "/latest/meta-data/iam/security-credentials/";
 pub const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 
-/// What came back.
+/// An answer.
 #[derive(Clone, Debug)]
 pub struct Response {
     pub status: u16,
-    /// Names in small letters.
+    /// Its headers, with names in lower case.
     pub headers: BTreeMap<String, String>,
     pub body: String,
 }
 
 impl Response {
-    /// The first answer of a connection. `None` where nothing that looks like one came.
+    /// Reads the first answer of a connection; `None` if there is none.
     pub fn parse(answer: &str) -> Option<Self> {
         let (head, body) = answer.split_once("\r\n\r\n")?;
         let mut lines = head.lines();
@@ -43,13 +43,13 @@ impl Response {
     }
 }
 
-/// Sends each request on a connection of its own; a request may come in pieces. What came back, as text.
+/// Sends each request on a connection of its own, in one or several pieces, and returns the answers as text.
 pub fn exchange<R: AsRef<[P]>, P: AsRef<str>>(pod: &Pod, requests: &[R], patience: f64) -> Vec<String> {
     let answers = timed_exchange(pod, requests, patience);
     answers.into_iter().map(|(answer, _)| answer).collect()
 }
 
-/// And after how many seconds the first of it came.
+/// Does the same, and returns also after how many seconds each answer began.
 pub fn timed_exchange<R: AsRef<[P]>, P: AsRef<str>>(
     pod: &Pod,
     requests: &[R],
@@ -77,12 +77,12 @@ pub fn timed_exchange<R: AsRef<[P]>, P: AsRef<str>>(
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// One request, as raw bytes.
+/// Sends one request as raw bytes.
 pub fn raw(pod: &Pod, request: &str) -> String {
     exchange(pod, &[[request]], 1.5).remove(0)
 }
 
-/// The text of a request.
+/// Makes the text of a request.
 pub fn request(method: &str, target: &str, headers: &str) -> String {
     format!("{method} {target} HTTP/1.1\r\nHost: 169.254.169.254\r\nConnection: close\r\n{headers}\r\n")
 }
@@ -96,14 +96,14 @@ pub fn get(pod: &Pod, path: &str) -> Response {
     ask(pod, "GET", path, "")
 }
 
-/// A session token, good for that many seconds.
+/// Gets a session token that is valid for this many seconds.
 pub fn token(pod: &Pod, seconds: u64) -> String {
     let answer = ask(pod, "PUT", "/latest/api/token", &format!("{TTL}: {seconds}\r\n"));
     assert_eq!(answer.status, 200, "{answer:?}");
     answer.body
 }
 
-/// A request's header with a session token.
+/// Makes the header of a request with a session token.
 pub fn with_token(token: &str) -> String {
     format!("X-aws-ec2-metadata-token: {token}\r\n")
 }

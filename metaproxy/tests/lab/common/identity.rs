@@ -1,10 +1,10 @@
-//! Pods that look alike.
+//! Pods with the same address, and outcomes of refused connections.
 
 use metaproxy_lab::pod::{Pod, PodSpec};
 
 use super::{Node, Outcomes};
 
-/// Only these outcomes; others are shown.
+/// Asserts that there are no outcomes but these.
 pub fn assert_only(outcomes: &Outcomes, allowed: &[&str], context: &str) {
     let others: Vec<_> = outcomes
         .iter()
@@ -13,7 +13,7 @@ pub fn assert_only(outcomes: &Outcomes, allowed: &[&str], context: &str) {
     assert!(others.is_empty(), "{context}: {others:?}, beside {outcomes:?}");
 }
 
-/// Two pods with one address.
+/// Makes two pods with one address.
 pub fn twins(node: &Node) -> (Pod, Pod) {
     let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
     let spec = PodSpec {
@@ -24,7 +24,7 @@ pub fn twins(node: &Node) -> (Pod, Pod) {
     (victim, twin)
 }
 
-/// What a connection comes to that is refused: closed without an answer, reset, or not established at all.
+/// The outcomes of a refused connection: closed without an answer, reset, or not established at all.
 pub const REFUSED: [&str; 8] = [
     "error EINPROGRESS: Operation now in progress",
     "error ETIMEDOUT: Connection timed out",

@@ -1,4 +1,4 @@
-//! What the lab's tests share: the binaries, a node with its agent, and pods that dial.
+//! Helpers of the lab's tests: the binaries, a node with its agent, and pods that connect.
 #![allow(dead_code, reason = "each test binary uses its share")]
 #![allow(
     clippy::expect_used,
@@ -28,14 +28,15 @@ use metaproxy_lab::pod::{Pod, command_in};
 use metaproxy_lab::sts::FakeSts;
 use metaproxy_lab::{Lab, bpf};
 
-/// Outcome → how often.
+/// Outcomes and their counts.
 pub type Outcomes = BTreeMap<String, usize>;
 
 pub const IMDS: &str = "169.254.169.254:80";
 pub const MAPPED: &str = "[::ffff:169.254.169.254]:80";
 pub const IMDS6: &str = "[fd00:ec2::254]:80";
 
-/// The binary that is tested: this build's, or another (an optimised one, say) that `METAPROXY_TEST_BINARY` names.
+/// Returns the binary under test: this build's, or the one that `METAPROXY_TEST_BINARY` names, such as an optimised
+/// one.
 pub fn agent_binary() -> &'static Path {
     static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
         std::env::var_os("METAPROXY_TEST_BINARY")
@@ -44,7 +45,7 @@ pub fn agent_binary() -> &'static Path {
     &BINARY
 }
 
-/// The lab's client; `cargo xtask test` builds it, and so does `cargo build --workspace`.
+/// Returns the lab's client, which `cargo xtask test` and `cargo build --workspace` build.
 pub fn client_binary() -> PathBuf {
     let path = Path::new(env!("CARGO_BIN_EXE_metaproxy")).with_file_name("metaproxy-lab");
     assert!(
@@ -55,18 +56,19 @@ pub fn client_binary() -> PathBuf {
     path
 }
 
-/// The admin port that tests give an agent (`--admin-address`); it has none by itself.
+/// The admin address that tests give an agent (`--admin-address`), which has none by default.
 pub const ADMIN: &str = "127.0.0.1:16925";
 
-/// What a connection comes to that a guard keeps from the metadata service.
+/// The outcome of a connection that a guard keeps from the metadata service.
 pub const UNREACHABLE: &str = "error ENETUNREACH: Network is unreachable";
 
-/// A lab, or `None` on a developer's machine without root. Under CI that is a failure, never a silent skip.
+/// Makes a lab, or returns `None` without root on a developer's machine. Under CI that is a failure, never a silent
+/// skip.
 pub fn lab() -> Option<Lab> {
     may_have_a_lab().then(|| Lab::new().expect("the lab"))
 }
 
-/// The same, with no other lab beside it.
+/// Makes a lab with no other beside it.
 fn lab_alone() -> Option<Lab> {
     may_have_a_lab().then(|| Lab::alone().expect("the lab"))
 }
@@ -87,7 +89,7 @@ pub fn node_keys() -> Keys {
     )
 }
 
-/// A node with its metadata service and an STS that gives everything.
+/// A node with its metadata service and an STS that gives any role.
 pub struct Node {
     pub imds: FakeImds,
     pub sts: FakeSts,
@@ -98,12 +100,13 @@ pub fn node() -> Option<Node> {
     Some(Node::of(lab()?, Duration::ZERO))
 }
 
-/// A node beside which there is no other lab, for a test that measures time or load, or whose time limits are tight.
+/// Makes a node beside which there is no other lab, for a test that measures time or load, or whose time limits are
+/// tight.
 pub fn node_alone() -> Option<Node> {
     node_with_sts(Duration::ZERO)
 }
 
-/// A node whose STS takes this long for an answer, beside which there is no other lab.
+/// Makes a node whose STS takes this long for an answer, and beside which there is no other lab.
 pub fn node_with_sts(takes: Duration) -> Option<Node> {
     Some(Node::of(lab_alone()?, takes))
 }
@@ -115,20 +118,20 @@ impl Node {
         Self { imds, sts, lab }
     }
 
-    /// Asserts that nothing that this lab's processes had loaded into the kernel outlasts them.
+    /// Asserts that the kernel has unloaded everything that this lab's processes had loaded.
     #[track_caller]
     pub fn assert_nothing_loaded(&self) {
         self.assert_nothing_loaded_beside(&[]);
     }
 
-    /// Asserts the same of processes other than these.
+    /// Asserts that the kernel has unloaded everything that this lab's processes, except these, had loaded.
     #[track_caller]
     pub fn assert_nothing_loaded_beside(&self, processes: &[u32]) {
         let left = bpf::left_over(&self.lab, processes).expect("the kernel's objects");
         assert!(left.is_empty(), "still loaded: {left:#?}");
     }
 
-    /// What this lab's processes have loaded into the kernel.
+    /// Lists what this lab's processes have loaded into the kernel.
     pub fn loaded(&self) -> Vec<String> {
         bpf::held_in(&self.lab).expect("the kernel's objects")
     }
@@ -141,19 +144,19 @@ impl Node {
         Agent::start(&self.lab, &self.spec()).expect("an agent that gets ready")
     }
 
-    /// A guard of this node.
+    /// Starts a guard of this node.
     pub fn guard(&self, flags: &[&str]) -> Agent {
         Agent::guard(&self.lab, agent_binary(), flags).expect("a guard")
     }
 
-    /// One that keeps pods out.
+    /// Starts a guard, and waits until it keeps pods out.
     pub fn closed_guard(&self) -> Agent {
         let guard = self.guard(&["--close", "at-once"]);
         guard.wait_for("guard closed").expect("a guard that closes");
         guard
     }
 
-    /// A command of a process of the node itself: outside the pods' cgroup, in the node's namespace.
+    /// Prepares a command of the node itself: outside the pods' cgroup, in the node's network namespace.
     pub fn host_command(&self, program: impl AsRef<Path>) -> Command {
         command_in(
             program.as_ref(),
@@ -163,7 +166,7 @@ impl Node {
         .expect("a command")
     }
 
-    /// What the youngest agent answers on its socket, which needs no port: head and body.
+    /// Requests a path of the youngest agent's socket, and returns head and body.
     pub fn asked(&self, path: &str) -> String {
         let sockets = std::fs::read_dir(self.lab.runtime_dir()).expect("the runtime directory");
         let sockets = sockets.flatten().map(|entry| entry.path());
@@ -178,7 +181,7 @@ impl Node {
         ])
     }
 
-    /// How often an agent's programs have counted this.
+    /// Returns an agent's count of an event in its programs.
     pub fn kernel_count(&self, event: &str) -> u64 {
         let metrics = self.asked("/metrics");
         let start = format!("metaproxy_kernel_connections_total{{event=\"{event}\"}} ");
@@ -187,7 +190,7 @@ impl Node {
         value.trim().parse().expect("a count")
     }
 
-    /// What an agent answers on its admin port, where it has [`ADMIN`]: head and body.
+    /// Requests a path of the admin port of an agent with [`ADMIN`], and returns head and body.
     pub fn asked_at_port(&self, path: &str) -> String {
         self.curled(&[&format!("http://{ADMIN}{path}")])
     }
@@ -198,7 +201,7 @@ impl Node {
         String::from_utf8_lossy(&output.expect("curl").stdout).into_owned()
     }
 
-    /// What a process of the node gets.
+    /// Runs the lab's client as a process of the node.
     pub fn host_dial(&self, words: &[&str]) -> Outcomes {
         outcomes(
             self.host_command(client_binary())
@@ -211,7 +214,7 @@ impl Node {
     }
 }
 
-/// Ends a program that must have run until now, as a test that it was to disturb would pass without it.
+/// Ends a program that must have run until now: a test that it is to disturb would pass without it.
 pub fn end_running(child: &mut Child) {
     let ended = child.try_wait().expect("its status");
     assert!(ended.is_none(), "it ended by itself: {ended:?}");
@@ -230,7 +233,7 @@ pub fn start_dial(pod: &Pod, words: &[&str]) -> Child {
         .expect("dial")
 }
 
-/// What it counted.
+/// Waits for the client's end and returns the outcomes.
 pub fn outcomes(child: Child) -> Outcomes {
     let output = child.wait_with_output().expect("its output");
     assert!(output.status.success(), "dial: {output:?}");
@@ -242,7 +245,7 @@ pub fn dial(pod: &Pod, words: &[&str]) -> Outcomes {
     outcomes(start_dial(pod, words))
 }
 
-/// Exactly these outcomes.
+/// Makes outcomes to compare with.
 pub fn counts<const N: usize>(wanted: [(&str, usize); N]) -> Outcomes {
     wanted
         .into_iter()
@@ -250,12 +253,12 @@ pub fn counts<const N: usize>(wanted: [(&str, usize); N]) -> Outcomes {
         .collect()
 }
 
-/// Tries until it holds, 5 s at the most.
+/// Waits up to 5 s until a condition holds.
 pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
     eventually_within(Duration::from_secs(5), what, holds);
 }
 
-/// Tries until it holds, for what takes a loaded machine longer.
+/// Waits until a condition holds, for what takes a loaded machine longer.
 pub fn eventually_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
     while !holds() {

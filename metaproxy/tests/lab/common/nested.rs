@@ -8,7 +8,7 @@ use metaproxy_lab::pod::{Pod, command_in};
 
 use super::{Node, Outcomes, client_binary, outcomes};
 
-/// The nested namespace's address, as docker gives it.
+/// The nested namespace's address, one that docker assigns.
 const NESTED_IP: &str = "172.17.0.2";
 
 /// A network within a pod, as docker-in-docker makes it: a namespace behind a bridge's address, and a nested cgroup.
@@ -19,7 +19,7 @@ pub struct Nested<'a> {
 }
 
 impl<'a> Nested<'a> {
-    /// Makes it. Nothing is forwarded or translated yet.
+    /// Makes the network, without forwarding or translation.
     pub fn of(node: &Node, pod: &'a Pod) -> Self {
         let netns = Netns::new(&format!("{}-nested", node.lab.name())).unwrap();
         let (outer, inner) = (pod.netns().unwrap(), netns.name());
@@ -49,7 +49,7 @@ impl<'a> Nested<'a> {
         Self { pod, netns, cgroup }
     }
 
-    /// Lets packets out as this rule translates them.
+    /// Forwards packets, and translates their sources by this rule.
     pub fn masquerade(&self, how: &str) {
         self.pod
             .netns()

@@ -1,4 +1,4 @@
-//! Documents and lists, as tests of roles and sessions ask for them.
+//! Requests for lists and documents, for tests of roles and sessions.
 
 use metaproxy_lab::agent::Agent;
 use metaproxy_lab::pod::Pod;
@@ -16,10 +16,11 @@ pub fn document(pod: &Pod, role: &str) -> Response {
     get(pod, &format!("{LIST}{role}"))
 }
 
-/// What every answer keeps, in seconds; SDKs give up after one.
+/// The latest time of an answer, in seconds; SDKs give up after one.
 pub const IN_TIME: f64 = 0.9;
 
-/// Asks for the list and the document, sixteen times each at once; each must come in time. One of each.
+/// Requests list and document, sixteen times each at the same time, and asserts that each answer is in time. Returns
+/// one of each.
 pub fn in_time(pod: &Pod, role: &str) -> (Response, Response) {
     let document = format!("{LIST}{role}");
     let requests: Vec<[String; 1]> = [LIST, &document]
