@@ -2,6 +2,7 @@
 
 mod current;
 mod file_handle;
+mod mounts;
 mod naming;
 mod own;
 mod pods;
@@ -16,6 +17,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use thiserror::Error;
 
 pub use self::current::{CurrentPods, current};
+use self::mounts::cgroup2_mounts;
 pub use self::naming::Naming;
 pub use self::own::{OwnCgroup, holds_this_process};
 pub use self::pods::{NotAPod, PodsCgroup};
@@ -238,32 +240,6 @@ fn checked(flag: &'static str, path: &Path, example: &'static str) -> Result<Pat
             example,
         })
     }
-}
-
-/// Returns the mount points of type cgroup2, sorted, from the text of `/proc/self/mountinfo` (proc_pid_mountinfo(5)).
-///
-/// Not by `procfs`, which does not decode escaped characters, and fails if it cannot read the line of any other mount.
-fn cgroup2_mounts(mountinfo: &str) -> Vec<PathBuf> {
-    let mut mounts: Vec<PathBuf> = mountinfo
-        .lines()
-        .filter_map(|line| {
-            let (mount, file_system) = line.split_once(" - ")?;
-            let point = mount.split(' ').nth(4)?;
-            (file_system.split(' ').next()? == "cgroup2").then(|| unescape(point).into())
-        })
-        .collect();
-    mounts.sort();
-    mounts.dedup();
-    mounts
-}
-
-/// Decodes blanks and backslashes, which mountinfo has as three octal digits.
-fn unescape(field: &str) -> String {
-    [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
-        .iter()
-        .fold(field.to_owned(), |text, (code, character)| {
-            text.replace(code, character)
-        })
 }
 
 /// Finds `kubepods`, `kubepods.slice` or a slice named after a parent (`kubelet-kubepods.slice`), at the root or one

@@ -3,6 +3,7 @@
 mod bpf_conflicts;
 mod cluster;
 mod guard;
+mod hooks;
 mod imds;
 mod kernel;
 mod leftovers;

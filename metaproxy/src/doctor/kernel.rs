@@ -1,21 +1,15 @@
-//! Checks the kernel, the cgroups and the hooks by trying them.
+//! Checks the kernel, the capabilities of this process and the cgroups.
 
-use std::fs::{self, File};
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use metaproxy_common::handshake::MAX_CGROUP_ID;
-use metaproxy_common::layout::{Config, Destination};
-use metaproxy_common::rate::RateLimit;
 use procfs::process::Process;
 
-use super::{Examination, Finding, bpf_conflicts};
+use super::{Examination, Finding, bpf_conflicts, hooks};
 use crate::admin::client;
 use crate::cgroups::{CgroupError, Locator, OwnCgroup, PodsCgroup};
-use crate::intercept::guard::GuardMode;
-use crate::intercept::guard::programs::GuardPrograms;
 use crate::intercept::kernel;
-use crate::intercept::object::ProgramsError;
-use crate::intercept::programs::Programs;
 
 /// The capabilities of the agent and their purpose (linux/capability.h; `CAP_BPF` and `CAP_PERFMON` since Linux 5.8).
 const CAPABILITIES: [(u32, &str, &str); 4] = [
@@ -41,7 +35,7 @@ pub(super) fn examine(examination: &Examination) -> Vec<Finding> {
     findings.extend(own_cgroup(&place.root));
     findings.extend(bpf_conflicts::examine(&place.dir, &place.root));
     if missing.is_empty() {
-        findings.extend(hooks(place, &examination.runtime_dir));
+        findings.extend(hooks::examine(&place.dir, &examination.runtime_dir));
     }
     findings
 }
@@ -93,8 +87,8 @@ struct TrialCgroup {
 fn pods_cgroup(examination: &Examination) -> (Finding, Option<TrialCgroup>) {
     const CHECK: &str = "cgroup";
     let problem = |error: CgroupError| Finding::problem(CHECK, error.to_string(), advice(&error));
-    let told = examination.cgroup.clone().or_else(|| of_agent(examination));
-    let locator = match Locator::new(examination.cgroup_root.as_deref(), told.as_deref()) {
+    let named = examination.cgroup.clone().or_else(|| of_agent(examination));
+    let locator = match Locator::new(examination.cgroup_root.as_deref(), named.as_deref()) {
         Ok(locator) => locator,
         Err(error) => return (problem(error), None),
     };
@@ -144,8 +138,8 @@ fn pods_cgroup(examination: &Examination) -> (Finding, Option<TrialCgroup>) {
 
 /// Returns the id of the pods' cgroup, if it exists.
 pub(super) fn pods_cgroup_id(examination: &Examination) -> Option<u64> {
-    let told = examination.cgroup.clone().or_else(|| of_agent(examination));
-    let locator = Locator::new(examination.cgroup_root.as_deref(), told.as_deref()).ok()?;
+    let named = examination.cgroup.clone().or_else(|| of_agent(examination));
+    let locator = Locator::new(examination.cgroup_root.as_deref(), named.as_deref()).ok()?;
     Some(locator.locate().ok()??.id())
 }
 
@@ -200,100 +194,6 @@ fn advice(error: &CgroupError) -> &'static str {
         }
         _ => "see --cgroup and --cgroup-root",
     }
-}
-
-/// A cgroup below the pods' cgroup for trials, which is removed when this is dropped.
-struct Trial(PathBuf);
-
-impl Trial {
-    fn new(below: &Path) -> std::io::Result<(Self, File)> {
-        let path = below.join(format!("metaproxy-doctor-{}", std::process::id()));
-        fs::create_dir(&path)?;
-        let trial = Self(path);
-        let dir = File::open(&trial.0)?;
-        Ok((trial, dir))
-    }
-}
-
-impl Drop for Trial {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir(&self.0);
-    }
-}
-
-/// Loads and attaches the programs of agent and guard to a cgroup without processes.
-fn hooks(place: &TrialCgroup, runtime_dir: &Path) -> Vec<Finding> {
-    let (trial, dir) = match Trial::new(&place.dir) {
-        Ok(trial) => trial,
-        // A container sees cgroups read-only, and needs no trial if programs are attached already.
-        Err(_) if is_attached(runtime_dir) => {
-            return vec![Finding::ok("hooks", "attached by the agent that runs here")];
-        }
-        Err(error) => {
-            return vec![Finding::warning(
-                "hooks",
-                format!(
-                    "cannot make a cgroup below {} to try them: {error}",
-                    place.dir.display()
-                ),
-                "run it on the node itself, or as root in a container that sees the host's cgroups writable",
-            )];
-        }
-    };
-    let netns = match kernel::node_netns_cookie() {
-        Ok(cookie) => cookie,
-        Err(error) => {
-            return vec![Finding::problem(
-                "hooks",
-                error.to_string(),
-                "run it with hostNetwork, or on the node itself",
-            )];
-        }
-    };
-    let attached = Programs::load(&Config::observing(netns)).and_then(|_| {
-        let (programs, _) = Programs::load(&Config::imds(netns, Destination::NONE, RateLimit::NONE))?;
-        programs.attach(&dir)?;
-        programs.attach_listener(&dir).map(drop)
-    });
-    let redirect = match attached {
-        Ok(()) => Finding::ok("hooks", "what redirects and identifies loads and attaches"),
-        Err(error) => refused("hooks", &error),
-    };
-    let guarded = GuardPrograms::load(GuardMode::Auto, netns).and_then(|guard| match guard {
-        Some(guard) => Ok(guard.attach(&dir).map(|_| guard.level().to_string())?),
-        None => Ok("nothing".to_owned()),
-    });
-    let guard = match guarded {
-        Ok(way) => Finding::ok(
-            "guard",
-            format!(
-                "one would load and attach here, and then: {way} (what runs is said under \"guard process\")"
-            ),
-        ),
-        Err(error) => Finding::problem(
-            "guard",
-            error.to_string(),
-            "see `--guard`, and the table of kernels in deploy/docs/guard.md#what-it-does",
-        ),
-    };
-    drop(trial);
-    vec![redirect, guard]
-}
-
-fn is_attached(runtime_dir: &Path) -> bool {
-    client::status(runtime_dir).is_ok_and(|status| !status.attached.is_empty())
-}
-
-fn refused(check: &'static str, error: &ProgramsError) -> Finding {
-    let advice = match error {
-        ProgramsError::Occupied { .. } => "see the users of our hooks above",
-        ProgramsError::NoObject => "build it with `cargo xtask build-ebpf`",
-        _ => {
-            "Linux 5.10 or newer with CONFIG_CGROUP_BPF, CONFIG_BPF_SYSCALL and CONFIG_DEBUG_INFO_BTF is needed, and no \
-             lockdown in confidentiality mode"
-        }
-    };
-    Finding::problem(check, error.to_string(), advice)
 }
 
 #[cfg(test)]

@@ -15,21 +15,22 @@ use crate::telemetry::health::Part;
 /// Checks the ports that flags name.
 pub(super) fn ports(examination: &Examination) -> Vec<Finding> {
     let listen = Some(examination.listen).filter(|listen| listen.port() != 0);
-    let told: Vec<(&str, SocketAddr)> = [(ADMIN_FLAG, examination.admin), (LISTEN_FLAG, listen)]
+    let named: Vec<(&str, SocketAddr)> = [(ADMIN_FLAG, examination.admin), (LISTEN_FLAG, listen)]
         .into_iter()
         .filter_map(|(flag, address)| Some((flag, address?)))
         .collect();
     // An agent that runs has taken them already.
     let mut found = match client::status(&examination.runtime_dir) {
         Ok(status) => ports_of_agent(&status),
-        Err(_) => taken_ports(&told),
+        Err(_) => taken_ports(&named),
     };
     found.extend(
-        told.iter()
+        named
+            .iter()
             .filter_map(|(flag, address)| wanted_port(flag, *address)),
     );
     if found.is_empty() {
-        let says = if told.is_empty() {
+        let says = if named.is_empty() {
             "no flag names one: the listener takes a free one that no other software is known to use"
         } else {
             "free, or the agent's, and no other software is known to use them"
@@ -68,8 +69,8 @@ fn ports_of_agent(status: &Status) -> Vec<Finding> {
     listener.into_iter().chain(admin).collect()
 }
 
-fn taken_ports(told: &[(&str, SocketAddr)]) -> Vec<Finding> {
-    let taken = told.iter().filter_map(|(flag, address)| {
+fn taken_ports(named: &[(&str, SocketAddr)]) -> Vec<Finding> {
+    let taken = named.iter().filter_map(|(flag, address)| {
         let error = TcpListener::bind(address).err()?;
         let holder = tcp_sockets::holder(*address);
         let says = format!("{flag} {address}: {error}; it is held by {holder}");

@@ -214,7 +214,7 @@ impl Source for Manifests {
             warn!("cannot be notified of changes ({error}); reading the directory every {POLL_INTERVAL:?} instead")
         })
         .ok();
-        let mut complained = false;
+        let mut is_error_logged = false;
         // The content that `open` has read was neither published nor checked for ambiguity.
         let mut publish_now = true;
         loop {
@@ -229,20 +229,20 @@ impl Source for Manifests {
             }
             match refreshed {
                 Ok(changed) => {
-                    if complained {
+                    if is_error_logged {
                         info!("{} can be read again", self.dir.display());
                     }
-                    complained = false;
+                    is_error_logged = false;
                     publish_now |= changed;
                 }
                 Err(error) => {
-                    if !complained {
+                    if !is_error_logged {
                         error!(
                             "{}: {error}; what was read before stays in force",
                             self.dir.display()
                         );
                     }
-                    complained = true;
+                    is_error_logged = true;
                 }
             }
             if publish_now {

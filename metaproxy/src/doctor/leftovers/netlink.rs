@@ -1,4 +1,6 @@
 //! Finds the tables of nftables by netlink, so that no tool is required if there is no table.
+//!
+//! This is one request of a protocol that `rtnetlink` does not speak, and needs no crate of its own.
 
 use std::io;
 use std::os::fd::AsRawFd as _;

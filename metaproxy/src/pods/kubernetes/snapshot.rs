@@ -47,7 +47,7 @@ pub struct SnapshotFile {
     node: String,
     kept: KeptAnnotations,
     due: Option<Instant>,
-    complained: bool,
+    is_error_logged: bool,
 }
 
 impl SnapshotFile {
@@ -58,7 +58,7 @@ impl SnapshotFile {
             node,
             kept,
             due: None,
-            complained: false,
+            is_error_logged: false,
         }
     }
 
@@ -142,13 +142,13 @@ impl SnapshotFile {
         let written = tokio::task::spawn_blocking(move || write(&path, &snapshot)).await;
         let error = match written {
             Ok(Ok(())) => {
-                self.complained = false;
+                self.is_error_logged = false;
                 return;
             }
             Ok(Err(error)) => error.to_string(),
             Err(error) => error.to_string(),
         };
-        if !std::mem::replace(&mut self.complained, true) {
+        if !std::mem::replace(&mut self.is_error_logged, true) {
             warn!(
                 "cannot write {}, so an agent that starts while the API server cannot be reached will not know the pods: \
                  {error}",
