@@ -1,8 +1,8 @@
 //! The agent: its parts, and its life from start to stop.
 //!
 //! Start: check, listen, attach what identifies, attach what redirects, ready. Stop: detach what redirects, go on
-//! accepting for a grace period, drain, detach the rest, open the guard. If the process ends in between, the kernel detaches
-//! everything: the links are file descriptors of this process.
+//! accepting for a grace period, drain, detach the rest, open the guard. If the process ends in between, the kernel
+//! detaches everything: the links are file descriptors of this process.
 
 mod cluster;
 mod components;
@@ -40,9 +40,9 @@ const MIN_SOUND_DURATION: Duration = Duration::from_secs(52 * 60);
 
 /// Runs the agent until SIGTERM or SIGINT, then drains it.
 ///
-/// The future is boxed so that it has one type, and is compiled in this crate in one piece with what it calls. What only the
-/// binary polls would be compiled there, and would call back for every small function: 1 to 4 % of the processor time of a
-/// cached answer.
+/// The future is boxed so that it has one type, and is compiled in this crate in one piece with what it calls. What
+/// only the binary polls would be compiled there, and would call back for every small function: 1 to 4 % of the
+/// processor time of a cached answer.
 pub fn run(settings: Settings) -> Pin<Box<dyn Future<Output = Result<(), StartError>>>> {
     Box::pin(serve(settings))
 }

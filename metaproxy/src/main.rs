@@ -1,4 +1,4 @@
-//! The `metaproxy` binary: parses, validates, starts.
+//! The `metaproxy` binary: parses the command line, validates it, and runs the command.
 
 use std::process::ExitCode;
 
@@ -78,14 +78,14 @@ fn run<E: std::error::Error + Send + Sync + 'static>(
     }
 }
 
-/// How many threads serve requests. One answers tens of thousands a second (`cargo xtask bench cached`), more than the
-/// pods of a large node ask for, and each takes memory.
+/// The largest number of threads that serve requests. One thread answers tens of thousands of requests per second
+/// (`cargo xtask bench cached`), which is more than the pods of a large node send, and each thread takes memory.
 const MAX_WORKERS: usize = 4;
 
 fn run_to_the_end<E: std::error::Error + Send + Sync + 'static>(
     process: impl Future<Output = Result<(), E>>,
 ) -> anyhow::Result<()> {
-    // SAFETY: the runtime is not made yet, so this is the only thread.
+    // SAFETY: this is the only thread, because the runtime does not exist yet.
     unsafe { memory::use_one_arena() };
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -94,7 +94,7 @@ fn run_to_the_end<E: std::error::Error + Send + Sync + 'static>(
         .build()
         .context("cannot start the asynchronous runtime")?;
     let result = runtime.block_on(process);
-    // Whatever still runs (a name being looked up, say) must not keep the process alive.
+    // A blocking task that still runs (a DNS lookup, for example) must not keep the process alive.
     runtime.shutdown_timeout(std::time::Duration::from_millis(200));
     Ok(result?)
 }
@@ -107,8 +107,8 @@ fn start_logging(format: LogFormat, level: LogLevel, audit: Switch) {
         LogLevel::Debug => "debug",
         LogLevel::Trace => "trace",
     };
-    // Only what is ours: the SDK prints whole requests and responses, with warnings too. What goes wrong in a library
-    // comes to us as an error, and is said in our own words.
+    // Only metaproxy's own messages are logged: the SDK logs whole requests and responses, in warnings too. Libraries
+    // return their failures as errors, which are logged here.
     let audited = if audit == Switch::On { "info" } else { "off" };
     let filter = EnvFilter::new(format!("off,metaproxy={level},{}={audited}", AUDIT_TARGET));
     let builder = tracing_subscriber::fmt()

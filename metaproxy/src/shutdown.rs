@@ -1,17 +1,17 @@
-//! What ends a process of ours in good order.
+//! The signals that end a process in good order.
 
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Signals can't be handled.
+/// The signal handlers cannot be installed.
 #[derive(Debug, Error)]
-#[error("cannot handle signals: {0}")]
+#[error("cannot install the handlers of SIGTERM and SIGINT: {0}")]
 pub struct SignalError(#[from] std::io::Error);
 
-/// SIGTERM or SIGINT, caught from now on.
+/// Catches SIGTERM and SIGINT from now on. The returned future completes at the first of them.
 ///
 /// # Errors
-/// Where the system refuses.
+/// If the kernel refuses the handlers.
 pub fn stop_signal() -> Result<impl Future<Output = ()>, SignalError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -1,4 +1,4 @@
-//! Asking an agent, or a guard, over its socket.
+//! The client of the admin socket of an agent or a guard.
 
 use std::io::{self, ErrorKind, Read as _, Write as _};
 use std::os::unix::net::UnixStream;
@@ -13,64 +13,64 @@ use crate::explain::Explanation;
 use crate::guard::GuardReport;
 use crate::introspection::Status;
 
-/// For the agent to put an answer together; what it asks in a pod's place may take most of a second each.
+/// How long an agent may take to answer. A dry run may take almost a second for each request.
 const AGENT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// For a guard to answer, which has nothing to put together.
+/// How long a guard may take to answer. It has nothing to compute.
 const GUARD_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where a guard answers what it reports of itself.
+/// The path at which a guard reports its state.
 pub(super) const GUARD_PATH: &str = "/guard";
 
-/// Why an agent or a guard has not told.
+/// The reasons why an agent or a guard could not be asked.
 #[derive(Debug, Error)]
 pub enum ClientError {
-    /// There is no agent.
+    /// No agent listens.
     #[error(
         "no agent answers in {0}: none runs on this machine, or --runtime-dir is another, or this container does not see it; \
          `kubectl exec` into the agent's pod of the node does"
     )]
     NoAgent(PathBuf),
-    /// There may be one, for others.
-    #[error("{0}: permission denied; the socket is root's")]
+    /// The socket may not be opened by this user.
+    #[error("cannot open {0}: permission denied; only root can open the socket, so run the command as root")]
     NotAllowed(PathBuf),
-    /// The socket.
+    /// The socket cannot be found.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// It does not answer.
-    #[error("no answer on {path}: {source}")]
+    /// The process that listens does not answer.
+    #[error("no answer on {path}: {source}; the log of that process may say why")]
     NoAnswer {
         /// The socket.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// It answers something else.
-    #[error("the process that listens on {path} says {status}: {body}. It may be of another version")]
+    /// The process that listens gives an answer that cannot be used.
+    #[error("the process that listens on {path} answers {status}: {body}. It may be of another version")]
     UnexpectedAnswer {
         /// The socket.
         path: PathBuf,
-        /// HTTP status.
+        /// The HTTP status.
         status: u16,
-        /// What it says.
+        /// The start of the body.
         body: String,
     },
 }
 
-/// An answer.
+/// An HTTP response.
 #[derive(Debug)]
 pub(super) struct Answer {
     pub status: u16,
     pub body: String,
 }
 
-/// Asks on one socket, within this time.
+/// Sends a request to one socket.
 ///
 /// # Errors
-/// Those of the socket; [`ErrorKind::TimedOut`] in words if there is no answer in time.
+/// Errors of the socket, or [`ErrorKind::TimedOut`] if there is no answer in time.
 pub(super) fn get(socket: &Path, target: &str, timeout: Duration) -> io::Result<Answer> {
     exchange(socket, target, timeout).map_err(|error| match error.kind() {
-        // What `SO_RCVTIMEO` makes of a read (socket(7)).
+        // A read that `SO_RCVTIMEO` ends fails with EAGAIN (socket(7)).
         ErrorKind::WouldBlock | ErrorKind::TimedOut => {
             let timeout = humantime::format_duration(timeout).to_string().replace(' ', "");
             io::Error::new(
@@ -97,24 +97,24 @@ fn exchange(socket: &Path, target: &str, timeout: Duration) -> io::Result<Answer
     })
 }
 
-/// Explanations of all pods, or of those with a name (`namespace/name`).
+/// Asks for the explanations of all pods, or of those with a name (`namespace/name`).
 ///
 /// # Errors
-/// Where no agent tells.
+/// If no agent answers.
 pub fn explain(runtime_dir: &Path, pod: Option<&str>) -> Result<Vec<Explanation>, ClientError> {
     let target = pod.map_or_else(|| "/explain".to_owned(), |pod| format!("/explain/{pod}"));
     ask(runtime_dir, &target)
 }
 
-/// How the agent is doing.
+/// Asks for the status of the agent.
 ///
 /// # Errors
-/// Where no agent tells.
+/// If no agent answers.
 pub fn status(runtime_dir: &Path) -> Result<Status, ClientError> {
     ask(runtime_dir, "/status")
 }
 
-/// The agent of this PID namespace; where there is none, whichever of this machine answers, the youngest first.
+/// Asks the agent of this PID namespace. If there is none, asks the other agents of this machine, the youngest first.
 fn ask<T: DeserializeOwned>(runtime_dir: &Path, target: &str) -> Result<T, ClientError> {
     let mut last = ClientError::NoAgent(runtime_dir.to_owned());
     for path in socket::candidates(runtime_dir)? {
@@ -143,11 +143,12 @@ fn read<T: DeserializeOwned>(path: PathBuf, answer: &Answer) -> Result<T, Client
     }
 }
 
-/// What each guard of this machine reports of itself, those of other containers too; or why one that runs does not.
+/// Asks each guard of this machine for its report, those of other containers included. A guard that runs and does not
+/// answer gives an error.
 pub fn guards(runtime_dir: &Path) -> Vec<Result<GuardReport, ClientError>> {
     let ask = |path: PathBuf| match get(&path, GUARD_PATH, GUARD_TIMEOUT) {
         Ok(answer) => Some(read(path, &answer)),
-        // Its process was killed, or has ended since the directory was read.
+        // The guard was killed, or has ended since the directory was read.
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => None,
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Some(Err(ClientError::NotAllowed(path))),
         Err(source) => Some(Err(ClientError::NoAnswer { path, source })),

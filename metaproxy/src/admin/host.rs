@@ -1,4 +1,4 @@
-//! Which host a request is for.
+//! Checks the host that a request is for.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -6,8 +6,8 @@ use hyper::Request;
 use hyper::header::HOST;
 use hyper::http::uri::Authority;
 
-/// Whether a request names an IP address, `localhost` or the node as its host, in every place where it names one. A request
-/// without a host (HTTP/1.0) is for none: every browser sends one.
+/// Returns whether a request has an IP address, `localhost` or the node's name as its host, in every place that may
+/// have one. A request without a host (HTTP/1.0) fails, because every browser sends one.
 pub(super) fn is_for_host<B>(request: &Request<B>, node: Option<&str>) -> bool {
     let mut hosts = request.headers().get_all(HOST).iter().peekable();
     let is_named = hosts.peek().is_some();

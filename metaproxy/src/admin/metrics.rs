@@ -1,5 +1,5 @@
-//! `/metrics`, in the OpenMetrics text format. Labels are few and fixed, but for connections that were refused, which name
-//! their pod.
+//! Writes `/metrics` in the OpenMetrics text format. Labels have few and fixed values, except for those of refused
+//! connections, which name a pod.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -18,31 +18,31 @@ use crate::identify::Counts;
 use crate::identify::refusals::RefusalCount;
 use crate::telemetry::health::{Condition, Health};
 
-/// What scrapers take it for.
+/// The content type of the OpenMetrics text format.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// Where the metrics come from, at the moment of asking.
+/// Gives the values of metrics at the moment of a scrape.
 pub trait MetricSource: Send + Sync {
-    /// What came of connections so far.
+    /// Returns the counts of accepted connections.
     fn connections(&self) -> Counts;
-    /// Connections that were refused, or did not reach the agent.
+    /// Returns the counts of connections that were refused or did not reach the agent.
     fn refusals(&self) -> Vec<RefusalCount>;
-    /// A counter of the programs in the kernel.
+    /// Returns a counter of the programs in the kernel.
     fn kernel(&self, counter: Counter) -> u64;
-    /// A counter of the agent's guard.
+    /// Returns a counter of the agent's own guard, or 0 if it has none.
     fn guard(&self, counter: GuardCounter) -> u64;
-    /// Pods that are known.
+    /// Returns the number of known pods.
     fn pods(&self) -> usize;
-    /// Sessions, counted.
+    /// Returns the counts of sessions.
     fn sessions(&self) -> SessionCounts;
-    /// Adds what is measured while pods are served.
+    /// Registers the metrics that exist only while pods are served.
     fn register(&self, registry: &mut Registry);
 }
 
-/// All metrics.
+/// Writes all metrics.
 ///
 /// # Errors
-/// Those of the encoder, which has none where it writes to memory.
+/// Errors of the encoder, which has none while it writes to memory.
 pub fn text(
     source: &dyn MetricSource,
     health: &Health,
@@ -246,7 +246,7 @@ impl Snapshot {
         let about = "The age of the oldest session that is renewed; 0 without one";
         let unit = Some(&Unit::Seconds);
         seconds(oldest).encode(encoder.encode_descriptor("session_oldest_age", about, unit, gauge)?)?;
-        // Without one there is nothing that could end.
+        // Without a session there is no time to show: 0 would mean that one ends now.
         if least_left.is_some() {
             let about = "What is left of the session that ends first, of those that are renewed";
             seconds(least_left).encode(encoder.encode_descriptor(

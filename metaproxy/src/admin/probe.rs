@@ -1,5 +1,5 @@
-//! `metaproxy probe`: asks the agent of this container how it is doing. What an exec probe of the kubelet runs, as no
-//! port of the node is needed for it.
+//! Asks the agent of this container about its health. The kubelet's exec probes do that, because a probe by HTTP would
+//! take a port of the node.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use thiserror::Error;
 use super::client::get;
 use super::socket::{self, SocketError};
 
-/// What is asked.
+/// A kind of probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Probe {
     /// Whether it runs
@@ -27,7 +27,8 @@ impl Probe {
         }
     }
 
-    /// For the agent to answer. One that is only slow must not be killed for that: its pods would be left alone.
+    /// Returns how long the agent may take to answer. The kubelet kills an agent that fails the liveness probe, and its
+    /// pods get no credentials meanwhile, so an agent that is only slow must pass.
     fn timeout(self) -> Duration {
         match self {
             Self::Live => Duration::from_secs(8),
@@ -36,41 +37,41 @@ impl Probe {
     }
 }
 
-/// Why the answer is no.
+/// The reasons why a probe fails.
 #[derive(Debug, Error)]
 pub enum ProbeError {
-    /// There is no agent.
+    /// No agent or guard has a socket.
     #[error(
         "no agent of this container has a socket in {0}: it has not started yet, or --runtime-dir is another"
     )]
     NoAgent(PathBuf),
-    /// The socket.
+    /// The socket cannot be found.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// It does not answer.
+    /// The process that listens does not answer.
     #[error("the agent does not answer on {path}: {source}")]
     NoAnswer {
         /// The socket.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: io::Error,
     },
-    /// It says no.
+    /// The answer is no, for this reason.
     #[error("{0}")]
     No(String),
 }
 
-/// What the agent says.
+/// Returns the agent's answer.
 ///
 /// # Errors
-/// Where it says no, or nothing.
+/// If the answer is no, or there is none.
 pub fn ask(probe: Probe, runtime_dir: &Path) -> Result<String, ProbeError> {
     let mut no_answer = None;
     for path in socket::of_this_namespace(runtime_dir)? {
         match get(&path, probe.target(), probe.timeout()) {
             Ok(answer) if answer.status == 200 => return Ok(answer.body),
             Ok(answer) => return Err(ProbeError::No(answer.body.trim_end().to_owned())),
-            // Its process was killed, and left the file behind. The next one may be that of a process that runs.
+            // A process that was killed has left this file. The next one may belong to a process that runs.
             Err(source) if source.kind() == io::ErrorKind::ConnectionRefused => {
                 no_answer.get_or_insert(ProbeError::NoAnswer { path, source });
             }

@@ -187,8 +187,8 @@ impl Routes {
         self.compute(make).await.unwrap_or_else(failed)
     }
 
-    /// Computes something beside the admin thread, one computation at a time. It looks at every pod, so requests must not
-    /// take all processors of the node. A computation keeps its turn to its end, even if its client has gone.
+    /// Computes something beside the admin thread, one computation at a time. It looks at every pod, so requests must
+    /// not take all processors of the node. A computation keeps its turn to its end, even if its client has gone.
     async fn compute<T: Send + 'static>(
         &self,
         compute: impl FnOnce(&Self) -> T + Send + 'static,

@@ -89,9 +89,9 @@ impl Admin {
         }
     }
 
-    /// Starts a thread that serves a nonblocking socket, and a port if there is one. The thread has a runtime of its own,
-    /// so that health is answered when all workers of the agent's runtime hang. The returned future completes if the thread
-    /// ends.
+    /// Starts a thread that serves a nonblocking socket, and a port if there is one. The thread has a runtime of its
+    /// own, so that health is answered when all workers of the agent's runtime hang. The returned future completes if
+    /// the thread ends.
     ///
     /// # Errors
     /// If the kernel refuses the runtime or the thread.
@@ -136,8 +136,8 @@ impl Admin {
         accept(listener, |stream| self.spawn(stream, Access::Root, None)).await;
     }
 
-    /// Serves a port, which another instance may share. A port that is taken is tried again, because probes and commands
-    /// work without it.
+    /// Serves a port, which another instance may share. A port that is taken is tried again, because probes and
+    /// commands work without it.
     async fn serve_port(&self, port: Option<SocketAddr>) {
         let Some(address) = port else {
             return std::future::pending().await;
@@ -275,7 +275,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         TcpSocket::new_v6()?
     };
     socket.set_reuseaddr(true)?;
-    // The instance that takes over listens beside this one. Only processes of the same user can share a port (socket(7)).
+    // The instance that takes over listens beside this one. Only processes of the same user can share a port
+    // (socket(7)).
     socket.set_reuseport(true)?;
     socket.bind(address)?;
     socket.listen(64)

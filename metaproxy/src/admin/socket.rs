@@ -1,7 +1,7 @@
-//! The socket of one instance, agent or guard, in the runtime directory, which instances share.
+//! The admin socket of an agent or a guard, in the runtime directory that all instances share.
 //!
-//! Its name holds the PID namespace and the process id, so that a probe that is run in the agent's container finds the
-//! socket of that agent, and no other's, with nothing to configure: process id 1 is in every container.
+//! Its name has the PID namespace and the process id. So a probe in the agent's container finds the socket of that
+//! agent without configuration, although the process id is 1 in every container.
 
 use std::fs;
 use std::io;
@@ -13,7 +13,7 @@ use std::time::Duration;
 use nix::sys::stat::{Mode, umask};
 use thiserror::Error;
 
-/// Why there is no socket.
+/// The socket cannot be listened on, or cannot be found.
 #[derive(Debug, Error)]
 #[error("--runtime-dir: cannot listen on {path}: {source}")]
 pub struct SocketError {
@@ -21,15 +21,16 @@ pub struct SocketError {
     source: io::Error,
 }
 
-/// A file of this age belongs to an agent that listens, or to none.
+/// The time within which a process listens on a socket file that it has made. An older file on which none listens is
+/// left over.
 const BIND_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Whose socket it is, which its name begins with.
+/// The kind of process that owns a socket. The file's name begins with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// An agent, which probes and commands ask.
+    /// An agent. Probes and commands connect to it.
     Agent,
-    /// A guard in a process of its own, which probes and `doctor` ask.
+    /// A guard in a process of its own. Probes and `doctor` connect to it.
     Guard,
 }
 
@@ -42,7 +43,7 @@ impl Owner {
     }
 }
 
-/// A listening socket; dropping removes its file.
+/// The file of a listening socket. Dropping it removes the file.
 #[derive(Debug)]
 pub struct AdminSocket {
     path: PathBuf,
@@ -57,7 +58,7 @@ impl AdminSocket {
     pub fn open(runtime_dir: &Path, owner: Owner) -> Result<(Self, UnixListener), SocketError> {
         let path = runtime_dir.join(format!("{}{}.sock", own_prefix(owner)?, std::process::id()));
         for stale in sockets(runtime_dir, owner.prefix()) {
-            // One that was just made may not be listened to yet.
+            // The process that has just made a file may not listen yet.
             let is_old = fs::metadata(&stale)
                 .and_then(|file| file.modified())
                 .is_ok_and(|made| made.elapsed().is_ok_and(|age| age > BIND_TIMEOUT));
@@ -68,7 +69,7 @@ impl AdminSocket {
                 let _ = fs::remove_file(stale);
             }
         }
-        // Nobody else's business, whatever the directory's mode.
+        // Only root may connect, whatever the mode of the directory is.
         let before = umask(Mode::from_bits_truncate(0o177));
         let listener = UnixListener::bind(&path).and_then(|listener| {
             listener.set_nonblocking(true)?;
@@ -88,7 +89,7 @@ impl Drop for AdminSocket {
     }
 }
 
-/// Sockets of this process's PID namespace: those of agents, and then those of guards, of either the youngest first.
+/// Lists the sockets of this process's PID namespace: agents before guards, and the youngest first of either.
 pub(super) fn of_this_namespace(runtime_dir: &Path) -> Result<Vec<PathBuf>, SocketError> {
     let made = |path: &PathBuf| fs::metadata(path).and_then(|file| file.modified()).ok();
     let mut all = Vec::new();
@@ -100,7 +101,7 @@ pub(super) fn of_this_namespace(runtime_dir: &Path) -> Result<Vec<PathBuf>, Sock
     Ok(all)
 }
 
-/// Sockets of agents that may answer: those of this process's PID namespace first, and the youngest first of either.
+/// Lists the sockets of agents: those of this process's PID namespace first, and the youngest first in each group.
 pub(super) fn candidates(runtime_dir: &Path) -> Result<Vec<PathBuf>, SocketError> {
     let own = own_prefix(Owner::Agent)?;
     let mut found = sockets(runtime_dir, Owner::Agent.prefix());
@@ -112,12 +113,12 @@ pub(super) fn candidates(runtime_dir: &Path) -> Result<Vec<PathBuf>, SocketError
     Ok(found)
 }
 
-/// Sockets of guards, of every PID namespace.
+/// Lists the sockets of guards, of every PID namespace.
 pub(super) fn guards(runtime_dir: &Path) -> Vec<PathBuf> {
     sockets(runtime_dir, Owner::Guard.prefix())
 }
 
-/// What names of sockets of this PID namespace begin with.
+/// Returns the start of the names of sockets of this PID namespace.
 fn own_prefix(owner: Owner) -> Result<String, SocketError> {
     let path = PathBuf::from("/proc/self/ns/pid");
     match fs::metadata(&path) {

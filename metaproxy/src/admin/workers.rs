@@ -1,7 +1,8 @@
 //! Asks the runtime that serves pods whether its worker threads still run tasks.
 //!
 //! The admin server has a thread of its own, so it answers even while all workers hang. Its answers about health must
-//! depend on the workers all the same: the kubelet restarts an agent whose workers hang only if its liveness probe fails.
+//! depend on the workers all the same: the kubelet restarts an agent whose workers hang only if its liveness probe
+//! fails.
 
 use std::time::Duration;
 
@@ -49,8 +50,8 @@ impl Workers {
         }
     }
 
-    /// Runs a task on the workers, and returns its output, or `None` if it has panicked or the workers are stopping. The
-    /// task is aborted if this is dropped.
+    /// Runs a task on the workers, and returns its output, or `None` if it has panicked or the workers are stopping.
+    /// The task is aborted if this is dropped.
     pub async fn run<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> Option<T> {
         AbortOnDropHandle::new(self.runtime.spawn(task)).await.ok()
     }

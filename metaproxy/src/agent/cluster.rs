@@ -1,4 +1,4 @@
-//! What the agent does in a cluster, beside following its pods.
+//! The tasks of the agent in a cluster, beside following its pods.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 
@@ -34,7 +34,7 @@ impl Cluster {
         sender
     }
 
-    /// Looks after permissions, the limit of tokens if one is required, and the taint.
+    /// Starts the tasks that watch the permissions and the limit of tokens, and remove the startup taint.
     pub fn attend(
         &self,
         tasks: &mut Tasks,

@@ -2,8 +2,8 @@
 //!
 //! [`Components::build`] makes the parts, and attaches nothing to the pods' cgroup. [`Components::start`] accepts
 //! connections, attaches the programs and starts the tasks. The end is a chain of types, each made from the one before:
-//! [`Running`] → [`Detached`] → [`Drained`]. So connections are drained after the redirection has ended, and the guard opens
-//! last. `--mode observe` has the same parts except for [`Interception`].
+//! [`Running`] → [`Detached`] → [`Drained`]. So connections are drained after the redirection has ended, and the guard
+//! opens last. `--mode observe` has the same parts except for [`Interception`].
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -156,7 +156,8 @@ impl Components {
             admin,
             mut tasks,
         } = self;
-        // Connections are accepted before any is redirected, and pods are kept from the node's metadata service after that.
+        // Connections are accepted before any is redirected, and pods are kept from the node's metadata service after
+        // that.
         let StartedTraffic {
             serving,
             guard,
@@ -416,7 +417,8 @@ impl Detached {
 }
 
 impl Drained {
-    /// Detaches the remaining programs, then opens the guard: until here it has refused what was not redirected any more.
+    /// Detaches the remaining programs, then opens the guard: until here it has refused what was not redirected any
+    /// more.
     pub async fn close(self) {
         let Rest {
             context,

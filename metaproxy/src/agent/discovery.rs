@@ -1,5 +1,5 @@
-//! What the agent has to find out about its node: in which account names of roles are looked for, and whether the
-//! node's metadata service requires session tokens. Asked until there is an answer; nothing else waits for it.
+//! Finds out about the node: the account to which names of roles belong, and whether the node's metadata service
+//! requires session tokens. Both are requested until there is an answer, and nothing waits for them at the start.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -16,17 +16,17 @@ use crate::imds::ImdsV1Policy;
 use crate::imds::upstream::Upstream;
 use crate::roles::{BaseArn, Rules};
 
-/// Waiting time after a first failure; doubles with each further one up to [`MAX_BACKOFF`].
+/// The time before the second attempt. It doubles with each failure up to [`MAX_BACKOFF`].
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
 
-/// Longest waiting time after failures.
+/// The longest time between two attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// After so many failures the node is taken to have no metadata service.
+/// The number of failures after which the node is taken to have no metadata service.
 const MAX_FAILURES: u32 = 4;
 
-/// Starts what finds out the account of roles' names and the roles that are the node's own. Neither matters to an agent
-/// that serves no roles.
+/// Starts the tasks that find out the account of roles' names and the node's own roles. An agent that serves no roles
+/// needs neither.
 pub(super) fn spawn(context: &Context, sts: Option<Sts>, tasks: &mut Tasks) {
     if context.mode == Mode::Firewall {
         return;
@@ -41,7 +41,7 @@ pub(super) fn spawn(context: &Context, sts: Option<Sts>, tasks: &mut Tasks) {
     }
 }
 
-/// Finds the base ARN where none is given, and publishes the rules with it. Like all tasks of the agent it never ends.
+/// Finds the base ARN if none is given, and publishes the rules with it. Never ends.
 async fn base_arn(upstream: Upstream, sts: Sts, rules: watch::Sender<Arc<Rules>>) {
     let (mut backoff, mut failures) = (MIN_BACKOFF, 0);
     while rules.borrow().base.is_none() {
@@ -71,15 +71,15 @@ async fn base_arn(upstream: Upstream, sts: Sts, rules: watch::Sender<Arc<Rules>>
     pending().await
 }
 
-/// Why the account is not known.
+/// The reason why the account is not known.
 struct Unknown {
     problem: String,
-    /// Nobody answers where the metadata service should be.
+    /// Nothing answers at the address of the metadata service.
     is_absent: bool,
 }
 
-/// From the instance profile. Where there is none, or no metadata service, from whoever the node's credentials belong to;
-/// but never because the service fails for a moment, as those credentials may be another account's.
+/// Finds the account by the instance profile. If the node has no profile or no metadata service, finds it by the node's
+/// credentials. A failing metadata service is no reason for that, because the credentials may be another account's.
 async fn of_node(upstream: &Upstream, sts: &Sts, is_alone: bool) -> Result<BaseArn, Unknown> {
     let unknown = |problem, is_absent| Unknown { problem, is_absent };
     let (profile, is_absent) = match upstream.instance_profile().await {
@@ -99,7 +99,8 @@ async fn of_node(upstream: &Upstream, sts: &Sts, is_alone: bool) -> Result<BaseA
     }
 }
 
-/// Finds out whether the node's metadata service requires session tokens, where that decides.
+/// Finds out whether the node's metadata service requires session tokens, if pods need them only then (`--imds-v1
+/// auto`).
 pub(super) async fn imds_v1(upstream: Upstream, imds_v1: watch::Sender<ImdsV1Policy>) {
     let mut backoff = MIN_BACKOFF;
     let mut is_open = *imds_v1.borrow() == ImdsV1Policy::Unknown;
@@ -115,7 +116,7 @@ pub(super) async fn imds_v1(upstream: Upstream, imds_v1: watch::Sender<ImdsV1Pol
                 is_open = false;
             }
             Err(error) => {
-                // It requires none that anybody knows of.
+                // No requirement is known, so pods are served without tokens meanwhile.
                 if imds_v1.send_replace(ImdsV1Policy::Allowed) == ImdsV1Policy::Unknown {
                     warn!(
                         "cannot find out whether the node's metadata service requires session tokens; until then pods \

@@ -1,4 +1,4 @@
-//! What keeps the agent from starting, or ends it.
+//! The errors that keep the agent from starting, or end it.
 
 use thiserror::Error;
 
@@ -16,55 +16,55 @@ use crate::pods::manifests::ManifestsError;
 use crate::runtime_dir::{InstanceError, RuntimeDirError};
 use crate::shutdown::SignalError;
 
-/// Why the agent does not start, or does not go on. Nothing is attached then.
+/// The reasons why the agent does not start or does not go on. When it exits, the kernel detaches its programs.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// The kernel.
+    /// The kernel lacks something.
     #[error(transparent)]
     Kernel(#[from] KernelError),
-    /// The cgroup tree.
+    /// The cgroup tree cannot be used.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// The manifests.
+    /// The manifests cannot be read.
     #[error(transparent)]
     Manifests(#[from] ManifestsError),
-    /// The API server.
+    /// The API server cannot be reached by the given configuration.
     #[error(transparent)]
     ApiServer(#[from] ConnectError),
-    /// The socket.
+    /// The admin socket cannot be listened on.
     #[error(transparent)]
     Socket(#[from] SocketError),
-    /// The thread of the admin server.
+    /// The admin server's thread cannot be started.
     #[error("cannot start the admin server's thread: {0}; check the limits on threads and file descriptors")]
     AdminThread(#[source] std::io::Error),
-    /// The token key.
+    /// The key of session tokens cannot be used.
     #[error(transparent)]
     TokenKey(#[from] TokenKeyError),
-    /// STS.
+    /// STS cannot be called.
     #[error(transparent)]
     Sts(#[from] StsError),
-    /// The listeners.
+    /// Listeners cannot be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
-    /// The programs.
+    /// The kernel refuses the programs.
     #[error(transparent)]
     Programs(#[from] ProgramsError),
-    /// Attaching them.
+    /// The programs cannot be attached.
     #[error(transparent)]
     Attach(#[from] AttachError),
     /// An internal task has ended while the agent runs. It has this name.
     #[error("internal task `{0}` exited; stopping so the supervisor restarts the agent")]
     TaskEnded(&'static str),
-    /// Signals.
+    /// Signals cannot be handled.
     #[error(transparent)]
     Signals(#[from] SignalError),
-    /// The guard.
+    /// The guard cannot be closed.
     #[error(transparent)]
     Guard(#[from] GuardError),
-    /// The runtime directory.
+    /// The runtime directory cannot be used.
     #[error(transparent)]
     RuntimeDir(#[from] RuntimeDirError),
-    /// Other processes of ours.
+    /// The agent cannot be registered in the runtime directory.
     #[error(transparent)]
     Instance(#[from] InstanceError),
 }

@@ -29,8 +29,8 @@ use crate::intercept::programs::LiveConfig;
 use crate::introspection;
 use crate::telemetry::refusal_reporter::RefusalReporter;
 
-/// How long connections are still accepted after the redirection has ended. Those that were redirected just before are on
-/// their way.
+/// How long connections are still accepted after the redirection has ended. Those that were redirected just before are
+/// on their way.
 const GRACE_PERIOD: Duration = Duration::from_millis(500);
 
 /// How long open connections may go on, each until its next response.

@@ -34,21 +34,21 @@ use crate::telemetry::health::{Condition, Health, Part};
 /// its SYN, which is sent again after 1 s (RFC 6298).
 const MOVE_GRACE: Duration = Duration::from_secs(2);
 
-/// How many ports a move tries, before it is given up until the next check.
+/// The number of ports that a move tries before it is given up until the next check.
 const MAX_MOVE_ATTEMPTS: usize = 5;
 
-/// How long after a failed check it is confirmed. A detached program is attached again within this time.
+/// The time between a failed check and its confirmation. A detached program is attached again within this time.
 const CONFIRM_DELAY: Duration = Duration::from_millis(300);
 
-/// What listeners are opened with.
+/// What opening the listeners takes.
 pub(super) struct Setup<I> {
     pub server: Arc<Server<I>>,
     pub marks: ListenerMarks,
     pub config: LiveConfig,
     pub addresses: Vec<IpAddr>,
-    /// Whether these are the node's own, as they were found, and not `--listen-address`.
+    /// Whether the addresses were found, and not given by `--listen-address`.
     pub finds_addresses: bool,
-    /// `--listen-port`: 0 for a free one, which may change.
+    /// The value of `--listen-port`. 0 for a free port, which may change.
     pub port: u16,
     pub pods: Pods,
     /// The family of the pods' addresses while none is known.
@@ -62,10 +62,10 @@ pub(super) struct Setup<I> {
 pub(super) struct Listening<I> {
     setup: Setup<I>,
     accepting: JoinSet<()>,
-    /// Old listeners, each to be closed when its task ends.
+    /// Listeners that were left by a move. Each is closed when its task ends.
     old: JoinSet<Open>,
     open: Open,
-    /// The claim that was seen last.
+    /// The last claim of the port that was seen.
     claimed: Option<PortClaim>,
     /// Ports at which connections did not arrive.
     spoilt: BTreeSet<u16>,
@@ -73,7 +73,7 @@ pub(super) struct Listening<I> {
 }
 
 impl<I> Setup<I> {
-    /// Says in the programs' configuration of which family pods have an address.
+    /// Sets in the programs' configuration the family of the pods' addresses.
     fn assume_family(&mut self) -> Result<(), StartError> {
         let known = self.pods.borrow_and_update().family();
         let family = known.unwrap_or(self.pod_family);
@@ -98,7 +98,8 @@ impl<I: Issuer> Listening<I> {
     /// Opens the listeners, accepts from them, checks that connections arrive, and sends pods' connections there.
     ///
     /// # Errors
-    /// [`StartError::Listen`] if there is none, [`StartError::Programs`] if the programs can't be told.
+    /// [`StartError::Listen`] if no listener can be opened, [`StartError::Programs`] if the programs' configuration
+    /// cannot be set.
     pub async fn start(mut setup: Setup<I>) -> Result<Self, StartError> {
         setup.assume_family()?;
         let mut accepting = JoinSet::new();
@@ -124,8 +125,8 @@ impl<I: Issuer> Listening<I> {
     /// Watches the listeners until `stop` fires, and hands itself back.
     ///
     /// # Errors
-    /// [`StartError::TaskEnded`] if a task that accepts has failed, [`StartError::Programs`] if the programs can't be
-    /// told.
+    /// [`StartError::TaskEnded`] if a task that accepts has failed, [`StartError::Programs`] if the programs'
+    /// configuration cannot be set.
     pub async fn keep(mut self, mut stop: oneshot::Receiver<()>) -> Result<Self, StartError> {
         loop {
             tokio::select! {
@@ -142,20 +143,20 @@ impl<I: Issuer> Listening<I> {
 
     async fn turn(&mut self) -> Result<(), StartError> {
         let is_due = tokio::select! {
-            // A source of pods that is gone ends the agent elsewhere.
+            // If the source of pods has ended, its own task ends the agent.
             Ok(()) = self.setup.pods.changed() => {
                 self.setup.assume_family()?;
                 self.claim() != self.claimed
             }
             _ = self.checks.tick() => true,
-            // At most once in the interval in which the kernel's counts are read.
+            // This fires at most once in the interval in which the kernel's counts are read.
             () = self.setup.server.acceptor().refusals().answered_elsewhere() => true,
             Some(Ok(old)) = self.old.join_next() => {
                 self.close(old);
                 false
             }
             Some(ended) = self.accepting.join_next() => {
-                // That of an old listener ends after a move.
+                // The task of an old listener ends after a move.
                 ended.map_err(|_| StartError::TaskEnded("accept"))?;
                 false
             }
@@ -165,7 +166,7 @@ impl<I: Issuer> Listening<I> {
         }
         let claim = self.claim();
         let fault = if self.setup.port == 0 && claim.is_some() && claim != self.claimed {
-            // Left at once, before connections go elsewhere.
+            // A claimed port is left without a check, before connections go elsewhere.
             None
         } else {
             self.check_and_confirm().await
@@ -207,8 +208,8 @@ impl<I: Issuer> Listening<I> {
         Ok(())
     }
 
-    /// Takes the node's present addresses, unless `--listen-address` names them. If there are fewer, a family would be without a
-    /// listener for good: then the old ones are tried again until its address is back.
+    /// Takes the node's present addresses, unless `--listen-address` gives them. If there are fewer than before, the
+    /// old ones are kept and tried again, because a family would stay without a listener otherwise.
     fn look_for_addresses(&mut self) {
         if !self.setup.finds_addresses {
             return;
@@ -231,7 +232,7 @@ impl<I: Issuer> Listening<I> {
             let new = match open(&mut self.setup, &self.spoilt, &mut self.accepting) {
                 Ok(new) => new,
                 Err(error) => {
-                    // The rules that have spoilt ports may be gone.
+                    // The rules that took the connections of spoilt ports may be gone.
                     self.spoilt.clear();
                     failed = error.to_string();
                     break;
@@ -279,7 +280,7 @@ impl<I: Issuer> Listening<I> {
         self.setup.shown.send_replace(shown);
     }
 
-    /// Checks the listeners, and once more if that fails: a busy agent does not fail twice.
+    /// Checks the listeners, and checks a failure once more, so that a busy agent does not fail.
     async fn check_and_confirm(&self) -> Option<Fault> {
         match self.check(&self.open.addresses, CHECK_TIMEOUT).await {
             Some(Fault::AddressGone { .. } | Fault::Elsewhere { .. } | Fault::Unverified { .. }) => {
@@ -290,7 +291,7 @@ impl<I: Issuer> Listening<I> {
         }
     }
 
-    /// Checks listeners, all at once; the worst fault of all.
+    /// Checks listeners, all at once, and returns the worst fault.
     async fn check(&self, listeners: &[SocketAddr], timeout: Duration) -> Option<Fault> {
         let checks = self.setup.server.acceptor().checks();
         let each = listeners.iter().map(|listener| checks.check(*listener, timeout));
@@ -298,7 +299,7 @@ impl<I: Issuer> Listening<I> {
     }
 }
 
-/// Opens listeners on the port that is wanted, or on a free one that is not spoilt, and accepts from them.
+/// Opens listeners on the given port, or on a free one that is not spoilt, and accepts from them.
 fn open<I: Issuer>(
     setup: &mut Setup<I>,
     spoilt: &BTreeSet<u16>,

@@ -1,5 +1,5 @@
-//! `--mode observe`: pods reach the node's metadata service as without metaproxy, and what enforce would change is
-//! reported. Nothing is redirected and nobody listens; the programs only note which cgroups connect.
+//! Reports what `--mode enforce` would change, while pods reach the node's metadata service as without metaproxy. No
+//! connection is redirected and there is no listener: the programs only note which cgroups connect.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -17,13 +17,13 @@ use crate::credentials::sts::Sts;
 use crate::pods::{PodUid, Pods};
 use crate::roles::{Decision, Rules};
 
-/// How often it is looked who connected.
+/// The time between two readings of the cgroups that have connected.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A pod that is not known after so long is not waited for.
+/// How long connections of an unknown pod are kept until it is known.
 const UNKNOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The same is said about the same pod only so often.
+/// The time before the same is logged again about the same pod.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(3600);
 
 /// Connects to STS if that is how the account of roles' names is found out. Names are shown as what they would be.
@@ -37,7 +37,7 @@ pub(super) async fn sts(settings: &Settings) -> Result<Option<Sts>, StartError> 
     Ok(Some(Sts::connect(&settings.sts, &NetworkEnv::read()).await?))
 }
 
-/// Says of each pod that connects what enforce would give it.
+/// Logs for each pod that connects what `--mode enforce` would give it.
 pub(super) struct Observer {
     observed: BpfMap<MapData, u64, u64>,
     current: CurrentPods,
@@ -73,11 +73,11 @@ impl Observer {
         }
     }
 
-    /// Who connected since the last look.
+    /// Returns the pods that have connected since the last reading, with their numbers of connections.
     fn connected(&mut self) -> Vec<(PodUid, u64)> {
         let entries: Vec<(u64, u64)> = self.observed.iter().filter_map(Result::ok).collect();
         for (cgroup, _) in &entries {
-            // Gone already is as good.
+            // An entry that another reader has removed needs no removal.
             let _ = self.observed.remove(cgroup);
         }
         let current = self
@@ -91,7 +91,8 @@ impl Observer {
         entries.into_iter().filter_map(pod_of).collect()
     }
 
-    /// Whether there was something to say: a pod that is not known yet may be in a moment.
+    /// Logs what a pod would get, unless the same was logged lately. Returns `false` if the decision has to wait,
+    /// because the pod or its role is not known yet.
     fn say(&mut self, uid: &PodUid, connections: u64) -> bool {
         let inventory = Arc::clone(&self.pods.borrow());
         let rules = Arc::clone(&self.rules.borrow());

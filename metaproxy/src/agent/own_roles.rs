@@ -1,6 +1,6 @@
-//! Finds out which roles are the node's own, so that no pod gets one. Two sources say it: the node's metadata service
-//! (the role of the instance profile) and STS (whose credentials the agent has, which may come from elsewhere). No session
-//! is made before both have answered, or are known to have no answer.
+//! Finds out which roles are the node's own, so that no pod gets one. There are two sources: the node's metadata
+//! service has the role of the instance profile, and STS knows the role of the agent's credentials, which may be
+//! another one. No session is requested before both have answered, or are known to have no answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,25 +15,27 @@ use crate::roles::{OwnRole, OwnRoles, Principal, RoleId, Rules};
 
 type Publish = watch::Sender<Arc<Rules>>;
 
-/// Waiting time after a first failure; it doubles with each further one.
+/// The time before the second attempt. It doubles with each failure.
 const MIN_BACKOFF: Duration = Duration::from_millis(100);
 
-/// Longest waiting time after a failure while roles of pods wait for the answer.
+/// The longest time between two attempts, while the roles of pods wait for the answer.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
-/// After this many failures in a row the metadata service is taken to have no answer: it is switched off (403), or the
-/// machine is none of EC2's. An agent with other credentials must serve there too, and a request of a pod is held for less
-/// than a second: four failures at once take 0.7 s. An agent whose credentials are those of the instance profile has its
-/// role from STS even then.
+/// The number of failures in a row after which the metadata service is taken to have no answer: it is switched off
+/// (403), or the machine is not an EC2 instance. An agent with other credentials must serve pods there too. A pod's
+/// request is held for less than a second, and four immediate failures take 0.7 s. If the agent's credentials are those
+/// of the instance profile, STS knows its role even then.
 const MAX_FAILURES: u32 = 4;
 
-/// How often the role of the instance profile is looked up again: profiles can be replaced while an instance runs.
+/// The time between two lookups of the instance profile's role, because a profile can be replaced while the instance
+/// runs.
 const INSTANCE_INTERVAL: Duration = Duration::from_secs(60);
 
-/// How often STS is asked again: CloudTrail has a record of each call.
+/// The time between two calls of STS. It is long because CloudTrail records each call.
 const AGENT_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// Makes no session of a role that is the node's own, or may be: what stands between a decision and STS.
+/// An issuer that refuses the node's own roles, and roles that may be the node's own, before the inner issuer is
+/// called.
 #[derive(Debug)]
 pub(super) struct DenyOwnRoles<I> {
     pub issuer: I,
@@ -68,8 +70,8 @@ fn may_be_had(own: &OwnRoles, key: &SessionKey) -> Result<(), ObtainError> {
     )))
 }
 
-/// Publishes the node's own roles, and follows them; never ends. Without `sts` no role is assumed, so the agent's
-/// credentials don't matter.
+/// Publishes the node's own roles, and follows their changes. Never ends. Without `sts` no role is assumed, so the role
+/// of the agent's credentials does not matter.
 pub(super) async fn discover(upstream: Upstream, sts: Option<Sts>, rules: Publish) {
     let agent = async {
         match sts {
@@ -99,11 +101,11 @@ async fn follow_instance(upstream: Upstream, rules: &Publish) {
     }
 }
 
-/// What is known of the instance's role after a failure. What an answer has said stays in force.
+/// Returns what is known of the instance's role after a failure. An earlier answer stays in force.
 fn after_failure(before: &OwnRole, problem: String, failures: u32) -> OwnRole {
     match before {
         OwnRole::Unknown(_) if failures >= MAX_FAILURES => OwnRole::Undeterminable,
-        // The first problem is shown until it is over: the next one's words differ in request ids.
+        // The first problem is kept until it is over, because later ones differ in their request ids only.
         OwnRole::Unknown(None) => OwnRole::Unknown(Some(problem)),
         before => before.clone(),
     }
@@ -124,8 +126,8 @@ async fn follow_agent(sts: Sts, rules: &Publish) {
     }
 }
 
-/// What is known of the role of the agent's credentials after STS was asked. What is settled stays in force when STS fails
-/// later, and the first of several problems is the one that is shown.
+/// Returns what is known of the role of the agent's credentials after a call of STS. An earlier answer stays in force
+/// if STS fails later, and the first of several problems is kept.
 fn after_asking(before: &OwnRole, found: Result<String, IdentityError>) -> OwnRole {
     match (found, before) {
         (Ok(arn), _) => RoleId::of_session(&arn).map_or(OwnRole::None, OwnRole::Is),

@@ -1,4 +1,4 @@
-//! Where pods come from.
+//! The source of the node's pods: the API server, or a directory of manifests.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,29 +17,30 @@ use crate::pods::{Inventory, Pods, Source as _};
 use crate::roles::Rules;
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// How long the start waits for the API server's first lists: hostNetwork pods and ports of the node are known from the
-/// beginning then. Pods are kept from the node's credentials all the sooner without it.
+/// How long the start waits for the API server's first lists. With them, hostNetwork pods and the ports of the node are
+/// known from the beginning. The wait is short, because pods are not kept from the node's credentials before it is
+/// over.
 const FIRST_LISTS_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Where pods come from.
+/// The source of the node's pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PodSource {
-    /// A directory.
+    /// A directory of manifests.
     Manifests {
-        /// Which.
+        /// The directory.
         dir: PathBuf,
-        /// Pods that are bound to another node are left out.
+        /// The name of this node. Pods that are bound to another node are left out.
         node: Option<String>,
     },
-    /// None is needed.
+    /// No source, because the mode needs no pods.
     None,
     /// The API server.
     ApiServer {
-        /// Where it is.
+        /// How the API server is reached.
         kubeconfig: KubeconfigSource,
-        /// Whose pods are served.
+        /// The name of the node whose pods are served.
         node: String,
-        /// A taint of the node to remove when they are.
+        /// The taint to remove from the node when pods are served.
         startup_taint: Option<String>,
     },
 }
@@ -81,7 +82,7 @@ impl PodSource {
                 let mut parts = Watch::parts(&kept);
                 parts.push(Part::Interception);
                 let health = Health::starting(parts);
-                // An API server that does not answer keeps nobody from being served with what is known.
+                // Pods are served by what is known while the API server does not answer.
                 health.set(Part::Permissions, Condition::Degraded("not known yet".to_owned()));
                 let watch = Watch::open(api.clone(), node.clone(), kept, runtime_dir, health.clone());
                 let cluster = Cluster {
@@ -110,13 +111,13 @@ impl OpenPodSource {
         }
     }
 
-    /// Follows the pods from now on; what is known of them is known a moment later.
+    /// Starts the task that follows the pods. Waits a moment for the API server's first lists.
     pub async fn follow(self, tasks: &mut Tasks) -> Pods {
         let first = |inventory: Inventory| watch::channel(Arc::new(inventory));
         match self.source {
             Opened::None => {
                 let (publish, pods) = first(Inventory::default());
-                // Whoever waits for a change waits, and is not told of an end.
+                // The task never ends, and the channel stays open for those that wait for a change.
                 tasks.spawn("pods", async move {
                     publish.closed().await;
                     std::future::pending().await

@@ -1,4 +1,5 @@
-//! What follows from the pods: sessions, what the kernel's maps say of single pods, and refusals to tell.
+//! Keeps in line with the pods what follows from them: sessions, the entries of the kernel's maps, and reports of
+//! refusals.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -12,11 +13,12 @@ use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
 use crate::roles::{Decision, Reason, Rules};
 use crate::telemetry::refusal_reporter::RefusalReporter;
 
-/// Keeps what follows from the pods in line with them.
+/// Computes the desired state at each change, and brings the sessions, the kernel's maps and the reports in line with
+/// it.
 pub(super) struct Reconciler<I> {
     pub pods: Pods,
     pub rules: watch::Receiver<Arc<Rules>>,
-    /// What the kernel's maps say of single pods.
+    /// The pods that the kernel's maps list.
     pub listed: watch::Sender<ListedPods>,
     /// Sessions, and the reports of refusals. `None` while pods are only observed.
     pub service: Option<(Sessions<I>, Arc<RefusalReporter>)>,
@@ -40,7 +42,7 @@ impl<I: Issuer> Reconciler<I> {
                 for (pod, key) in desired.ahead.difference(&requested) {
                     sessions.prefetch(pod, key);
                 }
-                // Every role waits until the node's own roles are known, which is no news of any pod.
+                // Every role waits until the node's own roles are known. That is no change of a pod's role.
                 if !rules.own.holds_decisions() {
                     for uid in log.record(desired.states, &inventory, &rules) {
                         reporter.forget(&uid);
@@ -62,22 +64,22 @@ impl<I: Issuer> Reconciler<I> {
     }
 }
 
-/// What follows from the pods.
+/// The state that follows from the pods and the rules.
 #[derive(Debug, Default)]
 pub(super) struct DesiredState {
-    /// The sessions that their roles ask for.
+    /// The sessions of all granted roles.
     keys: HashSet<SessionKey>,
-    /// Those of pods that still run, with each pod that asks for one.
+    /// The sessions to fetch ahead of a request, each with a running pod that has the role.
     ahead: HashSet<(PodUid, SessionKey)>,
-    /// What the kernel's maps are to say of single pods.
+    /// The pods that the kernel's maps have to list.
     pub listed: ListedPods,
     /// The pods whose role is refused.
     refused: Vec<(PodUid, Reason)>,
-    /// Of pods that run, each once.
+    /// The state of each running pod's role.
     states: HashMap<PodUid, RoleState>,
 }
 
-/// What follows at one moment, where these pods were listed before.
+/// Computes the desired state. `listed` are the pods that the kernel's maps list now.
 pub(super) fn desired_state(inventory: &Inventory, rules: &Rules, listed: &BTreeSet<PodUid>) -> DesiredState {
     let mut found = DesiredState::default();
     found.listed.families = inventory.other_families();
@@ -86,14 +88,14 @@ pub(super) fn desired_state(inventory: &Inventory, rules: &Rules, listed: &BTree
             Known::Pod(pod) => std::slice::from_ref(pod),
             Known::Ambiguous(pods) => pods.as_slice(),
         };
-        // One whose service account has gone is not given the node's role for that.
+        // A pod whose service account was deleted must not get the node's role because of that.
         let was_listed = listed.contains(uid);
         let asks = |pod: &Arc<Pod>| {
             let account = inventory.service_account(pod);
             rules.intercepts_host_pod(pod, account)
                 || (was_listed && account.is_none() && rules.asks_accounts_of(pod))
         };
-        // Known by its own UID, which nobody can forge.
+        // By the pod's own UID, which is the one in its cgroup's name and cannot be forged.
         let has_own_network = claimants
             .iter()
             .any(|pod| pod.uid == *uid && !pod.host_network && !pod.finished);
@@ -102,7 +104,7 @@ pub(super) fn desired_state(inventory: &Inventory, rules: &Rules, listed: &BTree
         }
         let runs = claimants.iter().any(|pod| !pod.finished);
         let decision = rules.resolve(inventory, uid);
-        // A static pod is there by its hash too.
+        // The inventory has a static pod under its hash too.
         if runs && claimants.iter().any(|pod| pod.uid == *uid) {
             found.states.insert(uid.clone(), RoleState::of(&decision));
         }

@@ -149,8 +149,8 @@ async fn set_marker(health: Health, mark: ServedMarker) {
     }
 }
 
-/// Clears the marker, so that guards let pods pass. An agent that still serves pods beside this one sets it again for as
-/// long as it runs.
+/// Clears the marker, so that guards let pods pass. An agent that still serves pods beside this one sets it again for
+/// as long as it runs.
 async fn clear_marker(mark: ServedMarker) {
     const RETRY_INTERVAL: Duration = Duration::from_secs(1);
     loop {

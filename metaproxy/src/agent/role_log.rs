@@ -1,5 +1,5 @@
-//! What the log says of pods' roles: how many have one when the agent starts, and from then on what changes. Refusals have
-//! lines of their own.
+//! Logs how many pods have a role when the agent starts, and each change after that. Refusals are logged by the refusal
+//! reporter.
 
 use std::collections::HashMap;
 
@@ -9,23 +9,23 @@ use crate::pods::{Inventory, Known, PodUid};
 use crate::roles::{Decision, RoleArn, Rules};
 use crate::telemetry::log_limiter::LogLimiter;
 
-/// Where more pods than these change at once, only their number is told.
+/// The largest number of changes at once that are logged one by one. Of more, only the number is logged.
 const MAX_LINES: usize = 10;
 
-/// How a pod stands.
+/// The state of a pod's role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum RoleState {
-    /// It has this role.
+    /// The pod has this role.
     Role(RoleArn),
-    /// It asks for one, and is refused.
+    /// The pod requests a role, and is refused.
     Refused,
-    /// It asks for none.
+    /// The pod requests no role.
     NoRole,
-    /// It can't be told yet.
+    /// The decision has to wait.
     Unknown,
 }
 
-/// What was said of each pod.
+/// The last logged state of each pod's role.
 #[derive(Debug)]
 pub(super) struct RoleLog {
     last: HashMap<PodUid, RoleState>,
@@ -57,14 +57,14 @@ impl RoleState {
 }
 
 impl RoleLog {
-    /// Says what has changed. The pods of which something was true that is not any more.
+    /// Logs what has changed, and returns the pods that had another state before.
     pub fn record(
         &mut self,
         mut now: HashMap<PodUid, RoleState>,
         inventory: &Inventory,
         rules: &Rules,
     ) -> Vec<PodUid> {
-        // What can't be told for a moment has not changed.
+        // A decision that has to wait for a moment is no change.
         for (uid, state) in &mut now {
             if let (RoleState::Unknown, Some(last)) = (&*state, self.last.get(uid)) {
                 *state = last.clone();
@@ -112,7 +112,7 @@ impl RoleLog {
     }
 }
 
-/// Of one pod; none where somebody else says it, or nothing is to be said.
+/// Describes the change of one pod's role. `None` if another part logs it, or if it is not worth a line.
 fn change(inventory: &Inventory, rules: &Rules, uid: &PodUid, before: Option<&RoleState>) -> Option<String> {
     let Known::Pod(pod) = inventory.by_uid(uid)? else {
         return None;

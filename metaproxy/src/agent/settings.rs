@@ -22,8 +22,8 @@ use crate::roles::Rules;
 pub enum Mode {
     /// Pods get their own roles, and nothing else of the node's credentials
     Enforce,
-    /// Nothing is changed: pods reach the node's metadata service as without metaproxy, and what enforce would change is
-    /// reported
+    /// Nothing is changed: pods reach the node's metadata service as without metaproxy, and what enforce would change
+    /// is reported
     Observe,
     /// No roles are served; pods are only kept from the node's credentials
     Firewall,

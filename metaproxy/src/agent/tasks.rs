@@ -7,7 +7,8 @@ use tokio::task::{AbortHandle, Id, JoinHandle, JoinSet};
 
 use super::StartError;
 
-/// Tasks that run as long as the agent does. None of them ends by itself, so an end is a failure. Dropping it aborts them.
+/// Tasks that run as long as the agent does. None of them ends by itself, so an end is a failure. Dropping it aborts
+/// them.
 #[derive(Debug, Default)]
 pub(super) struct Tasks {
     set: JoinSet<()>,

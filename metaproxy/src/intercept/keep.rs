@@ -21,8 +21,8 @@ pub trait Keep: Send {
     /// Attaches what is not attached, and returns the state after that.
     fn check(&mut self) -> Self::State;
 
-    /// Waits for a reason to check before the interval is over. Must be cancel safe. [`ControlFlow::Break`] ends the loop,
-    /// because a part of the programs' surroundings can no longer be followed.
+    /// Waits for a reason to check before the interval is over. Must be cancel safe. [`ControlFlow::Break`] ends the
+    /// loop, because a part of the programs' surroundings can no longer be followed.
     fn changed(&mut self) -> impl Future<Output = ControlFlow<()>> + Send;
 }
 

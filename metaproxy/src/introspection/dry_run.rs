@@ -1,4 +1,4 @@
-//! What a pod is answered right now, found out by a dry run of its requests. Nothing secret leaves here.
+//! Answers the requests of a pod by a dry run. Only a description of each answer leaves this module, and no secret.
 
 use std::sync::Arc;
 
@@ -16,12 +16,12 @@ use crate::pods::{Known, PodUid};
 pub(super) const LIST: &str = "/latest/meta-data/iam/security-credentials/";
 
 impl<I: Issuer> LiveAgent<I> {
-    /// What the pod with this UID is answered.
+    /// Returns the answers that the pod with a UID would get.
     pub(super) async fn answers(&self, uid: &PodUid) -> Vec<AnswerLine> {
-        // One after the other: whoever decides holds both, in another order.
+        // Each lock is released before the next is taken, because decisions take them in another order.
         let inventory = Arc::clone(&self.pods.borrow());
         let rules = Arc::clone(&self.rules.borrow());
-        // Of several with one UID nobody can tell which one asks.
+        // If several pods have one UID, a request cannot be attributed to one of them.
         let Some(Known::Pod(pod)) = inventory.by_uid(uid) else {
             return Vec::new();
         };
@@ -68,7 +68,7 @@ impl<I: Issuer> LiveAgent<I> {
     }
 }
 
-/// Describes an outcome in words.
+/// Describes an outcome.
 pub(super) fn line(path: String, outcome: &Outcome) -> AnswerLine {
     AnswerLine {
         path,

@@ -1,4 +1,4 @@
-//! What people are told: explanations and status, put together from what the agent knows at the moment of asking.
+//! Makes explanations and the status from the state of a running agent.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -22,21 +22,22 @@ use crate::roles::{Decision, Reason, Rules};
 use crate::telemetry::health::Health;
 use crate::telemetry::refusal_reporter::RefusalReporter;
 
-/// What was told longer ago is not worth a hint.
+/// The age up to which the last refusal of a pod is shown as a hint.
 const MAX_REFUSAL_AGE: Duration = Duration::from_secs(15 * 60);
 
-/// What stays the same for as long as an agent runs.
+/// What identifies a running agent.
 #[derive(Clone, Debug)]
 pub struct AgentInfo {
+    /// The value of `--mode`.
     pub mode: &'static str,
     pub node: Option<String>,
     pub listeners: watch::Receiver<Vec<String>>,
     pub started: SystemTime,
-    /// `--assume-role-arn`
+    /// The value of `--assume-role-arn`.
     pub intermediate_role: Option<String>,
 }
 
-/// Where answers come from.
+/// The state of a running agent, as far as it is shown.
 pub struct LiveAgent<I> {
     pub info: AgentInfo,
     pub pods: Pods,
@@ -45,11 +46,11 @@ pub struct LiveAgent<I> {
     pub current: CurrentPods,
     pub placement: watch::Receiver<Arc<Placement>>,
     pub metrics: Arc<dyn MetricSource>,
-    /// Where pods are served; nowhere while they are only observed.
+    /// What serves pods. `None` while they are only observed.
     pub serving: Option<Serving<I>>,
 }
 
-/// What serves pods.
+/// The parts that serve pods, as far as they are shown.
 pub struct Serving<I> {
     pub sessions: Sessions<I>,
     pub handler: Arc<Handler<I>>,
@@ -60,13 +61,13 @@ impl<I: Issuer> Introspection for LiveAgent<I> {
     fn explain(&self, wanted: Option<&str>) -> Vec<Explanation> {
         let inventory = Arc::clone(&self.pods.borrow());
         let rules = Arc::clone(&self.rules.borrow());
-        // One that is over is nobody's trouble any more, but may be asked for.
-        let is_meant = |pod: &Arc<Pod>| match wanted {
+        // A finished pod needs no help any more, but may be asked for by name.
+        let is_wanted = |pod: &Arc<Pod>| match wanted {
             Some(wanted) => pod.to_string() == wanted,
             None => !pod.finished,
         };
         let mut found: Vec<Explanation> = pods_of(&inventory)
-            .filter(is_meant)
+            .filter(is_wanted)
             .map(|pod| {
                 let (mut one, decision) = self.explanation(&inventory, &rules, &pod);
                 one.add_hints(&rules, &subject(&inventory, &pod), &decision);
@@ -80,7 +81,7 @@ impl<I: Issuer> Introspection for LiveAgent<I> {
     }
 
     fn dry_run(&self, of: &Explanation) -> DryRun<'_> {
-        // What it would be answered here is not what it is answered.
+        // The requests of a pod that is not intercepted do not arrive here.
         let comes_here = of.verdict != Verdict::NotIntercepted;
         let uid = of.uid.as_deref().filter(|_| comes_here);
         let uid = uid.and_then(|uid| uid.parse().ok());
@@ -159,7 +160,7 @@ impl<I: Issuer> Introspection for LiveAgent<I> {
 }
 
 impl<I: Issuer> LiveAgent<I> {
-    /// Why a pod gets what it gets, without hints.
+    /// Explains why a pod gets what it gets, without hints.
     fn explanation(&self, inventory: &Inventory, rules: &Rules, pod: &Pod) -> (Explanation, Decision) {
         let decision = rules.resolve(inventory, caller_uid(pod));
         if let Decision::NoRole(reason @ Reason::Ambiguous { .. }) = &decision {
@@ -180,7 +181,7 @@ impl<I: Issuer> LiveAgent<I> {
         (one, decision)
     }
 
-    /// What there is of the session that was granted.
+    /// Returns the state of the session of a granted role.
     fn view(&self, decision: &Decision) -> Option<SessionView> {
         let (Decision::Granted(grant), Some(serving)) = (decision, &self.serving) else {
             return None;
@@ -188,7 +189,7 @@ impl<I: Issuer> LiveAgent<I> {
         serving.sessions.view(&SessionKey::of_grant(grant))
     }
 
-    /// Connections of the pod that never reached an answer, whatever its role is.
+    /// Makes hints of the pod's connections that were refused before any request, whatever its role is.
     fn not_served(&self, pod: &Pod) -> impl Iterator<Item = String> {
         let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
         let of_pod = move |one: &RefusalCount| one.count > 0 && one.pod == (namespace.clone(), name.clone());
@@ -202,7 +203,8 @@ impl<I: Issuer> LiveAgent<I> {
         })
     }
 
-    /// What the pod, or a connection that passed for its own, was told lately that is no more true, or true only there.
+    /// Makes a hint of the last refusal that was sent to the pod, if the explanation differs from it. The refusal may
+    /// be out of date, or may have gone to a connection that only claimed to be the pod's.
     fn told_otherwise(&self, pod: &Pod, because: &str) -> Option<String> {
         let last = self.serving.as_ref()?.reporter.last(caller_uid(pod));
         let (said, ago) = last.filter(|(said, ago)| said != because && *ago < MAX_REFUSAL_AGE)?;
@@ -213,7 +215,7 @@ impl<I: Issuer> LiveAgent<I> {
     }
 }
 
-/// The UID that its processes are known by: the kubelet makes a static pod's cgroup by its hash.
+/// Returns the UID by which the pod's processes are identified. The kubelet names a static pod's cgroup by its hash.
 pub(super) fn caller_uid(pod: &Pod) -> &PodUid {
     pod.cgroup_uid()
 }
@@ -226,14 +228,14 @@ fn subject<'a>(inventory: &'a Inventory, pod: &'a Pod) -> Subject<'a> {
     }
 }
 
-/// Each pod once.
+/// Lists each pod once.
 fn pods_of(inventory: &Inventory) -> impl Iterator<Item = Arc<Pod>> {
     inventory.pods().flat_map(|(uid, known)| {
         let pods = match known {
             Known::Pod(pod) => vec![Arc::clone(pod)],
             Known::Ambiguous(pods) => pods.clone(),
         };
-        // A static pod is there by its hash too.
+        // The inventory has a static pod under its hash too.
         let uid = uid.clone();
         pods.into_iter().filter(move |pod| pod.uid == uid)
     })

@@ -18,19 +18,20 @@ pub(crate) use self::live_agent::{AgentInfo, LiveAgent, Serving};
 pub use self::status::Status;
 use crate::explain::{AnswerLine, Explanation, Verdict};
 
-/// What a pod is answered, once that was asked in its place.
+/// The answers that a pod would get now.
 pub type DryRun<'a> = Pin<Box<dyn Future<Output = Vec<AnswerLine>> + Send + 'a>>;
 
-/// What people ask an agent. What is no future takes its time: it looks at every pod, and tries patterns in other ways.
+/// Shows an agent to operators. The methods that return no future look at every pod, so they must run on a thread that
+/// may be blocked.
 pub trait Introspection: Send + Sync {
-    /// Why those pods get what they get that are not over, or those with a name (`namespace/name`).
+    /// Explains why pods get what they get: those that have a name (`namespace/name`), or all that have not finished.
     fn explain(&self, pod: Option<&str>) -> Vec<Explanation>;
-    /// What the pod of an explanation is answered right now.
+    /// Returns the answers that the pod of an explanation would get now.
     fn dry_run(&self, of: &Explanation) -> DryRun<'_>;
-    /// How the agent is doing.
+    /// Returns the status of the agent.
     fn status(&self) -> Status;
-    /// The name of the node, if the agent has been given one.
+    /// Returns the name of the node, if the agent has been given one.
     fn node_name(&self) -> Option<&str>;
-    /// Pods that are not over, by what comes of their role.
+    /// Counts the pods that have not finished, by verdict.
     fn verdicts(&self) -> BTreeMap<Verdict, u64>;
 }

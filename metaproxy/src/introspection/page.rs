@@ -1,11 +1,11 @@
-//! The page for people: the status, as one document with nothing from elsewhere and no script.
+//! The status as an HTML page, which loads nothing and has no script.
 
 use std::fmt::Write as _;
 
 use super::status::{PodLine, Status};
 use crate::explain::{printable, short};
 
-/// What the page may load: its own style, and nothing else.
+/// The content security policy: the page may use its own style, and load nothing.
 pub const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; \
                           frame-ancestors 'none'";
 
@@ -22,7 +22,7 @@ th { font-weight: 600; font-size: .85rem; color: var(--soft); white-space: nowra
 td.role { min-width: 28rem } .figures table { width: auto } code { font: .92em ui-monospace, monospace; overflow-wrap: anywhere }
 ";
 
-/// The whole document.
+/// Makes the page.
 pub fn html(status: &Status) -> String {
     let mut page = String::with_capacity(8 * 1024);
     // Writing to a string never fails.
@@ -47,7 +47,7 @@ fn write(page: &mut String, status: &Status) -> std::fmt::Result {
     Ok(())
 }
 
-/// Whether all is well, and what is not.
+/// Writes whether the agent is ready, and each part that has a problem.
 fn state(page: &mut String, status: &Status, node: &str) -> std::fmt::Result {
     let (class, ready) = if status.ready {
         ("good", "ready")
@@ -171,7 +171,7 @@ fn table(page: &mut String, head: &[&str]) -> std::fmt::Result {
     Ok(())
 }
 
-/// Names and annotations are anybody's.
+/// Escapes text for HTML, because anyone may have written names and annotations.
 fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in printable(text).chars() {

@@ -1,5 +1,4 @@
-//! What goes wrong for users, scenario by scenario: the pod's answer, its event, the log and what people are told say the
-//! same.
+//! Checks for each problem that users have that the pod's answer, its event, the log and the explanation say the same.
 
 mod list;
 mod stage;
@@ -13,7 +12,7 @@ use crate::explain::{AnswerLine, Explanation, Verdict};
 use crate::telemetry::pod_event::PodEvent;
 
 impl Said {
-    /// All of it, for people to read over; times of day are another each time.
+    /// Writes all of it for the snapshot, without times of day.
     fn shown(&self, name: &str) -> String {
         let AnswerLine { path, status, says } = &self.answer;
         let event = self.event.as_ref().map_or("none".to_owned(), PodEvent::note);
@@ -27,20 +26,20 @@ impl Said {
         ))
     }
 
-    /// The pod is told why, and so is everybody else.
+    /// Checks that the pod's answer and the log give the reason.
     fn agree_on(&self, name: &str, sentence: &str) {
         let said = &self.answer.says;
         assert!(
             said.ends_with(sentence),
             "{name}: answered {said}, not {sentence}"
         );
-        // Fields come before or after it, as whoever says it knows of the pod or of its session.
+        // Fields stand before or after it, as the part that logs it knows the pod or its session.
         let logged = self.log.lines().any(|line| line.contains(sentence));
         assert!(logged, "{name}: logged {}, not {sentence}", self.log);
     }
 }
 
-/// What a pod is answered, by what people are told of it.
+/// Returns the status of a pod's answer that goes with a verdict.
 fn status_of(verdict: Verdict, is_ambiguous: bool) -> StatusCode {
     match verdict {
         Verdict::NoRole => StatusCode::NOT_FOUND,
@@ -51,7 +50,7 @@ fn status_of(verdict: Verdict, is_ambiguous: bool) -> StatusCode {
     }
 }
 
-/// What a pod with credentials is answered, by what people are told of them.
+/// Returns the answer of a pod with credentials that goes with an explanation.
 fn credentials(explanation: &Explanation) -> String {
     let line = explanation.credentials.as_ref().unwrap();
     let (id, until) = (line.access_key_id.as_ref(), line.expires.as_ref());
@@ -95,7 +94,8 @@ async fn answer_event_log_and_explanation_say_the_same() {
         } else {
             said.agree_on(name, &explanation.because);
         }
-        // An event is for whoever can mend it: the owner of a pod that is refused what it asks for.
+        // Events are for the owner of a pod that is refused the role that it requests, because the owner can correct
+        // that.
         let is_due = explanation.verdict == Verdict::Refused && !scenario.twice;
         let sentence = said.event.map(|event| event.sentence);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! How an agent is doing, for people: what `metaproxy status` and the admin page show.
+//! The status of an agent, which `metaproxy status` and the admin page show.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,42 +7,42 @@ use serde::{Deserialize, Serialize};
 
 use crate::explain::{columns, printable, short};
 
-/// How an agent is doing. No field is secret. Times are RFC 3339, in UTC.
+/// The status of an agent. No field is secret. Times are RFC 3339, in UTC.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {
-    /// The version that runs.
+    /// The version of the running program.
     pub version: String,
     /// `enforce`, `observe` or `firewall`
     pub mode: String,
-    /// The node's name, where the agent has been told.
+    /// The node's name, if the agent has been given one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// In its own PID namespace.
+    /// The process id, in the agent's own PID namespace.
     pub pid: u32,
-    /// When it started.
+    /// The time of the agent's start.
     pub started: String,
-    /// Seconds since then.
+    /// The time since the start, in seconds.
     pub uptime_seconds: u64,
     /// Whether pods are served.
     pub ready: bool,
-    /// Part by part.
+    /// The condition of each part.
     pub parts: Vec<PartLine>,
-    /// Where it listens; nowhere while it only observes.
+    /// The addresses of the listeners. None while pods are only observed.
     pub listeners: Vec<String>,
-    /// The pods' cgroup, where it is there.
+    /// The path of the pods' cgroup, if it exists.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cgroup: Option<String>,
-    /// What is attached where.
+    /// The attached programs.
     pub attached: Vec<AttachedLine>,
-    /// The pods of this node that have, or ask for, a role; by name.
+    /// The pods of this node that have a role or request one, sorted by name.
     pub pods: Vec<PodLine>,
-    /// All pods that are known.
+    /// The number of all known pods of this node.
     pub pods_known: usize,
-    /// Connections that were refused, or did not reach the agent, by kind and pod.
+    /// Connections that were refused or did not reach the agent, by kind and pod.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub refused: Vec<RefusedLine>,
-    /// What came of connections, in the agent and in the kernel.
+    /// The counters of connections, in the agent and in the kernel.
     pub counters: BTreeMap<String, u64>,
 }
 
@@ -53,16 +53,16 @@ pub struct RefusedLine {
     /// `namespace/name`, if a pod is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pod: Option<String>,
-    /// The kind, as metrics have it.
+    /// The kind, as in metrics.
     pub kind: String,
-    /// How many, since the start.
+    /// The number of connections since the start.
     pub connections: u64,
-    /// What it means, and what to do.
+    /// What the kind means, and what to do.
     pub explanation: String,
 }
 
 impl RefusedLine {
-    /// The columns of a table: pod, kind, connections, explanation.
+    /// Returns the cells of a table's row: pod, kind, connections, explanation.
     pub fn cells(&self) -> [String; 4] {
         [
             self.pod.clone().unwrap_or_else(|| "(no pod known)".to_owned()),
@@ -72,7 +72,7 @@ impl RefusedLine {
         ]
     }
 
-    /// What stands above them.
+    /// The head of the table.
     pub const HEAD: [&'static str; 4] = ["REFUSED", "KIND", "CONNECTIONS", "MEANING"];
 }
 
@@ -80,11 +80,11 @@ impl RefusedLine {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PartLine {
-    /// Which.
+    /// The name of the part.
     pub part: String,
-    /// `ok`, `degraded` or `failed`
+    /// The condition: `ok`, `degraded` or `failed`.
     pub condition: String,
-    /// What is the matter.
+    /// What is wrong.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
@@ -93,38 +93,38 @@ pub struct PartLine {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AttachedLine {
-    /// The link's id, as `bpftool link` shows it.
+    /// The id of the link, as `bpftool link` shows it.
     pub link: u32,
     /// The program's name.
     pub program: String,
-    /// The cgroup or the interface.
+    /// The cgroup or the interface that it is attached to.
     pub target: String,
 }
 
-/// A pod.
+/// A pod that has a role or requests one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PodLine {
     /// `namespace/name`
     pub pod: String,
-    /// As in an explanation.
+    /// The verdict, as in an explanation.
     pub verdict: String,
-    /// The role's ARN, where it can be told.
+    /// The ARN of the role, if it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
-    /// When its session ends.
+    /// The time at which its session ends.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session_ends: Option<String>,
-    /// Seconds until then.
+    /// The time until the session ends, in seconds.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds_left: Option<u64>,
-    /// Why it has no credentials, or what STS said last.
+    /// The reason why it has no credentials, or the last error of STS.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
 }
 
 impl Status {
-    /// Pods, those that something is the matter with first.
+    /// Returns the pods, those with an error first.
     pub fn pods_by_trouble(&self) -> Vec<&PodLine> {
         let mut pods: Vec<&PodLine> = self.pods.iter().collect();
         pods.sort_by_key(|pod| (pod.last_error.is_none(), &pod.pod));
@@ -133,7 +133,7 @@ impl Status {
 }
 
 impl PodLine {
-    /// The columns of a table: pod, verdict, role, time left, last error.
+    /// Returns the cells of a table's row: pod, verdict, role, time left, last error.
     pub fn cells(&self) -> [String; 5] {
         let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
         [
@@ -145,7 +145,7 @@ impl PodLine {
         ]
     }
 
-    /// What stands above them.
+    /// The head of the table.
     pub const HEAD: [&'static str; 5] = ["POD", "VERDICT", "ROLE", "LEFT", "LAST ERROR"];
 }
 
@@ -196,7 +196,7 @@ impl fmt::Display for Status {
             let refused = self.refused.iter().map(RefusedLine::cells);
             writeln!(f, "{}", columns(&RefusedLine::HEAD, refused))?;
         }
-        // What has not happened is no news; --output json has it all.
+        // Counters that are zero are left out. --output json has all of them.
         let counters = self
             .counters
             .iter()

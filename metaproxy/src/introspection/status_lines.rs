@@ -1,4 +1,4 @@
-//! The lines of a status.
+//! Makes the lines of a status.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::identify::refusals::RefusalCount;
 use crate::intercept::own_links::LinkTarget;
 use crate::telemetry::health::{Condition, Part};
 
-/// A pod that has, or asks for, a role.
+/// Describes a pod that has a role, or requests one.
 pub(super) fn pod(one: Explanation) -> PodLine {
     let credentials = one.credentials.as_ref();
     let said = credentials.and_then(|line| line.last_error.clone());
@@ -25,7 +25,7 @@ pub(super) fn pod(one: Explanation) -> PodLine {
     }
 }
 
-/// A part of the agent.
+/// Describes a part of the agent.
 pub(super) fn part((part, condition): (Part, Condition)) -> PartLine {
     let (condition, detail) = match condition {
         Condition::Fine => ("ok", None),
@@ -39,7 +39,7 @@ pub(super) fn part((part, condition): (Part, Condition)) -> PartLine {
     }
 }
 
-/// Where a program is attached.
+/// Describes what a program is attached to.
 pub(super) fn target(target: LinkTarget, cgroup: Option<&str>) -> String {
     match target {
         LinkTarget::Cgroup(0) | LinkTarget::Interface(0) => "nothing any more".to_owned(),
@@ -54,13 +54,13 @@ pub(super) fn target(target: LinkTarget, cgroup: Option<&str>) -> String {
     }
 }
 
-/// A cgroup's id is its directory's inode.
+/// Returns the inode of a cgroup's directory, which is the cgroup's id.
 fn inode(path: &str) -> Option<u64> {
     use std::os::unix::fs::MetadataExt as _;
     std::fs::metadata(path).ok().map(|dir| dir.ino())
 }
 
-/// Refused connections of one kind and one pod.
+/// Describes refused connections of one kind and one pod.
 pub(super) fn refused(one: RefusalCount) -> RefusedLine {
     let (namespace, pod) = one.pod;
     RefusedLine {
@@ -71,7 +71,7 @@ pub(super) fn refused(one: RefusalCount) -> RefusedLine {
     }
 }
 
-/// What came of connections, in the agent and in the kernel.
+/// Names the counters of connections in the agent and in the kernel.
 pub(super) fn counters(metrics: &dyn MetricSource) -> BTreeMap<String, u64> {
     let counts = metrics.connections();
     let mut all: BTreeMap<String, u64> = [

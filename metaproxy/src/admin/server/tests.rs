@@ -10,7 +10,8 @@ use tokio::runtime::Runtime;
 /// How long a test waits for something that must happen.
 const TEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Occupies every worker of a runtime, and returns once all are occupied. Each is free again when its sender is dropped.
+/// Occupies every worker of a runtime, and returns once all are occupied. Each is free again when its sender is
+/// dropped.
 fn hang(runtime: &Runtime, workers: usize) -> Vec<Sender<()>> {
     let (begun, begins) = channel();
     let occupy = |_| {

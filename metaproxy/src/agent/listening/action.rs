@@ -1,27 +1,28 @@
-//! What is done about a listener whose port is claimed, or at which connections do not arrive.
+//! Decides what to do about a listener whose port is claimed, or at which connections do not arrive.
 
 use crate::identify::self_check::Fault;
 use crate::intercept::port_claim::PortClaim;
 use crate::telemetry::health::Condition;
 
-/// What is done.
+/// What to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
-    /// Pods' connections go to the listener.
+    /// Send pods' connections to the listener.
     Serve(Condition),
-    /// Pods' connections are refused: another program would answer them.
+    /// Refuse pods' connections, because another program would answer them.
     Refuse(String),
-    /// The listener moves to another port.
+    /// Move the listener to another port.
     Move {
         why: String,
-        /// Connections do not arrive at it any more.
+        /// Whether connections no longer arrive at it.
         is_taken: bool,
     },
 }
 
 /// Decides, from the pod that claims the port, from what the last check has found, and from `--listen-port`.
 pub(super) fn action(claim: Option<&PortClaim>, fault: Option<&Fault>, listen_port: u16) -> Action {
-    // The port of a hostNetwork pod leads nowhere else than to the listener; it may be the agent's own.
+    // The port of a hostNetwork pod is not redirected, so connections arrive at the listener. The pod may be the
+    // agent's own.
     let claim = claim.filter(|claim| listen_port == 0 || !claim.host_network);
     let is_taken = matches!(fault, Some(Fault::Elsewhere { .. }));
     let why = match (claim, fault) {
@@ -52,7 +53,7 @@ pub(super) fn action(claim: Option<&PortClaim>, fault: Option<&Fault>, listen_po
     }
 }
 
-/// How a listener is doing at which connections arrive.
+/// Returns the condition of a listener after a check.
 pub(super) fn condition(fault: Option<&Fault>) -> Condition {
     match fault {
         None => Condition::Fine,

@@ -1,4 +1,4 @@
-//! The scenarios themselves.
+//! The list of scenarios.
 
 use serde_json::{Value, json};
 
@@ -12,19 +12,19 @@ const FOREIGN: &str = "arn:aws:iam::210987654321:role/app";
 
 const SEARCH: &[&str] = &["--permitted-match", "search"];
 
-/// What STS does.
+/// A behaviour of STS.
 #[derive(Clone, Debug)]
 pub enum Sts {
     Gives,
     GivesExpired,
-    /// Of which more than half is over: it is served, and to be renewed.
+    /// It gives a session of which more than half is over, which is served and has to be renewed.
     GivesOld,
     Fails(ObtainError),
     /// It never answers.
     Hangs,
 }
 
-/// One pod, and what stands around it.
+/// A pod and its surroundings.
 pub struct Scenario {
     pub name: &'static str,
     pub flags: &'static [&'static str],
@@ -32,14 +32,14 @@ pub struct Scenario {
     pub namespace: Option<Value>,
     pub account: Option<Value>,
     pub twice: bool,
-    /// Whether it shares the node's network.
+    /// Whether the pod shares the node's network.
     pub on_host: bool,
-    /// Whether the agent has heard of the pod.
+    /// Whether the agent knows the pod.
     pub known: bool,
     /// Whether the agent has found out which role is the node's own.
     pub own_is_known: bool,
     pub sts: Vec<Sts>,
-    /// Whether what shapes its session changed so often that it has no turn for another one.
+    /// Whether the annotations of its session have changed so often that another session has to wait.
     pub is_paced: bool,
 }
 

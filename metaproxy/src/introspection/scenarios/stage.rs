@@ -1,4 +1,4 @@
-//! A scenario played through, by everything but the kernel, the network and AWS.
+//! Plays a scenario with all parts except for the kernel, the network and AWS.
 
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex};
@@ -34,21 +34,21 @@ use crate::telemetry::refusal_reporter::RefusalReporter;
 
 const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
 
-/// What is said about a scenario, in all places.
+/// What a scenario shows in all places.
 pub struct Said {
-    /// To the pod, the last time that it asks.
+    /// The pod's last answer.
     pub answer: AnswerLine,
-    /// On the pod.
+    /// The event on the pod.
     pub event: Option<PodEvent>,
-    /// Without times.
+    /// The log, without times.
     pub log: String,
-    /// To people; nothing where the pod is not known.
+    /// The explanation. `None` if the pod is not known.
     pub explanation: Option<Explanation>,
-    /// In the table of all pods, and in the metric.
+    /// The verdicts in the metric, and in the table of all pods.
     pub verdicts: Vec<Verdict>,
 }
 
-/// Plays it: the pod asks, as often as STS does something new, and then people do.
+/// Plays a scenario: the pod sends a request for each behaviour of STS, then operators ask.
 pub async fn said(scenario: &Scenario) -> Said {
     let stage = Stage::set(scenario);
     let (log, guard) = CapturedLog::start(tracing::Level::DEBUG);
@@ -81,7 +81,7 @@ pub async fn said(scenario: &Scenario) -> Said {
         one.add_answers(given);
     }
     if let Some(serving) = &agent.serving {
-        // Nothing of it goes on while the next one is played.
+        // Its sessions must not be renewed while the next scenario is played.
         serving.sessions.retain(&HashSet::new());
     }
     Said {
@@ -95,7 +95,7 @@ pub async fn said(scenario: &Scenario) -> Said {
 
 type Audits = AuditedIssuer<Mutex<Vec<Sts>>>;
 
-/// Everything that answers, and who asks.
+/// The parts that answer, and the client.
 struct Stage {
     agent: LiveAgent<Audits>,
     handler: Arc<Handler<Audits>>,
@@ -161,7 +161,7 @@ impl Stage {
         }
     }
 
-    /// As many sessions as the pod may have at once, each of another shape.
+    /// Requests as many sessions as the pod may have at once, each of another shape.
     async fn use_up_turns(&self) {
         let (pods, rules) = (
             self.agent.pods.borrow().clone(),
@@ -179,7 +179,7 @@ impl Stage {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
 
-    /// A request of the pod, as its connection brings it.
+    /// Sends a request of the pod.
     async fn ask(&self, path: &str) -> AnswerLine {
         let request = Request::get(path).body(()).unwrap();
         let deadline = tokio::time::Instant::now() + ANSWER_TIMEOUT;
@@ -221,7 +221,7 @@ impl Issuer for Mutex<Vec<Sts>> {
     }
 }
 
-/// The rules of an agent that knows the node's own role, unless that is the matter.
+/// Makes the rules of an agent, which knows the node's own role unless the scenario is about that.
 fn rules(scenario: &Scenario) -> Rules {
     let node = OwnRole::Is(RoleId::new("123456789012", "node").unwrap());
     let rules = flagged(scenario.flags);
@@ -256,7 +256,7 @@ fn flagged(flags: &[&str]) -> Rules {
 }
 
 fn inventory(scenario: &Scenario) -> Inventory {
-    // Of characters that a tag can't have, where that is the matter.
+    // A name with characters that a tag cannot have, if the scenario is about that.
     let name = if scenario.name.contains("tag") {
         "w,b"
     } else {
