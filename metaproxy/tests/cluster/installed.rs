@@ -13,7 +13,7 @@ use crate::common::dial;
 use crate::kit::{
     Cluster, MadeByHand, NAMESPACE, Running, apply, kubectl, node_asks, process, try_kubectl, within,
 };
-use crate::tools::{agent_process, processes};
+use crate::tools::{agent_process, metaproxy_processes};
 
 const ROLE: &str = "iam.amazonaws.com/role";
 
@@ -228,7 +228,7 @@ pub fn jobs(cluster: &Cluster) {
 pub fn removal(cluster: &Cluster) {
     let pod: Running = cluster.pod("left-over", json!({}), json!({}));
     assert_eq!(pod.role(), "status 404");
-    let processes: Vec<u32> = processes("metaproxy").collect();
+    let processes: Vec<u32> = metaproxy_processes().collect();
     let loaded = bpf::held_by(&processes).unwrap();
     assert!(!loaded.is_empty(), "agents and guards have programs");
     for release in ["metaproxy", "second"] {
@@ -244,7 +244,7 @@ pub fn removal(cluster: &Cluster) {
     }
     let start = Instant::now();
     within(Duration::from_secs(30), "an agent that is gone", || {
-        process("metaproxy").is_none()
+        metaproxy_processes().next().is_none()
     });
     within(Duration::from_secs(5), "programs that are gone", || {
         bpf::still_loaded(&loaded).unwrap().is_empty()

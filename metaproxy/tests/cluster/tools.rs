@@ -50,28 +50,37 @@ pub fn load_image() {
     );
 }
 
-/// A process by its name.
+/// Returns a process with this name.
 pub fn process(name: &str) -> Option<u32> {
     processes(name).next()
 }
 
-/// The agent's: guards have the same name.
+/// Returns the agent's process.
 pub fn agent_process() -> Option<u32> {
     process_with_command("run")
 }
 
-/// A guard's.
+/// Returns a guard's process.
 pub fn guard_process() -> Option<u32> {
     process_with_command("guard")
 }
 
 fn process_with_command(command: &str) -> Option<u32> {
-    processes("metaproxy").find(|pid| {
+    metaproxy_processes().find(|pid| {
         let words = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         words.split('\0').nth(1) == Some(command)
     })
 }
 
+/// Returns the processes of agents and guards of this cluster's node. They share its network namespace with this
+/// process; another metaproxy on the same machine does not.
+pub fn metaproxy_processes() -> impl Iterator<Item = u32> {
+    let netns = |process: &str| fs::read_link(format!("/proc/{process}/ns/net")).ok();
+    let own = netns("self");
+    processes("metaproxy").filter(move |pid| netns(&pid.to_string()) == own)
+}
+
+/// Returns the processes of this machine with this name.
 pub fn processes(name: &str) -> impl Iterator<Item = u32> {
     let entries = fs::read_dir("/proc").unwrap().filter_map(Result::ok);
     entries.filter_map(move |entry| {
