@@ -1,4 +1,4 @@
-//! Which role a pod has, and why: a pure function of the pod, its namespace and the configuration.
+//! Decides which role a pod has, and why: a pure function of the pod, its namespace, its service account and the configuration.
 
 pub mod arn;
 mod decision;
