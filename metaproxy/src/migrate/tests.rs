@@ -216,7 +216,7 @@ fn what_cannot_be_is_brought_to_what_can_and_said() {
 fn a_default_role_that_is_the_nodes_is_never_kept() {
     let values = of_words(SourceSoftware::Kube2iam, &["--auto-discover-default-role=true"]);
     assert!(!values.contains("default:"), "{values}");
-    assert!(values.contains("They get none here"), "{values}");
+    assert!(values.contains("pods without an annotation got the"), "{values}");
 }
 
 #[test]
@@ -227,7 +227,7 @@ fn another_manifest_is_told_from_theirs() {
         "kind: DaemonSet\nmetadata: { name: other }\n",
     )
     .unwrap_err();
-    assert!(error.to_string().contains("nothing of kiam in it"), "{error}");
+    assert!(error.to_string().contains("no workload of kiam found"), "{error}");
     let error = workloads(SourceSoftware::Kiam, "x.yaml", "a: [\n").unwrap_err();
     assert!(error.to_string().starts_with("x.yaml:"), "{error}");
 }

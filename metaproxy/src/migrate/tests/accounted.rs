@@ -22,9 +22,9 @@ use super::manifests::{KUBE2IAM, manifest, migrated, parsed, sentences};
 #[case::text(json!({ "args": "--namespace-restrictions" }), "its args is no list of strings")]
 #[case::nested(json!({ "args": [["--namespace-restrictions"]] }), "its args is no list of strings")]
 #[case::a_number(json!({ "command": ["kube2iam", 1] }), "its command is no list of strings")]
-#[case::without_dashes(json!({ "args": ["namespace-restrictions"] }), "so its flags may stand elsewhere")]
+#[case::without_dashes(json!({ "args": ["namespace-restrictions"] }), "so its flags may be elsewhere")]
 #[case::dashes_forgotten(json!({ "args": ["--debug", "namespace-restrictions"] }), "a flag begins with two dashes")]
-#[case::refused_by_the_agent(json!({ "args": ["--namespace-key=bad key"] }), "--namespace-key: the agent would refuse what becomes of it")]
+#[case::refused_by_the_agent(json!({ "args": ["--namespace-key=bad key"] }), "--namespace-key: the agent would refuse its value")]
 fn what_nothing_is_known_about_is_an_error(#[case] container: Value, #[case] why: &str) {
     let error = migrated(
         SourceSoftware::Kube2iam,
