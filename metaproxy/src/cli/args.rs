@@ -8,7 +8,7 @@ use super::{LogFormat, LogLevel};
 
 /// The flags that name the pods' cgroup.
 #[derive(Debug, Args)]
-pub struct PlaceArgs {
+pub struct CgroupArgs {
     /// Cgroup of all pods [default: the kubepods or kubepods.slice that is found]
     #[arg(
         long,

@@ -63,8 +63,8 @@ impl DoctorArgs {
         }
         let imds = imds_endpoint(&run.imds_endpoint)?;
         Ok(Examination {
-            cgroup: run.place.cgroup.clone(),
-            cgroup_root: run.place.cgroup_root.clone(),
+            cgroup: run.cgroups.cgroup.clone(),
+            cgroup_root: run.cgroups.cgroup_root.clone(),
             listen: (IpAddr::V4(Ipv4Addr::UNSPECIFIED), run.listen_port).into(),
             admin: run.admin_address.0,
             kubeconfig: self.kubeconfig(),

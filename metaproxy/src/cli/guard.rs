@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::args::{LoggingArgs, PlaceArgs};
+use super::args::{CgroupArgs, LoggingArgs};
 use super::{Close, UsageError};
 use crate::guard::Settings;
 use crate::intercept::guard::GuardMode;
@@ -17,7 +17,7 @@ use crate::intercept::guard::GuardMode;
                   Exit status: 0 after SIGTERM or SIGINT; 1 if it cannot start, or a task of it fails; 64 on bad usage.")]
 pub struct GuardArgs {
     #[command(flatten)]
-    pub(super) place: PlaceArgs,
+    pub(super) cgroups: CgroupArgs,
 
     /// What the guard stops
     #[arg(
@@ -66,8 +66,8 @@ impl GuardArgs {
         Ok(Settings {
             mode: self.guard,
             at_once: self.close == Close::AtOnce,
-            cgroup: self.place.cgroup.clone(),
-            cgroup_root: self.place.cgroup_root.clone(),
+            cgroup: self.cgroups.cgroup.clone(),
+            cgroup_root: self.cgroups.cgroup_root.clone(),
             runtime_dir: self.runtime_dir.clone(),
         })
     }

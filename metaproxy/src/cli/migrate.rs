@@ -28,5 +28,5 @@ pub struct MigrateArgs {
         conflicts_with = "manifests",
         allow_hyphen_values = true
     )]
-    pub words: Vec<String>,
+    pub flags: Vec<String>,
 }

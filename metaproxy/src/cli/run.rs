@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::args::{LoggingArgs, PlaceArgs};
+use super::args::{CgroupArgs, LoggingArgs};
 use super::roles::RoleArgs;
 use super::{AdminAddress, ImdsV1, Switch, TokenPolicy, values};
 use crate::agent::Mode;
@@ -41,7 +41,7 @@ pub struct RunArgs {
     pub(super) kubeconfig: Option<PathBuf>,
 
     #[command(flatten)]
-    pub(super) place: PlaceArgs,
+    pub(super) cgroups: CgroupArgs,
 
     /// Address of this node at which the agent listens for pods; repeatable [default: the node's IPv4 and IPv6 address]
     #[arg(

@@ -6,7 +6,7 @@ use super::namespace::{Asked, NamespaceRules, Stop};
 use super::naming::Naming;
 use super::own::OwnRoles;
 use super::policy::Candidate;
-use super::reason::{Allowance, AlsoAsked, Reason, RoleSource};
+use super::reason::{Allowance, AlsoSearched, Reason, RoleSource};
 use super::session::{SessionRules, SessionShape};
 use super::web_identity::{self, ROLE_KEY, WebIdentity};
 use crate::pods::kubernetes::KeptAnnotations;
@@ -179,15 +179,15 @@ impl Rules {
                 account: account_of(pod),
             })),
             Naming::Default(role) => self.by_default(pod, role),
-            Naming::Nobody => Ok(Decision::NoRole(Reason::NoRole {
+            Naming::NoRole => Ok(Decision::NoRole(Reason::NoRole {
                 pod: pod.to_string(),
                 key: self.keys.role.clone(),
                 also: if self.asks_accounts_of(pod) {
-                    AlsoAsked::ServiceAccount {
+                    AlsoSearched::ServiceAccount {
                         account: account_of(pod),
                     }
                 } else {
-                    AlsoAsked::Nobody
+                    AlsoSearched::Nothing
                 },
             })),
         };
@@ -195,10 +195,10 @@ impl Rules {
     }
 
     fn annotated(&self, pod: &Pod, namespace: Option<&Namespace>, written: &str) -> Resolved {
-        let source_ = RoleSource::Annotation {
+        let given_by = RoleSource::Annotation {
             key: self.keys.role.clone(),
         };
-        let role = self.arn(pod, &source_, written, written.parse())?;
+        let role = self.arn(pod, &given_by, written, written.parse())?;
         // As in kube2iam, the namespace need not allow a role that the pod gets without an annotation.
         let default_role = self.default_role.as_ref().filter(|_| !pod.host_network);
         let default_role = default_role.and_then(|role| role.resolve(self.base.as_ref()).ok()?);
@@ -208,7 +208,7 @@ impl Rules {
         } else {
             self.allowance(pod, namespace, &role, written, false)?
         };
-        self.grant(pod, role, source_, allowance)
+        self.grant(pod, role, given_by, allowance)
     }
 
     /// Checks the namespace's policy.
@@ -243,49 +243,49 @@ impl Rules {
         account: &ServiceAccount,
         written: &str,
     ) -> Resolved {
-        let source_ = RoleSource::ServiceAccount {
+        let given_by = RoleSource::ServiceAccount {
             key: ROLE_KEY.to_owned(),
             account: account.to_string(),
         };
-        let role = self.arn(pod, &source_, written, written.parse())?;
+        let role = self.arn(pod, &given_by, written, written.parse())?;
         let allowance = self.allowance(pod, namespace, &role, written, true)?;
         let identity = WebIdentity::of(pod, account).map_err(|reason| refuse(&role, reason))?;
         let session = self.sessions.web_identity_shape(pod, &self.keys, identity);
-        Ok(self.granted(pod, role, source_, allowance, session))
+        Ok(self.granted(pod, role, given_by, allowance, session))
     }
 
     fn by_default(&self, pod: &Pod, written: &WrittenRole) -> Resolved {
-        let source_ = RoleSource::Default;
-        let role = self.arn(pod, &source_, written.name(), Ok(written.clone()))?;
-        self.grant(pod, role, source_, Allowance::Exempt)
+        let given_by = RoleSource::Default;
+        let role = self.arn(pod, &given_by, written.name(), Ok(written.clone()))?;
+        self.grant(pod, role, given_by, Allowance::Exempt)
     }
 
     /// Resolves a role. One of the node's own roles is refused first, whatever policies say about it.
     fn arn(
         &self,
         pod: &Pod,
-        source_: &RoleSource,
+        given_by: &RoleSource,
         written: &str,
         parsed: Result<WrittenRole, RoleError>,
     ) -> Result<RoleArn, Box<Decision>> {
         match parsed.and_then(|role| role.resolve(self.base.as_ref())) {
-            Ok(Some(arn)) => match self.own.refusal(&arn, source_) {
+            Ok(Some(arn)) => match self.own.refusal(&arn, given_by) {
                 Some(reason) => Err(refuse(&arn, reason)),
                 None => Ok(arn),
             },
             Ok(None) => Err(Box::new(Decision::Wait(Reason::BaseUnknown {
                 role: shortened(written),
             }))),
-            Err(error) => Err(Box::new(malformed(pod, source_.clone(), written, error))),
+            Err(error) => Err(Box::new(malformed(pod, given_by.clone(), written, error))),
         }
     }
 
-    fn grant(&self, pod: &Pod, role: RoleArn, source_: RoleSource, allowance: Allowance) -> Resolved {
+    fn grant(&self, pod: &Pod, role: RoleArn, given_by: RoleSource, allowance: Allowance) -> Resolved {
         let session = self
             .sessions
             .shape(pod, &self.keys)
             .map_err(|reason| refuse(&role, reason))?;
-        Ok(self.granted(pod, role, source_, allowance, session))
+        Ok(self.granted(pod, role, given_by, allowance, session))
     }
 
     /// Grants a role if it is known not to be the node's own; otherwise waits.
@@ -293,7 +293,7 @@ impl Rules {
         &self,
         pod: &Pod,
         role: RoleArn,
-        source_: RoleSource,
+        given_by: RoleSource,
         allowance: Allowance,
         session: SessionShape,
     ) -> Decision {
@@ -308,7 +308,7 @@ impl Rules {
             session,
             reason: Reason::Granted {
                 role: role.clone(),
-                source_,
+                given_by,
                 allowance: Box::new(allowance),
             },
             role,
@@ -335,7 +335,7 @@ fn shortened(text: &str) -> String {
     text.chars().take(200).collect()
 }
 
-fn malformed(pod: &Pod, source_: RoleSource, written: &str, error: RoleError) -> Decision {
+fn malformed(pod: &Pod, given_by: RoleSource, written: &str, error: RoleError) -> Decision {
     let last = written.rsplit('/').next().unwrap_or_default();
     let shown: String = last
         .chars()
@@ -350,7 +350,7 @@ fn malformed(pod: &Pod, source_: RoleSource, written: &str, error: RoleError) ->
         },
         reason: Reason::MalformedRole {
             pod: pod.to_string(),
-            source_,
+            given_by,
             value: shortened(written),
             error,
         },

@@ -26,7 +26,7 @@ pub enum Naming<'a> {
     /// `--default-role` gives it.
     Default(&'a WrittenRole),
     /// Nothing gives the pod a role.
-    Nobody,
+    NoRole,
 }
 
 impl<'a> Naming<'a> {
@@ -45,7 +45,7 @@ impl<'a> Naming<'a> {
                 (source, written)
             }
             Self::Default(role) => (RoleSource::Default, role.name()),
-            Self::UnknownAccount | Self::Nobody => return None,
+            Self::UnknownAccount | Self::NoRole => return None,
         })
     }
 }
@@ -67,7 +67,7 @@ impl Rules {
         // hostNetwork pods keep a node alive and must work without the agent, so a default must not change what they get.
         match self.default_role.as_ref().filter(|_| !pod.host_network) {
             Some(role) => Naming::Default(role),
-            None => Naming::Nobody,
+            None => Naming::NoRole,
         }
     }
 

@@ -118,12 +118,12 @@ impl OwnRoles {
     }
 
     /// Returns the reason of a refusal if the role is one of the node's own.
-    pub(super) fn refusal(&self, role: &RoleArn, source_: &RoleSource) -> Option<Reason> {
+    pub(super) fn refusal(&self, role: &RoleArn, given_by: &RoleSource) -> Option<Reason> {
         let owner = self.owner(role)?;
-        let (role, source_) = (role.clone(), source_.clone());
+        let (role, given_by) = (role.clone(), given_by.clone());
         Some(match owner {
-            Owner::Node => Reason::NodeRole { role, source_ },
-            Owner::Intermediate => Reason::IntermediateRole { role, source_ },
+            Owner::Node => Reason::NodeRole { role, given_by },
+            Owner::Intermediate => Reason::IntermediateRole { role, given_by },
         })
     }
 

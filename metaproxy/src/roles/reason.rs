@@ -125,9 +125,9 @@ impl Reason {
 
 /// Says which object beside the pod was searched for a role.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AlsoAsked {
+pub enum AlsoSearched {
     /// No other object was searched.
-    Nobody,
+    Nothing,
     /// The pod's service account was searched.
     ServiceAccount {
         /// `namespace/name`
@@ -135,10 +135,10 @@ pub enum AlsoAsked {
     },
 }
 
-impl fmt::Display for AlsoAsked {
+impl fmt::Display for AlsoSearched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Nobody => Ok(()),
+            Self::Nothing => Ok(()),
             Self::ServiceAccount { account } => {
                 write!(f, ", its service account {account} has no annotation {ROLE_KEY}")
             }
@@ -153,12 +153,12 @@ const RETRY: &str = "retry in a second; if this lasts, `metaproxy status` on the
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Reason {
     /// The pod has the role.
-    #[error("role {role} from {source_}{allowance}")]
+    #[error("role {role} from {given_by}{allowance}")]
     Granted {
         /// The role.
         role: RoleArn,
         /// What gives it.
-        source_: RoleSource,
+        given_by: RoleSource,
         /// Why the namespace does not prevent it.
         allowance: Box<Allowance>,
     },
@@ -173,7 +173,7 @@ pub enum Reason {
         /// The pod annotation that would give it a role.
         key: String,
         /// The other object that was searched.
-        also: AlsoAsked,
+        also: AlsoSearched,
     },
     /// The agent serves no roles.
     #[error(
@@ -224,25 +224,25 @@ pub enum Reason {
     },
     /// The role is the node's own.
     #[error(
-        "role {role} from {source_} is refused: it is the node's own role, which no pod gets, whatever its trust policy \
+        "role {role} from {given_by} is refused: it is the node's own role, which no pod gets, whatever its trust policy \
          allows; name a role that is made for the pod"
     )]
     NodeRole {
         /// The role.
         role: RoleArn,
         /// What gives it.
-        source_: RoleSource,
+        given_by: RoleSource,
     },
     /// The role is the one that the agent assumes first.
     #[error(
-        "role {role} from {source_} is refused: it is the role of --assume-role-arn, which may assume the roles of all \
+        "role {role} from {given_by} is refused: it is the role of --assume-role-arn, which may assume the roles of all \
          pods, so no pod gets it; name a role that is made for the pod"
     )]
     IntermediateRole {
         /// The role.
         role: RoleArn,
         /// What gives it.
-        source_: RoleSource,
+        given_by: RoleSource,
     },
     /// A role is given before it is known which role is the node's own.
     #[error(
@@ -269,13 +269,13 @@ pub enum Reason {
     },
     /// What gives the role is malformed.
     #[error(
-        "pod {pod} gets no role: {source_} names the role {value:?}, which cannot be used: {error}; correct it"
+        "pod {pod} gets no role: {given_by} names the role {value:?}, which cannot be used: {error}; correct it"
     )]
     MalformedRole {
         /// `namespace/name`
         pod: String,
         /// What gives the role.
-        source_: RoleSource,
+        given_by: RoleSource,
         /// The role as written, shortened.
         value: String,
         /// Why it is malformed.

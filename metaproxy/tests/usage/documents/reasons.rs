@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum as _;
 use metaproxy::roles::arn::RoleError;
 use metaproxy::roles::policy::PolicyError;
-use metaproxy::roles::{Allowance, AlsoAsked, Reason, ReasonKind, RoleArn, RoleSource};
+use metaproxy::roles::{Allowance, AlsoSearched, Reason, ReasonKind, RoleArn, RoleSource};
 
 use super::generated::{check, row};
 
@@ -102,7 +102,7 @@ fn remedy(kind: ReasonKind) -> &'static str {
 
 fn example(kind: ReasonKind) -> Reason {
     let role: RoleArn = "arn:aws:iam::123456789012:role/app".parse().unwrap();
-    let source_ = RoleSource::Annotation {
+    let given_by = RoleSource::Annotation {
         key: "iam.amazonaws.com/role".to_owned(),
     };
     let (pod, namespace) = ("apps/web".to_owned(), "apps".to_owned());
@@ -111,7 +111,7 @@ fn example(kind: ReasonKind) -> Reason {
     match kind {
         ReasonKind::Granted => Reason::Granted {
             role,
-            source_,
+            given_by,
             allowance: Box::new(Allowance::By {
                 entry: "app".to_owned(),
                 key: permitted,
@@ -121,7 +121,7 @@ fn example(kind: ReasonKind) -> Reason {
         ReasonKind::NoRole => Reason::NoRole {
             pod,
             key: "iam.amazonaws.com/role".to_owned(),
-            also: AlsoAsked::Nobody,
+            also: AlsoSearched::Nothing,
         },
         ReasonKind::Firewall => Reason::Firewall,
         ReasonKind::PodUnknown => Reason::PodUnknown { uid },
@@ -133,8 +133,8 @@ fn example(kind: ReasonKind) -> Reason {
         ReasonKind::BaseUnknown => Reason::BaseUnknown {
             role: "app".to_owned(),
         },
-        ReasonKind::NodeRole => Reason::NodeRole { role, source_ },
-        ReasonKind::IntermediateRole => Reason::IntermediateRole { role, source_ },
+        ReasonKind::NodeRole => Reason::NodeRole { role, given_by },
+        ReasonKind::IntermediateRole => Reason::IntermediateRole { role, given_by },
         ReasonKind::NodeRoleUnknown => Reason::NodeRoleUnknown { role, problem: None },
         ReasonKind::Ambiguous => Reason::Ambiguous {
             uid,
@@ -142,7 +142,7 @@ fn example(kind: ReasonKind) -> Reason {
         },
         ReasonKind::MalformedRole => Reason::MalformedRole {
             pod,
-            source_,
+            given_by,
             value: "no such name!".to_owned(),
             error: RoleError::Name,
         },

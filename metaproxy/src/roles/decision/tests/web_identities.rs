@@ -49,7 +49,7 @@ fn a_service_accounts_role_is_had_with_a_token_that_is_bound_to_the_pod() {
     assert_eq!(*identity(&grant), want);
     assert_eq!(grant.session.name.as_str(), "apps.web");
     let Reason::Granted {
-        source_, allowance, ..
+        given_by, allowance, ..
     } = &grant.reason
     else {
         panic!("{:?}", grant.reason);
@@ -58,7 +58,7 @@ fn a_service_accounts_role_is_had_with_a_token_that_is_bound_to_the_pod() {
         key: ROLE_KEY.to_owned(),
         account: "apps/default".to_owned(),
     };
-    assert_eq!((source_, &**allowance), (&source, &Allowance::TrustPolicy));
+    assert_eq!((given_by, &**allowance), (&source, &Allowance::TrustPolicy));
 }
 
 #[test]
@@ -148,7 +148,7 @@ fn a_service_account_that_is_not_known_yet_is_waited_for_and_without_the_flag_ne
     let none = asked().resolve_pod(&pod(&[]), Some(&namespace), Some(&account(&[])));
     match none {
         Decision::NoRole(Reason::NoRole {
-            also: AlsoAsked::ServiceAccount { account },
+            also: AlsoSearched::ServiceAccount { account },
             ..
         }) => {
             assert_eq!(account, "apps/default");
