@@ -320,9 +320,7 @@ pub enum Reason {
         policies: String,
     },
     /// The namespace's policy is malformed.
-    #[error(
-        "no role is permitted in namespace {namespace} until its annotation {key} is corrected, which cannot be used: {error}"
-    )]
+    #[error("no role is permitted in namespace {namespace} until its annotation {key} is corrected: {error}")]
     MalformedPolicy {
         /// The namespace.
         namespace: String,
