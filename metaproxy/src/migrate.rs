@@ -27,9 +27,9 @@ use self::words::{Flag, Grammar};
 /// The software whose configuration is moved to metaproxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum SourceSoftware {
-    /// kube2iam: its DaemonSet
+    /// kube2iam, from its DaemonSet
     Kube2iam,
-    /// kiam: its agent's DaemonSet, and its server's DaemonSet or Deployment
+    /// kiam, from its agent's DaemonSet and its server's DaemonSet or Deployment
     Kiam,
 }
 

@@ -22,7 +22,7 @@ pub struct RoleArgs {
     )]
     pub(super) base_role_arn: Option<String>,
 
-    /// Role of pods that no annotation gives one; hostNetwork pods are excepted
+    /// Role of pods to which no annotation gives one; does not apply to hostNetwork pods
     #[arg(
         long,
         env = "METAPROXY_DEFAULT_ROLE",

@@ -61,10 +61,10 @@ fn every_command_every_flag_and_every_value_has_its_sentence() {
                 help.starts_with(char::is_uppercase) && help.contains(' '),
                 "{name}: {id}: {help}"
             );
-            // A switch without a value has none to explain.
+            // A switch without a value has no values to explain.
             let takes_one = argument.get_action().takes_values();
             for value in argument.get_possible_values().iter().filter(|_| takes_one) {
-                // Names of shells and formats say what they are.
+                // The names of shells and formats explain themselves.
                 let is_plain = ["shell", "output"].contains(&id.as_str());
                 assert!(
                     is_plain || value.get_help().is_some(),
@@ -101,7 +101,7 @@ fn every_command_has_its_exit_status_and_an_example() {
     }
 }
 
-/// What messages and comments of the sources advise to give: flags of ours, and those of other programs that are meant.
+/// Checks that messages and comments of the sources name only flags that exist: those of metaproxy, and the listed ones of other programs.
 #[test]
 fn flags_that_sentences_name_are_there() {
     const OTHERS: [&str; 15] = [
@@ -121,7 +121,7 @@ fn flags_that_sentences_name_are_there() {
         "help",
         "version",
     ];
-    // What others are told and have left, in their own words; and styles of a page.
+    // These files have flags of other programs, or styles of a page.
     const OF_OTHERS: [&str; 4] = ["migrate", "leftovers", "node_ports.rs", "page.rs"];
     let cli = Cli::command();
     let flags: std::collections::BTreeSet<String> = cli
@@ -159,7 +159,7 @@ fn flags_that_sentences_name_are_there() {
     assert!(seen > 150, "{seen}");
 }
 
-/// Whoever adds a flag adds a value of the chart, and a row of the document on configuration.
+/// A new flag needs a value of the chart and a row in deploy/docs/configuration.md.
 #[test]
 fn every_flag_of_the_agent_is_reachable_from_values_and_documented() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -186,7 +186,7 @@ fn every_flag_of_the_agent_is_reachable_from_values_and_documented() {
     }
 }
 
-/// `kubectl exec … doctor` looks at what the agent of that container is told.
+/// `kubectl exec … doctor` must see the configuration of the agent in that container.
 #[test]
 fn doctor_takes_every_flag_of_the_agent_and_the_chart_gives_those_as_variables_that_it_looks_at() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

@@ -86,9 +86,9 @@ impl FromStr for AdminAddress {
 /// The values of switches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
-    /// Switch it on
+    /// Enabled
     On,
-    /// Switch it off
+    /// Disabled
     Off,
 }
 

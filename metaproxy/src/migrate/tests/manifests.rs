@@ -1,11 +1,11 @@
-//! Whole manifests: nothing of them is dropped in silence, and nothing becomes looser.
+//! Checks whole manifests: no part is dropped without notice, and no setting becomes looser.
 
 use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::super::{MigrateError, SourceSoftware, values_for, workloads};
 
-/// A DaemonSet with this image, this container beside that, and this pod.
+/// Makes a DaemonSet with an image, fields of its container and fields of its pod.
 pub(super) fn manifest(image: &str, container: Value, pod: Value) -> String {
     let mut whole = json!({ "name": "main", "image": image });
     let merge = |into: &mut Value, more: Value| {
@@ -33,7 +33,7 @@ fn kube2iam(container: Value, pod: Value) -> String {
     migrated(SourceSoftware::Kube2iam, &manifest(KUBE2IAM, container, pod)).unwrap()
 }
 
-/// As text without the ends of lines in comments.
+/// Joins the lines of comments, so that sentences can be compared.
 pub(super) fn sentences(values: &str) -> String {
     let words = values.split_whitespace().filter(|word| *word != "#");
     words.collect::<Vec<_>>().join(" ")
@@ -67,7 +67,7 @@ fn a_shell_wrapper_that_cannot_be_read_is_refused(#[case] command: &str, #[case]
     );
 }
 
-/// Where a value goes.
+/// Each part of the pod template becomes a value.
 #[rstest]
 #[case::region(json!({ "env": [{ "name": "AWS_REGION", "value": "eu-west-1" }] }), json!({}), "/sessions/region", json!("eu-west-1"))]
 #[case::proxy(
@@ -98,7 +98,7 @@ fn what_the_chart_has_a_value_for_is_mapped(
     assert_eq!(parsed(&values).pointer(pointer), Some(&wanted), "{values}");
 }
 
-/// What stands in the comments.
+/// Each part that is left out is listed in the comments.
 #[rstest]
 #[case::keys(json!({ "env": [{ "name": "AWS_ACCESS_KEY_ID", "value": "AKIA" }] }), json!({}), "env AWS_ACCESS_KEY_ID: credentials of a user")]
 #[case::secret_proxy(
@@ -150,7 +150,7 @@ fn a_flag_whose_value_is_not_in_the_manifest_is_refused_by_name(#[case] variable
     );
 }
 
-/// As in Terraform's and Helm's files before they are rendered.
+/// Placeholders as in the files of Terraform and Helm before they are rendered.
 #[rstest]
 #[case(
     "--base-role-arn=${var.base_role_arn}",
@@ -177,7 +177,7 @@ fn a_placeholder_is_no_value(#[case] flag: &str, #[case] why: &str) {
     );
 }
 
-/// Each would be an error at the agent's start, or another role than before.
+/// Each of these roles would be an error at the agent's start, or another role than before.
 #[rstest]
 // jtblin/kube2iam#70 and #71: it was put before the name of every role.
 #[case::by_hand(
