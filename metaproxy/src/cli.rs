@@ -1,4 +1,4 @@
-//! The command line. Everything is parsed and checked here, before anything is started.
+//! Parses the command line. Every flag is checked here, before anything is started.
 
 mod agent;
 mod args;
@@ -35,23 +35,24 @@ pub use self::values::{
     TokenPolicy,
 };
 
-/// Exit status for bad usage (EX_USAGE of sysexits.h).
+/// The exit status for bad usage (EX_USAGE of sysexits.h).
 pub const EX_USAGE: u8 = 64;
 
-/// Per-pod IAM roles for Kubernetes on EC2, with no iptables.
+/// Gives each pod its own IAM role on Kubernetes nodes in EC2, without iptables.
 #[derive(Debug, Parser)]
 #[command(name = "metaproxy", version, about, max_term_width = 100)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
 impl Cli {
-    /// From words, and variables of the environment that are not empty: charts set those for what is not given.
+    /// Parses words and the variables of the environment. Empty variables count as unset, because charts set them for values that are
+    /// not given.
     ///
     /// # Errors
-    /// Where they make no sense; also for help and version.
+    /// If the words can't be parsed; also for help and version, which clap prints as errors.
     pub fn from_words(
         words: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     ) -> Result<Self, clap::Error> {
@@ -62,10 +63,10 @@ impl Cli {
         Self::parsed(words, is_set)
     }
 
-    /// From words alone, whatever this process has in its environment.
+    /// Parses words without the environment of this process.
     ///
     /// # Errors
-    /// Where they make no sense.
+    /// If the words can't be parsed.
     pub fn from_words_alone(
         words: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     ) -> Result<Self, clap::Error> {
@@ -92,23 +93,23 @@ impl Cli {
 /// The subcommands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Run the agent of this node: intercept pods' metadata connections and serve each pod its own role
+    /// Run the agent of this node: redirect pods' connections to the metadata service, and serve each pod its own role
     Run(Box<RunArgs>),
     /// Keep pods from the node's metadata service while no agent of this node serves them
     Guard(Box<GuardArgs>),
-    /// Say why a pod gets the role that it gets, or none: by the agent of this node, or by manifests
+    /// Explain which role a pod gets, and why: as the agent of this node decides, or from manifests
     Explain(Box<ExplainArgs>),
-    /// Look for what keeps pods of this node from being served, and for what kube2iam or kiam have left here
+    /// Check this node for problems that keep pods from being served, and for leftovers of kube2iam and kiam
     Doctor(Box<DoctorArgs>),
-    /// Show how the agent of this node is doing, and its pods' sessions
+    /// Show the state of this node's agent, and the sessions of its pods
     Status(StatusArgs),
-    /// Turn what kube2iam or kiam was told into values of metaproxy's chart
+    /// Convert the configuration of kube2iam or kiam into values of metaproxy's chart
     Migrate(MigrateArgs),
-    /// Print what completes this command's words, for a shell to read
+    /// Print a script that completes this command in a shell
     Completions(CompletionsArgs),
-    /// Print the manual page, for man(1) to show
+    /// Print the manual page, for man(1)
     Man,
-    /// Ask the agent of this container how it is doing; for the kubelet's exec probes
+    /// Ask the agent or guard of this container whether it is alive or ready; for the kubelet's exec probes
     Probe(ProbeArgs),
 }
 

@@ -1,7 +1,7 @@
-//! Why a pod gets what it gets, for people: the decision with everything that it stands on.
+//! Builds explanations: a decision with everything that it depends on.
 //!
-//! The sentence is the [`Reason`]'s, as in the answer, the event and the log; what is added here is what that sentence was
-//! made of, and what was probably meant where it is a refusal.
+//! The sentence of an explanation is the text of the [`Reason`], as in the answer, the event and the log. This module adds the facts
+//! behind that sentence, and hints on what was probably meant if it is a refusal.
 
 mod hints;
 mod lines;
@@ -21,64 +21,64 @@ use crate::pods::{CredentialVariable, Namespace, Pod, ServiceAccount};
 use crate::roles::policy::Candidate;
 use crate::roles::{Decision, Reason, RoleArn, RoleSource, Rules, WrittenRole};
 
-/// Who assumes roles where nobody else is named.
+/// The principal that assumes roles, if no service account does.
 pub const NODE: &str = "the node's role";
 
-/// Why a pod gets what it gets. No field is secret.
+/// Says why a pod gets its role or none. No field is secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
     /// `namespace/name`
     pub pod: String,
-    /// `metadata.uid`; none of a manifest.
+    /// `metadata.uid`; pods of manifests have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uid: Option<String>,
-    /// What comes of it.
+    /// The outcome.
     pub verdict: Verdict,
-    /// Why: the sentence that the pod's answer, its event and the log have.
+    /// The sentence of the reason, which the pod's answer, its event and the log have too.
     pub because: String,
-    /// The role's ARN, where one is asked for and can be told.
+    /// The ARN of the role that the pod requests, if it can be resolved.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<String>,
-    /// What counted.
+    /// The source that gives the role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_by: Option<AskedBy>,
-    /// What each annotation of the namespace says; empty where it is not asked.
+    /// What each annotation of the namespace says; empty if the namespace's policy is not checked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<PolicyLine>,
-    /// How the session is made.
+    /// The parameters of the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<SessionLine>,
-    /// What there is of it.
+    /// The state of the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<CredentialsLine>,
-    /// What the pod is answered right now.
+    /// What the agent would answer the pod at this moment.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<AnswerLine>,
-    /// Whether something looks as if a role was asked for in a way that is not read.
+    /// Whether an annotation or label looks like a request for a role, but is not read.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspicious: bool,
-    /// Of a pod with a role: variables of its containers by which SDKs find credentials before they ask for that role.
+    /// Variables of the pod's containers in which SDKs find credentials before they ask the metadata service; empty without a role.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_credentials: Vec<String>,
-    /// What may have been meant, and what to look at.
+    /// What was probably meant, and what to check.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<String>,
 }
 
-/// What a pod's role depends on.
+/// The objects that a pod's role depends on.
 #[derive(Clone, Copy, Debug)]
 pub struct Subject<'a> {
     /// The pod.
     pub pod: &'a Pod,
-    /// Its namespace, where it is known.
+    /// The pod's namespace, if it is known.
     pub namespace: Option<&'a Namespace>,
-    /// Its service account, likewise.
+    /// The pod's service account, if it is known.
     pub account: Option<&'a ServiceAccount>,
 }
 
 impl Explanation {
-    /// Whether somebody should look at it: a role was asked for, it seems, and is not had.
+    /// Says whether the pod does not get a role that it requests, or seems to request.
     pub fn is_bad(&self) -> bool {
         match self.verdict {
             Verdict::Granted => false,
@@ -91,8 +91,8 @@ impl Explanation {
         }
     }
 
-    /// Adds what may have been meant. Patterns are tried in other ways for it, which costs more than to decide does, so it is
-    /// for those who ask about a pod.
+    /// Adds hints. They cost more than the decision, as patterns are compiled in several ways, so they are added only if an operator
+    /// asks about a pod.
     pub fn add_hints(&mut self, rules: &Rules, subject: &Subject<'_>, decision: &Decision) {
         let asked = asked(rules, subject).map(|(_, written)| (written, resolve(rules, written)));
         let asked = asked
@@ -104,7 +104,7 @@ impl Explanation {
         self.hints = found;
     }
 
-    /// Of a pod, by what was decided about it; what the agent does about it is for the agent to add.
+    /// Builds the explanation of a decision. The agent adds what it knows beyond that: session and answers.
     pub fn of(rules: &Rules, subject: &Subject<'_>, decision: &Decision) -> Self {
         let asked = asked(rules, subject);
         let role = asked.as_ref().and_then(|(_, written)| resolve(rules, written));
@@ -152,7 +152,7 @@ impl Explanation {
         }
     }
 
-    /// Adds what there is of the session that was granted; where there is none as STS gives none, that is the verdict.
+    /// Adds the state of the granted session. If STS gives none, that becomes the verdict.
     pub fn add_credentials(&mut self, decision: &Decision, view: Option<&SessionView>, now: SystemTime) {
         let Decision::Granted(grant) = decision else {
             return;
@@ -185,13 +185,13 @@ impl Explanation {
         });
     }
 
-    /// Replaces the verdict of a pod whose connections do not come to the agent, and why.
+    /// Sets the verdict of a pod whose connections do not reach the agent; `why` replaces the sentence.
     pub fn set_not_intercepted(&mut self, why: String) {
         self.verdict = Verdict::NotIntercepted;
         self.because = why;
     }
 
-    /// Adds what the pod is answered. If that is 503 by now, so is the verdict.
+    /// Adds what the pod is answered. If that is 503, the verdict says so: the state may have changed since the decision.
     pub fn add_answers(&mut self, answers: Vec<AnswerLine>) {
         let last = answers.last().filter(|last| last.status == 503);
         if let (Verdict::Granted, Some(last)) = (self.verdict, last) {
@@ -201,7 +201,7 @@ impl Explanation {
         self.answers = answers;
     }
 
-    /// Of a pod that can't be told from another, so that neither gets anything.
+    /// Builds the explanation of a pod that shares its UID with another one, so that neither gets credentials.
     pub fn of_ambiguous(pod: &Pod, reason: &Reason) -> Self {
         Self {
             pod: pod.to_string(),
@@ -221,8 +221,8 @@ impl Explanation {
     }
 }
 
-/// What an SDK in a pod finds before it comes to the metadata service. IRSA's token is for the role of the service account, so
-/// if that is the pod's role it makes no difference.
+/// Returns the variables in which an SDK finds credentials before it asks the metadata service. IRSA's token is left out if the pod's
+/// role is that of its service account, because it leads to the same role.
 fn other_credentials(pod: &Pod, source: &RoleSource) -> Vec<String> {
     let of_account = matches!(source, RoleSource::ServiceAccount { .. });
     let is_other =
@@ -233,7 +233,7 @@ fn other_credentials(pod: &Pod, source: &RoleSource) -> Vec<String> {
         .collect()
 }
 
-/// Where the role is named, and as what.
+/// Returns the source that gives the role, and the role as written.
 fn asked<'a>(rules: &'a Rules, subject: &Subject<'a>) -> Option<(RoleSource, &'a str)> {
     if rules.firewall {
         return None;
@@ -251,7 +251,7 @@ mod tests {
     use super::*;
     use rstest::rstest;
 
-    /// Asking in the pod's place may be the first request for a session.
+    /// The first request for a session may be the one that `explain` makes in the pod's place.
     #[rstest]
     #[case::served(Verdict::Granted, 200, Verdict::Granted, "decided")]
     #[case::not_served(Verdict::Granted, 503, Verdict::Unavailable, "answered")]

@@ -27,9 +27,9 @@ use self::words::{Flag, Grammar};
 /// The software whose configuration is moved to metaproxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum SourceSoftware {
-    /// kube2iam: its DaemonSet
+    /// kube2iam, from its DaemonSet
     Kube2iam,
-    /// kiam: its agent's DaemonSet, and its server's DaemonSet or Deployment
+    /// kiam, from its agent's DaemonSet and its server's DaemonSet or Deployment
     Kiam,
 }
 
@@ -45,7 +45,7 @@ pub enum MigrateError {
         problem: String,
     },
     /// A manifest holds no workload of this software.
-    #[error("{path}: nothing of {of} in it: {why}")]
+    #[error("{path}: no workload of {of} found: {why}")]
     NotThere {
         /// The manifest's path.
         path: String,
@@ -71,7 +71,7 @@ pub enum MigrateError {
         problem: String,
     },
     /// The agent would not start with the values.
-    #[error("{of}: the agent would refuse what becomes of it: {problem}")]
+    #[error("{of}: the agent would refuse its value: {problem}")]
     Refused {
         /// The flags from which the refused value comes.
         of: String,
@@ -80,7 +80,7 @@ pub enum MigrateError {
     },
     /// The manifest does not have the value of a flag.
     #[error(
-        "{flag}: {missing}, so the flag's value is not known; write the value in its place, or give the flags after -- \
+        "{flag}: {missing}, so the flag's value is not known; write the value into the manifest, or give the flags after -- \
          (`metaproxy migrate … -- --flag=value …`)"
     )]
     Missing {

@@ -227,7 +227,7 @@ fn values_that_do_not_go_together_are_refused_with_a_sentence() {
         ("image.tag=v1", "namespacePolicy must be chosen: `required`"),
         (
             "namespacePolicy=off,kubeconfig=/k,webIdentity.enabled=true",
-            "kubeconfig says who the agent is in the cluster",
+            "with kubeconfig the agent is another user than its service account",
         ),
         (
             "namespacePolicy=off,podMonitor.enabled=true,adminAddress=false",
@@ -247,7 +247,7 @@ fn values_that_do_not_go_together_are_refused_with_a_sentence() {
         ),
         (
             "namespacePolicy=off,manifests=/pods,webIdentity.enabled=true",
-            "manifests takes the place of the API server",
+            "manifests replaces the API server",
         ),
     ] {
         let error = template(&program, "1.30", &["--set", values]).unwrap_err();
@@ -424,11 +424,11 @@ fn the_notes_promise_what_the_guards_placement_keeps() {
         ),
         (
             ",guard.placement=sidecar".to_owned(),
-            "but not while the agent's pod itself is away, as when it is deleted or its sandbox killed",
+            "but not while the agent's pod itself is away, for example if it is deleted or its sandbox killed",
         ),
         (
             format!("{fixed},guard.placement=sidecar"),
-            "but not while the agent's pod itself is away, as when it is replaced, deleted or",
+            "but not while the agent's pod itself is away, for example if it is replaced, deleted or",
         ),
         (
             ",guard.placement=none".to_owned(),

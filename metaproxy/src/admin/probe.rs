@@ -13,7 +13,7 @@ use super::socket::{self, SocketError};
 /// A kind of probe.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Probe {
-    /// Whether it runs
+    /// Whether the process answers
     Live,
     /// Whether pods are served
     Ready,

@@ -22,8 +22,7 @@ use crate::roles::Rules;
 pub enum Mode {
     /// Pods get their own roles, and nothing else of the node's credentials
     Enforce,
-    /// Nothing is changed: pods reach the node's metadata service as without metaproxy, and what enforce would change
-    /// is reported
+    /// Pods reach the node's metadata service as without metaproxy, and the agent logs what enforce would change
     Observe,
     /// No roles are served; pods are only kept from the node's credentials
     Firewall,

@@ -7,16 +7,16 @@ use clap::{Args, ValueEnum};
 /// The values of `--output`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// To read
+    /// Text for readers
     Text,
     /// JSON, for programs
     Json,
 }
 
-/// Says where the agent is found and how its answer is printed.
+/// The flags that find the agent and format its answer.
 #[derive(Clone, Debug, Args)]
 pub struct AgentArgs {
-    /// Directory of the agent's socket
+    /// Runtime directory of the agent, which has its socket
     #[arg(
         long,
         env = "METAPROXY_RUNTIME_DIR",
@@ -25,7 +25,7 @@ pub struct AgentArgs {
     )]
     pub runtime_dir: PathBuf,
 
-    /// Form of what is printed
+    /// Format of the output
     #[arg(long, value_name = "FORM", default_value = "text")]
     pub output: Output,
 }

@@ -1,4 +1,4 @@
-//! Flags that more than one subcommand has.
+//! Flags that several subcommands have.
 
 use std::path::PathBuf;
 
@@ -6,10 +6,10 @@ use clap::Args;
 
 use super::{LogFormat, LogLevel};
 
-/// Where the pods are.
+/// The flags that name the pods' cgroup.
 #[derive(Debug, Args)]
-pub struct PlaceArgs {
-    /// The pods' cgroup [default: kubepods or kubepods.slice, found]
+pub struct CgroupArgs {
+    /// Cgroup of all pods [default: the kubepods or kubepods.slice that is found]
     #[arg(
         long,
         env = "METAPROXY_CGROUP",
@@ -18,7 +18,7 @@ pub struct PlaceArgs {
     )]
     pub(super) cgroup: Option<PathBuf>,
 
-    /// The cgroup v2 mount to look for it in [default: found]
+    /// Mount of cgroup v2 in which the pods' cgroup is searched [default: the mount that is found]
     #[arg(
         long,
         env = "METAPROXY_CGROUP_ROOT",
@@ -28,10 +28,10 @@ pub struct PlaceArgs {
     pub(super) cgroup_root: Option<PathBuf>,
 }
 
-/// What is logged, and how.
+/// The flags of the log.
 #[derive(Clone, Copy, Debug, Args)]
 pub struct LoggingArgs {
-    /// Form of log lines
+    /// Format of log lines
     #[arg(
         long,
         env = "METAPROXY_LOG_FORMAT",

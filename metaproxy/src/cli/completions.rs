@@ -6,6 +6,6 @@ use clap::Args;
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  metaproxy completions bash > /etc/bash_completion.d/metaproxy")]
 pub struct CompletionsArgs {
-    /// For which shell
+    /// Shell that reads the script
     pub shell: clap_complete::Shell,
 }

@@ -16,46 +16,46 @@ use crate::credentials::sts::StsSettings;
 use crate::doctor::{Examination, GuardPlacement};
 use crate::roles::session_name::SessionName;
 
-/// `metaproxy doctor`
+/// The arguments of `metaproxy doctor`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "All flags but --fix-leftovers, --role, --guard-placement and --output, and their variables of the environment, are \
-                  those of `metaproxy run`: give those that the agent has. In the container of the chart they are set. Those that make no \
-                  difference here are taken and not looked at. An agent that runs on this node is asked for what it has found, such \
+    after_help = "All flags but --fix-leftovers, --role, --guard-placement and --output, and their environment variables, are those of \
+                  `metaproxy run`: give the same ones as to the agent. In the container of the chart they are set. Flags that make no \
+                  difference here are accepted and ignored. If an agent runs on this node, doctor asks it for what it has found, such \
                   as the pods' cgroup.\n\n\
-                  Exit status: 0 if everything is as it should be, 1 with warnings, 2 with problems; 64 on bad usage. With \
-                  --fix-leftovers: 0 if nothing is left, 1 if something is.\n\n\
+                  Exit status: 0 if nothing is wrong, 1 with warnings, 2 with problems; 64 on bad usage. With --fix-leftovers: 0 if \
+                  nothing is left, 1 if something is.\n\n\
                   Examples:\n  \
                   kubectl -n kube-system exec ds/metaproxy -- /metaproxy doctor\n  \
                   metaproxy doctor --role arn:aws:iam::123456789012:role/app"
 )]
 pub struct DoctorArgs {
-    /// Remove what kube2iam, kiam or the EKS Pod Identity agent have left on this node, after showing it
+    /// Show and remove what kube2iam, kiam or the EKS Pod Identity agent have left on this node
     #[arg(long)]
     pub fix_leftovers: bool,
 
-    /// Assume this role, to see whether the node may
+    /// Assume this role, to check whether the agent may
     #[arg(long, value_name = "ARN")]
     role: Option<String>,
 
-    /// Where a guard of its own is to run on this node; without it, one that is missing is no fault
+    /// Where a guard should run on this node; without this flag a missing guard is not reported
     #[arg(long, env = "METAPROXY_GUARD_PLACEMENT", value_name = "PLACEMENT")]
     guard_placement: Option<GuardPlacement>,
 
-    /// Form of what is printed
+    /// Format of the output
     #[arg(long, value_name = "FORM", default_value = "text")]
     pub output: Output,
 
-    /// What the agent is told.
+    /// The flags of the agent.
     #[command(flatten)]
     run: RunArgs,
 }
 
 impl DoctorArgs {
-    /// What is to be looked at.
+    /// Returns what is examined, and how.
     ///
     /// # Errors
-    /// The first flag that makes no sense.
+    /// For the first flag that is malformed.
     pub fn examination(&self) -> Result<Examination, UsageError> {
         let run = &self.run;
         if let Some(endpoint) = &run.sts_endpoint {
@@ -63,8 +63,8 @@ impl DoctorArgs {
         }
         let imds = imds_endpoint(&run.imds_endpoint)?;
         Ok(Examination {
-            cgroup: run.place.cgroup.clone(),
-            cgroup_root: run.place.cgroup_root.clone(),
+            cgroup: run.cgroups.cgroup.clone(),
+            cgroup_root: run.cgroups.cgroup_root.clone(),
             listen: (IpAddr::V4(Ipv4Addr::UNSPECIFIED), run.listen_port).into(),
             admin: run.admin_address.0,
             kubeconfig: self.kubeconfig(),
@@ -88,7 +88,7 @@ impl DoctorArgs {
         })
     }
 
-    /// The API server that the agent would ask; none where it reads manifests.
+    /// Returns the API server that the agent would use; none if it reads manifests.
     fn kubeconfig(&self) -> Option<KubeconfigSource> {
         if self.run.manifests.is_some() {
             return None;

@@ -11,10 +11,11 @@ use super::usage::UsageError;
 /// The arguments of `metaproxy explain`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "With --output=json: one object where a pod is asked for by name, or an array where several have that name or \
-                        none is given.\n\nExit status: 0 where nothing is wrong; 1 where a pod does not get a role that it \
-                        seems to ask for, or cannot be explained although it asks for one, or an annotation that names a role stands where \
-                        nobody reads it; 64 on bad usage; 69 where nobody can be asked.\n\n\
+    after_help = "With --output=json: one object for a pod that is named; an array if several pods have that name, or no pod \
+                  is named.\n\n\
+                  Exit status: 0 if nothing is wrong; 1 if a pod does not get a role that it requests or seems to request, or cannot \
+                  be explained, or an annotation that gives a role is in a place that is not read; 64 on bad usage; 69 if no agent \
+                  answers, or the manifests cannot be read.\n\n\
                   Examples:\n  kubectl -n kube-system exec ds/metaproxy -- /metaproxy explain apps/web\n  \
                   metaproxy explain --manifests k8s/ --all --base-role-arn arn:aws:iam::123456789012:role/"
 )]
@@ -23,33 +24,33 @@ pub struct ExplainArgs {
     #[arg(value_name = "NAMESPACE/POD")]
     pub pod: Option<String>,
 
-    /// A table of all pods: of this node, or of the manifests
+    /// Show a table of all pods of this node, or of the manifests
     #[arg(long, conflicts_with = "pod")]
     pub all: bool,
 
-    /// Explain the pods, and templates of pods, of a manifest file, of a directory of them, or of standard input (-); by the
-    /// flags below, with no agent and no cluster
+    /// Explain the pods and pod templates of a manifest file, a directory or standard input (-), by the flags below, without an agent
+    /// or a cluster
     #[arg(long, value_name = "PATH")]
     pub manifests: Option<PathBuf>,
 
-    /// Namespace of objects, or of a pod, that name none
+    /// Namespace of the pod, or of objects in manifests, if none is given
     #[arg(long, short, value_name = "NAMESPACE", default_value = "default")]
     pub namespace: String,
 
-    /// Whom to ask, where no manifests are given.
+    /// The agent that is asked, if no manifests are given.
     #[command(flatten)]
     pub agent: AgentArgs,
 
-    /// What decides about manifests.
+    /// The configuration by which manifests are explained.
     #[command(flatten)]
     pub roles: RoleArgs,
 }
 
 impl ExplainArgs {
-    /// Returns the pod's name with its namespace; `None` stands for all pods.
+    /// Returns the pod as `namespace/name`; `None` stands for all pods.
     ///
     /// # Errors
-    /// If neither a pod nor all pods are asked for, or the name is not one of a pod.
+    /// If neither a pod nor all pods are requested, or the name can't be that of a pod.
     pub fn pod(&self) -> Result<Option<String>, UsageError> {
         let Some(pod) = &self.pod else {
             let is_enough = self.all || self.manifests.is_some();

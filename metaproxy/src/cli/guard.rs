@@ -4,22 +4,22 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::args::{LoggingArgs, PlaceArgs};
+use super::args::{CgroupArgs, LoggingArgs};
 use super::{Close, UsageError};
 use crate::guard::Settings;
 use crate::intercept::guard::GuardMode;
 
-/// `metaproxy guard`. Every flag can also be given as `METAPROXY_<FLAG>`.
+/// The arguments of `metaproxy guard`. Every flag has a variable `METAPROXY_<FLAG>`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
                   metaproxy guard --close at-once      # in a unit that starts before the kubelet\n  \
-                  metaproxy guard --guard connect      # leaves containers that are no pods alone\n\n\
-                  Exit status: 0 after SIGTERM or SIGINT; 1 if it cannot start, or a part of it fails; 64 on bad usage.")]
+                  metaproxy guard --guard connect      # does not affect containers that are no pods\n\n\
+                  Exit status: 0 after SIGTERM or SIGINT; 1 if it cannot start, or a task of it fails; 64 on bad usage.")]
 pub struct GuardArgs {
     #[command(flatten)]
-    pub(super) place: PlaceArgs,
+    pub(super) cgroups: CgroupArgs,
 
-    /// What it does
+    /// What the guard stops
     #[arg(
         long,
         env = "METAPROXY_GUARD",
@@ -29,7 +29,7 @@ pub struct GuardArgs {
     )]
     pub(super) guard: GuardMode,
 
-    /// From when on it keeps pods out
+    /// When the guard begins to refuse pods
     #[arg(
         long,
         env = "METAPROXY_CLOSE",
@@ -39,7 +39,7 @@ pub struct GuardArgs {
     )]
     pub(super) close: Close,
 
-    /// Directory in which agents say that they serve pods: theirs
+    /// Runtime directory of the agents, in which they mark that they serve pods
     #[arg(
         long,
         env = "METAPROXY_RUNTIME_DIR",
@@ -49,16 +49,16 @@ pub struct GuardArgs {
     )]
     pub(super) runtime_dir: PathBuf,
 
-    /// What is logged.
+    /// The flags of the log.
     #[command(flatten)]
     pub logging: LoggingArgs,
 }
 
 impl GuardArgs {
-    /// Checks everything that can be checked without looking at the machine.
+    /// Checks the flags as far as that is possible without the machine's state.
     ///
     /// # Errors
-    /// A guard that does nothing.
+    /// If the guard would do nothing.
     pub fn settings(&self) -> Result<Settings, UsageError> {
         if self.guard == GuardMode::Off {
             return Err(UsageError::IdleGuard);
@@ -66,8 +66,8 @@ impl GuardArgs {
         Ok(Settings {
             mode: self.guard,
             at_once: self.close == Close::AtOnce,
-            cgroup: self.place.cgroup.clone(),
-            cgroup_root: self.place.cgroup_root.clone(),
+            cgroup: self.cgroups.cgroup.clone(),
+            cgroup_root: self.cgroups.cgroup_root.clone(),
             runtime_dir: self.runtime_dir.clone(),
         })
     }

@@ -13,10 +13,10 @@ use crate::admin::probe::Probe;
                   Examples:\n  kubectl -n kube-system exec ds/metaproxy -- /metaproxy probe ready"
 )]
 pub struct ProbeArgs {
-    /// What is asked
+    /// The question
     pub question: Probe,
 
-    /// Directory of the agent's socket
+    /// Runtime directory of the agent or guard, which has its socket
     #[arg(
         long,
         env = "METAPROXY_RUNTIME_DIR",

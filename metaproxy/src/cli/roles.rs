@@ -1,4 +1,4 @@
-//! The flags that decide about pods' roles: what `metaproxy run` and `metaproxy explain --manifests` have in common.
+//! The flags that decide about pods' roles, which `metaproxy run` and `metaproxy explain --manifests` have in common.
 
 use clap::Args;
 
@@ -10,11 +10,10 @@ use crate::roles::{
     SessionScope, TagRules, WrittenRole, is_tag_value,
 };
 
-/// Which role a pod has, and how its session is made.
+/// The flags that decide which role a pod gets, and shape its session.
 #[derive(Debug, Args)]
 pub struct RoleArgs {
-    /// What a role that is only a name is prefixed with, such as arn:aws:iam::123456789012:role/ [default: the account of
-    /// the node's own role]
+    /// Prefix of roles that are given by name, such as arn:aws:iam::123456789012:role/ [default: the account of the node's own role]
     #[arg(
         long,
         env = "METAPROXY_BASE_ROLE_ARN",
@@ -23,7 +22,7 @@ pub struct RoleArgs {
     )]
     pub(super) base_role_arn: Option<String>,
 
-    /// Role of pods that have no annotation (but not of hostNetwork pods)
+    /// Role of pods to which no annotation gives one; does not apply to hostNetwork pods
     #[arg(
         long,
         env = "METAPROXY_DEFAULT_ROLE",
@@ -32,7 +31,7 @@ pub struct RoleArgs {
     )]
     pub(super) default_role: Option<String>,
 
-    /// Whether service accounts are asked for their pods' roles (eks.amazonaws.com/role-arn)
+    /// Whether annotation eks.amazonaws.com/role-arn of a service account gives its pods a role
     #[arg(
         long,
         env = "METAPROXY_WEB_IDENTITY",
@@ -42,7 +41,7 @@ pub struct RoleArgs {
     )]
     pub(super) web_identity: Switch,
 
-    /// What hostNetwork pods get that have no role
+    /// What hostNetwork pods without a role get
     #[arg(
         long,
         env = "METAPROXY_HOST_NETWORK",
@@ -52,7 +51,7 @@ pub struct RoleArgs {
     )]
     pub(super) host_network: HostNetwork,
 
-    /// Pod annotation that names the role
+    /// Pod annotation with the role
     #[arg(
         long,
         env = "METAPROXY_ROLE_ANNOTATION",
@@ -62,7 +61,7 @@ pub struct RoleArgs {
     )]
     pub(super) role_annotation: String,
 
-    /// Pod annotation with an external id
+    /// Pod annotation with the external id
     #[arg(
         long,
         env = "METAPROXY_EXTERNAL_ID_ANNOTATION",
@@ -72,7 +71,7 @@ pub struct RoleArgs {
     )]
     pub(super) external_id_annotation: String,
 
-    /// Pod annotation with a session name
+    /// Pod annotation with the session name
     #[arg(
         long,
         env = "METAPROXY_SESSION_NAME_ANNOTATION",
@@ -82,7 +81,7 @@ pub struct RoleArgs {
     )]
     pub(super) session_name_annotation: String,
 
-    /// Whether the namespace must allow an annotated role (as kiam asks) or is not asked (as kube2iam by default)
+    /// Whether the namespace must allow the role of a pod's annotation, as in kiam, or need not, as in kube2iam by default
     #[arg(
         long,
         env = "METAPROXY_NAMESPACE_POLICY",
@@ -92,7 +91,7 @@ pub struct RoleArgs {
     )]
     pub(super) namespace_policy: NamespacePolicy,
 
-    /// Namespace annotation with a regular expression of allowed roles (kiam)
+    /// Namespace annotation with a regular expression of allowed roles, as in kiam
     #[arg(
         long,
         env = "METAPROXY_PERMITTED_ANNOTATION",
@@ -102,7 +101,7 @@ pub struct RoleArgs {
     )]
     pub(super) permitted_annotation: String,
 
-    /// Namespace annotation with a JSON list of allowed roles (kube2iam)
+    /// Namespace annotation with a JSON list of allowed roles, as in kube2iam
     #[arg(
         long,
         env = "METAPROXY_ALLOWED_ROLES_ANNOTATION",
@@ -112,7 +111,7 @@ pub struct RoleArgs {
     )]
     pub(super) allowed_roles_annotation: String,
 
-    /// How entries of the JSON list are read
+    /// How the entries of the JSON list are read
     #[arg(
         long,
         env = "METAPROXY_ALLOWED_ROLES_STYLE",
@@ -122,7 +121,7 @@ pub struct RoleArgs {
     )]
     pub(super) allowed_roles_style: AllowedRolesStyle,
 
-    /// How the regular expression is compared
+    /// How much of a role the regular expression must match
     #[arg(
         long,
         env = "METAPROXY_PERMITTED_MATCH",
@@ -132,7 +131,7 @@ pub struct RoleArgs {
     )]
     pub(super) permitted_match: PermittedMatch,
 
-    /// Who shares a session
+    /// Which pods share a session
     #[arg(
         long,
         env = "METAPROXY_SESSION_SCOPE",
@@ -142,7 +141,7 @@ pub struct RoleArgs {
     )]
     pub(super) session_scope: SessionScope,
 
-    /// Which tags sessions have; with any, trust policies must allow sts:TagSession
+    /// Tags of sessions; with any, trust policies must allow sts:TagSession
     #[arg(
         long,
         env = "METAPROXY_SESSION_TAGS",
@@ -152,7 +151,7 @@ pub struct RoleArgs {
     )]
     pub(super) session_tags: TagChoice,
 
-    /// Name of the cluster, for session tags [default: that of --cluster-arn, else no such tag]
+    /// Name of the cluster, for session tags [default: the name in --cluster-arn, else no such tag]
     #[arg(
         long,
         env = "METAPROXY_CLUSTER_NAME",
@@ -161,7 +160,7 @@ pub struct RoleArgs {
     )]
     pub(super) cluster_name: Option<String>,
 
-    /// ARN of the EKS cluster, for session tags; --session-tags eks needs it
+    /// ARN of the EKS cluster, for session tags; required by --session-tags eks
     #[arg(
         long,
         env = "METAPROXY_CLUSTER_ARN",
@@ -172,15 +171,15 @@ pub struct RoleArgs {
 }
 
 impl RoleArgs {
-    /// Whether service accounts are asked for their pods' roles.
+    /// Says whether service accounts give their pods roles.
     pub(super) fn asks_service_accounts(&self) -> bool {
         self.web_identity == Switch::On
     }
 
-    /// What they decide, on a node of this name.
+    /// Returns the rules on a node of this name.
     ///
     /// # Errors
-    /// The first thing that is wrong.
+    /// For the first flag that is malformed, or contradicts another one.
     pub fn rules(&self, node: Option<String>, firewall: bool) -> Result<Rules, UsageError> {
         let base: Option<BaseArn> = role("--base-role-arn", self.base_role_arn.as_ref())?;
         let default_role: Option<WrittenRole> = role("--default-role", self.default_role.as_ref())?;
@@ -211,7 +210,7 @@ impl RoleArgs {
         })
     }
 
-    /// Those of pods differ from each other, and so do those of namespaces.
+    /// Returns the keys of annotations. Two keys of the same kind of object must differ.
     fn keys(&self) -> Result<AnnotationKeys, UsageError> {
         const ROLE: &str = "--role-annotation";
         const EXTERNAL_ID: &str = "--external-id-annotation";

@@ -6,31 +6,31 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::args::{LoggingArgs, PlaceArgs};
+use super::args::{CgroupArgs, LoggingArgs};
 use super::roles::RoleArgs;
 use super::{AdminAddress, ImdsV1, Switch, TokenPolicy, values};
 use crate::agent::Mode;
 use crate::imds::path::PassThrough;
 use crate::intercept::guard::GuardMode;
 
-/// `metaproxy run`. Every flag can also be given as `METAPROXY_<FLAG>`.
+/// The arguments of `metaproxy run`. Every flag has a variable `METAPROXY_<FLAG>`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  \
                   metaproxy run --node-name \"$(hostname)\" --kubeconfig /etc/kubernetes/metaproxy.conf\n  \
                   metaproxy run --manifests /etc/metaproxy/pods --namespace-policy off\n  \
-                  metaproxy run --mode observe --node-name \"$(hostname)\"    # changes nothing, and logs what would\n\n\
-                  Exit status: 0 after SIGTERM or SIGINT; 1 if it cannot start, or a part of it fails; 64 on bad usage.")]
+                  metaproxy run --mode observe --node-name \"$(hostname)\"    # logs what would change\n\n\
+                  Exit status: 0 after SIGTERM or SIGINT; 1 if it cannot start, or a task of it fails; 64 on bad usage.")]
 pub struct RunArgs {
     /// Name of this node, whose pods are served [default: $NODE_NAME]
     #[arg(long, env = "METAPROXY_NODE_NAME", value_name = "NAME", help_heading = "Pods")]
     pub(super) node_name: Option<String>,
 
-    /// Read Pod, Namespace and ServiceAccount objects from the YAML and JSON files of a directory, and not from the API
-    /// server; read again on change
+    /// Read Pod, Namespace and ServiceAccount objects from the YAML and JSON files of a directory instead of the API server; changed
+    /// files are read again
     #[arg(long, env = "METAPROXY_MANIFESTS", value_name = "DIR", help_heading = "Pods")]
     pub(super) manifests: Option<PathBuf>,
 
-    /// Kubeconfig of the API server to read pods from [default: the service account of this pod, else $KUBECONFIG]
+    /// Kubeconfig of the API server [default: the service account of this pod, else $KUBECONFIG]
     #[arg(
         long,
         env = "METAPROXY_KUBECONFIG",
@@ -41,9 +41,9 @@ pub struct RunArgs {
     pub(super) kubeconfig: Option<PathBuf>,
 
     #[command(flatten)]
-    pub(super) place: PlaceArgs,
+    pub(super) cgroups: CgroupArgs,
 
-    /// Address of this node at which pods reach the listener; repeatable [default: the node's IPv4 and IPv6 address]
+    /// Address of this node at which the agent listens for pods; repeatable [default: the node's IPv4 and IPv6 address]
     #[arg(
         long,
         env = "METAPROXY_LISTEN_ADDRESS",
@@ -53,8 +53,8 @@ pub struct RunArgs {
     )]
     pub(super) listen_address: Vec<IpAddr>,
 
-    /// Port of the listener; 0 takes a free one outside the ephemeral and NodePort ranges, and another one if a hostPort or
-    /// a Service with externalIPs claims it
+    /// Port at which the agent listens for pods; 0 is a free port outside the ephemeral and NodePort ranges, which changes if a hostPort
+    /// or a Service with externalIPs claims it
     #[arg(
         long,
         env = "METAPROXY_LISTEN_PORT",
@@ -64,8 +64,7 @@ pub struct RunArgs {
     )]
     pub(super) listen_port: u16,
 
-    /// What closes the ways round the redirection for as long as the agent runs [default: auto, and off with --mode
-    /// observe]
+    /// What the agent's own guard stops while the agent runs [default: auto, and off with --mode observe]
     #[arg(
         long,
         env = "METAPROXY_GUARD",
@@ -77,7 +76,7 @@ pub struct RunArgs {
     #[command(flatten)]
     pub(super) roles: RoleArgs,
 
-    /// Whether tokens of service accounts are asked for only while the API server is seen to refuse those of other audiences
+    /// Whether the agent requests tokens of service accounts only while the API server refuses it tokens for other audiences
     #[arg(
         long,
         env = "METAPROXY_TOKEN_POLICY",
@@ -87,7 +86,7 @@ pub struct RunArgs {
     )]
     pub(super) token_policy: TokenPolicy,
 
-    /// A role that the node assumes first, and which assumes the pods' roles
+    /// Role that the agent assumes first, and with which it assumes the pods' roles
     #[arg(
         long,
         env = "METAPROXY_ASSUME_ROLE_ARN",
@@ -96,14 +95,14 @@ pub struct RunArgs {
     )]
     pub(super) assume_role_arn: Option<String>,
 
-    /// How long a session lives: 15m to 1h, as the node's role assumes the pod's (role chaining)
+    /// Duration of sessions: 15m to 1h, which is the maximum if one role assumes another (role chaining)
     #[arg(
         long, env = "METAPROXY_SESSION_DURATION", value_name = "DURATION", default_value = "1h",
         value_parser = humantime::parse_duration, help_heading = "Sessions"
     )]
     pub(super) session_duration: Duration,
 
-    /// Region of STS [default: the SDK's chain: environment, profile, the node's metadata service]
+    /// Region of STS [default: by the AWS SDK's chain: environment, profile, the node's metadata service]
     #[arg(
         long,
         env = "METAPROXY_REGION",
@@ -112,7 +111,7 @@ pub struct RunArgs {
     )]
     pub(super) region: Option<String>,
 
-    /// URL of STS [default: the region's]
+    /// URL of STS [default: the regional endpoint]
     #[arg(
         long,
         env = "METAPROXY_STS_ENDPOINT",
@@ -121,7 +120,7 @@ pub struct RunArgs {
     )]
     pub(super) sts_endpoint: Option<String>,
 
-    /// The node's own metadata service
+    /// URL of the node's own metadata service
     #[arg(
         long,
         env = "METAPROXY_IMDS_ENDPOINT",
@@ -131,7 +130,7 @@ pub struct RunArgs {
     )]
     pub(super) imds_endpoint: String,
 
-    /// Whether pods may ask without a session token (IMDSv1)
+    /// Whether pods may make requests without a session token (IMDSv1)
     #[arg(
         long,
         env = "METAPROXY_IMDS_V1",
@@ -141,7 +140,7 @@ pub struct RunArgs {
     )]
     pub(super) imds_v1: ImdsV1,
 
-    /// How much of the node's metadata pods see, beside what --allow-path adds
+    /// Which of the node's metadata pods may read, beside what --allow-path adds
     #[arg(
         long,
         env = "METAPROXY_PASS_THROUGH",
@@ -151,8 +150,8 @@ pub struct RunArgs {
     )]
     pub(super) pass_through: PassThrough,
 
-    /// More of the node's metadata for pods: a regular expression for whole paths, with or without /VERSION/meta-data/
-    /// before them; repeatable (in the variable: separated by blanks). Never credentials or user-data
+    /// More metadata that pods may read: a regular expression for whole paths, with or without /VERSION/meta-data/ before them;
+    /// repeatable (in the variable: separated by spaces). Credentials and user-data are never passed through
     #[arg(
         long,
         env = "METAPROXY_ALLOW_PATH",
@@ -162,49 +161,49 @@ pub struct RunArgs {
     )]
     pub(super) allow_path: Vec<String>,
 
-    /// Connections that one pod may have open; more are closed at once
+    /// Connections that one pod may have open; further ones are closed at once
     #[arg(
         long, env = "METAPROXY_MAX_CONNECTIONS_PER_POD", value_name = "N", default_value_t = 512,
         value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits"
     )]
     pub(super) max_connections_per_pod: u32,
 
-    /// Connections that one pod may make in a second, at least 512; more have to wait
+    /// Connections that one pod may make in a second, at least 512; further ones wait
     #[arg(
         long, env = "METAPROXY_MAX_CONNECTION_RATE_PER_POD", value_name = "N", default_value_t = 2000,
         value_parser = clap::value_parser!(u32).range(512..), help_heading = "Limits"
     )]
     pub(super) max_connection_rate_per_pod: u32,
 
-    /// Requests that are answered to one pod in a second, at least 512; more have to wait
+    /// Requests of one pod that are answered in a second, at least 512; further ones wait
     #[arg(
         long, env = "METAPROXY_MAX_REQUEST_RATE_PER_POD", value_name = "N", default_value_t = 5000,
         value_parser = clap::value_parser!(u32).range(512..), help_heading = "Limits"
     )]
     pub(super) max_request_rate_per_pod: u32,
 
-    /// Longest head of a request, in KiB: 8 to 64
+    /// Maximum size of a request's head in KiB: 8 to 64
     #[arg(
         long, env = "METAPROXY_MAX_HEAD_SIZE", value_name = "KIB", default_value_t = 16,
         value_parser = clap::value_parser!(u32).range(8..=64), help_heading = "Limits"
     )]
     pub(super) max_head_size: u32,
 
-    /// How long the head of a request may take, from its first byte: 1s to 1m
+    /// Time limit for a request's head, from its first byte: 1s to 1m
     #[arg(
         long, env = "METAPROXY_HEAD_TIMEOUT", value_name = "DURATION", default_value = "5s",
         value_parser = values::a_second_to_a_minute, help_heading = "Limits"
     )]
     pub(super) head_timeout: Duration,
 
-    /// How long a connection may say nothing between requests: 1s to 1h
+    /// Time after which a connection without a request is closed: 1s to 1h
     #[arg(
         long, env = "METAPROXY_IDLE_TIMEOUT", value_name = "DURATION", default_value = "1m",
         value_parser = values::a_second_to_an_hour, help_heading = "Limits"
     )]
     pub(super) idle_timeout: Duration,
 
-    /// What pods get
+    /// Whether roles are served, only observed, or kept from pods
     #[arg(
         long,
         env = "METAPROXY_MODE",
@@ -214,7 +213,7 @@ pub struct RunArgs {
     )]
     pub(super) mode: Mode,
 
-    /// Where /metrics, /healthz and /readyz are answered, such as 127.0.0.1:16925; off takes no port, as probes and commands use a
+    /// Address and port for /metrics, /healthz and /readyz, such as 127.0.0.1:16925; off uses no port, since probes and commands use a
     /// socket in the runtime directory
     #[arg(
         long,
@@ -225,7 +224,7 @@ pub struct RunArgs {
     )]
     pub(super) admin_address: AdminAddress,
 
-    /// Taint of this node that is removed when pods are served
+    /// Key of a taint that the agent removes from this node when it serves pods
     #[arg(
         long,
         env = "METAPROXY_STARTUP_TAINT",
@@ -235,8 +234,7 @@ pub struct RunArgs {
     )]
     pub(super) startup_taint: Option<String>,
 
-    /// Directory for the key of session tokens, what is known of the pods, and the agent's socket (made where it does not
-    /// exist)
+    /// Runtime directory, with the key of session tokens, the known pods and the agent's socket; it is made if it does not exist
     #[arg(
         long,
         env = "METAPROXY_RUNTIME_DIR",
@@ -246,7 +244,7 @@ pub struct RunArgs {
     )]
     pub(super) runtime_dir: PathBuf,
 
-    /// Whether a line is logged for each session that is issued (pod, role, access key id, expiry), whatever --log says
+    /// Whether each session that is issued is logged (pod, role, access key id, expiry), whatever --log says
     #[arg(
         long,
         env = "METAPROXY_AUDIT",
@@ -256,7 +254,7 @@ pub struct RunArgs {
     )]
     pub audit: Switch,
 
-    /// What is logged.
+    /// The flags of the log.
     #[command(flatten)]
     pub logging: LoggingArgs,
 }

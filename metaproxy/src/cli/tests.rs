@@ -61,10 +61,10 @@ fn every_command_every_flag_and_every_value_has_its_sentence() {
                 help.starts_with(char::is_uppercase) && help.contains(' '),
                 "{name}: {id}: {help}"
             );
-            // A switch without a value has none to explain.
+            // A switch without a value has no values to explain.
             let takes_one = argument.get_action().takes_values();
             for value in argument.get_possible_values().iter().filter(|_| takes_one) {
-                // Names of shells and formats say what they are.
+                // The names of shells and formats explain themselves.
                 let is_plain = ["shell", "output"].contains(&id.as_str());
                 assert!(
                     is_plain || value.get_help().is_some(),
@@ -79,7 +79,7 @@ fn every_command_every_flag_and_every_value_has_its_sentence() {
 }
 
 #[test]
-fn every_command_that_people_run_tells_its_exit_status_and_an_example() {
+fn every_command_has_its_exit_status_and_an_example() {
     let cli = Cli::command();
     for name in ["run", "guard", "explain", "doctor", "status", "migrate", "probe"] {
         let command = cli.find_subcommand(name).unwrap();
@@ -101,7 +101,7 @@ fn every_command_that_people_run_tells_its_exit_status_and_an_example() {
     }
 }
 
-/// What messages and comments of the sources advise to give: flags of ours, and those of other programs that are meant.
+/// Checks that messages and comments of the sources name only flags that exist: those of metaproxy, and the listed ones of other programs.
 #[test]
 fn flags_that_sentences_name_are_there() {
     const OTHERS: [&str; 15] = [
@@ -121,7 +121,7 @@ fn flags_that_sentences_name_are_there() {
         "help",
         "version",
     ];
-    // What others are told and have left, in their own words; and styles of a page.
+    // These files have flags of other programs, or styles of a page.
     const OF_OTHERS: [&str; 4] = ["migrate", "leftovers", "node_ports.rs", "page.rs"];
     let cli = Cli::command();
     let flags: std::collections::BTreeSet<String> = cli
@@ -159,7 +159,7 @@ fn flags_that_sentences_name_are_there() {
     assert!(seen > 150, "{seen}");
 }
 
-/// Whoever adds a flag adds a value of the chart, and a row of the document on configuration.
+/// A new flag needs a value of the chart and a row in deploy/docs/configuration.md.
 #[test]
 fn every_flag_of_the_agent_is_reachable_from_values_and_documented() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -186,7 +186,7 @@ fn every_flag_of_the_agent_is_reachable_from_values_and_documented() {
     }
 }
 
-/// `kubectl exec … doctor` looks at what the agent of that container is told.
+/// `kubectl exec … doctor` must see the configuration of the agent in that container.
 #[test]
 fn doctor_takes_every_flag_of_the_agent_and_the_chart_gives_those_as_variables_that_it_looks_at() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
@@ -266,7 +266,7 @@ fn defaults_are_those_of_the_contract() {
 #[case(&["--allow-path", "("], "--allow-path: not a regular expression: ")]
 #[case(&["--allow-path", "latest/meta-data/mac"], "--allow-path: \"latest/meta-data/mac\" matches no path")]
 #[case(&["--allow-path", "mac", "--allow-path", "iam/.*"], "--allow-path: \"iam/.*\" matches only what is never passed through")]
-#[case(&["--cluster-name", "a<b"], "--cluster-name \"a<b\": a session tag has")]
+#[case(&["--cluster-name", "a<b"], "--cluster-name \"a<b\": not the value of a session tag")]
 #[case(&["--session-tags", "eks"], "--session-tags eks: EKS Pod Identity's tags hold the ARN of the cluster; give it with --cluster-arn")]
 #[case(&["--session-tags", "eks", "--cluster-name", "blue"], "--session-tags eks: EKS Pod Identity's tags hold the ARN")]
 #[case(&["--cluster-arn", "blue"], "--cluster-arn \"blue\": not the ARN of an EKS cluster, which looks like arn:aws:eks:")]
@@ -291,7 +291,7 @@ fn defaults_are_those_of_the_contract() {
 #[case(&["--imds-endpoint", "http://"], "--imds-endpoint \"http://\": not a URL such as")]
 #[case(&["--web-identity", "on"], "--web-identity on: tokens of service accounts come from the API server")]
 #[case(&["--role-annotation", "a/b/c"], "--role-annotation \"a/b/c\": not a key")]
-fn flags_that_cannot_be_meant_are_named(#[case] flags: &[&str], #[case] want: &str) {
+fn malformed_and_contradictory_flags_are_named(#[case] flags: &[&str], #[case] want: &str) {
     let error = settings(flags).unwrap_err().to_string();
     assert!(error.starts_with(want), "{error}");
 }
@@ -310,7 +310,10 @@ fn a_password_in_a_url_is_refused_and_not_shown(#[case] flag: &str, #[case] url:
     };
     for error in [run, doctor.examination().unwrap_err()] {
         let said = format!("{error} {error:?}");
-        assert!(said.starts_with(flag) && said.contains("without"), "{said}");
+        assert!(
+            said.starts_with(flag) && said.contains("has a user or a password"),
+            "{said}"
+        );
         assert!(!said.contains("SECRET"), "{said}");
     }
 }
@@ -355,7 +358,7 @@ fn words_that_make_no_sense_are_usage_errors(#[case] words: &[&str], #[case] wan
 }
 
 #[rstest]
-#[case(&["--kubeconfig", "/k"], "--node-name: the API server is asked")]
+#[case(&["--kubeconfig", "/k"], "--node-name is not given: ")]
 #[case(&["--kubeconfig", "/k", "--node-name", "a,spec.nodeName=b"], "--node-name \"a,spec.nodeName=b\": not the name")]
 #[case(&["--kubeconfig", "/k", "--node-name", "n", "--startup-taint", "a b"], "--startup-taint \"a b\": not a key")]
 fn what_the_api_server_cannot_be_asked_is_named(#[case] flags: &[&str], #[case] want: &str) {

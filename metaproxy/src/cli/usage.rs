@@ -1,4 +1,4 @@
-//! What flags mean together, checked before anything is started.
+//! Checks flags that clap can't check, and how they fit together.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -19,150 +19,151 @@ use crate::intercept::guard::GuardMode;
 use crate::roles::arn::RoleError;
 use crate::roles::{NotACluster, OwnRoles, RoleArn, RoleId, Rules, SessionRules};
 
-/// Flags that parse one by one, but not together or not as what they stand for.
+/// Says which flag is malformed, or contradicts another one.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum UsageError {
-    /// No pod to explain.
+    /// `explain` was given no pod.
     #[error(
-        "explain: of which pod? NAMESPACE/POD names one of this node, --all shows all of them, and --manifests PATH explains \
-         manifests without an agent"
+        "explain: no pod is given: NAMESPACE/POD explains one of this node, --all shows all of them, and --manifests PATH \
+         explains manifests without an agent"
     )]
     WhichPod,
-    /// A name that no pod has.
+    /// The name can't be that of a pod.
     #[error("{0:?}: a pod is named as NAMESPACE/POD, or as POD with --namespace")]
     PodName(String),
-    /// No pods.
+    /// Neither an API server nor manifests are given.
     #[error(
-        "no source of pods: this process does not run in a pod of a cluster, and there is no $KUBECONFIG; give \
+        "no source of pods: this process does not run in a pod of a cluster, and $KUBECONFIG is not set; give \
          --kubeconfig FILE, or --manifests DIR with Pod manifests"
     )]
     NoSource,
-    /// A node without a name.
+    /// The node's name is not given.
     #[error(
-        "--node-name: the API server is asked for the pods of this node, which must be named as in `kubectl get nodes`"
+        "--node-name is not given: the agent reads the pods of its own node only; give the name that `kubectl get nodes` shows"
     )]
     NoNode,
-    /// A name that no node has.
+    /// The name can't be that of a node.
     #[error(
-        "--node-name {0:?}: not the name of a node, which is up to 253 small letters, digits, dashes and dots"
+        "--node-name {0:?}: not the name of a node, which has up to 253 small letters, digits, dashes and dots"
     )]
     NodeName(String),
-    /// A guard in the way of what is to be observed.
+    /// A guard would refuse the connections that are observed.
     #[error(
-        "--guard with --mode observe: pods are to reach the node's metadata service as without metaproxy, and a guard \
-         would keep them from it"
+        "--guard with --mode observe: a guard would refuse the connections that are to be observed; leave out --guard"
     )]
     GuardWhileObserving,
-    /// A guard that does nothing.
-    #[error("--guard off: a guard that is to do nothing need not be started")]
+    /// The guard would do nothing.
+    #[error("--guard off: this guard would do nothing; give another value, or do not start it")]
     IdleGuard,
-    /// Tokens without an API server.
+    /// Roles of service accounts need an API server.
     #[error(
-        "--web-identity on: tokens of service accounts come from the API server, and --manifests asks none"
+        "--web-identity on: tokens of service accounts come from the API server, which --manifests does without; leave out one of \
+         the two"
     )]
     NoTokens,
-    /// A role.
+    /// The role, or the base of roles, is malformed.
     #[error("{flag} {value:?}: {error}")]
     Role {
-        /// Which flag.
+        /// The flag.
         flag: &'static str,
-        /// As given.
+        /// The value as given.
         value: String,
-        /// What is wrong.
+        /// Why it is malformed.
         error: RoleError,
     },
-    /// An address that pods can't reach.
+    /// Pods can't reach the address.
     #[error(
-        "--listen-address {0}: pods cannot reach a loopback, link-local, multicast, broadcast or unspecified address; give one of the \
-         node's own"
+        "--listen-address {0}: pods cannot reach a loopback, link-local, multicast, broadcast or unspecified address; give an \
+         address of the node"
     )]
     Unreachable(IpAddr),
-    /// An address twice.
-    #[error("--listen-address {0} is given twice")]
+    /// An address is given twice.
+    #[error("--listen-address {0} is given twice; give it once")]
     Twice(IpAddr),
-    /// A duration that STS refuses.
+    /// STS refuses the duration.
     #[error(
-        "--session-duration {}: STS takes 15m to 1h where one role assumes another, as the node's role assumes the \
-         pod's (role chaining)", humantime::format_duration(*.0)
+        "--session-duration {}: STS takes 15m to 1h if one role assumes another, as the node's role assumes the pod's \
+         (role chaining); give a duration in that range", humantime::format_duration(*.0)
     )]
     Duration(Duration),
-    /// An endpoint that is no URL.
+    /// The endpoint is not a URL.
     #[error("{flag} {value:?}: not a URL that begins with http:// or https://")]
     Url {
-        /// Which flag.
+        /// The flag.
         flag: &'static str,
-        /// As given.
+        /// The value as given.
         value: String,
     },
-    /// A URL with a user or a password. It is not shown.
+    /// The URL has a user or a password. The error does not show the URL.
     #[error(
-        "{0}: the URL has a user or a password before an @. It would be shown in logs, and neither STS nor the metadata service asks for \
-         one; give it without"
+        "{0}: the URL has a user or a password before an @, which logs would show; neither STS nor the metadata service needs one, \
+         so leave it out"
     )]
     UserInfo(&'static str),
-    /// A region that none can be called.
-    #[error("--region {0:?}: not a region, which looks like eu-west-1; leave the flag away to have it found")]
-    Region(String),
-    /// One annotation for two things.
+    /// The region is malformed.
     #[error(
-        "{0} and {1} are both {2:?}: what stands there would be read in two ways; give them different keys"
+        "--region {0:?}: not a region, which looks like eu-west-1; correct it, or leave it out and the agent finds it"
     )]
+    Region(String),
+    /// Two annotations have the same key.
+    #[error("{0} and {1} are both {2:?}: one annotation cannot have two meanings; give them different keys")]
     SameKey(&'static str, &'static str, String),
-    /// The metadata service.
+    /// The URL of the metadata service is malformed.
     #[error("--imds-endpoint {value:?}: {error}")]
     Imds {
-        /// As given.
+        /// The value as given.
         value: String,
-        /// What is wrong.
+        /// Why it is malformed.
         error: BadEndpoint,
     },
-    /// A pattern.
+    /// The pattern is malformed, or matches nothing.
     #[error("--allow-path: {0}")]
     AllowPath(BadPattern),
-    /// A name that tags can't have.
+    /// The cluster's name can't be the value of a tag.
     #[error(
-        "--cluster-name {0:?}: a session tag has up to 256 letters, digits, blanks and characters of _.:/=+-@"
+        "--cluster-name {0:?}: not the value of a session tag, which has up to 256 letters, digits, spaces and characters of \
+         _.:/=+-@"
     )]
     ClusterName(String),
-    /// An ARN of something else.
+    /// The text is not the ARN of a cluster.
     #[error("--cluster-arn {value:?}: {error}")]
     ClusterArn {
-        /// As given.
+        /// The value as given.
         value: String,
-        /// What is wrong.
+        /// Why it is malformed.
         error: NotACluster,
     },
-    /// No ARN.
+    /// The cluster's ARN is not given.
     #[error(
         "--session-tags eks: EKS Pod Identity's tags hold the ARN of the cluster; give it with --cluster-arn, such as \
          arn:aws:eks:eu-west-1:123456789012:cluster/NAME"
     )]
     NoClusterArn,
-    /// Two names.
+    /// The cluster's name and its ARN contradict each other.
     #[error(
-        "--cluster-name {name:?}: --cluster-arn is that of cluster {of_arn:?}; leave out --cluster-name, or give the same"
+        "--cluster-name {name:?}: --cluster-arn is that of cluster {of_arn:?}; leave out --cluster-name, or give the same name"
     )]
     OtherCluster {
-        /// By `--cluster-name`.
+        /// The name in `--cluster-name`.
         name: String,
-        /// By `--cluster-arn`.
+        /// The name in `--cluster-arn`.
         of_arn: String,
     },
-    /// A key of an annotation or a taint that can't be one.
-    #[error("{flag} {value:?}: not a key, which looks like iam.amazonaws.com/role")]
+    /// The text can't be the key of an annotation or a taint.
+    #[error("{flag} {value:?}: not a key of annotations or taints, which looks like iam.amazonaws.com/role")]
     Key {
-        /// Which flag.
+        /// The flag.
         flag: &'static str,
-        /// As given.
+        /// The value as given.
         value: String,
     },
 }
 
 impl RunArgs {
-    /// Checks everything that can be checked without looking at the machine.
+    /// Checks the flags as far as that is possible without the machine's state.
     ///
     /// # Errors
-    /// The first thing that is wrong.
+    /// For the first flag that is malformed, or contradicts another one.
     pub fn settings(&self) -> Result<Settings, UsageError> {
         let node_name = self.node_name.clone().or_else(node_name_of_environment);
         let pods = self.pods(node_name.as_deref())?;
@@ -177,8 +178,8 @@ impl RunArgs {
             pods,
             mode: self.mode,
             guard: self.guard()?,
-            cgroup: self.place.cgroup.clone(),
-            cgroup_root: self.place.cgroup_root.clone(),
+            cgroup: self.cgroups.cgroup.clone(),
+            cgroup_root: self.cgroups.cgroup_root.clone(),
             listen_addresses: self.listen_addresses()?,
             listen_port: self.listen_port,
             pod_family: services_family(variable(API_SERVER).as_deref()),
@@ -234,7 +235,7 @@ impl RunArgs {
         let given = self.kubeconfig.clone().map(KubeconfigSource::File);
         let kubeconfig = match given.or_else(kubeconfig_of_environment) {
             Some(kubeconfig) => kubeconfig,
-            // Who a pod is does not matter where none gets anything.
+            // With --mode firewall no pod gets credentials, so pods need not be known.
             None if self.mode == Mode::Firewall => return Ok(PodSource::None),
             None => return Err(UsageError::NoSource),
         };
@@ -292,7 +293,7 @@ impl RunArgs {
             check_url("--sts-endpoint", endpoint)?;
         }
         let intermediate_role: Option<RoleArn> = role("--assume-role-arn", self.assume_role_arn.as_ref())?;
-        // Where no role is served STS is never asked, and no region has to be found.
+        // With --mode firewall STS is never called, so no region has to be found.
         let unasked = (self.mode == Mode::Firewall).then(|| "us-east-1".to_owned());
         Ok(StsSettings {
             region: self.region()?.or(unasked),
@@ -304,7 +305,7 @@ impl RunArgs {
         })
     }
 
-    /// It becomes a part of STS' name (RFC 1123: a label).
+    /// Returns the region. It becomes a label of STS's host name (RFC 1123).
     pub(super) fn region(&self) -> Result<Option<String>, UsageError> {
         let is_label = |region: &str| {
             let is_fine = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -345,18 +346,19 @@ pub(super) fn role<T: FromStr<Err = RoleError>>(
         .transpose()
 }
 
-/// The pod that this process runs in, else the first file that kubectl would use.
+/// Returns the API server of the pod in which this process runs, else that of the first file that kubectl would use.
 pub(super) fn kubeconfig_of_environment() -> Option<KubeconfigSource> {
     if variable(API_SERVER).is_some() {
         return Some(KubeconfigSource::InCluster);
     }
-    // Several files may stand there; the first is the one that counts for what is in all of them.
+    // The variable may list several files. kubectl merges them, and the first one wins ("Organizing Cluster Access Using kubeconfig
+    // Files", Kubernetes documentation).
     let files = variable("KUBECONFIG")?;
     let first = std::env::split_paths(&files).find(|file| !file.as_os_str().is_empty())?;
     Some(KubeconfigSource::File(first))
 }
 
-/// Whether a variable is set to nothing, which is as if it were not set.
+/// Says whether a variable is set to an empty text, which counts as unset.
 #[expect(
     clippy::disallowed_methods,
     reason = "clap does not tell a flag from its variable"
@@ -365,11 +367,11 @@ fn is_variable_empty(name: &str) -> bool {
     std::env::var(name).is_ok_and(|value| value.trim().is_empty())
 }
 
-/// The address of the API server among the cluster's Services: a variable of each pod.
+/// The variable that Kubernetes sets in each pod to the Service address of the API server.
 const API_SERVER: &str = "KUBERNETES_SERVICE_HOST";
 
-/// The family of a cluster's Services, by the API server's address among them: that of its pods too. IPv4 without one, or
-/// with a name.
+/// Returns the family of a cluster's Services, by the API server's address, which is that of its pods too. It is IPv4 without an
+/// address, or with a host name.
 pub(super) fn services_family(api_server: Option<&str>) -> Family {
     match api_server.map(str::parse) {
         Some(Ok(IpAddr::V6(_))) => Family::V6,
@@ -377,12 +379,12 @@ pub(super) fn services_family(api_server: Option<&str>) -> Family {
     }
 }
 
-/// What a DaemonSet sets by the downward API, beside METAPROXY_NODE_NAME, which clap reads.
+/// Returns the node's name from `NODE_NAME`, which DaemonSets set by the downward API. clap reads METAPROXY_NODE_NAME.
 pub(super) fn node_name_of_environment() -> Option<String> {
     variable("NODE_NAME")
 }
 
-/// A variable of the environment; an empty one counts as none.
+/// Returns a variable of the environment; an empty one counts as unset.
 #[expect(
     clippy::disallowed_methods,
     reason = "conventions of Kubernetes, which are no flags of ours"
@@ -391,7 +393,7 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Asked before anything else of a URL, as what is wrong with it is shown with the URL. No endpoint has an @ elsewhere.
+/// Refuses a URL with a user or a password. This check comes first, since other errors show the URL. No endpoint has an @ elsewhere.
 fn check_user_info(flag: &'static str, value: &str) -> Result<(), UsageError> {
     if value.contains('@') {
         Err(UsageError::UserInfo(flag))
@@ -416,7 +418,8 @@ pub(super) fn check_url(flag: &'static str, value: &str) -> Result<(), UsageErro
     }
 }
 
-/// Kubernetes: an optional DNS prefix and a slash, then letters, digits and `-_.`.
+/// Checks the key of an annotation or a taint: an optional DNS prefix and a slash, then letters, digits and `-_.` (Kubernetes
+/// documentation, "Annotations").
 pub(super) fn key(flag: &'static str, value: &str) -> Result<String, UsageError> {
     let fits = !value.is_empty()
         && value.matches('/').count() <= 1

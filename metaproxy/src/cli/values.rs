@@ -1,4 +1,4 @@
-//! What flags of few values are set to.
+//! The values of flags, and their parsers.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -7,65 +7,65 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-/// `--namespace-policy`
+/// The values of `--namespace-policy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum NamespacePolicy {
-    /// A role must be allowed by an annotation of the namespace
+    /// An annotation of the namespace must allow the role of a pod's annotation
     Required,
-    /// The namespace is not asked
+    /// Annotations of namespaces are not read
     Off,
 }
 
-/// `--token-policy`
+/// The values of `--token-policy`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TokenPolicy {
-    /// An admission policy must limit what for, as the chart's does: it is tried (dryRun), and without it none is asked for
+    /// The agent requests tokens only while a trial (dryRun) shows that an admission policy, such as the chart's, limits their audience
     Required,
-    /// They are asked for whatever limits them
+    /// The agent requests tokens without a trial
     Off,
 }
 
-/// `--imds-v1`
+/// The values of `--imds-v1`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ImdsV1 {
-    /// As the node's own metadata service has it
+    /// As the node's own metadata service requires or allows it
     Auto,
-    /// They may
+    /// Requests without a session token are answered
     Allow,
-    /// They get 401
+    /// Requests without a session token get 401
     Deny,
 }
 
-/// `--session-tags`
+/// The values of `--session-tags`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum TagChoice {
-    /// None
+    /// Sessions have no tags
     Off,
-    /// Cluster, node, namespace, pod and service account
+    /// Cluster, node, namespace, pod and service account, not transitive
     On,
-    /// Exactly those of EKS Pod Identity, transitive as its are, so that policies that were written for it hold
+    /// Exactly the tags of EKS Pod Identity, transitive as there, so that policies that were written for it hold
     Eks,
 }
 
-/// `--host-network`
+/// The values of `--host-network`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum HostNetwork {
-    /// They reach the node's own metadata service, as without metaproxy
+    /// They reach the node's metadata service, as without metaproxy
     Passthrough,
-    /// They reach none
+    /// They get no credentials, as other pods without a role
     Enforce,
 }
 
-/// `metaproxy guard --close`
+/// The values of `metaproxy guard --close`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Close {
-    /// Once an agent has served pods since the node booted, so that a first installation that fails harms nobody
+    /// Once an agent has served pods since the node booted, so that a failed first installation does no harm
     WhenServed,
-    /// From the start, which is for a unit that runs before the kubelet does
+    /// From the start, for a unit that runs before the kubelet
     AtOnce,
 }
 
-/// `--admin-address`
+/// The value of `--admin-address`; `None` is `off`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AdminAddress(pub Option<SocketAddr>);
 
@@ -78,50 +78,50 @@ impl FromStr for AdminAddress {
         }
         let address = text
             .parse()
-            .map_err(|_| "it is an address such as 127.0.0.1:16925, or off".to_owned());
+            .map_err(|_| "not an address and port such as 127.0.0.1:16925, and not off".to_owned());
         address.map(|address| Self(Some(address)))
     }
 }
 
-/// On or off.
+/// The values of switches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Switch {
-    /// Switched on
+    /// Enabled
     On,
-    /// Switched off
+    /// Disabled
     Off,
 }
 
-/// `--log-format`
+/// The values of `--log-format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
-    /// Lines to read
+    /// Lines of text for readers
     Text,
-    /// A JSON object on each line
+    /// One JSON object on each line
     Json,
 }
 
-/// `--log`
+/// The values of `--log`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogLevel {
-    /// Failures that end the process, or need an operator
+    /// Failures that end the process or need an operator
     Error,
-    /// Errors, and whatever is not as it should be
+    /// Errors, and everything that is degraded or refused
     Warn,
-    /// Warnings, and what changes: roles, sessions, refusals
+    /// Warnings, and changes of roles and sessions
     Info,
-    /// All of that, and each request
+    /// Info, and each request
     Debug,
     /// Everything
     Trace,
 }
 
-/// A duration of 1s to 1m.
+/// Parses a duration of 1s to 1m.
 pub(super) fn a_second_to_a_minute(text: &str) -> Result<Duration, String> {
     duration_within(text, Duration::from_secs(1)..=Duration::from_secs(60))
 }
 
-/// A duration of 1s to 1h.
+/// Parses a duration of 1s to 1h.
 pub(super) fn a_second_to_an_hour(text: &str) -> Result<Duration, String> {
     duration_within(text, Duration::from_secs(1)..=Duration::from_secs(3600))
 }
@@ -133,7 +133,7 @@ fn duration_within(text: &str, range: RangeInclusive<Duration>) -> Result<Durati
     }
     let shown = |duration| humantime::format_duration(duration);
     Err(format!(
-        "it is {} to {}",
+        "not a duration from {} to {}",
         shown(*range.start()),
         shown(*range.end())
     ))

@@ -21,8 +21,8 @@ pub fn run(args: &MigrateArgs) -> ExitCode {
 
 fn values_of(args: &MigrateArgs) -> Result<String, String> {
     let mut workloads = Vec::new();
-    if !args.words.is_empty() {
-        workloads.push(Workload::of_words(&args.words));
+    if !args.flags.is_empty() {
+        workloads.push(Workload::of_words(&args.flags));
     }
     let from_input = [Path::new("-").to_owned()];
     let files = match (args.manifests.as_slice(), workloads.is_empty()) {

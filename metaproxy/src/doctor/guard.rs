@@ -19,7 +19,7 @@ pub enum GuardPlacement {
     Daemonset,
     /// In the agent's pod
     Sidecar,
-    /// Nowhere: there is none, or it is a unit of the node
+    /// There is none, or it is a systemd unit of the node
     None,
 }
 

@@ -1,5 +1,5 @@
-//! What was probably meant. A hint is given where something speaks for it: a pattern that would match if it were read in
-//! another way, a key that is nearly one that is read, an annotation on the wrong object.
+//! Finds hints on what was probably meant. A hint needs evidence: a pattern that would match if it were read in another way, a key that
+//! is nearly one that is read, an annotation on the wrong object.
 
 mod near;
 mod slips;
@@ -11,10 +11,10 @@ use crate::pods::{Annotations, CredentialVariable, Pod};
 use crate::roles::web_identity;
 use crate::roles::{AnnotationKeys, Reason, RoleArn, Rules};
 
-/// How many hints an explanation shows. A longer list would not be read.
+/// How many hints an explanation shows. Operators would not read a longer list.
 const MAX_HINTS: usize = 8;
 
-/// All hints for a pod, the likeliest first. `asked` is the role that it asks for, as it is written and as it is read.
+/// Returns all hints for a pod, the likeliest first. `asked` is the role that it requests, as written and as resolved.
 pub(super) fn of(
     rules: &Rules,
     subject: &Subject<'_>,
@@ -37,15 +37,15 @@ pub(super) fn of(
         }
         Reason::NamespaceUnknown { namespace } => {
             hints.push(format!(
-                "`kubectl get namespace {namespace} -o yaml` prints the object that is missing; manifests that are \
-                 explained by themselves must include it"
+                "`kubectl get namespace {namespace} -o yaml` prints the missing object; `explain --manifests` needs it among \
+                 the manifests"
             ));
         }
         Reason::BaseUnknown { .. } => hints.push(
-            "--base-role-arn arn:aws:iam::ACCOUNT:role/ tells in which account names are looked for"
+            "--base-role-arn arn:aws:iam::ACCOUNT:role/ sets the account that names of roles belong to"
                 .to_owned(),
         ),
-        Reason::NoRole { .. } => hints.extend(of_nobody(rules, subject)),
+        Reason::NoRole { .. } => hints.extend(of_no_role(rules, subject)),
         Reason::MalformedRole { .. } => {
             let named = rules.naming(subject.pod, subject.account).named(rules);
             hints.extend(named.and_then(|(_, written)| slips::of_role(written)));
@@ -60,7 +60,7 @@ pub(super) fn of(
         && base.partition() != role.partition()
     {
         hints.push(format!(
-            "the role is of partition {}, and this node's are of {}: no role of one can assume one of the other",
+            "the role is in partition {}, and this node's roles are in {}: no role can be assumed across partitions",
             role.partition(),
             base.partition()
         ));
@@ -70,14 +70,14 @@ pub(super) fn of(
     hints
 }
 
-/// What might have named a role.
-fn of_nobody(rules: &Rules, subject: &Subject<'_>) -> Vec<String> {
+/// Returns hints on what might have given a role to a pod that has none.
+fn of_no_role(rules: &Rules, subject: &Subject<'_>) -> Vec<String> {
     let mut hints = Vec::new();
     if subject.pod.host_network && rules.default_role.is_some() {
         hints.push(if rules.enforce_host_network {
-            "--default-role is not for hostNetwork pods, and --host-network=enforce keeps them from the node's own".to_owned()
+            "--default-role does not apply to hostNetwork pods, and --host-network=enforce keeps them from the node's role".to_owned()
         } else {
-            "--default-role is not for hostNetwork pods: they keep the node's own".to_owned()
+            "--default-role does not apply to hostNetwork pods: they keep the node's role".to_owned()
         });
     }
     let account = subject.account;
@@ -85,44 +85,45 @@ fn of_nobody(rules: &Rules, subject: &Subject<'_>) -> Vec<String> {
         && !rules.web_identity
     {
         hints.push(format!(
-            "service account {} names the role {written}, but service accounts are not asked: --web-identity=on does that",
+            "service account {} names the role {written}, but annotations of service accounts are not read; set --web-identity=on",
             subject.pod.service_account
         ));
     }
     hints
 }
 
-/// What an SDK in the pod finds before it comes to the metadata service.
+/// Returns a hint on variables in which an SDK finds credentials before it asks the metadata service.
 fn other_credentials(pod: &Pod) -> Option<String> {
     let named = |one: &CredentialVariable| format!("{} ({})", one.name(), one.set_by());
     let names: Vec<String> = pod.other_credentials.iter().map(named).collect();
     (!names.is_empty()).then(|| {
         format!(
             "the pod's containers have {}: an SDK takes its credentials from there, and never falls back to the metadata service, \
-             so it does not use this role. Take away what sets that, and make the pod again",
+             so it does not use this role; remove what sets the variables, and recreate the pod",
             names.join(" and ")
         )
     })
 }
 
-/// What to look at where STS refuses.
+/// Returns a hint on what to check if STS denies the role.
 pub(super) fn of_sts(reason: &Reason, role: &RoleArn) -> Option<String> {
     match reason {
         Reason::StsDenied { .. } => Some(format!(
-            "the trust policy of {} must let whoever assumes it do so (and sts:TagSession, with --session-tags); that \
-             one's own policy must allow sts:AssumeRole of it; an external id must be the one that the trust policy asks for",
-            role.name()
+            "the trust policy of {name} must allow the principal in the line `session` to assume it (with --session-tags also \
+             sts:TagSession); if that principal is a role, its own policies must allow sts:AssumeRole on {name}; the external id \
+             must be the one that the trust policy requires",
+            name = role.name()
         )),
         _ => None,
     }
 }
 
-/// Whether somebody seems to have meant something by a key that is not read where it stands.
+/// Says whether an annotation or label looks like a request for a role, but is not read where it is.
 pub(super) fn is_suspicious(rules: &Rules, subject: &Subject<'_>) -> bool {
     !misplaced(rules, subject).is_empty()
 }
 
-/// Keys that are not read where they stand.
+/// Returns a hint for each key that is not read where it is.
 fn misplaced(rules: &Rules, subject: &Subject<'_>) -> Vec<String> {
     let keys = &rules.keys;
     let of_pods = [&keys.role, &keys.external_id, &keys.session_name].map(String::as_str);
@@ -146,7 +147,7 @@ fn misplaced(rules: &Rules, subject: &Subject<'_>) -> Vec<String> {
     for key in subject.pod.labels.keys() {
         if of_pods.contains(&key.as_str()) || closest_key(key, of_pods).is_some() {
             hints.push(format!(
-                "{key} is a label of the pod, which is not read: it must be an annotation"
+                "{key} is a label of the pod, and labels are not read; make it an annotation"
             ));
         }
     }
@@ -155,7 +156,7 @@ fn misplaced(rules: &Rules, subject: &Subject<'_>) -> Vec<String> {
             let home = places.iter().find(|place| place.3.contains(&key.as_str()));
             if let Some((_, plural, ..)) = home {
                 hints.push(format!(
-                    "annotation {key} stands on {object}, where nobody reads it: it is one of {plural}"
+                    "annotation {key} of {object} is not read there; it belongs on {plural}"
                 ));
             } else if let Some(near) =
                 closest_key(key, read.iter().copied()).filter(|near| !annotations.contains_key(*near))
@@ -169,6 +170,7 @@ fn misplaced(rules: &Rules, subject: &Subject<'_>) -> Vec<String> {
     hints
 }
 
+/// Returns the command that would allow a role.
 fn allow(keys: &AnnotationKeys, namespace: &str, role: &RoleArn) -> String {
     format!(
         "`kubectl annotate namespace {namespace} '{}={}'` would allow it",

@@ -1,4 +1,4 @@
-//! What an explanation is made of.
+//! The parts of an explanation. Their fields are those of `--output json`.
 
 use std::collections::BTreeMap;
 
@@ -7,85 +7,85 @@ use serde::{Deserialize, Serialize};
 use super::NODE;
 use crate::roles::{Principal, SessionShape};
 
-/// Where a role is named.
+/// The source that gives a role.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AskedBy {
-    /// In words.
+    /// The source in words.
     pub source: String,
-    /// As written.
+    /// The role as written.
     pub value: String,
 }
 
-/// What an annotation of the namespace says of the role.
+/// What an annotation of the namespace says about the role.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyLine {
-    /// Its key.
+    /// The annotation's key.
     pub annotation: String,
-    /// Its entries, shortened.
+    /// The annotation's entries, shortened.
     pub entries: String,
-    /// The entry that allows the role.
+    /// The entry that allows the role, if one does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub allowed_by: Option<String>,
-    /// Why it can't be read.
+    /// Why the annotation is malformed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }
 
-/// How a session is made.
+/// The parameters of a session.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SessionLine {
-    /// `RoleSessionName`
+    /// The `RoleSessionName`.
     pub name: String,
-    /// Who assumes the role.
+    /// The principal that assumes the role.
     pub assumed_by: String,
-    /// `ExternalId`
+    /// The `ExternalId`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub external_id: Option<String>,
-    /// Session tags.
+    /// The session tags.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub tags: BTreeMap<String, String>,
-    /// Whether other pods of the node with the same role have it too.
+    /// Whether other pods of the node with the same role share it.
     pub shared: bool,
 }
 
-/// What there is of a session. Times are RFC 3339, in UTC.
+/// The state of a session. Times are in RFC 3339, in UTC.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CredentialsLine {
-    /// In words: `valid`, `expired`, `being fetched`, `none`.
+    /// One of `valid`, `expired`, `waiting for the pod's turn`, `being fetched`, `none`.
     pub state: String,
-    /// `AccessKeyId`, by which CloudTrail knows it.
+    /// The `AccessKeyId`, which CloudTrail shows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub access_key_id: Option<String>,
-    /// When it was obtained.
+    /// The time at which it was obtained.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub obtained: Option<String>,
-    /// When it ends.
+    /// The time at which it expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires: Option<String>,
-    /// Seconds until then.
+    /// The seconds until it expires.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds_left: Option<u64>,
-    /// What STS said last, where it gave none.
+    /// The last error of STS, if the last attempt failed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_error: Option<String>,
-    /// Seconds until STS is asked again for a request.
+    /// The seconds until a request makes the agent call STS again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds_to_retry: Option<u64>,
 }
 
-/// What a request is answered with.
+/// A request and its answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct AnswerLine {
-    /// Its path.
+    /// The request's path.
     pub path: String,
-    /// HTTP status.
+    /// The HTTP status.
     pub status: u16,
-    /// What the body says; of credentials, that they are some.
+    /// The text of the body. For credentials only the access key id and the expiry stand there.
     pub says: String,
 }
 

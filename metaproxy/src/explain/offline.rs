@@ -1,5 +1,4 @@
-//! Explanations from manifests alone: no agent, no cluster. Templates of workloads count as the pods that they make, whatever
-//! the kind is called.
+//! Explains the pods of manifests without an agent or a cluster. A pod template counts as the pod that it makes, in objects of any kind.
 
 mod files;
 mod occurrences;
@@ -23,42 +22,42 @@ use crate::pods::templates::Template;
 use crate::pods::{Namespace, Pod, ServiceAccount};
 use crate::roles::{Reason, Rules};
 
-/// Why manifests can't be explained.
+/// Says why manifests can't be explained.
 #[derive(Debug, Error)]
 pub enum OfflineError {
-    /// Not read.
+    /// A file or directory can't be read.
     #[error("--manifests {path}: {source}")]
     Unreadable {
-        /// Which file or directory.
+        /// The file or directory.
         path: PathBuf,
-        /// Why not.
+        /// The error.
         source: io::Error,
     },
-    /// Not understood.
+    /// A file can't be parsed, or an object in it is malformed.
     #[error("{path}:{line_and_problem}")]
     Broken {
-        /// Which file.
+        /// The file.
         path: PathBuf,
-        /// Where, and what.
+        /// The line and what is wrong there.
         line_and_problem: String,
     },
-    /// Nothing to explain.
+    /// The manifests have neither a pod nor a pod template.
     #[error(
-        "--manifests {path}: no pod in it, and nothing that makes one{}",
+        "--manifests {path}: found neither a pod nor a pod template{}",
         lines(skipped)
     )]
     NoPods {
-        /// Which file or directory.
+        /// The file or directory.
         path: PathBuf,
-        /// What is in it.
+        /// What was skipped.
         skipped: Vec<Skipped>,
     },
-    /// Another pod was asked for.
-    #[error("--manifests: no pod {wanted}; there {}", are(.found))]
+    /// The manifests have other pods only.
+    #[error("--manifests: no pod or pod template is named {wanted}; there {}", are(.found))]
     NotThere {
         /// `namespace/name`
         wanted: String,
-        /// Those that are there.
+        /// The names of those that are there.
         found: Vec<String>,
     },
 }
@@ -74,29 +73,29 @@ fn are(found: &[String]) -> String {
     }
 }
 
-/// What is found in manifests.
+/// The explanations of a set of manifests.
 #[derive(Debug, Default)]
 pub struct Explained {
-    /// Of each pod and pod template.
+    /// One explanation for each pod and pod template.
     pub explanations: Vec<Explanation>,
-    /// Objects that were left out and may make pods, annotations that nobody reads, and files that were left out.
+    /// Skipped objects that may make pods, annotations that are not read, and skipped files.
     pub skipped: Vec<Skipped>,
 }
 
-/// Everything that counts of a set of manifests.
+/// Everything in a set of manifests that decides about roles.
 #[derive(Debug, Default)]
 struct ManifestObjects {
-    /// Pods, each with what its workload has to say.
+    /// Pods, each with hints from its workload.
     pods: Vec<(Pod, Vec<String>)>,
     namespaces: BTreeMap<String, Namespace>,
     accounts: BTreeMap<(String, String), ServiceAccount>,
     skipped: Vec<Skipped>,
 }
 
-/// Explains each pod of manifests, or one.
+/// Explains each pod of the manifests at `path`, or the one that is `wanted`. Objects without a namespace are in `namespace`.
 ///
 /// # Errors
-/// Where there is nothing to explain, or something can't be read.
+/// If there is nothing to explain, or a manifest can't be read.
 pub fn explain(
     rules: &Rules,
     path: &Path,
@@ -156,7 +155,7 @@ pub fn explain(
 impl ManifestObjects {
     fn one(&self, rules: &Rules, pod: &Pod, notes: &[String]) -> Explanation {
         let account = (pod.namespace.clone(), pod.service_account.clone());
-        // An account that is in no manifest, and is not asked for by name, is the one that every namespace has.
+        // Every namespace has the service account `default`, although manifests do not define it.
         let plain = ServiceAccount {
             namespace: account.0.clone(),
             name: account.1.clone(),
@@ -181,7 +180,7 @@ impl ManifestObjects {
         explanation
     }
 
-    /// Takes an object.
+    /// Adds an object.
     fn add(
         &mut self,
         rules: &Rules,
@@ -229,7 +228,7 @@ impl ManifestObjects {
             .filter(|key| own(key) && of_template["annotations"][*key].is_null())
             .map(|key| {
                 format!(
-                    "annotation {key} stands on the workload, where nobody reads it: it belongs to its pod template \
+                    "annotation {key} of the workload is not read; move it to the pod template \
                      (spec.template.metadata.annotations)"
                 )
             })
@@ -248,7 +247,7 @@ impl ManifestObjects {
             metadata["name"] = metadata["generateName"].clone();
         }
         check_texts(&mut metadata)?;
-        // Of no consequence here, but no pod is without one.
+        // Every pod needs a UID, but manifests have none.
         metadata["uid"] = json!(format!("manifest-{}", self.pods.len()));
         let pod = parsed(json!({ "metadata": metadata, "spec": spec }))?;
         let pod = Pod::from_api(pod).map_err(|problem| problem.to_string())?;
@@ -257,18 +256,18 @@ impl ManifestObjects {
     }
 }
 
-/// Why manifests don't tell what an agent would wait for.
+/// Says which object or flag is missing for a decision that an agent would wait with.
 fn missing(reason: &Reason) -> String {
     match reason {
         Reason::NamespaceUnknown { namespace } => format!(
-            "namespace {namespace} is in none of the manifests, and --namespace-policy=required asks it which roles its pods may have"
+            "namespace {namespace} is in none of the manifests, and with --namespace-policy=required it decides which roles its pods may have; add it"
         ),
         Reason::ServiceAccountUnknown { account } => format!(
-            "service account {account} is in none of the manifests, and --web-identity=on asks it for its pods' role"
+            "service account {account} is in none of the manifests, and with --web-identity=on it may give its pods a role; add it"
         ),
         Reason::BaseUnknown { role } => format!(
-            "role {role:?} is a name, and no --base-role-arn tells the account in which it is looked for; an agent finds out its \
-             node's"
+            "role {role:?} is a name, and its account is not known; set --base-role-arn (an agent takes the account of its node's \
+             role)"
         ),
         other => other.to_string(),
     }
@@ -282,7 +281,7 @@ fn with_namespace(metadata: &Value, namespace: &str) -> Result<Value, String> {
     let mut metadata = match metadata {
         Value::Object(_) => metadata.clone(),
         Value::Null => json!({}),
-        _ => return Err("metadata is no object".to_owned()),
+        _ => return Err("metadata is not an object".to_owned()),
     };
     if metadata["namespace"].is_null() {
         metadata["namespace"] = json!(namespace);
@@ -291,7 +290,7 @@ fn with_namespace(metadata: &Value, namespace: &str) -> Result<Value, String> {
     Ok(metadata)
 }
 
-/// Annotations and labels are text, and Kubernetes takes nothing else; one that is null it takes for an empty one.
+/// Checks that annotations and labels are text, as Kubernetes requires. Null becomes an empty text, as in Kubernetes.
 fn check_texts(metadata: &mut Value) -> Result<(), String> {
     for (what, texts) in [("annotation", "annotations"), ("label", "labels")] {
         for (key, value) in metadata[texts].as_object_mut().into_iter().flatten() {
@@ -301,13 +300,13 @@ fn check_texts(metadata: &mut Value) -> Result<(), String> {
                     *value = json!("");
                     continue;
                 }
-                Value::Bool(_) => "true or false",
+                Value::Bool(_) => "a boolean",
                 Value::Number(_) => "a number",
                 Value::Array(_) => "a list",
                 Value::Object(_) => "an object",
             };
             return Err(format!(
-                "{what} {key} is {kind}, and Kubernetes takes only text there: put its value in quotation marks"
+                "{what} {key} is {kind}, and Kubernetes accepts only text there: put its value in quotation marks"
             ));
         }
     }

@@ -1,11 +1,11 @@
-//! Explanations as text.
+//! Writes explanations as text.
 
 use std::fmt;
 
 use super::{CredentialsLine, Explanation, PolicyLine, SessionLine};
 
-/// Text as a terminal shows it and obeys none of it: names, annotations and what STS says are anybody's. Control characters
-/// stand as their escapes, and so do those that turn the direction of writing, by which a text would look like another.
+/// Escapes control characters, and characters that change the direction of writing. Names, annotations and errors come from others, and
+/// must neither control the operator's terminal nor look like another text.
 pub fn printable(text: &str) -> String {
     let is_harmful = |c: char| {
         c.is_control()
@@ -22,7 +22,7 @@ pub fn printable(text: &str) -> String {
     shown
 }
 
-/// A label, and lines of text beside it.
+/// Writes a label with lines of text beside it.
 fn rows(
     f: &mut fmt::Formatter<'_>,
     label: &str,
@@ -80,7 +80,7 @@ impl fmt::Display for PolicyLine {
 impl SessionLine {
     fn lines(&self) -> Vec<String> {
         let shared = if self.shared {
-            ", shared by its pods of this node"
+            ", shared by the pods of this node with this role"
         } else {
             ""
         };
@@ -109,13 +109,13 @@ impl CredentialsLine {
             lines.push(format!("the last attempt failed: {error}"));
         }
         if let Some(retry) = self.seconds_to_retry {
-            lines.push(format!("asked again in {} at the earliest", short(retry)));
+            lines.push(format!("tried again in {} at the earliest", short(retry)));
         }
         lines
     }
 }
 
-/// Seconds as people say them.
+/// Writes seconds as a short duration, such as `2h05m`.
 pub fn short(seconds: u64) -> String {
     match seconds {
         0..120 => format!("{seconds}s"),
@@ -125,7 +125,7 @@ pub fn short(seconds: u64) -> String {
     }
 }
 
-/// One line for each pod.
+/// Writes a table with one line for each pod.
 pub fn table(explanations: &[Explanation]) -> String {
     let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".to_owned());
     let rows = explanations.iter().map(|one| {
@@ -142,7 +142,7 @@ pub fn table(explanations: &[Explanation]) -> String {
     columns(&["POD", "VERDICT", "ROLE", "LEFT", "WHY"], rows)
 }
 
-/// Rows below a head, each column as wide as its widest cell.
+/// Writes rows below a head, with each column as wide as its widest cell.
 pub fn columns<const N: usize>(head: &[&str; N], rows: impl Iterator<Item = [String; N]>) -> String {
     let mut all = vec![head.map(str::to_owned)];
     all.extend(rows.map(|row| row.map(|cell| printable(&cell))));

@@ -1,4 +1,4 @@
-//! What comes of a pod's role.
+//! The outcomes of explanations.
 
 use std::time::SystemTime;
 
@@ -7,28 +7,28 @@ use serde::{Deserialize, Serialize};
 use crate::credentials::SessionView;
 use crate::roles::{Decision, Reason};
 
-/// What comes of a pod's role.
+/// The outcome for a pod, from its decision and the state of its session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// It has one.
+    /// The pod has its role.
     Granted,
-    /// It asks for one, and may not have it.
+    /// The pod requests a role, and is denied it.
     Refused,
-    /// It may have it, but there are no credentials at the moment.
+    /// The pod may have its role, but there are no credentials at the moment.
     Unavailable,
-    /// Its connections do not come to the agent, so that its role does not count.
+    /// The pod's connections do not reach the agent, so its role has no effect.
     NotIntercepted,
-    /// It asks for none.
+    /// The pod requests no role.
     NoRole,
-    /// It can't be told yet; the agent waits for what is missing.
+    /// Something that decides is not known yet, and the agent waits for it.
     Waiting,
-    /// It can't be told from the manifests that are explained; nothing is waited for.
+    /// Something that decides is missing in the explained manifests.
     Unknown,
 }
 
 impl Verdict {
-    /// Those of pods that an agent knows.
+    /// The verdicts that an agent reports.
     pub const ALL: [Self; 6] = [
         Self::Granted,
         Self::Refused,
@@ -38,18 +38,18 @@ impl Verdict {
         Self::Waiting,
     ];
 
-    /// By what was decided, before anything is known of a session.
+    /// Returns the verdict of a decision, without its session.
     pub(super) fn of(decision: &Decision) -> Self {
         match decision {
             Decision::Granted(_) => Self::Granted,
-            // Nobody can tell which of them asks.
+            // The agent can't tell which of the pods is the client.
             Decision::Refused { .. } | Decision::NoRole(Reason::Ambiguous { .. }) => Self::Refused,
             Decision::NoRole(_) => Self::NoRole,
             Decision::Wait(_) => Self::Waiting,
         }
     }
 
-    /// By what was decided, and what there is of the session.
+    /// Returns the verdict of a decision and the state of its session.
     pub fn with(decision: &Decision, view: Option<&SessionView>, now: SystemTime) -> Self {
         let Decision::Granted(grant) = decision else {
             return Self::of(decision);
@@ -61,7 +61,7 @@ impl Verdict {
         }
     }
 
-    /// As a label of metrics.
+    /// Returns the value of the metrics' label `verdict`.
     pub fn metric(self) -> &'static str {
         match self {
             Self::NoRole => "no_role",
@@ -70,7 +70,7 @@ impl Verdict {
         }
     }
 
-    /// In words.
+    /// Returns the words that operators read.
     pub fn label(self) -> &'static str {
         match self {
             Self::Granted => "granted",

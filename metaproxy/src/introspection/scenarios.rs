@@ -9,6 +9,7 @@ use self::list::scenarios;
 use self::stage::{Said, said};
 use crate::commands::explain::not_known;
 use crate::explain::{AnswerLine, Explanation, Verdict};
+use crate::roles::Reason;
 use crate::telemetry::pod_event::PodEvent;
 
 impl Said {
@@ -71,7 +72,8 @@ async fn answer_event_log_and_explanation_say_the_same() {
             said.log
         );
         let Some(explanation) = &said.explanation else {
-            said.agree_on(name, "is not known yet");
+            let uid = "aaaaaaaa-0000-0000-0000-000000000001".parse().unwrap();
+            said.agree_on(name, &Reason::PodUnknown { uid }.to_string());
             assert_eq!((said.event, said.answer.status), (None, 503), "{name}");
             continue;
         };

@@ -63,7 +63,7 @@ fn unwrapped(
     if SHELLS.contains(&called.as_str()) {
         let script = script(&words[1..]).ok_or_else(|| {
             format!(
-                "its command is `{first}` without a script of one line after -c, so its flags stand elsewhere"
+                "its command is `{first}` without a script of one line after -c, so its flags are not in the manifest"
             )
         })?;
         return unwrapped(of_script(script, variables)?, variables, of, depth);
@@ -77,7 +77,7 @@ fn unwrapped(
         return Err(if first.contains('=') {
             not_plain("a variable of its own")
         } else {
-            format!("it runs `{called}`, which is not {of}, so its flags may stand elsewhere")
+            format!("it runs `{called}`, which is not {of}, so its flags may be elsewhere")
         });
     }
     let behind = behind_wrapper(&called, &words[1..])?;
@@ -295,7 +295,11 @@ mod tests {
     #[case(&["bash", "-c"])]
     #[case(&["sh", "start.sh", "-c", "kube2iam"])]
     fn a_script_in_a_file_is_refused(#[case] command: &[&str]) {
-        assert!(read(command).unwrap_err().contains("its flags stand elsewhere"));
+        assert!(
+            read(command)
+                .unwrap_err()
+                .contains("its flags are not in the manifest")
+        );
     }
 
     /// Checks a command whose flags cannot be known.

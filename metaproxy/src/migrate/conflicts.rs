@@ -61,7 +61,7 @@ fn values(line: &Line, flag: &str, grammar: Grammar) -> Vec<String> {
 }
 
 fn conflict(flag: &str, one: (&str, &str), other: (&str, &str)) -> MigrateError {
-    let told = |(name, value): (&str, &str)| {
+    let shown = |(name, value): (&str, &str)| {
         if value.is_empty() {
             format!("{name} has none")
         } else {
@@ -71,9 +71,9 @@ fn conflict(flag: &str, one: (&str, &str), other: (&str, &str)) -> MigrateError 
     MigrateError::Value {
         flag: format!("--{flag}"),
         problem: format!(
-            "{}, and {}; the chart has one value for all nodes, so decide for one and write it in both",
-            told(one),
-            told(other)
+            "{}, and {}; the chart has one value for all nodes, so choose one and write it in both",
+            shown(one),
+            shown(other)
         ),
     }
 }

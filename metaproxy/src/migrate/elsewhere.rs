@@ -21,8 +21,8 @@ pub fn hint(from: SourceSoftware, objects: &[&Value]) -> String {
         .find_map(|object| of_object(of, object))
         .unwrap_or_else(|| {
             format!(
-                "no pod template in it has a container whose image, name or command is called so. `kubectl -n kube-system get \
-                 daemonset {of} -o yaml` gives it, or its flags can be given after --"
+                "no pod template in it has a container with that image, name or command. Give the output of `kubectl -n kube-system \
+                 get daemonset {of} -o yaml`, or the flags after --"
             )
         })
 }
@@ -34,7 +34,7 @@ fn of_object(of: &str, object: &Value) -> Option<String> {
     let piped = format!("| metaproxy migrate {of}");
     let of_release = |kind: &str, release: &str, namespace: &str| {
         format!(
-            "a {kind} has values of a chart, and not what becomes of them: `helm get manifest {release} --namespace {namespace} \
+            "a {kind} has values of a chart, and not the rendered manifests: `helm get manifest {release} --namespace {namespace} \
              {piped}`"
         )
     };
@@ -59,7 +59,7 @@ fn of_object(of: &str, object: &Value) -> Option<String> {
             &text(&spec["targetNamespace"], namespace),
         )),
         Some(kind @ ("Application" | "ApplicationSet")) => Some(format!(
-            "an {kind} of Argo CD names a chart or a directory, and not what becomes of it: `argocd app manifests {name} {piped}`"
+            "an {kind} of Argo CD names a chart or a directory, and not the rendered manifests: `argocd app manifests {name} {piped}`"
         )),
         Some("Kustomization") => Some(format!(
             "a Kustomization names manifests: `kubectl kustomize DIRECTORY {piped}`"
@@ -94,9 +94,8 @@ fn of_data(of: &str, kind: &str, name: &str, namespace: &str, object: &Value) ->
 
 /// Says what to do about a text that is not YAML because it is a Helm template.
 pub fn template(text: &str) -> Option<&'static str> {
-    text.contains("{{").then_some(
-        "it looks like a template of a Helm chart: `helm template RELEASE CHART` gives the manifest that becomes of it",
-    )
+    text.contains("{{")
+        .then_some("it looks like a template of a Helm chart: `helm template RELEASE CHART` renders it")
 }
 
 #[cfg(test)]

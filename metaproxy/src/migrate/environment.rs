@@ -34,7 +34,7 @@ pub fn map(workload: &Workload, values: &mut Values) {
         };
         values.left(
             format!("envFrom {kind} {}", name(reference)),
-            "its variables are not in the manifest; look which of them the agent needs, for extraEnv",
+            "its variables are not in the manifest; put those that the agent needs into extraEnv",
         );
     }
     for entry in workload.container["env"].as_array().into_iter().flatten() {
@@ -57,11 +57,11 @@ fn variable(entry: &Value, workload: &Workload, values: &mut Values) {
         "AWS_REGION" | "AWS_DEFAULT_REGION" => {
             match known.filter(|value| !value.is_empty() && variables.missing(value).is_none()) {
                 Some(region) => values.set("sessions", "region", region, what),
-                None => values.left(what, "its value is not in the manifest; sessions.region takes it"),
+                None => values.left(what, "its value is not in the manifest; set sessions.region"),
             }
         }
         _ if KEPT.contains(&name) => keep(entry, name, known, values),
-        "AWS_STS_REGIONAL_ENDPOINTS" => values.same(what, "STS of the region is asked"),
+        "AWS_STS_REGIONAL_ENDPOINTS" => values.same(what, "the regional STS is used"),
         "AWS_ACCESS_KEY_ID"
         | "AWS_SECRET_ACCESS_KEY"
         | "AWS_SESSION_TOKEN"
@@ -72,7 +72,7 @@ fn variable(entry: &Value, workload: &Workload, values: &mut Values) {
         | "AWS_WEB_IDENTITY_TOKEN_FILE" => values.left(what, KEYS),
         "AWS_CA_BUNDLE" | "SSL_CERT_FILE" | "SSL_CERT_DIR" => values.left(what, FILES),
         "HOST_IP" | "NODE_NAME" => values.same(what, "the chart tells the agent its node"),
-        _ => values.left(what, "look whether the agent needs it, for extraEnv"),
+        _ => values.left(what, "put it into extraEnv if the agent needs it"),
     }
 }
 
@@ -85,11 +85,11 @@ fn keep(entry: &Value, name: &str, known: Option<&str>, values: &mut Values) {
         ),
         Some(value) => values.add_env(json!({ "name": name, "value": value }), what),
         None if entry["valueFrom"].is_null() => {
-            values.left(what, "its value is a placeholder; extraEnv takes it")
+            values.left(what, "its value is a placeholder; put the value into extraEnv")
         }
         None => values.add_env(
             json!({ "name": name, "valueFrom": entry["valueFrom"] }),
-            format!("{what}; the namespace of metaproxy must have what it refers to"),
+            format!("{what}; the namespace of metaproxy must have the object that it refers to"),
         ),
     }
 }

@@ -59,8 +59,8 @@ pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> R
     {
         values.change(
             "the server's flags",
-            "only the agent's manifest was given. The server's has --role-base-arn, --assume-role-arn and how namespaces are \
-             matched: give both",
+            "only the agent's manifest was given. The server's has --role-base-arn, --assume-role-arn and the rules for \
+             namespaces: give both",
         );
     }
     let base = base(flags);
@@ -102,8 +102,8 @@ fn by_version(workloads: &[Workload], values: &mut Values) {
             "metadata",
             "passThrough",
             "none",
-            "As kiam from 3.0, which passed on only what --allow-route-regexp allows; `minimal` lets SDKs find their region, and \
-             `default` passes on what is no secret",
+            "As kiam from 3.0, which passed through only what --allow-route-regexp allows; `minimal` lets SDKs find their region, \
+             and `default` passes through what is no secret",
         );
     } else {
         values.change(PASSED_ALL.0, PASSED_ALL.1.replace("{of}", "kiam"));
@@ -123,7 +123,7 @@ fn by_version(workloads: &[Workload], values: &mut Values) {
             "required",
             format!(
                 "kiam {version} had no rule for namespaces: any pod could have any role. Here roles are refused until each \
-                 namespace has iam.amazonaws.com/permitted; \"off\" asks no namespace, as before"
+                 namespace has iam.amazonaws.com/permitted; \"off\" reads no annotation of namespaces, as before"
             ),
         );
     } else if version < ANCHORED {
@@ -131,15 +131,15 @@ fn by_version(workloads: &[Workload], values: &mut Values) {
             "roles",
             "permittedMatch",
             "search",
-            "kiam before 4.0 took a match anywhere in a role for a match; go on to `anchored` when your annotations are ready \
-             (`metaproxy explain` tells which are not)",
+            "kiam before 4.0 accepted a match anywhere in a role; set `anchored` when your annotations are ready (`metaproxy explain` \
+             shows which are not)",
         );
         values.change(
             "namespaces",
             format!(
                 "kiam {version} looked for iam.amazonaws.com/permitted in the role as the pod names it. Here it is looked for in \
-                 the ARN too, so a pattern that is a part of every ARN (iam, role, the account) permits every role: look \
-                 through your namespaces"
+                 the ARN too, so a pattern that is a part of every ARN (iam, role, the account) permits every role: check \
+                 your namespaces"
             ),
         );
     }
@@ -192,8 +192,8 @@ fn one(flag: &Flag, base: Option<&str>, values: &mut Values) -> Result<(), Migra
         "session-duration" => session(flag, values)?,
         "session" => values.gone(
             flag,
-            "a session is called after its pod (NAMESPACE.POD), so that CloudTrail tells whose it is; \
-             iam.amazonaws.com/session-name on a pod still names another",
+            "a session has the name of its pod (NAMESPACE.POD), which CloudTrail shows; iam.amazonaws.com/session-name on a pod \
+             still sets another",
         ),
         "session-refresh" => values.gone(flag, "a session is renewed at half of its life"),
         "region" => {
@@ -201,7 +201,7 @@ fn one(flag: &Flag, base: Option<&str>, values: &mut Values) -> Result<(), Migra
             values.keep_role("sessions", "region", flag, region);
         }
         "sync" | "fetchers" | "prefetch-buffer-size" => {
-            values.gone(flag, "each agent fetches for the pods of its node, as they appear");
+            values.gone(flag, "each agent fetches the sessions of its node's pods as they appear");
         }
         "disable-strict-namespace-regexp" if flag.is_on() => {
             values.set("roles", "permittedMatch", "search", "--disable-strict-namespace-regexp");
@@ -209,30 +209,30 @@ fn one(flag: &Flag, base: Option<&str>, values: &mut Values) -> Result<(), Migra
         "allow-route-regexp" | "whitelist-route-regexp" => routes(flag, values)?,
         "allow-ip-query" if flag.is_on() => values.gone(
             flag,
-            "a pod is told by its cgroup; nobody may ask in the name of an address",
+            "a pod is identified by its cgroup, so no client can ask for another pod by its address",
         ),
-        "port" => values.gone(flag, "there is no fixed port: a free one is taken, and only the kernel knows it"),
+        "port" => values.gone(flag, "there is no fixed port: a free one is taken"),
         "iptables" => values.gone(
             flag,
-            "there are no rules. `metaproxy doctor` shows those that kiam has left, and `metaproxy doctor --fix-leftovers` \
+            "metaproxy makes no rules. `metaproxy doctor` shows those that kiam has left, and `metaproxy doctor --fix-leftovers` \
              removes them",
         ),
         "iptables-remove" => values.gone(
             flag,
-            "there is nothing to remove. While the agent is away pods are kept from the node's credentials by the guard \
-             (guard.placement), and `helm uninstall` takes that away too",
+            "there is nothing to remove. While the agent is away, the guard keeps pods from the node's credentials \
+             (guard.placement); `helm uninstall` removes the guard too",
         ),
-        "host" => values.gone(flag, "no rule names an address; interception.listenAddresses does, where the node has several"),
+        "host" => values.gone(flag, "no rule names an address; interception.listenAddresses does, if the node has several"),
         "host-interface" => {
             values.gone(flag, "connections are intercepted where they are made, whatever the interface is called");
         }
         "prometheus-listen-addr" => values.gone(flag, METRICS),
         "statsd" | "statsd-prefix" | "statsd-interval" => values.gone(
             flag,
-            "figures are told to Prometheus only, at /metrics of adminAddress; an exporter there can send them on",
+            "metrics are served to Prometheus only, at /metrics of adminAddress; an exporter can forward them",
         ),
         "pprof-listen-addr" => values.gone(flag, "no profiler is served"),
-        "prometheus-sync-interval" => values.gone(flag, "figures are of the moment of asking"),
+        "prometheus-sync-interval" => values.gone(flag, "metrics are computed when they are read"),
         "log-level" | "level" => log_level(flag, values),
         "json-log" if flag.is_on() => values.set("log", "format", "json", "--json-log"),
         "cert" | "key" | "ca" | "server-address" | "server-address-refresh" | "bind" | "timeout"
@@ -241,8 +241,8 @@ fn one(flag: &Flag, base: Option<&str>, values: &mut Values) -> Result<(), Migra
         | "grpc-keepalive-permit-without-stream" | "grpc-max-connection-idle-duration" | "grpc-max-connection-age-duration"
         | "grpc-max-connection-age-grace-duration" => values.gone(
             flag,
-            "there is no server, and so neither certificates nor a way to it: each agent asks STS itself. The role that the \
-             server's nodes had is now the agent's: the nodes', or sessions.assumeRoleArn",
+            "there is no server, and so no certificates: each agent calls STS itself. It assumes roles with the role of its node, or \
+             with sessions.assumeRoleArn, as the server did with the role of its nodes",
         ),
         "kubeconfig" => values.gone(flag, "the agent uses its own service account; another is given by `kubeconfig`, with extraVolumes"),
         _ if is_off_switch(flag) => values.same(flag.shown(), "it is off"),
@@ -259,7 +259,7 @@ fn routes(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
     })?;
     let mut patterns = Vec::new();
     let mut why = format!(
-        "{}, so that it matches here what it matched there; credentials and user-data are never opened",
+        "{}, rewritten to match the same paths; credentials and user-data are never passed through",
         flag.shown()
     );
     for (part, one) in found {
@@ -267,7 +267,7 @@ fn routes(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
             Allowed::Pattern(pattern) => patterns.push(pattern),
             Allowed::Everything(pattern) => {
                 why = format!(
-                    "{why}. `{pattern}` opens everything else of the node's metadata: name what pods need instead"
+                    "{why}. `{pattern}` passes all other metadata of the node through: name the paths that pods need instead"
                 );
                 patterns.push(pattern);
             }

@@ -52,8 +52,8 @@ pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> R
         "",
         "namespacePolicy",
         "off",
-        "As kube2iam without --namespace-restrictions: whoever may create pods may have any role that trusts the node's. Go \
-         on to `required` when this works",
+        "As kube2iam without --namespace-restrictions: every user who may create pods may have any role that trusts the node's. \
+         Annotate the namespaces, and then set `required`",
     );
     for flag in flags {
         one(flag, values)?;
@@ -68,7 +68,7 @@ pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> R
             "namespaces",
             format!(
                 "kube2iam {oldest} compared the entries of iam.amazonaws.com/allowed-roles as they are written. Here `*` and \
-                 `?` in them stand for any text, so an entry may allow more roles than before: look through your namespaces"
+                 `?` in them stand for any text, so an entry may allow more roles than before: check your namespaces"
             ),
         );
     }
@@ -82,8 +82,8 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
         "default-role" => values.keep_role("roles", "default", flag, named_roles::role(flag)?),
         "auto-discover-default-role" if flag.is_on() => values.gone(
             flag,
-            "pods without an annotation got the node's own role. They get none here, which is what this is for; a role of \
-             their own can be named in roles.default",
+            "pods without an annotation got the node's own role, which metaproxy keeps from them; roles.default can name \
+             another role for them",
         ),
         "iam-role-key" => values.keep("roles", "roleAnnotation", flag)?,
         "iam-external-id" => values.keep("roles", "externalIdAnnotation", flag)?,
@@ -103,22 +103,21 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
         "iam-role-session-ttl" => session(flag, values)?,
         "iam-role-error-ttl" => values.gone(
             flag,
-            "what STS denies is remembered for 30 s, and what fails otherwise is asked again, ever more seldom",
+            "a denial of STS is remembered for 30 s, and other failures are retried with backoff",
         ),
-        "use-regional-sts-endpoint" => values.same(flag.shown(), "STS of the region is asked"),
+        "use-regional-sts-endpoint" => values.same(flag.shown(), "the regional STS is used"),
         "node" => values.same(flag.shown(), "the chart tells the agent its node, and it watches that node's pods only"),
         "app-port" => values.gone(
             flag,
-            "there is no fixed port: a free one is taken, and only the kernel knows it. interception.listenPort fixes one, \
-             where a firewall asks for that",
+            "there is no fixed port: a free one is taken. interception.listenPort fixes one, if a firewall needs that",
         ),
         "metrics-port" => values.gone(flag, METRICS),
         "metadata-addr" => values.set("metadata", "endpoint", format!("http://{}", flag.known()?), "--metadata-addr"),
-        "host-ip" => values.gone(flag, "no rule names an address; interception.listenAddresses does, where the node has several"),
+        "host-ip" => values.gone(flag, "no rule names an address; interception.listenAddresses does, if the node has several"),
         "host-interface" => values.gone(flag, "connections are intercepted where they are made, whatever the interface is called"),
         "iptables" => values.gone(
             flag,
-            "there are no rules. Those of kube2iam stay behind when it is gone: `metaproxy doctor` shows them, and \
+            "metaproxy makes no rules. kube2iam leaves its own behind when it ends: `metaproxy doctor` shows them, and \
              `metaproxy doctor --fix-leftovers` removes them",
         ),
         "log-format" => {
@@ -130,16 +129,16 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
         "debug" if flag.is_on() => values.gone(flag, "/debug/store is `metaproxy explain --all` and `metaproxy status`"),
         "api-server" | "api-token" | "kubeconfig" => values.gone(
             flag,
-            "the agent uses its own service account; another API server is named by `kubeconfig`, with extraVolumes",
+            "the agent uses its own service account; `kubeconfig` names another API server, with extraVolumes",
         ),
         "insecure" if flag.is_on() => values.gone(flag, "the API server's certificate is always verified; a kubeconfig may name its CA"),
         "log-flush-frequency" => values.gone(flag, "each line is written at once"),
         "backoff-max-elapsed-time" | "backoff-max-interval" => values.gone(
             flag,
-            "a pod that is not known yet is waited for, and answered within 800 ms at most: SDKs give up after a second",
+            "a request of a pod that is not known yet waits for 800 ms at most, as SDKs give up after a second",
         ),
-        "cache-resync-period" | "cache-sync-attempts" => values.gone(flag, "pods are watched, and watches mend themselves"),
-        "resolve-duplicate-cache-ips" => values.gone(flag, "pods are told apart by their cgroups, not by their addresses"),
+        "cache-resync-period" | "cache-sync-attempts" => values.gone(flag, "pods are watched, and a watch that fails is started again"),
+        "resolve-duplicate-cache-ips" => values.gone(flag, "pods are identified by their cgroups, not by their addresses"),
         _ if is_off_switch(flag) => values.same(flag.shown(), "it is off"),
         _ => values.unknown(flag),
     }
@@ -159,8 +158,8 @@ pub(super) fn session(flag: &Flag, values: &mut Values) -> Result<(), MigrateErr
         format!("--{}", flag.name)
     } else {
         format!(
-            "--{}={}: STS gives no more than 1h where the node's role assumes another, and below 52m botocore takes the end of a \
-             session to be later than it is",
+            "--{}={}: STS gives no more than 1h if the node's role assumes another, and below 52m botocore assumes that the session \
+             ends later than it does",
             flag.name, flag.value
         )
     };

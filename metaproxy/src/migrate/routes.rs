@@ -6,9 +6,9 @@ use regex_syntax::ast::{AssertionKind, Ast, Group, parse::Parser};
 use crate::imds::path::{BadPattern, DENIED_SEGMENTS, PassThrough, Paths};
 
 const NEVER_PASSED: &str =
-    "what it names is never passed to pods; software that needs it of the node runs in a hostNetwork pod";
+    "this path is never passed through to pods; software that needs it runs in a hostNetwork pod";
 
-const ANSWERED: &str = "the agent answers that itself, to every pod, and of the pod's own role";
+const ANSWERED: &str = "the agent answers this path itself, with the pod's own role";
 
 /// Parts of the paths that the agent answers itself.
 const OWN: [&str; 3] = ["iam/info", "iam/security-credentials", "api/token"];
@@ -117,8 +117,8 @@ fn one(part: &str) -> Result<Allowed, String> {
     let starts = part.starts_with('^');
     if has_other_start(&part) || (starts && !part.starts_with("^/")) {
         return Ok(Allowed::Nothing(
-            "it asks for the beginning of a path in a way that means another one here; metadata.allowPaths takes patterns for \
-             whole paths",
+            "its anchor for the beginning of a path has another meaning here; write a pattern for whole paths into \
+             metadata.allowPaths",
         ));
     }
     let ends = part.ends_with('$') && !part.ends_with("\\$");

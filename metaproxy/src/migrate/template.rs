@@ -25,7 +25,7 @@ pub fn map(workload: &Workload, values: &mut Values) {
     if is_server {
         values.left(
             format!("pod template of {}", workload.name),
-            "there is no server; its environment is read as the agent's, as that asks STS now",
+            "there is no server; its environment is used for the agent, which calls STS now",
         );
     } else {
         fields(spec, POD, values);
@@ -143,7 +143,7 @@ fn fields(of: &Value, known: &[(&str, Field)], values: &mut Values) {
             Some((_, Left(why))) => values.left(name.clone(), *why),
             None => values.left(
                 name.clone(),
-                "not known to this program; look whether the agent needs it",
+                "not known to this program; check whether the agent needs it",
             ),
         }
     }
@@ -209,13 +209,13 @@ fn containers(spec: &Value, own: &Value, values: &mut Values) {
     for container in more.filter(|container| *container != own) {
         values.left(
             format!("container {}", name(container)),
-            "the chart runs no container but its own; look what it did",
+            "the chart runs no container but its own; check what it did",
         );
     }
     for container in spec["initContainers"].as_array().into_iter().flatten() {
         values.left(
             format!("init container {}", name(container)),
-            "the chart runs none; look what it did: a rule of iptables needs no counterpart",
+            "the chart runs none; check what it did: a rule of iptables needs no counterpart",
         );
     }
 }
@@ -226,7 +226,7 @@ fn annotations(metadata: &Value, values: &mut Values) {
         let why = if key.starts_with("prometheus.io/") {
             "it named the old port; with adminAddress set, podMonitor or podAnnotations name the new one"
         } else {
-            "look whether the agent's pods need it, for podAnnotations"
+            "put it into podAnnotations if the agent's pods need it"
         };
         values.left(format!("annotation {key}"), why);
     }

@@ -5,7 +5,7 @@ use super::*;
 use proptest::prelude::*;
 use rstest::rstest;
 
-/// Flags of facts that every user may have set; each must be told about, one way or the other.
+/// Flags that users may have set. Each must become a value or be listed with a reason.
 const KUBE2IAM: &[&str] = &[
     "--base-role-arn=arn:aws:iam::123456789012:role/",
     "--auto-discover-base-arn",
@@ -130,7 +130,7 @@ fn the_guide_has_a_row_for_every_flag(#[case] flags: &[&str]) {
     }
 }
 
-/// Annotations and paths of theirs that people rely on.
+/// Annotations and paths that users of kube2iam and kiam rely on.
 #[rstest]
 #[case::role("iam.amazonaws.com/role")]
 #[case::external_id("iam.amazonaws.com/external-id")]
@@ -144,7 +144,7 @@ fn the_guide_has_a_row_for_every_flag(#[case] flags: &[&str]) {
 fn the_guide_has_a_row_for_every_annotation_and_path(#[case] name: &str) {
     let guide = include_str!("../../../deploy/docs/migration.md");
     let cell = format!("`{name}`");
-    // The last column is ours.
+    // The last column is metaproxy's.
     let is_its_row = |line: &&str| {
         let theirs = line.trim_end_matches('|').rsplit_once('|');
         line.starts_with('|') && theirs.is_some_and(|(theirs, _)| theirs.contains(&cell))
@@ -177,7 +177,7 @@ fn a_switch_that_kingpin_turns_off_is_off() {
     assert!(!values.contains("not known to this"), "{values}");
 }
 
-/// kiam's own default is too short, whichever flag tells that it is the server's; an agent says nothing about it.
+/// kiam's default duration is too short, so every flag of the server leads to another one; an agent's flags do not.
 #[rstest]
 #[case("server --role-base-arn=arn:aws:iam::123456789012:role/", true)]
 #[case("server --role-base-arn-autodetect", true)]
@@ -216,7 +216,7 @@ fn what_cannot_be_is_brought_to_what_can_and_said() {
 fn a_default_role_that_is_the_nodes_is_never_kept() {
     let values = of_words(SourceSoftware::Kube2iam, &["--auto-discover-default-role=true"]);
     assert!(!values.contains("default:"), "{values}");
-    assert!(values.contains("They get none here"), "{values}");
+    assert!(values.contains("pods without an annotation got the"), "{values}");
 }
 
 #[test]
@@ -227,12 +227,12 @@ fn another_manifest_is_told_from_theirs() {
         "kind: DaemonSet\nmetadata: { name: other }\n",
     )
     .unwrap_err();
-    assert!(error.to_string().contains("nothing of kiam in it"), "{error}");
+    assert!(error.to_string().contains("no workload of kiam found"), "{error}");
     let error = workloads(SourceSoftware::Kiam, "x.yaml", "a: [\n").unwrap_err();
     assert!(error.to_string().starts_with("x.yaml:"), "{error}");
 }
 
-/// With the flags of the projects' own documents and charts; each says which.
+/// Checks the flags of the projects' own documents and charts; each case names its source.
 #[rstest]
 #[case::kube2iam_readme(SourceSoftware::Kube2iam, "kube2iam-readme", include_str!("../../tests/migrate/kube2iam-readme.yaml"))]
 #[case::kube2iam_openshift(SourceSoftware::Kube2iam, "kube2iam-openshift", include_str!("../../tests/migrate/kube2iam-openshift.yaml"))]
@@ -249,7 +249,7 @@ fn manifests_become_values(#[case] from: SourceSoftware, #[case] name: &str, #[c
 }
 
 proptest! {
-    /// Or the values would only fail on the cluster.
+    /// A role that the agent refuses would fail only on the cluster.
     #[test]
     fn a_role_that_is_written_is_one_that_the_agent_takes(
         server in any::<bool>(),

@@ -1,4 +1,4 @@
-//! A values file in the making.
+//! Collects values and notes, and writes them as a values file.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use super::MigrateError;
 use super::manifest::Workload;
 use super::words::Flag;
 
-/// A values file in the making.
+/// The values and notes of a values file.
 #[derive(Debug)]
 pub struct Values {
     head: String,
@@ -50,7 +50,7 @@ impl Values {
             "",
             "mode",
             "observe",
-            "Changes nothing, and tells what would; set it to enforce when that is right",
+            "Changes nothing, and logs what would change; set it to enforce when that is right",
         );
         values
     }
@@ -145,7 +145,7 @@ impl Values {
     pub fn unknown(&mut self, flag: &Flag) {
         self.gone(
             flag,
-            "not known to this program; look whether you need what it did",
+            "not known to this program; check whether you need what it did",
         );
     }
 }
@@ -157,7 +157,7 @@ impl fmt::Display for Values {
             f,
             "",
             "deploy/docs/migration.md has the order of steps, and how to go back. `metaproxy explain --manifests` \
-             tells what each of your pods will get.",
+             says what each of your pods will get.",
         )?;
         for (section, entries) in &self.set {
             let indent = if section.is_empty() { "" } else { "  " };

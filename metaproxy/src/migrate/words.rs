@@ -188,7 +188,7 @@ fn next_value<'a>(
         }
         None if grammar.single.contains(&flag) => Err(MigrateError::Value {
             flag: format!("--{flag}"),
-            problem: "no value stands behind it".to_owned(),
+            problem: "it has no value; write one after it".to_owned(),
         }),
         None => Ok("true".to_owned()),
     }
@@ -229,7 +229,7 @@ fn no_flag(word: &str, variables: &Variables, grammar: Grammar) -> MigrateError 
     MigrateError::Value {
         flag,
         problem: format!(
-            "it is no flag, no value of one, and not {} itself{hint}",
+            "it is neither a flag, nor the value of one, nor {} itself{hint}",
             grammar.program
         ),
     }
@@ -247,7 +247,9 @@ pub fn placeholder(value: &str) -> Option<String> {
 
 /// Describes a placeholder.
 pub fn unfilled(placeholder: &str) -> String {
-    format!("{placeholder} is a placeholder that nothing has filled in (Terraform, Helm, envsubst, or you)")
+    format!(
+        "{placeholder} is a placeholder; fill it in with the tool that it is for (such as Terraform, Helm or envsubst), or by hand"
+    )
 }
 
 #[cfg(test)]
@@ -307,8 +309,8 @@ mod tests {
     /// Checks words each of which could be a flag that restricts pods.
     #[rstest]
     #[case::without_dashes(&["namespace-restrictions"], PLAIN, "a flag begins with two dashes")]
-    #[case::another_word(&["kube2iam", "restricted"], PLAIN, "restricted: it is no flag")]
-    #[case::behind_dashes(&["--debug", "--", "x"], PLAIN, "--: it is no flag")]
+    #[case::another_word(&["kube2iam", "restricted"], PLAIN, "restricted: it is neither a flag")]
+    #[case::behind_dashes(&["--debug", "--", "x"], PLAIN, "--: it is neither a flag")]
     #[case::two_in_one(&["--namespace-restrictions --default-role=x"], PLAIN, "each flag is a word of its own")]
     #[case::variable(&["$(RESTRICT)"], PLAIN, "RESTRICT is not in the manifest's `env`")]
     #[case::variable_after_a_switch(&["--debug", "$(RESTRICT)"], PLAIN, "RESTRICT is not in the manifest's `env`")]
@@ -316,12 +318,12 @@ mod tests {
     #[case::terraform(&["${RESTRICT}"], PLAIN, "${RESTRICT} is a placeholder")]
     #[case::helm(&["{{ .Values.flag }}"], PLAIN, "{{ .Values.flag }} is a placeholder")]
     #[case::helm_as_a_flag(&["--{{ .Values.flag }}"], PLAIN, "{{ .Values.flag }} is a placeholder")]
-    #[case::another_program(&["/entrypoint.sh"], PLAIN, "not kube2iam itself")]
-    #[case::without_a_value(&["--default-role", "--debug"], PLAIN, "no value stands behind it")]
+    #[case::another_program(&["/entrypoint.sh"], PLAIN, "nor kube2iam itself")]
+    #[case::without_a_value(&["--default-role", "--debug"], PLAIN, "it has no value")]
     #[case::a_file(&["server", "@/etc/kiam/flags"], KINGPIN, "reads more flags from that file")]
     #[case::a_file_as_a_value(&["server", "--level", "@/etc/level"], KINGPIN, "reads more flags from that file")]
-    #[case::another_part(&["/kiam", "health"], KINGPIN, "health: it is no flag")]
-    #[case::two_parts(&["/kiam", "agent", "server"], KINGPIN, "server: it is no flag")]
+    #[case::another_part(&["/kiam", "health"], KINGPIN, "health: it is neither a flag")]
+    #[case::two_parts(&["/kiam", "agent", "server"], KINGPIN, "server: it is neither a flag")]
     fn a_word_that_nothing_is_known_about_is_refused(
         #[case] words: &[&str],
         #[case] grammar: Grammar,

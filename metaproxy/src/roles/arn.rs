@@ -1,4 +1,4 @@
-//! IAM role ARNs, and names that become one.
+//! Parses IAM role ARNs, and resolves names to ARNs.
 //!
 //! Format and limits are those of the IAM user guide, "IAM identifiers" and "IAM and STS character limits":
 //! `arn:PARTITION:iam::ACCOUNT:role/PATH/NAME`, name 1 to 64 of `[\w+=,.@-]`, path with its slashes at most 512
@@ -11,38 +11,38 @@ use thiserror::Error;
 
 use super::placeholder;
 
-/// What is wrong with a role as somebody wrote it.
+/// Says why a text is not a role.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum RoleError {
-    /// Nothing there.
+    /// The text is empty.
     #[error("it is empty")]
     Empty,
-    /// Begins like an ARN, but is none of a role.
+    /// The text begins with `arn:`, and is not the ARN of a role.
     #[error("it is not a role's ARN, which looks like arn:aws:iam::123456789012:role/path/name")]
     NotARoleArn,
-    /// The account.
+    /// The account is malformed.
     #[error("the account of an ARN is 12 digits")]
     Account,
-    /// The partition.
+    /// The partition is malformed.
     #[error("the partition of an ARN is aws, aws-cn, aws-us-gov or another that begins with aws")]
     Partition,
-    /// The name.
+    /// The name is malformed.
     #[error("a role's name is 1 to 64 letters, digits and characters of +=,.@_-")]
     Name,
-    /// The path.
+    /// The path is malformed.
     #[error("a role's path is at most 512 printable characters, with no empty part")]
     Path,
-    /// The path of a base, which stands before every name.
+    /// The path of a base ARN has a `*`. A role's path may have one, but as part of a base it is a policy's wildcard, copied.
     #[error(
-        "a * in it is no wildcard but a character of every role's path; it ends with role/, or with role/ and a path"
+        "a * in it is not a wildcard but a character of every role's path; end it with role/, or with role/ and a path"
     )]
     Wildcard,
-    /// The path of a base.
-    #[error("{0:?} in it is a placeholder that nothing has filled in")]
+    /// The path of a base ARN has a placeholder.
+    #[error("{0:?} in it is a placeholder that was not filled in")]
     Placeholder(String),
 }
 
-/// The ARN of a role. Displays as the ARN, with `arn:` in lower case.
+/// The ARN of a role. `Display` writes `arn:` in lower case, however it was written.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoleArn {
     arn: Box<str>,
@@ -50,29 +50,29 @@ pub struct RoleArn {
 }
 
 impl RoleArn {
-    /// As AWS takes it.
+    /// Returns the ARN as AWS accepts it.
     pub fn as_str(&self) -> &str {
         &self.arn
     }
 
-    /// The last part: what `security-credentials/` lists.
+    /// Returns the role's name without its path, which `security-credentials/` lists.
     pub fn name(&self) -> &str {
         &self.arn[self.name_at..]
     }
 
-    /// Whether this text names it: its name, with as much of the path before it as the text has, or the ARN.
+    /// Says whether a text names this role: by its ARN, or by its name with the whole path, a part of the path or none before it.
     pub fn is_called(&self, text: &str) -> bool {
         let before = self.arn.strip_suffix(text);
         let is_path_and_name = before.is_some_and(|before| before.ends_with('/')) && !text.is_empty();
         is_path_and_name || text.parse().is_ok_and(|arn: Self| arn == *self)
     }
 
-    /// `aws`, `aws-cn`, …
+    /// Returns the partition, such as `aws` or `aws-cn`.
     pub fn partition(&self) -> &str {
         self.part(1)
     }
 
-    /// 12 digits.
+    /// Returns the account, which is 12 digits.
     pub fn account(&self) -> &str {
         self.part(4)
     }
@@ -118,7 +118,7 @@ impl fmt::Debug for RoleArn {
     }
 }
 
-/// Partition, account, and what follows `role/`. The prefix may be in any case, as kube2iam takes it.
+/// Returns partition, account, and what follows `role/`. `arn:` may be in any case, as in kube2iam.
 fn split(text: &str) -> Option<(&str, &str, &str)> {
     let rest = text.get(4..).filter(|_| is_arn(text))?;
     let mut parts = rest.splitn(5, ':');
@@ -133,7 +133,7 @@ fn is_arn(text: &str) -> bool {
         .is_some_and(|prefix| prefix.eq_ignore_ascii_case("arn:"))
 }
 
-/// `aws`, `aws-cn`, `aws-us-gov`, `aws-iso`, `aws-iso-b`, `aws-eusc`, and what may come.
+/// Accepts `aws`, `aws-cn`, `aws-us-gov`, `aws-iso`, `aws-iso-b`, `aws-eusc`, and partitions that AWS may add.
 fn check_partition(partition: &str) -> Result<(), RoleError> {
     let rest = partition.strip_prefix("aws").ok_or(RoleError::Partition)?;
     let fits = rest.is_empty()
@@ -150,7 +150,7 @@ pub(super) fn check_account(account: &str) -> Result<(), RoleError> {
     if fits { Ok(()) } else { Err(RoleError::Account) }
 }
 
-/// Whether this can be a role's name.
+/// Says whether a text can be a role's name.
 pub fn is_name(name: &str) -> bool {
     (1..=64).contains(&name.len())
         && name
@@ -166,7 +166,7 @@ fn check_path(path: &str) -> Result<(), RoleError> {
     if fits { Ok(()) } else { Err(RoleError::Path) }
 }
 
-/// `--base-role-arn`: `arn:aws:iam::123456789012:role/`, perhaps with a path after it.
+/// `--base-role-arn`: `arn:aws:iam::123456789012:role/`, with or without a path after it. It is put before names of roles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseArn {
     partition: String,
@@ -179,13 +179,13 @@ impl FromStr for BaseArn {
     type Err = RoleError;
 
     fn from_str(text: &str) -> Result<Self, RoleError> {
-        // With or without the last slash, as kube2iam and kiam users have it.
+        // kube2iam and kiam take it with and without the last slash.
         let slashed = format!("{}/", text.trim_end_matches('/'));
         let (partition, account, path) = split(&slashed).ok_or(RoleError::NotARoleArn)?;
         check_partition(partition)?;
         check_account(account)?;
         check_path(path.trim_end_matches('/'))?;
-        // In a role's path it may be meant. In what stands before every name it would give each pod a role that no account has.
+        // A path may have a `*`, but a base with one would resolve each name to a role that no account has.
         if path.contains('*') {
             return Err(RoleError::Wildcard);
         }
@@ -201,23 +201,23 @@ impl FromStr for BaseArn {
 }
 
 impl BaseArn {
-    /// `aws`, `aws-cn`, …
+    /// Returns the partition, such as `aws` or `aws-cn`.
     pub fn partition(&self) -> &str {
         &self.partition
     }
 
-    /// 12 digits.
+    /// Returns the account, which is 12 digits.
     pub fn account(&self) -> &str {
         &self.account
     }
 
-    /// What stands before a name.
+    /// Returns the text that is put before a name.
     pub fn prefix(&self) -> String {
         format!("arn:{}:iam::{}:role/{}", self.partition, self.account, self.path)
     }
 
-    /// The base for names in the account of the node's own role, from the ARN of its instance profile (`iam/info`) or of
-    /// its session (`GetCallerIdentity`). `None` where the text is no such ARN.
+    /// Returns the base for names in the account of the node's own role, from the ARN of its instance profile (`iam/info`) or
+    /// of its session (`GetCallerIdentity`). Returns `None` if the text is no such ARN.
     pub fn of_account(arn: &str) -> Option<Self> {
         let parts: Vec<&str> = arn.splitn(6, ':').collect();
         let [prefix, partition, "iam" | "sts", "", account, _] = parts[..] else {
@@ -233,12 +233,12 @@ impl BaseArn {
     }
 }
 
-/// A role as a user writes it, checked.
+/// A role as a user writes it, after its syntax was checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum WrittenRole {
-    /// In full.
+    /// The whole ARN is given.
     Arn(RoleArn),
-    /// A name, `path/name` or `/name`, without the first slash: the base ARN belongs before it.
+    /// A name, `path/name` or `/name` is given. It is kept without the first slash, and needs the base ARN.
     Relative(String),
 }
 
@@ -264,10 +264,10 @@ impl FromStr for WrittenRole {
 }
 
 impl WrittenRole {
-    /// The ARN; `None` where it takes a base, and that is not known.
+    /// Returns the ARN; `None` if it needs a base and the base is not known.
     ///
     /// # Errors
-    /// Where the base's path and the written one are too long together.
+    /// If the base's path and the written one are too long together.
     pub fn resolve(&self, base: Option<&BaseArn>) -> Result<Option<RoleArn>, RoleError> {
         match (self, base) {
             (Self::Arn(arn), _) => Ok(Some(arn.clone())),
@@ -279,7 +279,7 @@ impl WrittenRole {
         }
     }
 
-    /// The last part.
+    /// Returns the role's name without its path.
     pub fn name(&self) -> &str {
         match self {
             Self::Arn(arn) => arn.name(),

@@ -1,33 +1,33 @@
-//! The decision. Order and meaning are those of deploy/docs/roles.md, "Role of a pod"; a refusal is final and never falls
-//! through to the next source.
+//! Decides which role a pod gets, in the order of deploy/docs/roles.md, "Role of a pod". A refusal is final: the next source is not
+//! tried, since a pod must never get another role than the one that it asks for.
 
 use super::arn::{BaseArn, RoleArn, RoleError, WrittenRole};
 use super::namespace::{Asked, NamespaceRules, Stop};
 use super::naming::Naming;
 use super::own::OwnRoles;
 use super::policy::Candidate;
-use super::reason::{Allowance, AlsoAsked, Reason, RoleSource};
+use super::reason::{Allowance, AlsoSearched, Reason, RoleSource};
 use super::session::{SessionRules, SessionShape};
 use super::web_identity::{self, ROLE_KEY, WebIdentity};
 use crate::pods::kubernetes::KeptAnnotations;
 use crate::pods::{Inventory, Known, Mirror, Namespace, Pod, PodUid, ServiceAccount};
 
-/// The annotations that are read.
+/// The keys of the annotations that decide.
 #[derive(Clone, Debug)]
 pub struct AnnotationKeys {
-    /// Pod: the role.
+    /// Pod annotation with the role.
     pub role: String,
-    /// Pod: the external id.
+    /// Pod annotation with the external id.
     pub external_id: String,
-    /// Pod: the session's name.
+    /// Pod annotation with the session's name.
     pub session_name: String,
-    /// Namespace: kiam's regular expression.
+    /// Namespace annotation with kiam's regular expression.
     pub permitted: String,
-    /// Namespace: kube2iam's list.
+    /// Namespace annotation with kube2iam's list.
     pub allowed_roles: String,
 }
 
-/// The names that kube2iam and kiam have made known.
+/// The keys that kube2iam and kiam read by default.
 impl Default for AnnotationKeys {
     fn default() -> Self {
         let key = |name: &str| format!("iam.amazonaws.com/{name}");
@@ -41,20 +41,20 @@ impl Default for AnnotationKeys {
     }
 }
 
-/// The configuration that decides.
+/// The configuration by which roles are decided.
 #[derive(Clone, Debug)]
 pub struct Rules {
-    /// Prefix for names; `None` as long as it is not known.
+    /// The prefix for names; `None` as long as it is not known.
     pub base: Option<BaseArn>,
-    /// For pods without an annotation.
+    /// The role of pods without an annotation.
     pub default_role: Option<WrittenRole>,
-    /// The annotations that are read.
+    /// The keys of the annotations that decide.
     pub keys: AnnotationKeys,
-    /// What namespaces have to say.
+    /// How the policies of namespaces are read.
     pub namespaces: NamespaceRules,
-    /// Whether service accounts are asked for their pods' roles.
+    /// Whether annotations of service accounts give their pods roles.
     pub web_identity: bool,
-    /// Whether no pod gets a role, whatever it asks for.
+    /// Whether no pod gets a role (`--mode firewall`).
     pub firewall: bool,
     /// Whether hostNetwork pods without a role are kept from the node's metadata service too.
     pub enforce_host_network: bool,
@@ -64,38 +64,38 @@ pub struct Rules {
     pub own: OwnRoles,
 }
 
-/// What a pod gets.
+/// The outcome of a decision.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// This role.
+    /// The pod gets this role.
     Granted(Grant),
-    /// A role was asked for, and denied. `name` is what the pod is shown.
+    /// A role was requested, and denied.
     Refused {
-        /// A name that is safe to show.
+        /// The name that `security-credentials/` lists for the pod. It has no character that a role's name can't have.
         name: String,
-        /// Why.
+        /// Why it was denied.
         reason: Reason,
     },
-    /// No role was asked for.
+    /// No role was requested.
     NoRole(Reason),
-    /// It can't be told yet: the request is held.
+    /// Something that decides is not known yet, so the request is held.
     Wait(Reason),
 }
 
-/// A role, and how it is had.
+/// A granted role, with everything that its session needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The role.
     pub role: RoleArn,
-    /// Whom for.
+    /// The pod that gets it.
     pub subject: Subject,
-    /// How its session is made.
+    /// The parameters of its session.
     pub session: SessionShape,
-    /// Why it is granted.
+    /// What gives it to the pod.
     pub reason: Reason,
 }
 
-/// The pod behind a session.
+/// The pod that a session is for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Subject {
     /// The pod's UID.
@@ -105,7 +105,7 @@ pub struct Subject {
 }
 
 impl Decision {
-    /// Why.
+    /// Returns the reason of the decision.
     pub fn reason(&self) -> &Reason {
         match self {
             Self::Granted(grant) => &grant.reason,
@@ -115,12 +115,12 @@ impl Decision {
 }
 
 impl Rules {
-    /// The annotations that decide, by what they stand on; none where that is not asked.
+    /// Returns the keys of the annotations that decide, for each kind of object; none for a kind that does not decide.
     pub fn kept(&self) -> KeptAnnotations {
         let keys = &self.keys;
-        let only = |is_asked: bool, keys: &[&str]| {
+        let only = |decides: bool, keys: &[&str]| {
             let keys = keys.iter().map(|key| (*key).to_owned());
-            if is_asked { keys.collect() } else { Vec::new() }
+            if decides { keys.collect() } else { Vec::new() }
         };
         KeptAnnotations {
             pods: only(true, &[&keys.role, &keys.external_id, &keys.session_name]),
@@ -151,9 +151,8 @@ impl Rules {
         }
     }
 
-    /// Whether a hostNetwork pod is to be intercepted: if it asks for a role, whatever comes of that. One that may not
-    /// have it must not be given the node's in its place. One whose service account is not known is left alone: it may be
-    /// what the API server is waiting for.
+    /// Says whether a hostNetwork pod is intercepted: if it requests a role, even if the role is denied, since it must not get the
+    /// node's role instead. A pod whose service account is not known is left alone: the API server may depend on that pod.
     pub fn intercepts_host_pod(&self, pod: &Pod, account: Option<&ServiceAccount>) -> bool {
         let asks = || {
             matches!(
@@ -161,12 +160,12 @@ impl Rules {
                 Naming::Pod { .. } | Naming::Account { .. }
             )
         };
-        // No process runs as a mirror pod: those of its static pod are known by the hash, once it is confirmed.
+        // No process runs as a mirror pod. Those of its static pod are identified by the hash, once the mirror pod is confirmed.
         let has_processes = pod.mirror != Mirror::Claimed;
         has_processes && pod.host_network && (self.enforce_host_network || (!self.firewall && asks()))
     }
 
-    /// Decides about a pod; `namespace` and `account` are `None` where they are not known (yet).
+    /// Decides about a pod. `namespace` and `account` are `None` if they are not known (yet).
     pub fn resolve_pod(
         &self,
         pod: &Pod,
@@ -180,15 +179,15 @@ impl Rules {
                 account: account_of(pod),
             })),
             Naming::Default(role) => self.by_default(pod, role),
-            Naming::Nobody => Ok(Decision::NoRole(Reason::NoRole {
+            Naming::NoRole => Ok(Decision::NoRole(Reason::NoRole {
                 pod: pod.to_string(),
                 key: self.keys.role.clone(),
                 also: if self.asks_accounts_of(pod) {
-                    AlsoAsked::ServiceAccount {
+                    AlsoSearched::ServiceAccount {
                         account: account_of(pod),
                     }
                 } else {
-                    AlsoAsked::Nobody
+                    AlsoSearched::Nothing
                 },
             })),
         };
@@ -196,11 +195,11 @@ impl Rules {
     }
 
     fn annotated(&self, pod: &Pod, namespace: Option<&Namespace>, written: &str) -> Resolved {
-        let source_ = RoleSource::Annotation {
+        let given_by = RoleSource::Annotation {
             key: self.keys.role.clone(),
         };
-        let role = self.arn(pod, &source_, written, written.parse())?;
-        // As kube2iam has it: what a pod gets without asking needs no leave.
+        let role = self.arn(pod, &given_by, written, written.parse())?;
+        // As in kube2iam, the namespace need not allow a role that the pod gets without an annotation.
         let default_role = self.default_role.as_ref().filter(|_| !pod.host_network);
         let default_role = default_role.and_then(|role| role.resolve(self.base.as_ref()).ok()?);
         let is_default = default_role.as_ref() == Some(&role);
@@ -209,10 +208,10 @@ impl Rules {
         } else {
             self.allowance(pod, namespace, &role, written, false)?
         };
-        self.grant(pod, role, source_, allowance)
+        self.grant(pod, role, given_by, allowance)
     }
 
-    /// Whether the namespace lets its pods have a role.
+    /// Checks the namespace's policy.
     fn allowance(
         &self,
         pod: &Pod,
@@ -244,57 +243,57 @@ impl Rules {
         account: &ServiceAccount,
         written: &str,
     ) -> Resolved {
-        let source_ = RoleSource::ServiceAccount {
+        let given_by = RoleSource::ServiceAccount {
             key: ROLE_KEY.to_owned(),
             account: account.to_string(),
         };
-        let role = self.arn(pod, &source_, written, written.parse())?;
+        let role = self.arn(pod, &given_by, written, written.parse())?;
         let allowance = self.allowance(pod, namespace, &role, written, true)?;
         let identity = WebIdentity::of(pod, account).map_err(|reason| refuse(&role, reason))?;
         let session = self.sessions.web_identity_shape(pod, &self.keys, identity);
-        Ok(self.granted(pod, role, source_, allowance, session))
+        Ok(self.granted(pod, role, given_by, allowance, session))
     }
 
     fn by_default(&self, pod: &Pod, written: &WrittenRole) -> Resolved {
-        let source_ = RoleSource::Default;
-        let role = self.arn(pod, &source_, written.name(), Ok(written.clone()))?;
-        self.grant(pod, role, source_, Allowance::Exempt)
+        let given_by = RoleSource::Default;
+        let role = self.arn(pod, &given_by, written.name(), Ok(written.clone()))?;
+        self.grant(pod, role, given_by, Allowance::Exempt)
     }
 
-    /// The ARN of what is written. One of the node's own roles is refused before anything else is asked about it.
+    /// Resolves a role. One of the node's own roles is refused first, whatever policies say about it.
     fn arn(
         &self,
         pod: &Pod,
-        source_: &RoleSource,
+        given_by: &RoleSource,
         written: &str,
         parsed: Result<WrittenRole, RoleError>,
     ) -> Result<RoleArn, Box<Decision>> {
         match parsed.and_then(|role| role.resolve(self.base.as_ref())) {
-            Ok(Some(arn)) => match self.own.refusal(&arn, source_) {
+            Ok(Some(arn)) => match self.own.refusal(&arn, given_by) {
                 Some(reason) => Err(refuse(&arn, reason)),
                 None => Ok(arn),
             },
             Ok(None) => Err(Box::new(Decision::Wait(Reason::BaseUnknown {
                 role: shortened(written),
             }))),
-            Err(error) => Err(Box::new(malformed(pod, source_.clone(), written, error))),
+            Err(error) => Err(Box::new(malformed(pod, given_by.clone(), written, error))),
         }
     }
 
-    fn grant(&self, pod: &Pod, role: RoleArn, source_: RoleSource, allowance: Allowance) -> Resolved {
+    fn grant(&self, pod: &Pod, role: RoleArn, given_by: RoleSource, allowance: Allowance) -> Resolved {
         let session = self
             .sessions
             .shape(pod, &self.keys)
             .map_err(|reason| refuse(&role, reason))?;
-        Ok(self.granted(pod, role, source_, allowance, session))
+        Ok(self.granted(pod, role, given_by, allowance, session))
     }
 
-    /// Grants a role, once it is known not to be the node's own.
+    /// Grants a role if it is known not to be the node's own; otherwise waits.
     fn granted(
         &self,
         pod: &Pod,
         role: RoleArn,
-        source_: RoleSource,
+        given_by: RoleSource,
         allowance: Allowance,
         session: SessionShape,
     ) -> Decision {
@@ -309,7 +308,7 @@ impl Rules {
             session,
             reason: Reason::Granted {
                 role: role.clone(),
-                source_,
+                given_by,
                 allowance: Box::new(allowance),
             },
             role,
@@ -317,12 +316,12 @@ impl Rules {
     }
 }
 
-/// `namespace/name`
+/// Returns `namespace/name` of the pod's service account.
 fn account_of(pod: &Pod) -> String {
     format!("{}/{}", pod.namespace, pod.service_account)
 }
 
-/// A decision, or one that was reached before the end of the way.
+/// `Err` is a decision that was reached early, so that `?` can return it.
 type Resolved = Result<Decision, Box<Decision>>;
 
 fn refuse(role: &RoleArn, reason: Reason) -> Box<Decision> {
@@ -336,7 +335,7 @@ fn shortened(text: &str) -> String {
     text.chars().take(200).collect()
 }
 
-fn malformed(pod: &Pod, source_: RoleSource, written: &str, error: RoleError) -> Decision {
+fn malformed(pod: &Pod, given_by: RoleSource, written: &str, error: RoleError) -> Decision {
     let last = written.rsplit('/').next().unwrap_or_default();
     let shown: String = last
         .chars()
@@ -351,7 +350,7 @@ fn malformed(pod: &Pod, source_: RoleSource, written: &str, error: RoleError) ->
         },
         reason: Reason::MalformedRole {
             pod: pod.to_string(),
-            source_,
+            given_by,
             value: shortened(written),
             error,
         },

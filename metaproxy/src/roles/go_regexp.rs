@@ -1,9 +1,9 @@
-//! Regular expressions as Go writes them, for which kiam's and kube2iam's annotations and flags were made.
+//! Translates Go's regular expressions, in which the annotations and flags of kiam and kube2iam are written.
 
 use std::borrow::Cow;
 
-/// Writes out `\Q…\E`, which quotes text in Go (`regexp/syntax`) and is not known to the `regex` crate. Everything else is
-/// left as it is; so is a `\Q` in a class, which Go refuses too.
+/// Replaces `\Q…\E`, which quotes text in Go (`regexp/syntax`) and which the `regex` crate does not support, by the escaped text.
+/// Everything else stays as it is; so does a `\Q` in a class, which Go refuses too.
 pub fn go_regexp(pattern: &str) -> Cow<'_, str> {
     if !pattern.contains("\\Q") {
         return Cow::Borrowed(pattern);

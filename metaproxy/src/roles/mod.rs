@@ -1,4 +1,4 @@
-//! Which role a pod has, and why: a pure function of the pod, its namespace and the configuration.
+//! Decides which role a pod has, and why: a pure function of the pod, its namespace, its service account and the configuration.
 
 pub mod arn;
 mod decision;
@@ -23,7 +23,7 @@ pub use namespace::{NamespaceRules, Opinion, PolicyCache, PolicyKind};
 pub use naming::Naming;
 pub use own::{OwnRole, OwnRoles, Owner, RoleId};
 pub use placeholder::placeholder;
-pub use reason::{Allowance, AlsoAsked, Reason, ReasonKind, RoleSource};
+pub use reason::{Allowance, AlsoSearched, Reason, ReasonKind, RoleSource};
 pub use session::{SessionRules, SessionScope, SessionShape};
 pub use session_tags::{EksCluster, NotACluster, SessionTags, TagRules, is_tag_value};
 pub use web_identity::{Principal, StsEndpoint, WebIdentity};

@@ -1,4 +1,4 @@
-//! Whether a namespace lets its pods have a role.
+//! Checks whether the annotations of a namespace allow a role to its pods.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -9,32 +9,32 @@ use super::policy::{AllowedRolesStyle, Candidate, Letters, PermittedMatch, Polic
 use super::reason::{Allowance, Reason};
 use crate::pods::Namespace;
 
-/// The configuration that decides about namespaces.
+/// How the policies of namespaces are read.
 #[derive(Clone, Debug, Default)]
 pub struct NamespaceRules {
-    /// Whether the namespace must allow an annotated role.
+    /// Whether the namespace must allow the role of a pod's annotation.
     pub required: bool,
-    /// How `allowed-roles` is read.
+    /// How the entries of `allowed-roles` are read.
     pub allowed_roles_style: AllowedRolesStyle,
-    /// How `permitted` is compared.
+    /// How `permitted` is compared with roles.
     pub permitted_match: PermittedMatch,
-    /// What was read already.
+    /// The policies that were read already.
     pub read: PolicyCache,
 }
 
-/// What a namespace is asked about.
+/// The role for which a namespace's policy is checked.
 #[derive(Debug)]
 pub(super) struct Asked<'a> {
     pub keys: &'a AnnotationKeys,
     pub role: &'a RoleArn,
     pub candidate: &'a Candidate<'a>,
-    /// Whether names in the policy can be compared already.
+    /// Whether names in the policy can be compared with the role already.
     pub base_is_known: bool,
-    /// Whether a namespace without a policy leaves it to the role's own trust policy.
+    /// Whether the role needs no policy, because its own trust policy names the service account.
     pub is_trusted: bool,
 }
 
-/// Why the way to a role ends here.
+/// Says why the policy does not allow a role.
 #[derive(Debug)]
 pub(super) enum Stop {
     Refuse(Reason),
@@ -42,8 +42,8 @@ pub(super) enum Stop {
 }
 
 impl NamespaceRules {
-    /// One annotation that allows the role is enough; one that can't be read allows nothing, and the other does not make
-    /// up for it.
+    /// Checks the policy. One annotation that allows the role is enough. If one of them is malformed, no role is allowed, whatever
+    /// the other one says.
     pub(super) fn check(
         &self,
         asked: &Asked<'_>,
@@ -90,7 +90,7 @@ impl NamespaceRules {
             }));
         }
         if !asked.base_is_known {
-            // A name in the policy may yet turn out to be this role.
+            // A name in the policy may turn out to be this role once the base is known.
             return Err(Stop::Wait(Reason::BaseUnknown {
                 role: role.to_string(),
             }));
@@ -106,7 +106,7 @@ impl NamespaceRules {
         }))
     }
 
-    /// What each of the namespace's annotations says of a role, in the order in which they are asked.
+    /// Returns what each of the namespace's annotations says of a role, in the order in which they are checked.
     pub fn opinions(
         &self,
         keys: &AnnotationKeys,
@@ -138,18 +138,18 @@ impl NamespaceRules {
     }
 }
 
-/// What one annotation of a namespace says of a role.
+/// What one annotation of a namespace says about a role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opinion {
-    /// The annotation.
+    /// The annotation's key.
     pub key: String,
-    /// Its entries, shortened; empty where it can't be read.
+    /// The entries, shortened; empty if the annotation is malformed.
     pub shown: String,
-    /// The entry that allows the role, if one does; or why the annotation can't be read.
+    /// The entry that allows the role, if one does; or why the annotation is malformed.
     pub allows: Result<Option<String>, PolicyError>,
 }
 
-/// The entries of a policy, as far as a sentence holds them.
+/// Writes a policy's entries, so many and so much of each that a sentence can hold them.
 fn shown(policy: &Policy) -> String {
     const ENTRIES: usize = 5;
     const LENGTH: usize = 80;
@@ -167,7 +167,7 @@ fn shown(policy: &Policy) -> String {
     shown.join(", ")
 }
 
-/// What an annotation is, and how it is read.
+/// The two kinds of policy annotations, each with the way in which it is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum PolicyKind {
     /// kiam's `permitted`.
@@ -177,10 +177,10 @@ pub enum PolicyKind {
 }
 
 impl PolicyKind {
-    /// Reads it.
+    /// Reads an annotation.
     ///
     /// # Errors
-    /// Where it can't be; nothing is allowed then.
+    /// If the annotation is malformed. It must allow nothing then.
     pub fn read(self, annotation: &str, letters: Letters) -> Result<Policy, PolicyError> {
         match self {
             Self::Permitted(style) => Policy::permitted(annotation, style, letters),
@@ -189,20 +189,20 @@ impl PolicyKind {
     }
 }
 
-/// Read once, however many ask at the same time.
+/// One policy. It is read once, even if several callers need it at the same time.
 type Once = OnceLock<Result<Policy, PolicyError>>;
 
 type Read = HashMap<(PolicyKind, String), Arc<Once>>;
 
-/// Policies by their text: reading one costs far more than asking it, and pods ask often. Clones share what was read.
+/// Keeps policies by their text, since reading one costs far more than checking it. Clones share the cache.
 #[derive(Clone, Debug, Default)]
 pub struct PolicyCache(Arc<Mutex<Read>>);
 
 impl PolicyCache {
-    /// More than a node has namespaces; then it begins anew.
+    /// More entries than a node has namespaces. The cache is emptied when it is full.
     const MAX: usize = 256;
 
-    /// The annotation, read already or to be read by [`PolicyKind::read`].
+    /// Returns the policy of an annotation; the caller reads it with [`PolicyKind::read`] if it is new.
     fn get(&self, kind: PolicyKind, annotation: &str) -> Arc<Once> {
         let mut policies = self.lock();
         let key = (kind, annotation.to_owned());

@@ -1,36 +1,36 @@
-//! Who names a pod's role. The order of deploy/docs/roles.md, "Role of a pod", is written here and nowhere else: the decision and its
-//! explanation both ask here.
+//! Finds the source that gives a pod its role, in the order of deploy/docs/roles.md, "Role of a pod". The decision and its explanation
+//! both call this module, so that they cannot differ.
 
 use super::reason::RoleSource;
 use super::web_identity::ROLE_KEY;
 use super::{Rules, WrittenRole};
 use crate::pods::{Mirror, Pod, ServiceAccount};
 
-/// Who names a pod's role: the first that does.
+/// The first source that gives a pod a role.
 #[derive(Clone, Copy, Debug)]
 pub enum Naming<'a> {
-    /// The pod, by its annotation.
+    /// The pod's annotation gives it.
     Pod {
-        /// As written.
+        /// The role as written.
         written: &'a str,
     },
-    /// Its service account, by its annotation.
+    /// The annotation of the pod's service account gives it.
     Account {
-        /// Which.
+        /// The service account.
         account: &'a ServiceAccount,
-        /// As written.
+        /// The role as written.
         written: &'a str,
     },
-    /// Its service account may, and is not known (yet).
+    /// The service account may give one, and is not known (yet).
     UnknownAccount,
-    /// `--default-role`
+    /// `--default-role` gives it.
     Default(&'a WrittenRole),
-    /// Nobody.
-    Nobody,
+    /// Nothing gives the pod a role.
+    NoRole,
 }
 
 impl<'a> Naming<'a> {
-    /// Where the role is named, and as what; `None` where it is not, or not yet.
+    /// Returns the source and the role as written; `None` if there is no source, or none yet.
     pub fn named(&self, rules: &Rules) -> Option<(RoleSource, &'a str)> {
         Some(match *self {
             Self::Pod { written } => {
@@ -45,13 +45,13 @@ impl<'a> Naming<'a> {
                 (source, written)
             }
             Self::Default(role) => (RoleSource::Default, role.name()),
-            Self::UnknownAccount | Self::Nobody => return None,
+            Self::UnknownAccount | Self::NoRole => return None,
         })
     }
 }
 
 impl Rules {
-    /// Who names a pod's role; `account` is `None` where it is not known (yet).
+    /// Returns the source that gives a pod its role. `account` is `None` if the service account is not known (yet).
     pub fn naming<'a>(&'a self, pod: &'a Pod, account: Option<&'a ServiceAccount>) -> Naming<'a> {
         if let Some(written) = pod.annotation(&self.keys.role) {
             return Naming::Pod { written };
@@ -64,14 +64,15 @@ impl Rules {
                 return Naming::Account { account, written };
             }
         }
-        // What keeps a node alive must go on without us: hostNetwork pods have no role that nobody gave them by name.
+        // hostNetwork pods keep a node alive and must work without the agent, so a default must not change what they get.
         match self.default_role.as_ref().filter(|_| !pod.host_network) {
             Some(role) => Naming::Default(role),
-            None => Naming::Nobody,
+            None => Naming::NoRole,
         }
     }
 
-    /// Whether a pod's service account is asked. A static pod has none: the API's copy of it names one that its processes never are.
+    /// Says whether the pod's service account may give it a role. A static pod has no service account: its mirror pod in the API
+    /// names one, but the kubelet gives the pod no token of it.
     pub fn asks_accounts_of(&self, pod: &Pod) -> bool {
         self.web_identity && pod.mirror == Mirror::No
     }

@@ -1,4 +1,4 @@
-//! The roles that the node and its agent have themselves: no pod gets one of them, whatever IAM allows.
+//! Tells which roles are those of the node and of its agent. No pod gets one of them, whatever IAM allows.
 
 use std::fmt;
 
@@ -6,9 +6,8 @@ use super::RoleArn;
 use super::arn::{check_account, is_name};
 use super::reason::{Reason, RoleSource};
 
-/// What IAM knows a role by: the account and the name. A name is unique within its account whatever the role's path, and
-/// upper and lower case do not make two of it (IAM user guide, "IAM and AWS STS quotas": names are not distinguished by
-/// case). An account belongs to one partition.
+/// The identity of a role in IAM: account and name. Within an account a name is unique, whatever the role's path, and names are not
+/// distinguished by case (IAM user guide, "IAM and AWS STS quotas"). An account belongs to one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoleId {
     account: Box<str>,
@@ -36,7 +35,7 @@ impl RoleId {
         Self::new(account, name)
     }
 
-    /// Whether an ARN names this role, in whatever spelling.
+    /// Says whether an ARN names this role, in any spelling.
     pub fn is(&self, role: &RoleArn) -> bool {
         *self.account == *role.account() && self.name.eq_ignore_ascii_case(role.name())
     }
@@ -57,44 +56,44 @@ impl From<&RoleArn> for RoleId {
     }
 }
 
-/// What has been found out about one of the node's own roles.
+/// The state of the discovery of one of the node's own roles.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum OwnRole {
-    /// Nothing yet, with the last failure if there was one.
+    /// The role is not known yet. The text is the last failure, if there was one.
     Unknown(Option<String>),
-    /// There are no credentials at the moment, so there is nothing to assume a role with.
+    /// The agent has no credentials at the moment, so it can't assume any role. The text says why.
     NoCredentials(String),
-    /// It cannot be found out, so it cannot be kept from pods. Discovery goes on.
+    /// The role cannot be found out, so it cannot be kept from pods. Discovery goes on.
     Undeterminable,
-    /// There is none.
+    /// There is no such role.
     #[default]
     None,
-    /// This one.
+    /// The role is known.
     Is(RoleId),
 }
 
-/// Which of the node's own roles a role is.
+/// The two kinds of the node's own roles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Owner {
-    /// That of the instance profile, or of the agent's credentials.
+    /// The role of the instance profile, or of the agent's credentials.
     Node,
-    /// That of `--assume-role-arn`.
+    /// The role of `--assume-role-arn`.
     Intermediate,
 }
 
-/// Everything that is known of the node's own roles. The default is that there are none.
+/// What is known about the node's own roles. The default is that there are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnRoles {
-    /// The role of the instance profile, by the node's metadata service.
+    /// The role of the instance profile, as the node's metadata service names it.
     pub instance: OwnRole,
-    /// The role behind the agent's AWS credentials, by STS. It is the same one unless the agent has other credentials.
+    /// The role of the agent's AWS credentials, as STS names it. It is that of the instance profile unless the agent has others.
     pub agent: OwnRole,
-    /// `--assume-role-arn`
+    /// The role of `--assume-role-arn`.
     pub intermediate: Option<RoleId>,
 }
 
 impl OwnRoles {
-    /// Starts with nothing found out.
+    /// Returns the state before discovery.
     pub fn unknown() -> Self {
         Self {
             instance: OwnRole::Unknown(None),
@@ -103,7 +102,7 @@ impl OwnRoles {
         }
     }
 
-    /// Says which of the node's own roles a role is; `None` if it is none of those that are known.
+    /// Says which of the node's own roles a role is; `None` if it is none of the known ones.
     pub fn owner(&self, role: &RoleArn) -> Option<Owner> {
         let is = |own: &OwnRole| matches!(own, OwnRole::Is(id) if id.is(role));
         if is(&self.instance) || is(&self.agent) {
@@ -113,23 +112,23 @@ impl OwnRoles {
         intermediate.map(|_| Owner::Intermediate)
     }
 
-    /// Whether no role is decided about yet, as it may be that of the instance profile.
+    /// Says whether decisions wait, because any role may be that of the instance profile.
     pub fn holds_decisions(&self) -> bool {
         matches!(self.instance, OwnRole::Unknown(_))
     }
 
-    /// Returns why a role is refused, if it is one of these.
-    pub(super) fn refusal(&self, role: &RoleArn, source_: &RoleSource) -> Option<Reason> {
+    /// Returns the reason of a refusal if the role is one of the node's own.
+    pub(super) fn refusal(&self, role: &RoleArn, given_by: &RoleSource) -> Option<Reason> {
         let owner = self.owner(role)?;
-        let (role, source_) = (role.clone(), source_.clone());
+        let (role, given_by) = (role.clone(), given_by.clone());
         Some(match owner {
-            Owner::Node => Reason::NodeRole { role, source_ },
-            Owner::Intermediate => Reason::IntermediateRole { role, source_ },
+            Owner::Node => Reason::NodeRole { role, given_by },
+            Owner::Intermediate => Reason::IntermediateRole { role, given_by },
         })
     }
 
-    /// Returns why a role cannot be granted yet: it may still turn out to be that of the instance profile. That of the
-    /// agent's credentials is waited for when a session is to be made, since STS, which says it, may be away.
+    /// Returns the reason to wait if the role may still turn out to be that of the instance profile. The role of the agent's
+    /// credentials is waited for later, when a session is obtained: STS names it, and a decision must not depend on STS.
     pub(super) fn to_wait_for(&self, role: &RoleArn) -> Option<Reason> {
         self.holds_decisions().then(|| Reason::NodeRoleUnknown {
             role: role.clone(),
@@ -137,8 +136,8 @@ impl OwnRoles {
         })
     }
 
-    /// Returns the role that is still unknown, and so may be the one of which a session is to be made. `as_node`: the
-    /// session is made with the agent's credentials, and not with a token of the pod, which needs none.
+    /// Returns the own role that is still unknown, and so may be the role of the session that is to be obtained. `as_node` says
+    /// that the session is obtained with the agent's credentials; with a token of the pod the agent needs none.
     pub fn unknown_for(&self, as_node: bool) -> Option<&OwnRole> {
         [&self.instance, &self.agent].into_iter().find(|own| match own {
             OwnRole::Unknown(_) => true,
@@ -149,7 +148,7 @@ impl OwnRoles {
 }
 
 impl OwnRole {
-    /// Returns why it is not known.
+    /// Returns why the role is not known.
     pub fn problem(&self) -> Option<&str> {
         match self {
             Self::Unknown(problem) => problem.as_deref(),

@@ -1,6 +1,6 @@
-//! Text that a template, a shell or a person should have replaced by a value.
+//! Finds placeholders in roles: text that a template, a shell or a user should have replaced by a value.
 
-/// The first placeholder in a role as somebody wrote it: `{{ … }}`, `${…}`, `$(…)`, `<…>`, `{…}` or `$NAME`.
+/// Returns the first placeholder in a role as written: `{{ … }}`, `${…}`, `$(…)`, `<…>`, `{…}` or `$NAME`.
 ///
 /// IAM's pattern of a path (CreateRole, `Path`) allows these characters, so a role that exists could have them. The name of
 /// a role can't.
@@ -18,7 +18,7 @@ pub fn placeholder(written: &str) -> Option<&str> {
         .or_else(|| variable(written))
 }
 
-/// The first `$NAME`.
+/// Returns the first `$NAME`.
 fn variable(written: &str) -> Option<&str> {
     let is_of_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     written.match_indices('$').find_map(|(at, _)| {

@@ -1,8 +1,8 @@
-//! What a namespace permits its pods: kiam's `permitted` and kube2iam's `allowed-roles`.
+//! Reads the policies of namespaces: kiam's `permitted` and kube2iam's `allowed-roles`.
 //!
-//! Patterns come from whoever may annotate a namespace. The `regex` crate matches in time linear in the text and in the
-//! compiled pattern. The annotation's length and the compiled size of all its patterns together are bounded, each is
-//! compiled once, and asked once about each role. So none of them can cost more than its share.
+//! Every user who may annotate a namespace can write patterns, so their cost must be bounded. The `regex` crate matches in time linear
+//! in the text and in the compiled pattern. The annotation's length and the compiled size of all its patterns together are limited,
+//! each pattern is compiled once, and compared with each role once.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -35,44 +35,45 @@ pub enum PermittedMatch {
     Search,
 }
 
-/// How letters are compared.
+/// Whether letters are compared with their case.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Letters {
-    /// A capital one is another than a small one, as IAM has it.
+    /// Capital and small letters differ. Policies are decided in this way.
     AsWritten,
-    /// It is not: to find out what was meant, and never to decide.
+    /// Capital and small letters are the same. This serves hints, and never a decision.
     InAnyCase,
 }
 
-/// Longest annotation that is read, in bytes.
+/// The largest length of an annotation, in bytes.
 const MAX_LENGTH: usize = 32 * 1024;
 
-/// Largest compiled annotation, all its regular expressions together, in bytes of memory: some 170 ARNs in one, or 290 in
-/// a list. What matching costs at worst grows with it, to about two tenths of a second for the longest role.
+/// The largest size of an annotation's compiled regular expressions together, in bytes of memory: some 170 ARNs in one, or 290 in a list.
+/// The worst cost of matching grows with it, to about two tenths of a second for the longest role.
 const MAX_COMPILED: usize = 512 * 1024;
 
-/// And all globs of one together, of which matching costs far less.
+/// The largest size of an annotation's compiled globs together, in bytes of memory. A glob costs far less to match than a regular
+/// expression.
 const MAX_COMPILED_GLOBS: usize = 1024 * 1024;
 
-/// What is wrong with a namespace's policy.
+/// Says why a namespace's policy is malformed.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum PolicyError {
-    /// Too long.
-    #[error("it is longer than {MAX_LENGTH} bytes")]
+    /// The annotation is too long.
+    #[error("it is longer than {MAX_LENGTH} bytes; shorten it")]
     TooLong,
-    /// No regular expression.
+    /// An entry is not a regular expression.
     #[error("it is not a regular expression: {0}")]
     Pattern(String),
-    /// Too costly.
+    /// The compiled patterns are too large.
     #[error("its patterns are too large when compiled; shorten them, or their repetitions")]
     TooLarge,
-    /// No JSON list.
+    /// The annotation is not a JSON list.
     #[error("it is not a JSON list of strings such as [\"app-*\"]: {0}")]
     Json(String),
 }
 
-/// A role in the forms that patterns are compared with: the ARN, the name as it is written, and, where the role lies
-/// under the base ARN, the name relative to that.
+/// A role in the forms that patterns are compared with: the ARN, the role as written and, if the role lies under the base ARN, the name
+/// relative to that.
 #[derive(Debug)]
 pub struct Candidate<'a> {
     arn: &'a str,
@@ -81,8 +82,8 @@ pub struct Candidate<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    /// Of a resolved role. A name in a pattern never matches a role of another account: what is written for one of those
-    /// is an ARN.
+    /// Returns the forms of a resolved role. A name in a pattern never matches a role of another account, which must be written as
+    /// an ARN.
     pub fn new(role: &'a RoleArn, written: &'a str, base: Option<&BaseArn>) -> Self {
         let relative = base.and_then(|base| role.as_str().strip_prefix(base.prefix().as_str()));
         Self {
@@ -102,61 +103,61 @@ impl<'a> Candidate<'a> {
     }
 }
 
-/// What patterns are compared with.
+/// The forms of a role that a pattern is compared with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Against {
     EveryForm,
     Arn,
-    /// The name relative to the base ARN: kube2iam puts the base before an entry that is no ARN.
+    /// The name relative to the base ARN, since kube2iam puts the base before an entry that is no ARN.
     Name,
 }
 
-/// A role's forms, and the number of the entry that allows it.
+/// The forms of roles that were compared, each with the number of the entry that allows the role.
 type Asked = HashMap<[Option<Box<str>>; 3], Option<usize>>;
 
-/// What one annotation allows, read once.
+/// One annotation, compiled.
 #[derive(Debug)]
 pub struct Policy {
     entries: Vec<String>,
-    /// Patterns, each with the number of its entry.
+    /// Sets of patterns, each with the numbers of their entries.
     patterns: Vec<(Against, RegexSet, Vec<usize>)>,
-    /// Roles that were asked about, and the number of the entry that allows each.
+    /// The results of earlier comparisons, because pods ask for the same roles again and again.
     asked: Mutex<Asked>,
 }
 
 impl Policy {
-    /// More than a node has roles; then it begins anew.
+    /// More results than a node has roles. They are dropped when there are as many.
     const MAX_ASKED: usize = 1024;
 
-    /// kiam's `permitted`.
+    /// Reads kiam's `permitted`.
     ///
     /// # Errors
-    /// Where the annotation is no regular expression; nothing is permitted then.
+    /// If the annotation is not a regular expression. It must permit nothing then.
     pub fn permitted(annotation: &str, style: PermittedMatch, letters: Letters) -> Result<Self, PolicyError> {
         check_length(annotation)?;
         let mut policy = Self::of_entries(vec![annotation.to_owned()]);
         if annotation.trim().is_empty() {
-            // As kiam has it; searched for, an empty pattern would match everything.
+            // As in kiam, an empty annotation permits nothing, although an empty pattern is found in every text.
             policy.entries.clear();
             return Ok(policy);
         }
         let pattern = go_regexp(annotation);
-        // By itself as well, so that the grouping can't mend (or be closed by) a pattern such as `a)|(b`.
+        // The pattern is compiled without the group first, because a group would make `a)|(b` valid, with another meaning.
         let by_itself = compile(&[pattern.to_string()], MAX_COMPILED, letters)?;
         let patterns = match style {
             PermittedMatch::Search => by_itself,
-            // Grouped first: in `a|b` each alternative is anchored on both sides.
+            // The group makes both anchors apply to each alternative of `a|b`.
             PermittedMatch::Anchored => compile(&[format!("^(?:{pattern})$")], MAX_COMPILED, letters)?,
         };
         policy.patterns.push((Against::EveryForm, patterns, vec![0]));
         Ok(policy)
     }
 
-    /// kube2iam's `allowed-roles`. As there, an entry that is no ARN is one of names under the base ARN, from their
-    /// beginning; a regular expression need not go to their end.
+    /// Reads kube2iam's `allowed-roles`. As in kube2iam, an entry that is no ARN is compared with names under the base ARN, from
+    /// their beginning; a regular expression need not match to their end.
     ///
     /// # Errors
-    /// Where the annotation is no list, or an entry no pattern; nothing is allowed then.
+    /// If the annotation is not a list, or an entry is not a pattern. It must allow nothing then.
     pub fn allowed_roles(
         annotation: &str,
         style: AllowedRolesStyle,
@@ -173,7 +174,7 @@ impl Policy {
         for against in [Against::Arn, Against::Name] {
             let wanted = policy.entries.iter().enumerate().filter_map(|(number, entry)| {
                 let (kind, bare) = kind_of(entry);
-                // An empty entry would be found everywhere; it names no role.
+                // An empty pattern is found in every text, but an empty entry names no role.
                 (kind == against && !bare.is_empty()).then_some((number, bare))
             });
             let (numbers, bare): (Vec<usize>, Vec<String>) = wanted.unzip();
@@ -181,7 +182,7 @@ impl Policy {
                 AllowedRolesStyle::Glob => bare.iter().map(|entry| glob(entry)).collect(),
                 AllowedRolesStyle::Regexp => {
                     let bare: Vec<String> = bare.iter().map(|entry| go_regexp(entry).into_owned()).collect();
-                    // By themselves as well, as above.
+                    // They are compiled without the groups first, because a group would make `a)|(b` valid.
                     compile(&bare, limit, letters)?;
                     let start = if against == Against::Name { "^" } else { "" };
                     bare.iter().map(|entry| format!("{start}(?:{entry})")).collect()
@@ -201,7 +202,7 @@ impl Policy {
         }
     }
 
-    /// The first entry, as written, that allows the role.
+    /// Returns the first entry, as written, that allows the role.
     pub fn allows(&self, role: &Candidate<'_>) -> Option<&str> {
         let key = [Some(role.arn), Some(role.written), role.relative].map(|form| form.map(Box::from));
         let lock = || self.asked.lock().unwrap_or_else(PoisonError::into_inner);
@@ -227,14 +228,14 @@ impl Policy {
         matching.min()
     }
 
-    /// The entries, as written.
+    /// Returns the entries, as written.
     pub fn entries(&self) -> &[String] {
         &self.entries
     }
 }
 
-/// Whether an entry of `allowed-roles` is for ARNs (`arn:` in any case, as in the role's own annotation) or for names, and
-/// what of it is compared.
+/// Says whether an entry of `allowed-roles` is for ARNs (`arn:` in any case, as in the pod's annotation) or for names, and returns the
+/// part that is compared.
 fn kind_of(entry: &str) -> (Against, String) {
     let entry = entry.trim();
     let bare = entry.strip_prefix('^').unwrap_or(entry);
@@ -260,14 +261,14 @@ fn compile(patterns: &[String], limit: usize, letters: Letters) -> Result<RegexS
         check_flags(pattern)?;
     }
     RegexSetBuilder::new(patterns)
-        // Roles are ASCII, and `\w` and `\d` are so in Go, for which these patterns were written.
+        // Roles are ASCII, and so are `\w` and `\d` in Go, in whose syntax these patterns are written.
         .unicode(false)
         .case_insensitive(letters == Letters::InAnyCase)
         .size_limit(limit)
         .build()
         .map_err(|error| match error {
             regex::Error::CompiledTooBig(_) => PolicyError::TooLarge,
-            // Several lines, with the pattern and a mark below it; the last one says what is wrong.
+            // The text has several lines: the pattern, a mark below it, and at last what is wrong.
             other => {
                 let text = other.to_string();
                 let lines: Vec<&str> = text.lines().map(str::trim).collect();
@@ -285,8 +286,8 @@ fn compile(patterns: &[String], limit: usize, letters: Letters) -> Result<RegexS
         })
 }
 
-/// Unicode classes cost hundreds of megabytes before they come to a limit, so the flag that would bring them back is
-/// refused. What can't be parsed is told by the compiler.
+/// Refuses the flag `u`: Unicode classes take hundreds of megabytes before the size limit stops them. A pattern that can't be parsed is
+/// accepted here, since compiling it reports a better error.
 fn check_flags(pattern: &str) -> Result<(), PolicyError> {
     struct Flags;
     impl Visitor for Flags {
@@ -315,12 +316,12 @@ fn check_flags(pattern: &str) -> Result<(), PolicyError> {
     visit(&parsed, Flags).map_err(|()| {
         let shown: String = pattern.chars().take(200).collect();
         PolicyError::Pattern(format!(
-            "{shown:?}: the flag u (Unicode) has no use here, as roles are ASCII"
+            "{shown:?}: the flag u (Unicode) is not supported, as roles are ASCII; leave it out"
         ))
     })
 }
 
-/// kube2iam's globs: `*` is any text, `/` included, and `?` one character.
+/// Translates a glob of kube2iam: `*` is any text, `/` included, and `?` is one character.
 fn glob(entry: &str) -> String {
     let mut pattern = String::from("^(?s:");
     for character in entry.chars() {

@@ -1,5 +1,5 @@
-//! Why a pod has the role it has, or none. The one place where this is put into words: response bodies, log lines and
-//! events all show a [`Reason`].
+//! Why a pod has its role or has none. Response bodies, log lines, events and explanations all show the text of a [`Reason`], so
+//! that they never contradict each other. Each text says what failed, on which object, why, and what to do.
 
 mod kind;
 
@@ -16,38 +16,38 @@ use crate::pods::PodUid;
 
 pub use self::kind::ReasonKind;
 
-/// Where a pod's role is named.
+/// Names the place in which a pod's role is given.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum RoleSource {
-    /// On the pod.
+    /// An annotation of the pod gives it.
     #[error("annotation {key} of the pod")]
     Annotation {
         /// The annotation's key.
         key: String,
     },
-    /// On its service account.
+    /// An annotation of the pod's service account gives it.
     #[error("annotation {key} of service account {account}")]
     ServiceAccount {
         /// The annotation's key.
         key: String,
-        /// The service account.
+        /// `namespace/name`
         account: String,
     },
-    /// By flag.
+    /// The flag gives it.
     #[error("--default-role")]
     Default,
 }
 
-/// What the namespace had to say about a role that is granted.
+/// Says why the namespace does not prevent a role that is granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Allowance {
-    /// `--namespace-policy=off`
+    /// `--namespace-policy=off` is set.
     NotAsked,
-    /// It is the `--default-role`, to which no namespace is asked.
+    /// The role is the `--default-role`, which is exempt from namespaces' policies, as in kube2iam.
     Exempt,
-    /// It is a service account's, and the namespace has no policy.
+    /// The role is that of the service account, and the namespace has no policy: IAM's trust policy names the service account.
     TrustPolicy,
-    /// An entry of an annotation allows it.
+    /// An entry of one of the namespace's annotations allows the role.
     By {
         /// The entry, as written.
         entry: String,
@@ -61,11 +61,13 @@ pub enum Allowance {
 impl fmt::Display for Allowance {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::NotAsked => f.write_str("; the namespace is not asked (--namespace-policy=off)"),
-            Self::TrustPolicy => f.write_str(
-                "; the namespace has no policy, and the role's trust policy names the service account",
-            ),
-            Self::Exempt => f.write_str("; the namespace is not asked about the default role"),
+            Self::NotAsked => {
+                f.write_str("; the policy of the namespace is not checked (--namespace-policy=off)")
+            }
+            Self::TrustPolicy => {
+                f.write_str("; the namespace has no policy, so the trust policy of the role decides alone")
+            }
+            Self::Exempt => f.write_str("; the default role is exempt from the policy of the namespace"),
             Self::By {
                 entry,
                 key,
@@ -81,7 +83,7 @@ impl fmt::Display for Allowance {
 }
 
 impl Reason {
-    /// Whether a role was asked for and denied, which is for the pod's owner to mend.
+    /// Says whether a role was requested and denied. The pod's owner has to correct something, or have it corrected.
     pub fn is_refusal(&self) -> bool {
         match self {
             Self::MalformedRole { .. }
@@ -111,7 +113,7 @@ impl Reason {
 }
 
 impl Reason {
-    /// Whether a pod that asks for credentials is answered 503: it may have them later, as things are.
+    /// Says whether a request for credentials is answered 503: nothing has to be corrected for the pod to get them later.
     pub fn is_unavailable(&self) -> bool {
         let is_final = matches!(
             self,
@@ -121,234 +123,253 @@ impl Reason {
     }
 }
 
-/// Where a role was looked for beside the pod.
+/// Says which object beside the pod was searched for a role.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum AlsoAsked {
-    /// Nowhere.
-    Nobody,
-    /// Its service account.
+pub enum AlsoSearched {
+    /// No other object was searched.
+    Nothing,
+    /// The pod's service account was searched.
     ServiceAccount {
         /// `namespace/name`
         account: String,
     },
 }
 
-impl fmt::Display for AlsoAsked {
+impl fmt::Display for AlsoSearched {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Nobody => Ok(()),
+            Self::Nothing => Ok(()),
             Self::ServiceAccount { account } => {
-                write!(f, ", its service account {account} no annotation {ROLE_KEY}")
+                write!(f, ", its service account {account} has no annotation {ROLE_KEY}")
             }
         }
     }
 }
 
-/// One outcome of resolving a pod's role, or of obtaining its session.
+/// The end of a text about something that the agent does not know yet. Watches deliver it within a second, or fail.
+const RETRY: &str = "retry in a second; if this lasts, `metaproxy status` on the node says why";
+
+/// Says why a pod has a role, has none, or gets no session for it.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Reason {
-    /// Granted.
-    #[error("role {role} from {source_}{allowance}")]
+    /// The pod has the role.
+    #[error("role {role} from {given_by}{allowance}")]
     Granted {
-        /// Which.
+        /// The role.
         role: RoleArn,
-        /// Whence.
-        source_: RoleSource,
-        /// What the namespace says.
+        /// What gives it.
+        given_by: RoleSource,
+        /// Why the namespace does not prevent it.
         allowance: Box<Allowance>,
     },
-    /// Nobody named a role.
-    #[error("pod {pod} has no role: it has no annotation {key}{also}, and no --default-role is for it")]
+    /// Nothing gives the pod a role.
+    #[error(
+        "pod {pod} has no role: it has no annotation {key}{also}, and no --default-role applies to it; annotate the pod if it \
+         needs one"
+    )]
     NoRole {
         /// `namespace/name`
         pod: String,
-        /// The annotation that would name one.
+        /// The pod annotation that would give it a role.
         key: String,
-        /// Where else one was looked for.
-        also: AlsoAsked,
+        /// The other object that was searched.
+        also: AlsoSearched,
     },
-    /// Nobody gets one.
+    /// The agent serves no roles.
     #[error(
-        "no pod has a role here: the agent runs with --mode=firewall, which only keeps the node's credentials from pods"
+        "no pod of this node has a role: the agent runs with --mode=firewall, which only keeps the node's credentials from \
+         pods; --mode=enforce serves roles"
     )]
     Firewall,
     /// The pod is not in the inventory.
-    #[error("the pod with UID {uid} is not known yet")]
+    #[error("the pod with UID {uid} is not known yet: its object has not reached the agent; {RETRY}")]
     PodUnknown {
-        /// Of the caller's cgroup.
+        /// The UID, read from the caller's cgroup.
         uid: PodUid,
     },
-    /// It says that it is the mirror pod of a static pod.
+    /// The pod claims to be a mirror pod, and no kubelet vouches for that.
     #[error(
-        "pod {pod} says by its annotations that it is the mirror pod of a static pod, and no kubelet has confirmed that (yet): \
-         a kubelet makes its node the owner, and writes a status"
+        "pod {pod} claims by its annotations to be the mirror pod of a static pod, and no kubelet has confirmed that yet (it makes \
+         its node the owner, and writes a status); if this is no static pod, remove its kubernetes.io/config.* annotations"
     )]
     MirrorUnconfirmed {
         /// `namespace/name`
         pod: String,
     },
-    /// Its namespace is not in the inventory.
+    /// The namespace is not in the inventory.
     #[error(
-        "namespace {namespace} is not known yet, and --namespace-policy=required asks it which roles its pods may have"
+        "namespace {namespace} is not known yet, and with --namespace-policy=required it decides which roles its pods may have; \
+         {RETRY}"
     )]
     NamespaceUnknown {
-        /// Which.
+        /// The namespace.
         namespace: String,
     },
-    /// Its service account is not in the inventory.
-    #[error("service account {account} is not known yet, and --web-identity=on asks it for its pods' role")]
+    /// The service account is not in the inventory.
+    #[error(
+        "service account {account} is not known yet, and with --web-identity=on it may give its pods a role; {RETRY}"
+    )]
     ServiceAccountUnknown {
         /// `namespace/name`
         account: String,
     },
-    /// A name, before it is known in which account to look for it.
+    /// A role is given by name, by the pod or by the namespace's policy, and the account of names is not known.
     #[error(
-        "the ARN of role {role:?} is not known yet: names are roles of the account of the node's own role, which could not \
-         be found out so far; --base-role-arn tells it"
+        "role {role:?} cannot be resolved yet: names of roles, on pods and in the policies of namespaces, belong to the account \
+         of the node's own role, which is not known yet; write whole ARNs, or set --base-role-arn"
     )]
     BaseUnknown {
-        /// As written, shortened.
+        /// The role as written, shortened.
         role: String,
     },
-    /// The node's own role.
+    /// The role is the node's own.
     #[error(
-        "role {role} from {source_} is refused: it is the node's own role, which no pod gets, whatever its trust policy \
+        "role {role} from {given_by} is refused: it is the node's own role, which no pod gets, whatever its trust policy \
          allows; name a role that is made for the pod"
     )]
     NodeRole {
-        /// Which.
+        /// The role.
         role: RoleArn,
-        /// Whence.
-        source_: RoleSource,
+        /// What gives it.
+        given_by: RoleSource,
     },
-    /// The role that the agent assumes first.
+    /// The role is the one that the agent assumes first.
     #[error(
-        "role {role} from {source_} is refused: it is the role of --assume-role-arn, which may assume the roles of all \
+        "role {role} from {given_by} is refused: it is the role of --assume-role-arn, which may assume the roles of all \
          pods, so no pod gets it; name a role that is made for the pod"
     )]
     IntermediateRole {
-        /// Which.
+        /// The role.
         role: RoleArn,
-        /// Whence.
-        source_: RoleSource,
+        /// What gives it.
+        given_by: RoleSource,
     },
-    /// A role, before it is known which one is the node's own.
+    /// A role is given before it is known which role is the node's own.
     #[error(
-        "whether role {role} is the node's own, which no pod gets, is not known yet{}",
-        problem.as_ref().map(|problem| format!(": {problem}")).unwrap_or_default()
+        "role {role} cannot be granted yet: it may be the node's own role, which no pod gets, and that role is not known \
+         yet{}; `metaproxy doctor` on the node says why",
+        problem.as_ref().map(|problem| format!(" ({problem})")).unwrap_or_default()
     )]
     NodeRoleUnknown {
-        /// Which.
+        /// The role.
         role: RoleArn,
         /// Why the node's own role is not known.
         problem: Option<String>,
     },
-    /// Several pods have its UID.
-    #[error("pods {} share the UID {uid}, so none of them gets credentials", pods.join(" and "))]
+    /// Several pods have the same UID.
+    #[error(
+        "pods {} share the UID {uid}, so none of them gets credentials; delete all but one, or give each a metadata.uid of its own",
+        pods.join(" and ")
+    )]
     Ambiguous {
         /// The UID.
         uid: PodUid,
         /// `namespace/name` of each.
         pods: Vec<String>,
     },
-    /// The role is no role.
-    #[error("{source_} of {pod} names the role {value:?}, which cannot be used: {error}")]
+    /// What gives the role is malformed.
+    #[error(
+        "pod {pod} gets no role: {given_by} names the role {value:?}, which cannot be used: {error}; correct it"
+    )]
     MalformedRole {
         /// `namespace/name`
         pod: String,
-        /// Whence.
-        source_: RoleSource,
-        /// As written, shortened.
+        /// What gives the role.
+        given_by: RoleSource,
+        /// The role as written, shortened.
         value: String,
-        /// What is wrong.
+        /// Why it is malformed.
         error: RoleError,
     },
-    /// Another annotation of the pod, or of its service account, is unusable.
-    #[error("annotation {key} of {object} cannot be used: {problem}")]
+    /// Another annotation of the pod, or of its service account, is malformed.
+    #[error("no credentials: annotation {key} of {object} cannot be used: {problem}; correct it")]
     MalformedAnnotation {
-        /// `namespace/name`, after its kind where it is no pod
+        /// `namespace/name` of a pod; of another object, with its kind before it.
         object: String,
-        /// Which.
+        /// The annotation's key.
         key: String,
-        /// What is wrong.
+        /// Why it is malformed.
         problem: String,
     },
-    /// The namespace says nothing about roles.
+    /// The namespace has no policy, and one is required.
     #[error(
-        "role {role} is not permitted in namespace {namespace}: it has neither annotation {permitted} nor \
-         {allowed_roles}, and --namespace-policy=required asks for one that allows the role"
+        "role {role} is not permitted in namespace {namespace}: the namespace has neither annotation {permitted} nor \
+         {allowed_roles}, and --namespace-policy=required needs one that allows the role; annotate the namespace"
     )]
     NoPolicy {
-        /// Which.
+        /// The role.
         role: RoleArn,
         /// The namespace.
         namespace: String,
-        /// kiam's annotation.
+        /// The key of kiam's annotation.
         permitted: String,
-        /// kube2iam's annotation.
+        /// The key of kube2iam's annotation.
         allowed_roles: String,
     },
-    /// The namespace allows other roles.
+    /// The namespace's policy allows other roles only.
     #[error(
         "role {role} is not permitted in namespace {namespace}: {policies} does not allow it, and \
-         --namespace-policy=required asks for that"
+         --namespace-policy=required needs an annotation that does; allow it there, or name another role"
     )]
     NotPermitted {
-        /// Which.
+        /// The role.
         role: RoleArn,
         /// The namespace.
         namespace: String,
-        /// The annotations that were asked, with their entries, shortened.
+        /// The namespace's annotations with their entries, shortened.
         policies: String,
     },
-    /// The namespace's policy can't be read.
-    #[error("no role is permitted in namespace {namespace}: its annotation {key} cannot be used: {error}")]
+    /// The namespace's policy is malformed.
+    #[error("no role is permitted in namespace {namespace} until its annotation {key} is corrected: {error}")]
     MalformedPolicy {
         /// The namespace.
         namespace: String,
-        /// Which annotation.
+        /// The annotation's key.
         key: String,
-        /// What is wrong.
+        /// Why it is malformed.
         error: PolicyError,
     },
-    /// A value that session tags can't have.
+    /// A session tag would have a value that STS refuses.
     #[error(
-        "session tag {key} of {pod} cannot be {value:?}: STS takes up to 256 letters, digits, blanks and characters of \
-         _.:/=+-@; --session-tags=off gives credentials without tags"
+        "no credentials: session tag {key} of pod {pod} cannot be {value:?}: STS accepts up to 256 letters, digits, spaces and \
+         characters of _.:/=+-@; change that name, or set --session-tags=off"
     )]
     MalformedTag {
         /// `namespace/name`
         pod: String,
         /// The tag's key.
         key: &'static str,
-        /// What it would be, shortened.
+        /// The value that it would have, shortened.
         value: String,
     },
-    /// STS does not let us have it.
-    #[error("STS refused role {role}: {message}")]
+    /// STS denies the role.
+    #[error("STS refused role {role}: {message}; `metaproxy explain` says what to check")]
     StsDenied {
-        /// Which.
+        /// The role.
         role: RoleArn,
-        /// What STS says.
+        /// The error that STS returned.
         message: String,
     },
-    /// The API server gives no token to show to STS.
-    #[error("no credentials for role {role}: the API server refuses a {message}")]
+    /// The API server denies the token that STS needs.
+    #[error(
+        "no credentials for role {role}: the API server refuses a {message}; check the agent's right to create \
+         serviceaccounts/token, and the admission policies"
+    )]
     TokenDenied {
-        /// Which.
+        /// The role.
         role: RoleArn,
-        /// Of whom, and what it says.
+        /// The token that was requested, and the error that the API server returned.
         message: String,
     },
-    /// STS can't be asked at the moment.
-    #[error("no credentials for role {role} at the moment: {message}")]
+    /// STS, or the API server for a token, can't be reached, fails or throttles.
+    #[error("no credentials for role {role} at the moment: {message}; the agent keeps trying")]
     StsUnavailable {
-        /// Which.
+        /// The role.
         role: RoleArn,
-        /// What failed.
+        /// The error.
         message: String,
     },
-    /// The pod has had too many new sessions for another one now.
+    /// The pod has had too many new sessions.
     #[error(
         "no credentials for role {role} at the moment: new sessions of pod {pod} are paced, because what shapes its session \
          (role, external id, session name, service account) changed again and again; a pod gets {at_once} at once and then \
@@ -356,13 +377,13 @@ pub enum Reason {
         interval.as_secs()
     )]
     SessionsPaced {
-        /// Which.
+        /// The role.
         role: RoleArn,
         /// `namespace/name`
         pod: String,
         /// New sessions that a pod gets at once.
         at_once: u32,
-        /// From one to the next after those.
+        /// The time from one new session to the next after those.
         interval: Duration,
     },
 }

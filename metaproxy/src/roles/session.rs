@@ -1,4 +1,4 @@
-//! Everything that shapes a session beside its role.
+//! Derives the parameters of a session, beside its role, from the pod and the configuration.
 
 use super::decision::AnnotationKeys;
 use super::reason::Reason;
@@ -7,10 +7,10 @@ use super::session_tags::{SessionTags, TagRules};
 use super::web_identity::{Principal, WebIdentity};
 use crate::pods::{Pod, PodUid};
 
-/// `--session-scope`: who shares a session.
+/// `--session-scope`: which pods share a session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum SessionScope {
-    /// Nobody: each pod has its own
+    /// None: each pod has a session of its own
     #[default]
     Pod,
     /// Pods of this node with the same role, external id, session name annotation and tags
@@ -20,34 +20,34 @@ pub enum SessionScope {
 /// The configuration that shapes sessions.
 #[derive(Clone, Debug, Default)]
 pub struct SessionRules {
-    /// Who shares one.
+    /// Which pods share a session.
     pub scope: SessionScope,
-    /// Which tags they have.
+    /// Which tags sessions have.
     pub tags: TagRules,
-    /// This node, where it has a name.
+    /// The name of this node, if it has one.
     pub node: Option<String>,
 }
 
-/// How a session is made, but for its role.
+/// The parameters of a session, without its role.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct SessionShape {
-    /// `RoleSessionName`
+    /// The `RoleSessionName`.
     pub name: SessionName,
-    /// `ExternalId`
+    /// The `ExternalId`.
     pub external_id: Option<String>,
-    /// Session tags.
+    /// The session tags.
     pub tags: SessionTags,
-    /// The pod, where each has a session of its own.
+    /// The pod, if each pod has a session of its own.
     pub pod: Option<PodUid>,
-    /// As whom the role is assumed.
+    /// The identity that assumes the role.
     pub principal: Principal,
 }
 
 impl SessionRules {
-    /// For a pod.
+    /// Returns the parameters for a pod whose role is assumed by the node's role.
     ///
     /// # Errors
-    /// Where an annotation of the pod can't be used.
+    /// If an annotation of the pod is malformed, or a tag would have a value that STS refuses.
     pub fn shape(&self, pod: &Pod, keys: &AnnotationKeys) -> Result<SessionShape, Reason> {
         let own_name = || match self.scope {
             SessionScope::Pod => SessionName::of_pod(&pod.namespace, &pod.name),
@@ -64,8 +64,8 @@ impl SessionRules {
         })
     }
 
-    /// For a pod that shows a token of its own. Such a session is never shared; what it may be tagged with stands in the
-    /// token, and trust policies ask that, not an external id.
+    /// Returns the parameters for a pod that presents a token of its own. Such a session is never shared. It has no tags and no
+    /// external id: AssumeRoleWithWebIdentity takes tags from the token, and has no ExternalId.
     pub(super) fn web_identity_shape(
         &self,
         pod: &Pod,
@@ -84,7 +84,7 @@ impl SessionRules {
         }
     }
 
-    /// The name of sessions that are no single pod's.
+    /// Returns the name of sessions that belong to no single pod.
     pub fn of_node(&self) -> SessionName {
         match &self.node {
             Some(node) => SessionName::cleaned(&format!("metaproxy.{node}")),
@@ -93,7 +93,8 @@ impl SessionRules {
     }
 }
 
-/// STS: 2 to 1224 of `[\w+=,.@:\/-]`. Never mended: another id is another party's.
+/// Reads the external id. STS accepts 2 to 1224 of `[\w+=,.@:\/-]`. A malformed one is refused and never cleaned, since another id
+/// may be that of another party.
 fn external_id(pod: &Pod, key: &str) -> Result<Option<String>, Reason> {
     let Some(id) = pod.annotation(key) else {
         return Ok(None);

@@ -1,28 +1,28 @@
-//! Names of sessions, as they appear in CloudTrail and in the pod's own identity.
+//! Makes names of sessions, which CloudTrail and `GetCallerIdentity` show.
 
 use std::fmt;
 
 use ring::digest::{SHA256, digest};
 
-/// STS: `RoleSessionName` is 2 to 64 of `[\w+=,.@-]`.
+/// The length of a `RoleSessionName`, which is 2 to 64 of `[\w+=,.@-]` (STS, AssumeRole).
 const MIN: usize = 2;
 const MAX: usize = 64;
 
-/// Hexadecimal digits of the hash that stands in for what was cut off.
+/// How many hexadecimal digits of a hash replace what was cut off.
 const HASH: usize = 8;
 
-/// A `RoleSessionName` that STS takes, whatever it was made from.
+/// A `RoleSessionName` that STS accepts, whatever text it was made from.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionName(Box<str>);
 
 impl SessionName {
-    /// `<namespace>.<pod>`: tells in CloudTrail which pod it was, and stays the same at each renewal.
+    /// Returns `<namespace>.<pod>`: it identifies the pod in CloudTrail, and stays the same at each renewal.
     pub fn of_pod(namespace: &str, pod: &str) -> Self {
         Self::cleaned(&format!("{namespace}.{pod}"))
     }
 
-    /// Characters that STS refuses become `-`, as in kiam. Where the result is too long, a hash of the original stands in
-    /// for what was cut off, so that long names that differ only at their end stay different.
+    /// Replaces characters that STS refuses by `-`, as kiam does. If the result is too long, a hash of the original replaces its
+    /// end, so that long names that differ only at their end stay different.
     pub fn cleaned(text: &str) -> Self {
         let fits = |character: char| character.is_ascii_alphanumeric() || "_+=,.@-".contains(character);
         let clean: String = text
@@ -44,7 +44,7 @@ impl SessionName {
         Self(name.into())
     }
 
-    /// As STS takes it.
+    /// Returns the name as STS accepts it.
     pub fn as_str(&self) -> &str {
         &self.0
     }

@@ -1,4 +1,4 @@
-//! Tags of sessions, by which IAM policies tell pods apart (ABAC).
+//! Makes the tags of sessions, by which IAM policies distinguish pods (ABAC).
 
 use std::str::FromStr;
 
@@ -7,35 +7,35 @@ use thiserror::Error;
 use super::reason::Reason;
 use crate::pods::Pod;
 
-/// Which tags sessions have, and what those of a node have in common.
+/// Which tags the sessions of this node have, with the values that they have in common.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum TagRules {
-    /// None.
+    /// Sessions have no tags.
     #[default]
     Off,
-    /// Cluster, node, namespace, pod and service account.
+    /// Sessions are tagged with cluster, node, namespace, pod and service account.
     On {
-        /// The cluster, where it has a name.
+        /// The cluster's name, if it is known.
         cluster: Option<String>,
     },
-    /// Those of EKS Pod Identity, so that policies that were written for it hold.
+    /// Sessions have the tags of EKS Pod Identity, so that policies that were written for it hold.
     Eks(EksCluster),
 }
 
-/// Tags of a session.
+/// The tags of one session.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Hash)]
 pub struct SessionTags {
-    /// Key and value, in order of the keys.
+    /// Keys and values, in the order of the keys.
     pub pairs: Vec<(&'static str, String)>,
-    /// Whether they go on to the roles that the session assumes (`TransitiveTagKeys`).
+    /// Whether the roles that the session assumes inherit them (`TransitiveTagKeys`).
     pub are_transitive: bool,
 }
 
 impl TagRules {
-    /// The tags of a pod's session, on a node of this name.
+    /// Returns the tags of a pod's session; `node` is the name of this node.
     ///
     /// # Errors
-    /// Where a value can't be a tag's. It is never mended: policies compare tags, and another value is another pod's.
+    /// If STS would refuse a value. It is never cleaned: policies compare tags, and the cleaned value may be that of another pod.
     pub(super) fn tags(&self, pod: &Pod, node: Option<&str>) -> Result<SessionTags, Reason> {
         let namespace = ("kubernetes-namespace", Some(pod.namespace.as_str()));
         let name = ("kubernetes-pod-name", Some(pod.name.as_str()));
@@ -83,7 +83,7 @@ fn checked<const N: usize>(
     })
 }
 
-/// STS: at most 256 of `[\p{L}\p{Z}\p{N}_.:/=+\-@]`.
+/// Says whether STS accepts a tag's value: at most 256 of `[\p{L}\p{Z}\p{N}_.:/=+\-@]` (STS, Tag).
 pub fn is_tag_value(value: &str) -> bool {
     value.chars().count() <= 256
         && value
@@ -91,15 +91,15 @@ pub fn is_tag_value(value: &str) -> bool {
             .all(|c| c.is_alphanumeric() || c == ' ' || "_.:/=+-@".contains(c))
 }
 
-/// A cluster of EKS, by its ARN: `arn:PARTITION:eks:REGION:ACCOUNT:cluster/NAME` (Service Authorization Reference).
+/// The ARN of an EKS cluster: `arn:PARTITION:eks:REGION:ACCOUNT:cluster/NAME` (Service Authorization Reference).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct EksCluster {
     arn: String,
-    /// Where the name begins.
+    /// The index at which the name begins.
     name: usize,
 }
 
-/// Text that is no ARN of a cluster.
+/// Says that a text is not the ARN of a cluster.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
     "not the ARN of an EKS cluster, which looks like arn:aws:eks:eu-west-1:123456789012:cluster/NAME; `aws eks \
@@ -108,7 +108,7 @@ pub struct EksCluster {
 pub struct NotACluster;
 
 impl EksCluster {
-    /// Its name: what the ARN ends with.
+    /// Returns the cluster's name, with which the ARN ends.
     pub fn name(&self) -> &str {
         self.arn.get(self.name..).unwrap_or_default()
     }
@@ -144,7 +144,7 @@ impl FromStr for EksCluster {
     }
 }
 
-/// EKS: 1 to 100 characters, `[0-9A-Za-z][A-Za-z0-9\-_]*` (`CreateCluster`).
+/// Says whether EKS accepts a cluster's name: 1 to 100 of `[0-9A-Za-z][A-Za-z0-9\-_]*` (`CreateCluster`).
 fn is_cluster_name(name: &str) -> bool {
     name.len() <= 100
         && name.starts_with(|first: char| first.is_ascii_alphanumeric())

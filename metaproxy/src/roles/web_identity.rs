@@ -1,66 +1,66 @@
-//! Roles of service accounts, by the annotations of IRSA ("IAM roles for service accounts", EKS user guide; the keys are
-//! those of its admission webhook, amazon-eks-pod-identity-webhook).
+//! Reads the annotations of IRSA on service accounts ("IAM roles for service accounts", EKS user guide; the keys are those of its
+//! admission webhook, amazon-eks-pod-identity-webhook).
 
 use super::reason::Reason;
 use crate::pods::{Pod, PodUid, ServiceAccount};
 
-/// Service account: the role.
+/// Service account annotation with the role.
 pub const ROLE_KEY: &str = "eks.amazonaws.com/role-arn";
-/// Service account: the audience of its tokens.
+/// Service account annotation with the audience of its tokens.
 pub const AUDIENCE_KEY: &str = "eks.amazonaws.com/audience";
-/// Service account: `true` for the region's STS (the default), `false` for the global one.
+/// Service account annotation: `true` for the region's STS (the default), `false` for the global one.
 pub const REGIONAL_KEY: &str = "eks.amazonaws.com/sts-regional-endpoints";
 
-/// All that are read.
+/// All annotations of service accounts that are read.
 pub const KEYS: [&str; 3] = [ROLE_KEY, AUDIENCE_KEY, REGIONAL_KEY];
 
-/// What an identity provider for IRSA expects where nothing else is said.
+/// The audience of IRSA's identity providers, unless the annotation sets another one.
 const DEFAULT_AUDIENCE: &str = "sts.amazonaws.com";
 
-/// Longest audience that is asked for; IAM knows client ids of up to 255 characters.
+/// The length of the longest audience. IAM accepts client ids of up to 255 characters (CreateOpenIDConnectProvider).
 const MAX_AUDIENCE: usize = 255;
 
-/// As whom a role is assumed.
+/// The identity that assumes a role.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Principal {
-    /// The node, or the role of `--assume-role-arn`.
+    /// The node's role, or that of `--assume-role-arn`.
     Node,
-    /// The pod's service account, by a token that is bound to the pod.
+    /// The pod's service account, with a token that is bound to the pod.
     ServiceAccount(Box<WebIdentity>),
 }
 
-/// Everything that shapes a service account's token, and where it is shown.
+/// The parameters of a service account's token, and the STS that it is presented to.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct WebIdentity {
-    /// The namespace of pod and service account.
+    /// The namespace of the pod and of its service account.
     pub namespace: String,
-    /// The service account.
+    /// The service account's name.
     pub service_account: String,
-    /// The pod that the token is bound to.
+    /// The name of the pod that the token is bound to.
     pub pod: String,
-    /// Its `metadata.uid`.
+    /// The pod's `metadata.uid`.
     pub uid: PodUid,
-    /// `aud`
+    /// The token's audience (`aud`).
     pub audience: String,
-    /// Which STS is asked.
+    /// The STS that the token is presented to.
     pub endpoint: StsEndpoint,
 }
 
-/// Which STS is asked.
+/// The STS that a service account's token is presented to.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum StsEndpoint {
-    /// The region's.
+    /// The STS of the agent's region.
     #[default]
     Regional,
-    /// `sts.amazonaws.com`, in the partition that has it.
+    /// `sts.amazonaws.com`, in partitions that have it.
     Global,
 }
 
 impl WebIdentity {
-    /// The identity of a pod.
+    /// Returns the identity of a pod.
     ///
     /// # Errors
-    /// Where an annotation of the service account can't be used.
+    /// If an annotation of the service account is malformed.
     pub(super) fn of(pod: &Pod, account: &ServiceAccount) -> Result<Self, Reason> {
         let bad = |key: &str, problem: &str| Reason::MalformedAnnotation {
             object: format!("service account {account}"),
@@ -71,7 +71,7 @@ impl WebIdentity {
         if audience.len() > MAX_AUDIENCE || !audience.bytes().all(|byte| byte.is_ascii_graphic()) {
             return Err(bad(
                 AUDIENCE_KEY,
-                "an audience is up to 255 visible ASCII characters, without blanks",
+                "an audience is up to 255 visible ASCII characters, without spaces",
             ));
         }
         let endpoint = match account.annotation(REGIONAL_KEY) {
@@ -89,7 +89,7 @@ impl WebIdentity {
         })
     }
 
-    /// `namespace/name` of the service account.
+    /// Returns `namespace/name` of the service account.
     pub fn account(&self) -> String {
         format!("{}/{}", self.namespace, self.service_account)
     }

@@ -316,8 +316,8 @@ fn a_browser_shows_the_page() {
         "<td>apps/api</td><td class=\"good\">granted</td><td class=\"role\"><code>arn:aws:iam::123456789012:role/orders-reader</code>",
         "<td>apps/worker</td><td class=\"good\">granted</td>",
         // The content of an annotation is text in the browser's tree too.
-        "<td>apps/malformed</td><td class=\"bad\">refused</td><td class=\"role\"><code>–</code></td><td>–</td><td>annotation \
-         iam.amazonaws.com/role of the pod of apps/malformed names the role \"no such &lt;b&gt;name&lt;/b&gt;\"",
+        "<td>apps/malformed</td><td class=\"bad\">refused</td><td class=\"role\"><code>–</code></td><td>–</td><td>pod \
+         apps/malformed gets no role: annotation iam.amazonaws.com/role of the pod names the role \"no such &lt;b&gt;name&lt;/b&gt;\"",
         "<td><code>mp_connect4</code></td>",
         "<span class=\"state good\">ready</span>",
         "4 of this node are known; with a role, or asking for one: 3",

@@ -175,7 +175,7 @@ fn a_pods_answer_its_event_the_log_and_explain_agree() {
             "billing",
             "(\"granted|denied|away\") does not allow it",
         ),
-        ("bare", "bare", "granted", "it has neither annotation"),
+        ("bare", "bare", "granted", "the namespace has neither annotation"),
         ("apps", "denied", "denied", "STS refused role"),
     ];
     for (namespace, name, role, sentence) in refused {

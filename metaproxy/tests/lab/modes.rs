@@ -97,7 +97,7 @@ fn a_firewall_serves_metadata_and_no_role_and_asks_nobody() {
 #[case::guard_while_observing(&["run", "--manifests", "/x", "--mode", "observe", "--guard", "connect"], "--guard with --mode observe")]
 #[case::nobodys_pods(&["run"], "no source of pods")]
 #[case::head_too_short(&["run", "--manifests", "/x", "--max-head-size", "1"], "1 is not in 8..=64")]
-#[case::idle_too_long(&["run", "--manifests", "/x", "--idle-timeout", "2h"], "it is 1s to 1h")]
+#[case::idle_too_long(&["run", "--manifests", "/x", "--idle-timeout", "2h"], "not a duration from 1s to 1h")]
 fn bad_usage_is_told(#[case] words: &[&str], #[case] sentence: &str) {
     let output = std::process::Command::new(agent_binary())
         .args(words)

@@ -171,7 +171,7 @@ const REFUSED: &[(&str, &str)] = &[
     ("Code", "AssumeRoleUnauthorizedAccess"),
     (
         "Message",
-        "annotation iam.amazonaws.com/role of the pod of apps/refused names the role…",
+        "pod apps/refused gets no role: annotation iam.amazonaws.com/role of the pod names the role…",
     ),
     ("LastUpdated", "TIME"),
 ];

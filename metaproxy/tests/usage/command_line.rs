@@ -118,12 +118,12 @@ fn manifests_are_explained_and_moved_over_from_standard_input() {
     );
     assert_eq!(status, Some(0));
     assert!(
-        text.contains("default: \"d\"") && text.contains("--iptables=true: there are no rules"),
+        text.contains("default: \"d\"") && text.contains("--iptables=true: metaproxy makes no rules"),
         "{text}"
     );
     let (_, status, said) = printed(&["migrate", "kiam"], "kind: DaemonSet\n");
     assert_eq!(status, Some(69));
-    assert!(said.contains("nothing of kiam in it"), "{said}");
+    assert!(said.contains("no workload of kiam found"), "{said}");
 }
 
 const BASE: [&str; 2] = ["--base-role-arn", "arn:aws:iam::123456789012:role/"];

@@ -55,7 +55,7 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* What containers may do: `reads` for the one that turns cgroups into pods. */}}
+{{/* The security context of containers; `reads` is for the one that looks up pods by cgroup id. */}}
 {{- define "metaproxy.security" -}}
 {{- if .hardened -}}
 privileged: false
@@ -65,14 +65,14 @@ runAsUser: 0
 capabilities:
   drop: [ALL]
   add:
-    # To load programs and maps.
+    # Loads programs and maps.
     - BPF
-    # Without it the verifier refuses pointer arithmetic in loops, which the compiler makes of copies.
+    # Without it the verifier refuses pointer arithmetic in loops, into which the compiler turns copies.
     - PERFMON
-    # For programs that see and change connections, and to attach them.
+    # Loads and attaches programs that change connections.
     - NET_ADMIN
     {{- if .reads }}
-    # To open a cgroup by its id (open_by_handle_at), which is how a caller becomes a pod.
+    # Opens a cgroup by its id (open_by_handle_at), to identify the pod of a caller.
     - DAC_READ_SEARCH
     {{- end }}
 seccompProfile:
@@ -83,7 +83,7 @@ readOnlyRootFilesystem: true
 {{- end -}}
 {{- end -}}
 
-{{/* What pods of agent and guard have in common. */}}
+{{/* The fields that pods of agent and guard have in common. */}}
 {{- define "metaproxy.pod" -}}
 # The listener is on the node's addresses, the guard at its interfaces, and sockets of the node's namespace are never
 # intercepted. There are no `ports`: with hostNetwork each would be taken as a port of the node.
@@ -119,7 +119,7 @@ imagePullSecrets:
     type: DirectoryOrCreate
 {{- end -}}
 
-{{/* Where the guard of its own is: daemonset, sidecar or none. */}}
+{{/* The placement of the separate guard: daemonset, sidecar or none. */}}
 {{- define "metaproxy.guardPlacement" -}}
 {{- if eq (include "metaproxy.word" .Values.guard.kind) "off" -}}
 none
@@ -170,7 +170,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
   resources:
     {{- toYaml . | nindent 4 }}
   {{- end }}
-  # Updates wait for it: it is ready when it keeps pods out, or when no agent has served pods since the node booted.
+  # Updates wait until it is ready: it keeps pods out, or no agent has served pods since the node booted.
   readinessProbe:
     exec:
       command: [/metaproxy, probe, ready, {{ printf "--runtime-dir=%s" .Values.runtimeDir | quote }}]
@@ -191,7 +191,7 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
       mountPath: {{ .Values.runtimeDir | quote }}
 {{- end -}}
 
-{{/* Whether an admission policy pins what the agent's tokens are for: ValidatingAdmissionPolicy is v1 from 1.30. */}}
+{{/* Whether an admission policy limits the agent's tokens: ValidatingAdmissionPolicy is v1 from 1.30. */}}
 {{- define "metaproxy.pinsTokens" -}}
 {{- if and .Values.webIdentity.enabled .Values.webIdentity.admissionPolicy (semverCompare ">=1.30-0" .Capabilities.KubeVersion.Version) -}}
 true
@@ -223,7 +223,7 @@ true
 {{- if kindIs "bool" . }}{{ ternary "on" "off" . }}{{ else }}{{ . }}{{ end -}}
 {{- end -}}
 
-{{/* Where metrics are answered: for a PodMonitor at all addresses of the node, where no other is given. */}}
+{{/* The address of metrics. For a PodMonitor the default is all addresses of the node. */}}
 {{- define "metaproxy.adminAddress" -}}
 {{- if eq (toString .Values.adminAddress) "" -}}
 {{- ternary "0.0.0.0:16925" "off" .Values.podMonitor.enabled -}}
@@ -232,29 +232,29 @@ true
 {{- end -}}
 {{- end -}}
 
-{{/* Its port. */}}
+{{/* The port of metrics. */}}
 {{- define "metaproxy.adminPort" -}}
 {{- include "metaproxy.adminAddress" . | splitList ":" | last -}}
 {{- end -}}
 
 {{- define "metaproxy.check" -}}
 {{- if or (kindIs "invalid" .Values.namespacePolicy) (eq (toString .Values.namespacePolicy) "") -}}
-{{- fail "namespacePolicy must be chosen: `required` (as kiam: a role must be allowed by an annotation of the pod's namespace; without one, no role) or `off` (as kube2iam without --namespace-restrictions: whoever may create a pod may have any role that trusts the node's). values.yaml explains both." -}}
+{{- fail "namespacePolicy must be chosen: `required` (as kiam: a role must be allowed by an annotation of the pod's namespace; without such an annotation its pods get no role) or `off` (as kube2iam without --namespace-restrictions: every user who may create a pod may have every role that trusts the node's). values.yaml explains both." -}}
 {{- end -}}
 {{- $admin := include "metaproxy.adminAddress" . -}}
 {{- if and .Values.podMonitor.enabled (or (eq $admin "off") (hasPrefix "127." $admin) (hasPrefix "[::1]" $admin)) -}}
-{{- fail (printf "podMonitor.enabled needs an adminAddress that Prometheus can reach, such as 0.0.0.0:16925, which it is where adminAddress is left empty; it is %v" $admin) -}}
+{{- fail (printf "podMonitor.enabled needs an adminAddress that Prometheus can reach, such as 0.0.0.0:16925, which is the default if adminAddress is empty; it is %v" $admin) -}}
 {{- end -}}
 {{- if hasKey .Values.guard "sidecar" -}}
-{{- fail "guard.sidecar is guard.placement now: `daemonset` (the default, which keeps pods out also while the agent's pod is away), `sidecar` or `none`" -}}
+{{- fail "guard.sidecar is guard.placement now: `daemonset` (the default, which also refuses pods while the agent's pod is away), `sidecar` or `none`" -}}
 {{- end -}}
 {{- if and .Values.kubeconfig (include "metaproxy.pinsTokens" .) -}}
-{{- fail "kubeconfig says who the agent is in the cluster, and the admission policy is about its service account: set webIdentity.admissionPolicy=false, and limit the tokens of that user by a policy of your own (deploy/docs/iam.md#how-far-that-right-goes)" -}}
+{{- fail "with kubeconfig the agent is another user than its service account, which the admission policy limits: set webIdentity.admissionPolicy=false, and limit that user's tokens by a policy of your own (deploy/docs/iam.md#how-far-that-right-goes)" -}}
 {{- end -}}
 {{- if and (eq (include "metaproxy.word" .Values.sessions.tags) "eks") (not .Values.sessions.clusterArn) -}}
 {{- fail "sessions.tags=eks needs sessions.clusterArn: EKS Pod Identity's tags hold the ARN of the cluster, which `aws eks describe-cluster --name NAME --query cluster.arn --output text` prints" -}}
 {{- end -}}
 {{- if and .Values.manifests (or .Values.webIdentity.enabled .Values.startupTaint .Values.kubeconfig) -}}
-{{- fail "manifests takes the place of the API server: webIdentity, startupTaint and kubeconfig do not go with it" -}}
+{{- fail "manifests replaces the API server, which webIdentity, startupTaint and kubeconfig need: set manifests, or these" -}}
 {{- end -}}
 {{- end -}}

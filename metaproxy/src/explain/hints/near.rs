@@ -1,14 +1,14 @@
-//! A role that a namespace does not allow, and what would have to be otherwise for it to.
+//! Finds out which small change of a namespace's policy would allow a role.
 
 use std::collections::BTreeSet;
 
 use crate::roles::policy::{AllowedRolesStyle, Candidate, Letters, PermittedMatch};
 use crate::roles::{PolicyKind, RoleArn, Rules};
 
-/// The length in bytes up to which an annotation is searched for a slip. Longer ones are generated and not typed.
+/// The length in bytes up to which an annotation is searched for slips. Longer ones are generated, not typed.
 const MAX_ANNOTATION_LENGTH: usize = 4096;
 
-/// How many accounts of an annotation are tried.
+/// How many accounts of an annotation are tried, because each one is compiled.
 const MAX_ACCOUNTS: usize = 8;
 
 /// A role that a policy does not allow.
@@ -19,31 +19,31 @@ pub(super) struct Near<'a> {
 }
 
 impl Near<'_> {
-    /// Whether an annotation, read like this, would allow the role.
+    /// Says whether an annotation would allow the role if it were read in a given way.
     fn allows(&self, kind: PolicyKind, annotation: &str, letters: Letters) -> bool {
         let candidate = Candidate::new(self.role, self.written, self.rules.base.as_ref());
         let policy = kind.read(annotation, letters);
         policy.is_ok_and(|policy| policy.allows(&candidate).is_some())
     }
 
-    /// As `permitted`, by the flags as they are.
+    /// Says whether a pattern would allow the role as `permitted`, by the flags as they are.
     fn permits(&self, pattern: &str) -> bool {
         let kind = PolicyKind::Permitted(self.rules.namespaces.permitted_match);
         self.allows(kind, pattern, Letters::AsWritten)
     }
 
-    /// As `allowed-roles`.
+    /// Says whether a list would allow the role as `allowed-roles`.
     fn lists(&self, annotation: &str, style: AllowedRolesStyle) -> bool {
         self.allows(PolicyKind::AllowedRoles(style), annotation, Letters::AsWritten)
     }
 
-    /// What was probably meant by `permitted`.
+    /// Returns what was probably meant by `permitted`.
     pub(super) fn permitted(&self, annotation: Option<&String>) -> Option<String> {
         let annotation = annotation.filter(|annotation| annotation.len() <= MAX_ANNOTATION_LENGTH)?;
         let keys = &self.rules.keys;
         if serde_json::from_str::<Vec<String>>(annotation).is_ok() {
             return Some(format!(
-                "{annotation:?} is a JSON list, as {} has it; {} is one regular expression",
+                "{annotation:?} is a JSON list, which belongs in {}; {} is one regular expression",
                 keys.allowed_roles, keys.permitted
             ));
         }
@@ -68,7 +68,7 @@ impl Near<'_> {
             .or_else(|| self.case_or_account(kind, &keys.permitted, annotation))
     }
 
-    /// A glob, or a pattern that would be found in the role but is not the whole of it.
+    /// Finds a glob, or a pattern that matches only a part of the role.
     fn unanchored(&self, annotation: &str) -> Option<String> {
         let key = &self.rules.keys.permitted;
         let is_anchored = self.rules.namespaces.permitted_match == PermittedMatch::Anchored;
@@ -101,7 +101,7 @@ impl Near<'_> {
         ))
     }
 
-    /// What was probably meant by `allowed-roles`.
+    /// Returns what was probably meant by `allowed-roles`.
     pub(super) fn allowed_roles(&self, annotation: Option<&String>) -> Option<String> {
         let annotation = annotation.filter(|annotation| annotation.len() <= MAX_ANNOTATION_LENGTH)?;
         let style = self.rules.namespaces.allowed_roles_style;
@@ -122,7 +122,7 @@ impl Near<'_> {
             .or_else(|| self.case_or_account(kind, key, annotation))
     }
 
-    /// Globs where regular expressions are read, or the other way round.
+    /// Finds globs where regular expressions are read, and regular expressions where globs are read.
     fn other_style(&self, annotation: &str, style: AllowedRolesStyle) -> Option<String> {
         let key = &self.rules.keys.allowed_roles;
         let (other, flag) = match style {
@@ -146,12 +146,12 @@ impl Near<'_> {
         ))
     }
 
-    /// What is compared as it is written: case, and the account of an ARN. The annotation is tried as what it is: a list
-    /// that is read as one regular expression is a class of characters, in which nearly everything is found.
+    /// Finds a difference in case, or in the account of an ARN. The annotation is tried as its own kind only: a JSON list that is read
+    /// as a regular expression is a character class, which is found in nearly every text.
     fn case_or_account(&self, kind: PolicyKind, key: &str, annotation: &str) -> Option<String> {
         if self.allows(kind, annotation, Letters::InAnyCase) {
             return Some(format!(
-                "`{annotation}` in {key} differs from the role in capital letters only: names of roles are compared with \
+                "`{annotation}` in {key} differs from the role in capital letters only, and roles are compared with \
                  their case"
             ));
         }
@@ -165,17 +165,17 @@ impl Near<'_> {
             self.allows(kind, &replaced, Letters::AsWritten)
         })?;
         Some(format!(
-            "`{annotation}` in {key} allows it in account {account}, but the role is one of account {own}"
+            "`{annotation}` in {key} would allow the role in account {account}, but it is in account {own}"
         ))
     }
 }
 
-/// A pattern in which each `*` of a glob stands as `.*`; `None` where there is none.
+/// Replaces each `*` of a glob by `.*`; returns `None` if there is none.
 fn without_globs(pattern: &str) -> Option<String> {
     let mut out = String::with_capacity(pattern.len() + 8);
     let mut before = '"';
     for character in pattern.chars() {
-        // After these, a star is what it is in a regular expression.
+        // After these characters a star is the operator of a regular expression.
         if character == '*' && !matches!(before, '.' | ')' | ']' | '\\' | '}') {
             out.push('.');
         }

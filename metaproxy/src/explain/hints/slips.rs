@@ -1,11 +1,11 @@
-//! A role that is no role as it is written, and what was probably meant.
+//! Finds slips in the text of a role, and returns what was probably meant.
 
 use crate::roles::{WrittenRole, placeholder};
 
-/// Writes a role in another way, if it has the slip.
+/// Corrects one kind of slip; returns `None` if the text does not have it.
 type Repair = fn(&str) -> Option<String>;
 
-/// What was probably meant by a role that can't be used: a hint, if something speaks for it.
+/// Returns a hint on a role that can't be used, if it has a known slip.
 pub(super) fn of_role(written: &str) -> Option<String> {
     let written = written.trim();
     if let Some(found) = unfilled(written) {
@@ -13,21 +13,21 @@ pub(super) fn of_role(written: &str) -> Option<String> {
     }
     if let Some(strange) = written.chars().find(|c| !c.is_ascii_graphic() && *c != ' ') {
         return Some(format!(
-            "the role holds the character U+{:04X}, which is easily overlooked",
+            "the role holds the character U+{:04X}, which is easily overlooked; remove it",
             u32::from(strange)
         ));
     }
     let repaired: [(&str, Repair); 7] = [
         ("the quotation marks are a part of the value", without_quotes),
         (
-            "an instance profile is no role, though often called as its role is",
+            "an instance profile is not a role, though it often has the name of its role",
             of_profile,
         ),
-        ("`role` stands there twice", of_role_twice),
+        ("`role` is there twice", of_role_twice),
         ("a role's ARN has a slash after `role`", with_slash),
-        ("that is the ARN of a session of a role", of_session),
+        ("that is the ARN of a role's session", of_session),
         ("the ARN of a role has no region", without_region),
-        ("a name stands without `role`", without_kind),
+        ("a name has no `role:` before it", without_kind),
     ];
     repaired.into_iter().find_map(|(why, repair)| {
         let meant = repair(written).filter(|meant| meant.parse::<WrittenRole>().is_ok())?;
@@ -35,7 +35,7 @@ pub(super) fn of_role(written: &str) -> Option<String> {
     })
 }
 
-/// What was probably meant by a role that can be used, but has a path that nobody gives a role.
+/// Returns a hint on a role that can be used, but has a path that looks like a slip.
 pub(super) fn of_path(written: &str) -> Option<String> {
     if let Some(found) = placeholder(written) {
         return Some(of_placeholder(found));
@@ -45,7 +45,7 @@ pub(super) fn of_path(written: &str) -> Option<String> {
         .iter()
         .find_map(|start| relative.strip_prefix(start))?;
     Some(format!(
-        "`{written}` is taken for a role with a path of its own, {:?}; did you mean {meant}?",
+        "`{written}` is read as a role with the path {:?}; did you mean {meant}?",
         &relative[..relative.len() - meant.len()]
     ))
 }
@@ -57,7 +57,7 @@ fn sentence(why: &str) -> String {
         .map_or_else(String::new, |first| first.to_uppercase().chain(letters).collect())
 }
 
-/// Text that a template or a person should have replaced.
+/// Returns the text that a template or a user should have replaced.
 fn unfilled(written: &str) -> Option<&str> {
     placeholder(written).or_else(|| {
         ["ACCOUNT_ID", "ACCOUNT", "REGION"]
@@ -70,7 +70,7 @@ fn of_placeholder(found: &str) -> String {
     format!("{found:?} in the role looks like a placeholder that was not filled in")
 }
 
-/// In quotation marks of its own, or as a list with one entry.
+/// Removes quotation marks, and the brackets of a list with one entry.
 fn without_quotes(written: &str) -> Option<String> {
     let inner = written.trim_matches(['"', '\'', '`', '[', ']', ' ']);
     (inner != written).then(|| inner.to_owned())

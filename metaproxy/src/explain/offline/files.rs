@@ -1,20 +1,20 @@
-//! The files of `--manifests`.
+//! Finds the files of `--manifests`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::OfflineError;
 
-/// What there is at `--manifests`.
+/// The files at `--manifests`.
 #[derive(Debug, Default)]
 pub(super) struct Files {
-    /// Manifests.
+    /// The manifests.
     pub read: Vec<PathBuf>,
-    /// Files of a directory that have another ending, which kubectl leaves out too.
+    /// Files of a directory with other endings, which kubectl skips too.
     pub left_out: Vec<PathBuf>,
 }
 
-/// The file itself, or all manifests below a directory.
+/// Returns the file itself, or all files below a directory.
 pub(super) fn files(path: &Path) -> Result<Files, OfflineError> {
     let mut found = Files::default();
     if path.is_dir() {

@@ -1,32 +1,32 @@
-//! Every place of an object in which an annotation about roles stands, and those that nobody reads.
+//! Finds the places of an object in which an annotation about roles is not read.
 
 use serde_json::Value;
 
 use super::taken::Taken;
 use crate::roles::{AnnotationKeys, web_identity};
 
-/// How deep an object is looked through.
+/// How deep an object is searched.
 const MAX_DEPTH: usize = 64;
 
-/// Fields that repeat what stands elsewhere in the object, or tell what became of it.
+/// Fields that are not searched, because they repeat other parts of the object or report its state.
 const COPIES: [&str; 3] = [
     "metadata.annotations.kubectl.kubernetes.io/last-applied-configuration",
     "metadata.managedFields",
     "status",
 ];
 
-/// A place in which an annotation about roles stands.
+/// A place that has an annotation about roles.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Occurrence {
-    /// The annotation.
+    /// The annotation's key.
     pub key: String,
-    /// The fields that lead there, such as `spec.podAnnotations`.
+    /// The path of fields to the place, such as `spec.podAnnotations`.
     pub path: String,
-    /// Whether it stands in a text there, such as a manifest in a ConfigMap.
+    /// Whether the place is a text that holds the annotation, such as a manifest in a ConfigMap.
     pub in_text: bool,
 }
 
-/// The annotations that name a role, or shape a pod's session.
+/// Returns the keys that give a role or shape a pod's session.
 pub fn keys_of_roles(keys: &AnnotationKeys) -> [&str; 4] {
     [
         &keys.role,
@@ -36,7 +36,7 @@ pub fn keys_of_roles(keys: &AnnotationKeys) -> [&str; 4] {
     ]
 }
 
-/// The places of an object that nobody reads.
+/// Returns the places of an object that are not read.
 pub fn unread(object: &Value, taken: &Taken<'_>, keys: &AnnotationKeys) -> Vec<Occurrence> {
     let mut search = Search {
         taken,
@@ -58,7 +58,7 @@ struct Search<'a> {
 }
 
 impl Search<'_> {
-    /// Looks through a value. In the spec of a pod a text is an argument or the value of a variable, and no annotation.
+    /// Searches a value. Texts in the spec of a pod are not searched: they are arguments or values of variables.
     fn look(&mut self, value: &Value, in_spec: bool) {
         if self.path.len() > MAX_DEPTH {
             return;
@@ -102,7 +102,7 @@ impl Search<'_> {
     }
 }
 
-/// Whether a text gives an annotation a value, in YAML or JSON. One that only speaks of it does not.
+/// Says whether a text gives an annotation a value, in YAML or JSON. A text that only mentions the key does not.
 pub fn names(text: &str, key: &str) -> bool {
     text.match_indices(key).any(|(at, _)| {
         let before = text[..at].chars().next_back();

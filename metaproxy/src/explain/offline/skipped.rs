@@ -1,4 +1,4 @@
-//! What was left out of manifests: objects, files, and annotations that nobody reads.
+//! Reports what was skipped in manifests: objects, files, and annotations that are not read.
 
 use std::fmt;
 use std::fs::File;
@@ -12,31 +12,31 @@ use super::taken::Taken;
 use crate::explain::printable;
 use crate::roles::{AnnotationKeys, Rules, web_identity};
 
-/// Something of the manifests that says nothing about a pod, though it may have been meant to.
+/// A part of the manifests that was skipped, although it may have been meant to give a pod a role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
-    /// File and line.
+    /// The file and line.
     place: String,
-    /// Kind, namespace and name; empty of a file.
+    /// Kind, namespace and name of the object; empty for a file.
     object: String,
     why: Why,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Why {
-    /// An object in which no pod template was found, and which may make pods; with an annotation about roles that is in it.
+    /// The object may make pods, and no pod template was found in it. The text is an annotation about roles that is in it.
     NoTemplate(Option<String>),
-    /// An annotation about roles that stands where nobody reads it.
+    /// An annotation about roles is in a place that is not read.
     Unread(Occurrence),
-    /// A role of a service account, and service accounts are not asked.
+    /// A service account gives a role, and annotations of service accounts are not read.
     Unasked,
-    /// A file of another ending that has an annotation about roles; whether it may be a manifest, by its name.
+    /// A file with another ending has an annotation about roles. Its name says whether it may be a manifest.
     File { key: String, may_be_manifest: bool },
-    /// Other files of another ending.
+    /// Files with other endings, without such an annotation.
     Files(Vec<String>),
 }
 
-/// Kinds of Kubernetes' own that make no pods.
+/// Kinds of Kubernetes itself that make no pods.
 const WITHOUT_PODS: [&str; 40] = [
     "APIService",
     "CSIDriver",
@@ -80,10 +80,10 @@ const WITHOUT_PODS: [&str; 40] = [
     "ValidatingWebhookConfiguration",
 ];
 
-/// How many of the files that were left out are shown by name.
+/// How many skipped files are shown by name.
 const MAX_SHOWN_FILES: usize = 8;
 
-/// What an object has that says nothing about a pod.
+/// Returns what was skipped in an object.
 pub(super) fn of(place: &str, object: &Value, taken: &Taken<'_>, rules: &Rules) -> Vec<Skipped> {
     let one = |why: Why| Skipped {
         place: place.to_owned(),
@@ -97,7 +97,7 @@ pub(super) fn of(place: &str, object: &Value, taken: &Taken<'_>, rules: &Rules) 
         let mentions = keys_of_roles(keys).into_iter().find(|key| has(object, key));
         return vec![one(Why::NoTemplate(mentions.map(str::to_owned)))];
     }
-    // What an event tells of a pod is no annotation.
+    // An event quotes annotations of other objects.
     if kind == "Event" {
         return Vec::new();
     }
@@ -112,7 +112,7 @@ pub(super) fn of(place: &str, object: &Value, taken: &Taken<'_>, rules: &Rules) 
     found
 }
 
-/// Kind, namespace and name.
+/// Returns kind, namespace and name of an object.
 fn named(object: &Value) -> String {
     let metadata = &object["metadata"];
     let parts = [metadata["namespace"].as_str(), metadata["name"].as_str()];
@@ -121,8 +121,7 @@ fn named(object: &Value) -> String {
     format!("{kind} {name}").trim_end().to_owned()
 }
 
-/// The files that were left out of a directory: each that has an annotation about roles, and one line on the others. A text that is
-/// no manifest by its name may only speak of annotations.
+/// Reports the skipped files of a directory: each file that has an annotation about roles, and one line on the others.
 pub(super) fn of_files(dir: &Path, files: &[PathBuf], keys: &AnnotationKeys) -> Vec<Skipped> {
     let mut found = Vec::new();
     let mut others = Vec::new();
@@ -147,7 +146,7 @@ pub(super) fn of_files(dir: &Path, files: &[PathBuf], keys: &AnnotationKeys) -> 
             None => others.push((!may_be_manifest, file.strip_prefix(dir).unwrap_or(file))),
         }
     }
-    // Those that may be manifests first.
+    // Files that may be manifests come first.
     others.sort();
     if !others.is_empty() {
         found.push(Skipped {
@@ -164,7 +163,7 @@ pub(super) fn of_files(dir: &Path, files: &[PathBuf], keys: &AnnotationKeys) -> 
     found
 }
 
-/// The first MiB of a file as text; no manifest is longer.
+/// Reads the first MiB of a file as text; no manifest is longer.
 fn beginning(file: &Path) -> io::Result<String> {
     if !file.metadata()?.is_file() {
         return Ok(String::new());
@@ -175,7 +174,7 @@ fn beginning(file: &Path) -> io::Result<String> {
 }
 
 impl Skipped {
-    /// Whether it asks for a role, by what is in it: then nobody can tell whether a pod gets that.
+    /// Says whether it seems to request a role, so that the explanations may be incomplete.
     pub fn is_bad(&self) -> bool {
         match &self.why {
             Why::NoTemplate(key) => key.is_some(),
@@ -191,19 +190,19 @@ impl fmt::Display for Skipped {
         let (place, object) = (&self.place, &self.object);
         let line = match &self.why {
             Why::NoTemplate(Some(key)) => format!(
-                "{place}: {object} has {key}, but no pod template that could be explained; give the pods that it makes, or the \
-                 manifests that become of it (`helm template`, `kubectl kustomize`)"
+                "{place}: {object} has {key}, but no pod template that can be explained; pass the pods that it makes, or rendered \
+                 manifests (`helm template`, `kubectl kustomize`)"
             ),
-            Why::NoTemplate(None) => format!("{place}: {object} was skipped: no pod template is in it"),
+            Why::NoTemplate(None) => format!("{place}: {object} was skipped, as it has no pod template"),
             Why::Unread(Occurrence {
                 key,
                 path,
                 in_text: true,
             }) => format!(
-                "{place}: {object} has {key} in the text at {path}, which is not read; give that text as a manifest of its own"
+                "{place}: {object} has {key} in the text at {path}, which is not read; pass that text as a manifest of its own"
             ),
             Why::Unread(Occurrence { key, path, .. }) => format!(
-                "{place}: {object} has {key} at {}, where nobody reads it: it belongs to {}",
+                "{place}: {object} has {key} at {}, which is not read; move it to {}",
                 if path.is_empty() { "its top" } else { path.as_str() },
                 if key == web_identity::ROLE_KEY {
                     "metadata.annotations of a service account"
@@ -212,13 +211,12 @@ impl fmt::Display for Skipped {
                 }
             ),
             Why::Unasked => format!(
-                "{place}: {object} has {}, but service accounts are not asked: --web-identity=on does that, unless IRSA's webhook \
-                 serves its pods",
+                "{place}: {object} has {}, which is read with --web-identity=on only; ignore this if IRSA's webhook serves its pods",
                 web_identity::ROLE_KEY
             ),
-            Why::File { key, .. } => format!(
-                "{place} has {key}, but was left out: its name does not end with .yaml, .yml or .json"
-            ),
+            Why::File { key, .. } => {
+                format!("{place} has {key}, but was skipped: its name does not end with .yaml, .yml or .json")
+            }
             Why::Files(files) => {
                 let more = files.len().saturating_sub(MAX_SHOWN_FILES);
                 let shown = files[..files.len().min(MAX_SHOWN_FILES)].join(", ");
@@ -227,16 +225,14 @@ impl fmt::Display for Skipped {
                 } else {
                     String::new()
                 };
-                format!(
-                    "{place}: left out, as their names do not end with .yaml, .yml or .json: {shown}{and}"
-                )
+                format!("{place}: skipped, as their names do not end with .yaml, .yml or .json: {shown}{and}")
             }
         };
         f.write_str(&printable(&line))
     }
 }
 
-/// Whether a key, or a text with it, stands anywhere in a value.
+/// Says whether a value holds a key, or a text with the key.
 fn has(value: &Value, key: &str) -> bool {
     match value {
         Value::Object(map) => map.iter().any(|(name, value)| name == key || has(value, key)),

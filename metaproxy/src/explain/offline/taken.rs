@@ -1,11 +1,11 @@
-//! What an object says about pods, and so which of its annotations are read.
+//! Finds what an object says about pods, and so which of its annotations are read.
 
 use serde_json::Value;
 
 use crate::pods::templates::{Template, templates};
 use crate::roles::web_identity;
 
-/// Kinds with a template at `spec.template`, even if it has no containers (yet).
+/// Kinds with a pod template at `spec.template`, even if it has no containers (yet).
 const WORKLOADS: [&str; 6] = [
     "Deployment",
     "StatefulSet",
@@ -15,24 +15,25 @@ const WORKLOADS: [&str; 6] = [
     "Job",
 ];
 
-/// Kinds of the Prometheus Operator, whose spec is that of a pod in part, and has its metadata (`podMetadata` of its API reference).
+/// Kinds of the Prometheus Operator. Their spec has some fields of a pod's spec, and the pod's metadata in `podMetadata` (API
+/// reference of the operator).
 const OF_PROMETHEUS: [&str; 4] = ["Alertmanager", "Prometheus", "PrometheusAgent", "ThanosRuler"];
 
-/// What is taken from an object.
+/// What an object says about pods.
 #[derive(Debug)]
 pub enum Taken<'a> {
-    /// It is a pod.
+    /// The object is a pod.
     Pod(Template<'a>),
-    /// It is a namespace.
+    /// The object is a namespace.
     Namespace,
-    /// It is a service account.
+    /// The object is a service account.
     Account,
-    /// It makes pods by these templates, if there are any.
+    /// The object makes pods by these templates; none if there are none.
     Templates(Vec<Template<'a>>),
 }
 
 impl<'a> Taken<'a> {
-    /// Of an object. Of a kind that is not known, whatever looks like a pod template.
+    /// Reads an object. In one of an unknown kind, everything that looks like a pod template counts.
     pub fn of(object: &'a Value) -> Self {
         let kind = object["kind"].as_str().unwrap_or_default();
         let version = object["apiVersion"].as_str().unwrap_or("v1");
@@ -64,7 +65,7 @@ impl<'a> Taken<'a> {
         }
     }
 
-    /// Its pods or templates.
+    /// Returns the pod, or the pod templates.
     pub fn templates(&self) -> &[Template<'a>] {
         match self {
             Self::Pod(pod) => std::slice::from_ref(pod),
@@ -73,13 +74,13 @@ impl<'a> Taken<'a> {
         }
     }
 
-    /// Whether this is the spec of a pod.
+    /// Says whether a value is the spec of a pod.
     pub fn is_spec(&self, value: &Value) -> bool {
         self.templates().iter().any(|one| std::ptr::eq(one.spec, value))
     }
 
-    /// Whether a key is read that stands in this part of an object: as an annotation, or as a label of a pod, which has a hint. One
-    /// on a workload is for people, if its templates have it too.
+    /// Says whether a key in a part of an object is read, or has a hint elsewhere, as a label of a pod does. An annotation of a workload
+    /// only informs its users if the pod templates have it too.
     pub fn reads(&self, object: &Value, part: &Value, key: &str) -> bool {
         let is_of = |metadata: &Value| {
             std::ptr::eq(&metadata["annotations"], part) || std::ptr::eq(&metadata["labels"], part)

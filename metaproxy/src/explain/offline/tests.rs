@@ -75,7 +75,7 @@ fn templates_of_workloads_are_explained_as_the_pods_that_they_make() {
         Some("arn:aws:iam::123456789012:role/web-reader")
     );
     assert!(
-        found[0].hints[0].contains("belongs to its pod template"),
+        found[0].hints[0].contains("move it to the pod template"),
         "{:?}",
         found[0].hints
     );
@@ -102,13 +102,13 @@ fn objects_without_a_namespace_are_in_the_one_that_is_named_and_a_missing_one_is
 fn what_is_not_there_or_can_not_be_read_is_told() {
     let error = explained(APP, &[], Some("apps/other")).unwrap_err().to_string();
     assert!(
-        error.contains("no pod apps/other; there are apps/web, apps/nightly"),
+        error.contains("no pod or pod template is named apps/other; there are apps/web, apps/nightly"),
         "{error}"
     );
     let error = explained("kind: Namespace\nmetadata: { name: apps }\n", &[], None)
         .unwrap_err()
         .to_string();
-    assert!(error.contains("no pod in it"), "{error}");
+    assert!(error.contains("neither a pod nor a pod template"), "{error}");
     let error = explained("a: b\nc: [\n", &[], None).unwrap_err().to_string();
     assert!(error.contains("below/app.yaml:"), "{error}");
 }
@@ -220,7 +220,7 @@ fn values_of_a_chart_are_no_manifest_and_do_not_pass_for_one() {
     "labels: { iam.amazonaws.com/role: app }",
     "containers: []",
     Verdict::NoRole,
-    "it must be an annotation"
+    "make it an annotation"
 )]
 #[case::pod_identity(
     "annotations: { iam.amazonaws.com/role: app }",
@@ -263,7 +263,7 @@ fn a_slip_has_a_hint(
 )]
 #[case::a_switch(
     "kind: Pod\nmetadata: { name: a, labels: { x: true } }\n",
-    "label x is true or false"
+    "label x is a boolean"
 )]
 fn what_kubernetes_would_not_take_is_named_with_what_to_do(#[case] text: &str, #[case] what: &str) {
     let error = explained(text, &[], None).unwrap_err().to_string();

@@ -6,12 +6,12 @@ use super::is_denied_segment;
 /// `--pass-through`: how much of the node's metadata pods see, beside what `--allow-path` adds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum PassThrough {
-    /// What is no secret: instance, network, placement, tags and events
+    /// Metadata that is no secret: instance, network, placement, tags and events
     #[default]
     Default,
-    /// What SDKs need to find their region
+    /// Metadata in which SDKs find their region
     Minimal,
-    /// Nothing
+    /// No metadata
     None,
 }
 

@@ -35,14 +35,13 @@ const SOCKET_PROGRAMS: [(&str, Hook); 3] = [
 /// The ways around the redirection that the guard closes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum GuardMode {
-    /// packets where the kernel has tcx (Linux 6.6 and later), else connect
+    /// As packets if the kernel has tcx (Linux 6.6 and later), else as connect
     Auto,
-    /// refuse connections, and drop packets of raw sockets, packet sockets and earlier connections; before Linux 6.6
-    /// not those of packet sockets
+    /// Refuse connections, and drop packets of raw sockets, packet sockets (from Linux 6.6) and earlier connections
     Packets,
-    /// refuse connections only
+    /// Refuse connections only
     Connect,
-    /// nothing
+    /// Stop nothing
     Off,
 }
 

@@ -1,4 +1,4 @@
-//! Every word of a manifest is accounted for, and several manifests agree: what is overlooked could loosen what pods may have.
+//! Checks that every word of a manifest is accounted for, and that several manifests agree: a flag that is overlooked could give pods more.
 
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use super::super::SourceSoftware;
 use super::manifests::{KUBE2IAM, manifest, migrated, parsed, sentences};
 
-/// Each restricts namespaces, or may.
+/// Each of these command lines restricts namespaces, or may.
 #[rstest]
 #[case::of_a_config_map(
     json!({ "args": ["$(RESTRICT)"], "env": [{ "name": "RESTRICT", "valueFrom": { "configMapKeyRef": { "name": "c", "key": "k" } } }] }),
@@ -22,9 +22,9 @@ use super::manifests::{KUBE2IAM, manifest, migrated, parsed, sentences};
 #[case::text(json!({ "args": "--namespace-restrictions" }), "its args is no list of strings")]
 #[case::nested(json!({ "args": [["--namespace-restrictions"]] }), "its args is no list of strings")]
 #[case::a_number(json!({ "command": ["kube2iam", 1] }), "its command is no list of strings")]
-#[case::without_dashes(json!({ "args": ["namespace-restrictions"] }), "so its flags may stand elsewhere")]
+#[case::without_dashes(json!({ "args": ["namespace-restrictions"] }), "so its flags may be elsewhere")]
 #[case::dashes_forgotten(json!({ "args": ["--debug", "namespace-restrictions"] }), "a flag begins with two dashes")]
-#[case::refused_by_the_agent(json!({ "args": ["--namespace-key=bad key"] }), "--namespace-key: the agent would refuse what becomes of it")]
+#[case::refused_by_the_agent(json!({ "args": ["--namespace-key=bad key"] }), "--namespace-key: the agent would refuse its value")]
 fn what_nothing_is_known_about_is_an_error(#[case] container: Value, #[case] why: &str) {
     let error = migrated(
         SourceSoftware::Kube2iam,
@@ -45,7 +45,7 @@ fn a_wrapper_does_not_loosen_the_policy(#[case] command: Value) {
     assert!(!values.contains("not known to this program"), "{values}");
 }
 
-/// Beside the container that restricts namespaces.
+/// Each of these containers is beside the one that restricts namespaces.
 #[rstest]
 #[case::an_exporter(json!([
     { "name": "kube2iam-exporter", "image": "example.com/exporter:1" },
@@ -80,7 +80,7 @@ fn containers_that_cannot_be_told_apart_are_named(#[case] containers: Value) {
     );
 }
 
-/// An agent's and a server's manifest, or two servers'.
+/// Makes the manifests of an agent and a server, or of two servers.
 fn parts(parts: &[(&str, &str)]) -> String {
     let one = |(tag, words): &(&str, &str)| {
         let args: Vec<&str> = words.split(' ').collect();
@@ -93,7 +93,7 @@ fn parts(parts: &[(&str, &str)]) -> String {
     parts.iter().map(one).collect::<Vec<_>>().join("\n")
 }
 
-/// The server decides which roles a namespace may have.
+/// The server's version counts, because the server decides which roles a namespace may have.
 #[rstest]
 #[case::an_older_agent(&[("v3.6", "agent"), ("v4.2", "server")], None)]
 #[case::a_much_older_agent(&[("v2.8", "agent"), ("v4.2", "server")], None)]
@@ -140,7 +140,7 @@ fn flags_in_a_file_of_kiams_are_an_error() {
     );
 }
 
-/// Two workloads of one installation, and the two values that are named.
+/// Each case has two workloads of one installation, and the two values that the error names.
 #[rstest]
 #[case::servers(
     SourceSoftware::Kiam,
@@ -181,7 +181,7 @@ fn values_that_differ_are_an_error_that_names_both(
     );
 }
 
-/// An agent and its server have ports and certificates of their own.
+/// An agent and its server may differ in ports and certificates.
 #[test]
 fn what_decides_nothing_may_differ() {
     let of = [

@@ -1,11 +1,11 @@
-//! Whole manifests: nothing of them is dropped in silence, and nothing becomes looser.
+//! Checks whole manifests: no part is dropped without notice, and no setting becomes looser.
 
 use rstest::rstest;
 use serde_json::{Value, json};
 
 use super::super::{MigrateError, SourceSoftware, values_for, workloads};
 
-/// A DaemonSet with this image, this container beside that, and this pod.
+/// Makes a DaemonSet with an image, fields of its container and fields of its pod.
 pub(super) fn manifest(image: &str, container: Value, pod: Value) -> String {
     let mut whole = json!({ "name": "main", "image": image });
     let merge = |into: &mut Value, more: Value| {
@@ -33,7 +33,7 @@ fn kube2iam(container: Value, pod: Value) -> String {
     migrated(SourceSoftware::Kube2iam, &manifest(KUBE2IAM, container, pod)).unwrap()
 }
 
-/// As text without the ends of lines in comments.
+/// Joins the lines of comments, so that sentences can be compared.
 pub(super) fn sentences(values: &str) -> String {
     let words = values.split_whitespace().filter(|word| *word != "#");
     words.collect::<Vec<_>>().join(" ")
@@ -54,7 +54,7 @@ fn a_shell_wrapper_does_not_loosen_the_policy(#[case] container: Value) {
 
 #[rstest]
 #[case::script("sh -c 'sleep 1; kube2iam --namespace-restrictions'", "more than one command")]
-#[case::file("sh /start.sh", "its flags stand elsewhere")]
+#[case::file("sh /start.sh", "its flags are not in the manifest")]
 fn a_shell_wrapper_that_cannot_be_read_is_refused(#[case] command: &str, #[case] why: &str) {
     let command = shlex::split(command).unwrap();
     let manifest = manifest(KUBE2IAM, json!({ "command": command }), json!({}));
@@ -67,7 +67,7 @@ fn a_shell_wrapper_that_cannot_be_read_is_refused(#[case] command: &str, #[case]
     );
 }
 
-/// Where a value goes.
+/// Each part of the pod template becomes a value.
 #[rstest]
 #[case::region(json!({ "env": [{ "name": "AWS_REGION", "value": "eu-west-1" }] }), json!({}), "/sessions/region", json!("eu-west-1"))]
 #[case::proxy(
@@ -98,13 +98,13 @@ fn what_the_chart_has_a_value_for_is_mapped(
     assert_eq!(parsed(&values).pointer(pointer), Some(&wanted), "{values}");
 }
 
-/// What stands in the comments.
+/// Each part that is left out is listed in the comments.
 #[rstest]
 #[case::keys(json!({ "env": [{ "name": "AWS_ACCESS_KEY_ID", "value": "AKIA" }] }), json!({}), "env AWS_ACCESS_KEY_ID: credentials of a user")]
 #[case::secret_proxy(
     json!({ "env": [{ "name": "HTTP_PROXY", "value": "http://me:hidden@proxy" }] }), json!({}), "env HTTP_PROXY: its value holds a password"
 )]
-#[case::another_variable(json!({ "env": [{ "name": "FOO", "value": "hidden" }] }), json!({}), "env FOO: look whether")]
+#[case::another_variable(json!({ "env": [{ "name": "FOO", "value": "hidden" }] }), json!({}), "env FOO: put it into extraEnv")]
 #[case::region_elsewhere(
     json!({ "env": [{ "name": "AWS_REGION", "valueFrom": { "configMapKeyRef": { "name": "c", "key": "k" } } }] }), json!({}),
     "env AWS_REGION: its value is not in the manifest"
@@ -150,7 +150,7 @@ fn a_flag_whose_value_is_not_in_the_manifest_is_refused_by_name(#[case] variable
     );
 }
 
-/// As in Terraform's and Helm's files before they are rendered.
+/// Placeholders as in the files of Terraform and Helm before they are rendered.
 #[rstest]
 #[case(
     "--base-role-arn=${var.base_role_arn}",
@@ -177,7 +177,7 @@ fn a_placeholder_is_no_value(#[case] flag: &str, #[case] why: &str) {
     );
 }
 
-/// Each would be an error at the agent's start, or another role than before.
+/// Each of these roles would be an error at the agent's start, or another role than before.
 #[rstest]
 // jtblin/kube2iam#70 and #71: it was put before the name of every role.
 #[case::by_hand(
@@ -311,7 +311,7 @@ fn a_workload_beside_a_list_of_other_objects_is_found() {
     "v3.6",
     "required",
     Some("search"),
-    "As kiam from 3.0, which passed on only what --allow-route-regexp allows"
+    "As kiam from 3.0, which passed through only what --allow-route-regexp allows"
 )]
 #[case::of_2("v2.8", "required", Some("search"), "kiam passed on every path")]
 #[case::of_4(
@@ -360,7 +360,7 @@ fn globs_that_were_none_in_an_old_kube2iam_are_said(#[case] tag: &str, #[case] i
 }
 
 #[rstest]
-#[case::unanchored("/latest/meta-data", json!([".*/latest/meta-data.*"]), "so that it matches here what it matched there")]
+#[case::unanchored("/latest/meta-data", json!([".*/latest/meta-data.*"]), "rewritten to match the same paths")]
 // aws-node-termination-handler's documents have this one.
 #[case::of_a_handler(
     r"^\/latest\/meta-data\/(spot\/instance-action|instance-(id|type)|public-(hostname|ipv4))|\/latest\/dynamic\/instance-identity\/document$",
@@ -368,25 +368,25 @@ fn globs_that_were_none_in_an_old_kube2iam_are_said(#[case] tag: &str, #[case] i
         "/latest/meta-data/(spot/instance-action|instance-(id|type)|public-(hostname|ipv4)).*",
         ".*/latest/dynamic/instance-identity/document"
     ]),
-    "so that it matches here what it matched there"
+    "rewritten to match the same paths"
 )]
-#[case::everything(".*", json!([".*"]), "`.*` opens everything else of the node's metadata")]
+#[case::everything(".*", json!([".*"]), "`.*` passes all other metadata of the node through")]
 // particuleio/terraform-kubernetes-addons, modules/aws/kiam.tf.
 #[case::between_anchors(
     "^(/latest/dynamic/instance-identity/document|/latest/meta-data/placement/availability-zone)$",
     json!(["/latest/dynamic/instance-identity/document", "/latest/meta-data/placement/availability-zone"]),
-    "so that it matches here what it matched there"
+    "rewritten to match the same paths"
 )]
 // envoyproxy/envoy#8325.
 #[case::of_credentials(
     "/latest/meta-data/iam/security-credentials.*",
     Value::Null,
-    "the agent answers that itself, to every pod, and of the pod's own role"
+    "the agent answers this path itself, with the pod's own role"
 )]
 #[case::never(
     "/latest/user-data",
     Value::Null,
-    "--allow-route-regexp=/latest/user-data: what it names is never passed to pods"
+    "--allow-route-regexp=/latest/user-data: this path is never passed through to pods"
 )]
 #[case::nothing("^$", Value::Null, "it matches no path, which is kiam's default")]
 fn kiams_routes_match_here_what_they_matched_there(

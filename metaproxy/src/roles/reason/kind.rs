@@ -1,53 +1,53 @@
-//! The kinds of [`Reason`]: what a reason means for every pod, without the names that differ from pod to pod.
+//! The kinds of [`Reason`], without the names that differ from pod to pod. Tests and documents compare kinds, not texts.
 
 use clap::ValueEnum;
 
 use super::Reason;
 
-/// Which reason it is. The first sentence of each kind is its meaning in the table of reasons in `deploy/docs/operations.md`.
+/// The kind of a reason. The doc comment of each is its meaning in the table of reasons in `deploy/docs/operations.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ReasonKind {
     /// The pod has the role
     Granted,
-    /// Nothing gives the pod a role: neither an annotation, nor its service account, nor a default role
+    /// Nothing gives the pod a role: neither its annotation, nor its service account, nor a default role
     NoRole,
-    /// The agent serves no roles, as it runs with `--mode firewall`
+    /// The agent serves no roles, because it runs with `--mode firewall`
     Firewall,
-    /// The agent has not heard of the pod yet, or can't read pods
+    /// The pod's object has not reached the agent yet, or the agent can't read pods
     PodUnknown,
-    /// The pod claims to be the mirror pod of a static pod, and no kubelet vouches for that
+    /// The pod claims to be the mirror pod of a static pod, and no kubelet has confirmed that
     MirrorUnconfirmed,
-    /// The agent has not heard of the pod's namespace yet, or can't read namespaces
+    /// The namespace has not reached the agent yet, or the agent can't read namespaces
     NamespaceUnknown,
-    /// The agent has not heard of the pod's service account yet, or can't read service accounts
+    /// The service account has not reached the agent yet, or the agent can't read service accounts
     ServiceAccountUnknown,
-    /// The role is only a name, and the agent does not know the account that it belongs to
+    /// A role is given by its name, and the agent does not know the account that names belong to
     BaseUnknown,
     /// The role is the node's own role, which no pod gets
     NodeRole,
     /// The role is that of `--assume-role-arn`, which no pod gets
     IntermediateRole,
-    /// The agent does not know yet which role is the node's own, and gives no credentials before it does
+    /// The agent does not know yet which role is the node's own, and gives no credentials until it does
     NodeRoleUnknown,
-    /// Several pods have one UID, so the agent can't tell which of them calls
+    /// Several pods have the same UID, so the agent can't tell which of them is the client
     Ambiguous,
-    /// What names the role is neither a role's name nor a role's ARN
+    /// The text that names the role is neither a role's name nor a role's ARN
     MalformedRole,
-    /// Another annotation of the pod or of its service account is malformed, such as an external id
+    /// Another annotation of the pod or of its service account is malformed, such as the external id
     MalformedAnnotation,
     /// The namespace has no annotation that allows roles, and one is required
     NoPolicy,
-    /// The namespace allows other roles, and not this one
+    /// The namespace allows other roles, but not this one
     NotPermitted,
-    /// The annotation of the namespace that allows roles is malformed
+    /// An annotation of the namespace that allows roles is malformed
     MalformedPolicy,
-    /// A name of the cluster, node or pod can't be the value of a session tag
+    /// STS would refuse a name of the cluster, node or pod as the value of a session tag
     MalformedTag,
-    /// STS denies the node's role, or the service account, this role
+    /// STS does not let the node's role, or the service account, assume this role
     StsDenied,
-    /// The API server denies the agent a token of the pod's service account
+    /// The API server refuses the agent a token of the pod's service account
     TokenDenied,
-    /// STS or the API server can't be reached, fails, or throttles
+    /// STS or the API server can't be reached, fails or throttles
     StsUnavailable,
     /// The pod's annotations have changed so often that its next session has to wait
     SessionsPaced,

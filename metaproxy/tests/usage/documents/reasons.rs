@@ -7,14 +7,14 @@ use std::time::Duration;
 use clap::ValueEnum as _;
 use metaproxy::roles::arn::RoleError;
 use metaproxy::roles::policy::PolicyError;
-use metaproxy::roles::{Allowance, AlsoAsked, Reason, ReasonKind, RoleArn, RoleSource};
+use metaproxy::roles::{Allowance, AlsoSearched, Reason, ReasonKind, RoleArn, RoleSource};
 
 use super::generated::{check, row};
 
 #[test]
 fn the_table_of_reasons_is_current() {
     let mut text = row([
-        "the sentence, for example",
+        "sentence (example)",
         "what the pod gets",
         "what it means",
         "what to do",
@@ -48,30 +48,28 @@ fn remedy(kind: ReasonKind) -> &'static str {
     match kind {
         ReasonKind::Granted => "Nothing. If the SDK has other credentials or none, see [symptoms](#symptoms)",
         ReasonKind::NoRole => {
-            "Annotate the pod, or its template ([roles.md](roles.md#role-of-a-pod)). For roles of service accounts the agent needs \
-             `--web-identity on`. `explain` names an annotation whose key is nearly right"
+            "Annotate the pod template ([roles.md](roles.md#role-of-a-pod)), or set `--web-identity on` for roles of service accounts. \
+             `explain` names annotations whose keys are nearly right"
         }
-        ReasonKind::Firewall => {
-            "Set `mode: enforce` if pods are to have roles ([modes](configuration.md#modes))"
-        }
+        ReasonKind::Firewall => "Set `mode: enforce` to serve roles ([modes](configuration.md#modes))",
         ReasonKind::PodUnknown | ReasonKind::NamespaceUnknown | ReasonKind::ServiceAccountUnknown => {
-            "Wait a second. If it lasts, `metaproxy status` on the pod's node says why the API server can't be read \
+            "Retry in a second. If this lasts, `metaproxy status` on the pod's node says why the API server can't be read \
              ([rights](install.md#rights-in-the-cluster))"
         }
         ReasonKind::MirrorUnconfirmed => {
-            "Remove the `kubernetes.io/config.*` annotations from a pod that is no static pod. For a static pod, wait for the kubelet"
+            "If the pod is not static, remove its `kubernetes.io/config.*` annotations. If it is, wait for the kubelet"
         }
         ReasonKind::BaseUnknown => {
-            "Write the whole ARN, or set `roles.baseArn`. `metaproxy doctor` says why the node's role can't be found"
+            "Write whole ARNs, or set `roles.baseArn`. `metaproxy doctor` says why the node's role is not known"
         }
         ReasonKind::NodeRole | ReasonKind::IntermediateRole => {
-            "Make a role for the pod ([the node's role and the pods' roles](iam.md#the-nodes-role-and-the-pods-roles))"
+            "Name a role that is made for the pod ([the node's role and the pods' roles](iam.md#the-nodes-role-and-the-pods-roles))"
         }
         ReasonKind::NodeRoleUnknown => {
             "`metaproxy doctor` says why neither the node's metadata service nor STS names the node's role"
         }
         ReasonKind::Ambiguous => {
-            "Delete one of the pods, or give it another `metadata.uid` if it comes from `--manifests`"
+            "Delete all but one of the pods, or give each its own `metadata.uid` if they come from `--manifests`"
         }
         ReasonKind::MalformedRole | ReasonKind::MalformedAnnotation => {
             "Correct the annotation that the sentence names"
@@ -84,27 +82,27 @@ fn remedy(kind: ReasonKind) -> &'static str {
             "Allow the role in the namespace's annotation, or name an allowed role. `explain` has a hint if the pattern is nearly right"
         }
         ReasonKind::MalformedPolicy => {
-            "Correct the annotation of the namespace; until then none of its pods has a role"
+            "Correct the annotation of the namespace. Until then its pods get no role by annotation"
         }
         ReasonKind::MalformedTag => {
-            "Rename what the tag shows, set `sessions.clusterName`, or set `sessions.tags: \"off\"`"
+            "Rename the object that the tag names, set `sessions.clusterName`, or set `sessions.tags: \"off\"`"
         }
         ReasonKind::StsDenied => {
-            "Correct the role's trust policy, or what the node's role may assume ([iam.md](iam.md#the-nodes-role-and-the-pods-roles)); \
-             `metaproxy doctor --role ARN` tries it. A denial is asked again after 30 s"
+            "Correct the role's trust policy, or the policies of the node's role ([iam.md](iam.md#the-nodes-role-and-the-pods-roles)); \
+             `metaproxy doctor --role ARN` tries both. The agent tries again after 30 s"
         }
         ReasonKind::TokenDenied => {
-            "Grant the agent the right to create tokens of service accounts ([rights](install.md#rights-in-the-cluster)), or look at the \
-             admission policy that denies it"
+            "Grant the agent the right to create `serviceaccounts/token` ([rights](install.md#rights-in-the-cluster)), or correct the \
+             admission policy that refuses it"
         }
         ReasonKind::StsUnavailable => "See [MetaproxyStsUnavailable](#metaproxystsunavailable)",
-        ReasonKind::SessionsPaced => "Find what changes the pod's annotations again and again, and stop it",
+        ReasonKind::SessionsPaced => "Find the software that changes the pod's annotations, and stop it",
     }
 }
 
 fn example(kind: ReasonKind) -> Reason {
     let role: RoleArn = "arn:aws:iam::123456789012:role/app".parse().unwrap();
-    let source_ = RoleSource::Annotation {
+    let given_by = RoleSource::Annotation {
         key: "iam.amazonaws.com/role".to_owned(),
     };
     let (pod, namespace) = ("apps/web".to_owned(), "apps".to_owned());
@@ -113,7 +111,7 @@ fn example(kind: ReasonKind) -> Reason {
     match kind {
         ReasonKind::Granted => Reason::Granted {
             role,
-            source_,
+            given_by,
             allowance: Box::new(Allowance::By {
                 entry: "app".to_owned(),
                 key: permitted,
@@ -123,7 +121,7 @@ fn example(kind: ReasonKind) -> Reason {
         ReasonKind::NoRole => Reason::NoRole {
             pod,
             key: "iam.amazonaws.com/role".to_owned(),
-            also: AlsoAsked::Nobody,
+            also: AlsoSearched::Nothing,
         },
         ReasonKind::Firewall => Reason::Firewall,
         ReasonKind::PodUnknown => Reason::PodUnknown { uid },
@@ -135,8 +133,8 @@ fn example(kind: ReasonKind) -> Reason {
         ReasonKind::BaseUnknown => Reason::BaseUnknown {
             role: "app".to_owned(),
         },
-        ReasonKind::NodeRole => Reason::NodeRole { role, source_ },
-        ReasonKind::IntermediateRole => Reason::IntermediateRole { role, source_ },
+        ReasonKind::NodeRole => Reason::NodeRole { role, given_by },
+        ReasonKind::IntermediateRole => Reason::IntermediateRole { role, given_by },
         ReasonKind::NodeRoleUnknown => Reason::NodeRoleUnknown { role, problem: None },
         ReasonKind::Ambiguous => Reason::Ambiguous {
             uid,
@@ -144,7 +142,7 @@ fn example(kind: ReasonKind) -> Reason {
         },
         ReasonKind::MalformedRole => Reason::MalformedRole {
             pod,
-            source_,
+            given_by,
             value: "no such name!".to_owned(),
             error: RoleError::Name,
         },

@@ -71,7 +71,7 @@ fn named(found: &Explained) -> Vec<(String, bool)> {
 )]
 #[case::role_of_an_account(
     "kind: Deployment\nmetadata: { name: a, annotations: { eks.amazonaws.com/role-arn: x } }\nspec: { template: { spec: {} } }",
-    "it belongs to metadata.annotations of a service account"
+    "move it to metadata.annotations of a service account"
 )]
 // Airflow's pod_template_file.
 #[case::config_map(
@@ -152,7 +152,7 @@ fn a_role_of_a_service_account_that_is_not_asked_has_a_hint(#[case] switch: &str
     assert!(
         named
             .iter()
-            .all(|(line, is_bad)| line.contains("--web-identity=on does that") && !is_bad),
+            .all(|(line, is_bad)| line.contains("--web-identity=on only") && !is_bad),
         "{named:?}"
     );
 }
@@ -185,7 +185,7 @@ fn files_that_are_left_out_of_a_directory_are_named() {
     assert_eq!(lines.len(), 6, "{lines:?}");
     for (line, is_bad) in &lines[..5] {
         assert!(
-            line.contains("has iam.amazonaws.com/role, but was left out"),
+            line.contains("has iam.amazonaws.com/role, but was skipped"),
             "{line}"
         );
         assert_eq!(*is_bad, line.contains("/bad"), "{line}");

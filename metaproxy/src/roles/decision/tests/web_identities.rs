@@ -48,13 +48,17 @@ fn a_service_accounts_role_is_had_with_a_token_that_is_bound_to_the_pod() {
     };
     assert_eq!(*identity(&grant), want);
     assert_eq!(grant.session.name.as_str(), "apps.web");
-    assert_eq!(
-        grant.reason.to_string(),
-        format!(
-            "role {ARN} from annotation eks.amazonaws.com/role-arn of service account apps/default; the namespace has no \
-             policy, and the role's trust policy names the service account"
-        )
-    );
+    let Reason::Granted {
+        given_by, allowance, ..
+    } = &grant.reason
+    else {
+        panic!("{:?}", grant.reason);
+    };
+    let source = RoleSource::ServiceAccount {
+        key: ROLE_KEY.to_owned(),
+        account: "apps/default".to_owned(),
+    };
+    assert_eq!((given_by, &**allowance), (&source, &Allowance::TrustPolicy));
 }
 
 #[test]
@@ -95,7 +99,7 @@ fn the_pods_own_annotation_goes_before_it_and_the_default_role_behind_it() {
 
 #[rstest]
 #[case::policy_without_it(&[(ROLE_KEY, ARN)], &[("permitted", "other")], "is not permitted in namespace apps")]
-#[case::malformed(&[(ROLE_KEY, "a b")], &[], "annotation eks.amazonaws.com/role-arn of service account apps/default of apps/web names the role \"a b\"")]
+#[case::malformed(&[(ROLE_KEY, "a b")], &[], "annotation eks.amazonaws.com/role-arn of service account apps/default names the role \"a b\"")]
 #[case::audience(&[(ROLE_KEY, ARN), (AUDIENCE_KEY, "a b")], &[], "annotation eks.amazonaws.com/audience of service account apps/default cannot be used")]
 #[case::endpoint(&[(ROLE_KEY, ARN), (REGIONAL_KEY, "maybe")], &[], "annotation eks.amazonaws.com/sts-regional-endpoints of service account apps/default cannot be used: it is true or false")]
 fn a_refusal_is_final(
@@ -143,11 +147,12 @@ fn a_service_account_that_is_not_known_yet_is_waited_for_and_without_the_flag_ne
     assert!(matches!(off, Decision::NoRole(_)), "{off:?}");
     let none = asked().resolve_pod(&pod(&[]), Some(&namespace), Some(&account(&[])));
     match none {
-        Decision::NoRole(reason) => assert_eq!(
-            reason.to_string(),
-            "pod apps/web has no role: it has no annotation iam.amazonaws.com/role, its service account apps/default no \
-             annotation eks.amazonaws.com/role-arn, and no --default-role is for it"
-        ),
+        Decision::NoRole(Reason::NoRole {
+            also: AlsoSearched::ServiceAccount { account },
+            ..
+        }) => {
+            assert_eq!(account, "apps/default");
+        }
         other => panic!("{other:?}"),
     }
 }
