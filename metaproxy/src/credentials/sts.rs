@@ -53,9 +53,9 @@ pub struct StsSettings {
     pub imds_endpoint: String,
     /// `DurationSeconds`, 900 to 43200.
     pub duration: Duration,
-    /// `--assume-role-arn`: a role to assume first, and which assumes all others.
+    /// `--assume-role-arn`: a role that the node assumes, and which assumes all others.
     pub intermediate_role: Option<RoleArn>,
-    /// The name of that role's session.
+    /// The session name of the agent's own sessions.
     pub own_session_name: SessionName,
 }
 

@@ -135,7 +135,7 @@ async fn an_outage_of_sts_is_a_few_lines_whatever_the_number_of_pods_and_attempt
 }
 
 #[tokio::test(start_paused = true)]
-async fn another_error_of_the_same_session_is_said_and_the_same_one_is_not() {
+async fn another_error_of_the_same_session_is_logged_and_the_same_one_is_not() {
     let (log, _guard) = CapturedLog::start(tracing::Level::INFO);
     let (script, sessions) = sts(10, [Does::Fails(denied())]);
     for (does, said) in [(denied(), 1), (denied(), 0), (down(), 1), (down(), 0)] {
@@ -147,7 +147,7 @@ async fn another_error_of_the_same_session_is_said_and_the_same_one_is_not() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_call_that_somebody_waited_for_in_vain_is_said() {
+async fn a_slow_call_that_a_request_waited_for_is_logged() {
     let (log, _guard) = CapturedLog::start(tracing::Level::INFO);
     let (_, sessions) = sts(5_000, [hour()]);
     let _ = left(&sessions).await;
