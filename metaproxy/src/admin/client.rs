@@ -32,7 +32,7 @@ pub enum ClientError {
     )]
     NoAgent(PathBuf),
     /// The socket may not be opened by this user.
-    #[error("cannot open {0}: permission denied; only root can open the socket, so run the command as root")]
+    #[error("{0}: permission denied; only root can open the socket")]
     NotAllowed(PathBuf),
     /// The socket cannot be found.
     #[error(transparent)]
