@@ -36,7 +36,10 @@ fn observing_changes_nothing_and_tells_what_would() {
             "apps/without",
             "it would get no credentials: pod apps/without has no role",
         ),
-        ("apps/malformed", "it would get no credentials: annotation"),
+        (
+            "apps/malformed",
+            "it would get no credentials: pod apps/malformed gets no role",
+        ),
         ("apps/ingress", "it would get role"),
     ] {
         let line = agent.wait_for(change).unwrap();
