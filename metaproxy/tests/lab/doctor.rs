@@ -47,7 +47,7 @@ fn a_clean_node_gives_no_warning_and_nothing_of_the_trial_stays() {
         .is_clean()
         .has("API server: ok: reached, and everything needed is allowed", "")
         .has("assume role: ok: the node may assume", "")
-        .has("hooks' users: ok: nobody else", "");
+        .has("hooks' users: ok: no other program", "");
     node.assert_nothing_loaded();
     assert!(!node.lab.kubepods().read_dir().unwrap().flatten().any(|entry| {
         entry
