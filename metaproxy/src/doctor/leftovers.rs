@@ -105,7 +105,7 @@ pub struct NodeLeftovers {
 }
 
 impl NodeLeftovers {
-    /// Examines the node again after [`RECHECK_INTERVAL`]. What is in use in either examination counts as used.
+    /// Examines the node again after `RECHECK_INTERVAL`. What is in use in either examination counts as used.
     pub fn confirm(self) -> Self {
         std::thread::sleep(RECHECK_INTERVAL);
         self.confirmed_by(find())

@@ -1,6 +1,6 @@
 //! What an agent shows of itself and of its pods: explanations, dry runs and the status.
 //!
-//! [`Introspection`] is what the [admin server](crate::admin) asks, and [`LiveAgent`] answers it from the state of a
+//! [`Introspection`] is what the [admin server](crate::admin) asks, and `LiveAgent` answers it from the state of a
 //! running agent. [`status`] has the form in which a status travels, [`page`] the same as an HTML document.
 
 mod dry_run;

@@ -54,7 +54,7 @@ impl RefusalReporter {
     }
 
     /// Reports why a pod gets no role or no credentials: in the log if it is news for this pod, and in an event if it is a
-    /// refusal or has lasted for [`UNSERVED_EVENT_AFTER`].
+    /// refusal or has lasted for `UNSERVED_EVENT_AFTER`.
     pub fn report(&self, uid: impl AsRef<str>, reason: &Reason) {
         let uid = uid.as_ref();
         let sentence = reason.to_string();
