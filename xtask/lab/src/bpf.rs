@@ -131,8 +131,16 @@ fn gone_program(error: &ProgramError) -> bool {
     matches!(error, ProgramError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::NotFound)
 }
 
+/// Returns whether the link is gone, or is not there yet: `bpf_link_by_id` (kernel/bpf/syscall.c) returns `EAGAIN` for a
+/// link that another process is about to make.
 fn gone_link(error: &LinkError) -> bool {
-    matches!(error, LinkError::SyscallError(error) if error.io_error.kind() == io::ErrorKind::NotFound)
+    let LinkError::SyscallError(error) = error else {
+        return false;
+    };
+    matches!(
+        error.io_error.kind(),
+        io::ErrorKind::NotFound | io::ErrorKind::WouldBlock
+    )
 }
 
 fn gone_map(error: &MapError) -> bool {
