@@ -40,7 +40,10 @@ fn observing_changes_nothing_and_tells_what_would() {
             "apps/malformed",
             "it would get no credentials: pod apps/malformed gets no role",
         ),
-        ("apps/ingress", "it would get role"),
+        (
+            "apps/ingress",
+            "it would get role arn:aws:iam::123456789012:role/role-ingress",
+        ),
     ] {
         let line = agent.wait_for(change).unwrap();
         assert!(
