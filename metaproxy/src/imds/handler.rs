@@ -31,6 +31,10 @@ use crate::telemetry::metrics::RequestKind;
 /// way of the packets.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(800);
 
+/// Lifetime of the session token of a dry run, in seconds: longer than [`ANSWER_TIMEOUT`]. A token ends with a whole
+/// second, so one of a second may be over at once.
+const DRY_RUN_TOKEN_TTL: u64 = 60;
+
 /// Whether requests without a session token (IMDSv1) are answered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ImdsV1Policy {
@@ -176,7 +180,10 @@ impl<I: Issuer> Handler<I> {
         let Ok(mut request) = request else {
             return Answer::invalid(InvalidRequest::Target);
         };
-        let token = self.parts.tokens.issue(&client.uid, 1, SystemTime::now());
+        let token = self
+            .parts
+            .tokens
+            .issue(&client.uid, DRY_RUN_TOKEN_TTL, SystemTime::now());
         if let Ok(Ok(token)) = token.map(HeaderValue::try_from) {
             request.headers_mut().insert(TOKEN, token);
         }
