@@ -52,7 +52,7 @@ fn limits() -> Limits {
 }
 
 static SCENE: LazyLock<Scene> = LazyLock::new(|| {
-    // Time stands still but where everybody waits: then it goes to the next deadline at once.
+    // Time is paused: it advances to the next deadline when every task waits.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(true)

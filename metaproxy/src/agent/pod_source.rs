@@ -135,7 +135,9 @@ impl OpenPodSource {
                 let lists = [Part::Pods, Part::Namespaces, Part::ServiceAccounts];
                 let listed = self.health.part_serves(&lists);
                 if tokio::time::timeout(FIRST_LISTS_TIMEOUT, listed).await.is_err() {
-                    info!("the API server has not told the pods yet; requests of pods are held until it has");
+                    info!(
+                        "the API server has not listed the pods yet; requests of pods are held until it has"
+                    );
                 }
                 pods
             }

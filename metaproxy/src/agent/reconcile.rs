@@ -167,14 +167,14 @@ mod tests {
         let pods = || [pod("host", spec.clone(), "Running")];
         let with = Inventory::new(pods(), [], [account()]);
         let without = Inventory::new(pods(), [], []);
-        let nobody = BTreeSet::new();
+        let none_listed = BTreeSet::new();
         assert!(
-            desired_state(&without, &rules(), &nobody)
+            desired_state(&without, &rules(), &none_listed)
                 .listed
                 .in_node_netns
                 .is_empty()
         );
-        let listed = desired_state(&with, &rules(), &nobody).listed.in_node_netns;
+        let listed = desired_state(&with, &rules(), &none_listed).listed.in_node_netns;
         assert_eq!(listed.len(), 1);
         assert_eq!(
             desired_state(&without, &rules(), &listed).listed.in_node_netns,

@@ -142,8 +142,8 @@ async fn tokens(api: &ApiServer, node: &str, is_limit_required: bool) -> Vec<Fin
         }
         TokenTrial::Given => vec![Finding::warning(
             TOKENS_CHECK,
-            "this account is given tokens of every service account for any audience: whoever takes a node can be anyone in the \
-             cluster",
+            "this account is given tokens of every service account for any audience: an attacker who takes a node can act as any \
+             service account of the cluster",
             LIMITS_ADVICE,
         )],
         TokenTrial::Refused(_) | TokenTrial::Unknown => vec![Finding::ok(

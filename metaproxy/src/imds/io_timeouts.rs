@@ -1,8 +1,8 @@
-//! A connection's bytes, with an end to waiting for a peer that dawdles: before a request, over the head of one that has
-//! begun, and over taking what is sent to it.
+//! A connection's stream with three time limits: for a request to begin, for its head to arrive, and for the peer to take
+//! a part of the response.
 //!
-//! A clock is set where there is something to wait for, and not for each request: most heads come whole, and between
-//! requests it is left to run from an earlier one, and looked at when it is over.
+//! Setting a timer costs more than reading a request. So a timer is not set again for each request: it runs on from an
+//! earlier one, and when it ends, the deadline is compared.
 
 use std::io;
 use std::pin::Pin;
@@ -14,10 +14,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-/// For the peer to take anything of what is sent.
+/// How long the peer may take nothing of what is sent.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Where a connection stands.
+/// The stage of a connection: idle, in a head, or busy with a request.
 #[derive(Clone, Debug, Default)]
 pub struct Stage(Arc<AtomicU8>);
 
@@ -26,12 +26,12 @@ const IN_HEAD: u8 = 1;
 const BUSY: u8 = 2;
 
 impl Stage {
-    /// A request's head was read, and the request is being answered.
+    /// Notes that a request's head was read, and that the request is being answered.
     pub fn busy(&self) {
         self.0.store(BUSY, Ordering::Relaxed);
     }
 
-    /// It is answered; the next one may come.
+    /// Notes that the request is answered, so that the next one may come.
     pub fn idle(&self) {
         self.0.store(IDLE, Ordering::Relaxed);
     }
@@ -44,15 +44,15 @@ impl Stage {
 /// What a connection waits for, and since when.
 #[derive(Clone, Copy, Debug)]
 enum Waiting {
-    /// For nothing of its peer's: a request is being answered.
+    /// Nothing of the peer: a request is being answered.
     No,
-    /// For a request to begin.
+    /// A request, since then.
     ForRequest(Instant),
-    /// For the rest of its head.
+    /// The rest of a head, since then.
     ForHead(Instant),
 }
 
-/// A stream that fails where its peer dawdles.
+/// A stream that fails when its peer exceeds a time limit.
 #[derive(Debug)]
 pub struct TimedStream<S> {
     stream: S,
@@ -65,8 +65,8 @@ pub struct TimedStream<S> {
 }
 
 impl<S> TimedStream<S> {
-    /// The stage is moved on by whoever answers the requests. `idle_timeout` is for a request to begin, `head_timeout` for its
-    /// head, from its first byte.
+    /// Makes one of a stream. Who answers the requests moves the stage on. A request must begin within `idle_timeout`, and its
+    /// head must arrive within `head_timeout` of its first byte.
     pub fn new(stream: S, stage: Stage, idle_timeout: Duration, head_timeout: Duration) -> Self {
         Self {
             stream,

@@ -110,7 +110,7 @@ impl Outcome {
         }
     }
 
-    /// Returns the sentence that explains a failure to whoever reads the response; `None` for a success.
+    /// Returns the sentence that explains a failure to the reader of the response; `None` for a success.
     pub fn sentence(&self) -> Option<String> {
         let sentence = match self {
             Self::IamEntries

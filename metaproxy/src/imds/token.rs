@@ -164,7 +164,7 @@ fn read_key(path: &Path) -> io::Result<Vec<u8>> {
         .read(true)
         .custom_flags(libc::O_NOFOLLOW)
         .open(path)?;
-    // Whoever could read it could make tokens.
+    // A reader of the key could make tokens.
     file.set_permissions(Permissions::from_mode(0o600))?;
     let mut key = Vec::with_capacity(KEY_LENGTH);
     Read::take(&mut file, KEY_LENGTH as u64 + 1).read_to_end(&mut key)?;

@@ -58,7 +58,7 @@ pub enum UpstreamError {
     NoToken {
         /// Why not.
         problem: String,
-        /// Whether nobody answered at all.
+        /// Whether no service answered at all.
         is_absence: bool,
     },
     /// It sent what can't be understood.
@@ -67,7 +67,7 @@ pub enum UpstreamError {
 }
 
 impl UpstreamError {
-    /// Whether nobody answers there at all.
+    /// Returns whether no service answers there at all.
     pub fn is_absence(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::Slow => true,

@@ -155,7 +155,7 @@ mod tests {
     }
 
     /// Returns a port without a listener.
-    fn nobody() -> SocketAddrV4 {
+    fn free_port() -> SocketAddrV4 {
         SocketAddrV4::new(Ipv4Addr::LOCALHOST, 1)
     }
 
@@ -170,7 +170,7 @@ mod tests {
     #[case::the_other_daemon(&["/eks-pod-identity-agent", "server"], Usage::No)]
     fn rules_are_in_use_while_their_daemon_runs(#[case] words: &[&str], #[case] want: Usage) {
         let usage = usage(&[&["/usr/bin/kubelet"], words], &[]);
-        assert_eq!(usage.of_rule(nobody()), want);
+        assert_eq!(usage.of_rule(free_port()), want);
     }
 
     #[rstest]
@@ -178,7 +178,7 @@ mod tests {
     #[case("kiam-agent-x2v4k", Usage::By("kiam"))]
     #[case("tekiamo-x2v4k", Usage::No)]
     fn and_while_its_pod_is_on_the_node_crashing_or_not(#[case] pod: &str, #[case] want: Usage) {
-        assert_eq!(usage(&[], &[pod]).of_rule(nobody()), want);
+        assert_eq!(usage(&[], &[pod]).of_rule(free_port()), want);
     }
 
     #[test]
@@ -195,7 +195,7 @@ mod tests {
 
     #[test]
     fn where_processes_are_not_seen_that_cannot_be_told() {
-        assert_eq!(NodeUsage::default().of_rule(nobody()), Usage::Unknown);
+        assert_eq!(NodeUsage::default().of_rule(free_port()), Usage::Unknown);
     }
 
     #[test]

@@ -215,7 +215,7 @@ fn no_key_of_a_tag_leads_elsewhere(#[case] key: &str, #[case] why: Refusal) {
     }
 }
 
-/// What is answered by the agent itself is passed on to nobody, so its spelling does not matter.
+/// The agent itself answers these paths and passes none of them on, so their spelling does not matter.
 #[rstest]
 #[case("/latest/meta-data/iam/security-credentials//app", role("app", false))]
 #[case("//latest//meta-data/iam/security-credentials/app", role("app", false))]

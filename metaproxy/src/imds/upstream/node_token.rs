@@ -1,5 +1,5 @@
-//! The node's own session token: fetched by a task of its own, so that whoever waits may go away and whoever has one need
-//! not wait; renewed early, and where it is refused.
+//! The node's own session token. A task of its own fetches it, so a request that waits for it may be cancelled, and a
+//! request that has one does not wait. It is renewed early, and when the node's service refuses it.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -29,7 +29,7 @@ pub(super) type Refused = u64;
 #[derive(Default)]
 pub(super) struct TokenState {
     held: Option<NodeToken>,
-    /// Fetched by a task of its own: whoever waits may go away, and whoever has one need not wait.
+    /// Whether a task is fetching one.
     fetching: bool,
     failure: Option<TokenFailure>,
 }
