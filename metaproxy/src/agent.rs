@@ -19,6 +19,7 @@ mod reconcile;
 mod report;
 mod role_log;
 mod settings;
+mod stopping;
 mod tasks;
 
 use std::pin::Pin;

@@ -1,9 +1,9 @@
 //! The agent's parts: built, started and drained, each in one list.
 //!
 //! [`Components::build`] makes the parts, and attaches nothing to the pods' cgroup. [`Components::start`] accepts
-//! connections, attaches the programs and starts the tasks. The end is a chain of types, each made from the one before:
-//! [`Running`] → [`Detached`] → [`Drained`]. So connections are drained after the redirection has ended, and the guard
-//! opens last. `--mode observe` has the same parts except for [`Interception`].
+//! connections, attaches the programs and starts the tasks. What it makes, [`Running`], is ended step by step: connections
+//! are drained after the redirection has ended, and the guard opens last. `--mode observe` has the same parts except for
+//! [`Interception`].
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -11,11 +11,9 @@ use std::os::unix::net::UnixListener;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use metaproxy_common::layout::{Config, Counter, Destination};
+use metaproxy_common::layout::{Config, Destination};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::task::AbortHandle;
-use tracing::{debug, info};
 
 use super::context::Context;
 use super::interception::{AgentIssuer, CallerMaps, Interception, ServiceParts, Serving};
@@ -23,7 +21,8 @@ use super::metrics::AgentMetrics;
 use super::observe::{self, Observer};
 use super::reconcile::{Reconciler, desired_state};
 use super::report::{self, agent_info};
-use super::tasks::{Supervised, Tasks, failed};
+use super::stopping::{Rest, Running};
+use super::tasks::{Supervised, Tasks};
 use super::{Mode, Settings, StartError, discovery};
 use crate::admin::{Admin, AdminSocket, AdminThread, MetricSource, Owner};
 use crate::apiserver::token_trial::AudienceLimit;
@@ -38,7 +37,6 @@ use crate::intercept::pod_maps::{ListedPods, PodMaps};
 use crate::intercept::programs::{Counters, Maps, Programs};
 use crate::introspection::{AgentInfo, LiveAgent};
 use crate::runtime_dir::ServedMarker;
-use crate::telemetry::health::{Condition, Part};
 
 /// The parts of an agent, before any is started.
 pub(super) struct Components {
@@ -325,123 +323,6 @@ fn start_guard(
         Ok(keep(guard, states, stopped).await)
     });
     Ok((task, counters))
-}
-
-/// A running agent.
-pub(super) struct Running {
-    attachment: Supervised<Attachment>,
-    serving: Option<Serving>,
-    readiness_log: AbortHandle,
-    rest: Rest,
-}
-
-/// What stays until the end.
-struct Rest {
-    context: Context,
-    metrics: Arc<dyn MetricSource>,
-    guard: Option<Supervised<SwitchedGuard>>,
-    tasks: Tasks,
-    admin: (AdminThread, AdminSocket),
-}
-
-/// An agent whose programs redirect no more connections. Those that carry and verify callers are still attached.
-pub(super) struct Detached {
-    attachment: Result<Attachment, StartError>,
-    serving: Option<Serving>,
-    rest: Rest,
-}
-
-/// An agent that has no connections any more.
-pub(super) struct Drained {
-    attachment: Result<Attachment, StartError>,
-    rest: Rest,
-    was_serving: bool,
-}
-
-impl Running {
-    /// Waits until a task ends. None does by itself, so the agent lacks a part then, and must not go on as if it were
-    /// whole.
-    pub async fn failed(&mut self) -> StartError {
-        let listening = self.serving.as_mut().map(|serving| &mut serving.listening);
-        tokio::select! {
-            error = self.rest.tasks.failed() => error,
-            error = self.attachment.failed() => error,
-            error = failed(listening) => error,
-            error = failed(self.rest.guard.as_mut()) => error,
-        }
-    }
-
-    /// Ends the redirection.
-    pub async fn detach(self) -> Detached {
-        let Self {
-            attachment,
-            serving,
-            readiness_log,
-            rest,
-        } = self;
-        if serving.is_some() {
-            // That the agent is no longer ready is what was asked for, and no news.
-            readiness_log.abort();
-            let condition = Condition::Failing("the agent ends".to_owned());
-            rest.context.health.set(Part::Interception, condition);
-            info!("stopping: new connections are no longer redirected; open ones are served to their end");
-        }
-        let mut attachment = attachment.stop().await;
-        if let Ok(attachment) = &mut attachment {
-            attachment.stop_redirecting();
-        }
-        Detached {
-            attachment,
-            serving,
-            rest,
-        }
-    }
-}
-
-impl Detached {
-    /// Serves open connections to their end.
-    ///
-    /// # Errors
-    /// The error of the task that keeps the listeners.
-    pub async fn drain(self) -> Result<Drained, StartError> {
-        let was_serving = self.serving.is_some();
-        if let Some(serving) = self.serving {
-            serving.drain().await?;
-        }
-        Ok(Drained {
-            attachment: self.attachment,
-            rest: self.rest,
-            was_serving,
-        })
-    }
-}
-
-impl Drained {
-    /// Detaches the remaining programs, then opens the guard: until here it has refused what was not redirected any
-    /// more.
-    pub async fn close(self) {
-        let Rest {
-            context,
-            metrics,
-            guard,
-            tasks,
-            admin,
-        } = self.rest;
-        drop(self.attachment);
-        if let Some(guard) = guard {
-            drop(guard.stop().await);
-        }
-        drop((tasks, admin, context));
-        if !self.was_serving {
-            info!("stopped");
-            return;
-        }
-        info!(connections_served = metrics.connections().served, "stopped");
-        let kernel = Counter::ALL
-            .iter()
-            .map(|counter| format!("{}={}", counter.label(), metrics.kernel(*counter)));
-        debug!("counted in the kernel: {}", kernel.collect::<Vec<_>>().join(" "));
-    }
 }
 
 /// Returns the programs' configuration: to redirect nowhere yet, or to note which cgroups connect.
