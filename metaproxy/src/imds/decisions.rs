@@ -1,5 +1,5 @@
-//! What is decided about pods, worked out once for each as long as nothing changes: a pod that asks again costs no more
-//! than finding what was decided.
+//! Decisions about pods. Each is made once and kept until the inventory or the rules change, so a pod's next request costs
+//! one lookup.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -10,34 +10,33 @@ use tokio::time::Instant;
 use crate::credentials::{SessionHandle, SessionKey};
 use crate::identify::Client;
 use crate::pods::{Inventory, PodUid, Pods};
-use crate::roles::{Decision, Grant, Reason, Rules};
+use crate::roles::{Decision, Grant, Rules};
 
-/// What is decided about one pod: a [`Decision`], with what follows from it.
+/// What is decided about one pod.
+pub type PodDecision = Decision<Box<GrantedSession>>;
+
+/// A grant, with the session that it leads to.
 #[derive(Debug)]
-pub enum Decided {
-    /// This role.
-    Granted {
-        /// The role, and how it is had.
-        grant: Box<Grant>,
-        /// The session that it asks for.
-        key: Box<SessionKey>,
-        /// Where that is.
-        place: SessionHandle,
-    },
-    /// A role was asked for, and denied.
-    Refused {
-        /// What the pod is shown.
-        name: String,
-        /// Why.
-        reason: Reason,
-    },
-    /// No role was asked for.
-    NoRole(Reason),
-    /// It can't be told yet.
-    Wait(Reason),
+pub struct GrantedSession {
+    /// The role, and how its credentials are obtained.
+    pub grant: Grant,
+    /// The session that the grant asks for.
+    pub key: SessionKey,
+    /// Where the session cache holds that session.
+    pub handle: SessionHandle,
 }
 
-/// Decides, and remembers.
+impl From<Grant> for GrantedSession {
+    fn from(grant: Grant) -> Self {
+        Self {
+            key: SessionKey::of_grant(&grant),
+            grant,
+            handle: SessionHandle::default(),
+        }
+    }
+}
+
+/// Decides about pods and keeps the decisions.
 #[derive(Debug)]
 pub struct Decisions {
     pods: Pods,
@@ -45,51 +44,36 @@ pub struct Decisions {
     table: RwLock<Arc<Table>>,
 }
 
-/// Everything that was decided on the grounds of one state of things.
+/// The decisions that were made with one inventory and one set of rules.
 #[derive(Debug)]
 struct Table {
     inventory: Arc<Inventory>,
     rules: Arc<Rules>,
-    decided: RwLock<HashMap<PodUid, Arc<Decided>>>,
+    decided: RwLock<HashMap<PodUid, Arc<PodDecision>>>,
 }
 
-impl Decided {
-    /// The session that it asks for, where it is a grant.
+impl PodDecision {
+    /// Returns the session that a grant asks for; `None` for anything else.
     pub fn key(&self) -> Option<&SessionKey> {
         match self {
-            Self::Granted { key, .. } => Some(key),
+            Self::Granted(granted) => Some(&granted.key),
             _ => None,
         }
     }
 
-    /// Whether a client asks for its role by this text: by the name, perhaps with the path before it, or by the ARN, as
-    /// kube2iam listed roles that are annotated so.
+    /// Returns whether this text names the pod's role: its name, its path and name, or its ARN, which is how kube2iam listed
+    /// roles that are annotated by ARN.
     pub fn is_called(&self, wanted: &str) -> bool {
         match self {
-            Self::Granted { grant, .. } => grant.role.is_called(wanted),
+            Self::Granted(granted) => granted.grant.role.is_called(wanted),
             Self::Refused { name, .. } => wanted.rsplit('/').next() == Some(name),
             Self::NoRole(_) | Self::Wait(_) => false,
         }
     }
 }
 
-impl From<Decision> for Decided {
-    fn from(decision: Decision) -> Self {
-        match decision {
-            Decision::Granted(grant) => Self::Granted {
-                key: Box::new(SessionKey::of_grant(&grant)),
-                grant: Box::new(grant),
-                place: SessionHandle::default(),
-            },
-            Decision::Refused { name, reason } => Self::Refused { name, reason },
-            Decision::NoRole(reason) => Self::NoRole(reason),
-            Decision::Wait(reason) => Self::Wait(reason),
-        }
-    }
-}
-
 impl Decisions {
-    /// On the grounds of what is known of pods, and of the rules.
+    /// Decides from these pods and these rules.
     pub fn new(pods: Pods, rules: watch::Receiver<Arc<Rules>>) -> Self {
         let table = Table::new(pods.borrow().clone(), rules.borrow().clone());
         Self {
@@ -99,21 +83,21 @@ impl Decisions {
         }
     }
 
-    /// What is decided about the client at this moment.
-    pub fn of(&self, client: &Client) -> Arc<Decided> {
+    /// Returns what is decided about the client at this moment.
+    pub fn of(&self, client: &Client) -> Arc<PodDecision> {
         self.table().find(&client.uid)
     }
 
-    /// What is decided about the client once it can be told; what there is to wait for where it still can't at the deadline.
-    pub async fn once_known(&self, client: &Client, deadline: Instant) -> Arc<Decided> {
+    /// Returns what is decided about the client, once it is known; [`Decision::Wait`] if it still is not at the deadline.
+    pub async fn once_known(&self, client: &Client, deadline: Instant) -> Arc<PodDecision> {
         let decided = self.of(client);
-        if !matches!(*decided, Decided::Wait(_)) {
+        if !matches!(*decided, Decision::Wait(_)) {
             return decided;
         }
         Box::pin(self.held(client, deadline)).await
     }
 
-    async fn held(&self, client: &Client, deadline: Instant) -> Arc<Decided> {
+    async fn held(&self, client: &Client, deadline: Instant) -> Arc<PodDecision> {
         let (mut pods, mut rules) = (self.pods.clone(), self.rules.clone());
         let late = tokio::time::sleep_until(deadline);
         tokio::pin!(late);
@@ -121,7 +105,7 @@ impl Decisions {
             pods.mark_unchanged();
             rules.mark_unchanged();
             let decided = self.of(client);
-            if !matches!(*decided, Decided::Wait(_)) {
+            if !matches!(*decided, Decision::Wait(_)) {
                 return decided;
             }
             let changed = tokio::select! {
@@ -135,7 +119,7 @@ impl Decisions {
         }
     }
 
-    /// The table for things as they are.
+    /// Returns the table of the present inventory and rules.
     fn table(&self) -> Arc<Table> {
         let table = Arc::clone(&self.table.read().unwrap_or_else(PoisonError::into_inner));
         let (inventory, rules) = (self.pods.borrow(), self.rules.borrow());
@@ -158,14 +142,18 @@ impl Table {
         })
     }
 
-    fn find(&self, uid: &PodUid) -> Arc<Decided> {
+    fn find(&self, uid: &PodUid) -> Arc<PodDecision> {
         let known = self.decided.read().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = known.get(uid) {
             return Arc::clone(found);
         }
         drop(known);
-        let decided = Arc::new(self.rules.resolve(&self.inventory, uid).into());
-        // There is no end to pods that are not known, and deciding about them costs little.
+        let decided = Arc::new(
+            self.rules
+                .resolve(&self.inventory, uid)
+                .map_grant(|grant| Box::new(grant.into())),
+        );
+        // The number of pods that are not known has no bound, and deciding about them costs little.
         if self.inventory.by_uid(uid).is_some() {
             let mut known = self.decided.write().unwrap_or_else(PoisonError::into_inner);
             known.insert(uid.clone(), Arc::clone(&decided));
@@ -200,7 +188,7 @@ pub(super) mod tests {
         }
     }
 
-    pub(in crate::imds) fn role(decided: &Decided) -> Option<&str> {
+    pub(in crate::imds) fn role(decided: &PodDecision) -> Option<&str> {
         decided.key().map(|key| key.role.name())
     }
 
@@ -226,11 +214,11 @@ pub(super) mod tests {
         pods.send_replace(inventory("other"));
         assert_eq!(role(&decisions.of(&client)), Some("other"));
         pods.send_replace(Arc::default());
-        assert!(matches!(*decisions.of(&client), Decided::Wait(_)));
+        assert!(matches!(*decisions.of(&client), Decision::Wait(_)));
         pods.send_replace(inventory("other"));
         assert_eq!(role(&decisions.of(&client)), Some("other"));
         rules.send_modify(|rules| Arc::make_mut(rules).firewall = true);
-        assert!(matches!(*decisions.of(&client), Decided::NoRole(_)));
+        assert!(matches!(*decisions.of(&client), Decision::NoRole(_)));
     }
 
     #[test]
@@ -238,7 +226,7 @@ pub(super) mod tests {
         let (_pods, _rules, decisions) = decisions("one");
         for number in 0..100 {
             let uid = format!("bbbbbbbb-0000-0000-0000-{number:012}");
-            assert!(matches!(*decisions.of(&client(&uid)), Decided::Wait(_)));
+            assert!(matches!(*decisions.of(&client(&uid)), Decision::Wait(_)));
         }
         assert!(decisions.table().decided.read().unwrap().is_empty());
     }

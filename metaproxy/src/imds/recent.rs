@@ -6,7 +6,7 @@ use std::sync::Arc;
 use tokio::sync::watch;
 
 use super::ImdsV1Policy;
-use super::decisions::{Decided, Decisions};
+use super::decisions::{Decisions, PodDecision};
 use crate::cached_watch::{CachedWatch, Changes};
 use crate::credentials::RecentSession;
 use crate::identify::Client;
@@ -19,7 +19,7 @@ pub struct Recent<'a> {
     client: &'a Client,
     pods: Changes<Arc<Inventory>>,
     rules: Changes<Arc<Rules>>,
-    last: Option<(Arc<Decided>, RecentSession)>,
+    last: Option<(Arc<PodDecision>, RecentSession)>,
     imds_v1: CachedWatch<ImdsV1Policy>,
 }
 
@@ -51,7 +51,7 @@ impl<'a> Recent<'a> {
     }
 
     /// Returns what is decided about the client at this moment, and the session that this connection was served last for it.
-    pub fn decided(&mut self, decisions: &Decisions) -> (&Arc<Decided>, &mut RecentSession) {
+    pub fn decided(&mut self, decisions: &Decisions) -> (&Arc<PodDecision>, &mut RecentSession) {
         // Each reports a change once, so both are asked, and before a new decision so that no change is missed.
         if self.pods.any() | self.rules.any() {
             self.last = None;
@@ -77,6 +77,7 @@ pub(super) mod tests {
     use crate::imds::response;
     use crate::imds::token::Tokens;
     use crate::imds::upstream::Upstream;
+    use crate::roles::Decision;
     use http_body_util::BodyExt as _;
     use hyper::{Request, StatusCode};
     use std::collections::HashSet;
@@ -99,11 +100,11 @@ pub(super) mod tests {
         pods.send_replace(inventory("other"));
         assert_eq!(role(recent.decided(&decisions).0), Some("other"));
         rules.send_modify(|rules| Arc::make_mut(rules).firewall = true);
-        assert!(matches!(**recent.decided(&decisions).0, Decided::NoRole(_)));
+        assert!(matches!(**recent.decided(&decisions).0, Decision::NoRole(_)));
         pods.send_replace(Arc::default());
         rules.send_modify(|rules| Arc::make_mut(rules).firewall = false);
-        assert!(matches!(**recent.decided(&decisions).0, Decided::Wait(_)));
-        assert!(matches!(**recent.decided(&decisions).0, Decided::Wait(_)));
+        assert!(matches!(**recent.decided(&decisions).0, Decision::Wait(_)));
+        assert!(matches!(**recent.decided(&decisions).0, Decision::Wait(_)));
     }
 
     #[test]

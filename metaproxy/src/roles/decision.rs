@@ -64,11 +64,11 @@ pub struct Rules {
     pub own: OwnRoles,
 }
 
-/// The outcome of a decision.
+/// The outcome of a decision. `G` is what is kept of a grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
+pub enum Decision<G = Grant> {
     /// The pod gets this role.
-    Granted(Grant),
+    Granted(G),
     /// A role was requested, and denied.
     Refused {
         /// The name that `security-credentials/` lists for the pod. It has no character that a role's name can't have.
@@ -110,6 +110,16 @@ impl Decision {
         match self {
             Self::Granted(grant) => &grant.reason,
             Self::Refused { reason, .. } | Self::NoRole(reason) | Self::Wait(reason) => reason,
+        }
+    }
+
+    /// Returns the same decision with something else kept of its grant.
+    pub fn map_grant<G>(self, keep: impl FnOnce(Grant) -> G) -> Decision<G> {
+        match self {
+            Self::Granted(grant) => Decision::Granted(keep(grant)),
+            Self::Refused { name, reason } => Decision::Refused { name, reason },
+            Self::NoRole(reason) => Decision::NoRole(reason),
+            Self::Wait(reason) => Decision::Wait(reason),
         }
     }
 }
