@@ -143,8 +143,8 @@ impl Locator {
         found.map(PodsCgroup::open).transpose()
     }
 
-    /// Checks, while there are no pods in cgroup v2, that there are none in cgroup v1 either: a pods' cgroup in v2
-    /// would never appear.
+    /// Checks, while there are no pods in cgroup v2, that there are none in cgroup v1 either. If pods are in cgroup
+    /// v1, their cgroup in v2 will never appear.
     ///
     /// # Errors
     /// [`CgroupError::PodsInV1`], unless a flag names the cgroup.
@@ -174,8 +174,8 @@ impl Locator {
             .iter()
             .flat_map(|root| pods_cgroups_below(root))
             .collect();
-        // One hierarchy may be mounted at several places (Cilium mounts it again). Each cgroup counts once, at the
-        // usual place if possible.
+        // One hierarchy may be mounted at several places (Cilium mounts it again). Each cgroup counts once, if
+        // possible with its path below `/sys/fs/cgroup`.
         found.sort_by_key(|path| (!path.starts_with("/sys/fs/cgroup"), path.clone()));
         let mut seen = BTreeSet::new();
         found.retain(|path| identity(path).is_none_or(|identity| seen.insert(identity)));
@@ -213,7 +213,8 @@ fn explicit(path: &Path, roots: &[PathBuf]) -> Result<PathBuf, CgroupError> {
     }
 }
 
-/// Removes `.` and `..` from a path that does not exist, to compare it with the mounts, which have no symbolic links.
+/// Removes `.` and `..` from a path that does not exist, so that it can be compared with the mounts, which have no
+/// symbolic links.
 fn normalized(path: &Path) -> PathBuf {
     let mut normalized = PathBuf::new();
     for component in path.components() {
@@ -243,10 +244,10 @@ fn checked(flag: &'static str, path: &Path, example: &'static str) -> Result<Pat
 }
 
 /// Finds `kubepods`, `kubepods.slice` or a slice named after a parent (`kubelet-kubepods.slice`), at the root or one
-/// level below it (in kind's `kubelet.slice`, or in a kubelet's `--cgroup-root`).
+/// level below it, as in kind's `kubelet.slice` or in a kubelet's `--cgroup-root`.
 fn pods_cgroups_below(root: &Path) -> Vec<PathBuf> {
     let is_pods = |path: &PathBuf| naming::is_of_all_pods(path);
-    // These never have the pods' cgroup, and are large.
+    // These cgroups never contain the pods' cgroup, and are large.
     let is_other = |path: &PathBuf| {
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
         matches!(
@@ -272,7 +273,7 @@ fn subdirectories(dir: &Path) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Identifies a directory independently of its path.
+/// Returns device and inode of a directory, which identify it independently of its path.
 fn identity(path: &Path) -> Option<(u64, u64)> {
     use std::os::unix::fs::MetadataExt as _;
     fs::metadata(path)

@@ -1,5 +1,5 @@
-//! The build that logs from within the kernel. Without the feature `ebpf-log` this is a test binary with no tests,
-//! because `cargo test --test '*'` fails where a target requires a feature that is off.
+//! Test of a build whose eBPF programs log. Without the feature `ebpf-log` this test binary contains no tests. It
+//! still exists then, because `cargo test --test '*'` fails if a target requires a feature that is off.
 #![cfg(feature = "ebpf-log")]
 #![allow(clippy::unwrap_used, reason = "a test panics where it fails")]
 

@@ -22,19 +22,19 @@ use crate::{ebpf, setup};
 /// The port of kube2iam's and kiam's agents, which other software on a node uses too.
 const CONTESTED_PORT: u16 = 8181;
 
-/// The program that asks from within pods.
+/// The program that sends requests from within pods.
 const CLIENT: &str = "metaproxy-lab";
 
 const LIST: &str = "/latest/meta-data/iam/security-credentials/";
 
-/// Prints one line of the report, and fails if it is not right.
+/// Prints one line of the report. Fails if `right` is false.
 fn show(who: &str, asked: &str, got: impl Display, right: bool) -> Result<()> {
     go_on()?;
     println!(
         "  {} {who:<22} {asked:<34} {got}",
         if right { "ok " } else { "BAD" }
     );
-    ensure!(right, "{who}: {asked}: {got} is not as it should be");
+    ensure!(right, "{who}: {asked}: unexpected result: {got}");
     Ok(())
 }
 
@@ -44,8 +44,8 @@ pub fn run() -> Result<()> {
     setup::for_demo()?;
     ebpf::build()?;
     step("building the agent");
-    // Of the whole workspace, as the tests are built: of one package alone its dependencies would have other features,
-    // and be built once more.
+    // Builds the whole workspace, as the tests do: a build of one package selects other features of its dependencies,
+    // so that cargo would compile them again.
     run_command(cargo().args(["build", "--quiet", "--workspace", "--bins"]))?;
     catch_interrupts()?;
     step("a node, its pods and its metadata service (cgroups and network namespaces of this machine)");
@@ -199,7 +199,7 @@ fn demonstrate(lab: &Lab) -> Result<()> {
         format!("→ {got}"),
         got == NODE_ROLE,
     )?;
-    println!("\nEverything was as it should be.");
+    println!("\nAll results were as expected.");
     Ok(())
 }
 
@@ -222,16 +222,16 @@ fn answer(command: &mut Command, path: &str) -> Result<String> {
         .output()
         .context("cannot run a client")?;
     let outcomes: serde_json::Value =
-        serde_json::from_slice(&output.stdout).context("the client's outcome")?;
+        serde_json::from_slice(&output.stdout).context("cannot parse the client's outcome")?;
     let outcome = outcomes
         .as_object()
         .and_then(|outcomes| outcomes.keys().next().cloned());
-    outcome.context("the client had no outcome")
+    outcome.context("the client reported no outcome")
 }
 
 fn credentials(document: &str) -> Result<(String, String)> {
     let document: serde_json::Value =
-        serde_json::from_str(document).with_context(|| format!("no credentials but: {document}"))?;
+        serde_json::from_str(document).with_context(|| format!("not a credentials document: {document}"))?;
     let field = |name: &str| {
         document[name]
             .as_str()

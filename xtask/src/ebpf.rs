@@ -1,8 +1,8 @@
-//! `cargo xtask build-ebpf` builds the eBPF objects with any of the toolchains that can.
+//! `cargo xtask build-ebpf` builds the eBPF objects with any toolchain that supports the target.
 //!
-//! The target needs a `core` of its own. Debian packages one ready-made, or its sources; rustup has the sources for
-//! nightly. The object is the same for x86_64 and aarch64 (both are little-endian, and no program reads registers),
-//! but each is built with its own `bpf_target_arch` and checked, so that this stays true.
+//! The target needs its own `core`. Debian packages it prebuilt and as sources; rustup has the sources for nightly.
+//! The object is the same for x86_64 and aarch64 (both are little-endian, and no program reads registers). Each is
+//! still built with its own `bpf_target_arch`, and [`build`] checks that their programs are equal.
 
 use std::fmt;
 use std::fs;
@@ -20,7 +20,7 @@ const OVERRIDE: &str = "METAPROXY_EBPF_TOOLCHAIN";
 const TARGET: &str = "bpfel-unknown-none";
 const ARCHITECTURES: [&str; 2] = ["x86_64", "aarch64"];
 
-/// The path of Debian's compiler: rustup's may be first in `PATH`.
+/// The directory of Debian's compiler. rustup's compiler may come first in `PATH`.
 const DEBIAN_BIN: &str = "/usr/bin";
 
 /// One of the objects that the agent embeds.
@@ -72,7 +72,7 @@ impl fmt::Display for Toolchain {
     }
 }
 
-const HOW_TO_GET_ONE: &str = "no Rust toolchain here can build for eBPF. One of these does:
+const HOW_TO_GET_ONE: &str = "no Rust toolchain here can build for eBPF. Each of these commands installs one:
   sudo cargo xtask setup                                     (Debian and Ubuntu: installs what is missing)
   apt-get install rustc-web cargo-web libstd-rust-web-dev-bpf
   rustup toolchain install nightly --component rust-src      (and `cargo install bpf-linker`)";
@@ -145,7 +145,7 @@ impl Toolchain {
             .env_remove("RUSTFLAGS")
             .env_remove("RUSTUP_TOOLCHAIN");
         match self {
-            // aya-ebpf uses one unstable feature; nothing else may.
+            // aya-ebpf uses an unstable feature. No other crate may use one.
             Self::DebianPrebuilt => command.env("RUSTC_BOOTSTRAP", "aya_ebpf"),
             Self::DebianSource => command.env("RUSTC_BOOTSTRAP", "1").args(["-Z", "build-std=core"]),
             Self::Rustup(_) => command.args(["-Z", "build-std=core"]),
@@ -184,15 +184,15 @@ pub fn tools() -> PathBuf {
 pub fn build() -> Result<()> {
     let toolchain = Toolchain::find()?;
     let linker = linker().context(
-        "bpf-linker is missing: `sudo cargo xtask setup` builds it, or `cargo install bpf-linker` where its LLVM is at \
+        "bpf-linker is missing: `sudo cargo xtask setup` builds it, or `cargo install bpf-linker` if its LLVM is at \
          least as new as rustc's",
     )?;
     step(&format!("eBPF objects, built with {toolchain}"));
     let out = root().join("target/bpf");
     fs::create_dir_all(&out).with_context(|| format!("cannot make {}", out.display()))?;
-    // One at a time: another build would find objects that are not checked yet.
-    let turns = fs::File::create(out.join(".lock")).context("the lock of eBPF builds")?;
-    turns.lock().context("the lock of eBPF builds")?;
+    // Only one build runs at a time: a second one could read objects that are not checked yet.
+    let turns = fs::File::create(out.join(".lock")).context("cannot make the lock file of eBPF builds")?;
+    turns.lock().context("cannot take the lock of eBPF builds")?;
     for arch in ARCHITECTURES {
         for (feature, suffix) in [(None, ""), (Some("log"), "-log")] {
             for object in &OBJECTS {
@@ -204,9 +204,9 @@ pub fn build() -> Result<()> {
                 check(&bytes, object)
                     .with_context(|| format!("the object {} for {arch} is not sound", object.name))?;
                 let path = out.join(format!("{}.{arch}{suffix}.o", object.name));
-                // Untouched where nothing changed, so that the agent is not built again for nothing.
+                // An unchanged object is not written again, because cargo would then rebuild the agent.
                 if fs::read(&path).ok().as_ref() != Some(&bytes) {
-                    // At once: who embeds it meanwhile must not find half of it.
+                    // The rename is atomic: a build that embeds the object must not read a partial file.
                     let new = path.with_extension("new");
                     fs::write(&new, bytes)
                         .and_then(|()| fs::rename(&new, &path))
@@ -239,7 +239,7 @@ fn build_one(
         "-Cdebuginfo=2".to_owned(),
         "-Clink-arg=--btf".to_owned(),
         format!("-Clinker={}", linker.display()),
-        // Paths of this machine have no place in the object.
+        // The object must not contain paths of this machine.
         format!("--remap-path-prefix={}=.", root().display()),
     ];
     let mut command = toolchain.cargo();
@@ -268,7 +268,7 @@ fn build_one(
 /// BTF and all its programs and maps.
 fn check(object: &[u8], wanted: &Object) -> Result<()> {
     const EM_BPF: u16 = 247;
-    ensure!(object.starts_with(b"\x7fELF"), "it is no ELF file");
+    ensure!(object.starts_with(b"\x7fELF"), "it is not an ELF file");
     ensure!(
         object.get(4..6) == Some(&[2, 1]),
         "it is not 64-bit little-endian"
@@ -287,7 +287,7 @@ fn check(object: &[u8], wanted: &Object) -> Result<()> {
     Ok(())
 }
 
-/// Returns the sections of programs, in order.
+/// Returns the instructions of each program, ordered by section.
 fn code(object: &[u8]) -> Result<Vec<Vec<u8>>> {
     let object = aya_obj::Object::parse(object).context("aya cannot read the object")?;
     let mut functions: Vec<_> = object

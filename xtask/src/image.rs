@@ -1,7 +1,7 @@
 //! `cargo xtask image` makes the container image as an OCI archive, without any container engine.
 //!
-//! The image holds a static binary and the CA roots that Mozilla trusts. The same sources and toolchain give the same
-//! bytes: files have no dates and no owners, and the binary does not contain the path where it was built.
+//! The image contains a static binary and the CA roots that Mozilla trusts. The same sources and toolchain give the
+//! same bytes: files have no dates and no owners, and the binary does not contain the path of its build directory.
 
 use std::fs;
 use std::io::Write as _;
@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use crate::shell::{cargo, has, root, run, step};
 use crate::{ebpf, setup};
 
-/// The largest image, in bytes: every node of a cluster pulls it.
+/// The maximum size of the image, in bytes. Every node of a cluster pulls the image.
 const MAX_IMAGE_SIZE: usize = 20_000_000;
 
 const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -30,14 +30,14 @@ const CA_ROOTS: &str = "etc/ssl/certs/ca-certificates.crt";
 /// The arguments of `cargo xtask image`.
 #[derive(Debug, Args)]
 pub struct Image {
-    /// For which processors [default: this machine's]
+    /// The processor architecture [default: this machine's]
     #[arg(long)]
     arch: Option<Arch>,
 
-    /// Full name, with host and tag, under which container runtimes take it
+    /// The image's full name, with host and tag, in container runtimes
     #[arg(long, default_value = concat!("docker.io/library/metaproxy:", env!("CARGO_PKG_VERSION")))]
     name: String,
-    /// Optimise little: for tests
+    /// Optimise less, so that the build is faster; for tests
     #[arg(long)]
     quick: bool,
 }
@@ -95,7 +95,7 @@ pub fn quick_archive_of_this_machine(name: &str) -> Result<PathBuf> {
     archive(Arch::of_this_machine(), name, QUICK)
 }
 
-/// Cargo's profile for what is tested: optimising it whole takes longer than all that is tried with it.
+/// Cargo's profile for images of tests: full optimisation takes longer than the tests.
 const QUICK: &str = "quick";
 
 fn archive(arch: Arch, name: &str, profile: &str) -> Result<PathBuf> {
@@ -104,7 +104,7 @@ fn archive(arch: Arch, name: &str, profile: &str) -> Result<PathBuf> {
     let packed = pack(arch, name, &binary)?;
     if packed.len() > MAX_IMAGE_SIZE {
         bail!(
-            "the image has {} bytes, and should have {MAX_IMAGE_SIZE} at the most",
+            "the image has {} bytes; at most {MAX_IMAGE_SIZE} are allowed",
             packed.len()
         );
     }
@@ -119,7 +119,7 @@ fn archive(arch: Arch, name: &str, profile: &str) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Builds a static binary, which runs in an image without any library.
+/// Builds a static binary, because the image contains no libraries.
 fn build(arch: Arch, profile: &str) -> Result<PathBuf> {
     step(&format!("a static binary for {}", arch.label()));
     let target = arch.target();
@@ -140,7 +140,7 @@ fn build(arch: Arch, profile: &str) -> Result<PathBuf> {
         .args(["--profile", profile, "--target", target])
         .arg("--target-dir")
         .arg(&dir)
-        // Blanks may stand in paths.
+        // Paths may contain spaces, at which cargo splits RUSTFLAGS.
         .env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}"));
     if !arch.is_ours() {
         let prefix = format!("{}-linux-gnu", target.split('-').next().unwrap_or_default());

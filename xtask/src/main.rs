@@ -29,36 +29,37 @@ enum Command {
     Setup,
     /// Build the eBPF object for x86_64 and aarch64 into target/bpf
     BuildEbpf,
-    /// Show the main job: pods with roles of their own, no AWS account and no cluster needed (root)
+    /// Show that each pod gets its own role; needs no AWS account and no cluster (root)
     Demo,
     /// Build the container image, as an OCI archive in target/image
     Image(image::Image),
-    /// Write the kustomize base, and what the chart's tests expect, from the chart
+    /// Generate the kustomize base and the golden files of the chart's tests from the chart
     Manifests {
-        /// Only compare with what is there
+        /// Only compare the existing files with the chart's output
         #[arg(long)]
         check: bool,
     },
     /// Run every test (root)
     Test {
-        /// Only this module of the lab, or integration tests whose name contains this; with --cluster, only scenarios
+        /// Run only this module of the lab, or integration tests whose name contains this; with --cluster, only
+        /// scenarios whose name contains this
         filter: Option<String>,
-        /// Install the chart in the cluster of $KUBECONFIG, on whose one node this runs, and try it there. The cluster
-        /// should be one to throw away
+        /// Install the chart in the cluster of $KUBECONFIG and test it there. This machine must be the cluster's only
+        /// node, and the cluster must be disposable
         #[arg(long)]
         cluster: bool,
-        /// Another build of metaproxy, which agents and guards of this one must stand beside
+        /// Another build of metaproxy, to test that agents and guards of both builds can run on one node
         #[arg(long, conflicts_with = "cluster")]
         previous: Option<std::path::PathBuf>,
-        /// With --cluster: an image that the node has, instead of one built here
+        /// With --cluster: use this image, which the node already has, instead of building one
         #[arg(long, requires = "cluster")]
         image: Option<String>,
     },
     /// Run the fuzz targets of metaproxy/fuzz
     Fuzz(fuzz::Fuzz),
-    /// Boot Debian's kernels in QEMU and run interception, identity, guard and cleanup there (root)
+    /// Boot Debian's kernels in QEMU and test interception, identity, guard and cleanup there (root)
     VmTest(vm::VmTest),
-    /// Measure what metaproxy costs, beside what it is compared with; writes a report below target/bench (root)
+    /// Measure the cost of metaproxy and compare it with other servers; writes a report below target/bench (root)
     Bench(bench::Bench),
     #[command(flatten)]
     Inside(bench::Inside),

@@ -1,5 +1,5 @@
-//! `cargo xtask manifests` writes the files that are made from the chart. The kustomize base cannot differ from the
-//! chart, because it is its output.
+//! `cargo xtask manifests` writes the files that are generated from the chart. The kustomize base is the chart's
+//! output, so the two cannot differ.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::setup;
 use crate::shell::{root, step};
 
-/// What the base stands for where it does not say: the newest form that clusters understand.
+/// The Kubernetes version that the base is rendered for. It selects the newest form of objects that clusters support.
 const KUBERNETES: &str = "1.31";
 
 const BASE_HEADER: &str = "\
@@ -25,7 +25,7 @@ pub fn make(check: bool) -> Result<()> {
     let mut files = vec![(root().join("deploy/kustomize/base/metaproxy.yaml"), base(&helm)?)];
     for values in yaml_files(&tests.join("values"))? {
         let version = kubernetes_of(&values)?;
-        let name = values.file_name().context("a file's name")?;
+        let name = values.file_name().context("a values file has no name")?;
         files.push((tests.join("golden").join(name), render(&helm, &values, &version)?));
     }
     let mut differing = Vec::new();
@@ -42,7 +42,7 @@ pub fn make(check: bool) -> Result<()> {
     }
     if !differing.is_empty() {
         bail!(
-            "not what the chart makes: {}; run `cargo xtask manifests` and look at the difference",
+            "these files differ from the chart's output: {}; run `cargo xtask manifests` and review them",
             differing.join(", ")
         );
     }

@@ -1,4 +1,4 @@
-//! Runs commands, prints the steps, and ends between two steps on request.
+//! Runs commands, prints the steps, and ends between two steps if Ctrl-C or SIGTERM is received.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -13,8 +13,7 @@ extern "C" fn interrupt(_signal: i32) {
     INTERRUPTED.store(true, Ordering::SeqCst);
 }
 
-/// Ctrl-C and SIGTERM end what is done between two of its steps ([`go_on`]), so that everything is cleaned up on the
-/// way out.
+/// Makes Ctrl-C and SIGTERM end the command at its next step ([`go_on`]) instead of at once, so that it cleans up.
 pub fn catch_interrupts() -> Result<()> {
     let action = SigAction::new(SigHandler::Handler(interrupt), SaFlags::empty(), SigSet::empty());
     for signal in [Signal::SIGINT, Signal::SIGTERM] {
@@ -24,10 +23,10 @@ pub fn catch_interrupts() -> Result<()> {
     Ok(())
 }
 
-/// Checks between two steps whether to go on.
+/// Checks between two steps whether the command may continue.
 ///
 /// # Errors
-/// If Ctrl-C or SIGTERM asked for the end.
+/// If Ctrl-C or SIGTERM was received.
 pub fn go_on() -> Result<()> {
     ensure!(
         !INTERRUPTED.load(Ordering::SeqCst),
@@ -66,9 +65,9 @@ pub fn output(command: &mut Command) -> Option<String> {
 
 /// Prepares a command that calls cargo in the workspace's root.
 ///
-/// It has none of the variables that describe the package of this program. ring is built anew if they change, and with
-/// it most crates, whenever cargo is called by itself after it was called through this program, and the other way
-/// round.
+/// The environment variables that describe this program's package are removed. If they change, cargo rebuilds ring
+/// and with it most crates. That would happen at each change between a direct call of cargo and a call through this
+/// program.
 pub fn cargo() -> Command {
     let mut command = Command::new("cargo");
     command.current_dir(root());

@@ -1,8 +1,8 @@
-//! `cargo xtask vm-test`: interception, identity and attacks on it, NAT, guard and cleanup on Debian's kernels, each
-//! booted in QEMU (without hardware virtualisation, so that it runs wherever this runs).
+//! `cargo xtask vm-test` tests interception, identity and attacks on it, NAT, guard and cleanup on Debian's kernels.
+//! Each kernel is booted in QEMU without hardware virtualisation, which is not available on every machine.
 //!
-//! The guest is an initramfs with the lab's test program, the binaries that it calls, `ip` and `nft`; nothing is
-//! emulated but the machine.
+//! The guest's file system is an initramfs with the lab's test program, the binaries that it calls, `ip` and `nft`.
+//! Only the machine is emulated.
 
 mod debian;
 mod guest;
@@ -24,14 +24,14 @@ pub use self::guest::run as run_guest;
 use crate::shell::{cargo, root, run, step};
 use crate::{ebpf, setup};
 
-/// How long a guest may take.
+/// How long a guest may run before it is killed.
 const GUEST_TIMEOUT: Duration = Duration::from_secs(1800);
 
 /// Modules of `metaproxy/tests/lab` that need nothing but the binaries, `ip` and `nft`.
 const MODULES: [&str; 5] = ["kernels", "outsiders", "attacks", "nat", "interceptors"];
 
-/// The tests that run with [`VmTest::quick`] beside those of [`QUICK_WHOLE`]: a case for each way in which a connection
-/// reaches the kernel's programs or gets past them.
+/// The tests that run with [`VmTest::quick`] in addition to those of [`QUICK_WHOLE`]: one case for each way in which
+/// a connection reaches the eBPF programs or bypasses them.
 const QUICK: [&str; 10] = [
     "connections_that_a_pod_answers_by_a_raw_socket_change_nothing_for_others::case_2",
     "answers_in_a_namespace_of_its_own_change_nothing_for_others::case_3",
@@ -48,7 +48,7 @@ const QUICK: [&str; 10] = [
 /// The modules of which every test runs with [`VmTest::quick`].
 const QUICK_WHOLE: [&str; 2] = ["kernels", "outsiders"];
 
-/// The word on the kernel's command line by which the guest selects those tests.
+/// The word on the kernel's command line that selects the tests of [`VmTest::quick`].
 const QUICK_WORD: &str = "quick-selection";
 
 /// The start of the guest's last line, which ends with the exit status of the tests.
@@ -57,18 +57,18 @@ const EXIT: &str = "VM-TEST-EXIT";
 /// The arguments of `cargo xtask vm-test`.
 #[derive(Clone, Debug, Args)]
 pub struct VmTest {
-    /// On this kernel only; repeatable [default: all]
+    /// Run on this kernel only; repeatable [default: all]
     #[arg(long, value_enum)]
     kernel: Vec<Series>,
-    /// Only tests whose name contains this
+    /// Run only tests whose name contains this
     filter: Option<String>,
-    /// What differs between kernels, and of the attacks a case of each kind: a kernel takes half the time
+    /// Run only tests that depend on the kernel, and one case of each kind of attack: takes half the time
     #[arg(long, conflicts_with = "filter")]
     quick: bool,
 }
 
 impl VmTest {
-    /// Returns the word by which the guest selects the tests.
+    /// Returns the word on the kernel's command line that selects the tests, or `None` for all tests.
     fn word(&self) -> Option<&str> {
         if self.quick {
             return Some(QUICK_WORD);
@@ -115,7 +115,8 @@ struct Outcome {
 }
 
 impl Outcome {
-    /// Fails if no test has passed whose name contains one of these, as a test may have been renamed.
+    /// Records a problem for each of these names that no passed test contains, because the test may have been
+    /// renamed.
     fn miss(&mut self, names: &[&str]) {
         let missing: Vec<&str> = names
             .iter()
@@ -132,7 +133,7 @@ impl Outcome {
     }
 }
 
-/// Returns the directory of all files that this makes.
+/// Returns the directory of all files that this module writes.
 fn dir() -> PathBuf {
     root().join("target/vm")
 }
@@ -176,7 +177,7 @@ pub fn test(options: &VmTest) -> Result<()> {
     println!("summary: {}", summary.display());
     ensure!(
         outcomes.iter().all(Outcome::is_green),
-        "not every kernel is green"
+        "tests failed on at least one kernel; see the summary"
     );
     Ok(())
 }
@@ -277,7 +278,7 @@ fn read_outcome(text: &str, kernel: &Kernel, took: Duration, log: &Path) -> Outc
     let problem = match status.as_deref() {
         Some("0") => None,
         Some(status) => Some(format!("the tests ended with status {status}: {}", log.display())),
-        None => Some(format!("the guest did not come to its end: {}", log.display())),
+        None => Some(format!("the guest ended without a status: {}", log.display())),
     };
     Outcome {
         release: kernel.release.clone(),

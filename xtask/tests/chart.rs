@@ -1,5 +1,5 @@
-//! The Helm chart, what is made from it, and the examples. helm, kubectl and the validator are brought in by `cargo
-//! xtask setup`.
+//! Tests of the Helm chart, of the files that are generated from it, and of the examples. `cargo xtask setup`
+//! installs helm, kubectl and the validator.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,14 +14,16 @@ use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-/// Versions that the validator has schemas of, from the oldest that is asked for.
+/// The minor versions of Kubernetes that manifests are validated for, from the oldest required version to the newest
+/// one that the validator has schemas of.
 const VERSIONS: std::ops::RangeInclusive<u32> = 27..=37;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// A program that `cargo xtask setup` brings in; `None` where it was not run, which is a failure under CI.
+/// Returns the path of a program that `cargo xtask setup` installs, or `None` if it is not installed. Under CI a
+/// missing program is a failure.
 fn tool(path: &str) -> Option<PathBuf> {
     let path = root().join("target").join(path);
     if path.exists() {
@@ -76,7 +78,7 @@ fn template(program: &Path, version: &str, flags: &[&str]) -> Result<String, Str
     }
 }
 
-/// Sets of values: those of the tests, and the examples (the pods beside them are no values).
+/// Lists the files of values: those of the tests, and the examples except `pods.yaml`, which contains no values.
 fn value_sets() -> Vec<PathBuf> {
     let mut files = yaml_files("deploy/helm/tests/values");
     assert!(files.len() >= 6);
@@ -279,7 +281,7 @@ fn alerts_lead_to_the_runbook_by_the_base_url_or_by_its_path() {
     assert!(!text.contains("PrometheusRule"), "{text}");
 }
 
-/// As `deploy/docs/iam.md` tells under "Session tags".
+/// `deploy/docs/iam.md` documents this under "Session tags".
 #[test]
 fn the_tags_of_eks_pod_identity_are_given_with_the_clusters_arn() {
     let Some(program) = tool("kubernetes/helm") else {
@@ -296,7 +298,7 @@ fn the_tags_of_eks_pod_identity_are_given_with_the_clusters_arn() {
     }
 }
 
-/// The nearest safe thing for each version.
+/// Each version gets the safest update strategy that it supports.
 #[test]
 fn updates_surge_where_the_cluster_can_and_no_port_is_fixed() {
     let Some(program) = tool("kubernetes/helm") else {
@@ -321,7 +323,7 @@ fn updates_surge_where_the_cluster_can_and_no_port_is_fixed() {
     }
 }
 
-/// One of the objects that the chart makes.
+/// Returns one of the objects that the chart generates.
 fn document<'a>(text: &'a str, kind: &str, name: &str) -> &'a str {
     let (kind, name) = (
         format!("\nkind: {kind}\n"),
@@ -332,7 +334,7 @@ fn document<'a>(text: &'a str, kind: &str, name: &str) -> &'a str {
     found.unwrap_or_else(|| panic!("no{kind}of{name}in {text}"))
 }
 
-/// In the agent's pod it would be gone with it: where that is replaced, deleted, or its sandbox killed.
+/// A guard in the agent's pod would end with the pod: when it is replaced or deleted, or its sandbox is killed.
 #[test]
 fn the_guard_has_pods_of_its_own_that_always_surge_unless_it_is_told_otherwise() {
     let Some(program) = tool("kubernetes/helm") else {
@@ -393,7 +395,7 @@ fn the_guard_has_pods_of_its_own_that_always_surge_unless_it_is_told_otherwise()
     assert!(text.contains(name), "{text}");
 }
 
-/// What helm tells after an installation.
+/// Helm prints the notes after an installation.
 #[test]
 fn the_notes_promise_what_the_guards_placement_keeps() {
     let Some(program) = tool("kubernetes/helm") else {
@@ -450,7 +452,7 @@ fn the_notes_promise_what_the_guards_placement_keeps() {
     }
 }
 
-/// Each alone.
+/// Each value has its effect without the other. Metrics that are scraped are also switched on.
 #[test]
 fn one_value_switches_metrics_on_and_another_has_them_scraped() {
     let Some(program) = tool("kubernetes/helm") else {
@@ -484,7 +486,7 @@ fn one_value_switches_metrics_on_and_another_has_them_scraped() {
     }
 }
 
-/// Each name of a value that documents tell, with a dot in it or after `--set`.
+/// Names of values stand in backticks or after `--set`. A value that is renamed must be renamed in documents too.
 #[test]
 fn values_that_documents_name_are_the_charts() {
     let read = |path: &str| fs::read_to_string(root().join(path)).unwrap();
@@ -506,12 +508,12 @@ fn values_that_documents_name_are_the_charts() {
     assert!(documents.len() > 10, "{documents:?}");
     for path in documents {
         for name in named.captures_iter(&read(&path)) {
-            // A field of every object in Kubernetes.
+            // This is a field of every object in Kubernetes, not a value.
             if &name[1] == "metadata.uid" {
                 continue;
             }
             let mut parts = name[1].split('.');
-            // Words that begin with none of the chart's values are something else.
+            // Other words are not names of values: they do not begin with a value of the chart.
             let Some(mut value) = parts.next().and_then(|first| values.get(first)) else {
                 continue;
             };
@@ -526,7 +528,7 @@ fn values_that_documents_name_are_the_charts() {
     assert!(found > 40, "{found}");
 }
 
-/// A policy that is no JSON, or compares a tag that no session has, allows nothing.
+/// A policy allows nothing if it is not JSON, or if it compares a tag that no session has.
 #[test]
 fn policies_of_documents_are_json_and_compare_tags_that_sessions_have() {
     let text = fs::read_to_string(root().join("deploy/docs/iam.md")).unwrap();
@@ -549,7 +551,7 @@ fn policies_of_documents_are_json_and_compare_tags_that_sessions_have() {
     assert_eq!(found, 6);
 }
 
-/// A node that is registered with another taint than the agent removes gets no pods for ever.
+/// A node never gets pods if it is registered with another taint than the one that the agent removes.
 #[test]
 fn examples_register_nodes_with_the_taint_that_their_values_remove() {
     let read = |path: &str| -> serde_json::Value {
@@ -568,7 +570,7 @@ fn examples_register_nodes_with_the_taint_that_their_values_remove() {
     assert!(key.starts_with("startup-taint.cluster-autoscaler.kubernetes.io/"));
 }
 
-/// Their pods would stay Pending, as there is no kernel for them.
+/// Pods of the chart would stay Pending on such nodes, because these nodes have no kernel for them.
 #[test]
 fn nodes_of_fargate_and_virtual_kubelets_are_left_out() {
     let Some(program) = tool("kubernetes/helm") else {
@@ -589,7 +591,8 @@ fn nodes_of_fargate_and_virtual_kubelets_are_left_out() {
     }
 }
 
-/// A policy is about a service account, and the API is there from 1.30.
+/// A policy applies to a service account, so it cannot limit the user of a kubeconfig. Its API exists from Kubernetes
+/// 1.30 on.
 #[test]
 fn patches_of_nodes_are_limited_where_the_cluster_can() {
     let Some(program) = tool("kubernetes/helm") else {
@@ -614,8 +617,8 @@ fn patches_of_nodes_are_limited_where_the_cluster_can() {
     }
 }
 
-/// helm makes policies last, so the agent waits for the one of tokens; and both can be applied before, for helm to take
-/// over.
+/// helm creates policies last, so the agent waits for the policy for tokens. Both policies can also be applied before
+/// an installation, and helm then adopts them.
 #[test]
 fn policies_hold_before_what_they_limit_is_used_and_are_no_hooks() {
     let Some(program) = tool("kubernetes/helm") else {
@@ -658,7 +661,8 @@ fn policies_hold_before_what_they_limit_is_used_and_are_no_hooks() {
             );
         }
         assert!(!text.contains("helm.sh/hook"), "{text}");
-        // One that compares with an object (`paramKind: Pod`) is evaluated for each of a namespace, and lags behind.
+        // A policy with a parameter object (`paramKind: Pod`) is evaluated for each object of a namespace, and
+        // uses changes of these objects late.
         assert!(!text.contains("paramKind"), "{text}");
     }
 }
@@ -684,7 +688,7 @@ fn the_pod_takes_no_port_of_the_node_and_its_probes_need_none() {
     }
 }
 
-/// Plausible values, and implausible ones.
+/// Values of other types and with special characters reach the agent unchanged.
 #[test]
 fn odd_values_come_through_as_they_are() {
     let Some(program) = tool("kubernetes/helm") else {

@@ -1,4 +1,4 @@
-//! A client of the API server that notices a dead connection.
+//! A client of the API server that detects dead connections.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -17,23 +17,24 @@ use tower::{BoxError, Service, ServiceBuilder};
 
 use super::request::{RequestLimits, WatchTimes, error_text};
 
-/// The longest that a TCP connection takes to be made.
+/// The time limit for establishing a TCP connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// How long a connection is silent before TCP probes it. A watch is silent for minutes, and a load balancer may have
-/// forgotten it. With the interval and the number of probes below, a dead connection ends after some 20 s.
+/// The time for which a connection is idle before TCP probes it. A watch is idle for minutes, and a load balancer may
+/// have dropped its connection. With the interval and the number of probes below, a dead connection ends after about
+/// 20 s.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(10);
 
-/// The time between two probes.
+/// The time between two keepalive probes.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How many probes may go unanswered.
+/// The number of unanswered keepalive probes after which a connection ends.
 const MAX_KEEPALIVE_RETRIES: u32 = 2;
 
-/// How long sent data may go unacknowledged (`TCP_USER_TIMEOUT`).
+/// The maximum time for which sent data may stay unacknowledged (`TCP_USER_TIMEOUT`).
 const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Where the API server's address and the credentials come from.
+/// The source of the API server's address and of the credentials.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum KubeconfigSource {
     /// The service account of the agent's own pod.
@@ -42,7 +43,7 @@ pub enum KubeconfigSource {
     File(PathBuf),
 }
 
-/// Why there is no client.
+/// The reasons why there is no client.
 #[derive(Debug, Error)]
 pub enum ConnectError {
     /// The credentials of the agent's own pod cannot be read.
@@ -56,7 +57,7 @@ pub enum ConnectError {
     File {
         /// The file's path.
         path: PathBuf,
-        /// What is wrong with it.
+        /// The error in the file.
         error: KubeconfigError,
     },
     /// Certificates, credentials or the proxy's URL cannot be used.
@@ -64,7 +65,7 @@ pub enum ConnectError {
     Client(String),
 }
 
-/// The API server. Cheap to clone.
+/// A client of the API server. A clone is cheap.
 #[derive(Clone)]
 pub struct ApiServer {
     client: Client,
@@ -119,7 +120,8 @@ impl ApiServer {
         self.client.clone()
     }
 
-    /// Returns when a watch of this resource (`pods`) last started with success: watching works since then.
+    /// Returns the time at which a watch of this resource (such as `pods`) last started with success. Watching works
+    /// since then.
     pub fn watch_started(&self, resource: &str) -> Option<Instant> {
         self.watch_times.started(resource)
     }
@@ -127,8 +129,8 @@ impl ApiServer {
 
 #[cfg(test)]
 impl ApiServer {
-    /// Makes an API server out of a function, which gets method, path with query, and body, and returns status and
-    /// object.
+    /// Makes an API server from a function that gets method, path with query, and body of a request, and returns
+    /// status and object.
     pub fn fake<F>(answer: F) -> Self
     where
         F: Fn(&hyper::Method, &str, serde_json::Value) -> (u16, serde_json::Value)
@@ -159,8 +161,8 @@ impl ApiServer {
     }
 }
 
-/// Makes a client whose connections are kept alive and whose requests have time limits, through the kubeconfig's
-/// `proxy-url` if it has one.
+/// Makes a client whose connections are probed by TCP keepalive and whose requests have time limits. It connects
+/// through the kubeconfig's `proxy-url` if there is one.
 fn client(config: Config, watch_times: WatchTimes) -> Result<Client, kube::Error> {
     let mut tcp = HttpConnector::new();
     tcp.enforce_http(false);
@@ -194,7 +196,7 @@ fn tunnel<C>(proxy: &Intercept, connector: C) -> Tunnel<C> {
     }
 }
 
-/// Puts kube's own layers, and the limits of requests, over connections that this connector makes.
+/// Makes a client with kube's own layers and the request limits, over connections that this connector makes.
 fn client_over<C>(connector: C, config: Config, watch_times: WatchTimes) -> Result<Client, kube::Error>
 where
     C: Service<Uri> + Clone + Send + Sync + 'static,
@@ -220,7 +222,7 @@ mod tests {
 
     use super::*;
 
-    /// Reads the head of a request, and answers it.
+    /// Reads the head of a request, answers it, and returns the head.
     fn answer(stream: &TcpStream, answer: &str) -> Vec<String> {
         let lines = BufReader::new(stream).lines().map(Result::unwrap);
         let head = lines.take_while(|line| !line.is_empty()).collect();
@@ -229,7 +231,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_watch_through_a_proxy_is_noted_as_any_other() {
+    async fn the_start_of_a_watch_through_a_proxy_is_recorded() {
         let proxy = TcpListener::bind("127.0.0.1:0").unwrap();
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("kubeconfig");

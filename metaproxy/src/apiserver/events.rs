@@ -1,11 +1,12 @@
-//! Publishes Kubernetes events on pods that are refused a role, or go without its credentials, so that their owners see
-//! why (`kubectl describe pod`).
+//! Publishes Kubernetes events for pods that are refused a role or get no credentials for it, so that the pods'
+//! owners see the reason (`kubectl describe pod`).
 //!
-//! A pod can ask for what it may not have as often as it likes. So the same sentence about a pod is published once an
-//! hour, a pod has a few events, and the node one event every quarter of a second. The log has what is dropped.
+//! A pod can request a forbidden role as often as it likes, so events are limited. The same sentence about a pod is
+//! published once an hour. A pod has only a few events, and a node at most one event every 250 ms. The log contains
+//! what is not published.
 //!
-//! An event's name is made of the pod's UID and the sentence, so the API server itself refuses the same event for as
-//! long as it keeps it. Agents that start again and again do not repeat it.
+//! An event's name is derived from the pod's UID and the sentence. The API server therefore refuses the same event
+//! for as long as it keeps the first one, and agents that restart do not repeat it.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
@@ -24,26 +25,26 @@ use tracing::debug;
 use super::{ApiServer, REQUEST_TIMEOUT, with_timeout};
 use crate::telemetry::pod_event::PodEvent;
 
-/// How long the API server keeps events by default (`--event-ttl`).
+/// The time for which the API server keeps events by default (`--event-ttl`).
 const EVENT_TTL: Duration = Duration::from_secs(3600);
 
-/// The events that a pod may have at once.
+/// The maximum number of events that a pod may have at once.
 const MAX_EVENTS_AT_ONCE: u32 = 4;
 
-/// How often a pod that has used them up may have another.
+/// The time after which a pod that has used up its events may have another one.
 const POD_EVENT_INTERVAL: Duration = Duration::from_secs(120);
 
-/// The pause between two events of this node.
+/// The minimum time between two events of this node.
 const MIN_EVENT_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The longest name of an object, in bytes (RFC 1123 subdomain).
+/// The maximum length of an object's name, in bytes (RFC 1123 subdomain).
 const MAX_NAME_LENGTH: usize = 253;
 
-/// The longest name of a reporter, in bytes (`validateEvent`, pkg/apis/core/validation/events.go).
+/// The maximum length of a reporter's name, in bytes (`validateEvent`, pkg/apis/core/validation/events.go).
 const MAX_INSTANCE_LENGTH: usize = 128;
 
-/// Publishes events. `find_pod` returns the reference of the pod with a UID, if exactly one pod of this node has it.
-/// Never ends.
+/// Publishes events. `find_pod` returns the reference of the pod with a UID, if exactly one pod of this node has that
+/// UID. Never returns.
 pub async fn publish(
     api: ApiServer,
     node: String,
@@ -72,7 +73,7 @@ pub async fn publish(
                 uid = pod_event.uid,
                 "an event on a pod could not be made: {error}"
             );
-            // The next report of it may be published.
+            // The event was not published, so the next report of it may be.
             budgets.take_back(&pod_event);
         }
         tokio::time::sleep(MIN_EVENT_INTERVAL).await;
@@ -81,8 +82,8 @@ pub async fn publish(
 }
 
 fn event(pod: ObjectReference, node: &str, pod_event: &PodEvent, now: Timestamp) -> Event {
-    // As client-go names events: the object's name, a dot and hexadecimal digits. The pod's name may leave no room for
-    // them.
+    // client-go names events in the same way: the object's name, a dot and hexadecimal digits. The pod's name is cut
+    // if it leaves no room for them.
     let note = pod_event.note();
     let suffix = format!(".{:016x}", identity(&pod_event.uid, &note));
     let name = pod.name.as_deref().unwrap_or_default();
@@ -106,34 +107,35 @@ fn event(pod: ObjectReference, node: &str, pod_event: &PodEvent, now: Timestamp)
     }
 }
 
-/// Returns the same number for the same sentence about the same pod, in every agent of a version: the standard
-/// library's hash without a random state. A collision costs one event for an hour, so there is nothing to gain by
-/// provoking it.
+/// Returns the same number for the same sentence about the same pod, in every agent of a version. It is the standard
+/// library's hash without a random state. A collision only suppresses one event for an hour, so an attacker gains
+/// nothing from it.
 fn identity(uid: &str, note: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     (uid, note).hash(&mut hasher);
     hasher.finish()
 }
 
-/// How many events each pod may still have.
+/// The number of events that each pod may still have.
 #[derive(Debug, Default)]
 struct EventBudgets(HashMap<String, PodBudget>);
 
 #[derive(Debug)]
 struct PodBudget {
-    /// What was published about the pod, and when.
+    /// The sentences that were published about the pod, each with its time.
     sentences: HashMap<String, Instant>,
-    /// The events that it may have now.
+    /// The number of events that it may have now.
     left: u32,
-    /// Since when it is owed another one.
+    /// The time from which the interval until its next event counts.
     counted: Instant,
 }
 
 impl EventBudgets {
-    /// More pods than a node has. When as many are known, all are forgotten.
+    /// The maximum number of pods with a budget, which is more than a node has. When it is reached, all budgets are
+    /// dropped.
     const MAX_PODS: usize = 4096;
 
-    /// Tells whether an event may be published now, and counts it if so.
+    /// Returns whether an event may be published now, and counts it if so.
     fn admit(&mut self, pod_event: &PodEvent, now: Instant) -> bool {
         if self.0.len() >= Self::MAX_PODS && !self.0.contains_key(&pod_event.uid) {
             self.0.clear();
@@ -161,7 +163,8 @@ impl EventBudgets {
         true
     }
 
-    /// Lets an event be published again that could not be published. It still counts, so failures are paced as well.
+    /// Allows that an event whose publication has failed is published again. The failed attempt still counts, so that
+    /// attempts are limited too.
     fn take_back(&mut self, pod_event: &PodEvent) {
         if let Some(budget) = self.0.get_mut(&pod_event.uid) {
             budget.sentences.remove(&pod_event.sentence);
@@ -220,7 +223,7 @@ mod tests {
     }
 
     #[test]
-    fn an_event_fits_what_the_api_server_takes() {
+    fn an_event_is_within_the_api_servers_limits() {
         let pod = reference(&("a-".repeat(126) + "z"));
         let pod_event = pod_event("u1", &"ä".repeat(600));
         let event = event(pod, "node1", &pod_event, Timestamp::now());
@@ -241,16 +244,16 @@ mod tests {
     }
 
     #[test]
-    fn an_events_name_is_that_of_the_sentence_and_the_pod() {
+    fn an_events_name_depends_on_the_sentence_and_the_pod() {
         let of = |uid: &str, note: &str| identity(uid, note);
         assert_eq!(of("u1", "no"), of("u1", "no"));
         assert_ne!(of("u1", "no"), of("u2", "no"));
         assert_ne!(of("u1", "no"), of("u1", "not this"));
     }
 
-    /// The API server keeps an event for an hour, and refuses another one of its name.
+    /// The API server keeps an event for an hour, and refuses another event of the same name.
     #[tokio::test(start_paused = true)]
-    async fn an_agent_that_starts_again_repeats_no_event() {
+    async fn an_agent_that_restarts_repeats_no_event() {
         let names = Arc::new(Mutex::new(Vec::new()));
         let shown = Arc::clone(&names);
         let api = ApiServer::fake(move |_, _, body| {

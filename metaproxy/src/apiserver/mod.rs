@@ -1,4 +1,4 @@
-//! The Kubernetes API server: the client, and everything that the agent does there except watching pods.
+//! The Kubernetes API server: the client, and all that the agent does with it except watching pods.
 
 mod connection;
 pub mod events;

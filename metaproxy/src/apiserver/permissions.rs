@@ -1,7 +1,7 @@
-//! What the agent may do in the cluster. It asks when it starts, soon again for permissions that are denied, and at
-//! long intervals for all of them, as they may be taken away while it runs. Every authenticated user may ask
-//! (ClusterRole `system:basic-user`). Tokens are tried as well: an admission policy or a webhook may refuse what RBAC
-//! allows.
+//! Checks the agent's permissions in the cluster. The agent checks all permissions at its start and then at long
+//! intervals, because they may be revoked while it runs. Denied permissions are checked again soon. Every
+//! authenticated user may request such a check (ClusterRole `system:basic-user`). Tokens are tried as well, because
+//! an admission policy or a webhook may refuse what RBAC allows.
 
 use std::fmt;
 use std::time::Duration;
@@ -17,32 +17,32 @@ use super::token_trial::{self, AudienceLimit, NO_AUDIENCE_LIMIT, TokenSubject, T
 use super::{ApiServer, REQUEST_TIMEOUT, with_timeout};
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// The first pause before permissions that are denied are checked again. It doubles with each check. Own code instead
-/// of backon's, whose longest pause is fixed: here it depends on what is denied.
+/// The first pause before denied permissions are checked again. It doubles with each check. backon is not used,
+/// because its maximum pause is fixed, and here the maximum depends on what is denied.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The longest pause if pods are not served without the permissions, or the API server does not say.
+/// The maximum pause if pods are not served without the permissions, or if the API server does not answer.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(60);
 
-/// The longest pause if pods are served without the permissions.
+/// The maximum pause if pods are served without the permissions.
 const MAX_OPTIONAL_RETRY_INTERVAL: Duration = Duration::from_secs(1800);
 
-/// The time between two checks if nothing is denied: 5,000 nodes that ask for 10 permissions each do so 83 times a
+/// The time between two checks if nothing is denied. 5,000 nodes that check 10 permissions each send 83 requests per
 /// second. If a watch fails, the permissions are checked at once.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(600);
 
 /// A permission that the agent needs in the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Permission {
-    /// `get`, `list`, …
+    /// The verb, such as `get` or `list`.
     pub verb: &'static str,
-    /// The API group; empty for the core.
+    /// The API group, which is empty for the core group.
     pub group: &'static str,
-    /// `pods`
+    /// The resource, such as `pods`.
     pub resource: &'static str,
-    /// `token`, or empty.
+    /// The subresource, such as `token`, or empty.
     pub subresource: &'static str,
-    /// Whether pods are not served without it.
+    /// Whether pods cannot be served without it.
     pub is_required: bool,
 }
 
@@ -57,7 +57,7 @@ const fn core(verb: &'static str, resource: &'static str) -> Permission {
     }
 }
 
-/// To make events on pods that are refused a role.
+/// The permission to create events for pods that are refused a role.
 const EVENTS: Permission = Permission {
     group: "events.k8s.io",
     is_required: false,
@@ -69,19 +69,19 @@ const TOKENS: Permission = Permission {
     ..core("create", "serviceaccounts")
 };
 
-/// What the agent does in the cluster, as far as it depends on flags.
+/// The parts of the agent's work in the cluster that depend on flags.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Features {
-    /// It reads namespaces for their policy.
+    /// The agent reads namespaces for their policy.
     pub namespaces: bool,
-    /// It reads service accounts for their roles, and asks for their tokens.
+    /// The agent reads service accounts for their roles, and requests their tokens.
     pub service_accounts: bool,
-    /// It removes a taint from the node.
+    /// The agent removes a taint from the node.
     pub startup_taint: bool,
 }
 
 impl Features {
-    /// Returns the permissions that this takes. The chart's ClusterRole grants exactly these.
+    /// Returns the permissions that the agent needs for this. The chart's ClusterRole grants exactly these.
     pub fn permissions(self) -> Vec<Permission> {
         let mut all = vec![core("list", "pods"), core("watch", "pods"), EVENTS];
         if self.namespaces {
@@ -95,7 +95,7 @@ impl Features {
             ]);
         }
         if self.startup_taint {
-            // Pods of the node are served all the same.
+            // Pods of the node are served even without these.
             all.extend(
                 [core("get", "nodes"), core("patch", "nodes")].map(|permission| Permission {
                     is_required: false,
@@ -121,8 +121,8 @@ impl fmt::Display for Permission {
     }
 }
 
-/// Reports which permissions are denied, and whether the audience of tokens is limited if that is required. `subjects`
-/// returns pods that tokens can be tried for. Never ends.
+/// Reports which permissions are denied, and whether the audience of tokens is limited if that is required.
+/// `subjects` returns pods for which tokens can be tried. Never returns.
 pub async fn watch(
     api: ApiServer,
     features: Features,
@@ -132,7 +132,7 @@ pub async fn watch(
 ) {
     let all = features.permissions();
     let (mut pause, mut reported) = (RETRY_INTERVAL, String::new());
-    // The last result stands while the API server is away: the watches report that it is away.
+    // The last result stays while the API server cannot be reached, because the watches already report that.
     let mut known: Option<Condition> = None;
     loop {
         let found = check(&api, &all, features, limit.as_ref(), &subjects).await;
@@ -163,7 +163,7 @@ pub async fn watch(
             pause = RETRY_INTERVAL;
             let rest = RECHECK_INTERVAL.mul_f64(0.75 + 0.25 * fastrand::f64());
             let _ = tokio::time::timeout(rest, health.new_trouble(&WATCHES)).await;
-            // An API server that comes back may refuse everything for a moment.
+            // An API server that has just restarted may refuse everything for a moment.
             tokio::time::sleep(Duration::from_secs(1)).await;
         } else {
             pause = pause.min(longest);
@@ -173,14 +173,13 @@ pub async fn watch(
     }
 }
 
-/// The watches that fail when their permission is taken away.
+/// The watches that fail when their permission is revoked.
 const WATCHES: [Part; 3] = [Part::Pods, Part::Namespaces, Part::ServiceAccounts];
 
-/// Checks the permissions; then, if tokens are allowed, whether one would be given, and whether one for another
-/// audience would be refused if that is required.
+/// Checks the permissions. If tokens are allowed, it also checks whether a token would be given, and, if required,
+/// whether a token for another audience would be refused.
 ///
-/// # Errors
-/// If the API server does not say.
+/// # Errors If the API server does not answer.
 async fn check(
     api: &ApiServer,
     all: &[Permission],
@@ -210,8 +209,7 @@ async fn check(
 
 /// Returns which of these permissions are denied.
 ///
-/// # Errors
-/// If the API server does not say.
+/// # Errors If the API server does not answer.
 pub async fn denied(api: &ApiServer, asked: &[Permission]) -> Result<Vec<Permission>, String> {
     let mut denied = Vec::new();
     for permission in asked {
@@ -267,7 +265,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_denied_is_named_as_rbac_writes_it() {
+    fn denied_permissions_are_named_as_rbac_writes_them() {
         let all = Features {
             namespaces: true,
             service_accounts: true,
@@ -298,7 +296,7 @@ mod tests {
         );
     }
 
-    /// What a fake API server denies, and what its admission refuses.
+    /// The permissions that a fake API server denies, and the tokens that its admission refuses.
     #[derive(Default)]
     struct FakeAnswers {
         denied: Vec<&'static str>,
@@ -367,7 +365,7 @@ mod tests {
     const RIGHT: &str = "may not create serviceaccounts/token";
 
     #[tokio::test(start_paused = true)]
-    async fn a_right_that_is_taken_away_is_missed_within_minutes_and_one_that_is_back_within_one() {
+    async fn a_revoked_permission_is_reported_within_minutes_and_a_restored_one_within_a_minute() {
         let (api, answers) = fake_api();
         let health = watching(api);
         tokio::time::sleep(Duration::from_secs(1)).await;
@@ -381,7 +379,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_watch_that_fails_is_a_reason_to_look_at_once() {
+    async fn a_watch_that_fails_causes_a_check_at_once() {
         let (api, answers) = fake_api();
         let health = watching(api);
         health.set(Part::Pods, Condition::Fine);
@@ -407,7 +405,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_policy_that_is_required_and_gone_is_missed_and_no_token_is_asked_for_until_it_is_back() {
+    async fn a_missing_required_policy_is_reported_and_no_token_is_requested_until_it_exists() {
         let (api, answers) = fake_api();
         let limit = AudienceLimit::default();
         let health = watching_with(api, Some(limit.clone()));

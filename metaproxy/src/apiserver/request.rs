@@ -1,4 +1,4 @@
-//! Limits of requests to the API server, and the recovery signal of watches.
+//! Limits of requests to the API server, and the record of watches that have started.
 
 use std::collections::HashMap;
 use std::error::Error;
@@ -13,31 +13,31 @@ use kube::client::Body;
 use thiserror::Error;
 use tower::{BoxError, Service};
 
-/// The longest that the head of a response takes, also that of a watch: a server may accept a connection and then be
-/// silent.
+/// The time limit for the head of a response, also for that of a watch. A server may accept a connection and then
+/// send nothing.
 const RESPONSE_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// The longest that the head of a list takes: the API server writes the list whole before it sends any of it.
+/// The time limit for the head of a list. The API server writes the whole list before it sends any of it.
 const LIST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The longest that the whole response to anything but a list or a watch takes.
+/// The time limit for the whole response to a request that is neither a list nor a watch.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// The time between the starts of two watches of one resource, so that a server that ends each at once is not asked
-/// without pause.
+/// The minimum time between the starts of two watches of one resource, so that a server that ends each watch at once
+/// does not get requests without pause.
 const MIN_WATCH_INTERVAL: Duration = Duration::from_millis(500);
 
-/// When the last watch of each resource started. Cheap to clone.
+/// The times of the last watch of each resource. A clone is cheap and shares the times.
 #[derive(Clone, Debug, Default)]
 pub(super) struct WatchTimes {
-    /// When the API server last answered a watch with success.
+    /// The time at which the API server last answered a watch with success.
     started: Arc<Mutex<HashMap<String, Instant>>>,
-    /// When the last watch was, or will be, sent.
+    /// The time at which the last watch was sent or will be sent.
     sent: Arc<Mutex<HashMap<String, Instant>>>,
 }
 
 impl WatchTimes {
-    /// Returns when the API server last answered a watch of this resource with success.
+    /// Returns the time at which the API server last answered a watch of this resource with success.
     pub fn started(&self, resource: &str) -> Option<Instant> {
         let started = self.started.lock().unwrap_or_else(PoisonError::into_inner);
         started.get(resource).copied()
@@ -48,7 +48,7 @@ impl WatchTimes {
         started.insert(resource, Instant::now());
     }
 
-    /// Returns how long the next watch of a resource has to wait, and notes that it is sent then.
+    /// Returns the time for which the next watch of a resource must wait, and records when it is sent.
     fn delay_next(&self, resource: &str) -> Duration {
         let now = Instant::now();
         let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
@@ -60,8 +60,8 @@ impl WatchTimes {
     }
 }
 
-/// Limits the time of each response and spaces watches out. It notes when a watch is answered: a watch that works again
-/// may send no event for minutes, so its response is the only sign of recovery.
+/// A layer that limits the time of each response and the rate of watches. It records when a watch is answered,
+/// because a watch that works again may send no event for minutes, so its response is the only sign of recovery.
 #[derive(Clone)]
 pub(super) struct RequestLimits<S> {
     pub http: S,
@@ -98,7 +98,7 @@ where
             let limit = if is_list { LIST_TIMEOUT } else { RESPONSE_TIMEOUT };
             let answer = tokio::time::timeout(limit, answer).await;
             let answer = answer.map_err(|_| ResponseTimedOut(limit))?.map_err(Into::into)?;
-            // The head of a list proves nothing: the list may break off.
+            // The head of a list does not prove success, because the list may break off.
             if is_watch && answer.status().is_success() {
                 watch_times.note_start(resource);
             }
@@ -107,10 +107,9 @@ where
     }
 }
 
-/// Waits for the response to a request, for `limit` at most.
+/// Waits for the response to a request, at most for `limit`.
 ///
-/// # Errors
-/// Why the request failed, or that it took too long, as a text.
+/// # Errors A text that says why the request failed, or that it took too long.
 pub async fn with_timeout<T>(
     limit: Duration,
     answer: impl Future<Output = Result<T, kube::Error>>,
@@ -125,14 +124,14 @@ pub async fn with_timeout<T>(
     }
 }
 
-/// No response came in time.
+/// The error of a response that did not arrive in time.
 #[derive(Debug, Error)]
 #[error("the API server did not answer within {} s", .0.as_secs())]
 struct ResponseTimedOut(Duration);
 
-/// Returns an error with its causes as a text: the API server's own message if it sent one.
+/// Returns an error with its causes as a text. If the API server sent a message, returns that message.
 pub fn error_text(error: &kube::Error) -> String {
-    /// The message may be the page of a proxy.
+    /// The maximum length of a message in characters. The message may be the page of a proxy.
     const MAX_MESSAGE_LENGTH: usize = 300;
     let (mut sentence, mut last, mut cause) = match error {
         kube::Error::Api(status) => {
@@ -147,7 +146,7 @@ pub fn error_text(error: &kube::Error) -> String {
         kube::Error::Service(error) => (error.to_string(), error.to_string(), error.source()),
         other => (other.to_string(), other.to_string(), other.source()),
     };
-    // Many errors repeat their cause at their end.
+    // Many errors already end with the text of their cause.
     while let Some(error) = cause {
         let text = error.to_string();
         if !last.ends_with(&text) {

@@ -1,5 +1,5 @@
-//! The startup taint: new nodes are registered with it, so that no pod starts before this node's pods are served. The
-//! agent removes it.
+//! Removes the startup taint. New nodes are registered with it, so that no pod starts before this node's pods are
+//! served.
 
 use std::time::Duration;
 
@@ -13,17 +13,18 @@ use tracing::{info, warn};
 use super::{ApiServer, REQUEST_TIMEOUT, with_timeout};
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// The pauses after failures.
+/// The pauses before retries after failures.
 const RETRY_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
     .with_min_delay(Duration::from_millis(500))
     .with_max_delay(Duration::from_secs(10))
     .without_max_times();
 
-/// When the node is checked again after it was free of the taint. Provisioners put a taint back that was removed before
-/// they had seen the node (Karpenter registers a node with its startup taints), most of them within seconds.
+/// The first pause before the node is checked again after it was free of the taint. If a taint was removed before a
+/// provisioner had seen the node, the provisioner adds it again, usually within seconds (Karpenter registers a node
+/// with its startup taints).
 const RECHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The longest time between two checks. Each is one request: 5,000 nodes ask 17 times a second.
+/// The maximum time between two checks. Each check is one request, so 5,000 nodes send 17 requests per second.
 const MAX_RECHECK_INTERVAL: Duration = Duration::from_secs(300);
 
 /// The pauses between checks that find the node free of the taint.
@@ -32,7 +33,7 @@ const RECHECK_BACKOFF: ExponentialBuilder = ExponentialBuilder::new()
     .with_max_delay(MAX_RECHECK_INTERVAL)
     .without_max_times();
 
-/// Removes the taint once pods are served, and again when it is put back. Never ends.
+/// Removes the taint once pods are served, and again when it is added again. Never returns.
 pub async fn remove(api: ApiServer, node: String, key: String, health: Health) {
     let (mut retry, mut recheck) = (RETRY_BACKOFF.build(), RECHECK_BACKOFF.build());
     let mut reported = String::new();
@@ -46,7 +47,8 @@ pub async fn remove(api: ApiServer, node: String, key: String, health: Health) {
                 }
                 health.set(Part::StartupTaint, Condition::Fine);
                 (retry, reported) = (RETRY_BACKOFF.build(), String::new());
-                // Spread, so that nodes which started together do not ask together. Both iterators never end.
+                // The pause has jitter, so that nodes that started together do not send requests together. Both
+                // iterators never end.
                 recheck
                     .next()
                     .map(|pause| pause.mul_f64(0.75 + 0.25 * fastrand::f64()))
@@ -57,7 +59,8 @@ pub async fn remove(api: ApiServer, node: String, key: String, health: Health) {
                     warn!("{text}");
                     reported.clone_from(&text);
                 }
-                // Pods of the node are served; new pods that do not tolerate the taint are not scheduled on it.
+                // This is only a degradation: pods of the node are served, but new pods without a toleration are not
+                // scheduled on it.
                 health.set(Part::StartupTaint, Condition::Degraded(text));
                 retry.next()
             }
@@ -66,8 +69,8 @@ pub async fn remove(api: ApiServer, node: String, key: String, health: Health) {
     }
 }
 
-/// Removes the taint, and returns whether it was there. Others change taints too, so the patch names the version that
-/// was read, and the API server refuses it if the node has changed since.
+/// Removes the taint, and returns whether the node had it. Other clients change taints too, so the patch names the
+/// version that was read. The API server refuses the patch if the node has changed since.
 async fn try_to_remove(api: &ApiServer, node: &str, key: &str) -> Result<bool, kube::Error> {
     let nodes: Api<Node> = Api::all(api.client());
     let found = nodes.get(node).await?;
@@ -106,7 +109,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_taint_that_is_put_back_is_removed_and_a_node_without_it_is_seldom_looked_at() {
+    async fn a_taint_that_is_added_again_is_removed_and_a_node_without_it_is_rarely_checked() {
         let state = Arc::new(Mutex::new((node(&["other", KEY]), 0_usize)));
         let shown = Arc::clone(&state);
         let api = ApiServer::fake(move |method, _, body| {

@@ -1,6 +1,6 @@
-//! Dry runs of token requests (`dryRun=All`). The API server runs its whole admission for them and makes no token. So a
-//! policy or webhook that refuses tokens is found before a pod needs one, and so is the absence of a policy that should
-//! refuse some.
+//! Dry runs of token requests (`dryRun=All`). For a dry run the API server runs its whole admission, but makes no
+//! token. A dry run shows whether a policy or webhook refuses tokens before a pod needs one. It also shows whether a
+//! policy is missing that should refuse some tokens.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -12,14 +12,14 @@ use kube::api::PostParams;
 
 use super::{ApiServer, REQUEST_TIMEOUT, error_text};
 
-/// The life of a token, in seconds. It is used at once, so this is the shortest that the API server accepts
+/// The life of a token, in seconds. A token is used at once, so this is the shortest life that the API server accepts
 /// (`MinTokenAgeSec`).
 const TOKEN_LIFE_SECONDS: i64 = 600;
 
 /// An audience that the chart's policy does not allow.
 const FOREIGN_AUDIENCE: &str = "metaproxy-doctor.invalid";
 
-/// Why no token is asked for if `--token-policy=required` and no policy acts.
+/// The reason why no token is requested with `--token-policy=required` while no policy limits the audience.
 pub const NO_AUDIENCE_LIMIT: &str = "nothing limits their audience, as a trial shows, and --token-policy=required asks for that; a new \
                             admission policy acts after a second: are the chart's (webIdentity.admissionPolicy) and its binding \
                             there?";
@@ -63,18 +63,18 @@ pub fn bound_token_request(audience: &str, pod: &str, uid: &str) -> TokenRequest
     }
 }
 
-/// What a dry run has shown.
+/// The result of a dry run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum TokenTrial {
     /// A token would be given.
     Given,
     /// No token would be given, for this reason.
     Refused(String),
-    /// Nothing: there is no pod to try it for, or the API server is away.
+    /// Unknown, because there is no pod for which a token can be tried, or the API server cannot be reached.
     Unknown,
 }
 
-/// Tries the agent's own token request. One of these subjects that would be given a token is enough.
+/// Tries the agent's own token request for these subjects. The result is `Given` if one of them would get a token.
 pub async fn try_tokens(api: &ApiServer, subjects: &[TokenSubject]) -> TokenTrial {
     let mut outcome = TokenTrial::Unknown;
     for subject in subjects {
@@ -87,20 +87,21 @@ pub async fn try_tokens(api: &ApiServer, subjects: &[TokenSubject]) -> TokenTria
     outcome
 }
 
-/// Tries to get a token for another audience than STS. With such a token its holder is the service account in the
-/// cluster, or in whatever trusts that audience.
+/// Tries to get a token for another audience than STS. With such a token, its holder can act as the service account
+/// in the cluster, or in any other system that trusts the audience.
 pub async fn try_foreign_audience(api: &ApiServer, subject: &TokenSubject) -> TokenTrial {
     dry_run(api, subject, FOREIGN_AUDIENCE).await
 }
 
-/// Whether a policy of the cluster limits the agent's tokens to the audience of STS, as the last dry run has shown. An
-/// agent that requires the policy asks for no token without it: helm makes the policy after the permission that it
-/// limits, and the API server enforces a new policy only after a second. Cheap to clone.
+/// Whether a policy of the cluster limits the agent's tokens to the audience of STS, as the last dry run has shown.
+/// An agent that requires the policy requests no token without it, because helm creates the policy after the
+/// permission that it limits, and the API server enforces a new policy only after a second. A clone is cheap and
+/// shares the value.
 #[derive(Clone, Debug, Default)]
 pub struct AudienceLimit(Arc<AtomicBool>);
 
 impl AudienceLimit {
-    /// Tells whether the last dry run was refused.
+    /// Returns whether the last dry run was refused.
     pub fn is_enforced(&self) -> bool {
         self.0.load(Ordering::Relaxed)
     }
@@ -127,7 +128,7 @@ async fn dry_run(api: &ApiServer, subject: &TokenSubject, audience: &str) -> Tok
     let answer = accounts.create_token_request(&subject.service_account, &params, &request);
     match tokio::time::timeout(REQUEST_TIMEOUT, answer).await {
         Ok(Ok(_)) => TokenTrial::Given,
-        // An answer that cannot be read is a success: kube returns `Api` for every error status.
+        // An answer that cannot be parsed is a success, because kube returns `Api` for every error status.
         Ok(Err(kube::Error::SerdeError(_) | kube::Error::FromUtf8(_))) => TokenTrial::Given,
         Ok(Err(kube::Error::Api(status))) if matches!(status.code, 400 | 403 | 422) => {
             TokenTrial::Refused(format!(
@@ -137,7 +138,7 @@ async fn dry_run(api: &ApiServer, subject: &TokenSubject, audience: &str) -> Tok
                 error_text(&kube::Error::Api(status))
             ))
         }
-        // The pod is gone, or the API server is away.
+        // The pod does not exist any more, or the API server cannot be reached.
         Ok(Err(_)) | Err(_) => TokenTrial::Unknown,
     }
 }

@@ -1,13 +1,13 @@
-//! The pods' cgroup as it is at the moment.
+//! The current pods' cgroup.
 
 use std::sync::{Arc, PoisonError, RwLock};
 
 use super::PodsCgroup;
 
-/// The pods' cgroup at the moment, written by the task that keeps the programs attached. `None` while it does not exist.
+/// The current pods' cgroup; `None` while it does not exist. The task that keeps the programs attached writes it.
 pub type CurrentPods = Arc<RwLock<Option<Arc<PodsCgroup>>>>;
 
-/// Returns the pods' cgroup at the moment.
+/// Returns the current pods' cgroup.
 pub fn current(pods: &CurrentPods) -> Option<Arc<PodsCgroup>> {
     pods.read().unwrap_or_else(PoisonError::into_inner).clone()
 }

@@ -11,10 +11,10 @@ struct KernfsHandle {
     id: u64,
 }
 
-/// The type of a handle that holds a kernfs node's id of 64 bits, which is the cgroup id of a cgroup.
+/// The type of a handle that holds the 64-bit id of a kernfs node. For a cgroup's directory, this is the cgroup id.
 const FILEID_KERNFS: i32 = 0xfe;
 
-/// Opens the directory of a cgroup (as a path only) by its id. `mount` is any directory of the cgroup2 mount.
+/// Opens the directory of a cgroup by its id, with `O_PATH`. `mount` is any directory of the cgroup2 mount.
 ///
 /// # Errors
 /// EPERM without CAP_DAC_READ_SEARCH; ESTALE if the cgroup does not exist any more.
@@ -35,6 +35,6 @@ pub(super) fn open_cgroup(mount: BorrowedFd<'_>, id: u64) -> io::Result<OwnedFd>
     if fd < 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the kernel just made this descriptor for us.
+    // SAFETY: the kernel has just created this descriptor for this process, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

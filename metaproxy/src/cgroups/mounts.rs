@@ -20,7 +20,7 @@ pub(super) fn cgroup2_mounts(mountinfo: &str) -> Vec<PathBuf> {
     mounts
 }
 
-/// Decodes blanks and backslashes, which mountinfo has as three octal digits.
+/// Decodes blanks and backslashes, which mountinfo writes as three octal digits.
 fn unescape(field: &str) -> String {
     [("\\040", " "), ("\\011", "\t"), ("\\012", "\n"), ("\\134", "\\")]
         .iter()

@@ -1,4 +1,4 @@
-//! Knows how the kubelet names the cgroups of pods, and finds the pod of a path.
+//! Names of pods' cgroups as the kubelet chooses them, and the pod of a cgroup's path.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -17,15 +17,16 @@ pub enum Naming {
     },
 }
 
-/// Reports whether a cgroup has a name that a kubelet gives to the cgroup of all pods: `kubepods`, `kubepods.slice`, or
-/// a slice named after a parent.
+/// Reports whether a cgroup has a name that a kubelet gives to the cgroup of all pods: `kubepods`, `kubepods.slice`,
+/// or a slice named after a parent.
 pub(super) fn is_of_all_pods(path: &Path) -> bool {
     let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
     name == "kubepods" || name == "kubepods.slice" || name.ends_with("-kubepods.slice")
 }
 
-/// Returns the cgroup of all pods, by its name, for a cgroup below it: that of a QoS class, a pod or a container. It
-/// returns `None` for a cgroup that itself has such a name, also below another one, because a kubelet may run in a pod.
+/// Returns the cgroup of all pods for a cgroup below it: that of a QoS class, a pod or a container. The cgroup of all
+/// pods is recognized by its name. Returns `None` if the given cgroup has such a name itself, even if it is below
+/// another one, because a kubelet may run in a pod.
 pub(super) fn all_pods(path: &Path) -> Option<&Path> {
     if is_of_all_pods(path) {
         return None;
@@ -52,8 +53,8 @@ impl Naming {
 
     /// Returns the pod of a cgroup, given its path below the pods' cgroup.
     ///
-    /// Only the outermost component that can be a pod's counts, directly below the pods' cgroup or that of a QoS class,
-    /// because a container may make cgroups of its own and name them after another pod.
+    /// Only the component directly below the pods' cgroup or below a QoS class's cgroup counts, because a container
+    /// may create cgroups of its own and name them after another pod.
     pub fn pod_of(&self, below: &Path) -> Option<PodUid> {
         let mut components = below.components().map(|component| component.as_os_str().to_str());
         let first = components.next()??;

@@ -1,5 +1,5 @@
 //! Finds the cgroup of this process. The program that verifies callers is attached to it, because the kernel runs the
-//! programs of the cgroup in which a socket was made.
+//! programs of the cgroup in which a socket was created.
 
 use std::fs::{self, File};
 use std::os::unix::fs::MetadataExt as _;
@@ -10,7 +10,7 @@ use procfs::process::Process;
 
 use super::{CgroupError, io_error, subdirectories};
 
-/// How deep below a mount the cgroup of this process is looked for.
+/// The maximum number of levels below a mount at which the cgroup of this process is looked for.
 const MAX_DEPTH: u8 = 12;
 
 /// The cgroup of this process, with its open directory.
@@ -21,7 +21,7 @@ pub struct OwnCgroup {
 }
 
 impl OwnCgroup {
-    /// Finds it below one of the cgroup2 mounts.
+    /// Finds the cgroup of this process below one of the cgroup2 mounts.
     ///
     /// A container usually has a cgroup namespace of its own, in which `/proc/self/cgroup` shows a path that is
     /// relative to the container's cgroup. Then all cgroups are searched for this process.
@@ -58,7 +58,7 @@ impl OwnCgroup {
             .map_err(io_error(&self.path))
     }
 
-    /// Returns the open directory, to attach programs to.
+    /// Returns the open directory, to which programs can be attached.
     pub fn dir(&self) -> &File {
         &self.dir
     }
@@ -77,8 +77,8 @@ pub fn holds_this_process(cgroup: &Path, depth: u8) -> bool {
     search(cgroup, depth).is_some()
 }
 
-/// Reports whether a cgroup itself has this process. `cgroup.procs` shows processes of other PID namespaces as 0, so a
-/// match can only be this process.
+/// Reports whether a cgroup itself has this process. `cgroup.procs` shows processes of other PID namespaces as 0, so
+/// a match can only be this process.
 fn lists_this_process(cgroup: &Path) -> bool {
     let own = std::process::id().to_string();
     fs::read_to_string(cgroup.join("cgroup.procs"))

@@ -14,7 +14,8 @@ use super::file_handle::open_cgroup;
 use super::{CgroupError, Naming, cgroup_id, io_error};
 use crate::pods::PodUid;
 
-/// How many cgroups are cached with their pods. A node has fewer containers, but pods may make cgroups of their own.
+/// The maximum number of cgroups that are cached with their pods. A node has fewer containers, but pods may create
+/// cgroups of their own.
 const MAX_CACHED: usize = 4096;
 
 /// The pods' cgroup, with its open directory.
@@ -49,17 +50,17 @@ impl PodsCgroup {
         &self.path
     }
 
-    /// Returns the open directory, to attach programs to.
+    /// Returns the open directory, to which programs can be attached.
     pub fn dir(&self) -> &File {
         &self.dir
     }
 
-    /// Returns the cgroup id. A cgroup that was removed and made again has another one.
+    /// Returns the cgroup id. A cgroup that was removed and created again has another id.
     pub fn id(&self) -> u64 {
         self.id
     }
 
-    /// Returns the id and those of the QoS classes' cgroups. An id is 0 if the cgroup does not exist.
+    /// Returns the ids of this cgroup and of the QoS classes' cgroups. An id is 0 if the cgroup does not exist.
     pub fn ids(&self) -> [u64; NUM_PODS_CGROUPS] {
         let [burstable, best_effort] = self
             .naming
@@ -70,8 +71,7 @@ impl PodsCgroup {
 
     /// Checks that callers can be looked up, by looking up this cgroup.
     ///
-    /// # Errors
-    /// If the look-up fails: no pod could be served then.
+    /// # Errors If the look-up fails. No pod could be served then.
     pub fn check_lookup(&self) -> Result<(), NotAPod> {
         self.path_of(self.id).map(drop)
     }
@@ -109,8 +109,8 @@ impl PodsCgroup {
             .ok_or_else(|| NotAPod::Elsewhere(path.clone()))
     }
 
-    /// Returns the path of a cgroup, by a file handle: this needs no scan and has no race, because ids are not used
-    /// twice.
+    /// Returns the path of a cgroup, which is opened with a file handle. This needs no scan, and has no race, because
+    /// ids are not used twice.
     fn path_of(&self, cgroup_id: u64) -> Result<PathBuf, NotAPod> {
         let opened =
             open_cgroup(self.dir.as_fd(), cgroup_id).map_err(|source| match source.raw_os_error() {
@@ -125,7 +125,7 @@ impl PodsCgroup {
         }
     }
 
-    /// Finds the cgroup of a pod and its id; `None` while it does not exist.
+    /// Returns the path and the id of a pod's cgroup; `None` while it does not exist.
     pub fn find_pod(&self, uid: &PodUid) -> Option<(PathBuf, u64)> {
         self.naming.directories_of(uid).into_iter().find_map(|name| {
             let path = self.path.join(name);
@@ -140,7 +140,7 @@ pub enum NotAPod {
     /// It was removed.
     #[error("its cgroup {0} does not exist any more")]
     Gone(u64),
-    /// It belongs to the host, or is one above the pods'.
+    /// It belongs to the host, or is above the pods' cgroups.
     #[error("its cgroup {} is not that of a pod", .0.display())]
     Elsewhere(PathBuf),
     /// The look-up failed.

@@ -79,7 +79,7 @@ fn the_pod_of_a_cgroup(#[case] pods: &str, #[case] below: &str, #[case] want: Op
 #[case("/x/kubepods")]
 #[case("/x/kubepods.slice")]
 #[case("/x/kubelet-kubepods.slice")]
-fn every_directory_that_a_pod_can_have_leads_back_to_it(#[case] pods: &str) {
+fn the_pod_is_found_from_each_of_its_possible_directories(#[case] pods: &str) {
     let naming = Naming::of(Path::new(pods));
     for uid in [UID, STATIC] {
         let uid: PodUid = uid.parse().unwrap();
@@ -94,7 +94,7 @@ fn every_directory_that_a_pod_can_have_leads_back_to_it(#[case] pods: &str) {
 }
 
 proptest! {
-    /// A container stays in its pod, whatever cgroups it makes below its own.
+    /// A container belongs to its pod, whatever cgroups it creates below its own.
     #[test]
     fn nesting_never_changes_the_pod(
         nested in proptest::collection::vec("[a-z0-9._-]{1,12}|pod11111111-2222-3333-4444-555555555555|burstable", 0..6),
@@ -147,7 +147,7 @@ fn cgroup2_mounts_are_read_from_mountinfo() {
 #[case::in_a_service("system.slice/kubepods", None)]
 #[case::too_deep("a/b/kubepods", None)]
 #[case::similar("kubepods2", None)]
-fn the_pods_cgroup_is_found_by_itself(#[case] made: &str, #[case] want: Option<&str>) {
+fn the_pods_cgroup_is_found_without_a_flag(#[case] made: &str, #[case] want: Option<&str>) {
     let root = tempfile::tempdir().unwrap();
     fs::create_dir_all(root.path().join(made)).unwrap();
     fs::create_dir_all(root.path().join("system.slice/foo.service")).unwrap();
@@ -192,7 +192,7 @@ fn a_directory_that_is_not_cgroup2_is_an_error_that_names_the_flag() {
 
 /// This is the case on a node on which Cilium has mounted the hierarchy a second time.
 #[test]
-fn one_cgroup_that_is_reached_by_two_mounts_is_one() {
+fn a_cgroup_that_is_found_through_two_mounts_counts_once() {
     let root = tempfile::tempdir().unwrap();
     fs::create_dir_all(root.path().join("kubepods.slice")).unwrap();
     let again = tempfile::tempdir().unwrap();
@@ -236,7 +236,7 @@ fn pods_in_cgroup_v1_only_are_refused_with_a_sentence() {
 #[case::all_pods("/c/kubepods", None)]
 #[case::of_a_kubelet_in_a_pod("/c/kubepods/pod1/4d5e/kubelet/kubepods", None)]
 #[case::of_another_name("/c/host", None)]
-fn a_cgroup_of_some_pods_leads_to_that_of_all(#[case] path: &str, #[case] all: Option<&str>) {
+fn the_cgroup_of_all_pods_is_found_from_cgroups_below_it(#[case] path: &str, #[case] all: Option<&str>) {
     assert_eq!(naming::all_pods(Path::new(path)), all.map(Path::new));
 }
 

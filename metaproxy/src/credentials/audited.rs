@@ -1,4 +1,4 @@
-//! Reports each session that is issued to the audit log, with the pods that it is for.
+//! Writes each session that is issued to the audit log, with the pods that it is for.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,10 +11,10 @@ use crate::pods::{Inventory, Known, Pod, Pods};
 use crate::roles::{Decision, Rules};
 use crate::telemetry::audit::SessionIssued;
 
-/// The most pods that a line names of those that share a session.
+/// The maximum number of pods that a line names if pods share a session.
 const MAX_NAMED_PODS: usize = 20;
 
-/// Issues sessions by another issuer, and writes each to the audit log.
+/// An issuer that obtains each session from another issuer and writes it to the audit log.
 #[derive(Debug)]
 pub(crate) struct AuditedIssuer<I> {
     pub issuer: I,
@@ -70,7 +70,7 @@ fn entry_of(key: &SessionKey, session: &Session, pods: &[Arc<Pod>]) -> SessionIs
     }
 }
 
-/// Returns the pods that a session is for. Those that have gone since it was asked for are not among them.
+/// Returns the pods that a session is for. Pods that are gone by now are not among them.
 fn pods_of(key: &SessionKey, inventory: &Inventory, rules: &Rules) -> Vec<Arc<Pod>> {
     let alone = |known: &Known| match known {
         Known::Pod(pod) => Some(Arc::clone(pod)),
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_tells_whose_session_it_is_and_nothing_secret() {
+    fn a_line_names_the_pod_of_the_session_and_nothing_secret() {
         let entry = entry(&[], 3);
         assert_eq!(
             entry,
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn those_who_share_a_session_are_named_as_far_as_a_line_holds_them() {
+    fn pods_that_share_a_session_are_named_up_to_a_maximum() {
         let shared = ["--session-scope", "role"];
         assert_eq!(entry(&shared, 4).pod, "apps/web-1,apps/web-2,apps/web-3");
         let many = entry(&shared, 31);

@@ -23,8 +23,8 @@ const DENIED_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// The longest session that STS gives a role that another role assumes (IAM User Guide, role chaining).
 const MAX_CHAINED_DURATION: Duration = Duration::from_secs(3600);
 
-/// Provides the role's credentials to the SDK, which keeps them until shortly before they expire and asks once for all
-/// calls that wait.
+/// Provides the role's credentials to the SDK, which keeps them until shortly before they expire and asks once for
+/// all calls that wait.
 pub(super) struct IntermediateRole {
     client: Client,
     role: RoleArn,

@@ -1,7 +1,8 @@
-//! The HTTP client of the AWS SDK, with what corporate and isolated networks need and the SDK for Rust leaves out:
-//! `HTTPS_PROXY`, `NO_PROXY` and `AWS_CA_BUNDLE`, as the AWS CLI reads them.
+//! Makes the HTTP client of the AWS SDK. It supports what corporate and isolated networks need and the SDK for Rust
+//! leaves out: `HTTPS_PROXY`, `NO_PROXY` and `AWS_CA_BUNDLE`, as the AWS CLI reads them.
 //!
-//! Plain HTTP never goes through a proxy: it is the node's metadata service, or an endpoint of a test.
+//! Plain HTTP never goes through a proxy. It is used only for the node's metadata service, and for endpoints of
+//! tests.
 
 use std::io;
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ pub enum NetworkEnvError {
     CaBundle {
         /// The bundle's path.
         path: PathBuf,
-        /// What reading it failed with.
+        /// The error of reading it.
         source: io::Error,
     },
     /// The CA bundle holds no certificate, or one that cannot be parsed.
@@ -113,7 +114,7 @@ impl NetworkEnv {
     /// Makes an HTTP client for the SDK that follows these settings.
     ///
     /// # Errors
-    /// If they cannot be used.
+    /// Returns an error if the settings cannot be used.
     pub fn http_client(&self) -> Result<SharedHttpClient, NetworkEnvError> {
         let (proxy, tls) = (self.proxy()?, self.tls()?);
         Ok(

@@ -1,4 +1,4 @@
-//! A session, its key, and why there is none.
+//! Defines a session, its key, and the reasons why there is no session.
 
 use std::fmt;
 use std::sync::Arc;
@@ -262,7 +262,7 @@ mod tests {
     }
 
     #[test]
-    fn half_life_and_what_is_left() {
+    fn half_of_the_life_and_the_remaining_life_are_computed() {
         let session = session();
         let at = |seconds| session.obtained() + Duration::from_secs(seconds);
         assert!(!session.is_past_half(at(1799)));

@@ -1,4 +1,4 @@
-//! Calls of STS by the AWS SDK. The node's own credentials come from the SDK's chain: environment, profile, and the
+//! Calls STS with the AWS SDK. The node's own credentials come from the SDK's chain: environment, profile, and the
 //! node's metadata service. The agent's calls to that service are never intercepted, because it runs in the node's
 //! network namespace.
 
@@ -32,17 +32,18 @@ use super::{ObtainError, Session, SessionKey};
 use crate::roles::session_name::SessionName;
 use crate::roles::{RoleArn, SessionTags, StsEndpoint};
 
-/// The longest that a call takes, retries included. It may be longer than requests wait: the session is of use when it
-/// comes.
+/// The maximum time of a call, retries included. It may be longer than requests wait, because the session is still
+/// useful when it comes later.
 const CALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The longest that one attempt of a call takes.
+/// The maximum time of one attempt of a call.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(12);
 
-/// No session lives longer: `DurationSeconds` is at most 12 hours. If one seems to, this node's clock is wrong.
+/// The maximum life of a session. `DurationSeconds` is at most 12 hours, so if a session seems to live longer than
+/// this, the node's clock is wrong.
 const MAX_SESSION_LIFE: Duration = Duration::from_secs(24 * 3600);
 
-/// Where STS is and how it is asked.
+/// The endpoint of STS, and the settings of calls.
 #[derive(Clone, Debug)]
 pub struct StsSettings {
     /// `--region`; the SDK's chain decides if it is not given.
@@ -84,16 +85,16 @@ pub enum StsError {
     },
 }
 
-/// Calls STS. Cheap to clone.
+/// A client of STS. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Sts {
     /// Signs with the node's own credentials.
     node: Client,
     /// Signs with those of the intermediate role if there is one, else with the node's own.
     client: Client,
-    /// Does not sign: a web identity token is the only credential.
+    /// Does not sign. A web identity token is the only credential.
     anonymous: Client,
-    /// Likewise, to the global endpoint.
+    /// Does not sign, and calls the global endpoint.
     anonymous_global: Client,
     duration: Duration,
     region: String,
@@ -111,7 +112,7 @@ impl Sts {
     /// Resolves the region and the endpoints. Credentials are not loaded before the first call.
     ///
     /// # Errors
-    /// If the settings cannot be used, or no region is found.
+    /// Returns an error if the settings cannot be used, or no region is found.
     pub async fn connect(settings: &StsSettings, network: &NetworkEnv) -> Result<Self, StsError> {
         let http = network.http_client()?;
         let provider = ProviderConfig::default().with_http_client(http.clone());
@@ -195,7 +196,7 @@ impl Sts {
         &self.region
     }
 
-    /// Returns the endpoint for reports: `--sts-endpoint`, or that it is the region's.
+    /// Returns the endpoint as reports show it: `--sts-endpoint`, or a text that says that it is the region's.
     pub fn endpoint(&self) -> &str {
         self.endpoint.as_deref().unwrap_or("of the region")
     }
@@ -285,7 +286,7 @@ pub(super) fn seconds(duration: Duration) -> i32 {
 /// Returns the credentials of a response, and when they expire.
 ///
 /// # Errors
-/// If there are none, or they have expired, or would live longer than any session.
+/// Returns an error if there are none, if they have expired, or if they would live longer than any session.
 pub(super) fn checked_credentials(
     credentials: Option<&Credentials>,
     obtained: SystemTime,
@@ -308,7 +309,7 @@ pub(super) fn checked_credentials(
     Ok((credentials, expiration))
 }
 
-/// Tells errors that another call would get again from all others.
+/// Classifies an error by whether another call would get the same error again.
 pub(super) fn classify<E>(error: &SdkError<E>) -> ObtainError
 where
     E: ProvideErrorMetadata + Error + 'static,
@@ -336,8 +337,8 @@ where
     ObtainError::Unavailable(describe(error))
 }
 
-/// Describes a failed call. The SDK's own text is not used: it has the ID of the request, which makes each failure look
-/// new, and says nothing about a response that is not from STS.
+/// Describes a failed call. The SDK's own text is not used. It contains the ID of the request, which makes each
+/// failure look new, and does not say that a response is not from STS.
 fn describe<E>(error: &SdkError<E>) -> String
 where
     E: ProvideErrorMetadata + Error + 'static,

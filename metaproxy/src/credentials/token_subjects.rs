@@ -1,10 +1,10 @@
-//! For which pods the agent asks for tokens, or tries whether they would be given.
+//! Selects the pods for which the agent requests tokens, or tries whether the API server would issue them.
 
 use crate::apiserver::token_trial::TokenSubject;
 use crate::pods::{Inventory, Known, Mirror, Pod};
 use crate::roles::WebIdentity;
 
-/// How many pods a token is tried for: a policy may apply to one of their namespaces only.
+/// The maximum number of pods for which a token is tried. A policy may apply to the namespaces of some of them only.
 const MAX_SUBJECTS: usize = 3;
 
 /// Returns the pod and the service account of a web identity.
@@ -17,7 +17,7 @@ pub(super) fn of_identity(identity: &WebIdentity) -> TokenSubject {
     }
 }
 
-/// Returns pods of this node that a token can be tried for, each of another namespace.
+/// Returns pods of this node for which a token can be tried, at most one of each namespace.
 pub fn of_node(pods: &Inventory) -> Vec<TokenSubject> {
     let all = pods.pods().filter_map(|(_, known)| match known {
         Known::Pod(pod) => of_pod(pod),
@@ -26,7 +26,7 @@ pub fn of_node(pods: &Inventory) -> Vec<TokenSubject> {
     one_per_namespace(all.collect())
 }
 
-/// Returns those among these pods, each of another namespace.
+/// Returns those of these pods for which a token can be tried, at most one of each namespace.
 pub fn among(pods: &[Pod]) -> Vec<TokenSubject> {
     one_per_namespace(pods.iter().filter_map(of_pod).collect())
 }

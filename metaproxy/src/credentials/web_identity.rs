@@ -1,7 +1,7 @@
-//! Issues sessions: by the node's own credentials, or by tokens of pods' service accounts.
+//! Issues sessions with the node's own credentials, or with tokens of pods' service accounts.
 //!
-//! A token is requested when STS is about to be called, sent to STS once, and dropped. It is bound to the pod, so it is
-//! void when the pod is gone (TokenRequest, authentication.k8s.io/v1).
+//! A token is requested when STS is about to be called, sent to STS once, and dropped. It is bound to the pod, so it
+//! is void when the pod is gone (TokenRequest, authentication.k8s.io/v1).
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use crate::apiserver::token_trial::{AudienceLimit, NO_AUDIENCE_LIMIT, TokenTrial
 use crate::apiserver::{ApiServer, error_text};
 use crate::roles::{Principal, WebIdentity};
 
-/// The longest that the API server takes to give a token.
+/// The maximum time that the API server may take to issue a token.
 const TOKEN_REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A service account's token. No `Debug`, no `Display`: it is secret.
@@ -29,7 +29,7 @@ impl Token {
     }
 }
 
-/// Issues sessions by calling STS. Cheap to clone.
+/// An issuer that calls STS. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct StsIssuer {
     sts: Sts,
@@ -38,7 +38,8 @@ pub struct StsIssuer {
 }
 
 impl StsIssuer {
-    /// Makes an issuer. Without `api` there are no tokens; with `required` there are none until that limit is enforced.
+    /// Makes an issuer. Without `api` there are no tokens; with `required` there are none until that limit is
+    /// enforced.
     pub fn new(sts: Sts, api: Option<ApiServer>, required: Option<AudienceLimit>) -> Self {
         Self { sts, api, required }
     }
@@ -74,7 +75,8 @@ impl StsIssuer {
             Ok(Err(kube::Error::SerdeError(_) | kube::Error::FromUtf8(_))) => {
                 Err(unavailable("the API server's answer cannot be read".to_owned()))
             }
-            // Not permitted, or no such object: the API server is well, and would answer the same again.
+            // The request is not permitted, or an object does not exist. The API server works, and would give the
+            // same answer again.
             Ok(Err(kube::Error::Api(status))) if matches!(status.code, 400 | 403 | 404 | 422) => {
                 let why = error_text(&kube::Error::Api(status));
                 let account = identity.account();

@@ -9,7 +9,7 @@ use crate::intercept::link::Hook;
 
 const CHECK: &str = "hooks' users";
 
-/// Checks the pods' cgroup, those above it up to the root and those below it, and the uplinks.
+/// Checks the pods' cgroup, the cgroups above it up to the root, the cgroups below it, and the uplinks.
 pub(super) fn examine(pods: &Path, root: &Path) -> Vec<Finding> {
     found(pods, root).unwrap_or_else(|error| {
         vec![Finding::warning(

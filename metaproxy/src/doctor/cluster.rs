@@ -1,5 +1,5 @@
-//! Checks the agent's rights at the API server, by trying them with the account of this process and by asking an agent
-//! that runs.
+//! Checks the agent's permissions at the API server. It tries them with the account of this process, and asks a
+//! running agent.
 
 use super::{Examination, Finding};
 use crate::admin::client;
@@ -35,7 +35,7 @@ pub(super) async fn examine(examination: &Examination) -> Vec<Finding> {
     findings
 }
 
-/// Reports that no API server is needed, because the agent reads manifests.
+/// Reports whether the agent uses an API server. An agent that reads manifests needs none.
 fn has_api_server(agent: &Status) -> bool {
     let permissions = Part::Permissions.label();
     agent.parts.iter().any(|part| part.part == permissions)

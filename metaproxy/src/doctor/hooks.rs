@@ -14,7 +14,7 @@ use crate::intercept::kernel;
 use crate::intercept::object::ProgramsError;
 use crate::intercept::programs::Programs;
 
-/// A cgroup below the pods' cgroup for trials, which is removed when this is dropped.
+/// A cgroup below the pods' cgroup for trials. Dropping this value removes it.
 struct Trial(PathBuf);
 
 impl Trial {
@@ -37,7 +37,7 @@ impl Drop for Trial {
 pub(super) fn examine(pods: &Path, runtime_dir: &Path) -> Vec<Finding> {
     let (trial, dir) = match Trial::new(pods) {
         Ok(trial) => trial,
-        // A container sees cgroups read-only, and needs no trial if programs are attached already.
+        // A container sees cgroups read-only. It needs no trial if programs are attached already.
         Err(_) if is_attached(runtime_dir) => {
             return vec![Finding::ok("hooks", "attached by the agent that runs here")];
         }

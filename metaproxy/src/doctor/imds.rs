@@ -1,4 +1,4 @@
-//! Checks the node's metadata service, and the role that it has.
+//! Checks the node's metadata service, and the node's role.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _};
@@ -11,8 +11,9 @@ use crate::imds::upstream::{Endpoint, Upstream};
 /// The time limit of a request to the metadata service, which answers within milliseconds.
 const IMDS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Checks whether it answers, whether it requires tokens, how many hops its answers travel, and which role it has.
-/// `identity` is the node's identity at STS, if that is known: a node with other credentials needs no role here.
+/// Checks whether the metadata service answers, whether it requires tokens, how many hops its answers travel, and
+/// which role the node has. `identity` is the node's identity at STS, if that is known. A node with other credentials
+/// needs no role here.
 pub(super) async fn examine(endpoint: &Endpoint, identity: Option<&str>) -> Vec<Finding> {
     const CHECK: &str = "IMDS";
     let upstream = Upstream::new(endpoint.clone());
@@ -53,8 +54,8 @@ fn absent(check: &'static str, says: String, identity: Option<&str>) -> Finding 
     }
 }
 
-/// Makes the finding for a service that answers. It names options of the instance (SECURITY.md) that would protect its
-/// role in addition to the programs.
+/// Makes the finding for a service that answers. The finding names options of the instance (SECURITY.md) that would
+/// protect its role in addition to the programs.
 fn reached(
     check: &'static str,
     endpoint: &Endpoint,
@@ -129,15 +130,15 @@ fn authority(endpoint: &Endpoint) -> String {
     }
 }
 
-/// Reports whether the answer to a PUT arrives with a TTL of 1 (`HttpPutResponseHopLimit`), because the kernel drops it
-/// then with `IP_MINTTL` 2. `None` if that cannot be known.
+/// Reports whether the answer to a PUT arrives with a TTL of 1 (`HttpPutResponseHopLimit`). With `IP_MINTTL` 2 the
+/// kernel drops such an answer. Returns `None` if the TTL cannot be known.
 fn hop_limit_is_one(authority: &str) -> Option<bool> {
     let address = authority.to_socket_addrs().ok()?.find(SocketAddr::is_ipv4)?;
     let asked = |least_ttl: Option<libc::c_int>| -> Option<bool> {
         let mut stream = TcpStream::connect_timeout(&address, IMDS_TIMEOUT).ok()?;
         stream.set_read_timeout(Some(IMDS_TIMEOUT)).ok()?;
         if let Some(ttl) = least_ttl {
-            // SAFETY: an integer, as long as said, that lives through the call.
+            // SAFETY: the option is one integer of the given length, which lives through the call.
             let set = unsafe {
                 libc::setsockopt(
                     stream.as_raw_fd(),
@@ -159,7 +160,7 @@ fn hop_limit_is_one(authority: &str) -> Option<bool> {
         let mut first = [0; 12];
         Some(stream.read_exact(&mut first).is_ok())
     };
-    // The trial says something only if the service answers at all.
+    // The trial has a meaning only if the service answers without `IP_MINTTL`.
     asked(None).filter(|answers| *answers)?;
     asked(Some(2)).map(|answers| !answers)
 }
@@ -179,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn the_hop_limit_is_told_by_what_arrives() {
+    fn the_hop_limit_is_determined_from_the_answers_that_arrive() {
         let server = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = server.local_addr().unwrap().to_string();
         let answering = |ttl: u32| {
@@ -208,7 +209,7 @@ mod tests {
     #[case(true, Some(false), &["… --http-put-response-hop-limit 1`"])]
     #[case(false, Some(false), &["--http-tokens required --http-put-response-hop-limit 1`"])]
     #[case(true, None, &[])]
-    fn what_the_instance_could_do_beside_is_advised_and_no_fault(
+    fn more_secure_options_of_the_instance_are_advice_and_no_fault(
         #[case] requires: bool,
         #[case] hop_limit_is_one: Option<bool>,
         #[case] advised: &[&str],

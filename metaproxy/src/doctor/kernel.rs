@@ -49,12 +49,12 @@ fn version() -> Finding {
     }
 }
 
-/// Returns those of [`CAPABILITIES`] that are not in the mask of effective ones.
+/// Returns those of [`CAPABILITIES`] that are not in the mask of effective capabilities.
 fn missing_capabilities(effective: u64) -> Vec<(&'static str, &'static str)> {
     let has = |bit: u32| effective >> bit & 1 == 1;
     CAPABILITIES
         .iter()
-        // CAP_BPF and CAP_PERFMON were split off CAP_SYS_ADMIN.
+        // CAP_SYS_ADMIN includes CAP_BPF and CAP_PERFMON, which were split off from it.
         .filter(|(bit, ..)| !(has(*bit) || *bit >= 38 && has(SYS_ADMIN)))
         .map(|(_, name, why)| (*name, *why))
         .collect()
@@ -79,7 +79,7 @@ fn capabilities(missing: &[(&str, &str)]) -> Finding {
 
 /// The cgroup to which programs are attached on trial.
 struct TrialCgroup {
-    /// The pods' cgroup, or the mount if that does not exist.
+    /// The pods' cgroup, or the mount if the pods' cgroup does not exist.
     dir: PathBuf,
     root: PathBuf,
 }
@@ -143,14 +143,16 @@ pub(super) fn pods_cgroup_id(examination: &Examination) -> Option<u64> {
     Some(locator.locate().ok()??.id())
 }
 
-/// Returns the cgroup that a running agent has found, if this process sees it at the same path. Flags come first.
+/// Returns the cgroup that a running agent has found, if this process sees it at the same path. Returns `None` if a
+/// flag names the cgroup root.
 fn of_agent(examination: &Examination) -> Option<PathBuf> {
     let status = client::status(&examination.runtime_dir).ok()?;
     let found = PathBuf::from(status.cgroup?);
     (examination.cgroup_root.is_none() && found.is_dir()).then_some(found)
 }
 
-/// Checks that ids of cgroups fit into the option. A pod's cgroup is made after the pods' cgroup, and ids grow.
+/// Checks that ids of cgroups fit into the caller's option. A pod's cgroup is created after the pods' cgroup and has
+/// a greater id.
 fn cgroup_ids(place: &TrialCgroup) -> Finding {
     use std::os::unix::fs::MetadataExt as _;
     const CHECK: &str = "cgroup ids";
@@ -168,8 +170,8 @@ fn cgroup_ids(place: &TrialCgroup) -> Finding {
     Finding::ok(CHECK, "they fit into the 40 bits in which a caller is carried")
 }
 
-/// Checks that no program at the cgroup of this process keeps the agent's listener program out. It is the agent's
-/// cgroup if this command runs in its container.
+/// Checks that no program at the cgroup of this process prevents the agent's listener program from being attached. If
+/// this command runs in the agent's container, this is the agent's cgroup.
 fn own_cgroup(root: &Path) -> Option<Finding> {
     const CHECK: &str = "own cgroup";
     match OwnCgroup::find(&[root.to_owned()]) {
@@ -201,7 +203,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn capabilities_that_are_missing_are_named() {
+    fn missing_capabilities_are_named() {
         assert!(missing_capabilities(0x1ff_ffff_ffff).is_empty());
         // The capabilities are those of the hardened chart.
         assert!(missing_capabilities(0xc0_0000_1004).is_empty());

@@ -1,9 +1,10 @@
-//! Finds what kube2iam, kiam and the EKS Pod Identity agent leave on a node: rules that send connections for the
+//! Finds leftovers of kube2iam, kiam and the EKS Pod Identity agent on a node: rules that send connections for the
 //! metadata service to a port without a listener, and an interface.
 //!
-//! Rules are read and removed by iptables' own tools, because only those know how they store rules. A rule is named
-//! only if it is exactly as one of the three writes it. It is removed only if it seems unused, now and some seconds
-//! later: their daemon does not run, none of their pods is on the node, and its port has no listener.
+//! Rules are read and removed with iptables' own tools, because only these know how iptables stores rules. A rule is
+//! reported only if it is exactly as one of the three writes it. It is removed only if it seems unused, now and some
+//! seconds later. It seems unused if the daemon does not run, none of the daemon's pods is on the node, and the
+//! rule's port has no listener.
 
 mod netlink;
 mod rules;
@@ -24,25 +25,25 @@ use super::Finding;
 /// The time between the two checks before anything is removed, because a daemon may be restarting.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The interface of the EKS Pod Identity agent, with its addresses (its configuration package).
+/// The interface of the EKS Pod Identity agent, which has the addresses below (the agent's configuration package).
 const POD_IDENTITY_LINK: &str = "pod-id-link0";
 const POD_IDENTITY_IPS: [IpAddr; 2] = [
     IpAddr::V4(Ipv4Addr::new(169, 254, 170, 23)),
     IpAddr::V6(Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x23)),
 ];
 
-/// Something that other software left and that is not needed any more.
+/// A rule or interface that other software may have left behind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
     /// The description.
     pub what: String,
-    /// The program and arguments that remove it.
+    /// The program that removes it, with its arguments.
     pub removal: Vec<String>,
     /// Whether it is still in use.
     pub used: Usage,
 }
 
-/// Whether something is in use.
+/// Whether a leftover is in use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Usage {
     /// The software that makes it is not here, and its port has no listener.
@@ -51,18 +52,18 @@ pub enum Usage {
     By(&'static str),
     /// A process listens at its port.
     PortOf(String),
-    /// It cannot be known from this container, which does not see the node's processes.
+    /// Unknown, because this container does not see the node's processes.
     Unknown,
 }
 
 impl Leftover {
-    /// Returns the command as it is typed in a shell.
+    /// Returns the command that removes it, quoted for a shell.
     pub fn command(&self) -> String {
         let words = self.removal.iter().map(String::as_str);
         shlex::try_join(words).unwrap_or_else(|_| self.removal.join(" "))
     }
 
-    /// Returns the reason why it must stay, if it must.
+    /// Returns the reason why it must be kept; `None` if it can be removed.
     pub fn reason_to_keep(&self) -> Option<String> {
         match &self.used {
             Usage::No => None,
@@ -80,8 +81,7 @@ impl Leftover {
 
     /// Removes it.
     ///
-    /// # Errors
-    /// If the program fails; the error has its output.
+    /// # Errors If the program fails. The error contains the program's standard error.
     pub fn remove(&self) -> Result<(), String> {
         let (program, arguments) = self.removal.split_first().ok_or("no command")?;
         let output = Command::new(program)
@@ -95,17 +95,18 @@ impl Leftover {
     }
 }
 
-/// The leftovers of a node, and what could not be examined.
+/// The leftovers of a node, and the tables that could not be examined.
 #[derive(Debug, Default)]
 pub struct NodeLeftovers {
     /// The leftovers.
     pub leftovers: Vec<Leftover>,
-    /// What could not be examined, and the reasons.
+    /// The tables that could not be examined, each with the reason.
     pub not_examined: Vec<String>,
 }
 
 impl NodeLeftovers {
-    /// Examines the node again after `RECHECK_INTERVAL`. What is in use in either examination counts as used.
+    /// Examines the node again after `RECHECK_INTERVAL`. A leftover that is in use in either examination counts as
+    /// used.
     pub fn confirm(self) -> Self {
         std::thread::sleep(RECHECK_INTERVAL);
         self.confirmed_by(find())
@@ -113,14 +114,14 @@ impl NodeLeftovers {
 
     fn confirmed_by(mut self, mut later: Self) -> Self {
         for one in &mut later.leftovers {
-            // Each leftover of the first examination confirms one of the second.
+            // Each leftover of the first examination confirms at most one of the second.
             let before = self
                 .leftovers
                 .iter()
                 .position(|before| before.removal == one.removal);
             let before = before.map(|index| self.leftovers.swap_remove(index).used);
             if one.used == Usage::No {
-                // What was made in between is in use.
+                // A leftover that was created in between is in use.
                 one.used = before.unwrap_or(Usage::PortOf("a program that has just made it".to_owned()));
             }
         }
@@ -167,7 +168,7 @@ fn leftover(rule: Rule, change: &str, usage: &NodeUsage) -> Leftover {
     }
 }
 
-/// Finds the interface by name and address, because other software may use the name.
+/// Looks for the interface by name and address, because other software may use the name.
 fn has_pod_identity_link() -> bool {
     let addresses = getifaddrs().into_iter().flatten();
     addresses
@@ -180,7 +181,7 @@ fn has_pod_identity_link() -> bool {
         .any(|address| POD_IDENTITY_IPS.contains(&address))
 }
 
-/// Says how to run the command on the node, which has the tools.
+/// The advice to run the command on the node, which has the tools.
 pub(crate) const RUN_ON_THE_NODE_ADVICE: &str = "install iptables, or run it as root on the node itself; if only the agent's container \
      has this program, the node runs it as `/proc/$(pidof -s metaproxy)/exe doctor`";
 
@@ -250,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn the_command_that_removes_a_rule_is_one_to_type() {
+    fn the_command_that_removes_a_rule_is_quoted_for_a_shell() {
         let rule = rule(Usage::No);
         assert_eq!(
             rule.command(),
@@ -268,7 +269,7 @@ mod tests {
     #[case(Usage::By("kiam"), Level::Ok, false)]
     #[case(Usage::PortOf("gunicorn (pid 7)".to_owned()), Level::Warning, false)]
     #[case(Usage::Unknown, Level::Ok, false)]
-    fn what_is_in_use_or_may_be_is_no_leftover(
+    fn a_leftover_that_is_or_may_be_in_use_is_kept(
         #[case] used: Usage,
         #[case] level: Level,
         #[case] is_removed: bool,
@@ -296,7 +297,7 @@ mod tests {
     #[case(&[], &[Usage::No], &[false])]
     #[case(&[Usage::No, Usage::No], &[Usage::No, Usage::No], &[true, true])]
     #[case(&[Usage::No], &[], &[])]
-    fn only_what_is_unused_at_both_looks_is_removed(
+    fn only_leftovers_that_are_unused_in_both_examinations_are_removed(
         #[case] first: &[Usage],
         #[case] second: &[Usage],
         #[case] removed: &[bool],

@@ -19,7 +19,7 @@ pub(super) fn ports(examination: &Examination) -> Vec<Finding> {
         .into_iter()
         .filter_map(|(flag, address)| Some((flag, address?)))
         .collect();
-    // An agent that runs has taken them already.
+    // A running agent has these ports open.
     let mut found = match client::status(&examination.runtime_dir) {
         Ok(status) => ports_of_agent(&status),
         Err(_) => taken_ports(&named),
@@ -44,7 +44,7 @@ const CHECK: &str = "ports";
 const ADMIN_FLAG: &str = "--admin-address";
 const LISTEN_FLAG: &str = "--listen-port";
 
-/// Says what to do about a port of a flag.
+/// Returns the advice about a flag's port.
 fn other_port(flag: &str) -> String {
     if flag == LISTEN_FLAG {
         "leave --listen-port away: a free port is found then, and no other program has to know it".to_owned()
@@ -89,10 +89,10 @@ fn wanted_port(flag: &str, address: SocketAddr) -> Option<Finding> {
     Some(Finding::warning(CHECK, says, other_port(flag)))
 }
 
-/// Finds a proxy for connections that must not go through one.
+/// Warns of a proxy for connections that must not go through a proxy.
 #[expect(
     clippy::disallowed_methods,
-    reason = "conventions of the environment, which are no flags of ours"
+    reason = "these are common variables of the environment, not flags of metaproxy"
 )]
 pub(super) fn proxy() -> Finding {
     const CHECK: &str = "proxy";
@@ -123,7 +123,7 @@ pub(super) fn proxy() -> Finding {
     )
 }
 
-/// Warns if a flood of connections of one pod can keep those of all others from the listener.
+/// Warns if one pod's flood of connections can keep all other pods from the listener.
 pub(super) fn syncookies() -> Option<Finding> {
     let setting = std::fs::read_to_string("/proc/sys/net/ipv4/tcp_syncookies").ok()?;
     syncookies_finding(&setting)
@@ -159,7 +159,7 @@ mod tests {
     #[case::a_csi_driver("127.0.0.1:9808", Some("CSI livenessprobe"))]
     #[case::the_kubelet("0.0.0.0:10250", Some("the kubelet"))]
     #[case::kube2iam("[::]:8181", Some("kube2iam"))]
-    fn a_port_that_other_software_wants_is_warned_of(#[case] address: &str, #[case] who: Option<&str>) {
+    fn a_port_that_other_software_uses_is_a_warning(#[case] address: &str, #[case] who: Option<&str>) {
         let found = wanted_port(ADMIN_FLAG, address.parse().unwrap());
         let says = found.as_ref().map(|finding| finding.says.as_str());
         assert_eq!(says.is_some(), who.is_some());
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_node_without_syncookies_is_warned_of() {
+    fn a_node_without_syncookies_gets_a_warning() {
         assert!(syncookies_finding("0\n").is_some());
         assert!(syncookies_finding("1\n").is_none());
         assert!(syncookies_finding("2\n").is_none());

@@ -1,4 +1,4 @@
-//! Finds pods whose SDKs never ask for the role that they have.
+//! Finds pods whose SDKs do not use the pods' roles.
 
 use super::{Examination, Finding};
 use crate::admin::client;
@@ -6,7 +6,7 @@ use crate::explain::Explanation;
 
 const CHECK: &str = "credentials";
 
-/// How many pods a sentence names.
+/// The maximum number of pods that a finding names.
 const MAX_NAMED: usize = 5;
 
 /// Asks the agent of this node. Without an agent there is no finding.
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_that_do_not_use_their_role_are_named_with_what_they_use() {
+    fn pods_that_do_not_use_their_role_are_named_with_the_credentials_that_they_use() {
         let uri = "AWS_CONTAINER_CREDENTIALS_FULL_URI (EKS Pod Identity)";
         let found = finding(&[pod("a", Some("r"), &[uri]), pod("b", Some("r"), &[])]).unwrap();
         assert_eq!(found.level, Level::Warning);

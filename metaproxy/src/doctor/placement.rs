@@ -7,14 +7,14 @@ use crate::admin::client;
 use crate::explain::Verdict;
 use crate::introspection::Status;
 
-/// How many pods a finding names.
+/// The maximum number of pods that a finding names.
 const MAX_NAMED: usize = 5;
 
 pub(super) fn examine(runtime_dir: &Path) -> Option<Finding> {
     finding(&client::status(runtime_dir).ok()?)
 }
 
-/// Makes the findings. There are none while the agent has no pods' cgroup or knows no pod.
+/// Makes the finding. There is none if the agent has no pods' cgroup or knows no pod.
 fn finding(status: &Status) -> Option<Finding> {
     const CHECK: &str = "pods' place";
     let cgroup = status.cgroup.as_deref()?;

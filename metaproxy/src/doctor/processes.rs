@@ -6,7 +6,7 @@ use procfs::process::all_processes;
 
 use super::Finding;
 
-/// How the names of processes begin that run pods in a kernel of their own.
+/// The prefixes of the names of processes that run pods in a kernel of their own, with their runtimes.
 const SANDBOXES: [(&str, &str); 4] = [
     ("runsc", "gVisor"),
     ("containerd-shim-runsc", "gVisor"),
@@ -17,7 +17,7 @@ const SANDBOXES: [(&str, &str); 4] = [
 /// The inode of the machine's first PID namespace (`PROC_PID_INIT_INO`, include/linux/proc_ns.h).
 const FIRST_PID_NAMESPACE: u64 = 0xEFFF_FFFC;
 
-/// A process, as far as it identifies the software.
+/// The parts of a process that identify its software.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Process {
     /// The words of its command line.
@@ -33,7 +33,7 @@ impl Process {
         Self::new(process.cmdline().ok()?, program)
     }
 
-    /// Makes a process from its command line; `None` for threads of the kernel, which have none.
+    /// Makes a process from its command line. Returns `None` for kernel threads, which have no command line.
     pub(super) fn new(words: Vec<String>, program: Option<String>) -> Option<Self> {
         (!words.is_empty()).then_some(Self { words, program })
     }
@@ -45,9 +45,9 @@ impl Process {
         Self { words, program: None }
     }
 
-    /// Returns its name and that of its file, which differ if a container's entry point is a link.
+    /// Returns the name of the process and that of its file. They differ if a container's entry point is a link.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
-        // The kernel marks a file that was replaced since.
+        // The kernel adds this suffix if the file has been replaced since.
         let program = self.program.as_deref();
         let program = program.map(|path| path.strip_suffix(" (deleted)").unwrap_or(path));
         let called = self.words.first().map(String::as_str);
@@ -64,7 +64,7 @@ fn last_part(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// Reports whether all processes of the node are visible, as they are not in a container without hostPID.
+/// Reports whether all processes of the node are visible. They are not visible in a container without hostPID.
 pub(super) fn sees_all() -> bool {
     let own = procfs::process::Process::myself().and_then(|process| process.namespaces());
     own.is_ok_and(|own| {
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_is_told_by_its_name_and_by_its_file() {
+    fn a_process_is_recognized_by_its_name_and_by_its_file() {
         let process = Process {
             program: Some("/bin/kiam (deleted)".to_owned()),
             ..Process::with_words(&["/agent", "--port=8181"])

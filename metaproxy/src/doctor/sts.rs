@@ -1,4 +1,4 @@
-//! Checks STS, and which roles the node may assume.
+//! Checks STS, and the roles that the node may assume.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,8 @@ use crate::explain::{CredentialsLine, Verdict};
 use crate::imds::upstream::Upstream;
 use crate::roles::{BaseArn, Principal, RoleArn, RoleId, SessionShape, SessionTags};
 
-/// Calls STS with the node's credentials, tries to assume a role, and returns the node's identity.
+/// Calls STS with the node's credentials, and tries to assume the role of `--role`. Returns the node's identity and
+/// the findings.
 pub(super) async fn examine(examination: &Examination) -> (Option<String>, Vec<Finding>) {
     const CHECK: &str = "STS";
     let sts = match Sts::connect(&examination.sts, &NetworkEnv::read()).await {
@@ -39,8 +40,8 @@ pub(super) async fn examine(examination: &Examination) -> (Option<String>, Vec<F
     (identity.ok(), findings)
 }
 
-/// Tries whether the node's own role may assume itself. If it may, only the agent keeps it from pods, and IAM does not.
-/// There is no finding if the node's credentials are not those of a role, or STS does not answer.
+/// Tries whether the node's own role may assume itself. If it may, only the agent keeps the role from pods, and IAM
+/// does not. There is no finding if the node's credentials are not those of a role, or if STS does not answer.
 async fn trusts_itself(sts: &Sts, examination: &Examination, arn: &str) -> Option<Finding> {
     const CHECK: &str = "own role";
     RoleId::of_session(arn)?;
@@ -84,7 +85,7 @@ fn own_role_arns(session: &str, profile: Option<&str>) -> Vec<RoleArn> {
         .collect()
 }
 
-/// Reports why a role cannot be assumed.
+/// The advice if a role cannot be assumed.
 const ADVICE: &str = "the role's trust policy must name the node's role as a principal (or that of --assume-role-arn), whose own \
                       policy must allow sts:AssumeRole of it";
 
@@ -112,13 +113,13 @@ async fn tried(sts: Sts, examination: &Examination, role: &RoleArn) -> Finding {
 
 const CHECK: &str = "pods' roles";
 
-/// Reports for which pods' roles the agent of this node has no session.
+/// Reports the pods' roles for which the agent of this node has no session.
 pub(super) fn pods_roles(examination: &Examination) -> Vec<Finding> {
     let Ok(pods) = client::explain(&examination.runtime_dir, None) else {
         return Vec::new();
     };
     let asked = pods.iter().filter_map(|one| {
-        // Refusals that need no call to STS are left to `explain`.
+        // Refusals that need no call to STS are not reported here, because `explain` shows them.
         Some((one.role.as_deref()?, one.pod.as_str(), one.credentials.as_ref()?))
     });
     let mut findings = fared(asked);
@@ -134,7 +135,7 @@ pub(super) fn pods_roles(examination: &Examination) -> Vec<Finding> {
     findings
 }
 
-/// Reports pods that get 503 because the agent does not know yet what decides about their roles.
+/// Reports pods that get 503 because the agent does not know yet an object that decides about their roles.
 fn not_decided(waiting: &[(&str, &str)]) -> Option<Finding> {
     let (pod, because) = waiting.first()?;
     let more = match waiting.len() - 1 {
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_whose_role_cannot_be_told_are_named() {
+    fn pods_whose_role_is_not_known_yet_are_named() {
         assert_eq!(not_decided(&[]), None);
         let one = not_decided(&[("apps/a", "namespace apps is not known"), ("apps/b", "x")]).unwrap();
         assert_eq!(one.level, Level::Warning);
@@ -258,7 +259,7 @@ mod tests {
     }
 
     #[test]
-    fn roles_that_are_given_are_as_they_should_be() {
+    fn roles_with_sessions_are_ok() {
         let good = line(Some("2026-01-01T00:00:00Z"), None);
         let found = fared([("arn:a", "apps/a", &good), ("arn:b", "apps/b", &good)].into_iter());
         assert_eq!(

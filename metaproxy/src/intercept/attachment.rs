@@ -1,4 +1,4 @@
-//! Keeps the programs attached to the pods' cgroup, which may not exist yet, and may be removed and made again.
+//! Keeps the programs attached to the pods' cgroup, which may not exist yet, and may be removed and created again.
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -30,7 +30,7 @@ pub struct Attachment {
     reattachments: Reattachments,
 }
 
-/// The program that verifies callers, attached to the agent's own cgroup until this is dropped.
+/// The program that verifies callers, attached to the agent's own cgroup. Dropping this value detaches it.
 #[derive(Debug)]
 pub struct ListenerLink {
     cgroup: OwnCgroup,
@@ -57,7 +57,7 @@ pub enum AttachmentState {
     Attached,
     /// The programs are attached again, after another process had detached one.
     Reattached {
-        /// How often that happened recently.
+        /// The number of times that this happened recently.
         times: u32,
     },
 }
@@ -70,7 +70,7 @@ pub(super) struct Reattachments {
 }
 
 impl Reattachments {
-    /// For how long health is degraded after a detached link was attached again.
+    /// The time for which health is degraded after a detached link was attached again.
     const DEGRADED_TIME: Duration = Duration::from_secs(600);
 
     pub(super) fn note(&mut self, programs: &[&str]) {
@@ -93,8 +93,8 @@ impl Reattachments {
 }
 
 impl Attachment {
-    /// Makes an attachment that attaches nothing to the pods' cgroup before [`Self::start`]. There is no listener if
-    /// pods are only observed. `wanted` has the content of the lists in the kernel.
+    /// Makes an attachment that attaches nothing to the pods' cgroup before [`Self::start`]. `listener` is `None` if
+    /// pods are only observed. `wanted` has the wanted content of the kernel's maps of pods.
     pub fn new(
         programs: Programs,
         locator: Locator,
@@ -138,8 +138,8 @@ impl Attachment {
         }
     }
 
-    /// Attaches in a fixed order: callers can be looked up before the first connection is redirected, and the kernel's
-    /// maps hold the pods' cgroup and the lists before the programs read them.
+    /// Attaches the programs last. Callers can then be looked up before the first connection is redirected, and the
+    /// kernel's maps have the pods' cgroup and the lists before the programs read them.
     fn attach(&mut self, pods: PodsCgroup) -> Result<(), AttachError> {
         pods.check_lookup()?;
         self.pods_cgroup_ids.set(pods.ids())?;
@@ -151,7 +151,8 @@ impl Attachment {
         Ok(())
     }
 
-    /// Detaches the programs that redirect. Those that carry and verify callers stay attached until it is dropped.
+    /// Detaches the programs that redirect. The programs that carry and verify callers stay attached until this value
+    /// is dropped.
     pub fn stop_redirecting(&mut self) {
         if let Some(links) = &mut self.links {
             links.stop_redirecting();
@@ -167,7 +168,7 @@ impl Attachment {
         if let Some(links) = &mut self.links {
             if let Some(pods) = pods.filter(|pods| pods.is_current()) {
                 reattached.extend(self.programs.reattach(links, pods.dir())?);
-                // A kubelet may make the cgroups of the QoS classes later.
+                // A kubelet may create the cgroups of the QoS classes later.
                 self.pods_cgroup_ids.set(pods.ids())?;
                 if !reattached.is_empty() {
                     self.reattachments.note(&reattached);
@@ -212,8 +213,8 @@ impl Keep for Attachment {
     }
 
     async fn changed(&mut self) -> ControlFlow<()> {
-        // Lists need no check of the links. The task that computes them ends with the agent, so a closed channel needs no
-        // other handling.
+        // Lists need no check of the links. The task that computes them ends with the agent, so a closed channel
+        // needs no other handling.
         while self.wanted.changed().await.is_ok() {
             self.list();
         }

@@ -1,7 +1,7 @@
-//! Finds programs of other software at the hooks where metaproxy attaches.
+//! Finds programs of other software at the hooks to which metaproxy attaches.
 //!
-//! The queries are made here and not by aya, whose queries open each program, which needs CAP_SYS_ADMIN: the agent has
-//! to find a conflict without it.
+//! The queries are not made with aya. Its queries open each program, which needs CAP_SYS_ADMIN, and the agent must
+//! find a conflict without that capability.
 
 use std::fmt;
 use std::fs::File;
@@ -18,20 +18,21 @@ use super::own_links::program_name;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_PROG_QUERY: libc::c_long = 16;
 
-/// Asks for the programs that run for a cgroup, in their order: its own, then those of the cgroups above it
-/// (`compute_effective_progs`, kernel/bpf/cgroup.c), except that those with `BPF_F_PREORDER` (Linux 6.15) run first.
+/// The query flag for the programs that run for a cgroup, in their order. Its own programs run first, then those of
+/// the cgroups above it (`compute_effective_progs`, kernel/bpf/cgroup.c). Programs with `BPF_F_PREORDER` (Linux 6.15)
+/// run before all of these.
 const BPF_F_QUERY_EFFECTIVE: u32 = 1;
-/// Asks for the programs of the cgroup itself.
+/// The query flags for the programs of the cgroup itself.
 const QUERY_ITS_OWN: u32 = 0;
 
 const BPF_F_ALLOW_OVERRIDE: u32 = 1;
 const BPF_F_ALLOW_MULTI: u32 = 2;
 
-/// How many programs a query returns. One cgroup (`BPF_CGROUP_MAX_PROGS`, kernel/bpf/cgroup.c) or interface
-/// (`BPF_MPROG_MAX`, include/linux/bpf_mprog.h) has at most 64, and a cgroup inherits those above it.
+/// The maximum number of programs that a query returns. One cgroup (`BPF_CGROUP_MAX_PROGS`, kernel/bpf/cgroup.c) or
+/// interface (`BPF_MPROG_MAX`, include/linux/bpf_mprog.h) has at most 64, and a cgroup inherits those above it.
 const MAX_PROGRAMS: usize = 256;
 
-/// The hooks where the agent attaches, with bpftool's names.
+/// The hooks to which the agent attaches, with bpftool's names.
 const HOOKS: [(Hook, &str); 5] = [
     (Hook::SockOps, "cgroup_sock_ops"),
     (Hook::Connect4, "cgroup_inet4_connect"),
@@ -40,7 +41,7 @@ const HOOKS: [(Hook, &str); 5] = [
     (Hook::Getpeername6, "cgroup_inet6_getpeername"),
 ];
 
-/// A program at one of these hooks, metaproxy's own too.
+/// A program at one of these hooks, of other software or of metaproxy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AttachedProgram {
     /// The cgroup.
@@ -67,7 +68,7 @@ impl Program {
         Self { id, name: name(id) }
     }
 
-    /// Reports whether it is a program of metaproxy, of any process.
+    /// Reports whether it is a program of metaproxy, loaded by any process.
     pub fn is_ours(&self) -> bool {
         self.name
             .as_ref()
@@ -85,8 +86,8 @@ impl fmt::Display for Program {
 }
 
 impl AttachedProgram {
-    /// Reports whether it keeps metaproxy's from being attached to a cgroup (`hierarchy_allows_attach` and the
-    /// comparison of flags in `__cgroup_bpf_attach`, kernel/bpf/cgroup.c).
+    /// Reports whether it prevents metaproxy's program from being attached to a cgroup (`hierarchy_allows_attach` and
+    /// the comparison of flags in `__cgroup_bpf_attach`, kernel/bpf/cgroup.c).
     pub fn blocks(&self, pods: &Path) -> bool {
         match self.flags & (BPF_F_ALLOW_OVERRIDE | BPF_F_ALLOW_MULTI) {
             0 => true,
@@ -136,7 +137,8 @@ fn at(dir: &Path, hook: Hook) -> io::Result<Vec<AttachedProgram>> {
 }
 
 /// Lists the programs that run before metaproxy's for a connection of a pod: those attached earlier at the pods'
-/// cgroup, below it, or above it with `BPF_F_PREORDER`. There are none while metaproxy's are not attached.
+/// cgroup, those below it, and those above it with `BPF_F_PREORDER`. Returns none while metaproxy's programs are not
+/// attached.
 ///
 /// # Errors
 /// As [`up_to`].
@@ -161,7 +163,7 @@ pub fn before_ours(pods: &Path, attached: &[AttachedProgram]) -> io::Result<Vec<
     Ok(found)
 }
 
-/// Lists the programs of the cgroups below one, which run first. A cgroup that is removed meanwhile has none.
+/// Lists the programs of the cgroups below a cgroup. These run first. A cgroup that is removed meanwhile has none.
 fn below(dir: &Path, hook: Hook) -> Vec<AttachedProgram> {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
     entries
@@ -181,7 +183,7 @@ pub fn before_the_guard() -> Vec<(String, Program)> {
     let interfaces = nix::net::if_::if_nameindex();
     let mut found = Vec::new();
     for interface in interfaces.iter().flat_map(|list| list.iter()) {
-        // Before Linux 6.6 there is no tcx, and so neither programs nor a guard.
+        // Before Linux 6.6 there is no tcx, so an interface has neither other programs nor a guard's.
         let Ok((ids, _)) = query(interface.index(), TCX_EGRESS, QUERY_ITS_OWN) else {
             continue;
         };
@@ -240,7 +242,7 @@ fn name(id: u32) -> Option<String> {
         flags: 0,
     };
     let fd = bpf(BPF_PROG_GET_FD_BY_ID, &mut by_id).ok()?;
-    // SAFETY: the kernel just made this descriptor for us.
+    // SAFETY: the kernel has just created this descriptor for this process, and nothing else owns it.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     program_name(u32::try_from(fd.as_raw_fd()).ok()?)
 }
@@ -266,7 +268,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_leaves_no_room_is_told_by_its_flags_and_place() {
+    fn a_blocking_program_is_recognized_by_its_flags_and_cgroup() {
         let pods = Path::new("/sys/fs/cgroup/kubepods");
         let at = |cgroup: &str, flags| AttachedProgram {
             cgroup: cgroup.into(),

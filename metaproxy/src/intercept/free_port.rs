@@ -1,4 +1,4 @@
-//! Chooses a port for the listeners that is free and that no other software is known to want.
+//! Chooses a free port for the listeners that no other software is known to use.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -40,15 +40,15 @@ impl AvoidedPorts {
         self.is_others(port) || self.ephemeral.as_ref().is_some_and(|range| range.contains(&port))
     }
 
-    /// Reports whether other software has the port, or may want it later.
+    /// Reports whether other software uses the port, or may use it later.
     fn is_others(&self, port: u16) -> bool {
         NODE_PORT_RANGE.contains(&port)
             || self.single.contains(&port)
             || node_ports::wanted_by(port).is_some()
     }
 
-    /// Returns the ports to try, the best first. `start` is any number; different ones spread agents over the ports.
-    /// Ports of the ephemeral range come last, because an agent on one of them is better than none.
+    /// Returns the ports to try, the best first. `start` is any number, and different numbers spread agents over the
+    /// ports. Ports of the ephemeral range come last, because an agent on one of them is better than none.
     pub fn candidates(&self, start: u16) -> impl Iterator<Item = u16> {
         let rotated = |ports: Vec<u16>| {
             let (count, start) = (ports.len(), usize::from(start));
@@ -70,7 +70,7 @@ fn ephemeral_range(sysctl: &str) -> Option<RangeInclusive<u16>> {
     Some(numbers.next()?.ok()?..=numbers.next()?.ok()?)
 }
 
-/// Parses a list of ports and ranges, as `8080,9148-9150` (Documentation/networking/ip-sysctl,
+/// Parses a list of ports and ranges, such as `8080,9148-9150` (Documentation/networking/ip-sysctl,
 /// ip_local_reserved_ports).
 fn port_list(sysctl: &str) -> Vec<u16> {
     let range = |part: &str| -> Option<RangeInclusive<u16>> {

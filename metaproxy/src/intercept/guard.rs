@@ -1,9 +1,9 @@
-//! The guard keeps pods from the node's metadata service while no agent redirects them.
+//! Keeps pods from the node's metadata service while no agent redirects them.
 //!
-//! Its connect hooks turn a metadata address into its sentinel, which agents accept in place of the address. So any
-//! number of guards and agents work side by side in any order. Connect hooks do not see raw and packet sockets, nor
-//! flows that were opened earlier: their packets are dropped at the uplinks, or, before Linux 6.6, at the pods'
-//! sockets. Sockets of the node's own network namespace are never touched.
+//! The guard's connect programs replace a metadata address by its sentinel, which agents accept instead of the
+//! address. So any number of guards and agents work side by side in any order. Connect hooks do not see raw sockets,
+//! packet sockets and connections that were opened earlier. Their packets are dropped at the uplinks or, before Linux
+//! 6.6, at the pods' sockets. Sockets of the node's own network namespace are never touched.
 
 pub mod programs;
 mod uplinks;
@@ -28,7 +28,7 @@ use super::object::{CgroupLinks, ProgramsError};
 use crate::cgroups::{Locator, PodsCgroup};
 use crate::telemetry::health::Condition;
 
-/// The guard's programs and their attachment. Dropping it lets pods through.
+/// The guard's programs and their attachment. Dropping this value lets pods through.
 #[derive(Debug)]
 pub struct Guard {
     programs: GuardPrograms,
@@ -45,22 +45,22 @@ pub struct Guard {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum GuardState {
-    /// It lets everything pass, as it should.
+    /// It lets all connections pass, because it should be open.
     Open,
-    /// It should keep pods out, and cannot (yet).
+    /// It should keep pods from the metadata service, but cannot do so (yet).
     Waiting,
-    /// It keeps pods out.
+    /// It keeps pods from the metadata service.
     Closed {
-        /// How often another process has detached it lately.
+        /// The number of times that another process has detached it recently.
         #[serde(rename = "mended")]
         reattached: u32,
-        /// The id of the cgroup whose pods it keeps out.
+        /// The id of the cgroup whose pods it keeps from the metadata service.
         cgroup: u64,
     },
 }
 
 impl GuardState {
-    /// Returns the condition for health. `waiting` is the condition of a guard that cannot keep pods out.
+    /// Returns the condition for health. `waiting` is the condition of a guard in state [`Self::Waiting`].
     pub fn condition(self, waiting: Condition) -> Condition {
         match self {
             Self::Open | Self::Closed { reattached: 0, .. } => Condition::Fine,
@@ -73,7 +73,8 @@ impl GuardState {
 }
 
 impl Guard {
-    /// Loads the programs, and begins to follow the uplinks; nothing is attached before [`Self::close`].
+    /// Loads the programs, and begins to monitor the uplinks. Nothing is attached before [`Self::close`]. Returns
+    /// `None` for [`GuardMode::Off`].
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -107,13 +108,13 @@ impl Guard {
         self.programs.level()
     }
 
-    /// Returns the counters of what it has refused and dropped.
+    /// Returns the counters of refused connections and dropped packets.
     pub fn counters(&self) -> GuardCounters {
         self.programs.counters()
     }
 
-    /// Attaches what is not attached, at once if the pods' cgroup exists. An uplink that fails is logged and tried
-    /// again, because the rest works without it.
+    /// Attaches all programs that are not attached. If the pods' cgroup does not exist, its programs are attached by
+    /// a later call. A failure at an uplink is logged and not returned, because the other programs work without it.
     ///
     /// # Errors
     /// If the kernel refuses, or the cgroup tree cannot be used.
@@ -169,7 +170,7 @@ impl Guard {
                         info!(uplink = %uplink.name, "guard: attached to an uplink");
                     }
                 }
-                // The interface is gone meanwhile, of which the follower of uplinks gets a notice.
+                // The interface has been removed meanwhile. The monitor of uplinks gets a notice of that.
                 Err(ProgramsError::Attach { source, .. }) if source.raw_os_error() == Some(libc::ENODEV) => {
                     detached.remove(index);
                 }
@@ -189,7 +190,7 @@ impl Guard {
         self.guarded.clear();
     }
 
-    /// Returns the state of a guard that should be closed or open.
+    /// Returns the guard's state. `closed` tells whether it should be closed.
     pub fn state(&self, closed: bool) -> GuardState {
         match &self.pods {
             _ if !closed => GuardState::Open,
@@ -203,13 +204,14 @@ impl Guard {
         }
     }
 
-    /// Makes a guard that keeps pods out while `closed` is true. It stays as it is once no sender is left.
+    /// Makes a guard that keeps pods from the metadata service while `closed` is true. If all senders are dropped,
+    /// the guard stays as it is.
     pub fn switched_by(self, closed: watch::Receiver<bool>) -> SwitchedGuard {
         SwitchedGuard { guard: self, closed }
     }
 }
 
-/// A guard that is closed while a flag is true. Dropping it lets pods through.
+/// A guard that is closed while a flag is true. Dropping this value lets pods through.
 #[derive(Debug)]
 pub struct SwitchedGuard {
     guard: Guard,
@@ -247,7 +249,7 @@ async fn changed(uplinks: &mut Option<UplinkMonitor>) -> bool {
     }
 }
 
-/// Logs that packets were dropped, at most once an hour. The log line comes a while after the first packet.
+/// Logs that packets were dropped, at most once an hour. The log line appears some time after the first packet.
 pub async fn report_dropped_packets(counters: GuardCounters) {
     const POLL_INTERVAL: Duration = Duration::from_secs(10);
     const REPORT_INTERVAL: Duration = Duration::from_secs(3600);
@@ -268,7 +270,7 @@ pub async fn report_dropped_packets(counters: GuardCounters) {
     }
 }
 
-/// The reasons why a guard cannot keep pods out.
+/// The reasons why a guard cannot keep pods from the metadata service.
 #[derive(Debug, thiserror::Error)]
 pub enum GuardError {
     /// The kernel refuses the programs.
@@ -277,7 +279,7 @@ pub enum GuardError {
     /// The cgroup tree cannot be used.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// The network interfaces cannot be followed.
+    /// The network interfaces cannot be monitored.
     #[error(transparent)]
     Uplinks(#[from] UplinksError),
     /// The socket that marks the node's network namespace cannot be opened.

@@ -1,4 +1,4 @@
-//! Keeps programs attached: the loop that the redirection's attachment and the guard share.
+//! Keeps programs attached. The redirection's attachment and the guard share this loop.
 
 use std::fmt::Display;
 use std::ops::ControlFlow;
@@ -8,25 +8,25 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::MissedTickBehavior;
 use tracing::error;
 
-/// How often cgroup and links are checked. A link to a removed cgroup, or one that was detached, stays open and does
-/// nothing, and the kernel sends no notice of it. A check costs one `stat` for the pods' cgroup, one for each listed
-/// hostNetwork pod, and one small file for each link.
+/// The interval at which cgroup and links are checked. If its cgroup was removed or it was detached, a link stays
+/// open without effect, and the kernel sends no notice. A check costs one `stat` for the pods' cgroup, one for each
+/// listed hostNetwork pod, and one small file for each link.
 const CHECK_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Programs that have to stay attached.
 pub trait Keep: Send {
-    /// What a check finds.
+    /// The result of a check.
     type State: PartialEq + Send + Sync;
 
-    /// Attaches what is not attached, and returns the state after that.
+    /// Attaches all programs that are not attached, and returns the state after that.
     fn check(&mut self) -> Self::State;
 
     /// Waits for a reason to check before the interval is over. Must be cancel safe. [`ControlFlow::Break`] ends the
-    /// loop, because a part of the programs' surroundings can no longer be followed.
+    /// loop, because changes that the programs depend on can no longer be monitored.
     fn changed(&mut self) -> impl Future<Output = ControlFlow<()>> + Send;
 }
 
-/// Keeps programs attached until `stop` fires, publishes each change of their state, and hands them back.
+/// Keeps programs attached until `stop` fires, and publishes each change of their state. Returns the programs.
 pub async fn keep<K: Keep>(
     mut programs: K,
     state: watch::Sender<K::State>,
@@ -51,12 +51,12 @@ pub async fn keep<K: Keep>(
     }
 }
 
-/// The failure of the last check. It is logged when it is new, and not again with each check.
+/// The failure of the last check. It is logged when it is new, and not again at each check.
 #[derive(Debug, Default)]
 pub(super) struct LastFailure(Option<String>);
 
 impl LastFailure {
-    /// Replaces the failure by a check's result. `effect` says in the log what does not work.
+    /// Replaces the failure by a check's result. `effect` is the failure's consequence, for the log line.
     pub fn record<E: Display>(&mut self, effect: &str, result: Result<(), E>) {
         let failure = result.err().map(|error| error.to_string());
         if let Some(why) = &failure
@@ -77,7 +77,7 @@ impl LastFailure {
 mod tests {
     use super::*;
 
-    /// Counts checks, and is told of changes through a channel.
+    /// Counts checks, and gets changes through a channel.
     struct Counted {
         checks: u32,
         changes: watch::Receiver<()>,
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn programs_are_handed_back_when_their_surroundings_cannot_be_followed() {
+    async fn programs_are_returned_when_changes_cannot_be_monitored() {
         let (change, changes) = watch::channel(());
         let (publish, _state) = watch::channel(0);
         let (_stop, stopped) = oneshot::channel();

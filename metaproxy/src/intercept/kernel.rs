@@ -1,4 +1,5 @@
-//! Checks the kernel before anything is loaded into it, and makes the socket calls for which no library has a wrapper.
+//! Checks the kernel before anything is loaded into it, and makes the socket calls for which no library has a
+//! wrapper.
 
 use std::io;
 use std::mem::size_of;
@@ -12,8 +13,8 @@ use thiserror::Error;
 /// The reasons why this kernel, or the network namespace of this process, cannot be used.
 #[derive(Debug, Error)]
 pub enum KernelError {
-    /// It is older than 5.10. Before 5.7, attached programs outlive the process; 5.10 is the oldest version that is
-    /// tested.
+    /// The kernel is older than 5.10. Before 5.7, attached programs stay after the process has ended. 5.10 is the
+    /// oldest version that is tested.
     #[error(
         "this kernel is {release}, and metaproxy needs Linux 5.10 or newer: on older ones eBPF programs would stay \
          attached after the agent has ended. Update the node's kernel"
@@ -52,8 +53,8 @@ fn check(version: KernelVersion, release: String) -> Result<(), KernelError> {
     Ok(())
 }
 
-/// Raises the soft limit of open files to the hard one, because each connection needs a descriptor and many systems set
-/// the soft limit to 1024.
+/// Raises the soft limit of open files to the hard one, because each connection needs a descriptor and many systems
+/// set the soft limit to 1024.
 pub fn raise_descriptor_limit() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE)
@@ -64,8 +65,8 @@ pub fn raise_descriptor_limit() {
     }
 }
 
-/// Returns the cookie of this process's network namespace, which is the node's. It returns 0 if the kernel has no
-/// option for it and this is the initial namespace, whose cookie the programs can get.
+/// Returns the cookie of this process's network namespace, which is the node's. Returns 0 if the kernel has no option
+/// for it and this is the initial namespace, because the programs can get that namespace's cookie.
 ///
 /// # Errors
 /// [`KernelError::NetnsUnknown`] if the kernel has no option for it and this is another namespace.
@@ -80,8 +81,8 @@ pub fn node_netns_cookie() -> Result<u64, KernelError> {
     }
 }
 
-/// Reports whether this is the initial network namespace, for which alone `net.core.bpf_jit_enable` is registered
-/// (net/core/sysctl_net_core.c).
+/// Reports whether this is the initial network namespace. The kernel registers `net.core.bpf_jit_enable` only for
+/// that one (net/core/sysctl_net_core.c).
 fn in_initial_netns(proc: &Path) -> bool {
     proc.join("sys/net/core/bpf_jit_enable").exists()
 }
@@ -91,9 +92,9 @@ fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
     option(socket, libc::SOL_SOCKET, libc::SO_NETNS_COOKIE).map(u64::from_ne_bytes)
 }
 
-/// Switches fast open off for a listener, even if `net.ipv4.tcp_fastopen` switches it on for all, because data in the
-/// SYN would be accepted before the packet that carries the caller. This must be called after `listen()`, which sets
-/// the length of the queue (`inet_listen`, net/ipv4/af_inet.c).
+/// Turns fast open off for a listener, even if `net.ipv4.tcp_fastopen` turns it on for all listeners. Otherwise data
+/// in the SYN would be accepted before the packet that carries the caller. This must be called after `listen()`,
+/// which sets the length of the queue (`inet_listen`, net/ipv4/af_inet.c).
 ///
 /// # Errors
 /// If `setsockopt(TCP_FASTOPEN)` fails.
@@ -120,7 +121,7 @@ pub fn refuse_fast_open(listener: BorrowedFd<'_>) -> io::Result<()> {
 fn option<const N: usize>(socket: BorrowedFd<'_>, level: i32, name: i32) -> io::Result<[u8; N]> {
     let mut value = [0; N];
     let mut length = N as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes to `value`, which is that long.
+    // SAFETY: the kernel writes at most `length` bytes to `value`, which has that length.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),

@@ -1,4 +1,4 @@
-//! The attachment of a program: a link that ends with a file descriptor of this process, even after SIGKILL.
+//! Attaches programs with links. A link ends with its file descriptor in this process, even after SIGKILL.
 
 use std::fs;
 use std::io;
@@ -25,7 +25,7 @@ pub enum Hook {
 
 /// The attach type `BPF_TCX_EGRESS` (Linux 6.6).
 pub(super) const TCX_EGRESS: u32 = 47;
-/// Attaches a program before all others, because no other is named.
+/// The flag that attaches a program before another one. No other is named, so it is attached before all others.
 const BPF_F_BEFORE: u32 = 1 << 3;
 const BPF_LINK_CREATE: libc::c_long = 28;
 
@@ -44,16 +44,16 @@ struct LinkCreate {
 
 /// An attached program, which is detached on drop.
 ///
-/// Links are made here and not by aya, because aya's cannot be asked whether they are still attached, and aya falls
-/// back to attachments that outlive the process on kernels without links.
+/// Links are not made with aya for two reasons. aya's links cannot be queried for whether they are still attached. On
+/// kernels without links, aya falls back to attachments that stay after the process has ended.
 #[derive(Debug)]
 pub struct Link {
     fd: OwnedFd,
 }
 
 impl Link {
-    /// Attaches a program to a cgroup and all below it. A link allows others beside it (kernel/bpf/cgroup.c: links
-    /// imply `BPF_F_ALLOW_MULTI`).
+    /// Attaches a program to a cgroup and all cgroups below it. A link allows others beside it (kernel/bpf/cgroup.c:
+    /// links imply `BPF_F_ALLOW_MULTI`).
     ///
     /// # Errors
     /// EPERM if a program there, or above, allows no second one.
@@ -81,7 +81,7 @@ impl Link {
     }
 
     fn create(attributes: &LinkCreate) -> io::Result<Self> {
-        // SAFETY: the attributes live through the call and are as long as said.
+        // SAFETY: the attributes live through the call and have the given length.
         let fd = unsafe {
             libc::syscall(
                 libc::SYS_bpf,
@@ -93,21 +93,24 @@ impl Link {
         if fd < 0 {
             return Err(io::Error::last_os_error());
         }
-        // SAFETY: the kernel just made this descriptor for us; it closes on exec.
+        // SAFETY: the kernel has just created this descriptor for this process, and nothing else owns it. It closes
+        // on exec.
         let fd = unsafe { OwnedFd::from_raw_fd(fd as i32) };
         Ok(Self { fd })
     }
 
-    /// Reports whether it is still attached. Its cgroup or interface may be gone, or another process may have detached
-    /// it (`BPF_LINK_DETACH`); the descriptor stays open then, and the kernel sends no notice.
+    /// Reports whether it is still attached. Its cgroup or interface may have been removed, or another process may
+    /// have detached it (`BPF_LINK_DETACH`). The descriptor stays open then, and the kernel sends no notice.
     pub fn is_attached(&self) -> bool {
-        // If that cannot be read, it counts as attached, because attaching again and again would be worse.
+        // If the file cannot be read, the link counts as attached, because attaching it again at each check would be
+        // worse.
         fs::read_to_string(format!("/proc/self/fdinfo/{}", self.fd.as_raw_fd()))
             .map_or(true, |info| has_target(&info))
     }
 }
 
-/// A link without a target shows it as 0 (`bpf_cgroup_link_show_fdinfo`, `tcx_link_fdinfo`).
+/// Reports whether a link has a target. A link without one shows 0 (`bpf_cgroup_link_show_fdinfo`,
+/// `tcx_link_fdinfo`).
 fn has_target(fdinfo: &str) -> bool {
     fdinfo.lines().all(|line| {
         let field = line
@@ -122,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_link_without_target_is_told_from_its_fdinfo() {
+    fn a_link_without_target_is_recognized_from_its_fdinfo() {
         let cgroup = "pos:\t0\nflags:\t02000000\nlink_type:\tcgroup\nlink_id:\t7\ncgroup_id:\t1234\nattach_type:\t10\n";
         assert!(has_target(cgroup));
         assert!(!has_target(&cgroup.replace("1234", "0")));

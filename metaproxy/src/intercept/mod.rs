@@ -1,10 +1,10 @@
 //! Redirects pods' connections to the metadata service, in the kernel.
 //!
-//! [`programs`] loads and attaches the programs, [`attachment`] keeps them attached to the pods' cgroup, and [`pod_maps`] says
-//! in the kernel's maps what is special about single pods. [`listener`] opens the listeners that connections are sent to, on
-//! a port that [`free_port`] finds, and [`port_claim`] tells whether a pod or Service claims that port. [`placement`] tells whether
-//! pods are where their connections are intercepted. [`guard`] keeps pods from the metadata service while nothing redirects
-//! them.
+//! [`programs`] loads and attaches the programs. [`attachment`] keeps them attached to the pods' cgroup, and
+//! [`pod_maps`] writes what is special about single pods to the kernel's maps. [`listener`] opens the listeners to
+//! which connections are redirected, on a port that [`free_port`] finds. [`port_claim`] finds pods that claim that
+//! port. [`placement`] checks that pods are below the cgroup where their connections are intercepted. [`guard`] keeps
+//! pods from the metadata service while no agent redirects them.
 
 pub mod attachment;
 pub mod bpf_conflicts;

@@ -64,7 +64,7 @@ pub enum ProgramsError {
     },
 }
 
-/// An eBPF object whose maps are in the kernel. Its programs are there after [`Self::load`].
+/// An eBPF object whose maps are in the kernel. Each program is in the kernel after [`Self::load`].
 #[derive(Debug)]
 pub struct BpfObject {
     ebpf: Ebpf,
@@ -84,7 +84,7 @@ impl BpfObject {
         })
     }
 
-    /// Takes a map, for userspace.
+    /// Takes a map out of the object, for use in userspace.
     ///
     /// # Errors
     /// If there is no map of that name and type.
@@ -100,7 +100,7 @@ impl BpfObject {
             .map_err(|error| ProgramsError::Unfit(format!("{name}: {error}")))
     }
 
-    /// Makes a second handle of a map, for another part of userspace.
+    /// Makes a second handle of a map, for use in another part of userspace.
     ///
     /// # Errors
     /// If there is no map of that name and type, or the process has too many descriptors.

@@ -1,6 +1,6 @@
-//! Lists what this process has attached, by its own descriptors in /proc.
+//! Lists the links of this process, which it finds by its own descriptors in /proc.
 //!
-//! aya lists links and programs by their ids, which needs CAP_SYS_ADMIN; own descriptors need no capability.
+//! aya lists links and programs by their ids, which needs CAP_SYS_ADMIN. Reading own descriptors needs no capability.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,7 +22,7 @@ pub struct AttachedLink {
     pub target: LinkTarget,
 }
 
-/// What a program is attached to.
+/// The target to which a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkTarget {
     /// A cgroup, by its id; 0 if the link was detached.
@@ -40,7 +40,7 @@ pub fn list() -> Vec<AttachedLink> {
         let FDTarget::AnonInode(kind) = &descriptor.target else {
             continue;
         };
-        // procfs does not know the fields that the kernel shows of eBPF descriptors.
+        // procfs does not parse the fields that the kernel shows for eBPF descriptors.
         let info = || fs::read_to_string(format!("/proc/self/fdinfo/{}", descriptor.fd)).unwrap_or_default();
         match kind.as_str() {
             "bpf_link" => links.extend(link(&info())),
@@ -110,7 +110,8 @@ pub(super) fn program_name(descriptor: u32) -> Option<String> {
         length: size_of::<ProgramInfo>() as u32,
         info: std::ptr::from_mut(&mut info) as u64,
     };
-    // SAFETY: both structures live through the call and have the given lengths, beyond which the kernel does not write.
+    // SAFETY: both structures live through the call and have the given lengths, beyond which the kernel does not
+    // write.
     let result = unsafe {
         libc::syscall(
             libc::SYS_bpf,
@@ -128,7 +129,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_links_target_is_told_from_its_fdinfo() {
+    fn a_links_target_is_read_from_its_fdinfo() {
         let cgroup = "pos:\t0\nlink_type:\tcgroup\nlink_id:\t7\nprog_tag:\tab\nprog_id:\t31\ncgroup_id:\t1234\nattach_type:\t10\n";
         assert_eq!(link(cgroup), Some((7, 31, LinkTarget::Cgroup(1234))));
         let tcx = "link_type:\ttcx\nlink_id:\t8\nprog_id:\t32\nifindex:\t3\nattach_type:\ttcx_egress (47)\n";

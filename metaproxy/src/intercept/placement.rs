@@ -1,13 +1,14 @@
 //! Checks that the known pods are below the pods' cgroup, where their connections are intercepted.
 //!
-//! A program that is attached to a cgroup runs only for the processes below it. If `--cgroup` names another cgroup, or
-//! a container runtime does not use the kubelet's cgroup (containerd with `SystemdCgroup = false` on a node whose
-//! kubelet uses systemd), everything is attached and no pod is intercepted.
+//! A program that is attached to a cgroup runs only for the processes below it. All programs are attached and yet no
+//! pod is intercepted in two cases: `--cgroup` names another cgroup, or a container runtime does not use the
+//! kubelet's cgroup (containerd with `SystemdCgroup = false` on a node whose kubelet uses systemd).
 //!
-//! A pod is *elsewhere* if no process runs in its cgroup below the pods' cgroup, and one runs in a cgroup of its name
-//! at another place. That is certain at once, because a kubelet never does so. A pod is *missing* if it runs by its
-//! status, and for ten seconds no process is found in a cgroup of its name. That is not certain, because its status may
-//! be old, as after a reboot. A pod without a status, as in a manifest, is never missing.
+//! A pod is *elsewhere* if no process runs in its cgroup below the pods' cgroup, and a process runs in a cgroup of
+//! its name at another place. That is certain at once, because a kubelet never creates such a cgroup. A pod is
+//! *missing* if it runs according to its status, but for ten seconds no process is found in a cgroup of its name.
+//! That is not certain, because its status may be old, as after a reboot. A pod without a status, as in a manifest,
+//! is never missing.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
@@ -25,19 +26,19 @@ use crate::cgroups::PodsCgroup;
 use crate::pods::{Inventory, Known, Mirror, Pod, PodUid, Pods};
 use crate::telemetry::health::Condition;
 
-/// How often pods are looked for. Each one costs up to three `stat`s and one small file.
+/// The interval at which pods are looked for. Each pod costs up to three `stat`s and one small file.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The shortest time between two checks, even if pods change all the time.
+/// The minimum time between two checks, even if pods change all the time.
 const MIN_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a pod that runs by its status may have no process, before it counts as missing.
+/// The time after which a pod that runs according to its status, but has no process, counts as missing.
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How deep below a mount a pod's cgroup is looked for.
+/// The maximum number of levels below a mount at which a pod's cgroup is looked for.
 const MAX_DEPTH: u8 = 6;
 
-/// How many pods a message names.
+/// The maximum number of pods that a message names.
 const MAX_NAMED: usize = 3;
 
 /// The place of a pod that is not below the pods' cgroup.
@@ -45,7 +46,7 @@ const MAX_NAMED: usize = 3;
 pub enum Misplaced {
     /// Its processes are in this cgroup.
     Elsewhere(PathBuf),
-    /// By its status it runs, and no process is found.
+    /// It runs according to its status, but no process is found.
     Missing,
 }
 
@@ -129,8 +130,8 @@ pub struct PodFinder {
 }
 
 impl PodFinder {
-    /// Makes a finder for these pods below this cgroup. `roots` are the cgroup2 mounts in which it looks for those that
-    /// are not there.
+    /// Makes a finder for these pods below the current pods' cgroup. `roots` are the cgroup2 mounts in which it
+    /// searches for pods that are not below it.
     pub fn new(pods: Pods, current: CurrentPods, roots: Vec<PathBuf>) -> Self {
         Self {
             pods,
@@ -151,7 +152,7 @@ impl PodFinder {
                 // If the source of pods has ended, another task ends the agent.
                 Ok(()) = self.pods.changed() => {}
             }
-            // Directories are read if a pod is not where it should be, which may block.
+            // If a pod is not below the pods' cgroup, directories are read, which may block.
             let now = tokio::task::block_in_place(|| self.check(Instant::now()));
             self.report(&now);
             publish.send_if_modified(|last| {
@@ -193,7 +194,7 @@ impl PodFinder {
         let mut misplaced = BTreeMap::new();
         for pod in &suspects {
             let place = match elsewhere.get(pod.cgroup_uid()) {
-                // The pod may have started meanwhile, and be found by another mount of the same tree.
+                // The pod may have started meanwhile, and was found through another mount of the same tree.
                 Some(_) if is_below(&cgroup, pod.cgroup_uid()) => continue,
                 Some(path) => Misplaced::Elsewhere(path.clone()),
                 None if !pod.running => continue,
@@ -234,8 +235,8 @@ impl PodFinder {
 /// Returns the pods that have not finished and whose cgroups' names are known, each once.
 fn examined(inventory: &Inventory) -> impl Iterator<Item = Arc<Pod>> {
     inventory.pods().filter_map(|(uid, known)| match known {
-        // A static pod is also indexed under its hash. The cgroup of a pod that only claims a hash may have either
-        // name.
+        // A static pod is also indexed under its hash, and must not be returned twice. The cgroup of a pod that only
+        // claims a hash may have either name.
         Known::Pod(pod) if pod.uid == *uid && !pod.finished && pod.mirror != Mirror::Claimed => {
             Some(Arc::clone(pod))
         }
@@ -253,7 +254,7 @@ fn is_populated(cgroup: &Path) -> bool {
         .is_ok_and(|events| events.lines().any(|line| line == "populated 1"))
 }
 
-/// Finds cgroups with processes that have the names of these pods, and are not below the pods' cgroup.
+/// Finds cgroups that have the names of these pods and processes in them, and are not below the pods' cgroup.
 fn find_elsewhere(roots: &[PathBuf], cgroup: &PodsCgroup, pods: &[Arc<Pod>]) -> HashMap<PodUid, PathBuf> {
     let wanted: HashMap<String, &PodUid> = pods
         .iter()
@@ -285,7 +286,8 @@ fn search(
         }
         let path = entry.path();
         match uid_in(&entry.file_name().to_string_lossy()) {
-            // Cgroups below a pod's are not searched, because containers may name their own after another pod.
+            // Cgroups below a pod's cgroup are not searched, because a container may name its own cgroups after
+            // another pod.
             Some(uid) => {
                 if let Some(pod) = wanted.get(uid).filter(|_| is_populated(&path)) {
                     let is_in_place = cgroup.find_pod(pod).is_some_and(|(place, _)| place == path);
@@ -299,8 +301,9 @@ fn search(
     }
 }
 
-/// Returns the UID in a cgroup's name: `pod<uid>`, `kubepods-burstable-pod<uid_>.slice`, or
-/// `kubepods-burstable-pod<uid_>.slice:cri-containerd:<id>`, which runc's cgroupfs driver makes of a path for systemd.
+/// Returns the UID in a cgroup's name. The name is `pod<uid>`, `kubepods-burstable-pod<uid_>.slice`, or
+/// `kubepods-burstable-pod<uid_>.slice:cri-containerd:<id>`. runc's cgroupfs driver creates the last form from a path
+/// for systemd.
 fn uid_in(name: &str) -> Option<&str> {
     let name = name.split(['.', ':']).next().unwrap_or_default();
     let at = match name.strip_prefix("pod") {

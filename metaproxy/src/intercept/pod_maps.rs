@@ -1,4 +1,4 @@
-//! Keeps the kernel's maps of single pods in line with the inventory.
+//! Updates the kernel's maps of single pods from the inventory.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,20 +10,22 @@ use tracing::warn;
 use crate::cgroups::{PodsCgroup, holds_this_process};
 use crate::pods::PodUid;
 
-/// How many levels below a pod's cgroup this process is looked for, because runtimes nest the cgroups of containers.
+/// The maximum number of levels below a pod's cgroup at which this process is looked for. Runtimes nest the cgroups
+/// of containers.
 const MAX_NESTING: u8 = 3;
 
 /// The wanted content of the maps.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ListedPods {
-    /// The pods whose connections from the node's network namespace are intercepted: hostNetwork pods that have a role,
-    /// and every pod with a network of its own, which has a socket of the node's only if another pod handed it over.
+    /// The pods whose connections from the node's network namespace are intercepted. These are hostNetwork pods that
+    /// have a role, and all pods with a network of their own. A pod with a network of its own has a socket of the
+    /// node's namespace only if another pod has passed it on.
     pub in_node_netns: BTreeSet<PodUid>,
     /// The families of pods that have no address of the other pods' family.
     pub families: BTreeMap<PodUid, Family>,
 }
 
-/// The maps of pods, by the ids of their cgroups.
+/// The maps of pods, whose keys are the ids of the pods' cgroups.
 #[derive(Debug)]
 pub struct PodMaps {
     host_pods: PodMap<u8>,
@@ -81,7 +83,7 @@ impl<V: aya::Pod + PartialEq> PodMap<V> {
         self.entries.retain(|id, _| {
             let stays = found.contains_key(id);
             if !stays {
-                // An entry that does not exist any more causes an error without consequence.
+                // If the entry does not exist any more, the error has no consequence.
                 let _ = map.remove(id);
             }
             stays

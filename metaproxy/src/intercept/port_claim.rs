@@ -1,4 +1,5 @@
-//! Finds pods that claim the listener's port by `hostPort`, for which a CNI plugin or a kubelet writes NAT rules.
+//! Finds pods that claim the listener's port with `hostPort`. A CNI plugin or a kubelet writes NAT rules for such a
+//! port.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -14,8 +15,8 @@ pub struct PortClaim {
     pub name: String,
     /// The port.
     pub port: u16,
-    /// Whether the pod shares the node's network namespace. Then no NAT rule is written for it, and it cannot listen on
-    /// the port while the listener does.
+    /// Whether the pod shares the node's network namespace. If it does, no NAT rule is written for it, and it cannot
+    /// listen on the port while the listener does.
     pub host_network: bool,
 }
 
@@ -34,8 +35,8 @@ impl fmt::Display for PortClaim {
     }
 }
 
-/// Finds the pod that claims the address and port of one of the listeners. Of several, it returns one with NAT rules if
-/// possible, and then the first by name.
+/// Finds the pod that claims the address and port of one of the listeners. If several do, pods with NAT rules come
+/// before those without, and then the first by name is returned.
 pub fn claim(inventory: &Inventory, listeners: &[SocketAddr]) -> Option<PortClaim> {
     inventory
         .host_ports()

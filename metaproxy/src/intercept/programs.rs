@@ -20,8 +20,8 @@ use super::object::{BpfObject, CgroupLinks, ProgramsError};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/metaproxy.o"));
 
-/// The programs for pods, in the order in which they are attached: first those that identify callers, and then those
-/// that redirect, so that no connection is redirected without its caller.
+/// The programs for pods, in the order in which they are attached. Those that identify callers come before those that
+/// redirect, so that no connection is redirected without its caller.
 const POD_PROGRAMS: [(&str, Hook); 5] = [
     (names::SOCK_OPS, Hook::SockOps),
     (names::GETPEERNAME4, Hook::Getpeername4),
@@ -40,7 +40,8 @@ const LISTENER_PROGRAMS: [(&str, Hook); 1] = [(names::LISTENER_OPS, Hook::SockOp
 #[derive(Debug)]
 pub struct Programs {
     object: BpfObject,
-    /// The programs for pods. An agent that only observes does not need those that identify callers.
+    /// The programs for pods that are attached. An agent that only observes does not need those that identify
+    /// callers.
     wanted: &'static [(&'static str, Hook)],
 }
 
@@ -56,7 +57,7 @@ pub struct Maps {
     pub failures: HashMap<MapData, FailureKey, u64>,
     /// The pods that are intercepted in the node's network namespace.
     pub host_pods: HashMap<MapData, u64, u8>,
-    /// The families of pods that differ from the others in it.
+    /// The address families of pods that differ from the other pods in their family.
     pub pod_families: HashMap<MapData, u64, PodFamily>,
     /// The ids of the pods' cgroup and of the QoS classes'.
     pub pods: PodsCgroupIds,
@@ -78,7 +79,7 @@ impl LiveConfig {
         Ok(Self { map, config: *config })
     }
 
-    /// Sends pods' connections to these listeners from now on.
+    /// Redirects pods' connections to these listeners from now on.
     ///
     /// The kernel copies the value word by word, in order, while programs read it (`bpf_long_memcpy`,
     /// include/linux/bpf.h). An agent's addresses never change and come before their ports, so a program may see the
@@ -90,8 +91,7 @@ impl LiveConfig {
         self.set(destination)
     }
 
-    /// Refuses pods' connections from now on. Only the ports are removed, for the reason given at
-    /// [`Self::redirect_to`].
+    /// Refuses pods' connections from now on. Only the ports are removed, for the reason in [`Self::redirect_to`].
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -250,7 +250,7 @@ impl Programs {
     }
 }
 
-/// Makes a random key for this agent's tags, so that no other process and no later start has it.
+/// Makes a random key for this agent's tags, so that neither another process nor a later run has the same key.
 fn new_key() -> Result<Key, ProgramsError> {
     let mut bytes = [0; 16];
     SystemRandom::new()
@@ -259,7 +259,7 @@ fn new_key() -> Result<Key, ProgramsError> {
     Ok(Key::from_bytes(bytes))
 }
 
-/// Attached programs. Dropping it detaches those that redirect before those that identify.
+/// Attached programs. Dropping this value detaches the programs that redirect before those that identify.
 #[derive(Debug)]
 pub struct Links(CgroupLinks);
 

@@ -7,14 +7,14 @@ use procfs::process::{FDTarget, Process, all_processes};
 
 /// Returns the process that holds a taken address, for an error message: `nginx (pid 1234)`.
 ///
-/// Without the host's processes (hostPID) it returns a text that says so.
+/// If this process does not see the host's processes (hostPID), it returns a text that says so.
 pub fn holder(taken: SocketAddr) -> String {
     listener(taken.port(), Some(taken.ip()))
         .unwrap_or_else(|| "a socket that does not listen (yet)".to_owned())
 }
 
-/// Returns the process that listens on a port, as [`holder`] does; `None` if none listens. A socket counts if it
-/// listens at `address` or at every address; without `address` each one counts.
+/// Returns the process that listens on a port, in the form of [`holder`]; `None` if none listens. A socket counts if
+/// it listens at `address` or at every address. Without `address` every socket that listens on the port counts.
 pub fn listener(port: u16, address: Option<IpAddr>) -> Option<String> {
     let sockets = [procfs::net::tcp(), procfs::net::tcp6()];
     let inodes: Vec<u64> = sockets
@@ -35,8 +35,8 @@ fn listens_on(socket: &TcpNetEntry, port: u16, address: Option<IpAddr>) -> bool 
     socket.state == TcpState::Listen && local.port() == port && overlaps
 }
 
-/// Reports whether a connection of `client` has arrived at this namespace's sockets, or waits behind others that have
-/// arrived at the listener and are not accepted yet.
+/// Reports whether a connection of `client` has arrived at the listener. It also returns true if other connections
+/// wait at the listener to be accepted, because the connection may wait behind them.
 ///
 /// Reads all TCP sockets of the namespace.
 pub fn is_arriving(listener: SocketAddr, client: SocketAddr) -> bool {
@@ -51,15 +51,15 @@ pub fn is_arriving(listener: SocketAddr, client: SocketAddr) -> bool {
     })
 }
 
-/// The receive queue of a socket that listens is the number of connections that wait to be accepted (proc_net_tcp,
-/// `get_tcp4_sock`, net/ipv4/tcp_ipv4.c).
+/// Reports whether a socket shows that the connection has arrived or may wait. The receive queue of a listening
+/// socket is the number of connections that wait to be accepted (proc_net_tcp, `get_tcp4_sock`, net/ipv4/tcp_ipv4.c).
 fn shows_arriving(socket: &TcpNetEntry, listener: SocketAddr, client: SocketAddr) -> bool {
     canonical(socket.local_address) == listener
         && (canonical(socket.remote_address) == client
             || (socket.state == TcpState::Listen && socket.rx_queue > 0))
 }
 
-/// Turns an IPv4-mapped address into IPv4, because IPv6 sockets show IPv4 addresses so.
+/// Converts an IPv4-mapped address into IPv4, because IPv6 sockets show IPv4 addresses in that form.
 fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
@@ -125,7 +125,7 @@ mod tests {
     #[case("0A", 8181, Some([10, 0, 0, 2]), false)]
     #[case("0A", 8182, None, false)]
     #[case("01", 8181, None, false)]
-    fn who_listens_is_told_by_port_address_and_state(
+    fn a_listening_socket_is_recognized_by_port_address_and_state(
         #[case] state: &str,
         #[case] port: u16,
         #[case] of: Option<[u8; 4]>,

@@ -1,24 +1,25 @@
-//! Finds keys of annotations that the agent does not read, and that look like misspelt ones that it does.
+//! Finds keys of annotations that look like misspelt keys of those that the agent reads.
 
 use super::Annotations;
 
 /// The domains of roles' annotations.
 const ROLE_DOMAINS: [&str; 2] = ["iam.amazonaws.com/", "eks.amazonaws.com/"];
 
-/// How many edits a misspelt key may differ by. A swap of neighbouring characters is one edit.
+/// The maximum number of edits between a misspelt key and the right one. A swap of neighbouring characters is one
+/// edit.
 const MAX_EDITS: usize = 2;
 
-/// The length from which keys are compared, because short keys are similar by chance.
+/// The minimum length of keys that are compared, in bytes. Shorter keys are similar by chance.
 const MIN_KEY_LENGTH: usize = 8;
 
-/// Returns the key of `read` that a user probably meant by another key; `None` if none is similar.
+/// Returns the key of `read` that a user probably meant with a misspelt key; `None` if none is similar.
 pub fn closest_key<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let lower = key.to_ascii_lowercase();
     let name = |key: &'a str| key.rsplit('/').next().unwrap_or(key);
     let distance = |read: &'a str| match read {
         read if read == key => None,
         read if read.to_ascii_lowercase() == lower => Some(0),
-        // The key lacks its domain, or has a dot in place of the slash.
+        // The key lacks its domain, or has a dot instead of the slash.
         read if lower.replace('/', ".") == read.replace('/', ".") || lower == name(read) => Some(1),
         read => by_edits(read, &lower).or_else(|| by_name(read, &lower)),
     };
@@ -36,8 +37,8 @@ fn by_edits(read: &str, key: &str) -> Option<usize> {
     Some(strsim::damerau_levenshtein(read, key)).filter(|edits| *edits <= MAX_EDITS)
 }
 
-/// Returns a distance greater than that of any edits, if a key has the same name in another domain that looks like one
-/// of AWS.
+/// Returns a distance greater than that of any edits if the key has the same name in another domain, and that domain
+/// looks like one of AWS.
 fn by_name(read: &str, key: &str) -> Option<usize> {
     let (_, of_read) = read.rsplit_once('/').filter(|_| is_of_aws(read))?;
     let (_, of_key) = key.rsplit_once('/').filter(|_| is_of_aws(key))?;
@@ -56,7 +57,7 @@ pub fn looks_intended<'a>(key: &str, read: impl IntoIterator<Item = &'a str>) ->
     ROLE_DOMAINS.iter().any(|domain| key.starts_with(domain)) || closest_key(key, read).is_some()
 }
 
-/// Keeps the annotations that are read, and the beginnings of those whose keys look intended.
+/// Keeps the annotations that are read, and the beginnings of those whose keys look like misspelt ones.
 pub fn retain_relevant(mut annotations: Annotations, keys: &[String]) -> Annotations {
     const MAX_VALUE_LENGTH: usize = 256;
     const MAX_UNREAD: usize = 16;
@@ -89,7 +90,7 @@ mod tests {
     ];
 
     #[test]
-    fn a_slip_of_the_pen_is_seen_and_other_keys_are_left_alone() {
+    fn misspelt_keys_are_found_and_other_keys_are_not() {
         for (key, expected) in [
             ("iam.amazonaws.com/Role", Some(READ[0])),
             ("iam.amazonaws.com/roles", Some(READ[0])),
@@ -98,7 +99,7 @@ mod tests {
             ("iam.amazonaws.com/externalid", Some(READ[1])),
             ("iam.amazonaws.com/session-nmae", Some(READ[2])),
             ("role", Some(READ[0])),
-            // jtblin/kube2iam#337.
+            // This misspelling was reported in jtblin/kube2iam#337.
             ("iam.awsamazon.com/role", Some(READ[0])),
             ("iam.aws.amazon.com/external-id", Some(READ[1])),
             ("aws.com/role", Some(READ[0])),

@@ -1,5 +1,6 @@
-//! The API's objects (core/v1), with the fields that the agent uses. All pods of a node are in memory at once while
-//! they are listed, and most of their fields (`managedFields`, environments, volumes, conditions) are not needed.
+//! The API's objects (core/v1), with the fields that the agent uses only. While pods are listed, all pods of a node
+//! are in memory at once, and most of their fields (`managedFields`, environments, volumes, conditions) are not
+//! needed.
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
@@ -59,7 +60,7 @@ pub struct Container {
 pub struct ContainerPort {
     /// `hostPort`, 1 to 65535
     pub host_port: Option<i32>,
-    /// `hostIP`: the node's address. None or an unspecified one stands for all.
+    /// `hostIP`: the node's address. `None` or an unspecified address stands for all addresses.
     #[serde(rename = "hostIP")]
     pub host_ip: Option<String>,
     /// `protocol`: `TCP`, which is the default, `UDP` or `SCTP`
@@ -98,7 +99,8 @@ pub struct OnlyMetadata {
 
 /// Reads the used fields of `metadata`; `null` counts as empty.
 fn metadata<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ObjectMeta, D::Error> {
-    /// An owner reference. One that lacks a required field is read, and does not match the owner of a mirror pod.
+    /// An owner reference. A reference without a required field is accepted, but does not match the owner of a mirror
+    /// pod.
     #[derive(Default, Deserialize)]
     #[serde(default, rename_all = "camelCase")]
     struct Owner {
@@ -157,7 +159,7 @@ fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<BTreeMap<S
     }))
 }
 
-/// It is requested as a core/v1 Pod.
+/// Objects of this type are requested as core/v1 Pods.
 impl Resource for PodObject {
     type DynamicType = ();
     type Scope = NamespaceResourceScope;

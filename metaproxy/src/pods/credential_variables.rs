@@ -1,13 +1,13 @@
-//! The environment variables that lead SDKs to other credentials than those of the metadata service. EKS Pod Identity,
-//! IRSA and ECS set them. An SDK that finds one does not fall back to the metadata service, even if it gets no
-//! credentials by it (docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html).
+//! The environment variables with which SDKs use other credentials than those of the metadata service. EKS Pod
+//! Identity, IRSA and ECS set them. An SDK that finds one does not fall back to the metadata service, even if it gets
+//! no credentials from the variable (docs.aws.amazon.com/sdkref/latest/guide/standardized-credentials.html).
 
 use std::fmt;
 
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
-/// A variable that leads SDKs to other credentials.
+/// A variable with which SDKs use other credentials.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 pub enum CredentialVariable {

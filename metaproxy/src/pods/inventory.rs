@@ -37,9 +37,9 @@ pub struct Inventory {
 }
 
 impl Inventory {
-    /// Indexes the objects of a source. Pods are found by their UID, and static pods also by their hash if the kubelet
-    /// has confirmed it. A hash is an annotation, so if it equals the UID of another pod, the UID counts. The order of
-    /// the pods does not matter.
+    /// Indexes the objects of a source. Pods are found by their UID, and static pods also by their hash if the
+    /// kubelet has confirmed it. A hash is an annotation, so if it equals the UID of another pod, the UID counts. The
+    /// order of the pods does not matter.
     pub fn new(
         pods: impl IntoIterator<Item = Arc<Pod>>,
         namespaces: impl IntoIterator<Item = Arc<Namespace>>,
@@ -78,7 +78,7 @@ impl Inventory {
         self.pods.get(uid)
     }
 
-    /// Returns each pod with the UID under which it is indexed. Static pods come twice.
+    /// Returns each pod with the UID under which it is indexed. Static pods are returned twice.
     pub fn pods(&self) -> impl Iterator<Item = (&PodUid, &Known)> {
         self.pods.iter()
     }
@@ -107,8 +107,8 @@ impl Inventory {
             .map(AsRef::as_ref)
     }
 
-    /// Returns the family of which all pods have an address, except those of [`Self::other_families`]; `None` while no
-    /// pod's address is known.
+    /// Returns the address family that all pods have, except those of [`Self::other_families`]; `None` while no pod's
+    /// address is known.
     ///
     /// A cluster has one primary family, which comes first in `status.podIPs`, even if the cluster is dual-stack
     /// (Kubernetes, "IPv4/IPv6 dual-stack"). It is IPv6 only if the first address of every pod is.
@@ -119,8 +119,8 @@ impl Inventory {
         Some(if is_v6 { Family::V6 } else { Family::V4 })
     }
 
-    /// Returns the families of pods that have no address of [`Self::family`], by the UIDs that their cgroups may have.
-    /// Some network plugins let an annotation of a pod choose its family.
+    /// Returns the families of pods that have no address of [`Self::family`], by the UIDs that their cgroups may
+    /// have. With some network plugins, an annotation of a pod chooses its family.
     pub fn other_families(&self) -> BTreeMap<PodUid, Family> {
         let Some(common) = self.family() else {
             return BTreeMap::new();
@@ -131,7 +131,7 @@ impl Inventory {
             .collect()
     }
 
-    /// Returns each pod that shares its UID with no other one.
+    /// Returns each pod that shares its UID with no other pod.
     fn each_pod(&self) -> impl Iterator<Item = (&PodUid, &Pod)> {
         self.pods.iter().filter_map(|(uid, known)| match known {
             Known::Pod(pod) => Some((uid, pod.as_ref())),
@@ -185,7 +185,7 @@ mod tests {
         }
     }
 
-    /// Generates the claims that a user who may create pods can make: without a status, and with any owner.
+    /// Generates the claims that a user with the right to create pods can make: without a status, and with any owner.
     fn forged() -> impl Strategy<Value = Vec<Arc<Pod>>> {
         let owner = prop_oneof![Just(None), Just(Some("n1")), Just(Some("n2"))];
         prop::collection::vec(owner, 0..6).prop_map(|owners| {
@@ -199,7 +199,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn forged_claims_neither_deny_nor_take_over_a_hash_in_whatever_order_they_come(
+        fn forged_claims_neither_deny_nor_take_over_a_hash_in_any_order(
             pods in forged().prop_flat_map(|mut pods| {
                 pods.push(claimant("genuine", Some("n1"), true));
                 Just(pods).prop_shuffle()
@@ -214,7 +214,7 @@ mod tests {
         }
 
         #[test]
-        fn several_that_a_kubelet_confirms_are_ambiguous_in_whatever_order_they_come(
+        fn several_claims_that_a_kubelet_confirms_are_ambiguous_in_any_order(
             pods in Just(vec![
                 claimant("a", Some("n1"), true),
                 claimant("b", Some("n1"), true),
@@ -251,7 +251,7 @@ mod tests {
     #[case::becoming_dual_stack("10.0.0.1, 10.0.0.2 fd00::2", Some(Family::V4), &[])]
     #[case::one_of_another_family("10.0.0.1 fd00::1, fd00::2", Some(Family::V4), &[("p1", Family::V6)])]
     #[case::mapped("::ffff:10.0.0.1", Some(Family::V4), &[])]
-    fn pods_have_an_address_of_the_family_that_they_begin_with(
+    fn the_family_is_that_of_the_pods_first_addresses(
         #[case] ips: &str,
         #[case] family: Option<Family>,
         #[case] others: &[(&str, Family)],

@@ -1,10 +1,10 @@
 //! Watches the pods of this node at the API server, and the metadata of namespaces and service accounts.
 //!
-//! Nothing is polled. A watch that breaks continues from the last version, or starts again with a list if the API
-//! server does not have that version any more (410).
+//! The API server is not polled. A watch that breaks continues from the last version. If the API server does not have
+//! that version any more (410), the watch starts again with a list.
 //!
-//! The objects stay in force while the API server cannot be reached, and are kept in the runtime directory, so that an
-//! agent that starts meanwhile has them, too.
+//! The objects stay in force while the API server cannot be reached. They are also kept in the runtime directory, so
+//! that an agent that starts meanwhile knows them.
 
 mod change;
 mod snapshot;
@@ -38,14 +38,14 @@ use crate::apiserver::{ApiServer, REQUEST_TIMEOUT, with_timeout};
 use crate::memory;
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// How often it is checked whether a watch that broke works again.
+/// The interval at which watches that have failed are checked for recovery.
 const POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The time after a list before unused memory is released, because a list causes other work that needs memory
-/// (sessions, events).
+/// The time between a list and the release of unused memory. A list causes other work that needs memory (sessions,
+/// events).
 const MEMORY_RELEASE_DELAY: Duration = Duration::from_secs(3);
 
-/// How many changes are applied before one inventory is published, if they arrive together.
+/// The maximum number of changes that are applied before an inventory is published, if they arrive together.
 const MAX_BATCH: usize = 1024;
 
 /// The keys of annotations that are kept. All others are dropped before an object is stored.
@@ -53,9 +53,9 @@ const MAX_BATCH: usize = 1024;
 pub struct KeptAnnotations {
     /// The keys of pods.
     pub pods: Vec<String>,
-    /// The keys of namespaces; if there are none, namespaces are not watched.
+    /// The keys of namespaces. If there are none, namespaces are not watched.
     pub namespaces: Vec<String>,
-    /// The keys of service accounts; if there are none, service accounts are not watched.
+    /// The keys of service accounts. If there are none, service accounts are not watched.
     pub service_accounts: Vec<String>,
 }
 
@@ -104,7 +104,7 @@ impl Watch {
             .collect()
     }
 
-    /// Opens the watches. Until the API server has answered, the snapshot of the last run counts, if the runtime
+    /// Prepares the watches. Until the API server has answered, the snapshot of the last run is used, if the runtime
     /// directory has one of this node.
     pub fn open(
         api: ApiServer,
@@ -326,9 +326,9 @@ impl Source for Watch {
     }
 }
 
-/// Configures a watch. Lists come from the API server's cache, as those of the kubelet do, so that 5,000 nodes that
-/// list at the same time are no load on etcd. The server ends watches after five minutes, and they continue from the
-/// last version.
+/// Returns the configuration of a watch. Lists come from the API server's cache, like those of the kubelet, so that
+/// 5,000 nodes that list at the same time are no load on etcd. The server ends watches after five minutes, and they
+/// continue from the last version.
 fn config() -> watcher::Config {
     watcher::Config {
         // A list in pages would be read from etcd.

@@ -1,7 +1,7 @@
 //! Reads pods from a directory of manifests, for nodes without an API server, for tests and for trials.
 //!
-//! The directory is watched. A file that cannot be parsed is reported with its line, and its last good content stays in
-//! force. An object that cannot be used is reported and left out.
+//! The directory is watched. A file that cannot be parsed is reported with the line of the error, and its last good
+//! content stays in force. An object that cannot be used is reported and ignored.
 
 pub mod parse;
 
@@ -23,14 +23,14 @@ use self::parse::Objects;
 use super::{Inventory, Known, Source};
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// The time after the last change before files are read, so that no file is read half written.
+/// The time without a change before files are read, so that no file is read half written.
 const SETTLE_TIME: Duration = Duration::from_millis(50);
 
 /// The event of closing a file that was open for writing.
 const CLOSED_AFTER_WRITE: AccessKind = AccessKind::Close(AccessMode::Write);
 
-/// How often the directory is read even without a notice of a change, because network file systems and a directory that
-/// was replaced send none.
+/// The interval at which the directory is read even without a notice of a change. Network file systems and a
+/// directory that was replaced send no notice.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// The reasons why the directory cannot be used.
@@ -58,16 +58,16 @@ pub struct Manifests {
 
 #[derive(Debug, Default)]
 struct FileState {
-    /// Inode, time of modification (seconds and nanoseconds) and size, of which one differs after a change.
+    /// Inode, time of modification (seconds and nanoseconds) and size. At least one of them differs after a change.
     stamp: Option<(u64, i64, i64, u64)>,
-    /// The objects when it was last parsed.
+    /// The objects of the last successful parse.
     good: Objects,
-    /// The error, if it cannot be parsed now.
+    /// The error, if the file cannot be parsed now.
     broken: Option<String>,
 }
 
 impl Manifests {
-    /// Reads the directory. With `node`, pods that are bound to another node are left out.
+    /// Reads the directory. With `node`, pods that are bound to another node are ignored.
     ///
     /// # Errors
     /// If the directory cannot be read.
@@ -147,7 +147,7 @@ impl Manifests {
         )
     }
 
-    /// Sets where it is reported, as [`Part::Pods`], whether the directory and its files can be read.
+    /// Sets the health to which [`Part::Pods`] is reported: whether the directory and its files can be read.
     pub fn reporting_to(mut self, health: Health) -> Self {
         self.health = Some(health);
         self
@@ -174,7 +174,7 @@ impl Manifests {
         }
     }
 
-    /// Logs which pods share a UID, once for each.
+    /// Logs which pods share a UID, once for each UID.
     fn report_ambiguous(&mut self, inventory: &Inventory) {
         let mut now = Vec::new();
         for (uid, known) in inventory.pods() {
@@ -215,10 +215,11 @@ impl Source for Manifests {
         })
         .ok();
         let mut is_error_logged = false;
-        // The content that `open` has read was neither published nor checked for ambiguity.
+        // The content that `open` has read was neither published nor checked for ambiguity yet.
         let mut publish_now = true;
         loop {
-            // The directory may have been replaced. A second watch of the same directory has no effect.
+            // The directory may have been replaced, so it is watched again. A second watch of the same directory has
+            // no effect.
             if let Some(watcher) = &mut watcher {
                 let _ = watcher.watch(&self.dir, RecursiveMode::NonRecursive);
             }

@@ -1,12 +1,12 @@
 //! Recognizes mirror pods, the API's copies of static pods, which have the annotations of static pods.
 //!
-//! The kubelet names a static pod's cgroup after the hash of its manifest, and makes a pod in the API that has this
-//! hash in two annotations. Users who may create pods may write the same annotations, so these count only together with
-//! a status, which no such user can write: the API server drops the status of a pod that is created, its built-in roles
-//! for users do not include `pods/status`, and a kubelet that has no static pod for a mirror pod deletes it and writes
-//! no status. See `CreateMirrorPod` and `deleteOrphanedMirrorPods` (kubernetes/pkg/kubelet),
-//! `podStrategy.PrepareForCreate` (pkg/registry/core/pod) and `ValidatePodUpdate` (pkg/apis/core/validation), which
-//! lets no update add or change the mirror annotation.
+//! The kubelet names a static pod's cgroup after the hash of its manifest, and creates a pod in the API that has this
+//! hash in two annotations. Users with the right to create pods can write the same annotations. The annotations
+//! therefore count only together with a status, which such users cannot write: the API server drops the status of a
+//! pod that is created, its built-in roles for users do not include `pods/status`, and a kubelet that has no static
+//! pod for a mirror pod deletes it and writes no status. See `CreateMirrorPod` and `deleteOrphanedMirrorPods`
+//! (kubernetes/pkg/kubelet), and `podStrategy.PrepareForCreate` (pkg/registry/core/pod). `ValidatePodUpdate`
+//! (pkg/apis/core/validation) lets no update add or change the mirror annotation.
 
 use kube::core::ObjectMeta;
 use serde::{Deserialize, Serialize};
@@ -14,11 +14,11 @@ use serde::{Deserialize, Serialize};
 use super::PodUid;
 use super::api::{PodSpec, PodStatus};
 
-/// The annotation with the kubelet's hash of a static pod's manifest: 32 hexadecimal digits, after which the kubelet
-/// names the pod's cgroup.
+/// The annotation with the kubelet's hash of a static pod's manifest. The hash has 32 hexadecimal digits, and the
+/// kubelet names the pod's cgroup after it.
 const CONFIG_HASH: &str = "kubernetes.io/config.hash";
 
-/// The annotation that makes a pod a mirror pod. The kubelet writes the hash here too.
+/// The annotation that makes a pod a mirror pod. The kubelet writes the hash to it too.
 const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 
 /// Whether a pod is a mirror pod, and of which static pod.
@@ -26,14 +26,14 @@ const CONFIG_MIRROR: &str = "kubernetes.io/config.mirror";
 pub enum Mirror {
     /// It is an ordinary pod.
     No,
-    /// Its annotations claim that it is a mirror pod, and the kubelet has not confirmed that (yet).
+    /// Its annotations claim that it is a mirror pod, but the kubelet has not confirmed that (yet).
     Claimed,
     /// The kubelet has confirmed it. The value is the UID in the path of the static pod's cgroup.
     Confirmed(PodUid),
 }
 
 impl Mirror {
-    /// Reads it from the API's object.
+    /// Determines it from the fields of the API's object.
     pub(super) fn of(metadata: &ObjectMeta, spec: &PodSpec, status: &PodStatus) -> Self {
         let annotation = |key| metadata.annotations.as_ref()?.get(key);
         let Some(mirrored) = annotation(CONFIG_MIRROR) else {
@@ -52,8 +52,8 @@ fn is_hash(text: &str) -> bool {
     text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())
 }
 
-/// Reports whether the pod's node owns it. The kubelet makes its node the owner of each mirror pod, and NodeRestriction
-/// does not let it create any other pod.
+/// Reports whether the pod's node owns it. The kubelet makes its node the owner of each mirror pod, and
+/// NodeRestriction does not let it create any other pod.
 fn is_owned_by_its_node(metadata: &ObjectMeta, spec: &PodSpec) -> bool {
     let Some(node) = &spec.node_name else {
         return false;
@@ -67,8 +67,8 @@ fn is_owned_by_its_node(metadata: &ObjectMeta, spec: &PodSpec) -> bool {
     })
 }
 
-/// Reports whether a kubelet has acknowledged the pod, which sets `startTime`. Other writers of a status (the
-/// scheduler, the node controller, the collector of dead pods) do not set it.
+/// Reports whether a kubelet has acknowledged the pod. The kubelet sets `startTime` then. Other writers of a status
+/// (the scheduler, the node controller, the collector of dead pods) do not set it.
 fn has_status_of_kubelet(status: &PodStatus) -> bool {
     status.start_time.as_ref().is_some_and(|time| !time.is_empty())
 }
@@ -121,7 +121,7 @@ mod tests {
     #[case::no_hash("/metadata/annotations/kubernetes.io~1config.hash", Value::Null)]
     #[case::another_hash("/metadata/annotations/kubernetes.io~1config.hash", json!("f".repeat(32)))]
     #[case::no_hash_at_all("/metadata/annotations/kubernetes.io~1config.mirror", json!("x"))]
-    fn a_claim_that_lacks_anything_of_the_kubelet_is_no_more_than_that(
+    fn a_claim_without_any_part_of_the_kubelets_confirmation_is_only_a_claim(
         #[case] at: &str,
         #[case] value: Value,
     ) {
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_uid_in_place_of_the_hash_is_none() {
+    fn a_uid_instead_of_the_hash_is_not_confirmed() {
         let uid = "aaaaaaaa-0000-0000-0000-000000000001";
         let mut pod = genuine();
         pod["metadata"]["annotations"] = json!({ CONFIG_HASH: uid, CONFIG_MIRROR: uid });

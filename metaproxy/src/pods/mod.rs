@@ -23,12 +23,12 @@ pub use objects::{Annotations, HostPort, Namespace, ObjectError, Pod, ServiceAcc
 use tokio::sync::watch;
 pub use uid::{InvalidUid, PodUid};
 
-/// The latest inventory, which also notifies of the next.
+/// The latest inventory, with a notification of the next one.
 pub type Pods = watch::Receiver<Arc<Inventory>>;
 
 /// A source of pods: the API server or a directory of manifests.
 pub trait Source: Send + 'static {
-    /// Publishes an inventory after each change, until there is no receiver any more. Errors of the source are logged
-    /// and retried, and the last inventory stays in force meanwhile.
+    /// Publishes an inventory after each change, until there is no receiver any more. An error of the source is
+    /// logged, and the source is read again. The last inventory stays in force meanwhile.
     fn run(self, publish: watch::Sender<Arc<Inventory>>) -> impl Future<Output = ()> + Send;
 }

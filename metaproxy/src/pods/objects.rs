@@ -40,10 +40,10 @@ pub struct Pod {
     pub service_account: String,
     /// `metadata.annotations`
     pub annotations: Annotations,
-    /// The labels that look as if they were meant to be annotations.
+    /// The labels that were probably meant to be annotations.
     #[serde(default, skip_serializing_if = "Annotations::is_empty")]
     pub labels: Annotations,
-    /// The variables of its containers that lead SDKs to other credentials than those of the metadata service.
+    /// The variables of its containers with which SDKs use other credentials than those of the metadata service.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub other_credentials: BTreeSet<CredentialVariable>,
     /// Whether it shares the node's network namespace.
@@ -56,7 +56,7 @@ pub struct Pod {
     pub node: Option<String>,
     /// Whether all its containers have ended, and none will be started again.
     pub finished: bool,
-    /// Whether, by `status.phase`, a container has been started and not all have ended.
+    /// Whether, according to `status.phase`, a container has been started and not all have ended.
     #[serde(default)]
     pub running: bool,
 }
@@ -71,7 +71,7 @@ pub struct HostPort {
 }
 
 impl HostPort {
-    /// Reads a container's port; `None` if it asks for no TCP port of the node.
+    /// Converts a container's port; `None` if it does not request a TCP port of the node.
     fn from_api(port: &ContainerPort) -> Option<Self> {
         let is_tcp = !matches!(port.protocol.as_deref(), Some("UDP" | "SCTP"));
         let number = u16::try_from(port.host_port?)
@@ -84,7 +84,7 @@ impl HostPort {
         })
     }
 
-    /// Reports whether it covers an address of the node.
+    /// Reports whether this host port covers an address and port of the node.
     pub fn covers(&self, address: SocketAddr) -> bool {
         let node = address.ip().to_canonical();
         let is_covered = match self.ip.map(|ip| ip.to_canonical()) {
@@ -113,7 +113,7 @@ pub enum ObjectError {
         /// The name.
         name: String,
     },
-    /// It is a pod with a UID after which no kubelet would name a cgroup.
+    /// It is a pod with a UID that cannot be in the name of a cgroup.
     #[error("pod {namespace}/{name}: metadata.uid {error}; it is not served")]
     BadUid {
         /// The namespace.
@@ -182,7 +182,7 @@ impl Pod {
         })
     }
 
-    /// Returns the UID in the path of the pod's cgroup: for a static pod its hash, else `metadata.uid`.
+    /// Returns the UID in the path of the pod's cgroup: the hash for a static pod, `metadata.uid` for others.
     pub fn cgroup_uid(&self) -> &PodUid {
         match &self.mirror {
             Mirror::Confirmed(hash) => hash,

@@ -1,5 +1,5 @@
-//! Finds pod templates by their structure, because there are more kinds with a template than a list could name: those
-//! of Kubernetes, of operators and of users.
+//! Finds pod templates by their structure. A list of kinds cannot be complete, because Kubernetes, operators and
+//! users define kinds with templates.
 
 use serde_json::Value;
 
@@ -12,7 +12,7 @@ pub struct Template<'a> {
     pub spec: &'a Value,
 }
 
-/// How deep in an object a template is looked for.
+/// The maximum depth in an object at which a template is looked for.
 const MAX_DEPTH: usize = 24;
 
 /// Returns all templates of an object, in order. A template has a `spec` with a list of `containers`.
@@ -59,7 +59,7 @@ mod tests {
     #[case::several(json!({ "spec": { "roles": [{ "template": template("a") }, { "podTemplate": template("b") }] } }), &["a", "b"])]
     #[case::a_schema(json!({ "spec": { "properties": { "spec": { "containers": { "type": "array" } } } } }), &[])]
     #[case::none(json!({ "spec": { "containers": "text" }, "data": "spec: {containers: []}" }), &[])]
-    fn a_template_is_found_wherever_it_stands(#[case] object: Value, #[case] names: &[&str]) {
+    fn a_template_is_found_at_any_place_of_an_object(#[case] object: Value, #[case] names: &[&str]) {
         let found: Vec<&str> = templates(&object)
             .iter()
             .map(|one| one.metadata["name"].as_str().unwrap())

@@ -6,8 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-/// The identifier in the name of a pod's cgroup, as the kubelet gives it: the pod's `metadata.uid`, or for a static pod
-/// the hash in its annotation `kubernetes.io/config.hash`. It has 1 to 64 characters of `[0-9A-Za-z-]`.
+/// The identifier in the name of a pod's cgroup, as the kubelet gives it: the pod's `metadata.uid`, or for a static
+/// pod the hash in its annotation `kubernetes.io/config.hash`. It has 1 to 64 characters of `[0-9A-Za-z-]`.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PodUid(Box<str>);

@@ -1,6 +1,7 @@
-// The SDK for JavaScript, several times, each time as a new process would: who am I? Prints a JSON list of ARNs and nulls.
+// Calls GetCallerIdentity several times with the SDK for JavaScript, each time with a new client, as a new process
+// would. Prints a JSON list of ARNs, with null for each failure.
 //
-// usage: node attempts.mjs SDK TIMES: SDK is the directory of the package @aws-sdk/client-sts
+// Usage: node attempts.mjs SDK TIMES. SDK is the directory of the package @aws-sdk/client-sts.
 import { createRequire } from "node:module";
 
 const [sdk, times] = process.argv.slice(2);

@@ -1,6 +1,6 @@
-"""boto3, several times, each time as a new process would: who am I? Prints a JSON list of ARNs and nulls.
+"""Calls GetCallerIdentity several times with boto3, each time with a new session, as a new process would.
 
-usage: attempts.py TIMES
+Prints a JSON list of ARNs, with null for each failure. Usage: attempts.py TIMES
 """
 
 import json

@@ -1,4 +1,7 @@
-"""What an application on the AWS Common Runtime does (Mountpoint for S3, s3torchconnector): its own metadata client."""
+"""Gets credentials with the AWS Common Runtime, which has its own metadata client.
+
+Mountpoint for S3 and s3torchconnector use it. Prints the access key ID, or the name of the error.
+"""
 
 import json
 

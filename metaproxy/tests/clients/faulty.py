@@ -1,8 +1,8 @@
-"""Stands between a client and the metadata service, and fails as a network or a busy service does.
+"""Proxies a client's requests to the metadata service, and fails once as a network or a busy service does.
 
-usage: faulty.py PORT FAULT LOG: listens on the loopback. FAULT is none, or WHAT-HOW: what is token, list or document, and
-how is slow (1.5 s), 500 or cut (the connection, without an answer). The first request of that kind fails, and is appended
-to LOG; everything else passes as it is.
+Usage: faulty.py PORT FAULT LOG. The proxy listens on the loopback. FAULT is none, or WHAT-HOW. WHAT is token, list or
+document. HOW is slow (1.5 s), 500, or cut (the connection is closed without an answer). The first request of that
+kind fails, and is appended to LOG. All other requests pass unchanged.
 """
 
 import http.client

@@ -1,4 +1,4 @@
-"""Roles, buckets and the node's credentials in moto; from then on moto enforces IAM. Prints the node's keys."""
+"""Creates roles, buckets and the node's credentials in moto, makes moto enforce IAM, and prints the node's keys."""
 
 import json
 import sys

@@ -1,4 +1,4 @@
-"""What an application in a pod does: boto3 with no configuration but region and endpoint."""
+"""Uses boto3 as an application in a pod does, configured with region and endpoint only."""
 
 import json
 

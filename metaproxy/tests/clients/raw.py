@@ -1,8 +1,9 @@
-"""Sends bytes to the metadata service as they are, each request on a connection of its own, and tells what came back.
+"""Sends raw bytes to the metadata service, each request on a connection of its own, and prints the answers.
 
-standard input: a JSON list of requests; each is a list of strings, sent one after the other with a pause between them.
-Characters stand for bytes (latin-1), both ways. Standard output: a JSON list of pairs, what came until the connection
-ended, or until nothing had come for PATIENCE seconds (first argument), and after how many seconds the first of it came.
+Standard input is a JSON list of requests. Each request is a list of strings, which are sent one after the other with
+a pause between them. Characters stand for bytes (latin-1) in both directions. Standard output is a JSON list of pairs:
+the answer, and the seconds until its first byte. An answer ends with the connection, or when no byte has arrived for
+PATIENCE seconds (first argument).
 """
 
 import json

@@ -1,7 +1,7 @@
-"""boto3 in a process that goes on: asks for fresh credentials all the while, and prints when they expire.
+"""Gets credentials with boto3 again and again, and compares their expiry with that of the metadata service.
 
-Prints a line for each attempt: the role's name and by how many seconds boto3 believes in its credentials beyond what the
-metadata service says, or `none`. Ends with its standard input.
+Prints a line for each attempt: the role's name, and the seconds for which boto3 uses the credentials beyond the
+expiry that the metadata service states. Prints `none` if an attempt fails. Ends when its standard input ends.
 """
 
 import json
@@ -30,7 +30,7 @@ while not ended.is_set():
         credentials = boto3.Session().get_credentials()
         frozen = credentials.get_frozen_credentials()
         role, key, expiration = served()
-        # Renewed in between: the next attempt tells.
+        # If the keys differ, the credentials were renewed in between, and the attempt is skipped.
         if frozen.access_key == key:
             belief = (credentials._expiry_time - expiration).total_seconds()
             print(role, belief, flush=True)

@@ -1,6 +1,7 @@
 """A corporate network: STS behind TLS with a private CA, reached only through an HTTP proxy.
 
-usage: tls_sts.py DIRECTORY: writes ca.pem there and appends what the proxy was asked for to proxy.log
+Usage: tls_sts.py DIRECTORY. Writes ca.pem there, and appends the first line of each request to the proxy to
+proxy.log.
 """
 
 import datetime
@@ -56,7 +57,7 @@ ANSWER = """<AssumeRoleResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/
 <AccessKeyId>ASIATLS</AccessKeyId><SecretAccessKey>s</SecretAccessKey><SessionToken>t</SessionToken>
 <Expiration>{}</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"""
 
-# Whose credentials the agent has.
+# The answer to GetCallerIdentity, which names the owner of the agent's credentials.
 CALLER = """<GetCallerIdentityResponse xmlns="https://sts.amazonaws.com/doc/2011-06-15/"><GetCallerIdentityResult>
 <Arn>arn:aws:sts::123456789012:assumed-role/node/i-1</Arn></GetCallerIdentityResult></GetCallerIdentityResponse>"""
 
@@ -99,7 +100,7 @@ sts.socket = tls.wrap_socket(sts.socket, server_side=True)
 threading.Thread(target=sts.serve_forever, daemon=True).start()
 socketserver.ThreadingTCPServer.allow_reuse_address = True
 proxy = socketserver.ThreadingTCPServer((HERE, PROXY_PORT), Proxy)
-# This file is written last, because its reader then needs the others.
+# ca.pem is written last, because its existence tells the reader that everything is set up.
 (directory / "ca.new").write_bytes(pem(ca))
 (directory / "ca.new").rename(directory / "ca.pem")
 proxy.serve_forever()

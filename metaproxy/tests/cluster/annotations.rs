@@ -1,4 +1,4 @@
-//! Annotations take effect as soon as they are set, and for no other pod.
+//! Tests that annotations take effect as soon as they are set, and only for their own pod.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::kit::{Cluster, NAMESPACE, kubectl_json, within};
 const ROLE: &str = "iam.amazonaws.com/role";
 const SECOND: Duration = Duration::from_secs(1);
 
-/// On, off, changed.
+/// Sets, removes and changes a pod's annotation.
 pub fn of_pods(cluster: &Cluster) {
     cluster.permit(".*");
     let pod = cluster.pod("changing", json!({}), json!({}));
@@ -32,7 +32,7 @@ pub fn of_pods(cluster: &Cluster) {
     assert!(pod.has_credentials_of("first") && other.has_credentials_of("of-other"));
 }
 
-/// `permitted` and `allowed-roles`, on and off.
+/// Sets and removes the namespace's annotations `permitted` and `allowed-roles`.
 pub fn of_namespaces(cluster: &Cluster) {
     cluster.permit("first");
     let pod = cluster.pod("held", json!({ ROLE: "first" }), json!({}));
@@ -54,7 +54,7 @@ pub fn of_namespaces(cluster: &Cluster) {
     cluster.permit(".*");
 }
 
-/// The owner reads the sentence that the pod gets.
+/// Checks that the event has the sentence that the pod gets as an answer.
 pub fn events(cluster: &Cluster) {
     cluster.permit("nothing");
     let pod = cluster.pod("refused", json!({ ROLE: "wanted" }), json!({}));

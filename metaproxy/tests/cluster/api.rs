@@ -1,4 +1,4 @@
-//! Agents by hand, beside those of the DaemonSet, with credentials of the test's choice.
+//! Starts agents beside those of the DaemonSet, with chosen credentials for the API server.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use crate::common::agent_binary;
 use crate::kit::{Cluster, NAMESPACE, apply, kubectl, kubectl_json, within};
 
-/// An agent's report.
+/// Returns whether an agent is ready, and its report.
 pub fn readiness(runtime_dir: &Path) -> (bool, String) {
     let output = std::process::Command::new(agent_binary())
         .args(["probe", "ready", "--runtime-dir"])
@@ -21,7 +21,7 @@ pub fn readiness(runtime_dir: &Path) -> (bool, String) {
     (output.status.success(), String::from_utf8(text).unwrap())
 }
 
-/// A kubeconfig with which one is a service account that may do what these rules say.
+/// Creates a service account with these RBAC rules, and returns a kubeconfig for it.
 pub fn kubeconfig_of(cluster: &Cluster, name: &str, rules: &Value) -> PathBuf {
     let objects = [
         json!({ "apiVersion": "v1", "kind": "ServiceAccount", "metadata": { "name": name, "namespace": NAMESPACE } }),
@@ -60,7 +60,7 @@ pub fn kubeconfig_of(cluster: &Cluster, name: &str, rules: &Value) -> PathBuf {
     path
 }
 
-/// The rules that the chart's ClusterRole has, one verb of one resource each.
+/// Returns the rules of the chart's ClusterRole, split into one verb of one resource each.
 pub fn rules_of_chart(cluster: &Cluster, flags: &[&str]) -> Vec<Value> {
     let path = cluster.dir().join("chart.yaml");
     fs::write(&path, cluster.chart("metaproxy", flags)).unwrap();
@@ -93,7 +93,7 @@ pub fn rules_of_chart(cluster: &Cluster, flags: &[&str]) -> Vec<Value> {
     single
 }
 
-/// Starts an agent by hand, of this node.
+/// Starts an agent for this node.
 pub fn agent(cluster: &Cluster, name: &str, kubeconfig: &Path, flags: &[&str]) -> (Agent, PathBuf) {
     let kubepods = kubepods();
     let mut words = vec!["--node-name", &cluster.node];
@@ -104,7 +104,7 @@ pub fn agent(cluster: &Cluster, name: &str, kubeconfig: &Path, flags: &[&str]) -
     agent_of(cluster, name, kubeconfig, &words)
 }
 
-/// Starts an agent by hand, of the node that the flags name.
+/// Starts an agent for the node that the flags name.
 pub fn agent_of(cluster: &Cluster, name: &str, kubeconfig: &Path, flags: &[&str]) -> (Agent, PathBuf) {
     let runtime_dir = cluster.dir().join(name);
     let mut words: Vec<String> = [
@@ -128,7 +128,7 @@ pub fn agent_of(cluster: &Cluster, name: &str, kubeconfig: &Path, flags: &[&str]
     (Agent::run(agent_binary(), &words).unwrap(), runtime_dir)
 }
 
-/// The pods' cgroup, as this machine sees it.
+/// Returns the path of the pods' cgroup on this machine.
 pub fn kubepods() -> PathBuf {
     let root = lab::cgroup2_mount().unwrap();
     let found = kubectl_json(&[

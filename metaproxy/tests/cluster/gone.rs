@@ -1,4 +1,4 @@
-//! The agent is gone, and its pods get no credentials of the node meanwhile: the guard is in pods of its own.
+//! Tests that pods get no credentials of the node while the agent is away. The guard runs in pods of its own.
 
 use std::fs;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::tools::{agent_process, guard_process, processes};
 
 const AGENTS: &str = "app.kubernetes.io/name=metaproxy";
 
-/// How long a pod asks, about 100 times a second, while an agent goes and comes.
+/// The time for which a pod sends about 100 requests per second while an agent ends and another starts.
 const ASKING_TIME: Duration = Duration::from_secs(25);
 
 fn asking(cluster: &Cluster) -> Running {
@@ -24,7 +24,8 @@ fn asking(cluster: &Cluster) -> Running {
     pod
 }
 
-/// A pod asks all the time, and never gets what the node would get; it is served in the end.
+/// Asserts that a pod never gets the node's role while something happens, and that it gets its own role afterwards.
+/// The pod sends requests all the time.
 fn nothing_of_the_node_while(cluster: &Cluster, pod: &Running, what: &str, happens: impl FnOnce()) {
     let of_node = node_asks().remove(0);
     let seen = cluster.imds.seen().len();
@@ -81,7 +82,7 @@ fn delete_agents_pod() {
     another_agent_than(before);
 }
 
-/// The pod of an agent that surges, and of one with a fixed port, which does not.
+/// Deletes the pod of an agent that is updated with a surge, and that of an agent with a fixed port, which is not.
 pub fn deleted(cluster: &Cluster) {
     let pod = asking(cluster);
     nothing_of_the_node_while(cluster, &pod, "the agent's pod deleted", delete_agents_pod);
@@ -101,7 +102,7 @@ pub fn deleted(cluster: &Cluster) {
     cluster.wait_for_agent("metaproxy");
 }
 
-/// The pause process, with which the kubelet takes the whole pod down and makes it anew.
+/// Kills the pause process of the agent's pod, so that the kubelet stops the whole pod and creates its sandbox again.
 pub fn sandbox_killed(cluster: &Cluster) {
     let pod = asking(cluster);
     let words = [
@@ -129,7 +130,8 @@ pub fn sandbox_killed(cluster: &Cluster) {
     cluster.wait_for_agent("metaproxy");
 }
 
-/// First the guard and then the agent, each twice, so that the kubelet makes each wait before it starts it again.
+/// Kills first the guard and then the agent, each of them twice. After the second time the kubelet delays the
+/// restart.
 pub fn killed_apart(cluster: &Cluster) {
     let pod = asking(cluster);
     let twice = |process: fn() -> Option<u32>| {

@@ -1,4 +1,4 @@
-//! What the installation does by itself.
+//! Tests of the chart's default installation.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use crate::tools::{agent_process, metaproxy_processes};
 
 const ROLE: &str = "iam.amazonaws.com/role";
 
-/// Besteffort, burstable, guaranteed and hostNetwork pods, with and without roles.
+/// Tests besteffort, burstable, guaranteed and hostNetwork pods, with and without roles.
 pub fn every_kind_of_pod(cluster: &Cluster) {
     cluster.permit("of-.*");
     let resources = |requests: serde_json::Value, limits: serde_json::Value| {
@@ -49,7 +49,7 @@ pub fn every_kind_of_pod(cluster: &Cluster) {
     with.until_role("of-host");
     assert!(with.has_credentials_of("of-host"));
     let refused = host("host-refused", json!({ ROLE: "another" }));
-    // The name is shown, and the document says why.
+    // The list shows the role's name, and the document contains the reason for the refusal.
     refused.until_role("another");
     assert!(!refused.has_credentials_of("another"));
     let without = host("host-without", json!({}));
@@ -68,9 +68,9 @@ fn name_without(class: &str) -> &'static str {
     }
 }
 
-/// A static pod's cgroup is named after the hash of its manifest, and its mirror in the API has another UID. This
-/// cluster's kubelet runs none, so the mirror belongs to a node that is there by name only, and the cgroup is made
-/// here.
+/// Tests static pods. A static pod's cgroup is named after the hash of its manifest, and its mirror in the API has
+/// another UID. This cluster's kubelet runs no static pod. The test therefore creates the cgroup, and the mirror
+/// belongs to a node that exists only as an API object.
 fn static_pods(cluster: &Cluster, pods_netns: &Netns) {
     const NODE: &str = "metaproxy-test-static";
     let node = || kubectl(&["get", "node", NODE, "--output", "jsonpath={.metadata.uid}"]);
@@ -89,7 +89,7 @@ fn static_pods(cluster: &Cluster, pods_netns: &Netns) {
             object["metadata"]["annotations"][key] = value.clone();
         }
         apply(&object.to_string());
-        // As the kubelet does, which vouches for the pod by that.
+        // The kubelet sets the status in this way, which proves that the mirror is genuine.
         let patch = json!({ "status": { "startTime": "2026-01-01T00:00:00Z" } }).to_string();
         let status = ["--subresource", "status", "--type", "merge", "--patch", &patch];
         kubectl(&[&["patch", "pod", name, "--namespace", NAMESPACE][..], &status].concat());
@@ -109,7 +109,7 @@ fn static_pods(cluster: &Cluster, pods_netns: &Netns) {
         MadeByHand::new(hashes[1], &host, &kubepods),
         MadeByHand::new(hashes[2], &host, &kubepods),
     ];
-    // The agent of the DaemonSet serves the other node, and would answer first.
+    // The DaemonSet's agent serves the real node, and would answer first.
     kubectl(&[
         "patch",
         "daemonset",
@@ -159,7 +159,7 @@ fn static_pods(cluster: &Cluster, pods_netns: &Netns) {
     cluster.wait_for_agent("metaproxy");
 }
 
-/// A Job whose process asks for credentials as its very first act.
+/// Tests Jobs whose process requests credentials immediately at its start.
 pub fn jobs(cluster: &Cluster) {
     cluster.permit(".*");
     let before = cluster.imds.seen().len();
@@ -169,7 +169,7 @@ pub fn jobs(cluster: &Cluster) {
             "http://169.254.169.254/latest/meta-data/iam/security-credentials/",
             "of-job",
         );
-        // Twice what an SDK does, and the time that it took by the container's own clock.
+        // The script sends the two requests that an SDK sends, and measures their time with the container's clock.
         let script = format!(
             "s=$(cut -d' ' -f1 /proc/uptime); n=$(wget -q -O - {list}); d=$(wget -q -O - {list}{role}); \
              e=$(cut -d' ' -f1 /proc/uptime); echo \"$n $s $e $d\""
@@ -224,7 +224,7 @@ pub fn jobs(cluster: &Cluster) {
     ]);
 }
 
-/// `kubectl delete` of the DaemonSet, and a node as it was.
+/// Deletes the DaemonSet with `kubectl delete`, and checks that the node is as it was before.
 pub fn removal(cluster: &Cluster) {
     let pod: Running = cluster.pod("left-over", json!({}), json!({}));
     assert_eq!(pod.role(), "status 404");
@@ -250,7 +250,7 @@ pub fn removal(cluster: &Cluster) {
         bpf::still_loaded(&loaded).unwrap().is_empty()
     });
     eprintln!("gone after {:.1} s", start.elapsed().as_secs_f64());
-    // As deploy/docs/install.md#removing-it tells.
+    // deploy/docs/install.md#removing-it describes this.
     assert_eq!(
         pod.role(),
         node_asks()[0],
@@ -276,8 +276,8 @@ pub fn removal(cluster: &Cluster) {
     }
 }
 
-/// The lines of the network's picture, without what the cluster itself goes on changing: interfaces of pods, rules that
-/// name them, counts, and order.
+/// Returns the lines of a network snapshot, without those that the cluster itself changes: interfaces of pods, rules
+/// that name them, and counters. The order of lines is ignored.
 fn without_pods(snapshot: &str) -> BTreeSet<String> {
     let lines = snapshot.lines().filter(|line| {
         !["veth", "cni", "link/ether", "10.244.", "KUBE-", "CNI-", "fe80::"]

@@ -16,15 +16,15 @@ use crate::common::{client_binary, dial, node_keys, outcomes, start_dial};
 pub use crate::tools::{apply, kubectl, kubectl_json, process, try_kubectl, within};
 use crate::tools::{image, load_image, root, tool};
 
-/// Where what the test makes lives.
+/// The namespace of the objects that the test creates.
 pub const NAMESPACE: &str = "metaproxy-test";
 
-/// What stands behind the metadata service's addresses, and STS's, on the node.
+/// The addresses of the metadata service and of STS, which the test assigns on the node.
 const ADDRESSES: [&str; 3] = ["169.254.169.254/32", "fd00:ec2::254/128", "10.200.0.2/32"];
 
 pub const BASE: &str = "arn:aws:iam::123456789012:role/";
 
-/// An image that every cluster of this kind has.
+/// The image of the test's pods, which the cluster must already have.
 const BUSYBOX: &str = "localhost/busybox:1";
 
 pub struct Cluster {
@@ -35,7 +35,7 @@ pub struct Cluster {
     dir: PathBuf,
 }
 
-/// Takes back what was done to the node and to the cluster.
+/// Removes everything that the test has changed on the node and in the cluster.
 impl Drop for Cluster {
     fn drop(&mut self) {
         let _ = try_kubectl(&["delete", "namespace", NAMESPACE, "--wait=false"]);
@@ -56,7 +56,7 @@ impl Drop for Cluster {
 }
 
 impl Cluster {
-    /// Imports the image, sets up what stands for AWS, and installs the chart.
+    /// Imports the image, starts the fakes of AWS, and installs the chart.
     pub fn install() -> Self {
         lab::require_root().unwrap();
         let nodes: Value = kubectl_json(&["get", "nodes"]);
@@ -80,7 +80,7 @@ impl Cluster {
         let imds = FakeImds::start(&netns, node_keys()).unwrap();
         let sts = FakeSts::start(&netns, Duration::ZERO).unwrap();
         load_image();
-        // That of a run before may still be on its way out.
+        // The namespace of an earlier run may still be terminating.
         within(Duration::from_secs(90), "a namespace of the test's own", || {
             let _ = try_kubectl(&["create", "namespace", NAMESPACE]);
             try_kubectl(&[
@@ -110,13 +110,13 @@ impl Cluster {
         apply(&manifests);
     }
 
-    /// What the chart makes for this cluster.
+    /// Renders the chart for this cluster.
     pub fn chart(&self, release: &str, flags: &[&str]) -> String {
         let usual = ["--set", "namespacePolicy=required,webIdentity.enabled=true"];
         self.template(release, &[&usual, flags].concat())
     }
 
-    /// What the chart makes, with no more of its values set than this cluster takes.
+    /// Renders the chart with only those values that this cluster requires.
     pub fn template(&self, release: &str, flags: &[&str]) -> String {
         let version = kubectl_json(&["version"]);
         let version = version["serverVersion"]["gitVersion"]
@@ -168,7 +168,7 @@ impl Cluster {
                 ]);
                 let is_ready = |daemonset: &Value| {
                     let status = &daemonset["status"];
-                    // Until the controller has seen a change, it tells of the pod before it.
+                    // Until the controller has seen a change, the status describes the previous pod.
                     status["observedGeneration"] == daemonset["metadata"]["generation"]
                         && status["desiredNumberScheduled"] == 1
                         && status["numberReady"] == 1
@@ -180,7 +180,7 @@ impl Cluster {
         );
     }
 
-    /// The last that the agents of this cluster said.
+    /// Returns the last lines of the agents' logs.
     pub fn agents_say(&self, lines: u32) -> String {
         let tail = format!("--tail={lines}");
         let selector = "app.kubernetes.io/name=metaproxy";
@@ -196,7 +196,7 @@ impl Cluster {
         try_kubectl(&words).unwrap_or_else(|error| error)
     }
 
-    /// What the node's network looked like before anything was installed.
+    /// Returns a snapshot of the node's network before the installation.
     pub fn network_before(&self) -> &str {
         &self.before
     }
@@ -205,7 +205,7 @@ impl Cluster {
         &self.dir
     }
 
-    /// A pod that sleeps; waits until it runs.
+    /// Creates a pod that sleeps, and waits until it runs.
     pub fn pod(&self, name: &'static str, annotations: Value, spec: Value) -> Running {
         self.create_pod(name, annotations, spec);
         self.running(name)
@@ -231,7 +231,7 @@ impl Cluster {
         apply(&object.to_string());
     }
 
-    /// A pod's container, once it runs.
+    /// Waits until a pod runs, and returns it.
     pub fn running(&self, name: &'static str) -> Running {
         let mut found = Value::Null;
         within(Duration::from_secs(30), "a pod that runs", || {
@@ -266,7 +266,7 @@ impl Cluster {
         ]);
     }
 
-    /// Lets the namespace's pods have these roles.
+    /// Permits these roles in the test's namespace.
     pub fn permit(&self, roles: &str) {
         kubectl(&[
             "annotate",
@@ -278,7 +278,7 @@ impl Cluster {
     }
 }
 
-/// A pod that runs; dropping deletes it.
+/// A running pod. Dropping this value deletes the pod.
 pub struct Running {
     pub pod: Pod,
     pub netns: Netns,
@@ -301,14 +301,14 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// The name of its role; a status where there is none.
+    /// Returns the name of the pod's role, or the answer's status if it has none.
     pub fn role(&self) -> String {
         let got = dial(&self.pod, &[]);
         assert_eq!(got.len(), 1, "{got:?}");
         got.into_keys().next().unwrap()
     }
 
-    /// Until its role is this; how long it took.
+    /// Waits until the pod has this role, and returns how long that took.
     pub fn until_role(&self, wanted: &str) -> Duration {
         let start = Instant::now();
         let mut got = self.role();
@@ -323,7 +323,7 @@ impl Running {
         start.elapsed()
     }
 
-    /// Whether its document holds the credentials that STS gave for a role.
+    /// Returns whether the pod's document contains the credentials that STS gave for a role.
     pub fn has_credentials_of(&self, role: &str) -> bool {
         let path = format!("/latest/meta-data/iam/security-credentials/{role}");
         let got = outcomes(start_dial(&self.pod, &["--path", &path]));
@@ -332,7 +332,7 @@ impl Running {
     }
 }
 
-/// A process of the node that asks the metadata service.
+/// Runs the lab's client as a process of the node, and returns the outcomes.
 pub fn node_asks() -> Vec<String> {
     let output = Command::new(client_binary())
         .arg("dial")
@@ -351,7 +351,7 @@ fn merge(into: &mut Value, from: &Value) {
     }
 }
 
-/// `…/kubepods/…/pod<uid>/<id>`, whatever the naming.
+/// Returns a container's cgroup (`…/kubepods/…/pod<uid>/<id>`). Finds it with either naming scheme of the kubelet.
 pub fn cgroup_of(uid: &str, id: &str) -> PathBuf {
     fn find(dir: &Path, uid: &str, id: &str, levels: u8) -> Option<PathBuf> {
         let entries = fs::read_dir(dir)
@@ -378,8 +378,8 @@ pub fn cgroup_of(uid: &str, id: &str) -> PathBuf {
     find(&root, uid, id, 7).unwrap_or_else(|| panic!("no cgroup of pod {uid}, container {id}"))
 }
 
-/// A pod's cgroup as the kubelet makes it, with a process of the test's choice in it: what the API server does not know
-/// (yet), or knows by another name.
+/// A pod's cgroup that the test creates as the kubelet does, with a process of the test in it. The API server does
+/// not know the pod (yet), or knows it by another name.
 pub struct MadeByHand {
     pub pod: Pod,
     cgroup: PathBuf,

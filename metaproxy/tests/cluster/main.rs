@@ -1,7 +1,8 @@
-//! The chart's manifests on a real cluster: `cargo xtask test --cluster`, as root on the one node of a throw-away
-//! cluster, whose API server `$KUBECONFIG` names. The node is given a metadata service and an STS of the test's own.
+//! Tests of the chart's manifests on a real cluster. `cargo xtask test --cluster` runs them as root on the only node
+//! of a disposable cluster, whose API server `$KUBECONFIG` names. The node gets a fake metadata service and a fake
+//! STS.
 //!
-//! The scenarios share one installation, and take turns.
+//! The scenarios share one installation, and run one after the other.
 
 #![allow(
     clippy::expect_used,

@@ -1,4 +1,5 @@
-//! Values that `metaproxy migrate` makes of kube2iam's and kiam's manifests, installed.
+//! Tests of values that `metaproxy migrate` makes of kube2iam's and kiam's manifests. They are installed on the
+//! cluster.
 
 use std::fs;
 use std::path::Path;
@@ -12,7 +13,7 @@ use crate::kit::{BASE, Cluster, NAMESPACE, Running, within};
 use crate::rollout::remove;
 use crate::tools::{apply, root};
 
-/// The product that is migrated from, its manifest, and what is particular to the cluster that it was for.
+/// The product that is migrated from, the name of its manifest, and a check of what is special in that manifest.
 type Migrated = (&'static str, &'static str, fn(&Cluster));
 
 const MANIFESTS: [Migrated; 5] = [
@@ -46,7 +47,8 @@ fn values(dir: &Path, from: &str, name: &str) -> std::path::PathBuf {
     path
 }
 
-/// Each looks on beside the agent that serves, as the guide begins; then each takes over.
+/// Installs each manifest's values first in observe mode beside the serving agent, as the guide begins, and then in
+/// enforce mode.
 pub fn values_install(cluster: &Cluster) {
     cluster.permit(".*");
     let pod = cluster.pod("migrated", json!({ ROLE: "migrated" }), json!({}));
@@ -76,10 +78,10 @@ pub fn values_install(cluster: &Cluster) {
     cluster.permit(".*");
 }
 
-/// The chart by migrated values, beside the cluster's own installation.
+/// Renders the chart with migrated values, for an installation beside the cluster's own one.
 fn template(cluster: &Cluster, from: &str, name: &str, more: &[&str]) -> String {
     let values = values(cluster.dir(), from, name);
-    // This node is called otherwise than the masters and workers of those clusters.
+    // This node does not have the labels of the masters and workers of those clusters.
     let here = [
         "--values",
         values.to_str().unwrap(),
@@ -95,7 +97,7 @@ fn pod(cluster: &Cluster, name: &'static str, annotations: Value) -> Running {
     cluster.pod(name, annotations, json!({}))
 }
 
-/// Its role is served, or refused with its name.
+/// Asserts that the list shows the role, and that its credentials are served or refused as wanted.
 fn is_served(pod: &Running, role: &str, wanted: bool) {
     pod.until_role(role);
     within(Duration::from_secs(5), role, || {
@@ -103,14 +105,16 @@ fn is_served(pod: &Running, role: &str, wanted: bool) {
     });
 }
 
-/// kube2iam without `--namespace-restrictions`: a role that the namespace's annotation does not allow.
+/// Checks kube2iam without `--namespace-restrictions`: a pod gets a role that the namespace's annotation does not
+/// allow.
 fn no_namespace_is_asked(cluster: &Cluster) {
     cluster.permit("nothing");
     let pod = pod(cluster, "unasked", json!({ ROLE: "migrated" }));
     is_served(&pod, "migrated", true);
 }
 
-/// `--namespace-restrictions` with a key and a format of its own, from which `--default-role` is exempt.
+/// Checks kube2iam with `--namespace-restrictions`, another annotation key and another format. `--default-role` is
+/// exempt.
 fn namespaces_have_expressions_and_pods_a_default(cluster: &Cluster) {
     cluster.permit("nothing");
     let key = "example.com/allowed-roles";
@@ -124,8 +128,8 @@ fn namespaces_have_expressions_and_pods_a_default(cluster: &Cluster) {
     cluster.annotate("namespace", NAMESPACE, &format!("{key}-"));
 }
 
-/// kube2iam 0.15 with `--namespace-restrictions` and no more: globs below its usual key. The HTTPS proxy of its
-/// environment is nowhere to be found here, and nothing that the agent asks for goes by it.
+/// Checks kube2iam 0.15 with only `--namespace-restrictions`: globs below its default key. The HTTPS proxy in its
+/// environment does not exist here, and no request of the agent uses it.
 fn namespaces_have_globs_and_pods_no_default(cluster: &Cluster) {
     cluster.permit("nothing");
     let key = "iam.amazonaws.com/allowed-roles";
@@ -139,7 +143,7 @@ fn namespaces_have_globs_and_pods_no_default(cluster: &Cluster) {
     cluster.annotate("namespace", NAMESPACE, &format!("{key}-"));
 }
 
-/// kiam before 4.0, with the base that is found out.
+/// Checks kiam before 4.0, with a base ARN that is discovered.
 fn part_of_a_role_is_a_match(cluster: &Cluster) {
     cluster.permit("igrat");
     let pod = pod(cluster, "matched", json!({ ROLE: "migrated-v3" }));
@@ -148,7 +152,7 @@ fn part_of_a_role_is_a_match(cluster: &Cluster) {
     is_served(&pod, "migrated-v3", false);
 }
 
-/// kiam 4 with `--assume-role-arn`, which compares the whole of a role.
+/// Checks kiam 4 with `--assume-role-arn`. This version matches the whole role.
 fn the_servers_role_assumes_all_others(cluster: &Cluster) {
     cluster.permit("igrat");
     let pod = pod(cluster, "through-the-server", json!({ ROLE: "migrated-v4" }));

@@ -1,4 +1,4 @@
-//! The API server forgets, or is away.
+//! Tests of an API server that loses its history, or that does not answer.
 
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -14,13 +14,13 @@ use crate::tools::{agent_process, process};
 
 const ROLE: &str = "iam.amazonaws.com/role";
 
-/// How long it is away; two minutes with METAPROXY_TEST_OUTAGE=120.
+/// Returns how long the API server is away: 25 s, or two minutes with METAPROXY_TEST_OUTAGE=120.
 fn outage() -> Duration {
     let seconds = std::env::var_os("METAPROXY_TEST_OUTAGE").and_then(|text| text.to_str()?.parse().ok());
     Duration::from_secs(seconds.unwrap_or(25))
 }
 
-/// A process that is stopped; dropping lets it go on.
+/// A process that is stopped (SIGSTOP). Dropping this value continues it.
 struct Stopped(Pid);
 
 impl Stopped {
@@ -37,8 +37,9 @@ impl Drop for Stopped {
     }
 }
 
-/// 410: etcd has forgotten the version from which the watch is to go on, and its connection is cut. An API server with
-/// a watch cache may remember it all the same; one with `--watch-cache=false` does not.
+/// Tests a watch that gets 410: etcd is compacted past the version from which the watch continues, and the watch's
+/// connection is cut. An API server with a watch cache may still have the version. One with `--watch-cache=false`
+/// does not.
 pub fn forgotten(cluster: &Cluster) {
     cluster.permit(".*");
     let pod = cluster.pod("through-410", json!({ ROLE: "kept" }), json!({}));
@@ -99,8 +100,8 @@ fn only(outcome: &str, got: &Outcomes) -> bool {
     got.len() == 1 && got.contains_key(outcome)
 }
 
-/// Known pods go on, unknown ones are held and then refused, hostNetwork ones without a role are not touched; also
-/// where the agent starts meanwhile.
+/// Stops the API server. Known pods are served, and requests of unknown pods are held and then refused. hostNetwork
+/// pods without a role are not intercepted. All this also holds if the agent restarts meanwhile.
 pub fn away(cluster: &Cluster) {
     cluster.permit(".*");
     let known = cluster.pod("known", json!({ ROLE: "known" }), json!({}));
@@ -113,7 +114,7 @@ pub fn away(cluster: &Cluster) {
     with_role.until_role("host-role");
     assert!(known.has_credentials_of("known"));
     let of_node = node_asks().remove(0);
-    // What is known is written down a moment later.
+    // The agent writes the known pods to a file a moment later.
     std::thread::sleep(Duration::from_secs(1));
     let kubepods = kubepods();
     let stopped = Stopped::new("kube-apiserver");
@@ -130,7 +131,7 @@ pub fn away(cluster: &Cluster) {
         ],
     );
     assert_eq!(host.role(), of_node);
-    // A pod that the agent cannot know is held for as long as an answer may take, and then refused.
+    // The request of a pod that the agent cannot know is held for the maximum time of an answer, and then refused.
     let unknown = MadeByHand::new("5d9e3a52-8c0f-4f2e-9f0e-2f8c3c1f77aa", &known.netns, &kubepods);
     let held = Instant::now();
     assert!(only("status 503", &dial(&unknown.pod, &[])));

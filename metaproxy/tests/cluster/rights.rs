@@ -1,4 +1,4 @@
-//! What the agent may do, and what it says where it may not.
+//! Tests of the agent's permissions, and of its reports about missing ones.
 
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ fn named(rule: &Value) -> String {
     }
 }
 
-/// One permission of the chart's ClusterRole is taken away at a time: readiness names it.
+/// Removes one permission of the chart's ClusterRole at a time, and checks that the readiness report names it.
 pub fn missing(cluster: &Cluster) {
     let rules = rules_of_chart(cluster, &["--set", &format!("startupTaint={TAINT}")]);
     assert_eq!(rules.len(), 10, "{rules:?}");
@@ -43,7 +43,7 @@ pub fn missing(cluster: &Cluster) {
         assert_eq!(ready, is_spared, "{name}: {report}");
         drop(agent);
     }
-    // With all of them nothing is missing.
+    // With all permissions the report names none.
     let kubeconfig = kubeconfig_of(cluster, "with-all", &json!(rules));
     let (_agent, runtime_dir) = agent(cluster, "with-all", &kubeconfig, &["--startup-taint", TAINT]);
     within(Duration::from_secs(15), "an agent that lacks nothing", || {
@@ -58,7 +58,7 @@ fn is_tainted(cluster: &Cluster) -> bool {
     taints.iter().any(|taint| taint["key"] == TAINT)
 }
 
-/// There until pods are served, then gone; another taint stays.
+/// Checks that the startup taint stays until pods are served and is then removed, and that another taint stays.
 pub fn taint(cluster: &Cluster) {
     let other = "metaproxy.test/other";
     let put = |key: &str| {
@@ -73,7 +73,7 @@ pub fn taint(cluster: &Cluster) {
     put(TAINT);
     put(other);
     let rules = rules_of_chart(cluster, &["--set", &format!("startupTaint={TAINT}")]);
-    // Not without the permission.
+    // Without the permission the taint is not removed.
     let without: Vec<&Value> = rules.iter().filter(|rule| named(rule) != "patch nodes").collect();
     let kubeconfig = kubeconfig_of(cluster, "cannot-patch", &json!(without));
     let (unable, runtime_dir) = agent(cluster, "cannot-patch", &kubeconfig, &["--startup-taint", TAINT]);
@@ -82,7 +82,7 @@ pub fn taint(cluster: &Cluster) {
     });
     assert!(is_tainted(cluster));
     drop(unable);
-    // Not before pods are served: the pods' cgroup is not there.
+    // Before pods are served the taint is not removed. The pods' cgroup does not exist here.
     let kubeconfig = kubeconfig_of(cluster, "can-patch", &json!(rules));
     let (waiting, runtime_dir) = {
         let nowhere = metaproxy_lab::cgroup2_mount()

@@ -1,4 +1,4 @@
-//! A new instance beside the old one.
+//! Tests of a new agent beside the old one.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use serde_json::json;
 use crate::common::{outcomes, start_dial};
 use crate::kit::{Cluster, kubectl, within};
 
-/// With the few capabilities that it needs, a read-only root and seccomp.
+/// Runs the agent with only the capabilities that it needs, a read-only root file system and seccomp.
 pub fn hardened(cluster: &Cluster) {
     cluster.permit(".*");
     let pod = cluster.pod(
@@ -18,7 +18,7 @@ pub fn hardened(cluster: &Cluster) {
     let flags = ["--set", "fullnameOverride=metaproxy-second,hardened=true"];
     cluster.apply_chart("second", &flags);
     cluster.wait_for_agent("second");
-    // Without the other one it is this one that serves.
+    // The other agent is removed, so that this one serves.
     remove("metaproxy");
     pod.until_role("hardened");
     assert!(pod.has_credentials_of("hardened"));
@@ -33,8 +33,9 @@ pub fn hardened(cluster: &Cluster) {
     remove("second");
 }
 
-/// Deletes a release's DaemonSet, and waits until its pods are gone. The agent ends within a second; that the pod goes
-/// from the API takes the kubelet up to a minute more, when it finds a container gone that it was about to stop.
+/// Deletes a release's DaemonSet, and waits until its pods are gone. The agent ends within a second. The kubelet may
+/// need up to a minute more to remove the pod from the API, if a container has already ended when the kubelet stops
+/// it.
 pub fn remove(release: &str) {
     let selector = format!("app.kubernetes.io/instance={release}");
     kubectl(&[
@@ -61,7 +62,7 @@ pub fn remove(release: &str) {
     });
 }
 
-/// As an update that surges does it, both ways, while a pod asks all the time.
+/// Replaces one agent by another and back, as an update with a surge does, while a pod sends requests all the time.
 pub fn surge(cluster: &Cluster) {
     cluster.permit(".*");
     let pod = cluster.pod("asking", json!({ "iam.amazonaws.com/role": "steady" }), json!({}));

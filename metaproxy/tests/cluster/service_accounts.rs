@@ -1,4 +1,4 @@
-//! Roles of service accounts, with tokens of the real API server.
+//! Tests of service accounts' roles, with tokens from the real API server.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -32,7 +32,7 @@ fn calls_for(cluster: &Cluster, role: &str) -> Vec<Call> {
         .collect()
 }
 
-/// What STS is shown: audience, subject, the pod, and nothing of the node's.
+/// Checks what STS gets: a token with the right audience, subject and pod, and no credentials of the node.
 pub fn roles(cluster: &Cluster) {
     cluster.permit(".*");
     account(
@@ -69,7 +69,7 @@ pub fn roles(cluster: &Cluster) {
         "system:serviceaccount:metaproxy-test:web"
     );
 
-    // Another audience, asked for by annotation.
+    // An annotation requests another audience.
     account(
         "other",
         json!({
@@ -86,7 +86,7 @@ pub fn roles(cluster: &Cluster) {
     );
 }
 
-/// A pod whose service account lost the annotation gets nothing.
+/// Checks that a pod gets nothing after its service account has lost the annotation.
 pub fn without_the_annotation(cluster: &Cluster) {
     cluster.permit(".*");
     account(

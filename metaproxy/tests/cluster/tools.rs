@@ -1,4 +1,4 @@
-//! helm, kubectl, the image, and the node's processes.
+//! Helpers for helm, kubectl, the image, and the node's processes.
 
 use std::fs;
 use std::io::Write as _;
@@ -22,7 +22,7 @@ pub fn tool(name: &str) -> PathBuf {
     path
 }
 
-/// Name and tag of the image under test.
+/// Returns name and tag of the image under test.
 pub fn image() -> (String, String) {
     let name = std::env::var_os("METAPROXY_TEST_IMAGE").expect("METAPROXY_TEST_IMAGE");
     let name = name.to_string_lossy();
@@ -30,7 +30,7 @@ pub fn image() -> (String, String) {
     (name.to_owned(), tag.to_owned())
 }
 
-/// Into the node's containerd, as `ctr` sees it from where the kubelet runs; or by a command of one's own.
+/// Imports the image into the node's containerd with `ctr` in the kubelet's namespaces, or with a given command.
 pub fn load_image() {
     let Some(archive) = std::env::var_os("METAPROXY_TEST_ARCHIVE") else {
         return;
@@ -131,7 +131,7 @@ pub fn apply(manifests: &str) {
     );
 }
 
-/// Tries until it holds.
+/// Waits up to `limit` until a condition holds.
 pub fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {

@@ -1,5 +1,5 @@
-//! Pods from an API server that fails on request, with the real programs and pods of the lab.
-//! `cargo xtask test --cluster` has the real one.
+//! Tests with a fake API server that fails on request, and with the real programs and pods of the lab.
+//! `cargo xtask test --cluster` uses a real API server.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use metaproxy_lab::pod::Pod;
 use serde_json::{Value, json};
 
 #[test]
-fn pods_come_and_change_and_go_and_only_those_of_this_node_are_asked_for() {
+fn pods_are_added_changed_and_removed_and_only_those_of_this_node_are_requested() {
     let Some(cluster) = cluster() else { return };
     let a = cluster.with_role("a", "role-a");
     let _agent = cluster.agent(&[]);
@@ -45,7 +45,7 @@ fn pods_come_and_change_and_go_and_only_those_of_this_node_are_asked_for() {
     );
 }
 
-/// The annotations of a mirror pod may be written by anyone who may create pods; its status may not.
+/// Any user with the right to create pods can write the annotations of a mirror pod, but not its status.
 #[test]
 fn a_forged_mirror_pod_neither_denies_a_static_pod_its_role_nor_gives_it_another() {
     const HASH: &str = "0123456789abcdef0123456789abcdef";
@@ -79,7 +79,7 @@ fn a_forged_mirror_pod_neither_denies_a_static_pod_its_role_nor_gives_it_another
         json!({ "phase": "Running", "startTime": "2026-01-01T00:00:00Z" }),
     );
     eventually("its own role", || has(&of_hash, "role-a"));
-    // A later change is seen through the same watch, so what was put before it has been seen.
+    // The watch delivers changes in order. When a later change has an effect, the earlier one has been seen.
     mirror("forged", "another-of-thief", json!({ "phase": "Pending" }));
     let last = cluster.with_role("last", "role-b");
     eventually("the change", || has(&last, "role-b"));
@@ -88,7 +88,7 @@ fn a_forged_mirror_pod_neither_denies_a_static_pod_its_role_nor_gives_it_another
 }
 
 #[test]
-fn a_request_of_a_pod_that_is_not_known_yet_is_answered_as_soon_as_it_is() {
+fn a_request_of_an_unknown_pod_is_answered_as_soon_as_the_pod_is_known() {
     let Some(cluster) = cluster() else { return };
     let _agent = cluster.agent(&[]);
     let a = cluster.pod("a");
@@ -99,7 +99,7 @@ fn a_request_of_a_pod_that_is_not_known_yet_is_answered_as_soon_as_it_is() {
 }
 
 #[test]
-fn sessions_are_there_before_the_pod_asks_and_finished_pods_have_none() {
+fn sessions_are_obtained_before_the_first_request_but_not_for_finished_pods() {
     let Some(cluster) = cluster() else { return };
     let done = cluster.pod("done");
     cluster.api.put(
@@ -128,12 +128,12 @@ fn sessions_are_there_before_the_pod_asks_and_finished_pods_have_none() {
             .iter()
             .any(|call| call.role.ends_with("/role-done"))
     );
-    // Whatever its phase says: a process that still runs is served.
+    // A process that still runs is served, whatever the pod's phase is.
     assert!(document_is_good(&done, "role-done"));
 }
 
 #[test]
-fn what_the_agent_may_not_do_is_named_until_it_may() {
+fn missing_permissions_are_reported_until_they_are_granted() {
     let Some(cluster) = cluster() else { return };
     let denied = |names: &[&str]| Behaviour {
         denied: names.iter().map(|name| (*name).to_owned()).collect(),
@@ -159,9 +159,10 @@ fn what_the_agent_may_not_do_is_named_until_it_may() {
     assert!(cluster.report().0, "pods are served: {}", cluster.report().1);
 }
 
-/// RBAC and admission may change while an agent runs: it asks anew, and tries a token without having one made.
+/// RBAC and admission may change while an agent runs. The agent checks its permissions again, and tries a token with
+/// a dry run, which makes none.
 #[test]
-fn a_right_that_is_taken_away_is_missed_and_a_token_that_admission_refuses_too() {
+fn a_revoked_permission_and_a_token_that_admission_refuses_are_reported() {
     let Some(cluster) = cluster() else { return };
     let a = cluster.with_role("a", "role-a");
     let _agent = cluster.agent(&["--web-identity", "on"]);
@@ -169,7 +170,7 @@ fn a_right_that_is_taken_away_is_missed_and_a_token_that_admission_refuses_too()
     eventually("everything is allowed", || cluster.reports("[+]permissions ok"));
     let behaves = |behaviour: Behaviour, report: &str| {
         cluster.api.behave(behaviour);
-        // A watch that breaks is a reason to look.
+        // A watch that breaks causes a check of the permissions.
         cluster.api.forget(Some(410));
         eventually_within(Duration::from_secs(15), report, || cluster.reports(report));
     };
@@ -197,7 +198,7 @@ fn a_right_that_is_taken_away_is_missed_and_a_token_that_admission_refuses_too()
 }
 
 #[test]
-fn a_service_accounts_role_is_had_with_its_token_which_nobody_sees() {
+fn a_service_accounts_role_is_assumed_with_its_token_which_is_neither_logged_nor_stored() {
     let Some(cluster) = cluster() else { return };
     let account = |annotations: Value| {
         cluster.api.put(
@@ -263,9 +264,9 @@ fn a_service_accounts_role_is_had_with_its_token_which_nobody_sees() {
     eventually("none", || has(&a, "status 404"));
 }
 
-/// helm makes the policy after the right, and the API server takes a second to act by it.
+/// helm creates the policy after the RBAC rules, and the API server needs a second to apply it.
 #[test]
-fn no_token_is_made_before_a_policy_that_is_required_is_seen_to_limit_them() {
+fn no_token_is_created_before_the_required_policy_limits_audiences() {
     let Some(cluster) = cluster() else { return };
     let role = json!({ "eks.amazonaws.com/role-arn": "arn:aws:iam::123456789012:role/of-account" });
     cluster.api.put(
@@ -298,7 +299,7 @@ fn no_token_is_made_before_a_policy_that_is_required_is_seen_to_limit_them() {
 }
 
 #[test]
-fn a_refusal_is_told_to_the_pods_owner_once() {
+fn a_refusal_is_reported_to_the_pods_owner_once() {
     let Some(cluster) = cluster() else { return };
     let a = cluster.with_role("a", "not a role");
     let agent = cluster.agent(&[]);
@@ -306,13 +307,14 @@ fn a_refusal_is_told_to_the_pods_owner_once() {
     for _ in 0..20 {
         document(&a, "notarole");
     }
-    // Something else about it changes, and the decision is made again.
+    // Another annotation of the pod changes, so the decision is made again.
     cluster.put(
         "a",
         &a,
         json!({ ROLE: "not a role", "iam.amazonaws.com/external-id": "id-1" }),
     );
-    // Events are sent one after the other, and that of a later change comes behind whatever this one has caused.
+    // Events are sent one after the other. The event of a later change comes after all events that this change has
+    // caused.
     let later = cluster.with_role("later", "no role either");
     let of = |pod: &Pod| -> Vec<Value> {
         let events = cluster.api.posted("/events").into_iter();
@@ -331,7 +333,7 @@ fn a_refusal_is_told_to_the_pods_owner_once() {
     );
     let message = document(&a, "notarole").json()["Message"].clone();
     assert_eq!(event["note"], message, "the same sentence");
-    // STS's refusals too.
+    // A refusal by STS is reported in the same way.
     cluster.node.sts.behave(metaproxy_lab::sts::Behaviour {
         denies: Some("denied"),
         ..metaproxy_lab::sts::Behaviour::default()
@@ -341,7 +343,7 @@ fn a_refusal_is_told_to_the_pods_owner_once() {
         document(&a, "denied").json()["Code"] == "AssumeRoleUnauthorizedAccess"
     });
     eventually("another event", || of(&a).len() == 2);
-    // Nor by an agent that starts again: it asks, and the API server has them.
+    // A restarted agent reports no event again, because it finds the old events in the API server.
     cluster.api.delete("pods", "apps", "later");
     drop(agent);
     let asked = || {
@@ -360,9 +362,10 @@ fn a_refusal_is_told_to_the_pods_owner_once() {
     assert_eq!(of(&a).len(), 2);
 }
 
-/// Karpenter registers a node with its startup taints, and can put one back that was removed before it had.
+/// Karpenter registers a node with its startup taints. If a taint was removed before that, Karpenter can add it
+/// again.
 #[test]
-fn a_startup_taint_that_is_put_back_is_removed_again() {
+fn a_startup_taint_that_is_added_again_is_removed_again() {
     let Some(cluster) = cluster() else { return };
     let taint = |key: &str| json!({ "key": key, "effect": "NoSchedule" });
     let tainted =
@@ -377,7 +380,7 @@ fn a_startup_taint_that_is_put_back_is_removed_again() {
         cluster.api.put("nodes", tainted());
     }
     agent.wait_for_nth("removed the startup taint", 4).unwrap();
-    // A node that stays free of it is not written to.
+    // A node without the taint is not patched.
     let patches = cluster.api.posted("/nodes/node1").len();
     let reads = || {
         let requests = cluster.api.requests();
@@ -392,7 +395,7 @@ fn a_startup_taint_that_is_put_back_is_removed_again() {
 }
 
 #[test]
-fn a_watch_that_is_back_is_said_to_be() {
+fn a_watch_that_works_again_is_reported() {
     let Some(mut cluster) = cluster() else { return };
     let a = cluster.with_role("a", "role-a");
     let agent = cluster.agent(&[]);
@@ -404,7 +407,7 @@ fn a_watch_that_is_back_is_said_to_be() {
         .unwrap();
     cluster.api.come_back().unwrap();
     agent.wait_for("watching pods works again").unwrap();
-    // Also if it is a change that tells so.
+    // The recovery is also reported if the first event after it is a change of a pod.
     cluster.api.behave(Behaviour {
         watches: Some(500),
         ..Behaviour::default()
@@ -420,7 +423,7 @@ fn a_watch_that_is_back_is_said_to_be() {
 }
 
 #[test]
-fn the_startup_taint_goes_when_pods_are_served_and_others_stay() {
+fn only_the_startup_taint_is_removed_and_only_once_pods_are_served() {
     let Some(cluster) = cluster() else { return };
     let taint = |key: &str| json!({ "key": key, "effect": "NoSchedule" });
     cluster.api.put(
@@ -433,7 +436,7 @@ fn the_startup_taint_goes_when_pods_are_served_and_others_stay() {
     });
     let agent = Agent::spawn(&cluster.node.lab, &cluster.spec(&["--startup-taint", TAINT])).unwrap();
     agent.wait_for("attached to the pods' cgroup").unwrap();
-    // It has tried again after all that it does at its start.
+    // Two more attempts show that everything that the agent does at its start is done.
     let lists = || {
         let requests = cluster.api.requests();
         requests
@@ -462,9 +465,9 @@ fn the_startup_taint_goes_when_pods_are_served_and_others_stay() {
     eventually("a report", || cluster.reports("[+]startup-taint ok"));
 }
 
-/// deploy/docs/install.md names what may be removed with it.
+/// deploy/docs/install.md names the files that may be removed with metaproxy.
 #[test]
-fn what_stays_in_the_runtime_directory_is_what_the_guide_names() {
+fn the_files_that_stay_in_the_runtime_directory_are_those_that_the_guide_names() {
     let Some(cluster) = cluster() else { return };
     let a = cluster.with_role("a", "role-a");
     let mut guard = cluster.node.closed_guard();
@@ -490,7 +493,7 @@ fn what_stays_in_the_runtime_directory_is_what_the_guide_names() {
 }
 
 #[test]
-fn objects_that_make_no_sense_are_left_out_and_nobody_else_is_affected() {
+fn invalid_objects_are_ignored_and_other_pods_are_not_affected() {
     let Some(cluster) = cluster() else { return };
     let a = cluster.with_role("a", "role-a");
     cluster.api.put("pods", json!({ "metadata": { "name": "no-uid", "namespace": "apps" }, "spec": { "nodeName": NODE, "containers": [] } }));

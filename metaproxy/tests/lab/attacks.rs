@@ -1,7 +1,7 @@
-//! Attacks on the identification of callers, each by a real program within a pod. While it takes place, and after it,
-//! every other pod is served as itself.
+//! Attacks on the identification of callers, each by a real program within a pod. During and after an attack, every
+//! other pod gets its own role.
 //!
-//! `METAPROXY_TEST_REQUESTS` sets the victims' requests under each attack: 200,000, say.
+//! `METAPROXY_TEST_REQUESTS` sets the number of the victims' requests during each attack, such as 200000.
 
 use crate::common::attackers::{
     Attacker, assert_all_served, assert_nothing_is_left, requests, scaled, unlimited_agent,
@@ -49,7 +49,8 @@ impl Scene {
             .to_string()
     }
 
-    /// Once the attack has come to a value of its counter, nothing of others may have changed.
+    /// Asserts that other pods get their own roles before, during and after an attack. The requests during the attack
+    /// begin when `counter` has reached `value`.
     fn assert_harmless(mut self, words: &[&str], counter: &str, value: usize) {
         let victims = [(&self.victim, "role-victim"), (&self.neighbour, "role-neighbour")];
         assert_all_served(&victims, 20, "before the attack");
@@ -64,8 +65,8 @@ impl Scene {
     }
 }
 
-/// A pod with the capabilities that containers have by default: its sockets are bound to `lo`, and it sends the
-/// listener's answer to them by a raw socket.
+/// The attacker has the capabilities that containers have by default. Its sockets are bound to `lo`, and it sends the
+/// listener's answers to them through a raw socket.
 #[rstest]
 #[case::held("70000")]
 #[case::closed_and_made_anew("100")]
@@ -84,7 +85,7 @@ fn connections_that_a_pod_answers_by_a_raw_socket_change_nothing_for_others(#[ca
     scene.assert_harmless(&words, "established", 70_000);
 }
 
-/// A pod without any capability: in a user namespace of its own it puts the listener's address on `lo`.
+/// The attacker has no capability. In a user namespace of its own it assigns the listener's address to `lo`.
 #[rstest]
 #[case::held_v4(true, "10000", "20000")]
 #[case::closed_and_made_anew_v4(true, "10", "20000")]
@@ -110,8 +111,8 @@ fn connections_that_a_pod_without_capabilities_answers_in_a_namespace_of_its_own
     scene.assert_harmless(&words, "established", 10_000);
 }
 
-/// The victim's own addresses and ports, on connections that never leave the thief's namespace: held, or closed and
-/// made anew in turns with the victim's.
+/// The thief uses the victim's addresses and ports on connections that never leave the thief's namespace. It holds
+/// them, or closes and reopens them alternately with the victim's connections.
 #[rstest]
 #[case::all_ports_held("25000", "25000", 25_000)]
 #[case::few_ports_closed_and_made_anew("64", "16", 10_000)]
@@ -139,8 +140,8 @@ fn a_victim_whose_address_and_ports_a_pod_without_capabilities_uses_is_served_as
     scene.assert_harmless(&words, "established", established);
 }
 
-/// A twin has the victim's address on its own interface, is root in its namespace, and answers itself there. No known
-/// address stands in between: the manifests name none.
+/// The thief has the victim's address on its own interface, is root in its namespace, and answers its own connections
+/// there. In the case `podips_unknown` the manifests name no address, so no check of addresses protects the victim.
 #[rstest]
 #[case::podips_known(true)]
 #[case::podips_unknown(false)]
@@ -182,9 +183,9 @@ fn a_victim_is_never_served_the_session_of_a_thief_with_the_same_address(#[case]
     assert_nothing_is_left(&node, &mut agent, &victims);
 }
 
-/// The thief connects for real, from the victim's address and ports, so that its SYNs and the victim's meet at the
-/// listener; the answers go to the victim. TCP itself makes the two wait for each other: some of the victim's
-/// connections fail, and none is served as another pod's.
+/// The thief connects to the listener from the victim's address and ports, so that SYNs of both meet at the listener.
+/// The answers go to the victim. TCP makes the two wait for each other: some of the victim's connections fail, and
+/// none gets another pod's role.
 #[test]
 fn a_victim_whose_syns_meet_those_of_a_thief_with_the_same_address_is_never_served_as_it() {
     let Some(node) = node() else { return };

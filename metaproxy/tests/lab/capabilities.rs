@@ -1,4 +1,4 @@
-//! The agent without the rest of root's power, as the chart's `hardened` form runs it.
+//! Agent and guard with only the capabilities that the chart's `hardened` form gives them.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
@@ -8,10 +8,10 @@ use crate::common::{Node, UNREACHABLE, agent_binary, counts, dial, node};
 use metaproxy_lab::agent::{Agent, AgentSpec};
 use metaproxy_lab::pod::PodSpec;
 
-/// What the chart's `hardened` form has.
+/// The capabilities in the chart's `hardened` form.
 const CAPABILITIES: [&str; 4] = ["bpf", "perfmon", "net_admin", "dac_read_search"];
 
-/// The binary, with no more than these.
+/// Returns a script that runs the binary with only these capabilities.
 fn with_capabilities(node: &Node, capabilities: &[&str]) -> PathBuf {
     let script = node.lab.dir().join("with-capabilities");
     let list: String = capabilities.iter().map(|name| format!(",+{name}")).collect();
@@ -25,7 +25,7 @@ fn with_capabilities(node: &Node, capabilities: &[&str]) -> PathBuf {
 }
 
 #[test]
-fn a_guard_needs_three_of_them_and_none_can_be_spared() {
+fn a_guard_needs_exactly_three_of_the_capabilities() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let needed = &CAPABILITIES[..3];

@@ -1,5 +1,5 @@
-//! Real clients in pods, with no configuration but region and endpoints, against a real STS and S3 (moto) that enforce
-//! IAM. The node's credentials come from its metadata service, never from the environment.
+//! Real clients in pods, configured with region and endpoints only. moto is STS and S3, and enforces IAM. The node's
+//! credentials come from its metadata service, never from the environment.
 
 use std::path::PathBuf;
 
@@ -16,7 +16,7 @@ fn boto3(pod: &Pod, lab: &Lab) -> Value {
     json_of(in_pod(pod, lab, "python3").arg(script("pod.py")))
 }
 
-/// What the AWS CLI prints: its standard output, or else its last line of complaint.
+/// Runs the AWS CLI in a pod. Returns its standard output, or its standard error if it failed.
 fn aws(pod: &Pod, lab: &Lab, words: &[&str]) -> String {
     let output = in_pod(pod, lab, "aws")
         .args(words)
@@ -44,7 +44,7 @@ fn each_pod_gets_its_own_role_and_no_other(#[case] inside: bool) {
         .pod(PodSpec::with_role("b", "arn:aws:iam::123456789012:role/role-b"))
         .unwrap();
     let c = lab.pod(PodSpec::without_role("c")).unwrap();
-    // As a DaemonSet: a hostNetwork pod, in a cgroup of the pods'.
+    // As a DaemonSet's pod, the agent is a hostNetwork pod in a cgroup below the pods' cgroup.
     let own = lab
         .pod(PodSpec {
             host_network: true,
@@ -104,7 +104,7 @@ fn each_pod_gets_its_own_role_and_no_other(#[case] inside: bool) {
     assert!(list(&b, "bucket-a").contains("AccessDenied"));
     assert!(who(&c).contains("Unable to locate credentials"), "{}", who(&c));
 
-    // The annotation taken away, and put back.
+    // The annotation is removed, and added again.
     a.write_manifest(&[]).unwrap();
     eventually("the role is gone", || boto3(&a, &lab)["identity"] == nothing);
     a.write_manifest(&[("iam.amazonaws.com/role".to_owned(), "role-a".to_owned())])
@@ -119,7 +119,7 @@ fn each_pod_gets_its_own_role_and_no_other(#[case] inside: bool) {
         "the agent had the node's credentials from here"
     );
 
-    // The log holds nothing secret, although everything was logged.
+    // The log contains no secret, even at level trace.
     let document = dial(
         &a,
         &["--path", "/latest/meta-data/iam/security-credentials/role-a"],
@@ -136,7 +136,8 @@ fn each_pod_gets_its_own_role_and_no_other(#[case] inside: bool) {
     }
 }
 
-/// It takes session tokens of at most 64 characters (aws-c-auth), and gives up where one is longer.
+/// The AWS Common Runtime accepts session tokens of at most 64 characters (aws-c-auth), and fails if a token is
+/// longer.
 #[test]
 fn the_common_runtime_of_aws_gets_its_pods_role() {
     let Some(node) = node() else { return };
@@ -150,7 +151,7 @@ fn the_common_runtime_of_aws_gets_its_pods_role() {
     assert!(without.starts_with("AWS_"), "an error of it: {without}");
 }
 
-/// STS behind TLS and a proxy (`clients/tls_sts.py`), whose certificates are in the file.
+/// Starts an STS behind TLS and a proxy (`clients/tls_sts.py`). Returns the server and the path of its CA bundle.
 fn corporate_network(lab: &Lab) -> (Server, PathBuf) {
     let mut command = command_in(&venv("python3"), None, lab.aws().file()).unwrap();
     let server = command
@@ -171,10 +172,10 @@ fn environment(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
         .collect()
 }
 
-/// Endpoints are the SDK's own doing, and none is listed here but in this test: by region, partition, and the SDK's
-/// settings for FIPS and dual-stack.
+/// The SDK chooses the endpoint by region, partition, and its settings for FIPS and dual-stack. This project lists
+/// endpoints in this test only.
 #[test]
-fn sts_is_asked_at_the_endpoint_of_its_region_and_partition() {
+fn sts_is_called_at_the_endpoint_of_its_region_and_partition() {
     let Some(lab) = lab() else { return };
     let keys = ("AKIANODE".to_owned(), "secret".to_owned(), "token".to_owned());
     let _imds = FakeImds::start(lab.aws(), keys).unwrap();
@@ -200,7 +201,7 @@ fn sts_is_asked_at_the_endpoint_of_its_region_and_partition() {
             &[("AWS_ENDPOINT_URL_STS", "https://sts.example.com")],
             "sts.example.com",
         ),
-        // Of the environment; and the flag comes before it.
+        // Without the flag, the region comes from the environment.
         (
             "",
             &[("AWS_REGION", "ap-southeast-2")],
@@ -236,7 +237,7 @@ fn sts_is_asked_at_the_endpoint_of_its_region_and_partition() {
 }
 
 #[test]
-fn sts_is_reached_through_a_proxy_and_by_a_private_ca_and_the_metadata_service_is_not() {
+fn sts_is_called_through_a_proxy_with_a_private_ca_and_the_metadata_service_directly() {
     let Some(lab) = lab() else { return };
     let keys = ("AKIANODE".to_owned(), "secret".to_owned(), "token".to_owned());
     let imds = FakeImds::start(lab.aws(), keys).unwrap();
@@ -270,7 +271,7 @@ fn sts_is_reached_through_a_proxy_and_by_a_private_ca_and_the_metadata_service_i
         );
         assert!(!imds.seen().is_empty());
     }
-    // Without the bundle the CA is not trusted, and there is no session.
+    // Without the bundle the agent does not trust the CA, and there is no session.
     let distrusting = environment
         .into_iter()
         .filter(|(name, _)| name != "AWS_CA_BUNDLE")
@@ -287,9 +288,10 @@ fn sts_is_reached_through_a_proxy_and_by_a_private_ca_and_the_metadata_service_i
     assert_eq!(dial(&a, &path), counts([("status 503", 1)]));
 }
 
-/// kubectl's way into EKS: a token is a presigned call to STS, which tells the cluster who it is.
+/// kubectl authenticates to EKS with a token that is a presigned call to STS. The answer to the call tells the
+/// cluster the caller's identity.
 #[test]
-fn a_token_for_eks_that_a_pod_makes_says_that_it_is_the_pods_role() {
+fn a_token_for_eks_from_a_pod_identifies_the_pods_role() {
     use base64::Engine as _;
     use base64::engine::general_purpose::URL_SAFE_NO_PAD;
     let Some(lab) = lab() else { return };
@@ -298,7 +300,7 @@ fn a_token_for_eks_that_a_pod_makes_says_that_it_is_the_pods_role() {
     let a = lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let _agent = Agent::start(&lab, &AgentSpec::new(agent_binary(), MOTO)).unwrap();
     let words = ["eks", "get-token", "--cluster-name", "lab"];
-    // A presigned call is sent by the cluster, to the real address.
+    // The cluster sends the presigned call, so its URL must have the real address of STS.
     let credential: Value = json_of(in_pod(&a, &lab, "aws").args(words).env_remove("AWS_ENDPOINT_URL"));
     let token = credential["status"]["token"].as_str().unwrap();
     let url = URL_SAFE_NO_PAD
@@ -309,7 +311,8 @@ fn a_token_for_eks_that_a_pod_makes_says_that_it_is_the_pods_role() {
         url.contains("Action=GetCallerIdentity") && url.contains("x-k8s-aws-id"),
         "{url}"
     );
-    // The cluster's side: not in the pod. moto can tell who signed such a URL, but not enforce policies on it.
+    // The cluster sends the call, so it is not sent from the pod. moto knows who signed such a URL, but cannot
+    // enforce policies on it.
     let curl = |words: &[&str]| {
         let mut command = command_in("curl".as_ref(), None, lab.aws().file()).unwrap();
         command
@@ -327,7 +330,7 @@ fn a_token_for_eks_that_a_pod_makes_says_that_it_is_the_pods_role() {
         &unenforced,
     ]);
     let url = url.replace("https://sts.us-east-1.amazonaws.com", MOTO);
-    // moto reads the service from a header only, so the credential is there too.
+    // moto reads the service from a header only, so the credential is in a header too.
     let field = |name: &str| {
         url.split(['?', '&'])
             .find_map(|pair| pair.strip_prefix(name))

@@ -1,4 +1,4 @@
-//! Agents and guards beside each other, also of other builds, and beside programs of other software.
+//! Agents and guards beside each other, beside those of other builds, and beside eBPF programs of other software.
 
 use crate::common::identity::{REFUSED, assert_only};
 use crate::common::{
@@ -14,7 +14,7 @@ use metaproxy_lab::{bpf, leftovers};
 use nix::sys::signal::Signal;
 
 #[test]
-fn it_stands_first_in_the_chain_of_an_uplink() {
+fn the_guards_program_is_first_in_the_chain_of_an_uplink() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let recorder = Recorder::start(node.lab.aws()).unwrap();
@@ -39,7 +39,7 @@ fn it_stands_first_in_the_chain_of_an_uplink() {
 }
 
 #[test]
-fn programs_that_somebody_else_detaches_are_missed_and_attached_again() {
+fn programs_that_another_process_detaches_are_reported_and_attached_again() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let agent = Agent::start(
@@ -69,7 +69,7 @@ fn programs_that_somebody_else_detaches_are_missed_and_attached_again() {
     .enumerate()
     {
         let of_guard = name.contains("guard") || name.contains("uplink");
-        // The same for kernels before 6.15.
+        // The program's name with the suffix 66 is for kernels before 6.15.
         let older = format!("{name}66");
         assert_eq!(
             detach_links_of(&node.lab, name).unwrap() + detach_links_of(&node.lab, &older).unwrap(),
@@ -97,7 +97,7 @@ fn programs_that_somebody_else_detaches_are_missed_and_attached_again() {
 }
 
 #[test]
-fn a_program_that_wants_to_be_alone_is_named_as_the_obstacle() {
+fn a_program_that_allows_no_other_is_named_in_the_error() {
     let Some(node) = node() else { return };
     for cgroup in [node.lab.kubepods(), node.lab.cgroup()] {
         let _alone = ConnectProgram::attach(&cgroup, AttachMode::Exclusive).unwrap();
@@ -116,9 +116,10 @@ fn a_program_that_wants_to_be_alone_is_named_as_the_obstacle() {
     }
 }
 
-/// As Cilium attaches its own, at the root of the tree, before or after.
+/// The other program is attached as Cilium attaches its own: at the root of the cgroup tree, before or after the
+/// agent's.
 #[test]
-fn programs_that_allow_others_are_stood_beside() {
+fn the_agent_runs_beside_programs_that_allow_others() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let before = ConnectProgram::attach(&node.lab.cgroup(), AttachMode::Multi).unwrap();
@@ -131,10 +132,10 @@ fn programs_that_allow_others_are_stood_beside() {
     assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
 }
 
-/// Two agents and two guards attached in every order and ended from either end. One of each is of another build where
+/// Two agents and two guards start in every order, and end from either end of it. One of each is of another build if
 /// `cargo xtask test --previous BINARY` names one.
 #[test]
-fn agents_and_guards_of_two_builds_stand_beside_each_other_in_every_order() {
+fn agents_and_guards_of_two_builds_run_beside_each_other_in_every_order() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let previous = std::env::var_os("METAPROXY_TEST_PREVIOUS")
@@ -164,7 +165,7 @@ fn agents_and_guards_of_two_builds_stand_beside_each_other_in_every_order() {
             running.push((is_agent, process));
             check(&running, &a, &order);
         }
-        // The oldest first in one half of the orders, the youngest first in the other.
+        // The oldest process is killed first in one half of the orders, the newest first in the other half.
         while !running.is_empty() {
             let index = if orders % 2 == 0 { 0 } else { running.len() - 1 };
             let (_, mut process) = running.remove(index);
@@ -205,11 +206,11 @@ fn permutations(items: &[usize]) -> Vec<Vec<usize>> {
     all
 }
 
-/// 1 is the contract of agents that filed callers under their 4-tuple; the other is one of the future.
+/// Contract 1 is that of agents that stored callers by their 4-tuple. Contract 99 stands for a future one.
 #[rstest::rstest]
 #[case(1, "0.1.0")]
 #[case(99, "7.0.0")]
-fn a_process_of_another_contract_is_named_and_takes_its_place_once_it_is_gone(
+fn an_agent_or_guard_names_a_process_of_another_contract_and_starts_once_it_has_ended(
     #[case] contract: u32,
     #[case] version: &str,
 ) {
@@ -237,7 +238,7 @@ fn a_process_of_another_contract_is_named_and_takes_its_place_once_it_is_gone(
     assert_eq!(dial(&pod, &[]), counts([("role-a", 1)]));
 }
 
-/// Programs of the pod's own cgroup run before ours, those above the pods' cgroup behind it.
+/// A program at the pod's own cgroup runs before ours. A program above the pods' cgroup runs after ours.
 #[rstest::rstest]
 #[case::a_small_option_before_ours(SockOpsAction::TakeRoom(4), true, None)]
 #[case::a_small_option_behind_ours(SockOpsAction::TakeRoom(4), false, None)]
@@ -245,7 +246,7 @@ fn a_process_of_another_contract_is_named_and_takes_its_place_once_it_is_gone(
 #[case::a_large_option_behind_ours(SockOpsAction::TakeRoom(16), false, None)]
 #[case::flags_cleared_before_ours(SockOpsAction::ClearFlags, true, None)]
 #[case::flags_cleared_behind_ours(SockOpsAction::ClearFlags, false, Some("no_option"))]
-fn beside_another_program_of_connections_a_pod_is_served_as_itself_or_refused_by_name(
+fn beside_another_sock_ops_program_a_pod_gets_its_own_role_or_a_reported_refusal(
     #[case] action: SockOpsAction,
     #[case] is_before: bool,
     #[case] refused: Option<&str>,
@@ -266,7 +267,7 @@ fn beside_another_program_of_connections_a_pod_is_served_as_itself_or_refused_by
         Some(kind) => {
             assert_only(&got, &REFUSED, "beside it");
             let line = agent.wait_for(&format!("kind=\"{kind}\"")).unwrap();
-            // Only the client's programs can tell the pod of a connection that carries no caller.
+            // For a connection without the caller's option, only the program at the client's side knows the pod.
             assert_eq!(line.contains("pod apps/a"), kind == "no_room", "{line}");
         }
     }

@@ -1,4 +1,4 @@
-//! Commands for operators, explain and status, and the status page, all of an agent that serves pods.
+//! The commands `explain` and `status`, and the status page, with an agent that serves pods.
 
 use std::process::Output;
 
@@ -31,7 +31,7 @@ fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-/// The audit log, of an agent that logs for machines.
+/// Returns the audit log of an agent that logs in JSON.
 fn audited(agent: &Agent) -> Vec<Value> {
     let said = agent.logged();
     let lines = said
@@ -43,7 +43,7 @@ fn audited(agent: &Agent) -> Vec<Value> {
 }
 
 #[test]
-fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
+fn explain_shows_the_answers_to_pods_and_status_shows_the_agents_state() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let _without = node.lab.pod(PodSpec::without_role("without")).unwrap();
@@ -155,7 +155,7 @@ fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
         html.contains("<td>apps/malformed</td><td class=\"bad\">refused</td>"),
         "{html}"
     );
-    // Whoever may open the port is not given a pod's answers.
+    // The admin port, which other hosts may reach, does not show a pod's answers.
     assert!(node.asked_at_port("/explain/apps/a").starts_with("HTTP/1.1 404"));
     let metrics = node.asked_at_port("/metrics");
     for line in [
@@ -199,7 +199,7 @@ fn an_agent_explains_what_its_pods_are_answered_and_shows_what_it_does() {
 }
 
 #[test]
-fn the_audit_log_has_a_switch_of_its_own() {
+fn the_audit_log_is_independent_of_the_log_level() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let agent = |flags: &[&str]| {
@@ -224,7 +224,7 @@ fn the_audit_log_has_a_switch_of_its_own() {
 }
 
 #[test]
-fn pods_and_their_roles_are_shown_to_the_node_alone_whatever_the_port_is_open_to() {
+fn pods_and_their_roles_are_shown_on_the_node_only_even_if_the_admin_port_is_open_to_others() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let flags = ["--admin-address", "0.0.0.0:16925"];
@@ -251,7 +251,7 @@ fn pods_and_their_roles_are_shown_to_the_node_alone_whatever_the_port_is_open_to
 }
 
 #[test]
-fn what_sts_said_last_is_told() {
+fn explain_and_status_show_the_last_refusal_of_sts() {
     let Some(node) = node() else { return };
     node.sts.behave(Behaviour {
         denies: Some("role-a"),
@@ -278,7 +278,7 @@ fn what_sts_said_last_is_told() {
     assert!(because.contains(line["lastError"].as_str().unwrap()), "{line}");
 }
 
-/// Saves the page as a browser shows it to this directory of the build, to be looked at.
+/// Saves a screenshot of the page to the build's temporary directory (`CARGO_TARGET_TMPDIR`), for inspection.
 #[test]
 fn a_browser_shows_the_page() {
     let Some(node) = node() else { return };
@@ -315,7 +315,7 @@ fn a_browser_shows_the_page() {
     for cells in [
         "<td>apps/api</td><td class=\"good\">granted</td><td class=\"role\"><code>arn:aws:iam::123456789012:role/orders-reader</code>",
         "<td>apps/worker</td><td class=\"good\">granted</td>",
-        // The content of an annotation is text in the browser's tree too.
+        // An annotation's content stays text in the browser's DOM, because it is escaped.
         "<td>apps/malformed</td><td class=\"bad\">refused</td><td class=\"role\"><code>–</code></td><td>–</td><td>pod \
          apps/malformed gets no role: annotation iam.amazonaws.com/role of the pod names the role \"no such &lt;b&gt;name&lt;/b&gt;\"",
         "<td><code>mp_connect4</code></td>",
@@ -334,8 +334,9 @@ fn a_browser_shows_the_page() {
     assert!(drawn > 20_000, "{drawn} bytes of picture");
 }
 
-/// The URLs that a page of the node made the browser ask for, by its own log of the network. What it asks on its own
-/// account (whether there is an update, say) is in there too, and belongs to no page of the node.
+/// Returns the URLs that a page of the node made the browser request, from the browser's network log. The log also
+/// contains the browser's own requests, such as a check for updates. These belong to no page of the node, and are
+/// left out.
 fn asked_for(log: &std::path::Path) -> Vec<String> {
     let log: Value = serde_json::from_str(&std::fs::read_to_string(log).unwrap()).unwrap();
     let kinds = &log["constants"]["logEventTypes"];

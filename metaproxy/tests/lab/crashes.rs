@@ -1,4 +1,4 @@
-//! Crashes by the hundred and upgrades by the dozen: what pods see of them, and that nothing is left behind.
+//! Hundreds of crashes, and ten upgrades. The tests check what pods see meanwhile, and that nothing is left behind.
 
 use std::time::Duration;
 
@@ -10,12 +10,14 @@ use metaproxy_lab::recorder::Recorder;
 use nix::sys::signal::Signal;
 use rstest::rstest;
 
+/// The number of times that an agent is killed.
 const KILLS: usize = 100;
 
-/// The number of kills during which pods ask without a break.
+/// The number of kills during one continuous load of requests.
 const BATCH: usize = 10;
 
-/// Times at which something is killed: they differ from run to run, and `METAPROXY_TEST_SEED` repeats those of one.
+/// Random times at which processes are killed. They differ in each run. `METAPROXY_TEST_SEED` repeats those of an
+/// earlier run.
 struct KillTimes(fastrand::Rng);
 
 impl KillTimes {
@@ -34,11 +36,12 @@ impl KillTimes {
     }
 }
 
-/// From the very start (loading and attaching) over serving to draining, with pods that ask all the time.
+/// The agent is killed while it loads and attaches its programs, while it serves, or while it drains. A pod sends
+/// requests all the time.
 #[rstest]
 #[case::with_a_guard(true)]
 #[case::without_a_guard(false)]
-fn killed_100_times_at_random_moments(#[case] guarded: bool) {
+fn an_agent_that_is_killed_100_times_at_random_moments_leaves_nothing_behind(#[case] guarded: bool) {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let before = snapshot(node.lab.node()).unwrap();
@@ -104,13 +107,13 @@ fn killed_100_times_at_random_moments(#[case] guarded: bool) {
 }
 
 #[test]
-fn ten_upgrades_at_500_requests_a_second_fail_none_and_leak_none() {
+fn ten_upgrades_at_500_requests_a_second_fail_no_request_and_let_none_reach_the_node() {
     let Some(node) = node_alone() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
     let recorder = Recorder::start(node.lab.aws()).unwrap();
     let mut agent = node.agent();
-    // More than ten upgrades take; it is ended when they are done.
+    // The load must last longer than ten upgrades take.
     let words = ["--count", "8000", "--threads", "5", "--pause", "14"];
     let loads = [start_dial(&a, &words), start_dial(&b, &words)];
     let begun = std::time::Instant::now();
@@ -134,7 +137,7 @@ fn ten_upgrades_at_500_requests_a_second_fail_none_and_leak_none() {
 }
 
 #[test]
-fn both_killed_leaves_nothing() {
+fn agent_and_guard_that_are_killed_together_leave_nothing_behind() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let before = snapshot(node.lab.node()).unwrap();

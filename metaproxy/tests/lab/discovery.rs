@@ -1,4 +1,4 @@
-//! What an agent finds out about its node, and what it does until then.
+//! What an agent discovers about its node, and what it does until then.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use metaproxy_lab::imds::Behaviour;
 use metaproxy_lab::pod::PodSpec;
 
 #[test]
-fn tokens_are_required_where_the_node_requires_them_or_a_flag_says_so() {
+fn session_tokens_are_required_if_the_node_or_a_flag_requires_them() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let start = |flags: &[&str]| Agent::start(&node.lab, &node.spec().with(flags)).unwrap();
@@ -50,7 +50,7 @@ fn tokens_are_required_where_the_node_requires_them_or_a_flag_says_so() {
 }
 
 #[test]
-fn an_agent_that_knows_everything_asks_the_nodes_service_for_the_nodes_role_only() {
+fn an_agent_with_all_flags_requests_only_the_nodes_role_from_the_metadata_service() {
     let Some(node) = node() else { return };
     let spec = node.spec().with(&["--region", "us-east-1", "--imds-v1", "allow"]);
     let _agent = Agent::start(&node.lab, &spec).unwrap();
@@ -66,7 +66,7 @@ fn an_agent_that_knows_everything_asks_the_nodes_service_for_the_nodes_role_only
 }
 
 #[test]
-fn names_of_roles_are_those_of_the_nodes_own_account_unless_a_flag_says_otherwise() {
+fn names_of_roles_are_in_the_nodes_own_account_unless_a_flag_names_another_base() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "team/role-a")).unwrap();
     let arn = node
@@ -89,7 +89,7 @@ fn names_of_roles_are_those_of_the_nodes_own_account_unless_a_flag_says_otherwis
             "secret-of-role-a"
         );
     }
-    // Without an instance profile STS says to whom the node's credentials belong.
+    // Without an instance profile, the agent learns the account of the node's credentials from STS.
     node.imds.behave(Behaviour {
         has_no_role: true,
         ..Behaviour::default()
@@ -111,7 +111,7 @@ fn names_of_roles_are_those_of_the_nodes_own_account_unless_a_flag_says_otherwis
         assert_eq!(get(&a, &format!("{LIST}role-a")).status, 200);
         assert!(last().starts_with("arn:aws:iam::"), "{}", last());
     }
-    // Neither: names wait, and say what for; ARNs do not.
+    // With neither, a role's name is answered with 503 and the reason, but an ARN is served.
     let agent = Agent::start(&node.lab, &spec().with(&["--region", "us-east-1"])).unwrap();
     let waiting = get(&a, LIST);
     assert!(
@@ -120,16 +120,16 @@ fn names_of_roles_are_those_of_the_nodes_own_account_unless_a_flag_says_otherwis
     );
     assert_eq!(get(&arn, LIST).body, "role-b");
     agent.wait_for("cannot be found out").unwrap();
-    // And then the role is there.
+    // The metadata service has a role again, so the name can be resolved.
     node.imds.behave(Behaviour::default());
     crate::common::eventually_within(Duration::from_secs(10), "the name is known", || {
         get(&a, LIST).body == "role-a"
     });
 }
 
-/// A machine without a metadata service, with credentials from elsewhere.
+/// The machine has no metadata service, and gets its credentials from environment variables.
 #[test]
-fn where_there_is_no_metadata_service_sts_tells_the_account() {
+fn without_a_metadata_service_the_account_comes_from_sts() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let keys = [("AWS_ACCESS_KEY_ID", "AKIA"), ("AWS_SECRET_ACCESS_KEY", "s")];

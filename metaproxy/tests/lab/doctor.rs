@@ -1,4 +1,4 @@
-//! `metaproxy doctor` on nodes of which something is wrong.
+//! `metaproxy doctor` on nodes that have a fault.
 
 use std::collections::BTreeSet;
 use std::os::unix::process::CommandExt as _;
@@ -16,14 +16,14 @@ use metaproxy_lab::{imds, sts};
 
 const ROLE: &str = "arn:aws:iam::123456789012:role/";
 
-/// Its API server, and a kubeconfig of that.
+/// Starts an API server for the node, and returns it with its kubeconfig.
 fn api_server(node: &Node) -> (FakeApiServer, PathBuf) {
     let server = FakeApiServer::start(node.lab.aws()).unwrap();
     let kubeconfig = server.kubeconfig(node.lab.dir()).unwrap();
     (server, kubeconfig)
 }
 
-/// With more in its environment, as the chart sets it.
+/// Runs doctor with environment variables, as the chart sets them.
 fn examined_with(node: &Node, environment: &[&str], words: &[&str]) -> Report {
     let mut program = vec!["env"];
     program.extend(environment);
@@ -31,14 +31,14 @@ fn examined_with(node: &Node, environment: &[&str], words: &[&str]) -> Report {
     report(&doctor_by(node, &program, words))
 }
 
-/// Something that listens in the node's network namespace.
+/// Listens at an address in the node's network namespace.
 fn listener(node: &Node, address: &str) -> std::net::TcpListener {
     let listen = || std::net::TcpListener::bind(address);
     node.lab.node().run(listen).unwrap().unwrap()
 }
 
 #[test]
-fn a_clean_node_gives_no_warning_and_nothing_of_the_trial_stays() {
+fn a_node_without_faults_has_no_warning_and_the_trial_leaves_nothing_behind() {
     let Some(node) = node() else { return };
     let (_server, kubeconfig) = api_server(&node);
     let role = format!("{ROLE}a");
@@ -58,7 +58,7 @@ fn a_clean_node_gives_no_warning_and_nothing_of_the_trial_stays() {
 }
 
 #[test]
-fn the_kernels_and_the_cgroups_faults_are_found() {
+fn faults_of_kernel_and_cgroups_are_found() {
     let Some(node) = node() else { return };
     examined(&node, &["--cgroup-root", "/tmp"]).has_only(
         "cgroup: problem: --cgroup-root /tmp",
@@ -81,9 +81,9 @@ fn the_kernels_and_the_cgroups_faults_are_found() {
     assert_eq!(found.code, Some(2));
 }
 
-/// Where the kernel's tree of cgroups v2 is mounted nowhere, as on nodes that boot with cgroup v1 alone.
+/// No cgroup v2 hierarchy is mounted, as on nodes that boot with cgroup v1 only.
 #[test]
-fn a_node_without_cgroup_v2_is_told_how_to_have_it() {
+fn on_a_node_without_cgroup_v2_the_advice_is_to_mount_it() {
     let Some(node) = node() else { return };
     let without = [
         "unshare",
@@ -98,7 +98,7 @@ fn a_node_without_cgroup_v2_is_told_how_to_have_it() {
 }
 
 #[test]
-fn programs_that_keep_ours_out_are_named_with_what_detaches_them() {
+fn programs_that_prevent_attaching_are_named_with_the_command_that_detaches_them() {
     let Some(node) = node() else { return };
     for cgroup in [node.lab.kubepods(), node.lab.cgroup()] {
         let _alone = ConnectProgram::attach(&cgroup, AttachMode::Exclusive).unwrap();
@@ -121,7 +121,7 @@ fn programs_that_keep_ours_out_are_named_with_what_detaches_them() {
 }
 
 #[test]
-fn programs_that_run_before_ours_are_named_and_those_that_run_after_are_no_fault() {
+fn programs_that_run_before_ours_are_a_warning_and_those_that_run_after_are_not() {
     let Some(node) = node() else { return };
     let earlier = ConnectProgram::attach(&node.lab.kubepods(), AttachMode::Multi).unwrap();
     let _agent = node.agent();
@@ -145,15 +145,16 @@ fn programs_that_run_before_ours_are_named_and_those_that_run_after_are_no_fault
     );
     drop(below);
 
-    // Kernels before 6.15 know no such flag.
+    // Kernels before 6.15 do not have `BPF_F_PREORDER`.
     if let Ok(_first) = ConnectProgram::attach(&node.lab.cgroup(), AttachMode::Preorder) {
         examined(&node, &[]).has_only("hooks' users: warning: program other_software (id ", before, 1);
     }
 }
 
-/// Doctor runs as in the hardened chart, and does not take metaproxy's own programs for those of other software.
+/// Doctor runs with the capabilities of the hardened chart. It does not report metaproxy's own programs as those of
+/// other software.
 #[test]
-fn where_names_of_programs_cannot_be_read_that_is_said() {
+fn programs_whose_names_cannot_be_read_are_reported_as_unknown() {
     let Some(node) = node() else { return };
     let _agent = node.agent();
     let hardened = [
@@ -182,9 +183,10 @@ fn programs_before_the_guards_at_an_uplink_are_named() {
     );
 }
 
-/// A guard of its own keeps pods out while the agent is away; the chart says where one is to be.
+/// A guard process refuses pods' connections while no agent runs. The chart tells doctor with a variable whether a
+/// guard should run.
 #[test]
-fn a_guard_that_should_run_here_is_told_with_what_it_does_and_so_is_one_that_is_missing() {
+fn a_guards_state_is_reported_and_a_missing_guard_is_a_fault() {
     let Some(node) = node() else { return };
     let wanted = ["METAPROXY_GUARD_PLACEMENT=daemonset"];
     let none = "no guard of its own runs here";
@@ -207,7 +209,7 @@ fn a_guard_that_should_run_here_is_told_with_what_it_does_and_so_is_one_that_is_
     examined_with(&node, &wanted, &[])
         .is_clean()
         .has(runs, "keeps pods out while no agent serves them: ");
-    // Killed: its socket's file stays.
+    // The guard is killed, so the file of its socket stays.
     drop(guard);
     examined_with(&node, &wanted, &[]).has_only(
         &format!("guard process: warning: {none}, and the chart is to have one"),
@@ -223,7 +225,7 @@ fn a_guard_that_is_not_attached_to_the_pods_cgroup_is_a_problem() {
     guard.wait_for("guard open").unwrap();
     {
         let _alone = ConnectProgram::attach(&node.lab.kubepods(), AttachMode::Exclusive).unwrap();
-        // Pods were served since the node booted.
+        // This file says that an agent has served pods since the node booted.
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
         std::fs::write(node.lab.runtime_dir().join("served-since-boot"), boot).unwrap();
         guard.wait_for("guard waiting").unwrap();
@@ -272,7 +274,7 @@ fn ports_that_are_taken_are_named_with_their_holder() {
 }
 
 #[test]
-fn a_port_that_other_software_is_known_to_want_is_named_with_it_agent_or_not() {
+fn a_port_that_other_software_uses_is_named_with_that_software_with_or_without_an_agent() {
     let Some(node) = node() else { return };
     let flags = ["--admin-address", "127.0.0.1:9808"];
     let begins =
@@ -286,7 +288,7 @@ fn a_port_that_other_software_is_known_to_want_is_named_with_it_agent_or_not() {
 }
 
 #[test]
-fn a_proxy_that_is_not_told_of_the_metadata_service_is_a_trap() {
+fn a_proxy_without_an_exception_for_the_metadata_service_is_a_warning() {
     let Some(node) = node() else { return };
     let proxy = "HTTP_PROXY=http://10.0.0.1:3128";
     examined_with(&node, &[proxy], &[]).has_only(
@@ -318,7 +320,7 @@ fn a_sandboxed_runtime_is_found_by_its_processes() {
 }
 
 #[test]
-fn the_metadata_services_ways_are_told_and_advised_on() {
+fn the_version_of_the_metadata_service_is_reported_with_advice() {
     let Some(node) = node() else { return };
     examined(&node, &[])
         .is_clean()
@@ -381,7 +383,7 @@ fn without_metadata_service_or_profile_a_node_needs_credentials_of_its_own() {
 }
 
 #[test]
-fn an_sts_that_cannot_be_reached_or_refuses_a_role_is_told() {
+fn an_sts_that_cannot_be_reached_or_that_refuses_a_role_is_a_problem() {
     let Some(node) = node() else { return };
     examined(&node, &["--sts-endpoint", "http://10.200.0.2:9"]).has_only(
         "STS: problem: cannot be asked: ",
@@ -400,7 +402,7 @@ fn an_sts_that_cannot_be_reached_or_refuses_a_role_is_told() {
     );
 }
 
-/// What pods ask for, no `--role` has to name.
+/// Roles that pods ask for need not be named with `--role`.
 #[test]
 fn a_pods_role_that_sts_refuses_the_agent_is_named() {
     let Some(node) = node() else { return };
@@ -441,7 +443,7 @@ fn permissions_that_are_missing_are_named_as_rbac_writes_them() {
 
     server.behave(denied(&["patch nodes"]));
     examined(&node, &["--kubeconfig", kubeconfig]).is_clean();
-    // As the chart tells its agent.
+    // The chart passes these variables to its agent.
     let chart = [
         format!("METAPROXY_KUBECONFIG={kubeconfig}"),
         "METAPROXY_STARTUP_TAINT=a/b".to_owned(),
@@ -458,9 +460,9 @@ fn permissions_that_are_missing_are_named_as_rbac_writes_them() {
     );
 }
 
-/// Nothing is made for it.
+/// Doctor tries tokens with a dry run, so none is made.
 #[test]
-fn tokens_of_service_accounts_are_tried_and_so_is_what_a_policy_should_refuse() {
+fn tokens_of_service_accounts_are_tried_including_one_that_a_policy_should_refuse() {
     let Some(node) = node() else { return };
     let (server, kubeconfig) = api_server(&node);
     let kubeconfig = kubeconfig.to_str().unwrap();
@@ -502,9 +504,9 @@ fn tokens_of_service_accounts_are_tried_and_so_is_what_a_policy_should_refuse() 
     assert!(server.posted("/token").is_empty(), "none was made");
 }
 
-/// It runs with whatever the agent is given, and asks the agent for what that has found.
+/// Doctor accepts all of the agent's flags, and gets from the running agent what the agent has discovered.
 #[test]
-fn it_takes_the_agents_flags_and_asks_for_nothing_that_the_agent_knows() {
+fn doctor_takes_all_flags_of_the_agent_and_uses_what_the_agent_knows() {
     let Some(node) = node() else { return };
     let spec = node
         .spec()
@@ -534,7 +536,7 @@ fn it_takes_the_agents_flags_and_asks_for_nothing_that_the_agent_knows() {
 }
 
 #[test]
-fn an_agent_that_runs_is_asked_what_it_knows() {
+fn doctor_asks_a_running_agent_for_its_permissions() {
     let Some(node) = node() else { return };
     let (_server, kubeconfig) = api_server(&node);
     let spec = AgentSpec {
@@ -552,7 +554,7 @@ fn an_agent_that_runs_is_asked_what_it_knows() {
 }
 
 #[test]
-fn an_agent_that_is_attached_elsewhere_than_its_pods_is_not_ready_and_every_command_names_them() {
+fn an_agent_whose_pods_are_not_below_its_cgroup_is_not_ready_and_every_command_names_the_pods() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let mut process = a.command("sleep").unwrap().arg("300").spawn().unwrap();

@@ -1,5 +1,5 @@
-//! Ways round the redirection, each with a recorder at the wire in the place of the node's metadata service: it must
-//! see nothing of a pod. What is sent past the connect hooks is first shown to arrive where nothing stops it.
+//! Attempts to bypass the redirection. A recorder on the link to the metadata service must see no packet of a pod. If
+//! a test sends packets past the connect hooks, it first shows that they arrive without an agent.
 
 use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
@@ -31,7 +31,7 @@ fn craft(pod: &Pod, words: &[&str]) {
     assert!(output.status.success(), "{words:?}: {output:?}");
 }
 
-/// Of the node's end of the pod's link.
+/// Returns the hardware address of the node's end of the pod's link.
 fn hardware_address(pod: &Pod) -> String {
     let path = format!("/sys/class/net/pod{}/address", pod.number());
     let output = std::process::Command::new("ip")
@@ -55,7 +55,7 @@ fn hardware_address(pod: &Pod) -> String {
 fn packets_made_by_hand_do_not_leave_the_node(#[case] words: &[&str]) {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
-    // Such packets arrive from wherever they say, as on a node that does not filter by source.
+    // Without this filter, packets with any source address arrive, as on a node that does not filter by source.
     for device in ["all", &format!("pod{}", a.number())] {
         node.lab
             .node()
@@ -68,7 +68,7 @@ fn packets_made_by_hand_do_not_leave_the_node(#[case] words: &[&str]) {
         recorder.settle(node.lab.node()).unwrap();
         recorder.take_from_others()
     };
-    // IPv6 takes a moment to be usable on a new link.
+    // On a new link, IPv6 is usable only after some time.
     eventually("nothing stops it yet", || arrived() > 0);
     let mut agent = node.agent();
     assert_eq!(arrived(), 0, "an agent with its guard");
@@ -82,9 +82,9 @@ fn packets_made_by_hand_do_not_leave_the_node(#[case] words: &[&str]) {
     assert!(arrived() > 0, "nothing stops it any more");
 }
 
-/// Each is served its own role, or refused; with a guard alone, refused.
+/// With an agent and a guard each connection gets the pod's own role. With a guard alone each is refused.
 #[test]
-fn connections_of_every_kind_reach_the_agent_or_nobody() {
+fn connections_of_every_kind_reach_the_agent_or_fail() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let own = |port: u16| format!("{}:{port}", a.ip());
@@ -131,7 +131,7 @@ fn connections_of_every_kind_reach_the_agent_or_nobody() {
     drop(guard);
     recorder.settle(node.lab.node()).unwrap();
     assert_eq!(recorder.take_from_others(), 0);
-    // That it would have been seen.
+    // The recorder would have seen a connection: without agent and guard it sees this one.
     assert_eq!(dial(&a, &[]), counts([("node", 1)]));
     recorder.settle(node.lab.node()).unwrap();
     assert!(recorder.take_from_others() > 0);
@@ -158,7 +158,7 @@ fn with_a_guard_alone_connections_fail_at_once() {
     }
 }
 
-/// Asks once for each line that it reads, on one connection that it makes at the start.
+/// Opens a connection at its start. Sends one request on it for each line that it reads.
 const KEEPS_ITS_CONNECTION: &str = r#"
 import http.client, sys
 connection = http.client.HTTPConnection(sys.argv[1], 80, timeout=1.5)
@@ -215,7 +215,7 @@ impl Drop for Keeper {
 #[rstest]
 #[case("169.254.169.254")]
 #[case("fd00:ec2::254")]
-fn a_connection_opened_before_the_start_is_of_no_use_afterwards(#[case] to: &str) {
+fn a_connection_opened_before_the_agents_start_fails_afterwards(#[case] to: &str) {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let recorder = recorder(&node);
@@ -228,16 +228,16 @@ fn a_connection_opened_before_the_start_is_of_no_use_afterwards(#[case] to: &str
     recorder.settle(node.lab.node()).unwrap();
     assert_eq!(recorder.take_from_others(), 0);
     drop(agent);
-    // With connections alone guarded, that way stays open; which shows that it was one.
+    // If the guard covers `connect()` only, the old connection still works. This shows that the test above can fail.
     let _agent = Agent::start(&node.lab, &node.spec().with(&["--guard", "connect"])).unwrap();
     assert_eq!(control.ask(), "node");
     recorder.settle(node.lab.node()).unwrap();
     assert!(recorder.take_from_others() > 0);
 }
 
-/// Which programs run depends on the cgroup in which the socket was made.
+/// The programs that run are those of the cgroup in which the socket was created.
 #[test]
-fn a_socket_made_before_its_process_came_into_the_pods_cgroup_reaches_nobody() {
+fn a_socket_created_before_its_process_joined_the_pods_cgroup_cannot_connect() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let recorder = recorder(&node);
@@ -262,7 +262,7 @@ fn a_socket_made_before_its_process_came_into_the_pods_cgroup_reaches_nobody() {
     assert_eq!(recorder.take_from_others(), 0);
 }
 
-/// Makes a socket and hands it to a process that asks for it.
+/// Creates a socket, and passes it to a process that asks for it.
 const HAND_OVER: &str = r#"
 import socket, sys
 made = socket.socket()
@@ -274,7 +274,7 @@ while True:
     made = socket.socket()
 "#;
 
-/// Connects a socket that it is handed to the metadata service.
+/// Receives a socket, and connects it to the metadata service.
 const TAKE_OVER: &str = r#"
 import socket, sys
 at = socket.socket(socket.AF_UNIX); at.connect(sys.argv[1])
@@ -284,9 +284,10 @@ handed.sendall(b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHos
 print(handed.recv(65536).decode())
 "#;
 
-/// Neither of the two has it by itself: the hostNetwork pod's role is refused.
+/// The socket gets the role of the pod that connects it. The hostNetwork pod that created the socket has no valid
+/// role.
 #[test]
-fn a_socket_of_the_nodes_namespace_that_an_ordinary_pod_connects_leads_to_its_own_role() {
+fn a_socket_of_the_nodes_namespace_that_an_ordinary_pod_connects_gets_that_pods_role() {
     let Some(node) = node() else { return };
     let host = node
         .lab
@@ -356,11 +357,12 @@ fn nested_cgroups_and_new_namespaces_change_nothing() {
     assert_eq!(recorder.take_from_others(), 0);
 }
 
-/// In the pod itself (with CAP_NET_ADMIN), and on the node, as a Service does whose endpoint is the metadata address.
+/// The address is translated in the pod itself (with CAP_NET_ADMIN), or on the node, as for a Service whose endpoint
+/// is the metadata address.
 #[rstest]
 #[case::in_the_pod(true)]
 #[case::by_a_service(false)]
-fn an_address_that_is_translated_to_the_metadata_service_leads_nowhere(#[case] in_pod: bool) {
+fn an_address_that_is_translated_to_the_metadata_service_cannot_be_reached(#[case] in_pod: bool) {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let mut iptables = if in_pod {

@@ -1,4 +1,5 @@
-//! What a real agent, whose pods come from an API server, says of the same pod in different places.
+//! The answer, event, log line, metric and explanation that a real agent gives for the same pod. Its pods come from
+//! an API server.
 
 use std::time::Duration;
 
@@ -25,7 +26,7 @@ fn run_command(cluster: &Cluster, words: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
-/// A pod of the lab that the API server knows like this.
+/// Makes a pod of the lab, and adds it to the API server with these properties.
 fn pod(cluster: &Cluster, namespace: &str, name: &'static str, annotations: Value, phase: &str) -> Pod {
     let pod = cluster.pod(name);
     cluster.api.put(
@@ -39,9 +40,9 @@ fn pod(cluster: &Cluster, namespace: &str, name: &'static str, annotations: Valu
     pod
 }
 
-/// What an answer says, in the words of `explain`, which never shows a secret.
+/// Returns an answer's content in the words of `explain`, which never shows a secret.
 fn in_words(body: &str) -> String {
-    // A role's name may be JSON too: `2024`, `true`.
+    // A role's name may be valid JSON too, such as `2024` or `true`.
     if let Ok(document @ Value::Object(_)) = serde_json::from_str(body) {
         let field = |name: &str| document[name].as_str().unwrap_or_default().to_owned();
         return match field("Code").as_str() {
@@ -64,7 +65,7 @@ fn in_words(body: &str) -> String {
     unescaped.unwrap_or_else(|| body.to_owned())
 }
 
-/// Status and words of what the pod is answered when it looks for credentials.
+/// Requests credentials from a pod. Returns the answer's status, and its content in the words of `explain`.
 fn answered(pod: &Pod) -> (u16, String) {
     let mut answer = get(pod, LIST);
     if answer.status == 200 {
@@ -73,7 +74,7 @@ fn answered(pod: &Pod) -> (u16, String) {
     (answer.status, in_words(&answer.body))
 }
 
-/// What events, logs and metrics say of a pod, beside its answer.
+/// Asserts that the pod's event and the log have the explanation's sentence.
 fn everywhere(cluster: &Cluster, agent: &Agent, pod: &Pod, explained: &Value) {
     let (verdict, because) = (explained["verdict"].as_str().unwrap(), &explained["because"]);
     let sentence = because.as_str().unwrap();
@@ -92,7 +93,7 @@ fn everywhere(cluster: &Cluster, agent: &Agent, pod: &Pod, explained: &Value) {
     };
     if let Some(reason) = reason {
         eventually_within(Duration::from_secs(20), "the event", || {
-            // A pod that goes on being answered 503 has an event.
+            // An event appears only while the pod keeps getting 503, so it is asked again.
             assert_eq!(answered(pod).0 == 503, verdict != "refused", "{sentence}");
             !notes().is_empty()
         });
@@ -107,11 +108,11 @@ fn everywhere(cluster: &Cluster, agent: &Agent, pod: &Pod, explained: &Value) {
     );
 }
 
-/// That all agree on one sentence.
+/// Asserts that answer, explanation, event and log have the same sentence.
 fn agree(cluster: &Cluster, agent: &Agent, pod: &Pod, name: &str, wanted: (&str, u16, &str)) {
     let (verdict, status, sentence) = wanted;
     let explain = || run_command(cluster, &["explain", name]);
-    // Until the agent has heard of the pod, and STS has answered.
+    // The agent needs time until it knows the pod, and until STS has answered.
     eventually(&format!("{name}: {sentence}"), || {
         answered(pod).1.contains(sentence) && explain()["because"].as_str().unwrap().contains(sentence)
     });
@@ -196,7 +197,7 @@ fn a_pods_answer_its_event_the_log_and_explain_agree() {
     let away = asks("apps", "away", "away");
     let wanted = ("unavailable", 503, "at the moment: ");
     agree(&cluster, &agent, &away, "apps/away", wanted);
-    // The table, and what the agent counts, are of what the pod is answered too.
+    // The table of `explain --all`, `status` and the metrics have the same verdict as the answer.
     let verdicts = |list: &Value| -> Vec<Value> {
         let of_away = list
             .as_array()
@@ -213,7 +214,7 @@ fn a_pods_answer_its_event_the_log_and_explain_agree() {
         verdicts(&run_command(&cluster, &["status"])["pods"]),
         ["unavailable"]
     );
-    // As the alert MetaproxyPodsWithoutSession asks for it.
+    // The alert MetaproxyPodsWithoutSession uses these series.
     let metrics = cluster.node.asked("/metrics");
     for verdict in ["unavailable", "waiting"] {
         let line = format!("metaproxy_pod_verdicts{{verdict=\"{verdict}\"}} 1");
@@ -222,7 +223,7 @@ fn a_pods_answer_its_event_the_log_and_explain_agree() {
 }
 
 #[test]
-fn a_pod_that_is_over_is_nobodys_trouble_and_still_explained_by_name() {
+fn a_finished_pod_is_in_no_list_or_count_but_is_explained_by_name() {
     let Some(cluster) = cluster() else { return };
     let malformed = || json!({ ROLE: "a b" });
     let _over = pod(&cluster, "apps", "over", malformed(), "Failed");
@@ -245,9 +246,9 @@ fn a_pod_that_is_over_is_nobodys_trouble_and_still_explained_by_name() {
     assert_eq!(asked["verdict"], "refused", "{asked:#}");
 }
 
-/// EKS Pod Identity, IRSA and static keys set them; no SDK falls back from there to the metadata service.
+/// EKS Pod Identity, IRSA and static keys set such variables. No SDK falls back from them to the metadata service.
 #[test]
-fn a_pod_whose_variables_lead_past_its_role_is_named_until_they_are_gone() {
+fn a_pod_whose_variables_select_other_credentials_is_named_until_they_are_removed() {
     let Some(cluster) = cluster() else { return };
     let pod = cluster.pod("web");
     let put = |env: Value| {

@@ -1,4 +1,4 @@
-//! Pods and nodes with one address family or both: a listener beside another one takes nothing away.
+//! Pods and nodes with one address family or both. An additional listener must not take anything from the first one.
 
 use crate::common::{IMDS, IMDS6, MAPPED, Node, UNREACHABLE, counts, dial, eventually, node};
 use metaproxy_lab::agent::{Agent, AgentSpec};
@@ -15,7 +15,7 @@ fn spec(name: &'static str, families: Families) -> PodSpec {
     }
 }
 
-/// A pod whose addresses the agent does not know (yet).
+/// Returns a pod whose addresses the agent does not know (yet).
 fn unreported(name: &'static str, families: Families) -> PodSpec {
     PodSpec {
         reported_ips: Some(Vec::new()),
@@ -27,7 +27,7 @@ fn v6only(pod: &Pod) -> crate::common::Outcomes {
     dial(pod, &["--to", IMDS6, "--mode", "v6only"])
 }
 
-/// An agent with listeners at these addresses of the node.
+/// Starts an agent with listeners at these addresses of the node.
 fn agent_at(node: &Node, addresses: &[std::net::IpAddr]) -> Agent {
     let flags: Vec<_> = addresses
         .iter()
@@ -41,7 +41,7 @@ fn agent_at(node: &Node, addresses: &[std::net::IpAddr]) -> Agent {
     Agent::start(&node.lab, &spec).unwrap()
 }
 
-/// Also where a guard has put a sentinel in the address's place.
+/// The same holds if a guard has replaced the address by a sentinel.
 #[rstest]
 #[case::alone(false)]
 #[case::behind_a_guard(true)]
@@ -61,7 +61,8 @@ fn a_pod_with_ipv4_only_is_served_at_the_ipv6_address_too_by_a_node_with_both(#[
     assert_eq!(node.imds.seen_from_pods(), []);
 }
 
-/// In a cluster whose pods have IPv6 addresses, be that known by the pods or, before any has one, by its Services.
+/// The cluster's pods have IPv6 addresses. The agent knows that from the pods or, before any pod has an address, from
+/// the Services.
 #[rstest]
 #[case::by_its_address(spec("six", Families::Ipv6), None)]
 #[case::by_the_services(unreported("six", Families::Ipv6), Some("fd00:10:96::1"))]
@@ -110,7 +111,7 @@ fn pods_of_either_family_and_of_both_are_served_beside_each_other() {
     assert_eq!(node.imds.seen_from_pods(), []);
 }
 
-/// In a cluster of IPv4 pods, where a network plugin gives one pod IPv6 only.
+/// In a cluster of IPv4 pods, a network plugin gives one pod an IPv6 address only.
 #[test]
 fn a_pod_of_another_family_is_served_as_soon_as_its_address_is_known() {
     let Some(node) = node() else { return };
@@ -123,9 +124,10 @@ fn a_pod_of_another_family_is_served_as_soon_as_its_address_is_known() {
     assert_eq!(v6only(&six), counts([("six", 1)]));
 }
 
-/// Of a pod that has both: where a socket is bound, and what it may be bound to, decides.
+/// The pod has both families. The address to which a socket is bound, or can be bound, decides which listener serves
+/// it.
 #[test]
-fn a_socket_that_is_bound_is_served_from_where_it_is_bound() {
+fn a_bound_socket_is_served_at_the_address_to_which_it_is_bound() {
     let Some(node) = node() else { return };
     let pod = node.lab.pod(spec("dual", Families::Both)).unwrap();
     let _agent = node.agent();
@@ -149,7 +151,7 @@ fn a_socket_that_is_bound_is_served_from_where_it_is_bound() {
     assert_eq!(bound_v6only, counts([("dual", 1)]));
 }
 
-/// Such a socket takes any address, so the attempt that tells whether it is IPV6_V6ONLY succeeds, and is undone.
+/// Such a socket can be bound to any address, so the bind that detects IPV6_V6ONLY succeeds. It must be undone.
 #[rstest]
 #[case("--freebind")]
 #[case("--transparent")]
@@ -166,7 +168,8 @@ fn a_socket_that_may_be_bound_to_any_address_keeps_the_pods_own(#[case] option: 
     assert_eq!(got, counts([("dual", 1)]));
 }
 
-/// What an IPV6_V6ONLY socket cannot reach is refused: it never gets to the node's own service.
+/// A connection of an IPV6_V6ONLY socket that no listener can take is refused. It never reaches the node's own
+/// service.
 #[test]
 fn a_node_with_ipv4_only_serves_every_socket_but_one_that_is_v6only() {
     let Some(node) = node() else { return };
@@ -195,7 +198,7 @@ fn a_node_with_ipv6_only_serves_every_ipv6_socket() {
     assert_eq!(node.imds.seen_from_pods(), []);
 }
 
-/// Nothing of what decides between two listeners is asked of such a socket.
+/// The choice between two listeners does not apply to a UDP socket.
 #[test]
 fn udp_to_the_metadata_address_is_not_touched() {
     let Some(node) = node() else { return };

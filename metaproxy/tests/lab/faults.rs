@@ -1,4 +1,4 @@
-//! Real clients through faults: they must end up where they would on an instance without us.
+//! Real clients while a fault occurs. The outcome must be the same as on an instance without metaproxy.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use metaproxy_lab::sts::Behaviour as StsBehaviour;
 
 const ATTEMPTS: &str = "3";
 
-/// What fails, once: see `clients/faulty.py`.
+/// The faults, each of which occurs once (`clients/faulty.py`).
 const FAULTS: [&str; 10] = [
     "none",
     "token-slow",
@@ -29,7 +29,7 @@ const FAULTS: [&str; 10] = [
     "document-cut",
 ];
 
-/// The SDK for JavaScript, by its package's directory.
+/// Returns the directory of the SDK for JavaScript's package.
 fn javascript_sdk() -> PathBuf {
     let dir = std::env::var_os("METAPROXY_TEST_JAVASCRIPT").map_or_else(
         || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/javascript"),
@@ -51,7 +51,7 @@ enum Client {
     JavaScript,
 }
 
-/// Where a client runs: in a pod, or on the node, which has the metadata service to itself.
+/// The place in which a client runs: a pod, or the node, which uses its metadata service directly.
 #[derive(Clone, Copy)]
 enum Place<'a> {
     Pod(&'a Pod),
@@ -68,7 +68,8 @@ impl Place<'_> {
     }
 }
 
-/// What each of some attempts came to: the ARN, or nothing.
+/// Runs a client several times while one fault occurs. Returns the ARN of each attempt, or `None` if the attempt
+/// failed.
 fn attempts(lab: &Lab, place: Place<'_>, client: Client, fault: &str, port: u16) -> Vec<Option<String>> {
     let log = lab.dir().join(format!("faults-{port}.log"));
     let mut faulty = place.command(lab, venv("python3"));
@@ -122,9 +123,10 @@ fn attempts(lab: &Lab, place: Place<'_>, client: Client, fault: &str, port: u16)
     outcomes
 }
 
-/// The same client through the same fault, on the node without us and in a pod: it fails and recovers alike.
+/// The same client meets the same fault on the node without metaproxy and in a pod. It must fail and recover in the
+/// same way.
 #[test]
-fn clients_recover_from_faults_as_they_would_without_us() {
+fn clients_recover_from_faults_as_they_would_without_metaproxy() {
     let Some(lab) = lab() else { return };
     let _moto = Server::moto(&lab);
     let keys = fixtures(&lab);
@@ -168,7 +170,7 @@ fn clients_recover_from_faults_as_they_would_without_us() {
     });
 }
 
-/// `refreshing.py` in a pod, and what it says.
+/// `refreshing.py` in a pod, and the lines that it prints.
 struct Refreshing {
     child: Child,
     lines: std::sync::mpsc::Receiver<String>,
@@ -192,7 +194,7 @@ impl Refreshing {
         Self { child, lines }
     }
 
-    /// Returns the next attempts.
+    /// Returns the lines of the next attempts.
     fn next(&self, count: usize) -> Vec<String> {
         (0..count)
             .map(|_| self.lines.recv_timeout(Duration::from_secs(20)).unwrap())
@@ -207,7 +209,7 @@ impl Drop for Refreshing {
     }
 }
 
-/// A command of an application in a pod, whose output is kept.
+/// Prepares a command of an application in a pod, and captures its standard output.
 fn new_processes(node: &Node, pod: &Pod, program: &str, sts: &str) -> Command {
     let mut command = as_application(pod.command(program).unwrap(), &node.lab);
     command
@@ -230,7 +232,7 @@ fn applications_notice_no_restart_and_recover_from_a_crash() {
         ..node.spec()
     }
     .with(&["--region", "us-east-1"]);
-    // What a pod meets where no agent runs.
+    // Without an agent, pods reach a metadata service that fails.
     node.imds.behave(Behaviour {
         always: Some(hyper::StatusCode::SERVICE_UNAVAILABLE),
         ..Behaviour::default()
@@ -243,7 +245,7 @@ fn applications_notice_no_restart_and_recover_from_a_crash() {
         attempts.iter().all(|line| line.starts_with("role-a")),
         "{attempts:?}"
     );
-    // New processes all the while, of which each asks anew.
+    // New processes start all the time, and each requests credentials again.
     let sts = metaproxy_lab::sts::FakeSts::url();
     let mut javascript = new_processes(&node, &a, "node", &sts);
     javascript
@@ -288,9 +290,9 @@ fn applications_notice_no_restart_and_recover_from_a_crash() {
     );
 }
 
-/// botocore extends the expiry of credentials that expire soon, and goes on using them after they have expired.
+/// botocore extends the expiry of credentials that expire soon, and uses them after they have expired.
 #[test]
-fn boto3_never_believes_in_credentials_for_longer_than_sts_said() {
+fn boto3_never_uses_credentials_for_longer_than_sts_allows() {
     let Some(node) = node() else { return };
     let believed = |life: u64, attempts: usize| {
         node.sts.behave(StsBehaviour {
@@ -311,7 +313,7 @@ fn boto3_never_believes_in_credentials_for_longer_than_sts_said() {
             .map(|line| line.split(' ').nth(1).unwrap().parse::<f64>().unwrap());
         beliefs.fold(f64::MIN, f64::max)
     };
-    // Whatever is left of an hour's session when it is served: 26 minutes at the least (`credentials::cache`).
+    // A session of one hour is served with a remaining life of at least 26 minutes (`credentials::cache`).
     for life in [26, 30, 45, 60] {
         let beyond = believed(life, 30);
         assert!(
@@ -319,6 +321,6 @@ fn boto3_never_believes_in_credentials_for_longer_than_sts_said() {
             "with {life} minutes left boto3 believes in {beyond} s more"
         );
     }
-    // The test can fail: with little left it does believe in more.
+    // The test can fail: with 12 minutes left, boto3 does extend the expiry.
     assert!(believed(12, 30) > 0.0);
 }

@@ -1,4 +1,4 @@
-//! Floods of the listener by one pod: a neighbour's new connections are served within the second that SDKs wait.
+//! One pod floods the listener. A neighbour's new connections must be served within the second that SDKs wait.
 
 use std::time::Duration;
 
@@ -10,10 +10,11 @@ use metaproxy_lab::pod::{Pod, PodSpec};
 use nix::sys::signal::Signal;
 use rstest::rstest;
 
-/// A neighbour's connections of one look.
+/// The number of the neighbour's connections in one measurement.
 const CONNECTIONS: usize = 150;
 
-/// Until a SYN queue that was full takes SYNs again: without room the kernel sends a SYN-ACK but a few times.
+/// The maximum time until a full SYN queue accepts SYNs again. Without room in the queue, the kernel retransmits a
+/// SYN-ACK only a few times.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(10);
 
 struct Scene {
@@ -31,7 +32,7 @@ impl Scene {
             .lab
             .pod(PodSpec::with_role("neighbour", "role-neighbour"))
             .unwrap();
-        // Where a pod's own rate does not hold a flood back.
+        // In these floods, no rate limit of the pod holds the flood back.
         let agent = match flood {
             Flood::HalfOpenUnlimited | Flood::ConnectsUnlimited => unlimited_agent(&node),
             _ => node.agent(),
@@ -44,7 +45,7 @@ impl Scene {
         })
     }
 
-    /// As a node may be set up, for connections from now on.
+    /// Sets sysctls of the node and of the pods, for connections from now on.
     fn set(&self, syncookies: &str, timestamps: &str) {
         let netns = self.node.lab.node();
         netns.sysctl("net/ipv4/tcp_syncookies", syncookies).unwrap();
@@ -54,7 +55,8 @@ impl Scene {
         }
     }
 
-    /// Milliseconds of the slowest in a hundred, and what did not get the role within a second.
+    /// Measures the neighbour's connections. Returns the 99th percentile in milliseconds, and the outcomes of those
+    /// that did not get the role within a second.
     fn look(&self) -> (u64, Vec<(String, usize)>) {
         let count = CONNECTIONS.to_string();
         let words = [
@@ -111,7 +113,8 @@ impl Scene {
         attacker
     }
 
-    /// As on a node that does not filter by source; what answers them is answered neither by a reset nor by an error.
+    /// Lets packets with spoofed sources in, as a node that does not filter by source does. The route makes sure that
+    /// the answers to these packets cause neither a reset nor an error.
     fn let_spoofed_packets_in(&self) {
         let route = ["route", "replace", "198.18.0.0/16", "via", "10.200.0.2"];
         assert!(
@@ -131,17 +134,17 @@ impl Scene {
 
 #[derive(Clone, Copy, Debug)]
 enum Flood {
-    /// By a raw socket, from addresses that never answer.
+    /// SYNs from a raw socket, with source addresses that never answer.
     SpoofedSyns,
-    /// By connect() with a filter that drops the listener's answer; no capability is needed.
+    /// connect() with a socket filter that drops the listener's answer. This needs no capability.
     HalfOpen,
-    /// The same, and the agent takes a pod's connections at every rate.
+    /// `HalfOpen`, and the agent does not limit a pod's rate of connections.
     HalfOpenUnlimited,
-    /// Connected and reset as fast as possible.
+    /// Connections that are established and reset as fast as possible.
     Connects,
-    /// The same, and the agent takes a pod's connections at every rate.
+    /// `Connects`, and the agent does not limit a pod's rate of connections.
     ConnectsUnlimited,
-    /// Connected and held, and made anew when closed.
+    /// Connections that are established and held, and replaced when they are closed.
     Held,
 }
 
@@ -153,7 +156,8 @@ impl Flood {
         }
     }
 
-    /// Where its counter is before the neighbour is looked at. A SYN queue of 4,096 is full after that many SYNs.
+    /// Returns the counter's value from which on the neighbour is measured. A SYN queue of 4,096 entries is full
+    /// after 4,096 SYNs.
     fn first_look(self) -> u64 {
         match self {
             Self::SpoofedSyns => 10_000,
@@ -163,9 +167,9 @@ impl Flood {
     }
 }
 
-/// `tcp_syncookies` 1 is Linux's default, with 2 every handshake is answered by a cookie.
+/// `tcp_syncookies` 1 is Linux's default. With 2, the kernel answers every handshake with a cookie.
 #[rstest]
-fn a_neighbours_new_connections_are_all_served_beside_a_flood(
+fn a_neighbours_new_connections_are_all_served_during_a_flood(
     #[values(
         Flood::SpoofedSyns,
         Flood::HalfOpen,
@@ -195,9 +199,9 @@ fn a_neighbours_new_connections_are_all_served_beside_a_flood(
     assert_ready(&scene.node);
 }
 
-/// Clients whose handshake is complete send their first packet again and again until the listener takes it.
+/// A client whose handshake is complete retransmits its first packet until the listener accepts it.
 #[rstest]
-fn connections_that_are_made_while_the_accept_queue_is_full_are_served_as_themselves(
+fn connections_made_while_the_accept_queue_is_full_get_their_own_pods_role(
     #[values("0", "1", "2")] syncookies: &str,
 ) {
     let Some(scene) = Scene::new(Flood::Held) else {
@@ -229,12 +233,13 @@ fn connections_that_are_made_while_the_accept_queue_is_full_are_served_as_themse
     assert_ready(&scene.node);
 }
 
-/// Without cookies a full SYN queue loses what comes, a neighbour's SYNs too: `tcp_syncookies` 0 is nowhere the
-/// default. No neighbour is served as another pod meanwhile, and nothing of it outlasts the flood.
+/// Without cookies the kernel drops every SYN while the SYN queue is full, a neighbour's too. `tcp_syncookies` 0 is
+/// no system's default. During the flood a neighbour never gets another pod's role, and after the flood it is served
+/// again.
 #[rstest]
 #[case::by_raw_sockets(Flood::SpoofedSyns)]
 #[case::by_connect(Flood::HalfOpen)]
-fn without_syncookies_a_neighbour_is_served_after_a_flood_at_the_latest(#[case] flood: Flood) {
+fn without_syncookies_a_neighbour_is_served_at_the_latest_after_a_flood(#[case] flood: Flood) {
     let Some(scene) = Scene::new(flood) else { return };
     scene.set("0", "1");
     let mut attacker = scene.flood(flood);
@@ -248,7 +253,7 @@ fn without_syncookies_a_neighbour_is_served_after_a_flood_at_the_latest(#[case] 
     );
     let all = counts([("role-neighbour", 20)]);
     let words = ["--count", "20", "--threads", "20", "--timeout", "1000"];
-    // As long as the kernel keeps what was half open when it is short of room.
+    // The SYN queue stays full until the kernel has dropped the half-open connections.
     eventually_within(RECOVERY_TIMEOUT, "a neighbour is served after the flood", || {
         dial(&scene.neighbour, &words) == all
     });

@@ -1,4 +1,4 @@
-//! The guard: what it must leave alone, and how it follows uplinks and agents as they come and go.
+//! The guard: the traffic that it must not touch, and how it reacts to uplinks and agents that are added and removed.
 
 use std::process::{Command, Stdio};
 
@@ -12,7 +12,7 @@ use metaproxy_lab::recorder::Recorder;
 use nix::sys::signal::Signal;
 
 #[test]
-fn the_nodes_own_namespace_and_other_ports_are_left_alone() {
+fn the_guard_does_not_touch_the_nodes_own_namespace_and_other_ports() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let host_network = node
@@ -66,7 +66,7 @@ fn the_nodes_own_namespace_and_other_ports_are_left_alone() {
     udp.set_read_timeout(Some(std::time::Duration::from_secs(2)))
         .unwrap();
     assert_eq!(udp.recv(&mut [0; 8]).unwrap(), 1, "UDP to port 80");
-    // What the node makes by hand is its own business too.
+    // Packets that the node itself crafts pass too.
     let recorder = Recorder::start(node.lab.aws()).unwrap();
     for words in [
         &["--method", "raw"][..],
@@ -88,7 +88,7 @@ fn the_nodes_own_namespace_and_other_ports_are_left_alone() {
 }
 
 #[test]
-fn a_guard_that_closes_at_its_start_says_so_and_nothing_else_before() {
+fn a_guard_that_closes_at_its_start_logs_no_other_state_before() {
     let Some(node) = node() else { return };
     let said = node.closed_guard().logged();
     for other in ["waiting", "guard open", "not kept out"] {
@@ -96,7 +96,8 @@ fn a_guard_that_closes_at_its_start_says_so_and_nothing_else_before() {
     }
 }
 
-/// Containers that are no pods (docker's, say) and virtual machines look like pods at an uplink: neither has a socket.
+/// At an uplink, packets of virtual machines and of containers that are not pods (such as docker's) look like packets
+/// of pods, because a forwarded packet has no socket.
 #[test]
 fn forwarded_traffic_of_plain_containers_is_dropped_with_packets_and_passes_with_connect() {
     let Some(node) = node() else { return };
@@ -127,9 +128,9 @@ fn forwarded_traffic_of_plain_containers_is_dropped_with_packets_and_passes_with
     assert_eq!(dial_from_container(), counts([("node", 1)]));
 }
 
-/// A second uplink with a policy route of its own, as a secondary ENI has it.
+/// The second uplink has a policy route of its own, like a secondary ENI.
 #[test]
-fn uplinks_are_followed_as_they_come_and_go() {
+fn the_guard_follows_uplinks_that_are_added_and_removed() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let guard = node.closed_guard();
@@ -196,7 +197,7 @@ fn uplinks_are_followed_as_they_come_and_go() {
 }
 
 #[test]
-fn a_guard_closes_when_pods_were_served_and_stays_so_over_crashes() {
+fn a_guard_closes_once_pods_were_served_and_stays_closed_after_crashes() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let guard = node.guard(&[]);
@@ -212,13 +213,13 @@ fn a_guard_closes_when_pods_were_served_and_stays_so_over_crashes() {
     agent.signal(Signal::SIGKILL).unwrap();
     agent.wait().unwrap();
     assert_eq!(dial(&a, &[]), counts([(UNREACHABLE, 1)]));
-    // Another guard knows it too.
+    // A new guard knows that pods were served, and closes at its start.
     drop(guard);
     assert_eq!(dial(&a, &[]), counts([("node", 1)]));
     let mut guard = node.guard(&[]);
     guard.wait_for("guard closed").unwrap();
     assert_eq!(dial(&a, &[]), counts([(UNREACHABLE, 1)]));
-    // Going back to observing opens it.
+    // An agent in observe mode opens the guard.
     let observing = node.spec().with(&["--mode", "observe"]);
     let observer = Agent::spawn(&node.lab, &observing).unwrap();
     guard.wait_for("guard open").unwrap();
@@ -229,7 +230,7 @@ fn a_guard_closes_when_pods_were_served_and_stays_so_over_crashes() {
 }
 
 #[test]
-fn a_guard_that_is_to_do_nothing_is_bad_usage() {
+fn the_guard_command_with_guard_off_is_bad_usage() {
     let output = Command::new(agent_binary())
         .args(["guard", "--guard", "off"])
         .output()
@@ -237,9 +238,9 @@ fn a_guard_that_is_to_do_nothing_is_bad_usage() {
     assert_eq!(output.status.code(), Some(64));
 }
 
-/// An update ends the older guard when the younger one is ready.
+/// An update ends the older guard when the newer one is ready.
 #[test]
-fn a_guard_is_ready_when_it_keeps_pods_out_or_waits_for_the_first_agent_by_its_own_probe() {
+fn the_guards_probe_is_ready_while_it_is_open_or_closed_but_not_before_it_can_attach() {
     let Some(node) = node() else { return };
     let probe = |question: &str| {
         let mut command = node.host_command(agent_binary());

@@ -1,4 +1,4 @@
-//! One pod that behaves as badly as it can does not starve another, nor the agent.
+//! A pod that misbehaves starves neither another pod nor the agent.
 
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -7,11 +7,11 @@ use crate::common::{Node, Outcomes, client_binary, dial, node_alone, outcomes};
 use metaproxy_lab::agent::Agent;
 use metaproxy_lab::pod::{Pod, PodSpec};
 
-/// How often each kind of misbehaviour is compared with quiet.
+/// The number of measurements with and without each kind of misbehaviour.
 const ROUNDS: usize = 2;
 
-/// Starts a program in a pod, at the lowest priority: on a node a pod has its share of the processors, and the agent's
-/// share is tested here.
+/// Starts a program in a pod at the lowest priority. On a node a pod has only its share of the processors, and these
+/// tests are about the agent, not about the machine's processors.
 fn misbehave(pod: &Pod, script: &str) -> Bad {
     let mut command = pod.command("nice").unwrap();
     command.args(["-n", "19", "python3", "-c", script]);
@@ -22,11 +22,11 @@ fn misbehave(pod: &Pod, script: &str) -> Bad {
         .unwrap())
 }
 
-/// A misbehaving program, which ends when this is dropped.
+/// A misbehaving program. Dropping this value kills it.
 struct Bad(Child);
 
 impl Bad {
-    /// Ends the program, which must have run until now.
+    /// Kills the program, and asserts that it ran until now.
     fn end(mut self) {
         crate::common::end_running(&mut self.0);
     }
@@ -39,7 +39,7 @@ impl Drop for Bad {
     }
 }
 
-/// 10,000 connections that say nothing; those that are closed are made again.
+/// Holds 10,000 connections that send nothing, and replaces those that are closed.
 const IDLE: &str = r#"
 import resource, socket, time
 resource.setrlimit(resource.RLIMIT_NOFILE, (20000, 20000))
@@ -54,7 +54,7 @@ while True:
     held = []
 "#;
 
-/// Heads that come byte by byte, on 200 connections.
+/// Sends request heads byte by byte on 200 connections.
 const DAWDLE: &str = r#"
 import socket, time
 held = []
@@ -69,7 +69,7 @@ while True:
     time.sleep(0.05)
 "#;
 
-/// Connections as fast as they can be made.
+/// Opens connections as fast as possible.
 const FLOOD: &str = r#"
 import socket, threading
 def flood():
@@ -81,7 +81,7 @@ def flood():
 for _ in range(4): threading.Thread(target=flood).start()
 "#;
 
-/// Requests as fast as they are answered.
+/// Sends requests as fast as they are answered.
 const HAMMER: &str = r#"
 import socket, threading
 request = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -108,8 +108,8 @@ fn descriptors(agent: &Agent) -> usize {
         .count()
 }
 
-/// Milliseconds of the slowest in a hundred, of those that got their role; and how many did not within the second that
-/// SDKs wait.
+/// Measures the neighbour's requests. Returns the 99th percentile of those that got their role in milliseconds, and
+/// the number of those that did not get it within the second that SDKs wait.
 fn slowest(neighbour: &Pod) -> (u64, usize) {
     let words = [
         "--count",
@@ -145,7 +145,7 @@ fn scene() -> Option<(Node, Pod, Pod, Agent)> {
         .lab
         .pod(PodSpec::with_role("neighbour", "role-neighbour"))
         .unwrap();
-    // Rates that a debug build comes to as well, above the neighbour's own.
+    // A debug build reaches these rates too, and they are above the neighbour's own rate.
     let flags = [
         "--admin-address",
         "10.200.0.1:16925",
@@ -158,7 +158,7 @@ fn scene() -> Option<(Node, Pod, Pod, Agent)> {
     Some((node, bad, neighbour, agent))
 }
 
-/// A counter, by its name and labels.
+/// Returns a counter's value. The counter is given with its labels.
 fn metric(node: &Node, counter: &str) -> Option<u64> {
     let metrics = node
         .host_command("curl")
@@ -175,7 +175,7 @@ fn a_pod_that_misbehaves_does_not_starve_its_neighbour_and_memory_stays_bounded(
     let Some((node, bad, neighbour, agent)) = scene() else {
         return;
     };
-    // Everything that is made once is made.
+    // After this load, everything that is allocated only once is allocated.
     slowest(&neighbour);
     let (before, files) = (memory(&agent), descriptors(&agent));
     for (what, script) in [
@@ -184,7 +184,7 @@ fn a_pod_that_misbehaves_does_not_starve_its_neighbour_and_memory_stays_bounded(
         ("a flood of connections", FLOOD),
         ("a flood of requests", HAMMER),
     ] {
-        // Quiet and not, in turns: the machine has its own ups and downs.
+        // Measurements with and without load alternate, because the machine's own speed varies.
         let (mut quiet, mut loaded, mut most) = (Vec::new(), Vec::new(), 0);
         for _ in 0..ROUNDS {
             let (time, failed) = slowest(&neighbour);
@@ -220,7 +220,7 @@ fn a_pod_that_misbehaves_does_not_starve_its_neighbour_and_memory_stays_bounded(
     crate::common::eventually("its connections are closed", || descriptors(&agent) < files + 50);
 }
 
-/// Connections that are made and never closed, whatever becomes of them.
+/// Opens connections, and never closes them, even if they fail.
 const HOLD: &str = r#"
 import resource, socket, time
 resource.setrlimit(resource.RLIMIT_NOFILE, (20000, 20000))
@@ -234,9 +234,10 @@ print("held", flush=True)
 time.sleep(60)
 "#;
 
-/// The accept queue is the node's: connections that are refused must take no room there by not being closed.
+/// All pods of the node share one accept queue. Refused connections that clients do not close must take no room in
+/// it.
 #[test]
-fn connections_over_the_limit_that_are_never_closed_keep_no_neighbour_waiting() {
+fn connections_over_the_limit_that_are_never_closed_do_not_delay_a_neighbour() {
     use std::io::BufRead as _;
     let Some((_node, bad, neighbour, _agent)) = scene() else {
         return;
@@ -255,8 +256,8 @@ fn connections_over_the_limit_that_are_never_closed_keep_no_neighbour_waiting() 
     holder.end();
 }
 
-/// 12,000 connections, 40 from each of 300 network namespaces of the pod's own, which need no capability outside of a
-/// user namespace.
+/// Opens 12,000 connections: 40 from each of 300 network namespaces that the pod creates. This needs no capability
+/// outside of a user namespace.
 const FROM_MANY_NAMESPACES: &str = r#"
 import ctypes, os, socket
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
@@ -272,7 +273,7 @@ for _ in range(300):
             except OSError: pass
 "#;
 
-/// An agent with the lowest rate of connections that it takes.
+/// Starts an agent with the lowest connection rate that the flag accepts.
 fn slowest_rate(node: &Node) -> Agent {
     let flags = [
         "--admin-address",
@@ -283,9 +284,9 @@ fn slowest_rate(node: &Node) -> Agent {
     Agent::start(&node.lab, &node.spec().with(&flags)).unwrap()
 }
 
-/// What a pod makes for itself gives it no second share.
+/// Network namespaces that a pod creates do not increase its rate.
 #[test]
-fn a_pod_has_one_rate_however_many_network_namespaces_it_makes() {
+fn a_pod_has_one_rate_regardless_of_the_network_namespaces_that_it_creates() {
     let Some(node) = node_alone() else { return };
     let bad = node.lab.pod(PodSpec::with_role("bad", "role-bad")).unwrap();
     let neighbour = node
@@ -302,7 +303,7 @@ fn a_pod_has_one_rate_however_many_network_namespaces_it_makes() {
             .unwrap()
             .success()
     );
-    // A burst of 2,048, and twice the rate.
+    // The limit allows a burst of 2,048 connections, and at most twice the rate of 512 per second.
     let most = 2_048 + 2 * 512 * (start.elapsed().as_secs() + 1);
     let counter = "metaproxy_refused_connections_total{kind=\"too_fast\",namespace=\"apps\",pod=\"bad\"}";
     crate::common::eventually("the others are counted", || {
@@ -314,7 +315,7 @@ fn a_pod_has_one_rate_however_many_network_namespaces_it_makes() {
     );
 }
 
-/// 12,000 connections from cgroups in turn, as from containers.
+/// Opens 12,000 connections from several cgroups one after the other, as containers would.
 const FROM_MANY_CONTAINERS: &str = r#"
 import os, socket, sys
 for container in sys.argv[1:]:
@@ -325,9 +326,9 @@ for container in sys.argv[1:]:
             except OSError: pass
 "#;
 
-/// Of each QoS class.
+/// The test covers a pod of each QoS class.
 #[test]
-fn a_pod_has_one_rate_however_many_containers_it_has() {
+fn a_pod_has_one_rate_regardless_of_its_number_of_containers() {
     let Some(node) = node_alone() else { return };
     let _agent = slowest_rate(&node);
     let mut classes = std::collections::BTreeSet::new();
@@ -344,7 +345,7 @@ fn a_pod_has_one_rate_however_many_containers_it_has() {
         let start = std::time::Instant::now();
         command.args(["-c", FROM_MANY_CONTAINERS]).args(&containers);
         assert!(command.status().unwrap().success());
-        // A burst of 2,048, and twice the rate.
+        // The limit allows a burst of 2,048 connections, and at most twice the rate of 512 per second.
         let most = 2_048 + 2 * 512 * (start.elapsed().as_secs() + 1);
         assert!(most < 12_000);
         let counter = format!(
@@ -360,7 +361,8 @@ fn a_pod_has_one_rate_however_many_containers_it_has() {
     assert_eq!(classes.len(), 3, "{classes:?}");
 }
 
-/// Nothing grows with the number of requests. `METAPROXY_TEST_REQUESTS` asks for more of them: two million, say.
+/// Neither memory nor descriptors grow with the number of requests. `METAPROXY_TEST_REQUESTS` sets that number, such
+/// as 2000000.
 #[test]
 fn requests_leave_nothing_behind() {
     let Some(node) = node_alone() else { return };
@@ -377,7 +379,8 @@ fn requests_leave_nothing_behind() {
     ];
     let agent = Agent::start(&node.lab, &node.spec().with(&fast)).unwrap();
     let ask = |each: usize| {
-        // A hundred on each connection, and a pause between connections: addresses must not run out.
+        // Each connection carries a hundred requests, and there is a pause between connections. Otherwise the source
+        // ports run out.
         let count = (each / 100).to_string();
         let words = [
             "dial",

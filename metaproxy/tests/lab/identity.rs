@@ -1,4 +1,5 @@
-//! Who a connection belongs to: never a miss for those who are honest, never a wrong pod for those who are not.
+//! Identification of a connection's pod. Honest clients are always identified, and no client is identified as another
+//! pod.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt as _;
@@ -12,7 +13,7 @@ use metaproxy_lab::pod::{Pod, PodSpec};
 const NAMES: [&str; 8] = ["p0", "p1", "p2", "p3", "p4", "p5", "p6", "p7"];
 
 #[test]
-fn of_20_000_connections_from_8_pods_none_is_missed_and_none_is_another_pods() {
+fn each_of_20_000_connections_from_8_pods_gets_its_own_pods_role() {
     let Some(node) = node() else { return };
     let pods: Vec<Pod> = NAMES
         .iter()
@@ -39,9 +40,9 @@ fn of_20_000_connections_from_8_pods_none_is_missed_and_none_is_another_pods() {
     assert_eq!(node.imds.seen_from_pods(), []);
 }
 
-/// As after an address was given to a new pod: the node's route leads to one of the two, and then to the other.
+/// The node's route leads to one of the pods and then to the other, as when an address is assigned to a new pod.
 #[test]
-fn another_pod_with_the_same_address_and_port_a_moment_later_is_known_as_itself() {
+fn pods_that_use_the_same_address_and_port_one_after_the_other_get_their_own_roles() {
     let Some(node) = node() else { return };
     let (victim, twin) = twins(&node);
     let _agent = node.agent();
@@ -69,12 +70,12 @@ fn another_pod_with_the_same_address_and_port_a_moment_later_is_known_as_itself(
 }
 
 #[test]
-fn sockets_that_close_or_reset_before_they_are_accepted_leave_nothing_behind_for_others() {
+fn connections_that_end_before_they_are_accepted_do_not_affect_other_pods() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
     let agent = node.agent();
-    // The agent stands still, so that connections end before they are accepted.
+    // The agent is stopped, so that connections end before they are accepted.
     for then in ["close", "reset"] {
         agent.signal(nix::sys::signal::Signal::SIGSTOP).unwrap();
         let got = dial(&a, &["--then", then, "--count", "500", "--threads", "4"]);
@@ -88,7 +89,7 @@ fn sockets_that_close_or_reset_before_they_are_accepted_leave_nothing_behind_for
 }
 
 #[test]
-fn a_pod_that_uses_a_port_again_and_again_is_known_each_time() {
+fn a_pod_that_reuses_a_source_port_is_identified_each_time() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let _agent = node.agent();
@@ -106,7 +107,7 @@ fn a_pod_that_uses_a_port_again_and_again_is_known_each_time() {
 }
 
 #[test]
-fn the_listener_serves_nobody_who_is_not_a_pod() {
+fn the_listener_serves_pods_only() {
     let Some(node) = node() else { return };
     let unknown = node
         .lab
@@ -129,14 +130,15 @@ fn the_listener_serves_nobody_who_is_not_a_pod() {
     });
     let got: Outcomes = serde_json::from_slice(&elsewhere.unwrap().unwrap().stdout).unwrap();
     assert_only(&got, &REFUSED, "another host");
-    // A pod that is not in the inventory is held and then gets 503, never the answer of a pod without a role.
+    // The request of a pod that is not in the inventory is held, and then gets 503. It never gets the answer for a
+    // pod without a role.
     let start = std::time::Instant::now();
     assert_eq!(dial(&unknown, &[]), counts([("status 503", 1)]));
     assert!(start.elapsed() >= Duration::from_millis(800), "it was held");
 }
 
 #[test]
-fn what_is_remembered_of_a_cgroup_is_never_that_of_another() {
+fn a_cached_cgroup_is_never_taken_for_another_one() {
     let Some(node) = node() else { return };
     let kubepods = node.lab.kubepods();
     let pods = Locator::new(None, Some(&kubepods))
@@ -172,7 +174,7 @@ fn what_is_remembered_of_a_cgroup_is_never_that_of_another() {
         "its connections are still its pod's"
     );
 
-    // More than are remembered.
+    // These are more cgroups than the cache holds.
     for number in 0..5000 {
         let (dir, id) = made(b, &format!("n{number}"));
         assert_eq!(of(id).as_deref(), Some(b));

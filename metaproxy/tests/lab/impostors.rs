@@ -1,4 +1,4 @@
-//! Who pretends to be another pod gets nothing.
+//! Clients that pretend to be another pod get nothing.
 
 use std::path::Path;
 use std::process::Stdio;
@@ -9,7 +9,7 @@ use crate::common::{Outcomes, client_binary, counts, dial, node, outcomes, start
 use metaproxy_lab::pod::{Pod, PodSpec, command_in};
 
 #[test]
-fn whoever_dials_from_a_4_tuple_that_a_pod_has_just_used_gets_nothing() {
+fn a_process_that_reuses_the_4_tuple_of_a_pod_gets_nothing() {
     let Some(node) = node() else { return };
     let victim = node
         .lab
@@ -31,7 +31,7 @@ fn whoever_dials_from_a_4_tuple_that_a_pod_has_just_used_gets_nothing() {
             counts([("role-victim", 1)]),
             "{source}"
         );
-        // A process of the node, outside the pods' cgroup, with the very same addresses and ports.
+        // A process of the node, outside of the pods' cgroup, uses the same addresses and ports.
         let got = node.host_dial(&["--to", &listener, "--source", &source]);
         assert_only(&got, &REFUSED, "a process of the node");
         tried += 1;
@@ -41,10 +41,10 @@ fn whoever_dials_from_a_4_tuple_that_a_pod_has_just_used_gets_nothing() {
     agent.wait_for("refused=200").unwrap();
 }
 
-/// Both claim one address and port at the same time, while the agent can't accept: whose connection it is in the end,
-/// it is no other pod's.
+/// Both pods use one address and port at the same time, while the agent is stopped and cannot accept. Each connection
+/// that is established gets the role of the pod that made it.
 #[test]
-fn claims_that_alternate_on_one_4_tuple_while_connections_wait_never_mix() {
+fn two_pods_that_use_one_4_tuple_while_connections_wait_get_no_role_but_their_own() {
     let Some(node) = node() else { return };
     let (victim, twin) = twins(&node);
     let agent = node.agent();
@@ -90,14 +90,14 @@ fn claims_that_alternate_on_one_4_tuple_while_connections_wait_never_mix() {
     }
 }
 
-/// `IP_TRANSPARENT` lets a pod with CAP_NET_RAW use any address. The listener's answers go to the victim, so no such
-/// connection comes to be.
+/// `IP_TRANSPARENT` lets a pod with CAP_NET_RAW use any address. The listener's answers go to the victim, so such a
+/// connection is never established.
 #[test]
 fn sockets_bound_to_a_victims_address_never_get_or_give_a_wrong_identity_in_100_000_requests() {
     let Some(node) = node() else { return };
     let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
     let thief = node.lab.pod(PodSpec::with_role("thief", "role-thief")).unwrap();
-    // The thief's packets arrive, as on a node that does not filter by source.
+    // Without this filter the thief's packets arrive, as on a node that does not filter by source.
     for device in ["all", &format!("pod{}", thief.number())] {
         node.lab
             .node()
@@ -148,7 +148,8 @@ fn sockets_bound_to_a_victims_address_never_get_or_give_a_wrong_identity_in_100_
     );
 }
 
-/// A process in a cgroup that a container has nested in its own, and named after another pod, is still itself.
+/// A container creates a cgroup within its own, and names it after another pod. A process in it still gets its own
+/// pod's role.
 #[test]
 fn a_nested_cgroup_named_after_another_pod_changes_nothing() {
     let Some(node) = node() else { return };
@@ -163,7 +164,7 @@ fn a_nested_cgroup_named_after_another_pod_changes_nothing() {
 }
 
 #[test]
-fn a_pod_is_known_as_itself_from_an_address_that_is_not_known_as_its_own() {
+fn a_pod_is_identified_from_an_address_that_its_manifest_does_not_name() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let netns = a.netns().unwrap();
@@ -175,7 +176,8 @@ fn a_pod_is_known_as_itself_from_an_address_that_is_not_known_as_its_own() {
     assert_eq!(dial(&a, &[]), counts([("role-a", 1)]));
 }
 
-/// This needs no capability: any process may bind to any IPv6 address that no route leads elsewhere.
+/// The attack needs no capability: any process may bind a socket to any IPv6 address to which no route leads
+/// elsewhere.
 #[test]
 fn an_ipv6_socket_bound_to_a_victims_address_gets_nothing() {
     let Some(node) = node() else { return };
@@ -216,10 +218,10 @@ fn an_ipv6_socket_bound_to_a_victims_address_gets_nothing() {
     );
 }
 
-/// The pod still holds its socket, but the agent has answered and closed: a process outside the pods' cgroup that comes
-/// with the same address and port must not be taken for the pod.
+/// The pod still holds its socket, but the agent has answered and closed the connection. A process outside of the
+/// pods' cgroup with the same address and port must not be identified as the pod.
 #[test]
-fn an_identity_is_that_of_one_connection_and_not_of_its_address_and_port() {
+fn an_identity_belongs_to_one_connection_and_not_to_its_address_and_port() {
     use std::io::BufRead as _;
     const HOLD: &str = r#"
 import socket, sys
@@ -285,7 +287,7 @@ sys.stdin.read()
 }
 
 #[test]
-fn the_listener_dialled_directly_serves_a_pod_as_itself_and_nobody_else() {
+fn a_listener_that_is_dialled_directly_serves_pods_only() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let agent = node.agent();
@@ -297,7 +299,7 @@ fn the_listener_dialled_directly_serves_a_pod_as_itself_and_nobody_else() {
     };
     let host = node.host_dial(&["--to", &listener]);
     assert!(is_refused(&host), "a process of the node: {host:?}");
-    // Another node of the same network, whose processes this kernel knows nothing of.
+    // The client is on another node of the same network, so this kernel does not know its process.
     let mut command = command_in(&client_binary(), None, node.lab.aws().file()).unwrap();
     let other = outcomes(
         command
@@ -309,9 +311,9 @@ fn the_listener_dialled_directly_serves_a_pod_as_itself_and_nobody_else() {
     assert!(is_refused(&other), "another node: {other:?}");
 }
 
-/// A session token is its pod's alone.
+/// A session token is valid for its own pod only.
 #[test]
-fn another_pods_session_token_is_worth_nothing() {
+fn another_pods_session_token_is_refused() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let thief = node.lab.pod(PodSpec::with_role("thief", "role-thief")).unwrap();

@@ -1,4 +1,4 @@
-//! What is intercepted, and what is not touched: real programs, real connections of every kind.
+//! Which connections are intercepted and which are not, with real programs and real connections of every kind.
 
 use crate::common::{IMDS, IMDS6, MAPPED, counts, dial, eventually, node, node_alone};
 use metaproxy_lab::agent::{Agent, AgentSpec};
@@ -6,7 +6,7 @@ use metaproxy_lab::pod::PodSpec;
 use rstest::rstest;
 
 #[test]
-fn a_pod_is_intercepted_in_every_way_that_the_kernel_offers_and_known_as_itself() {
+fn connections_of_every_kind_are_intercepted_and_get_their_own_pods_role() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
@@ -34,7 +34,7 @@ fn a_pod_is_intercepted_in_every_way_that_the_kernel_offers_and_known_as_itself(
 #[case(IMDS)]
 #[case(MAPPED)]
 #[case(IMDS6)]
-fn getpeername_shows_the_address_that_was_asked_for(#[case] to: &str) {
+fn getpeername_returns_the_address_that_the_client_dialled(#[case] to: &str) {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let _agent = node.agent();
@@ -80,15 +80,15 @@ fn the_node_and_hostnetwork_pods_without_a_role_reach_the_nodes_own_service() {
             dial(&malformed, &["--to", to]) == counts([("ab", 1)])
         });
     }
-    // Losing the role, it is left alone again.
+    // A pod without a role is not intercepted any more.
     listed.write_manifest(&[]).unwrap();
     eventually("it is left alone again", || {
         dial(&listed, &[]) == counts([("node", 1)])
     });
 }
 
-/// A hostNetwork pod that asks for a role, of which it is not known yet whether it may have it, is held like any other
-/// pod: it is not given the node's in the meantime.
+/// A hostNetwork pod asks for a role, and it is not known yet whether its namespace permits the role. Its request is
+/// held like that of any other pod. It does not get the node's role meanwhile.
 #[test]
 fn a_hostnetwork_pod_that_asks_for_a_role_is_never_given_the_nodes_instead() {
     let Some(node) = node() else { return };
@@ -103,13 +103,13 @@ fn a_hostnetwork_pod_that_asks_for_a_role_is_never_given_the_nodes_instead() {
         .map(str::to_owned)
         .to_vec();
     let _agent = Agent::start(&node.lab, &AgentSpec { flags, ..node.spec() }).unwrap();
-    // From the first moment: it was listed before anything was attached.
+    // This holds from the first moment, because the pod was listed before anything was attached.
     assert_eq!(
         dial(&pod, &[]),
         counts([("status 503", 1)]),
         "its namespace is not known yet"
     );
-    // With another pod of its UID, it cannot be known which of them it is.
+    // If two pods have the same UID, the agent cannot know which of them a cgroup belongs to.
     let text = format!(
         "kind: Pod\nmetadata: {{name: other, namespace: apps, uid: {}}}\n",
         pod.uid()
@@ -231,10 +231,10 @@ fn a_proxy_in_the_pod_that_dials_the_listener_again_is_served_as_its_pod() {
     node.assert_nothing_loaded();
 }
 
-/// As a network plugin enforces it: on the pod's end of its link, where packets have the address that was rewritten to.
+/// The policy is enforced as by a network plugin: at the pod's end of its link, where packets already have the
+/// listener's address.
 #[test]
-fn under_an_egress_policy_that_allows_the_listener_a_pod_is_served_and_under_one_that_allows_nothing_it_gets_nothing()
- {
+fn a_pod_is_served_if_its_egress_policy_allows_the_listener_and_gets_nothing_otherwise() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let agent = node.agent();
@@ -254,7 +254,7 @@ fn under_an_egress_policy_that_allows_the_listener_a_pod_is_served_and_under_one
     ];
     filter(&allowed);
     assert_eq!(dial(&a, &["--count", "5"]), counts([("role-a", 5)]));
-    // Allowing the metadata service's own address is neither needed nor of any use.
+    // Allowing the metadata service's own address is neither needed nor sufficient.
     filter(&["-F", "OUTPUT"]);
     filter(&[
         "-A",

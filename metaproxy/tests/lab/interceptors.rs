@@ -1,4 +1,4 @@
-//! Programs that receive another pod's packets, or change packets on the way: never served as that pod.
+//! Programs that receive another pod's packets, or change packets on the way. They never get that pod's role.
 
 use std::net::SocketAddr;
 
@@ -10,8 +10,8 @@ use metaproxy_lab::bpf_conflicts::ConnectProgram;
 use metaproxy_lab::pod::{Pod, PodSpec};
 use rstest::rstest;
 
-/// A victim whose packets to the listener reach the attacker instead, by a rule of the node as the portmap plugin makes
-/// it for `hostPort`. The attacker's own connections reach the listener.
+/// A victim whose packets to the listener reach the attacker instead. The cause is a rule of the node, as the portmap
+/// plugin makes it for `hostPort`. The attacker's own connections reach the listener.
 struct Intercepted {
     node: Node,
     attacker: Pod,
@@ -56,7 +56,7 @@ impl Intercepted {
         })
     }
 
-    /// Words that every attack from here has.
+    /// Starts an attack with the arguments that all attacks of this scene have.
     fn attack(&self, kind: &[&str], more: &[&str]) -> Attacker {
         let own = self.attacker.ip().to_string();
         let words = [
@@ -79,7 +79,7 @@ impl Intercepted {
         attacker
     }
 
-    /// Once the rule is gone, the victim is served as before.
+    /// Removes the rule, and asserts that the victim is served as before.
     fn assert_victim_recovers(&self) {
         nft(self.node.host_command("nft"), "delete table ip portmap");
         assert_eq!(
@@ -90,7 +90,7 @@ impl Intercepted {
     }
 }
 
-/// Both ends see each other's sequence numbers, so the option fits them, and only the client's address is another.
+/// Both ends see each other's sequence numbers, so the option matches them. Only the client's address differs.
 #[rstest]
 #[case::podips_known(true)]
 #[case::podips_unknown(false)]
@@ -118,7 +118,7 @@ fn a_relay_of_packets_is_never_answered_as_the_victim(#[case] known: bool) {
     scene.assert_victim_recovers();
 }
 
-/// The same by the kernel: the attacker's namespace forwards and translates.
+/// The kernel relays the packets: the attacker's namespace forwards them and translates their addresses.
 #[rstest]
 #[case::podips_known(true)]
 #[case::podips_unknown(false)]
@@ -140,9 +140,9 @@ fn a_relay_by_nat_rules_in_the_attackers_namespace_is_never_answered_as_the_vict
     scene.assert_victim_recovers();
 }
 
-/// What was recorded of a victim's handshake, on connections with the same initial sequence number of the client:
-/// 20,000 of them with `METAPROXY_TEST_REQUESTS`. The victim sees the listener's own SYN-ACK, or it would not show the
-/// option.
+/// The attacker records the option in a victim's handshake, and replays it on connections with the same initial
+/// sequence number of the client. `METAPROXY_TEST_REQUESTS` sets the number of these connections, up to 20,000. The
+/// victim must see the listener's own SYN-ACK, because it would not send the option otherwise.
 #[test]
 fn a_recorded_option_is_never_answered_as_the_victim_from_another_address() {
     let Some(scene) = Intercepted::new(true) else {
@@ -163,7 +163,7 @@ fn a_recorded_option_is_never_answered_as_the_victim_from_another_address() {
     scene.assert_victim_recovers();
 }
 
-/// Without the tags of the listener's SYN-ACK, a client sends its request, and not its option.
+/// If the SYN-ACK lacks the listener's tags, a client sends its request without the option.
 #[test]
 fn a_program_that_answers_in_the_listeners_place_is_not_shown_the_option() {
     let Some(scene) = Intercepted::new(true) else {
@@ -180,8 +180,8 @@ fn a_program_that_answers_in_the_listeners_place_is_not_shown_the_option() {
     scene.assert_victim_recovers();
 }
 
-/// A program behind ours sends connections elsewhere at `connect()`, as socket load balancers do (Cilium) for host
-/// ports and external addresses of Services.
+/// A program that runs after ours redirects connections at `connect()`, as socket load balancers (Cilium) do for host
+/// ports and for external addresses of Services.
 #[test]
 fn a_connection_that_a_socket_load_balancer_sends_elsewhere_shows_no_option_and_is_reported_by_name() {
     let Some(node) = node() else { return };
@@ -218,8 +218,8 @@ fn a_connection_that_a_socket_load_balancer_sends_elsewhere_shows_no_option_and_
     });
 }
 
-/// A process in a nested namespace whose packets the pod itself passes on, altered: served as the pod, or refused, and
-/// never as the pod whose cgroup they claim.
+/// The pod forwards the packets of a process in a nested namespace, and alters their options. The process gets the
+/// pod's own role or is refused. It never gets the role of the pod whose cgroup the options claim.
 #[rstest]
 #[case::unaltered("as-is", true, false)]
 #[case::without_the_option("removed", false, true)]

@@ -1,5 +1,5 @@
-//! What differs between kernels, in short: `cargo xtask vm-test` runs these on Debian's kernels, and they run on the
-//! machine's own like any other test. They call nothing but the binaries and `ip`.
+//! Short tests of what differs between kernels. `cargo xtask vm-test` runs them on Debian's kernels. Like all other
+//! tests, they also run on the machine's own kernel. They call only the binaries and `ip`.
 
 use std::path::Path;
 
@@ -14,7 +14,8 @@ use metaproxy_lab::pod::{Families, Pod, PodSpec};
 use metaproxy_lab::recorder::Recorder;
 use nix::sys::signal::Signal;
 
-/// Without tcx, packets are dropped at the pods' sockets where that is asked for.
+/// Returns a spec with `--guard packets`. On kernels without tcx, packets are dropped at the pods' sockets only with
+/// this flag.
 fn spec(node: &Node) -> AgentSpec {
     node.spec().with(&["--guard", "packets"])
 }
@@ -27,7 +28,7 @@ fn guard(node: &Node) -> Agent {
 }
 
 #[test]
-fn every_kind_of_connection_is_intercepted_and_known() {
+fn connections_of_every_kind_are_intercepted_and_identified() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let b = node.lab.pod(PodSpec::with_role("b", "role-b")).unwrap();
@@ -82,10 +83,10 @@ fn no_identity_is_lost_or_mixed_up() {
     assert_eq!(outcomes(of_b), counts([("role-b", 500)]));
 }
 
-/// `tcp_syncookies` 2 answers every SYN with a cookie, so that the kernel keeps nothing of it; without timestamps there
-/// is more room in the header, and a cookie holds less.
+/// With `tcp_syncookies` 2 the kernel answers every SYN with a cookie, and keeps no state of it. Without timestamps
+/// there is more room in the header, and a cookie holds less information.
 #[test]
-fn callers_are_known_whatever_the_nodes_tcp_keeps_of_a_handshake() {
+fn callers_are_identified_with_every_setting_of_syncookies_and_timestamps() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let _agent = Agent::start(&node.lab, &spec(&node)).unwrap();
@@ -112,14 +113,14 @@ fn callers_are_known_whatever_the_nodes_tcp_keeps_of_a_handshake() {
     }
 }
 
-/// Fast open without a cookie at both ends: the SYN carries data, which the listener does not take, as the caller comes
-/// behind it.
+/// Both ends use fast open without a cookie. The SYN then carries data. The listener does not accept this data,
+/// because the caller's option arrives in a later packet.
 #[test]
-fn fast_open_that_is_forced_on_everywhere_loses_no_caller() {
+fn callers_are_identified_while_fast_open_is_forced_on() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
-    // TFO_CLIENT_ENABLE, TFO_SERVER_ENABLE, TFO_CLIENT_NO_COOKIE, TFO_SERVER_COOKIE_NOT_REQD, TFO_SERVER_WO_SOCKOPT1
-    // (include/net/tcp.h), before there is a listener.
+    // The flags are TFO_CLIENT_ENABLE, TFO_SERVER_ENABLE, TFO_CLIENT_NO_COOKIE, TFO_SERVER_COOKIE_NOT_REQD and
+    // TFO_SERVER_WO_SOCKOPT1 (include/net/tcp.h). They must be set before there is a listener.
     for netns in [node.lab.node(), a.netns().unwrap()] {
         netns.sysctl("net/ipv4/tcp_fastopen", "1543").unwrap();
     }
@@ -130,10 +131,10 @@ fn fast_open_that_is_forced_on_everywhere_loses_no_caller() {
     }
 }
 
-/// The listener drops the ACK that carries the caller while its accept queue is full; the packets behind it carry it
-/// too.
+/// While its accept queue is full, the listener drops the ACK that carries the caller's option. The packets after it
+/// carry the option too.
 #[test]
-fn callers_outlast_a_full_accept_queue() {
+fn callers_are_identified_after_a_full_accept_queue() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     node.lab.node().sysctl("net/core/somaxconn", "4").unwrap();
@@ -148,7 +149,7 @@ fn callers_outlast_a_full_accept_queue() {
 }
 
 #[test]
-fn two_pods_with_one_address_and_a_pod_with_one_that_nothing_lists_are_known_as_themselves() {
+fn two_pods_with_one_address_and_a_pod_with_an_unlisted_address_get_their_own_roles() {
     let Some(node) = node() else { return };
     let first = node.lab.pod(PodSpec::with_role("first", "role-first")).unwrap();
     let same = PodSpec {
@@ -182,7 +183,7 @@ fn two_pods_with_one_address_and_a_pod_with_one_that_nothing_lists_are_known_as_
 }
 
 #[test]
-fn a_process_that_is_no_pods_gets_no_answer_from_the_listener() {
+fn a_process_outside_of_all_pods_gets_no_answer_from_the_listener() {
     let Some(node) = node() else { return };
     let agent = Agent::start(&node.lab, &spec(&node)).unwrap();
     let listeners = agent.listeners().unwrap();
@@ -194,7 +195,7 @@ fn a_process_that_is_no_pods_gets_no_answer_from_the_listener() {
 }
 
 #[test]
-fn hostnetwork_pods_and_the_node_are_told_from_pods() {
+fn hostnetwork_pods_and_the_node_are_distinguished_from_pods() {
     let Some(node) = node() else { return };
     let host = |name, spec: PodSpec| {
         let spec = PodSpec {
@@ -224,7 +225,8 @@ fn the_guard_refuses_connections_and_drops_packets() {
     let recorder = Recorder::start(node.lab.aws()).unwrap();
     let arrived = |words: &[&str]| {
         let next_hop = std::fs::read_to_string(format!("/sys/class/net/pod{}/address", a.number()));
-        // Where the node has a namespace of its own, this process does not see its interfaces: sent to all then.
+        // If the node has a network namespace of its own, this process does not see its interfaces. The packets then
+        // go to the broadcast address.
         let next_hop =
             next_hop.map_or_else(|_| "ff:ff:ff:ff:ff:ff".to_owned(), |text| text.trim().to_owned());
         let mut command = a.command(client_binary()).unwrap();
@@ -233,7 +235,7 @@ fn the_guard_refuses_connections_and_drops_packets() {
             .args(words)
             .output()
             .unwrap();
-        // What is dropped at a socket, its sender hears of.
+        // If a packet is dropped at its socket, the sender gets an error.
         let was_told = String::from_utf8_lossy(&output.stderr).contains("not permitted");
         assert!(output.status.success() || was_told, "{words:?}: {output:?}");
         recorder.settle(node.lab.node()).unwrap();
@@ -248,7 +250,7 @@ fn the_guard_refuses_connections_and_drops_packets() {
         vec!["--method", "raw-options", "--to", IMDS6],
         vec!["--method", "raw-tcp", "--to", IMDS6],
     ];
-    // AF_PACKET is seen at the uplinks only.
+    // Packets of AF_PACKET sockets pass only the programs at the uplinks, which need tcx.
     let has_tcx = KernelVersion::current().unwrap() >= KernelVersion::new(6, 6, 0);
     let sees_next_hop = Path::new(&format!("/sys/class/net/pod{}", a.number())).exists();
     if has_tcx && sees_next_hop {
@@ -283,7 +285,7 @@ fn the_guard_refuses_connections_and_drops_packets() {
 }
 
 #[test]
-fn agents_and_guards_in_either_order_and_nothing_stays_behind() {
+fn agents_and_guards_work_in_either_order_and_leave_nothing_behind() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let check = |want: &str, what: &str| {
@@ -326,12 +328,12 @@ fn shift_clock(by: i64) {
 
 #[test]
 #[ignore = "sets the clock, which only a guest of `cargo xtask vm-test` may have done to it"]
-fn a_clock_that_jumps_by_an_hour_is_lived_with() {
+fn credentials_stay_valid_when_the_clock_jumps_by_an_hour() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let _agent = Agent::start(&node.lab, &spec(&node)).unwrap();
     let path = ["--path", "/latest/meta-data/iam/security-credentials/role-a"];
-    // The credentials are valid by the clock of the client.
+    // The credentials must be valid by the client's clock.
     let is_good = || {
         let got = dial(&a, &path);
         let (document, _) = got.first_key_value().unwrap();

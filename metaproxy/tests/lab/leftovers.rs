@@ -1,4 +1,5 @@
-//! What kube2iam, kiam and the EKS Pod Identity agent leave on a node, and `doctor --fix-leftovers`.
+//! Rules and interfaces that kube2iam, kiam and the EKS Pod Identity agent leave on a node, and
+//! `doctor --fix-leftovers`, which removes them.
 
 use std::process::{Command, Output};
 
@@ -6,7 +7,7 @@ use crate::common::doctor::{doctor, doctor_by, examined, must_see_the_nodes_proc
 use crate::common::{Node, agent_binary, node};
 use metaproxy_lab::leftovers::snapshot;
 
-/// Runs a command, with words separated by blanks, in the node's network namespace.
+/// Runs a command line, whose words are separated by blanks, in the node's network namespace.
 #[track_caller]
 fn run_in(node: &Node, line: &str) {
     let words: Vec<&str> = line.split(' ').collect();
@@ -21,14 +22,14 @@ fn said(output: &Output) -> String {
         .concat()
 }
 
-/// As kube2iam and kiam write it.
+/// Returns the command that adds a rule as kube2iam and kiam write it.
 fn rule(tool: &str, interface: &str, target: &str) -> String {
     format!(
         "{tool} -w -t nat -A PREROUTING -p tcp -d 169.254.169.254 --dport 80 -j DNAT --to-destination {target} {interface}"
     )
 }
 
-/// What looks much like theirs: of the ECS agent, of lyft's metadataproxy, of an administrator.
+/// Commands that add similar rules of other software: of the ECS agent, of lyft's metadataproxy, of an administrator.
 const OF_OTHERS: [&str; 9] = [
     "iptables-legacy -w -t nat -A PREROUTING -p tcp -d 169.254.170.2 --dport 80 -j DNAT --to-destination 127.0.0.1:51679",
     "iptables-nft -t nat -A PREROUTING -i docker0 -p tcp -d 169.254.169.254 --dport 80 -j DNAT --to-destination 127.0.0.1:8000",
@@ -47,7 +48,7 @@ const POD_IDENTITY: [&str; 2] = [
 ];
 
 #[test]
-fn what_others_have_left_is_removed_and_nothing_else() {
+fn leftovers_of_other_software_are_removed_and_nothing_else_is_changed() {
     must_see_the_nodes_processes();
     let Some(node) = node() else { return };
     OF_OTHERS.iter().for_each(|line| run_in(&node, line));
@@ -103,7 +104,7 @@ fn what_others_have_left_is_removed_and_nothing_else() {
 }
 
 #[test]
-fn what_leads_to_somebody_who_listens_is_left_alone() {
+fn rules_and_interfaces_that_lead_to_a_listening_process_are_kept() {
     must_see_the_nodes_processes();
     let Some(node) = node() else { return };
     run_in(&node, &rule("iptables-legacy", "-i docker0", "10.200.0.1:18181"));
@@ -135,9 +136,9 @@ fn what_leads_to_somebody_who_listens_is_left_alone() {
     assert_eq!(said(&fixed).matches("removed: ").count(), 3, "{fixed:?}");
 }
 
-/// The owner of another interface with that name, or of one that is being made, is not known.
+/// An interface with that name but without the address has an unknown owner, or is just being set up.
 #[test]
-fn an_interface_without_the_agents_address_is_left_alone() {
+fn an_interface_without_the_agents_address_is_kept() {
     let Some(node) = node() else { return };
     run_in(&node, POD_IDENTITY[0]);
     examined(&node, &[]).is_clean();
@@ -145,9 +146,9 @@ fn an_interface_without_the_agents_address_is_left_alone() {
     run_in(&node, "ip link show pod-id-link0");
 }
 
-/// As in the agent's own container, which has nothing but the agent.
+/// iptables is missing, as in the agent's own container, which contains only the agent.
 #[test]
-fn where_iptables_is_not_installed_only_a_node_with_rules_misses_it() {
+fn without_iptables_only_a_node_with_nat_tables_gets_an_error() {
     let Some(node) = node() else { return };
     let bare = ["/usr/bin/env", "PATH=/nowhere", agent_binary().to_str().unwrap()];
     let fix = || doctor_by(&node, &bare, &["--fix-leftovers"]);

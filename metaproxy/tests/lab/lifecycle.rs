@@ -1,4 +1,4 @@
-//! Start and end of an agent, which leave nothing behind.
+//! Start and end of an agent. They leave nothing behind.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use nix::sys::signal::Signal;
 use rstest::rstest;
 
 #[test]
-fn what_is_in_the_kernel_is_this_and_goes_with_the_process() {
+fn exactly_the_expected_objects_are_loaded_and_they_are_unloaded_with_the_process() {
     let Some(node) = node() else { return };
     node.assert_nothing_loaded();
     let agent = node.agent();
@@ -31,7 +31,7 @@ fn what_is_in_the_kernel_is_this_and_goes_with_the_process() {
 }
 
 #[test]
-fn the_pods_cgroup_may_come_late_and_be_made_again() {
+fn the_agent_attaches_to_a_pods_cgroup_that_is_created_late_or_again() {
     let Some(node) = node_alone() else { return };
     let kubepods = node.lab.kubepods();
     remove_cgroup(&kubepods);
@@ -40,7 +40,8 @@ fn the_pods_cgroup_may_come_late_and_be_made_again() {
     for round in 1..=3 {
         fs::create_dir_all(kubepods.join("burstable")).unwrap();
         let made = Instant::now();
-        // Not `ready`: if the cgroup is made again before readiness is computed, no gap is logged.
+        // The test does not wait for `ready`. If the cgroup is created again before readiness is computed, readiness
+        // does not change, and nothing is logged.
         agent
             .wait_for_nth("INFO attached to the pods' cgroup", round)
             .unwrap();
@@ -66,7 +67,7 @@ fn the_pods_cgroup_may_come_late_and_be_made_again() {
 }
 
 #[test]
-fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder_and_nothing_was_attached() {
+fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder_and_nothing_is_attached() {
     let Some(node) = node() else { return };
     let taken = node
         .lab
@@ -96,7 +97,7 @@ fn a_fixed_port_that_is_taken_is_an_error_that_names_its_holder_and_nothing_was_
 #[test]
 fn a_free_port_is_outside_the_ephemeral_and_nodeport_ranges_and_no_pods_host_port() {
     let Some(node) = node() else { return };
-    // Nearly everything is spoken for: what is left is 10240 to 10244, and of these a pod has all but one.
+    // Nearly all ports are taken. Only 10240 to 10244 are left, and a pod has all of these but one as host ports.
     node.lab
         .node()
         .sysctl("net/ipv4/ip_local_port_range", "10245 65535")
@@ -123,14 +124,14 @@ fn a_free_port_is_outside_the_ephemeral_and_nodeport_ranges_and_no_pods_host_por
         "{}",
         agent.logged()
     );
-    // A second one finds another all the same.
+    // A second agent finds a free port all the same.
     let second = node.agent();
     let port = second.listeners().unwrap()[0].port();
     assert!((1_024..10_240).contains(&port), "{port}");
 }
 
 #[test]
-fn of_two_agents_the_older_serves_until_it_ends_and_no_request_is_lost() {
+fn the_older_of_two_agents_serves_until_it_ends_and_no_request_is_lost() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let mut agents = vec![node.agent()];
@@ -139,7 +140,7 @@ fn of_two_agents_the_older_serves_until_it_ends_and_no_request_is_lost() {
         std::thread::sleep(Duration::from_millis(300));
         agents.push(node.agent());
         std::thread::sleep(Duration::from_millis(300));
-        // The older one goes; the younger was not asked anything so far.
+        // The older agent ends. The newer one has served no request so far.
         let mut older = agents.remove(0);
         assert!(older.stop().unwrap().success());
         assert!(
@@ -148,7 +149,7 @@ fn of_two_agents_the_older_serves_until_it_ends_and_no_request_is_lost() {
             older.logged()
         );
     }
-    // And the other way round: the younger goes, unasked.
+    // In the reverse order the newer agent ends, and has served no request.
     agents.push(node.agent());
     let mut younger = agents.remove(1);
     assert!(younger.stop().unwrap().success());
@@ -163,7 +164,7 @@ fn of_two_agents_the_older_serves_until_it_ends_and_no_request_is_lost() {
 }
 
 #[test]
-fn sigterm_under_load_ends_within_seconds_without_a_failed_request() {
+fn sigterm_under_load_ends_the_agent_within_seconds_without_a_failed_request() {
     let Some(node) = node_alone() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let mut agent = node.agent();
@@ -173,7 +174,8 @@ fn sigterm_under_load_ends_within_seconds_without_a_failed_request() {
     assert!(agent.stop().unwrap().success());
     assert!(start.elapsed() < Duration::from_secs(6), "{:?}", start.elapsed());
     let got = outcomes(load);
-    // Its guard refuses what is not redirected any more; when that is gone too, the node's own service answers.
+    // The agent's guard refuses connections that are not redirected any more. When the guard has ended too, the
+    // node's own service answers.
     assert_eq!(
         got.keys().collect::<Vec<_>>(),
         ["error ENETUNREACH: Network is unreachable", "node", "role-a"],
@@ -182,7 +184,7 @@ fn sigterm_under_load_ends_within_seconds_without_a_failed_request() {
     node.assert_nothing_loaded();
 }
 
-/// Asks once for each line that it reads, on one connection.
+/// Sends one request for each line that it reads, all on one connection.
 const ASKING: &str = r#"
 import http.client, sys
 connection = http.client.HTTPConnection("169.254.169.254", 80)
@@ -193,7 +195,7 @@ for line in iter(sys.stdin.readline, ""):
     print(answer.status, answer.getheader("connection", "kept"), flush=True)
 "#;
 
-/// Idle connections do not hold it up, and one that is in use ends after its next answer.
+/// Idle connections do not delay the agent's end. A connection in use ends after its next answer.
 #[rstest]
 #[case::idle(false)]
 #[case::in_use(true)]
@@ -209,7 +211,7 @@ fn kept_connections_end_with_the_agent(#[case] in_use: bool) {
         })
         .unwrap();
     eventually("it is listed", || dial(&listed, &[]) == counts([("role-a", 1)]));
-    // One connection, held by a process of the pod that asks once for each line it reads.
+    // A process of the pod holds one connection, and sends a request for each line that it reads.
     let mut client = listed
         .command("python3")
         .unwrap()
@@ -243,7 +245,7 @@ fn kept_connections_end_with_the_agent(#[case] in_use: bool) {
     assert!(took < Duration::from_secs(if in_use { 2 } else { 6 }), "{took:?}");
 }
 
-/// Everything that is wrong with how it was called is said in a sentence, with nothing attached.
+/// Wrong flags are reported in a sentence before anything is attached.
 #[rstest]
 #[case(&["--listen-address", "192.0.2.9"], 1, "--listen-address 192.0.2.9: not an address of this node")]
 #[case(&["--cgroup-root", "/tmp"], 1, "--cgroup-root /tmp: not a directory of a cgroup v2 mount")]
@@ -252,7 +254,7 @@ fn kept_connections_end_with_the_agent(#[case] in_use: bool) {
 #[case(&["--base-role-arn", "arn:aws:iam::1:role/"], 64, "cannot be used multiple times")]
 #[case(&["--default-role", "arn:aws:iam::1:role/x"], 64, "the account of an ARN is 12 digits")]
 #[case(&["--session-duration", "90m"], 64, "role chaining")]
-fn bad_usage_is_a_sentence_and_nothing_is_attached(
+fn bad_usage_is_reported_and_nothing_is_attached(
     #[case] flags: &[&str],
     #[case] code: i32,
     #[case] sentence: &str,
@@ -265,7 +267,7 @@ fn bad_usage_is_a_sentence_and_nothing_is_attached(
 }
 
 #[test]
-fn a_missing_directory_of_manifests_is_a_sentence() {
+fn a_missing_directory_of_manifests_is_reported() {
     let output = std::process::Command::new(agent_binary())
         .args(["run", "--manifests", "/nonexistent/pods", "--region", "us-east-1"])
         .output()
@@ -279,7 +281,7 @@ fn a_missing_directory_of_manifests_is_a_sentence() {
 }
 
 #[test]
-fn bad_manifests_are_reported_and_the_other_pods_served() {
+fn invalid_manifests_are_reported_and_the_other_pods_are_served() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let twin = node.lab.pod(PodSpec::with_role("twin", "role-twin")).unwrap();
@@ -323,7 +325,8 @@ fn bad_manifests_are_reported_and_the_other_pods_served() {
         "{document}"
     );
 
-    // A good file that breaks keeps what it held; mended, it counts again. No restart in between.
+    // If a valid file becomes invalid, its pods stay known. When the file is valid again, its content applies without
+    // a restart.
     node.lab
         .manifest("a.json", "{\"kind\": \"Pod\",\n\"metadata\": }")
         .unwrap();

@@ -1,4 +1,4 @@
-//! The log of a node on which much happens: what a person reads, and what a machine does.
+//! The log of a busy node, as text for operators and as JSON for programs.
 
 use crate::common::http::{exchange, get, request};
 use crate::common::sessions::{ROLE, start};
@@ -8,7 +8,7 @@ use metaproxy_lab::pod::PodSpec;
 use metaproxy_lab::sts::Behaviour;
 use serde_json::Value;
 
-/// Pods of which only the manifests are there.
+/// Returns manifests of pods that have no process.
 fn pods(number: usize, role: impl Fn(usize) -> String) -> String {
     (0..number)
         .map(|number| {
@@ -25,7 +25,7 @@ fn count(said: &str, wanted: &str) -> usize {
     said.lines().filter(|line| line.contains(wanted)).count()
 }
 
-/// A client that is mistaken, or makes fun of us, puts a secret anywhere in its request.
+/// A faulty or malicious client can put a secret anywhere in its request.
 #[test]
 fn no_text_of_a_request_is_in_the_log_at_any_level() {
     const SECRET: &str = "AQAEAKiGv0Xk0000SECRET";
@@ -65,9 +65,9 @@ fn no_text_of_a_request_is_in_the_log_at_any_level() {
     assert!(!said.to_ascii_lowercase().contains(&secret), "{said}");
 }
 
-/// What was asked for is no trouble.
+/// An end that was requested is not a fault.
 #[test]
-fn an_ordinary_end_warns_of_nothing_and_tells_what_an_operator_understands() {
+fn an_ordinary_end_logs_no_warning_and_a_summary() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let mut agent = start(&node, &["--log", "debug"]);
@@ -89,9 +89,9 @@ fn an_ordinary_end_warns_of_nothing_and_tells_what_an_operator_understands() {
     assert!(kernel.is_some_and(|line| line.contains("DEBUG")), "{said}");
 }
 
-/// Each cause once.
+/// The error message contains each cause once.
 #[test]
-fn a_directory_that_is_not_there_is_named_with_its_cause_once() {
+fn a_missing_directory_is_named_with_its_cause_once() {
     let Some(node) = node() else { return };
     let mut command = node.host_command(crate::common::agent_binary());
     let output = command
@@ -117,7 +117,7 @@ fn a_directory_that_is_not_there_is_named_with_its_cause_once() {
 }
 
 #[test]
-fn the_start_tells_what_somebody_asks_first() {
+fn the_start_logs_the_configuration_and_the_number_of_pods() {
     let Some(node) = node() else { return };
     node.lab
         .manifest("many.yaml", &pods(30, |number| format!("role-{number}")))
@@ -180,7 +180,7 @@ fn a_hundred_pods_that_fail_do_not_fill_the_log() {
 }
 
 #[test]
-fn a_change_of_a_pods_role_is_told_and_whoever_asks_without_one_is_named_once() {
+fn changes_of_a_pods_role_are_logged_and_a_pod_that_asks_without_one_is_logged_once() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "a b")).unwrap();
     let without = node.lab.pod(PodSpec::without_role("without")).unwrap();

@@ -1,5 +1,6 @@
-//! Tests in the lab: real programs on real cgroups, network namespaces and clients. `cargo xtask test MODULE` runs one
-//! module. They are one program, because linking one for each module took longer than many of the tests.
+//! Tests in the lab: real programs on real cgroups, network namespaces and clients. `cargo xtask test MODULE` runs
+//! one module. All modules are one test binary, because linking one for each module took longer than many of the
+//! tests.
 
 #![allow(
     clippy::expect_used,

@@ -6,7 +6,7 @@ use metaproxy_lab::pod::PodSpec;
 use rstest::rstest;
 
 #[test]
-fn observing_changes_nothing_and_tells_what_would() {
+fn observing_changes_nothing_and_logs_what_each_pod_would_get() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let without = node.lab.pod(PodSpec::without_role("without")).unwrap();
@@ -56,7 +56,8 @@ fn observing_changes_nothing_and_tells_what_would() {
     }
     assert!(!agent.logged().contains("apps/quiet"), "it did not ask");
     drop(quiet);
-    // Said once, however often it asks; and again when it would be something else.
+    // The line is logged once per pod, however often the pod asks. It is logged again when the pod would get
+    // something else.
     assert_eq!(dial(&a, &["--count", "20"]), counts([("node", 20)]));
     a.write_manifest(&[("iam.amazonaws.com/role".to_owned(), "role-new".to_owned())])
         .unwrap();
@@ -70,10 +71,10 @@ fn observing_changes_nothing_and_tells_what_would() {
 }
 
 #[test]
-fn a_firewall_serves_metadata_and_no_role_and_asks_nobody() {
+fn a_firewall_serves_metadata_but_no_role_and_requests_no_credentials() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
-    // No STS, no base ARN: nothing of that is asked for.
+    // The firewall needs neither an STS nor a base ARN.
     let spec = AgentSpec {
         base: None,
         flags: vec!["--mode".to_owned(), "firewall".to_owned()],
@@ -101,10 +102,10 @@ fn a_firewall_serves_metadata_and_no_role_and_asks_nobody() {
 
 #[rstest]
 #[case::guard_while_observing(&["run", "--manifests", "/x", "--mode", "observe", "--guard", "connect"], "--guard with --mode observe")]
-#[case::nobodys_pods(&["run"], "no source of pods")]
+#[case::no_source_of_pods(&["run"], "no source of pods")]
 #[case::head_too_short(&["run", "--manifests", "/x", "--max-head-size", "1"], "1 is not in 8..=64")]
 #[case::idle_too_long(&["run", "--manifests", "/x", "--idle-timeout", "2h"], "not a duration from 1s to 1h")]
-fn bad_usage_is_told(#[case] words: &[&str], #[case] sentence: &str) {
+fn bad_usage_is_reported(#[case] words: &[&str], #[case] sentence: &str) {
     let output = std::process::Command::new(agent_binary())
         .args(words)
         .env_remove("KUBECONFIG")

@@ -1,5 +1,5 @@
-//! The dashboard and the alerts, evaluated by a Prometheus that scrapes a real agent. `tests/usage/alerts.rs` lets each
-//! alert fire.
+//! The dashboard and the alerts. A Prometheus that scrapes a real agent evaluates them. `tests/usage/alerts.rs` makes
+//! each alert fire.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,10 +13,11 @@ use metaproxy_lab::agent::Agent;
 use metaproxy_lab::pod::PodSpec;
 use serde_json::Value;
 
-/// How often Prometheus asks.
+/// The interval between two scrapes.
 const SCRAPE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Expressions of the dashboard's panels, with what Grafana would put into them.
+/// Returns title and expression of each panel of the dashboard. The variables are replaced as Grafana would replace
+/// them.
 fn panels() -> Vec<(String, String)> {
     let text = fs::read_to_string(deploy("dashboards/metaproxy.json")).unwrap();
     let dashboard: Value = serde_json::from_str(&text).unwrap();
@@ -33,7 +34,7 @@ fn panels() -> Vec<(String, String)> {
     found
 }
 
-/// Name and expression of each alert.
+/// Returns name and expression of each alert.
 fn alerts() -> Vec<(String, String)> {
     let text = |rule: &Value, field: &str| rule[field].as_str().unwrap().to_owned();
     alert_rules()
@@ -42,7 +43,7 @@ fn alerts() -> Vec<(String, String)> {
         .collect()
 }
 
-/// A Prometheus on the node; dropping kills it.
+/// A Prometheus on the node. Dropping this value kills the process.
 struct Prometheus(Child);
 
 impl Drop for Prometheus {
@@ -79,7 +80,7 @@ fn prometheus(node: &Node) -> Prometheus {
     )
 }
 
-/// What Prometheus' API answers; `Null` before it listens.
+/// Returns the answer of Prometheus' API, or `Null` before Prometheus listens.
 fn api(node: &Node, path: &str, query: &str) -> Value {
     let output = node
         .host_command("curl")
@@ -102,12 +103,12 @@ fn result(node: &Node, query: &str) -> Vec<Value> {
     answer["data"]["result"].as_array().unwrap().clone()
 }
 
-/// What a panel that shows nothing but faults filters them from.
+/// Removes the filter of a panel that shows faults only, so that the expression has a result without a fault.
 fn unfiltered(expression: &str) -> &str {
     expression.strip_suffix(" == 0").unwrap_or(expression)
 }
 
-/// Panels that have no number to show, with what they have.
+/// Returns the panels that have no finite number to show, with their results.
 fn empty_panels(node: &Node) -> Vec<String> {
     let is_finite = |series: &Value| {
         let value = series["value"][1].as_str().unwrap();
@@ -136,8 +137,8 @@ fn every_panel_has_a_number_to_show_and_every_alert_can_be_evaluated() {
     crate::common::eventually_within(Duration::from_secs(30), "Prometheus answers", || {
         api(&node, "/api/v1/query", "1")["status"] == "success"
     });
-    // Rates, and quantiles of them, take two scrapes with something in between: requests, and sessions of new roles,
-    // which come at the pace of new sessions. Each is there for a scrape.
+    // Rates and their quantiles need two scrapes with requests and new sessions between them. Each round gives the
+    // pod another role, whose session comes at the pace of new sessions, and then waits for a scrape.
     let (start, mut round) = (Instant::now(), 0);
     loop {
         round += 1;
@@ -160,7 +161,8 @@ fn every_panel_has_a_number_to_show_and_every_alert_can_be_evaluated() {
     assert_eq!(rules.len(), alerts().len());
     for rule in rules {
         assert_eq!(rule["health"], "ok", "{rule}");
-        // This node is as it should be, but for the pod that is refused; how fast it is, is the machine's affair.
+        // This node has no fault except for the refused pod. MetaproxySlow is skipped, because its state depends on
+        // the machine's speed.
         let expected = match rule["name"].as_str().unwrap() {
             "MetaproxySlow" => continue,
             "MetaproxyPodsRefused" => "pending",
@@ -170,9 +172,9 @@ fn every_panel_has_a_number_to_show_and_every_alert_can_be_evaluated() {
     }
 }
 
-/// A metric that is renamed would leave an alert silent for ever.
+/// If a metric is renamed, an alert that uses the old name never fires.
 #[test]
-fn every_metric_of_dashboard_and_alerts_is_one_of_the_agents() {
+fn the_agent_exports_every_metric_of_dashboard_and_alerts() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let _agent = Agent::start(&node.lab, &node.spec()).unwrap();
@@ -200,7 +202,7 @@ fn every_metric_of_dashboard_and_alerts_is_one_of_the_agents() {
     for metric in used {
         assert!(there.contains(metric.as_str()), "{metric} is not among {there:?}");
     }
-    // A label's value that is renamed would do the same.
+    // The same is true if the value of a label is renamed.
     let series: Vec<&str> = scraped.lines().filter(|line| !line.starts_with('#')).collect();
     for (title, expression) in panels().iter().chain(&alerts()) {
         for selector in expression.split("metaproxy_").skip(1) {
@@ -227,7 +229,7 @@ fn every_metric_of_dashboard_and_alerts_is_one_of_the_agents() {
             }
         }
     }
-    // And so is what the document tells of.
+    // operations.md must describe exactly the metrics that the agent exports.
     let document = include_str!("../../../deploy/docs/operations.md");
     let table: BTreeSet<String> = document
         .lines()
@@ -247,7 +249,7 @@ fn every_metric_of_dashboard_and_alerts_is_one_of_the_agents() {
     }
 }
 
-/// Series take memory of every Prometheus: their number is not the pods' business.
+/// Series take memory in each Prometheus, so their number must not grow with the number of pods.
 #[test]
 fn a_thousand_pods_make_no_more_series_than_one() {
     let Some(node) = node() else { return };
@@ -272,12 +274,12 @@ fn a_thousand_pods_make_no_more_series_than_one() {
         })
         .collect();
     node.lab.manifest("thousand.yaml", &pods).unwrap();
-    // They are read while sessions of half of them are fetched.
+    // The pods are read while the sessions of half of them are fetched.
     crate::common::eventually_within(Duration::from_secs(60), "they are known", || {
         json_status(&node)["podsKnown"] == 1000
     });
     let mut after = series();
-    // The one that tells of the session that ends first is there where there is one.
+    // This metric exists only if there is a session.
     after.remove("metaproxy_session_least_left_seconds");
     assert_eq!(after, before);
     assert!(

@@ -1,4 +1,4 @@
-//! Addresses that change on the way, or say nothing: NAT inside a pod, and pods that share an address.
+//! Addresses that do not identify a pod: NAT inside a pod, and pods that share an address.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::common::{counts, dial, node, outcomes, start_dial};
 use metaproxy_lab::pod::{Pod, PodSpec};
 use rstest::rstest;
 
-/// A pod whose manifest names these addresses.
+/// Returns a pod whose manifest names these addresses.
 fn reported(pod: &'static str, ips: &[&str]) -> PodSpec {
     let ips: Vec<IpAddr> = ips.iter().map(|ip| ip.parse().unwrap()).collect();
     PodSpec {
@@ -48,7 +48,7 @@ fn a_process_behind_nat_inside_its_pod_is_served_as_its_pod(#[case] how: &str) {
     );
 }
 
-/// With the client's address changed, only the addresses of its pod say who may have changed it.
+/// If the client's address was changed on the way, the agent accepts it only if it is one of the pod's addresses.
 #[rstest]
 #[case::podips_unknown(&[])]
 #[case::podips_without_the_peer(&["10.244.9.9", "fd00:244::9"])]
@@ -58,7 +58,8 @@ fn a_process_behind_nat_is_refused_if_its_pods_addresses_do_not_hold_the_peer(#[
     let nested = Nested::of(&node, &a);
     nested.masquerade("masquerade");
     let _agent = unlimited_agent(&node);
-    // First: the kernel gives the pod's own connection another port if one from behind the NAT has just had it.
+    // The pod itself dials first. Later the kernel could change the port of its connections, if a connection behind
+    // the NAT has just used that port.
     assert_eq!(
         dial(&a, &["--count", "100"]),
         counts([("role-a", 100)]),
@@ -68,8 +69,8 @@ fn a_process_behind_nat_is_refused_if_its_pods_addresses_do_not_hold_the_peer(#[
     assert_only(&got, &CLOSED, "closed without an answer");
 }
 
-/// As on a node whose network plugin gives pods an address for what leaves the cluster, or with a second interface that
-/// has the default route.
+/// Such pods exist if a network plugin gives pods another address for traffic that leaves the cluster, or if a second
+/// interface has the default route.
 #[rstest]
 #[case::podips_of_another_address(&["fd00:244:0:1::2"])]
 #[case::podips_unknown(&[])]
@@ -101,7 +102,7 @@ fn a_pod_whose_source_address_is_not_in_podips_is_served_as_itself(#[case] ips: 
     }
 }
 
-/// Answers go to one of two pods with an address by the port that it dials from, so that both ask at the same time.
+/// A rule routes answers to one of the two pods by the port, so that both pods can send requests at the same time.
 #[rstest]
 #[case::podips_known(true)]
 #[case::podips_unknown(false)]
@@ -136,7 +137,7 @@ fn two_pods_with_the_same_address_are_each_served_as_themselves_at_the_same_time
         let words = ["--source", &source, "--sweep", "--count", count, "--threads", "2"];
         start_dial(pod, &words)
     };
-    // The twin's ports are 40,000 to 49,999: a sweep must not leave them.
+    // The twin's ports are 40,000 to 49,999, and a sweep must stay within them.
     let (rounds, each) = (requests(5_000).div_ceil(10_000), requests(5_000).min(10_000));
     for _ in 0..rounds {
         let count = each.to_string();

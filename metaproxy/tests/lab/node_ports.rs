@@ -7,7 +7,8 @@ use metaproxy::node_ports::{WELL_KNOWN, wanted_by};
 use metaproxy_lab::agent::Agent;
 use metaproxy_lab::pod::PodSpec;
 
-/// A server of the node on each of the ports, at all addresses of both families, as daemons of Go listen.
+/// Starts a server on each well-known port of a node. The servers listen at all addresses of both families, as
+/// daemons written in Go do.
 fn servers(node: &Node) -> Vec<TcpListener> {
     let listen = |port: u16| {
         TcpListener::bind((Ipv6Addr::UNSPECIFIED, port))

@@ -1,4 +1,4 @@
-//! An API server that forgets, breaks, hangs or is away.
+//! Outages of the API server: it loses its history, fails, hangs, or cannot be reached.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,12 @@ use metaproxy_lab::apiserver::Behaviour;
 use rstest::rstest;
 use serde_json::json;
 
-/// Each time something changes that only a new list, or a new watch, can tell.
+/// A pod changes after the watch has ended, so that only a new list or a new watch can deliver the change.
 #[rstest]
 #[case::gone_in_the_watch(Some(410))]
 #[case::another_error_in_the_watch(Some(500))]
 #[case::ended(None)]
-fn a_watch_that_ends_or_is_too_old_is_taken_up_again(#[case] code: Option<u16>) {
+fn a_watch_that_ends_or_is_too_old_is_started_again(#[case] code: Option<u16>) {
     let Some(cluster) = cluster() else { return };
     let a = cluster.with_role("a", "role-a");
     let _agent = cluster.agent(&["--namespace-policy", "required"]);
@@ -41,7 +41,7 @@ fn a_watch_that_ends_or_is_too_old_is_taken_up_again(#[case] code: Option<u16>) 
 #[case::too_new(504)]
 #[case::busy(429)]
 #[case::broken(500)]
-fn a_watch_that_cannot_begin_is_tried_again_and_what_is_known_is_served(#[case] code: u16) {
+fn a_watch_that_cannot_start_is_retried_and_known_pods_are_served(#[case] code: u16) {
     let Some(cluster) = cluster() else { return };
     let a = cluster.with_role("a", "role-a");
     cluster.api.behave(Behaviour {
@@ -74,12 +74,13 @@ enum Outage {
     Hanging,
 }
 
-/// Known pods go on, unknown ones are held and then refused, and an agent that starts meanwhile knows what was known.
+/// During an outage known pods are served, and requests of unknown pods are held and then refused. An agent that
+/// starts meanwhile knows the pods that the last agent knew.
 #[rstest]
 #[case(Outage::Refused)]
 #[case(Outage::Broken)]
 #[case(Outage::Hanging)]
-fn an_outage_costs_known_pods_nothing_also_where_the_agent_starts_meanwhile(#[case] outage: Outage) {
+fn an_outage_does_not_affect_known_pods_even_if_the_agent_restarts_meanwhile(#[case] outage: Outage) {
     let Some(mut cluster) = cluster() else { return };
     cluster.api.put(
         "namespaces",
@@ -149,7 +150,7 @@ fn an_outage_costs_known_pods_nothing_also_where_the_agent_starts_meanwhile(#[ca
 }
 
 #[test]
-fn without_anything_known_an_agent_attaches_and_gives_nobody_anything() {
+fn an_agent_that_knows_no_pod_attaches_and_gives_no_pod_credentials() {
     let Some(mut cluster) = cluster() else { return };
     let a = cluster.with_role("a", "role-a");
     cluster.api.go_away();

@@ -1,4 +1,5 @@
-//! What can reach the listener and is no pod of this node: closed without an answer, at once.
+//! Clients that reach the listener and are not a pod of this node. Their connections are closed at once without an
+//! answer.
 
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -8,7 +9,8 @@ use crate::common::identity::{assert_only, v4_listener};
 use crate::common::{Outcomes, client_binary, counts, dial, node, outcomes};
 use metaproxy_lab::pod::{Pod, PodSpec, command_in};
 
-/// Closed within this time: an agent that cannot know the caller has nothing to wait for.
+/// The maximum time until the agent closes a connection. It has nothing to wait for, because it can never identify
+/// the caller.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 #[test]
@@ -67,7 +69,8 @@ fn a_connection_of_no_pod_of_this_node_is_closed_without_an_answer() {
     assert_ready(&node);
 }
 
-/// A pod's own process outside of the pods' cgroup does not exist; a pod's packets without a socket do.
+/// Sends connections of hand-made packets from a pod. A pod cannot have a process outside of the pods' cgroup, but it
+/// can send packets without a socket.
 fn hand_made(pod: &Pod, listener: &str, option: &str) {
     let own = pod.ip().to_string();
     let words = [
@@ -107,7 +110,8 @@ fn a_connection_that_a_pod_makes_without_a_socket_is_closed_without_an_answer() 
             &[],
             &zeros,
             &ones,
-            // The length of an option without the second tag, that of the listener's, and one beyond the end.
+            // The lengths are that of an option without the second tag, that of the listener's own option, and one
+            // beyond the end of the header.
             &[&[253, 16, b'M', b'P'][..], &claim[4..], &[0; 7]].concat(),
             &listeners,
             &[253, 60, b'M', b'P'],

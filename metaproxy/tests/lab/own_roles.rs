@@ -1,4 +1,4 @@
-//! The node's own role, and the one that the agent assumes first, against an STS that would give both of them.
+//! No pod gets the node's own role, or the role that the agent assumes first. STS would give both of them.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use metaproxy_lab::imds;
 use metaproxy_lab::pod::{Pod, PodSpec};
 use metaproxy_lab::sts::Behaviour;
 
-/// Gives every role, the node's own too.
+/// Returns the behaviour of an STS that gives every role, the node's own too.
 fn everything() -> Behaviour {
     Behaviour {
         trusts_itself: true,
@@ -32,13 +32,13 @@ fn refusal(pod: &Pod) -> Response {
     answer
 }
 
-/// The roles that STS was asked for.
+/// Returns the roles of all calls to STS.
 fn asked(node: &Node) -> Vec<String> {
     node.sts.calls().into_iter().map(|call| call.role).collect()
 }
 
 #[test]
-fn no_pod_gets_the_nodes_own_role_though_iam_would_give_it() {
+fn no_pod_gets_the_nodes_own_role_although_iam_would_give_it() {
     let Some(node) = node() else { return };
     node.sts.behave(everything());
     let app = node.lab.pod(PodSpec::with_role("app", "role-a")).unwrap();
@@ -84,7 +84,7 @@ fn no_pod_gets_the_role_that_the_agent_assumes_first() {
 }
 
 #[test]
-fn while_it_is_not_known_whose_credentials_the_agent_has_no_session_is_made() {
+fn no_session_is_obtained_until_the_owner_of_the_agents_credentials_is_known() {
     let Some(node) = node() else { return };
     node.sts.behave(Behaviour {
         knows_no_caller: Some((503, "ServiceUnavailable")),
@@ -92,7 +92,7 @@ fn while_it_is_not_known_whose_credentials_the_agent_has_no_session_is_made() {
     });
     let app = node.lab.pod(PodSpec::with_role("app", "role-a")).unwrap();
     let thief = node.lab.pod(PodSpec::with_role("thief", "node-by-keys")).unwrap();
-    // The agent's credentials are another role's than those of the instance profile.
+    // The agent's credentials belong to another role than that of the instance profile.
     let environment = [("AWS_ACCESS_KEY_ID", "ASIA"), ("AWS_SECRET_ACCESS_KEY", "s")]
         .map(|(name, value)| (name.to_owned(), value.to_owned()));
     let spec = AgentSpec {
@@ -120,7 +120,7 @@ fn while_it_is_not_known_whose_credentials_the_agent_has_no_session_is_made() {
 }
 
 #[test]
-fn an_agent_with_a_users_keys_serves_where_there_is_no_role_of_the_node() {
+fn an_agent_with_a_users_keys_serves_pods_on_a_node_without_a_role() {
     let Some(node) = node() else { return };
     node.sts.behave(Behaviour {
         caller: Some("arn:aws:iam::123456789012:user/metaproxy"),
@@ -133,7 +133,7 @@ fn an_agent_with_a_users_keys_serves_where_there_is_no_role_of_the_node() {
         environment: environment.to_vec(),
         ..node.spec()
     };
-    // No instance profile; a metadata service that is switched off (403).
+    // In one case there is no instance profile, in the other the metadata service is turned off (403).
     let without_role = imds::Behaviour {
         has_no_role: true,
         ..imds::Behaviour::default()

@@ -1,4 +1,4 @@
-//! Tenants that have a session shaped anew hundreds of times a second.
+//! Tenants that change the parameters of a session hundreds of times a second.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -11,7 +11,8 @@ use metaproxy_lab::pod::{Pod, PodSpec};
 use rstest::rstest;
 use serde_json::json;
 
-/// How many sessions a pod may get in this time: 5 at once and one in 2 seconds; one more is for the edges.
+/// Returns the maximum number of sessions for one pod in this time: 5 at once, and one every 2 s. One more may fall
+/// on the edge of the interval.
 fn may_have(time: Duration) -> usize {
     5 + time.as_secs() as usize / 2 + 1
 }
@@ -54,7 +55,8 @@ fn churn(mut change: impl FnMut(usize) + Send, look: impl FnOnce()) -> usize {
     })
 }
 
-/// Ends the changes also if a look fails: the scope would wait for their thread for ever.
+/// Ends the changes when it is dropped, also if an assertion in `look` fails. Otherwise the scope would wait for the
+/// changing thread for ever.
 struct SetOnDrop<'a>(&'a AtomicBool);
 
 impl Drop for SetOnDrop<'_> {
@@ -63,13 +65,13 @@ impl Drop for SetOnDrop<'_> {
     }
 }
 
-/// Whether a pod, which may be refused for a while, is served.
+/// Returns whether a pod gets its credentials. A pod whose session waits gets none.
 fn is_served(pod: &Pod, role: &str) -> bool {
     let answer = document(pod, role);
     answer.status == 200 && answer.body.contains(&format!("secret-of-{role}"))
 }
 
-/// What a tenant changes.
+/// The property of its pod that a tenant changes.
 #[derive(Clone, Copy, Debug)]
 enum Changes {
     Role,
@@ -117,7 +119,7 @@ impl Changes {
 #[case::all_of_them(Changes::All, &[])]
 #[case::sessions_of_roles(Changes::All, &["--session-scope", "role"])]
 #[case::service_account(Changes::ServiceAccount, &["--web-identity", "on"])]
-fn what_shapes_a_session_changes_400_times_a_second_and_sts_is_asked_a_few_times(
+fn session_parameters_that_change_400_times_a_second_cause_few_sts_calls(
     #[case] changes: Changes,
     #[case] flags: &[&str],
 ) {
@@ -134,12 +136,12 @@ fn what_shapes_a_session_changes_400_times_a_second_and_sts_is_asked_a_few_times
     let change = |number| changes.make(&cluster, &tenant, number);
     let number = churn(change, || {
         std::thread::sleep(ATTACK_TIME / 2);
-        // A pod that starts meanwhile has its role in time, and so has one that was there.
+        // A pod that starts meanwhile gets its role in time, and so does a pod that ran before.
         cluster.put("late", &late, json!({ ROLE: "neighbour-late" }));
         assert!(document_is_good(&late, "neighbour-late"));
         while start.elapsed() < ATTACK_TIME {
             assert!(document_is_good(&neighbour, "neighbour") && document_is_good(&late, "neighbour-late"));
-            // The tenant is answered in time too, one way or the other.
+            // The tenant's requests are answered in time too, with credentials or with an error.
             let status = document(&tenant, "tenant").status;
             assert!([200, 404, 503].contains(&status), "{status}");
         }
@@ -159,10 +161,10 @@ fn what_shapes_a_session_changes_400_times_a_second_and_sts_is_asked_a_few_times
     eventually("each has its line", || audits_of_tenant(&agent) == calls);
 }
 
-/// A user who may create pods may bind them to a node, past the scheduler; the kubelet refuses what it has no room for,
-/// and such a pod never runs.
+/// A user with the right to create pods can bind them to a node without the scheduler. The kubelet refuses pods for
+/// which it has no room, and they never run.
 #[test]
-fn pods_are_made_400_times_a_second_and_sts_is_asked_a_few_times() {
+fn creating_400_pods_a_second_causes_few_sts_calls() {
     const ATTACK_TIME: Duration = Duration::from_secs(5);
     let Some(cluster) = cluster_alone() else { return };
     let neighbour = cluster.with_role("neighbour", "neighbour");
@@ -180,7 +182,7 @@ fn pods_are_made_400_times_a_second_and_sts_is_asked_a_few_times() {
             "status": { "phase": "Pending" },
         });
         cluster.api.put("pods", pod);
-        // As many as a node may have at a time.
+        // At most 250 pods exist at a time, as on a node.
         if let Some(old) = number.checked_sub(250) {
             cluster.api.delete("pods", "apps", &format!("made-{old}"));
         }
@@ -188,7 +190,7 @@ fn pods_are_made_400_times_a_second_and_sts_is_asked_a_few_times() {
     let start = Instant::now();
     let number = churn(make, || {
         std::thread::sleep(ATTACK_TIME / 2);
-        // A pod that starts meanwhile has its role in time, and so has one that was there.
+        // A pod that starts meanwhile gets its role in time, and so does a pod that ran before.
         cluster.put("late", &late, json!({ ROLE: "neighbour-late" }));
         assert!(document_is_good(&late, "neighbour-late"));
         while start.elapsed() < ATTACK_TIME {
@@ -208,7 +210,7 @@ fn pods_are_made_400_times_a_second_and_sts_is_asked_a_few_times() {
 }
 
 #[test]
-fn a_manifest_that_is_rewritten_again_and_again_costs_a_few_sts_calls_and_says_why_there_is_no_session() {
+fn a_manifest_that_changes_all_the_time_causes_few_sts_calls_and_a_reason_in_the_answer() {
     const ATTACK_TIME: Duration = Duration::from_secs(6);
     let Some(node) = node_alone() else { return };
     let tenant = node.lab.pod(PodSpec::with_role("tenant", "tenant-0")).unwrap();

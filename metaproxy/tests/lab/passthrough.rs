@@ -1,4 +1,4 @@
-//! Metadata of the node, on its way to pods.
+//! The node's metadata that is passed through to pods.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ fn served(behaviour: Behaviour, flags: &[&str]) -> Option<(Node, Pod, Agent)> {
     Some(served_on(node()?, behaviour, flags))
 }
 
-/// The same, with no other lab beside it.
+/// Starts an agent with a pod, and lets no other lab run beside it.
 fn served_alone(behaviour: Behaviour, flags: &[&str]) -> Option<(Node, Pod, Agent)> {
     Some(served_on(node_alone()?, behaviour, flags))
 }
@@ -28,13 +28,13 @@ fn served_on(node: Node, behaviour: Behaviour, flags: &[&str]) -> (Node, Pod, Ag
     (node, a, agent)
 }
 
-/// What the agent asks for itself, to know the node's own role.
+/// The agent's own requests, with which it learns the node's own role.
 const OWN_REQUESTS: [&str; 2] = [
     "GET /latest/meta-data/iam/info",
     "GET /latest/meta-data/iam/security-credentials/",
 ];
 
-/// Requests that were passed on, by their user agent; the SDK has another.
+/// Returns the requests that were passed on. They are recognized by their user agent, which differs from the SDK's.
 fn passed(node: &Node) -> Vec<String> {
     let ours = |seen: &metaproxy_lab::imds::Seen| {
         let agent = seen
@@ -56,7 +56,7 @@ fn passed(node: &Node) -> Vec<String> {
 #[case::version_2_required(Behaviour { requires_tokens: true, ..Behaviour::default() })]
 #[case::version_2(Behaviour::default())]
 #[case::version_1(Behaviour { has_no_tokens: true, ..Behaviour::default() })]
-fn it_passes_whatever_version_the_nodes_service_speaks(#[case] behaviour: Behaviour) {
+fn metadata_is_passed_through_with_every_version_of_the_nodes_service(#[case] behaviour: Behaviour) {
     let has_tokens = !behaviour.has_no_tokens;
     let Some((node, a, _agent)) = served(behaviour, &["--region", "us-east-1"]) else {
         return;
@@ -93,7 +93,7 @@ fn it_passes_whatever_version_the_nodes_service_speaks(#[case] behaviour: Behavi
 }
 
 #[test]
-fn headers_between_us_and_the_node_stay_there_and_others_pass() {
+fn hop_by_hop_headers_are_dropped_and_others_pass() {
     let Some((_node, a, _agent)) = served(Behaviour::default(), &[]) else {
         return;
     };
@@ -116,7 +116,7 @@ fn headers_between_us_and_the_node_stay_there_and_others_pass() {
 }
 
 #[test]
-fn sizes_and_times_are_bounded() {
+fn sizes_and_times_of_answers_are_limited() {
     let Some((_node, a, _agent)) = served(Behaviour::default(), &[]) else {
         return;
     };
@@ -126,7 +126,8 @@ fn sizes_and_times_are_bounded() {
         large.status == 502 && large.body.contains("too long"),
         "{large:?}"
     );
-    // A body without a length is streamed, and cut off in a way that no client takes for its end.
+    // A body without a length is streamed. If it is cut off, the final chunk is missing, so no client takes the cut
+    // for its end.
     let endless = raw(&a, &request("GET", &at("endless"), ""));
     assert!(
         endless.starts_with("HTTP/1.1 200") && endless.len() < 1_200_000,
@@ -148,7 +149,7 @@ fn sizes_and_times_are_bounded() {
 }
 
 #[test]
-fn a_service_that_is_slow_or_broken_holds_nobody_up() {
+fn a_service_that_is_slow_or_broken_delays_no_answer() {
     let Some((node, a, _agent)) = served_alone(Behaviour::default(), &[]) else {
         return;
     };
@@ -184,7 +185,7 @@ fn a_service_that_is_slow_or_broken_holds_nobody_up() {
 }
 
 #[test]
-fn a_token_that_takes_long_is_waited_for_behind_and_renewed_while_the_old_one_is_used() {
+fn a_slow_token_is_obtained_in_the_background_and_renewed_while_the_old_one_is_used() {
     let slow = |takes, ttl| Behaviour {
         token_takes: Duration::from_millis(takes),
         token_ttl: Some(ttl),
@@ -200,7 +201,7 @@ fn a_token_that_takes_long_is_waited_for_behind_and_renewed_while_the_old_one_is
     };
     assert!(!at_once(), "the first token is not there yet");
     eventually("it comes", at_once);
-    // Three seconds later it is renewed, which hangs; until its end the old one is good.
+    // Three seconds later the token is renewed, and the renewal hangs. The old token is used until it expires.
     node.imds.behave(slow(60_000, 6));
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(4500) {
@@ -213,7 +214,7 @@ fn a_token_that_takes_long_is_waited_for_behind_and_renewed_while_the_old_one_is
     node.imds.behave(slow(0, 6));
     let hung = tokens();
     eventually("and then there is another", || at_once() && tokens() > hung);
-    // And that one is renewed before its end.
+    // The new token is renewed before it expires.
     let (before, start) = (tokens(), Instant::now());
     while start.elapsed() < Duration::from_millis(4500) {
         assert!(at_once(), "{:?}", start.elapsed());
@@ -221,12 +222,13 @@ fn a_token_that_takes_long_is_waited_for_behind_and_renewed_while_the_old_one_is
     assert_eq!(tokens(), before + 1);
 }
 
-/// A service that refuses what it gives is not asked for more and more, whatever pods do.
+/// If the service refuses the tokens that it gives, the agent does not request more and more of them, whatever pods
+/// do.
 #[rstest]
 #[case::no_tokens_and_yet_required(Behaviour { has_no_tokens: true, requires_tokens: true, ..Behaviour::default() })]
 #[case::refused(Behaviour { refuses_tokens: true, ..Behaviour::default() })]
 #[case::without_life(Behaviour { token_ttl: Some(0), ..Behaviour::default() })]
-fn a_service_in_trouble_is_not_asked_for_token_after_token(#[case] behaviour: Behaviour) {
+fn a_service_with_a_fault_is_not_asked_for_many_tokens(#[case] behaviour: Behaviour) {
     let Some((node, a, _agent)) = served(behaviour, &["--region", "us-east-1"]) else {
         return;
     };
@@ -243,9 +245,9 @@ fn a_service_in_trouble_is_not_asked_for_token_after_token(#[case] behaviour: Be
     assert!(puts <= 5, "{puts}");
 }
 
-/// One pod that asks for all it can leaves the way free for another.
+/// A pod that sends as many requests as it can does not delay another pod.
 #[test]
-fn one_pod_cannot_take_the_way_to_the_nodes_service_from_others() {
+fn one_pod_cannot_block_the_nodes_service_for_others() {
     let Some((node, a, _agent)) = served_alone(Behaviour::default(), &[]) else {
         return;
     };
@@ -264,11 +266,11 @@ fn one_pod_cannot_take_the_way_to_the_nodes_service_from_others() {
     crate::common::end_running(&mut greedy);
 }
 
-/// What pods ask for, beyond what the node's service takes: of one pod, and of several at once.
+/// One pod, or several at once, send more requests than the node's service accepts.
 #[rstest]
 #[case::one_pod(1, 40, 20)]
 #[case::eight_pods(8, 50, 100)]
-fn a_flood_of_requests_reaches_the_nodes_service_at_a_pace_and_another_pod_is_answered_at_once(
+fn a_flood_of_requests_is_paced_and_another_pod_is_answered_at_once(
     #[case] pods: usize,
     #[case] at_once: usize,
     #[case] in_a_second: usize,
@@ -303,7 +305,7 @@ fn a_flood_of_requests_reaches_the_nodes_service_at_a_pace_and_another_pod_is_an
     }
     let count = passed(&node).len() - before;
     assert!(count >= in_a_second * 3, "it is a pace, and no end: {count}");
-    // Each takes a Python interpreter its start, on a machine that is busy.
+    // Each request starts a Python interpreter on a busy machine, so there are only a few.
     assert!(asked >= 6, "{asked}");
     for (flood, _pod) in floods {
         let got = outcomes(flood);
@@ -312,18 +314,19 @@ fn a_flood_of_requests_reaches_the_nodes_service_at_a_pace_and_another_pod_is_an
     }
 }
 
-/// What software in the field asks for, with the default list.
+/// With the default list of paths, existing software gets the paths that it requests.
 #[test]
-fn agents_and_databases_get_what_they_ask_for() {
+fn monitoring_agents_and_databases_get_the_paths_that_they_request() {
     let Some((node, a, _agent)) = served(Behaviour::default(), &[]) else {
         return;
     };
     let paths = [
-        // Cassandra's and Scylla's snitches, Jitsi, Eureka, Vector, Datadog, Nomad.
+        // These are requested by Cassandra's and Scylla's snitches, Jitsi, Eureka, Vector, Datadog and Nomad.
         "public-ipv4",
         "public-hostname",
         "ipv6",
-        // fluent-bit, the CloudWatch agent, Telegraf, Vector, Datadog: the list without a slash first.
+        // These are requested by fluent-bit, the CloudWatch agent, Telegraf, Vector and Datadog. They request the
+        // list without a slash first.
         "tags/instance",
         "tags/instance/",
         "tags/instance/Name",
@@ -352,7 +355,7 @@ fn agents_and_databases_get_what_they_ask_for() {
     assert_eq!(node.imds.seen_from_pods(), []);
 }
 
-/// Clients that walk the tree make facts of what stands there.
+/// Some clients walk the tree, and rely on every entry that a list shows.
 #[test]
 fn lists_show_what_a_pod_may_read_and_iam_only_if_it_has_a_role() {
     let Some((node, a, agent)) = served(Behaviour::default(), &[]) else {
@@ -388,7 +391,7 @@ fn lists_show_what_a_pod_may_read_and_iam_only_if_it_has_a_role() {
             );
         }
     }
-    // A node without a role says nothing of its pods'.
+    // A node without a role does not change the lists, because its pods' roles are independent of it.
     node.imds.behave(Behaviour {
         has_no_role: true,
         ..Behaviour::default()
@@ -411,7 +414,7 @@ fn lists_show_what_a_pod_may_read_and_iam_only_if_it_has_a_role() {
 #[case::minimal("minimal", &["placement/"])]
 #[case::none("none", &[])]
 #[case::none_and_one_tag("none", &["tags/"])]
-fn less_of_the_node_may_be_passed_through(#[case] pass_through: &str, #[case] list: &[&str]) {
+fn the_pass_through_flag_limits_the_nodes_metadata(#[case] pass_through: &str, #[case] list: &[&str]) {
     let mut flags = vec!["--pass-through", pass_through, "--region", "us-east-1"];
     if list.contains(&"tags/") {
         flags.extend(["--allow-path", "tags/instance/Name"]);
@@ -447,14 +450,14 @@ fn less_of_the_node_may_be_passed_through(#[case] pass_through: &str, #[case] li
         let entries: Vec<&str> = shown.body.lines().filter(|entry| *entry != "iam/").collect();
         assert_eq!(entries, list);
     }
-    // Its role is the pod's own, whatever of the node it sees.
+    // The pod gets its own role, however much of the node's metadata it sees.
     assert_eq!(get(&a, LIST).body, "role-a");
     assert_eq!(get(&a, &format!("{LIST}role-a")).status, 200);
     assert_eq!(node.imds.seen_from_pods(), []);
 }
 
 #[test]
-fn a_flag_lets_more_through_but_no_secret() {
+fn the_allow_path_flag_permits_more_paths_but_no_secret() {
     let more = [
         "--allow-path",
         "dynamic/fws/.*",

@@ -1,4 +1,4 @@
-//! Every spelling of a path, sent over real sockets, and what of it reaches the node's metadata service.
+//! Many spellings of paths, sent over real sockets. The tests check which requests reach the node's metadata service.
 
 use std::time::Instant;
 
@@ -7,7 +7,7 @@ use crate::common::{Node, node};
 use metaproxy_lab::agent::{Agent, AgentSpec};
 use metaproxy_lab::pod::{Pod, PodSpec};
 
-/// Everything of the node that a pod must never see, relative to the version.
+/// All paths of the node that a pod must never read, relative to the version.
 const SECRETS: [&str; 12] = [
     "meta-data/iam/security-credentials/node",
     "meta-data/iam/security-credentials/",
@@ -36,7 +36,7 @@ fn percent(text: &str, which: impl Fn(usize, char) -> bool) -> String {
         .collect()
 }
 
-/// Spellings of one path (relative to the version) that something on the way might take for it.
+/// Returns spellings of a path (relative to the version) that a server or proxy might treat as that path.
 fn spellings(path: &str) -> Vec<String> {
     let (first, rest) = path.split_once('/').unwrap_or((path, ""));
     let plain = format!("/latest/{path}");
@@ -70,7 +70,7 @@ fn spellings(path: &str) -> Vec<String> {
         format!("/latest/meta-data/instance-id%00/../../{path}"),
         format!("/latest/meta-data/instance-id%0d%0a%0d%0aGET%20/latest/{path}"),
         format!("/../../latest/{path}"),
-        // Out of the tags of the instance, whose keys may be any text.
+        // These lead out of the instance's tags, whose keys may be any text.
         format!("/latest/meta-data/tags/instance/../../../{path}"),
         format!("/latest/meta-data/tags/instance/%2e%2e/%2e%2e/%2e%2e/{path}"),
         format!("/latest/meta-data/tags/instance/x%20y/../../../../{path}"),
@@ -123,7 +123,7 @@ fn spellings(path: &str) -> Vec<String> {
 
 const METHODS: [&str; 6] = ["GET", "HEAD", "POST", "PUT", "OPTIONS", "TRACE"];
 
-/// Headers with which proxies were talked into something.
+/// Headers that have tricked proxies into serving another path or method.
 const TRICKS: [&str; 6] = [
     "",
     "X-Original-URL: /latest/user-data\r\nX-Rewrite-URL: /latest/user-data\r\n",
@@ -133,7 +133,8 @@ const TRICKS: [&str; 6] = [
     "X-Evil: y\r\nCookie: a=b\r\nAuthorization: Basic eA==\r\nRange: bytes=0-0\r\n",
 ];
 
-/// An agent that has its own credentials elsewhere, so that whatever the recorder sees was passed on for a pod.
+/// Starts an agent whose own credentials come from the environment. All requests that the recorder sees, except
+/// `OWN_REQUESTS`, are then passed on for a pod.
 fn agent(node: &Node) -> Agent {
     let environment = [
         ("AWS_ACCESS_KEY_ID", "AKIA"),
@@ -147,7 +148,7 @@ fn agent(node: &Node) -> Agent {
         environment,
         ..node.spec()
     };
-    // Whatever a flag allows, secrets stay what they are.
+    // The flag allows all paths. Secrets must not be passed on even then.
     Agent::start(
         &node.lab,
         &spec.with(&["--imds-v1", "allow", "--allow-path", ".*"]),
@@ -155,14 +156,14 @@ fn agent(node: &Node) -> Agent {
     .unwrap()
 }
 
-/// What the agent asks for itself when it starts and once a minute, to know the node's own role.
+/// The requests that the agent makes for itself at its start and once a minute, to learn the node's own role.
 const OWN_REQUESTS: [&str; 2] = [
     "GET /latest/meta-data/iam/info",
     "GET /latest/meta-data/iam/security-credentials/",
 ];
 
-/// What the recorder saw must be what the agent passes on: metadata in plain spelling, with nothing of the pod's.
-/// Beside it only the agent's own requests, each as often as the agent makes it since it started.
+/// Asserts that the recorder saw only metadata in plain spelling, without any header of a pod, and the agent's own
+/// requests, at most as often as the agent makes them since its start. Returns the requests that were passed on.
 fn check_recorder(node: &Node, start: Instant) -> Vec<String> {
     let mut seen = node.imds.seen();
     for own in OWN_REQUESTS {
@@ -210,7 +211,7 @@ fn check_recorder(node: &Node, start: Instant) -> Vec<String> {
         for part in path.split('/') {
             let part = part.to_lowercase();
             assert!(part != "." && part != ".." && !part.contains("..;"), "{path}");
-            // What stands below it is the owner's text.
+            // The path below the tags is text of the instance's owner.
             if tag.is_some() {
                 continue;
             }
@@ -234,7 +235,7 @@ fn check_recorder(node: &Node, start: Instant) -> Vec<String> {
     seen.into_iter().map(|seen| seen.request).collect()
 }
 
-/// What a pod is answered must not be the node's, unless it is metadata.
+/// Asserts that an answer to a pod contains no credentials of the node, and no secret path's content.
 fn check_answer(sent: &str, answer: &str) {
     for secret in ["node-secret", "AKIANODE", "node-token"] {
         assert!(!answer.contains(secret), "{sent:?} got {answer:?}");
@@ -301,7 +302,7 @@ fn no_spelling_of_a_secret_path_reaches_the_nodes_service() {
 }
 
 #[test]
-fn own_paths_are_answered_in_any_spelling_and_pass_nothing_on() {
+fn the_agents_own_paths_are_answered_in_any_spelling_and_not_passed_on() {
     let Some(node) = node() else { return };
     let [a, _] = pods(&node);
     let start = Instant::now();
@@ -358,7 +359,7 @@ fn own_paths_are_answered_in_any_spelling_and_pass_nothing_on() {
 }
 
 #[test]
-fn other_spellings_of_what_pods_may_see_reach_it_in_plain_form() {
+fn other_spellings_of_permitted_paths_are_passed_on_in_plain_form() {
     let Some(node) = node() else { return };
     let [a, _] = pods(&node);
     let start = Instant::now();
@@ -382,9 +383,9 @@ fn other_spellings_of_what_pods_may_see_reach_it_in_plain_form() {
     assert_eq!(passed, vec![format!("GET {plain}"); targets.len()]);
 }
 
-/// Requests that two readers of HTTP might take for different ones.
+/// Two HTTP parsers might read different requests from these bytes.
 #[test]
-fn smuggled_requests_reach_nothing() {
+fn smuggled_requests_do_not_reach_the_nodes_service() {
     let Some(node) = node() else { return };
     let pods = pods(&node);
     let start = Instant::now();
@@ -462,7 +463,7 @@ fn smuggled_requests_reach_nothing() {
         .iter()
         .find(|seen| **seen != id && !seen.starts_with("PUT"));
     assert_eq!(other, None, "only what was asked for by its exact path");
-    // All the while the next connection is as good as any.
+    // The next connection is not affected.
     assert!(
         raw(
             &pods[0],

@@ -34,7 +34,7 @@ fn served() -> Option<Served> {
     })
 }
 
-/// What an answer must be. A header whose value is `*` must be there.
+/// The required answer. A header whose value is `*` must be present with any value.
 struct Want {
     status: u16,
     headers: &'static [(&'static str, &'static str)],
@@ -42,11 +42,11 @@ struct Want {
 }
 
 enum Body {
-    /// Exactly this.
+    /// The body is exactly this text.
     Is(&'static str),
-    /// A page in HTML that contains this.
+    /// The body is an HTML page that contains this text.
     Says(&'static str),
-    /// Exactly these fields in this order, and a time where it says `TIME`.
+    /// The body is JSON with exactly these fields in this order. The value `TIME` stands for any time.
     Json(&'static [(&'static str, &'static str)]),
     Token,
 }
@@ -111,7 +111,7 @@ fn check_json(what: &str, body: &str, fields: &[(&str, &str)]) {
         body.starts_with('{') && body.ends_with('}'),
         "{what}: no newline after it: {body:?}"
     );
-    // In order: some clients are line-based scripts.
+    // The order matters, because some clients are line-based scripts.
     let lines: Vec<(&str, &str)> = body
         .lines()
         .filter_map(|line| line.trim().trim_end_matches(',').split_once(": "))
@@ -176,9 +176,9 @@ const REFUSED: &[(&str, &str)] = &[
     ("LastUpdated", "TIME"),
 ];
 
-/// Every status, header and body of the protocol: request by request, from pods.
+/// Pods send each request of the protocol. The test checks status, headers and body of each answer.
 #[test]
-fn the_protocol_case_by_case() {
+fn every_request_of_the_protocol_gets_the_required_answer() {
     let Some(served) = served() else { return };
     let (a, none, refused) = (&served.a, &served.none, &served.refused);
     let own = token(a, 600);
@@ -209,7 +209,7 @@ fn the_protocol_case_by_case() {
     let mut cases: Vec<(&Pod, &str, String, &str, Want)> = Vec::new();
     let path = |path: &str| format!("{META}/{path}");
 
-    // Session tokens.
+    // These cases are about session tokens.
     let put = || "/latest/api/token".to_owned();
     for seconds in ["1", "60", "21600"] {
         cases.push((a, "PUT", put(), ttl(seconds), issued(seconds)));
@@ -219,7 +219,7 @@ fn the_protocol_case_by_case() {
         cases.push((a, "PUT", put(), ttl(bad), bad_ttl()));
     }
     cases.push((a, "PUT", put(), "", bad_ttl()));
-    // Clients that add a header with each retry.
+    // Some clients add the header again with each retry.
     let twice: &'static str = ttl("60").repeat(2).leak();
     cases.push((a, "PUT", put(), twice, issued("60")));
     let two: &'static str = format!("{}{}", ttl("60"), ttl("61")).leak();
@@ -265,7 +265,7 @@ fn the_protocol_case_by_case() {
     }
     cases.push((a, "GET", LIST.to_owned(), own_header.repeat(3).leak(), with_ttl()));
 
-    // Credentials, at every version.
+    // These cases are about credentials, with every version.
     for version in ["latest", "1.0", "2009-04-04", "2021-07-15", "2024-04-11"] {
         let iam = |rest: &str| format!("/{version}/meta-data/iam{rest}");
         for slash in ["", "/"] {
@@ -308,7 +308,7 @@ fn the_protocol_case_by_case() {
             "",
             json(REFUSED),
         ));
-        // As hard-coded by clients of kube2iam, and with a slash by others.
+        // Clients of kube2iam have such paths hard-coded, and other clients add a slash.
         for spelling in [
             "role-a/",
             "team/role-a",
@@ -355,7 +355,7 @@ fn the_protocol_case_by_case() {
     cases.push((a, "HEAD", LIST.to_owned(), "", is("")));
     cases.push((a, "HEAD", format!("{LIST}role-a"), "", is("")));
 
-    // The node's metadata, and what is not for pods.
+    // These cases are about the node's metadata, and about paths that pods may not read.
     for pod in [a, none, refused] {
         let of_node = Want {
             status: 200,

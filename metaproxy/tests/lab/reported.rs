@@ -1,5 +1,5 @@
-//! What software in the field sends to the metadata service, as public reports and sources have it; each test names its
-//! own.
+//! Requests that existing software sends to the metadata service, according to public reports and sources. Each test
+//! names its source.
 
 use std::process::{Command, Stdio};
 
@@ -18,18 +18,19 @@ fn served(flags: &[&str]) -> Option<(Node, Pod, Agent)> {
     Some((node, a, agent))
 }
 
-/// The text of a request with nothing but these headers.
+/// Returns the text of a request with these headers and `Connection: close` only.
 fn sent(target: &str, headers: &str) -> [String; 1] {
     [format!(
         "GET {target} HTTP/1.1\r\nConnection: close\r\n{headers}\r\n"
     )]
 }
 
-/// Libraries that find out which cloud they run in. zalando/spilo (configure_spilo.py, `get_provider`) asks for the
-/// root, then OpenStack's, then `ami-id`; Google's libraries (googleapis/google-auth-library-nodejs#1944), Azure's and
-/// Oracle's ask for theirs, and what takes itself to be in ECS (uswitch/kiam#469) for that one's.
+/// Some libraries detect the cloud in which they run. zalando/spilo (configure_spilo.py, `get_provider`) requests the
+/// root, then OpenStack's path, then `ami-id`. Google's libraries (googleapis/google-auth-library-nodejs#1944),
+/// Azure's and Oracle's request their own clouds' paths. Software that assumes ECS requests ECS's paths
+/// (uswitch/kiam#469).
 #[test]
-fn software_that_asks_every_cloud_where_it_runs_finds_ec2_at_once() {
+fn software_that_detects_its_cloud_finds_ec2_at_once() {
     const HOST: &str = "Host: 169.254.169.254\r\n";
     const GOOGLE: &str = "Host: metadata.google.internal\r\nMetadata-Flavor: Google\r\n";
     let Some((node, a, _agent)) = served(&["--imds-v1", "allow"]) else {
@@ -67,7 +68,7 @@ fn software_that_asks_every_cloud_where_it_runs_finds_ec2_at_once() {
         assert_eq!(answer.header("metadata-flavor"), None, "{target} is not Google's");
         assert!(took <= 0.9, "{target}: {took} s");
     }
-    // Nothing of the other clouds' is passed on.
+    // No request for another cloud's path is passed on.
     let seen = node.imds.seen().split_off(before);
     let passed: Vec<&str> = seen.iter().map(|seen| seen.request.as_str()).collect();
     for other in ["openstack", "computeMetadata", "/metadata/", "opc", "/v2", "/v3"] {
@@ -76,7 +77,7 @@ fn software_that_asks_every_cloud_where_it_runs_finds_ec2_at_once() {
     assert!(passed.contains(&"GET /latest/meta-data/ami-id"), "{passed:?}");
 }
 
-/// iriusrisk/GoCD-EC2-Elastic-Agent-Plugin#23 asks for the root, and takes 200 for IMDSv1.
+/// iriusrisk/GoCD-EC2-Elastic-Agent-Plugin#23 requests the root, and concludes IMDSv1 from status 200.
 #[rstest]
 #[case::version_1("allow", 200)]
 #[case::version_2("deny", 401)]
@@ -91,14 +92,14 @@ fn a_request_for_the_root_tells_whether_session_tokens_are_required(
     assert_eq!(Response::parse(&answer).unwrap().status, status, "{answer}");
 }
 
-/// andersfugmann/aws-s3 asks by EC2's name of the service, others have no name or a proxy's.
+/// andersfugmann/aws-s3 sends EC2's name of the service as host. Other clients send no name, or a proxy's.
 #[rstest]
 #[case("instance-data.ec2.internal")]
 #[case("instance-data")]
 #[case("169.254.169.254:80")]
 #[case("[fd00:ec2::254]")]
 #[case("")]
-fn a_client_may_call_the_service_by_any_name(#[case] host: &str) {
+fn a_client_may_send_any_host_header(#[case] host: &str) {
     let Some((_node, a, _agent)) = served(&["--imds-v1", "allow"]) else {
         return;
     };
@@ -114,10 +115,10 @@ fn a_client_may_call_the_service_by_any_name(#[case] host: &str) {
     }
 }
 
-/// jtblin/kube2iam#222: a service that makes a connection for each request and closes none. EC2's service closes each
-/// itself.
+/// jtblin/kube2iam#222 describes a client that opens a connection for each request and closes none. EC2's service
+/// closes each connection itself.
 #[test]
-fn a_client_that_never_closes_its_connections_goes_on_being_served() {
+fn a_client_that_never_closes_its_connections_is_still_served() {
     let flags = ["--max-connections-per-pod", "16", "--idle-timeout", "1s"];
     let Some((_node, a, _agent)) = served(&flags) else {
         return;
@@ -141,7 +142,7 @@ print(served)
     assert_eq!(served, "40");
 }
 
-/// What a program prints.
+/// Runs a program, and returns its standard output.
 fn output(command: &mut Command) -> String {
     let output = command
         .stdin(Stdio::null())
@@ -152,11 +153,11 @@ fn output(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap().trim().to_owned()
 }
 
-/// Init containers and entry points: wget (rancher/os#2216), with kube-aws' version of the service
-/// (kubernetes-retired/kube-aws#1105); and libcurl's upload of nothing (s3fs-fuse/s3fs-fuse#1765), which EC2's service
-/// answers with 417, and which asks `Expect: 100-continue` and sends chunks.
+/// Init containers and entry points use wget (rancher/os#2216), with the API version that kube-aws requests
+/// (kubernetes-retired/kube-aws#1105). libcurl can upload an empty body (s3fs-fuse/s3fs-fuse#1765). It then sends
+/// `Expect: 100-continue` and chunks, which EC2's service answers with 417.
 #[test]
-fn scripts_get_what_they_ask_for_with_wget_and_curl() {
+fn requests_by_wget_and_curl_are_answered() {
     const SERVICE: &str = "http://169.254.169.254";
     let Some((_node, a, _agent)) = served(&["--imds-v1", "allow"]) else {
         return;
@@ -185,10 +186,10 @@ fn scripts_get_what_they_ask_for_with_wget_and_curl() {
     }
 }
 
-/// jtblin/kube2iam#136 and rusoto/rusoto#1840: clients that know their role's ARN ask for it without looking at the
-/// list.
+/// Clients that know their role's ARN request it without requesting the list before (jtblin/kube2iam#136 and
+/// rusoto/rusoto#1840).
 #[test]
-fn a_client_that_asks_by_the_arn_of_its_role_gets_credentials_with_its_first_request() {
+fn a_client_that_requests_its_roles_arn_first_gets_credentials() {
     let Some(node) = node() else { return };
     let arn = "arn:aws:iam::123456789012:role/team/role-a";
     let a = node.lab.pod(PodSpec::with_role("a", arn)).unwrap();

@@ -1,4 +1,4 @@
-//! Roles and sessions over real sockets: who gets what, and what STS is asked for.
+//! Roles and sessions over real sockets: the answers to pods, and the calls to STS.
 
 use crate::common::http::{LIST, get};
 use crate::common::sessions::{ROLE, document, document_is_good, start};
@@ -18,7 +18,7 @@ fn annotated(name: &'static str, annotations: &[(&str, &str)]) -> PodSpec {
 }
 
 #[test]
-fn a_role_that_the_namespace_does_not_permit_is_refused_with_the_reason_until_it_does() {
+fn a_role_is_refused_with_the_reason_until_the_namespace_permits_it() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let namespace = |annotations: &str| {
@@ -57,7 +57,7 @@ fn a_role_that_the_namespace_does_not_permit_is_refused_with_the_reason_until_it
 }
 
 #[test]
-fn a_role_that_changes_in_mid_life_is_another_one_at_once() {
+fn a_role_that_changes_while_the_pod_runs_is_replaced_at_once() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-old")).unwrap();
     let _agent = node.agent();
@@ -87,7 +87,7 @@ fn a_role_that_changes_in_mid_life_is_another_one_at_once() {
 }
 
 #[test]
-fn everything_that_shapes_a_session_reaches_sts_and_nobody_shares_what_differs() {
+fn all_session_parameters_reach_sts_and_only_equal_sessions_are_shared() {
     let Some(node) = node() else { return };
     node.lab.pod(annotated("plain", &[("role", "role-a")])).unwrap();
     node.lab
@@ -173,7 +173,7 @@ fn everything_that_shapes_a_session_reaches_sts_and_nobody_shares_what_differs()
 }
 
 #[test]
-fn with_the_tags_of_eks_pod_identity_sts_is_told_its_six_keys_and_that_they_are_transitive() {
+fn with_the_tags_of_eks_pod_identity_sts_gets_its_six_keys_as_transitive_tags() {
     const CLUSTER: &str = "arn:aws:eks:eu-west-1:123456789012:cluster/blue";
     let Some(node) = node() else { return };
     let pod = node.lab.pod(annotated("a", &[("role", "role-a")])).unwrap();
@@ -198,7 +198,7 @@ fn with_the_tags_of_eks_pod_identity_sts_is_told_its_six_keys_and_that_they_are_
 }
 
 #[test]
-fn a_role_may_be_assumed_first_and_assumes_all_others() {
+fn the_role_that_is_assumed_first_assumes_all_others() {
     let Some(node) = node() else { return };
     let pods: Vec<Pod> = ["role-a", "role-b", "role-c"]
         .into_iter()
@@ -225,7 +225,7 @@ fn a_role_may_be_assumed_first_and_assumes_all_others() {
             "{calls:?}"
         );
     }
-    // Where that role is denied, each pod is told why, and STS is asked once.
+    // If that role is denied, each pod gets the reason, and STS is called once.
     node.sts.behave(Behaviour {
         denies: Some("kiam"),
         ..Behaviour::default()
@@ -243,7 +243,7 @@ fn a_role_may_be_assumed_first_and_assumes_all_others() {
 }
 
 #[test]
-fn bad_input_stays_with_its_pod() {
+fn invalid_input_affects_only_its_own_pod() {
     let Some(node) = node() else { return };
     let catastrophic = "(a+)+$|((a|aa)+)+b|(.*.*)*c";
     node.lab
@@ -321,7 +321,7 @@ fn bad_input_stays_with_its_pod() {
         assert!(document_is_good(&fine, "role-fine"));
     }
     assert!(document(&slow, &long).status == 200, "matched in linear time");
-    // A file that is no manifest, and one with any bytes.
+    // One file is not a valid manifest, and one is not text.
     node.lab
         .manifest("broken.yaml", "kind: Pod\nmetadata: [")
         .unwrap();

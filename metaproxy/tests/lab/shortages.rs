@@ -1,5 +1,5 @@
-//! What runs out on a node: space for the runtime directory, and descriptors. Pods are served all the same, or again,
-//! and nothing has to be restarted for it.
+//! Resources that run out on a node: space for the runtime directory, and descriptors. Pods are served meanwhile or
+//! afterwards, without a restart.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use metaproxy_lab::pod::PodSpec;
 use nix::mount::{MsFlags, mount, umount};
 use nix::sys::signal::Signal;
 
-/// A small file system, until it is dropped.
+/// A small file system. Dropping this value unmounts it.
 struct Small(PathBuf);
 
 impl Small {
@@ -28,7 +28,7 @@ impl Small {
         Self(path.to_owned())
     }
 
-    /// Not a byte is left.
+    /// Fills the file system completely, and returns the path of the file that fills it.
     fn fill(&self) -> PathBuf {
         use std::io::Write as _;
         let path = self.0.join("filler");
@@ -46,7 +46,7 @@ impl Drop for Small {
 }
 
 #[test]
-fn a_full_runtime_directory_keeps_nobody_from_being_served() {
+fn pods_are_served_with_a_full_runtime_directory() {
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let small = Small::at(&node.lab.runtime_dir());
@@ -62,7 +62,7 @@ fn a_full_runtime_directory_keeps_nobody_from_being_served() {
     ] {
         agent.wait_for(warning).unwrap();
     }
-    // It fills up while an agent runs, and another starts beside it.
+    // The directory is full while a second agent starts beside the first one.
     let second = node.agent();
     agent.signal(Signal::SIGKILL).unwrap();
     drop(agent);
@@ -73,7 +73,7 @@ fn a_full_runtime_directory_keeps_nobody_from_being_served() {
     drop((second, guard));
 }
 
-/// Holds connections until it is killed.
+/// Opens 60 connections, and holds them until it is killed.
 const HOLD: &str = r#"
 import socket, time
 held = []
@@ -87,7 +87,7 @@ time.sleep(60)
 "#;
 
 #[test]
-fn an_agent_without_descriptors_serves_again_when_there_are_some() {
+fn an_agent_without_free_descriptors_serves_again_when_some_are_free() {
     use std::io::BufRead as _;
     let Some(node) = node() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();

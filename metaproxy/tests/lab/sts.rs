@@ -1,4 +1,4 @@
-//! Whatever STS does, answers come in time, and what is there is served.
+//! Answers to pods come in time, and existing sessions are served, whatever STS does.
 
 use std::time::{Duration, Instant};
 
@@ -14,7 +14,7 @@ use metaproxy_lab::sts::Behaviour;
 use rstest::rstest;
 
 #[test]
-fn five_hundred_that_ask_at_once_for_a_session_that_is_not_there_cost_one_call() {
+fn five_hundred_simultaneous_requests_for_a_missing_session_cause_one_sts_call() {
     let Some(node) = node_with_sts(Duration::from_millis(150)) else {
         return;
     };
@@ -29,7 +29,7 @@ fn five_hundred_that_ask_at_once_for_a_session_that_is_not_there_cost_one_call()
     let path = format!("{LIST}role-a");
     let asking = start_dial(&a, &["--path", &path, "--count", "500", "--threads", "500"]);
     std::thread::sleep(Duration::from_millis(100));
-    // They are all held, as the pod is not known yet; now it is.
+    // All requests are held while the pod is not known. From now on it is known.
     a.write_manifest(&[(ROLE.to_owned(), "role-a".to_owned())])
         .unwrap();
     let got = outcomes(asking);
@@ -74,7 +74,7 @@ fn every_answer_comes_within_a_second_however_slow_sts_is() {
 #[case::nonsense(Behaviour { expiration: Some("tomorrow".to_owned()), ..Behaviour::default() })]
 #[case::far_away(Behaviour { expiration: Some("2099-01-01T00:00:00Z".to_owned()), ..Behaviour::default() })]
 #[case::slow(Behaviour { takes: Duration::from_secs(5), ..Behaviour::default() })]
-fn while_sts_fails_the_pod_is_told_in_time_and_what_is_there_is_served(#[case] behaviour: Behaviour) {
+fn while_sts_fails_pods_are_answered_in_time_and_existing_sessions_are_served(#[case] behaviour: Behaviour) {
     let Some(node) = node_alone() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
     let agent = node.agent();
@@ -105,11 +105,11 @@ fn while_sts_fails_the_pod_is_told_in_time_and_what_is_there_is_served(#[case] b
     assert!(!agent.logged().contains("secret-of"), "{}", agent.logged());
 }
 
-/// A proxy or a firewall that answers in its place.
+/// A proxy or a firewall answers instead of STS.
 #[rstest]
 #[case::forbidden(403)]
 #[case::bad_gateway(502)]
-fn an_answer_that_is_not_from_sts_is_told_of_by_its_status_and_once(#[case] status: u16) {
+fn an_answer_that_is_not_from_sts_is_reported_once_with_its_status(#[case] status: u16) {
     const RECOVERY_TIMEOUT: Duration = Duration::from_secs(40);
     let Some(node) = node_alone() else { return };
     node.sts.behave(Behaviour {
@@ -135,12 +135,12 @@ fn an_answer_that_is_not_from_sts_is_told_of_by_its_status_and_once(#[case] stat
     });
 }
 
-/// Nobody at all at its address.
+/// No server answers at the address of STS.
 #[test]
-fn an_sts_that_cannot_be_reached_is_told_of_in_time() {
+fn an_sts_that_cannot_be_reached_is_reported_in_time() {
     let Some(node) = node_alone() else { return };
     let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
-    // Refused at once, and without an answer: nothing routes there.
+    // At the first address connections are refused at once. The second one has no route, so there is no answer.
     for address in ["http://10.200.0.2:9", "http://10.200.0.77"] {
         let spec = AgentSpec::new(agent_binary(), address);
         let _agent = Agent::start(&node.lab, &spec).unwrap();
@@ -152,9 +152,9 @@ fn an_sts_that_cannot_be_reached_is_told_of_in_time() {
     }
 }
 
-/// Longer than an SDK would wait, and for ever.
+/// Each call takes longer than an SDK waits, also after the first one.
 #[test]
-fn an_sts_that_always_takes_five_seconds_gives_sessions_all_the_same() {
+fn an_sts_that_always_takes_five_seconds_still_provides_sessions() {
     let Some(node) = node_with_sts(Duration::from_secs(5)) else {
         return;
     };
@@ -172,9 +172,9 @@ fn an_sts_that_always_takes_five_seconds_gives_sessions_all_the_same() {
     assert_eq!(node.sts.calls().len(), 2, "one for each role");
 }
 
-/// A request that waits for STS while the role is taken away.
+/// A request waits for STS while the pod's role is removed.
 #[test]
-fn a_role_that_is_taken_away_while_a_request_waits_is_not_served_to_it() {
+fn a_role_that_is_removed_while_a_request_waits_is_not_served() {
     const STS_LATENCY: Duration = Duration::from_millis(750);
     let Some(node) = node_with_sts(STS_LATENCY) else {
         return;
@@ -199,13 +199,13 @@ fn a_role_that_is_taken_away_while_a_request_waits_is_not_served_to_it() {
             assert_eq!(answer.status, 404, "{answer:?}");
             return;
         }
-        // A busy machine: STS was quicker than we were.
+        // The machine is busy, and STS answered before the role was removed.
     }
     panic!("STS was always quicker");
 }
 
 #[test]
-fn a_denied_role_is_asked_for_once_and_says_so_and_its_neighbours_are_served() {
+fn a_denied_role_causes_one_sts_call_and_a_reason_and_other_pods_are_served() {
     let Some(node) = node_alone() else { return };
     let denied = node.lab.pod(PodSpec::with_role("denied", "denied-role")).unwrap();
     let fine = node.lab.pod(PodSpec::with_role("fine", "role-fine")).unwrap();
@@ -241,7 +241,7 @@ fn a_denied_role_is_asked_for_once_and_says_so_and_its_neighbours_are_served() {
             .count()
     };
     assert_eq!((calls("denied-role"), calls("role-fine")), (1, 1));
-    // Another role in the annotation counts at once.
+    // Another role in the annotation takes effect at once.
     denied
         .write_manifest(&[(ROLE.to_owned(), "role-better".to_owned())])
         .unwrap();
@@ -253,7 +253,7 @@ fn a_denied_role_is_asked_for_once_and_says_so_and_its_neighbours_are_served() {
 }
 
 #[test]
-fn fractions_of_seconds_are_not_passed_on_and_never_rounded_up() {
+fn fractions_of_seconds_in_an_expiration_are_dropped_and_never_rounded_up() {
     let Some(node) = node_alone() else { return };
     let soon = std::time::SystemTime::now() + Duration::from_secs(3000);
     let second = humantime::format_rfc3339_seconds(soon).to_string();

@@ -1,4 +1,4 @@
-//! NAT rules of the node that claim the listener's port, as portmap and kube-proxy write them.
+//! NAT rules of the node that redirect the listener's port, as portmap and kube-proxy write them.
 
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -12,13 +12,13 @@ use crate::common::{
 use metaproxy_lab::agent::Agent;
 use metaproxy_lab::pod::{Pod, PodSpec};
 
-/// The address and port of the listener that pods' IPv4 connections go to.
+/// The address of the listener to which pods' IPv4 connections go.
 const NODE: &str = "10.200.0.1";
 
-/// How long a failed check, its confirmation and a move may take on a busy machine.
+/// The maximum time for a failed check, its confirmation and a move on a busy machine.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Answers every request with credentials of its own.
+/// Answers every request with the name of a role of its own.
 const ATTACKER: &str = r#"
 import http.server
 class Handler(http.server.BaseHTTPRequestHandler):
@@ -68,7 +68,7 @@ impl Attacker {
         format!("{}:8080", self.pod.ip())
     }
 
-    /// A pod's manifest with a host port.
+    /// Writes the attacker's manifest with a host port.
     fn declare(&self, node: &Node, port: u16) {
         declare(node, "attacker", self.pod.uid(), port);
     }
@@ -96,7 +96,8 @@ fn iptables(node: &Node, words: &str) {
     assert!(output.status.success(), "iptables {words}: {output:?}");
 }
 
-/// As the CNI plugin portmap writes a host port (plugins/meta/portmap/portmap_iptables.go).
+/// Adds the rules with which the CNI plugin portmap implements a host port
+/// (plugins/meta/portmap/portmap_iptables.go).
 fn portmap(node: &Node, port: u16, to: &str) {
     for words in [
         "-N CNI-HOSTPORT-DNAT",
@@ -110,7 +111,8 @@ fn portmap(node: &Node, port: u16, to: &str) {
     }
 }
 
-/// As kube-proxy writes a Service with `externalIPs: [10.200.0.1]` (pkg/proxy/iptables/proxier.go).
+/// Adds the rules with which kube-proxy implements a Service with `externalIPs: [10.200.0.1]`
+/// (pkg/proxy/iptables/proxier.go).
 fn external_ip(node: &Node, port: u16, to: &str) {
     for words in [
         "-N KUBE-MARK-MASQ",
@@ -138,7 +140,7 @@ fn port(agent: &Agent) -> u16 {
     agent.listeners().unwrap()[0].port()
 }
 
-/// Requests one after the other, each on a connection of its own, until the child ends.
+/// Starts a client that requests the list again and again for this number of seconds, each time on a new connection.
 fn ask(pod: &Pod, seconds: &str) -> Child {
     let words = [
         "--seconds",
@@ -163,7 +165,7 @@ fn is_ready(node: &Node) -> (bool, String) {
     (output.status.success(), String::from_utf8(text).unwrap())
 }
 
-/// How often the listener was fine and then was not.
+/// Returns how often the listener's check has begun to fail.
 fn troubles(node: &Node) -> u64 {
     let text = node.asked("/metrics");
     let line = text
@@ -173,8 +175,8 @@ fn troubles(node: &Node) -> u64 {
     line.parse().unwrap()
 }
 
-/// What a pod's requests may come to while the port is claimed: beside the attacker's answer, a connection that is
-/// refused.
+/// Returns the outcomes that a pod's requests may have while a rule redirects the port: its own role, the attacker's
+/// answer, or a refused connection.
 fn allowed() -> Vec<&'static str> {
     [&REFUSED[..], &[UNREACHABLE, "role-victim", "role-attacker"]].concat()
 }
@@ -211,7 +213,7 @@ fn a_pod_that_declares_the_listeners_port_is_named_and_the_listener_moves_away()
 }
 
 #[test]
-fn a_service_with_the_nodes_external_ip_is_noticed_by_the_self_check_and_the_listener_moves_away() {
+fn a_service_with_the_nodes_external_ip_is_detected_by_the_self_check_and_the_listener_moves_away() {
     let Some(node) = node() else { return };
     let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
     let attacker = Attacker::new(&node);
@@ -234,7 +236,7 @@ fn a_service_with_the_nodes_external_ip_is_noticed_by_the_self_check_and_the_lis
         got.get("role-attacker").is_some_and(|answers| *answers > 0),
         "the rule works as on a node: {got:?}"
     );
-    // The victim's own kernel has seen that another program answered.
+    // The program at the victim's socket has seen that another program answered.
     let line = agent
         .wait_for("connections of pod apps/victim to the metadata service were not served")
         .unwrap();
@@ -242,7 +244,7 @@ fn a_service_with_the_nodes_external_ip_is_noticed_by_the_self_check_and_the_lis
     assert_eq!(troubles(&node), 1, "readiness was lost");
     assert!(is_ready(&node).0, "and came back: {}", agent.logged());
     assert_eq!(node.imds.seen_from_pods(), []);
-    // No check counts as a refused connection.
+    // The agent's own checks are not counted as refused connections.
     assert_eq!(node.kernel_count("no_option"), 0);
     assert!(agent.stop().unwrap().success());
     agent.wait_for("refused=0").unwrap();
@@ -250,7 +252,7 @@ fn a_service_with_the_nodes_external_ip_is_noticed_by_the_self_check_and_the_lis
 }
 
 #[test]
-fn at_a_fixed_port_pods_are_refused_while_a_rule_claims_it_and_served_again_when_it_is_gone() {
+fn at_a_fixed_port_pods_are_refused_while_a_rule_redirects_it_and_served_again_afterwards() {
     let Some(node) = node() else { return };
     let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
     let attacker = Attacker::new(&node);
@@ -283,11 +285,11 @@ fn at_a_fixed_port_pods_are_refused_while_a_rule_claims_it_and_served_again_when
         "ports: problem: --listen-port 18181: pod apps/attacker",
         "host-ports",
     );
-    // The checks that follow keep it so.
+    // Later checks do not change that.
     std::thread::sleep(Duration::from_secs(6));
     assert_eq!(dial(&victim, &["--count", "20"]), counts([(UNREACHABLE, 20)]));
 
-    // Without a pod that declares it, all that is known is that there is a rule.
+    // If no pod declares the port, the agent can only report that there is a rule.
     attacker.declare(&node, 18_182);
     eventually_within(NOTICE_TIMEOUT, "a rule is reported", || {
         is_ready(&node).1.contains("a NAT rule of this node")
@@ -351,7 +353,7 @@ fn no_request_fails_during_five_moves() {
     assert!(status.contains(&format!("{NODE}:{claimed}")), "{status}");
 }
 
-/// As a DaemonSet's agent, whose own connections the programs see as a pod's.
+/// The agent runs as in a DaemonSet, where the programs see its own connections as those of a pod.
 #[test]
 fn an_agent_in_a_pod_checks_its_listeners_and_moves_too() {
     let Some(node) = node() else { return };
@@ -365,7 +367,7 @@ fn an_agent_in_a_pod_checks_its_listeners_and_moves_too() {
         .unwrap();
     let mut spec = node.spec();
     spec.cgroup = Some(home.cgroup().to_owned());
-    // A rule that changes every connection's port, the checks' too.
+    // This rule changes the port of every connection, including those of the checks.
     iptables(&node, "-A POSTROUTING -j MASQUERADE --random-fully");
     let mut agent = Agent::start(&node.lab, &spec).unwrap();
     let claimed = port(&agent);
@@ -378,9 +380,9 @@ fn an_agent_in_a_pod_checks_its_listeners_and_moves_too() {
     agent.wait_for("refused=0").unwrap();
 }
 
-/// The agent is stopped for longer than a check may take.
+/// The agent is stopped for longer than the time limit of a check.
 #[test]
-fn an_agent_that_was_slow_accuses_no_rule() {
+fn an_agent_that_was_stopped_for_a_while_reports_no_rule() {
     let Some(node) = node() else { return };
     let agent = node.agent();
     let claimed = port(&agent);
@@ -401,14 +403,14 @@ fn an_agent_that_was_slow_accuses_no_rule() {
     assert!(status.contains(&format!("{NODE}:{claimed}")), "{status}");
 }
 
-/// As a node's is when DHCP gives it another.
+/// A node's address changes when DHCP assigns another one.
 #[test]
-fn a_listener_whose_address_is_taken_from_the_node_is_not_ready_and_moves_to_the_present_one() {
+fn a_listener_whose_address_is_removed_from_the_node_is_not_ready_and_moves_to_the_new_address() {
     let Some(node) = node() else { return };
     let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
     let agent = node.agent();
     let served = || dial(&victim, &["--count", "100", "--threads", "2"]);
-    // STS is reached by the same address, so the session is had before.
+    // The agent reaches STS from the same address, so the session is obtained before the address changes.
     assert_eq!(served(), counts([("role-victim", 100)]));
     let is_at = |ip: &str| {
         let found = agent.listeners().unwrap();

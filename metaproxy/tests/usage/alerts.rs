@@ -1,4 +1,5 @@
-//! Every alert fires where it should, and is silent where it nearly should: `alerts.yaml` has the cases.
+//! Tests of the alerting rules. `alerts.yaml` contains for each alert a case in which it fires, and a similar one in
+//! which it does not.
 
 use std::path::Path;
 use std::process::Command;
@@ -16,7 +17,7 @@ fn promtool(words: &[&str], file: &Path) {
 }
 
 #[test]
-fn every_alert_fires_where_it_should_and_is_silent_where_it_nearly_should() {
+fn promtool_accepts_the_alerts_and_all_their_cases() {
     if !nix::unistd::geteuid().is_root() && std::env::var_os("CI").is_none() {
         eprintln!("skipped: needs promtool (sudo cargo xtask test)");
         return;
@@ -28,7 +29,7 @@ fn every_alert_fires_where_it_should_and_is_silent_where_it_nearly_should() {
     );
 }
 
-/// Needs neither root nor Prometheus: an alert without cases was never seen to fire.
+/// This test needs neither root nor Prometheus. An alert without a case has never been shown to fire.
 #[test]
 fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_silent() {
     let cases: Value = serde_yaml_ng::from_str(include_str!("alerts.yaml")).unwrap();
@@ -48,7 +49,7 @@ fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_silent() {
             cases.iter().copied().filter(of_it).partition(fires);
         assert!(!firing.is_empty(), "no case in which {alert} fires");
         assert!(!silent.is_empty(), "no case in which {alert} is silent");
-        // What its sentences name must be among the labels that it fires with.
+        // Each label that the alert's annotations use must be among the labels with which it fires.
         for label in labels_of(&rule) {
             let with = firing[0]["exp_samples"][0]["labels"].as_str().unwrap();
             assert!(
@@ -59,7 +60,7 @@ fn every_alert_has_a_case_in_which_it_fires_and_one_in_which_it_is_silent() {
     }
 }
 
-/// Whoever is called by an alert finds there what to do.
+/// The runbook tells an operator what to do about each alert.
 #[test]
 fn every_alert_leads_to_a_section_of_the_runbook() {
     let runbook = std::fs::read_to_string(deploy("docs/operations.md")).unwrap();
@@ -79,7 +80,7 @@ fn every_alert_leads_to_a_section_of_the_runbook() {
     assert_eq!(sections, alerts);
 }
 
-/// Labels that an alert's annotations show.
+/// Returns the labels that an alert's annotations use.
 fn labels_of(rule: &Value) -> Vec<String> {
     let annotations = rule["annotations"].to_string();
     let names = annotations.split("$labels.").skip(1);

@@ -1,10 +1,10 @@
-//! The binary's own view of its words and its environment. Needs neither root nor eBPF.
+//! Tests of how the binary reads its arguments and its environment. They need neither root nor eBPF.
 
 use std::process::Command;
 
 use rstest::rstest;
 
-/// What it says to `run` with these variables, and its exit status.
+/// Calls `run` with these environment variables. Returns its standard error and its exit status.
 fn run(environment: &[(&str, &str)]) -> (String, Option<i32>) {
     let output = Command::new(env!("CARGO_BIN_EXE_metaproxy"))
         .arg("run")
@@ -16,14 +16,14 @@ fn run(environment: &[(&str, &str)]) -> (String, Option<i32>) {
 }
 
 #[test]
-fn variables_count_unless_they_are_empty() {
+fn environment_variables_are_used_unless_they_are_empty() {
     let (said, status) = run(&[
         ("METAPROXY_MANIFESTS", "/pods"),
         ("METAPROXY_DEFAULT_ROLE", "a b"),
     ]);
     assert!(said.contains("--default-role \"a b\""), "{said}");
     assert_eq!(status, Some(64));
-    // As charts set them for what is not given.
+    // Charts set such empty variables for values that are not given.
     let empty = [
         "METAPROXY_BASE_ROLE_ARN",
         "METAPROXY_DEFAULT_ROLE",
@@ -40,7 +40,8 @@ fn variables_count_unless_they_are_empty() {
     assert_eq!(status, Some(64));
 }
 
-/// What it prints for these words, whether that went well, and what it says beside it.
+/// Runs the binary with these arguments and this standard input. Returns its standard output, exit status and
+/// standard error.
 fn printed(words: &[&str], input: &str) -> (String, Option<i32>, String) {
     use std::io::Write as _;
     let mut child = Command::new(env!("CARGO_BIN_EXE_metaproxy"))
@@ -58,7 +59,7 @@ fn printed(words: &[&str], input: &str) -> (String, Option<i32>, String) {
 }
 
 #[test]
-fn shells_and_man_are_given_every_command() {
+fn completions_and_the_manual_page_contain_every_command() {
     for words in [
         &["completions", "bash"][..],
         &["completions", "zsh"],
@@ -75,7 +76,7 @@ fn shells_and_man_are_given_every_command() {
 }
 
 #[test]
-fn manifests_are_explained_and_moved_over_from_standard_input() {
+fn manifests_from_standard_input_are_explained_and_migrated() {
     let pods = "kind: Namespace\nmetadata: { name: apps, annotations: { iam.amazonaws.com/permitted: 'web-*' } }\n---\n\
                 kind: Pod\nmetadata: { name: web, annotations: { iam.amazonaws.com/role: web-reader } }\n";
     let base = ["--base-role-arn", "arn:aws:iam::123456789012:role/"];
@@ -128,13 +129,13 @@ fn manifests_are_explained_and_moved_over_from_standard_input() {
 
 const BASE: [&str; 2] = ["--base-role-arn", "arn:aws:iam::123456789012:role/"];
 
-/// As in the chart's container, where the agent's variables are set.
+/// The agent's variables are set, as in the chart's container.
 #[rstest]
 #[case::nothing(&["explain"], "--all shows all of them")]
 #[case::three_parts(&["explain", "a/b/c"], "\"a/b/c\": a pod is named as NAMESPACE/POD")]
 #[case::no_namespace(&["explain", "/web"], "\"/web\": a pod is named as NAMESPACE/POD")]
 #[case::no_name(&["explain", "apps/"], "\"apps/\": a pod is named as NAMESPACE/POD")]
-fn a_pod_that_is_not_named_soundly_is_bad_usage_that_says_how(#[case] words: &[&str], #[case] hint: &str) {
+fn a_pod_without_namespace_or_name_is_bad_usage_with_a_hint(#[case] words: &[&str], #[case] hint: &str) {
     let output = Command::new(env!("CARGO_BIN_EXE_metaproxy"))
         .args(words)
         .env_clear()
@@ -148,7 +149,7 @@ fn a_pod_that_is_not_named_soundly_is_bad_usage_that_says_how(#[case] words: &[&
 }
 
 #[test]
-fn all_manifests_are_a_table_if_that_is_asked_for() {
+fn the_flag_all_shows_all_manifests_as_a_table() {
     let pods = "kind: Pod\nmetadata: { name: web, annotations: { iam.amazonaws.com/role: web } }\nspec: { containers: [] }\n";
     let words = [
         "explain",
@@ -176,7 +177,7 @@ fn all_manifests_are_a_table_if_that_is_asked_for() {
 }
 
 #[test]
-fn what_is_skipped_is_named_beside_the_explanations_and_never_turns_the_check_green() {
+fn skipped_objects_are_named_on_standard_error_and_fail_the_check_if_they_have_a_role() {
     let pod = "kind: Pod\nmetadata: { name: web }\nspec: { containers: [] }\n";
     let explained = |more: &str| {
         let words = ["explain", "--manifests", "-", "--output", "json"];
@@ -203,7 +204,7 @@ fn what_is_skipped_is_named_beside_the_explanations_and_never_turns_the_check_gr
 #[case(&["explain", "--manifests", "/nosuch"])]
 #[case(&["run", "--manifests", "/nosuch"])]
 #[case(&["migrate", "kube2iam", "/nosuch"])]
-fn a_file_that_is_not_there_is_named_with_its_cause_once(#[case] words: &[&str]) {
+fn a_missing_file_is_named_with_its_cause_once(#[case] words: &[&str]) {
     let (_, status, said) = printed(
         &[words, if words[0] == "migrate" { &[] } else { &BASE }].concat(),
         "",
@@ -213,9 +214,9 @@ fn a_file_that_is_not_there_is_named_with_its_cause_once(#[case] words: &[&str])
     assert_eq!(said.matches("No such file or directory").count(), 1, "{said}");
 }
 
-/// As in the chart's container, where the agent's variables are set: they say nothing about the values.
+/// The agent's variables are set, as in the chart's container. They must not affect the check of the values.
 #[test]
-fn values_are_tried_without_what_the_environment_says() {
+fn migrated_values_are_checked_without_the_environment() {
     let output = Command::new(env!("CARGO_BIN_EXE_metaproxy"))
         .args(["migrate", "kube2iam", "--", "--default-role=d"])
         .env("METAPROXY_KUBECONFIG", "/x")
@@ -229,7 +230,7 @@ fn values_are_tried_without_what_the_environment_says() {
 }
 
 #[test]
-fn a_manifest_that_cannot_be_moved_over_is_refused_with_what_to_do() {
+fn a_manifest_that_cannot_be_migrated_is_refused_with_advice() {
     let wrapped = "kind: DaemonSet\nspec: { template: { spec: { containers: [{ image: kube2iam, args: [sh, -c, 'sleep 1; kube2iam'] }] } } }\n";
     let (text, status, said) = printed(&["migrate", "kube2iam"], wrapped);
     assert_eq!((status, text.as_str()), (Some(69), ""), "{said}");

@@ -208,10 +208,10 @@ impl Agent {
         let line = self.wait_for(" ready ")?;
         let (_, list) = line
             .split_once("listen=")
-            .context("`ready` names the listeners")?;
+            .context("the line `ready` names no listeners")?;
         list.trim()
             .split(',')
-            .map(|address| address.parse().context("an address"))
+            .map(|address| address.parse().context("`ready` names an invalid address"))
             .collect()
     }
 

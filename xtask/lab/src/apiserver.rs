@@ -1,5 +1,5 @@
-//! A fake API server, for faults that a real one has no switch for. It answers lists and watches of pods, namespaces
-//! and service accounts, and the agent's other requests.
+//! A fake API server, for faults that cannot be caused on a real one. It answers lists and watches of pods,
+//! namespaces and service accounts, and the agent's other requests.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -32,7 +32,7 @@ pub struct Behaviour {
     pub watches: Option<u16>,
     /// Verbs and resources that are denied, as RBAC writes them (`list pods`).
     pub denied: BTreeSet<String>,
-    /// The service account for which no token is issued.
+    /// Whether no tokens are issued for service accounts.
     pub gives_no_token: bool,
     /// Whether a policy limits tokens to STS's audience.
     pub limits_audiences: bool,
@@ -171,7 +171,7 @@ impl FakeApiServer {
         self.state.0.changed.send_modify(|count| *count += 1);
     }
 
-    /// `GET /api/v1/pods?watch=true&…`
+    /// Returns all requests so far, such as `GET /api/v1/pods?watch=true&…`.
     pub fn requests(&self) -> Vec<String> {
         self.state.lock().requests.clone()
     }

@@ -34,7 +34,7 @@ pub(super) enum Object {
 /// Descriptions of objects, such as `program 12 mp_connect4`.
 type Objects = BTreeMap<Object, String>;
 
-/// Everything of metaproxy's names that is loaded on this machine.
+/// The objects with metaproxy's names that are loaded on this machine.
 struct Loaded {
     objects: Objects,
     /// The programs of links, and the maps of programs.
@@ -200,7 +200,7 @@ pub fn held_by(processes: &[u32]) -> Result<Vec<String>> {
     Ok(loaded.described(&held).into_values().collect())
 }
 
-/// Lists those of these objects, as [`held_by`] describes them, that are still loaded.
+/// Lists the given objects that are still loaded. Objects are given as [`held_by`] describes them.
 ///
 /// # Errors
 /// If the kernel's objects cannot be listed.
@@ -220,7 +220,7 @@ pub fn still_loaded(objects: &[String]) -> Result<Vec<String>> {
 pub fn left_over(lab: &Lab, beside: &[u32]) -> Result<Vec<String>> {
     let deadline = Instant::now() + UNLOAD_TIMEOUT;
     let mut left = unowned(lab, beside)?;
-    // An object that a process of another lab has just left is gone soon, so only objects count that stay.
+    // The objects of a process of another lab that has just ended are unloaded soon, so only objects that stay count.
     while !left.is_empty() && Instant::now() < deadline {
         std::thread::sleep(POLL_INTERVAL);
         let now = unowned(lab, beside)?;
@@ -230,7 +230,7 @@ pub fn left_over(lab: &Lab, beside: &[u32]) -> Result<Vec<String>> {
 }
 
 fn unowned(lab: &Lab, beside: &[u32]) -> Result<Objects> {
-    // Processes are read after the objects, so that whatever holds an object that was listed is among them.
+    // Processes are listed after the objects, so that they include every process that holds a listed object.
     let loaded = Loaded::now()?;
     let own = lab.processes();
     let others = all_processes().filter(|pid| beside.contains(pid) || !own.contains(pid));

@@ -120,7 +120,7 @@ fn load(kind: u32, attach_type: u32, code: &[u64]) -> Result<OwnedFd> {
         ..Load::default()
     };
     load.name[..NAME.len()].copy_from_slice(NAME);
-    // Before Linux 5.11 programs count as locked memory. Later kernels do not need the limit raised, so that errors are
+    // Before Linux 5.11 programs count as locked memory. Later kernels do not need a higher limit, so errors are
     // ignored.
     let unlimited = nix::sys::resource::RLIM_INFINITY;
     let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_MEMLOCK, unlimited, unlimited);
@@ -129,8 +129,8 @@ fn load(kind: u32, attach_type: u32, code: &[u64]) -> Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Attaches a program to the egress of an interface, behind those that are there. It lets everything pass and ends the
-/// chain. Dropping the link detaches it.
+/// Attaches a program to the egress of an interface, after the programs that are attached there. It lets every packet
+/// pass and ends the chain. Dropping the link detaches it.
 ///
 /// # Errors
 /// If this kernel has no tcx.
@@ -138,7 +138,7 @@ pub fn attach_to_egress(netns: &Netns, interface: &str) -> Result<OwnedFd> {
     attach_to_egress_with(netns, interface, 0)
 }
 
-/// Attaches the program of [`attach_to_egress`] before those that are there.
+/// Attaches the program of [`attach_to_egress`] before the programs that are attached there.
 ///
 /// # Errors
 /// If this kernel has no tcx.

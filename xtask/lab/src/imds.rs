@@ -113,7 +113,7 @@ async fn accept(socket: std::net::TcpListener, handler: Arc<impl Handler>) {
 pub struct Seen {
     /// The address of the client.
     pub peer: IpAddr,
-    /// `GET /latest/…`
+    /// The method and the path, such as `GET /latest/…`.
     pub request: String,
     /// Its headers.
     pub headers: HeaderMap,

@@ -1,6 +1,7 @@
-//! The lab: a node in miniature, in which metaproxy is tested, shown and measured. Everything but AWS is real: cgroups
-//! in the machine's cgroup v2 tree, network namespaces with veth pairs between them, routes and forwarding as on a
-//! node. Everything is named after the lab and is removed with it.
+//! The lab: a node in miniature, on which metaproxy is tested, demonstrated and measured. Everything except AWS is
+//! real: cgroups in the machine's cgroup v2 tree, network namespaces with veth pairs between them, routes and
+//! forwarding as on a node. The cgroups, namespaces and directories of a lab have names that begin with the lab's
+//! name, and are removed with the lab.
 //!
 //! ```text
 //!   pod a ──veth── node ──veth── aws: 169.254.169.254, fd00:ec2::254 (metadata), 10.200.0.2 (STS, S3)
@@ -38,7 +39,7 @@ use self::slot::Slot;
 /// The prefix of all names of labs, by which remains of a lab that was killed are found.
 const PREFIX: &str = "mplab-";
 
-/// The labs that this process has made.
+/// The number of labs that this process has made.
 static LABS: AtomicU32 = AtomicU32::new(0);
 
 /// The address of STS and S3.
@@ -64,7 +65,7 @@ pub struct Lab {
     aws: Netns,
     files: Files,
     pods: AtomicU32,
-    /// eBPF objects that were there before the lab.
+    /// eBPF objects that were loaded before the lab was made.
     loaded_before: BTreeSet<Object>,
     _slot: Slot,
 }
@@ -87,7 +88,7 @@ impl Drop for Files {
 }
 
 impl Lab {
-    /// Makes a lab. Others may stand beside it; waits while there are as many as this machine has room for.
+    /// Makes a lab. Other labs may exist at the same time; waits while their number is at its limit.
     ///
     /// # Errors
     /// If this process is not root, no cgroup v2 is mounted, or a tool is missing.
@@ -96,7 +97,7 @@ impl Lab {
         Self::in_slot(Slot::any()?)
     }
 
-    /// Makes a lab beside which there is no other, for what measures time or load, or changes what labs share.
+    /// Makes a lab while no other lab exists. This is for tests that measure time or load, or change what labs share.
     ///
     /// # Errors
     /// The same as those of [`Self::new`].
@@ -113,7 +114,7 @@ impl Lab {
             remains::remove()?;
             OwnedDir::new(std::env::temp_dir().join(&name))?
         };
-        // What is made from here on is removed with it if the rest fails.
+        // If a later step fails, the destructors of the values below remove what was made.
         let mount = cgroup2_mount()?;
         let files = Files {
             cgroup: mount.join(&name),
@@ -125,7 +126,7 @@ impl Lab {
         for path in dirs.iter().chain([&files.agents, &files.dir.path().join("pods")]) {
             fs::create_dir_all(path).with_context(|| format!("cannot make {}", path.display()))?;
         }
-        // Before Linux 5.14 an agent knows no node's namespace but the initial one.
+        // Before Linux 5.14 an agent accepts only the initial network namespace as the node's.
         let node = match std::env::var_os("METAPROXY_LAB_NODE") {
             Some(existing) => Netns::named(&existing.to_string_lossy())?,
             None => Netns::new(&format!("{name}-node"))?,

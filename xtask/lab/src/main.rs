@@ -1,4 +1,4 @@
-//! `metaproxy-lab`: what runs in the lab's pods, each as a command of its own.
+//! `metaproxy-lab` runs in the lab's pods. Each client, attacker and proxy is one of its commands.
 
 use std::process::ExitCode;
 
@@ -13,7 +13,7 @@ enum Client {
     Dial(dial::Dial),
     /// Attack the identification of callers
     Attack(attack::Attack),
-    /// Send packets made by hand
+    /// Send TCP packets that bypass connect hooks
     Craft(craft::Craft),
     /// Run a transparent proxy
     RedirectProxy(redirect::RedirectProxy),

@@ -84,7 +84,7 @@ pub struct Pod {
     _host_end: Option<HostEnd>,
 }
 
-/// The node's end of a pod's veth pair. It is deleted with the pod, because a process that the pod has left may keep
+/// The node's end of a pod's veth pair. It is deleted with the pod, because a remaining process of the pod may keep
 /// the network namespace, and with it the pair.
 #[derive(Debug)]
 struct HostEnd {
@@ -100,8 +100,8 @@ impl Drop for HostEnd {
 
 impl Pod {
     pub(super) fn new(lab: &Lab, spec: PodSpec, number: u32) -> Result<Self> {
-        // An agent searches the whole cgroup tree for pods that are not below the pods' cgroup, and other labs have
-        // pods there.
+        // Pods of different labs have different uids, because an agent searches the whole cgroup tree for pods that
+        // are not below the pods' cgroup.
         let of_lab = format!("{:08x}{:04x}", std::process::id(), lab.number & 0xffff);
         let uid = format!("{number:08x}-1d6e-4b7a-9c55-{of_lab}");
         let class = ["", "burstable/", "besteffort/"][number as usize % 3];
@@ -261,8 +261,8 @@ fn connect(lab: &Lab, netns: &Netns, spec: &PodSpec, number: u32) -> Result<Host
     ip(&["-n", node, "link", "set", &host_end, "up"])?;
     ip(&["-n", pod, "link", "set", "eth0", "up"])?;
     if let Some(other) = spec.same_address_as {
-        // An address may be given to a new pod while the old one still has it. The node's route leads to one of the
-        // two, and this one reaches the node all the same.
+        // A new pod may get an address that an old pod still has. The node's route leads to one of the two pods, but
+        // this pod can also send packets to the node.
         let (v4, _) = address(other);
         netns.add_address("eth0", &format!("{v4}/32"))?;
         ip(&["-n", pod, "route", "add", "default", "dev", "eth0"])?;

@@ -135,7 +135,7 @@ fn packet_socket() -> io::Result<OwnedFd> {
 fn record(socket: &OwnedFd, seen: &Seen, ends: &AtomicBool) {
     let mut buffer = [0_u8; 2048];
     while !ends.load(Ordering::Relaxed) {
-        // SAFETY: the buffer is as long as said.
+        // SAFETY: the buffer has the length that is passed.
         let length = unsafe { libc::recv(socket.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), 0) };
         let Ok(length) = usize::try_from(length) else {
             continue;

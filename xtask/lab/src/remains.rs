@@ -1,4 +1,4 @@
-//! What a lab leaves that was killed before it could clean up.
+//! Removes what labs have left that were killed before they could clean up.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -9,10 +9,11 @@ use anyhow::{Context as _, Result};
 use super::netns::ip;
 use super::{PREFIX, cgroup2_mount, kill_all_in, remove_cgroup};
 
-/// Where `ip netns` has its namespaces (ip-netns(8)).
+/// The directory in which `ip netns` keeps its namespaces (ip-netns(8)).
 const NAMESPACES: &str = "/run/netns";
 
-/// A lab's directory, locked as long as the process lives that made the lab: that is how others know that it is in use.
+/// A lab's directory. It is locked while the process that made the lab lives, so that other processes know that the
+/// lab is in use.
 #[derive(Debug)]
 pub(super) struct OwnedDir {
     path: PathBuf,
@@ -65,7 +66,7 @@ pub(super) fn remove() -> Result<()> {
     Ok(())
 }
 
-/// Names of the labs whose process still lives.
+/// Returns the names of the labs whose process still lives.
 fn live_labs(temporary: &Path) -> BTreeSet<String> {
     let is_locked = |path: &Path| File::open(path).is_ok_and(|dir| dir.try_lock_shared().is_err());
     let dirs = entries(temporary).filter(|path| is_locked(path));
@@ -73,7 +74,7 @@ fn live_labs(temporary: &Path) -> BTreeSet<String> {
         .collect()
 }
 
-/// What is named after a lab that is not live.
+/// Lists the files of a directory that are named after a lab that is not live.
 fn remains_in(dir: &Path, live: &BTreeSet<String>) -> Vec<PathBuf> {
     let is_in_use = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
@@ -82,7 +83,7 @@ fn remains_in(dir: &Path, live: &BTreeSet<String>) -> Vec<PathBuf> {
     entries(dir).filter(|path| !is_in_use(path)).collect()
 }
 
-/// Whether a name is that of a lab, or of something of it.
+/// Returns whether a name is that of a lab, or begins with the lab's name and `-`.
 fn is_of_lab(name: &str, lab: &str) -> bool {
     name.strip_prefix(lab)
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))

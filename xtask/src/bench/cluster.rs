@@ -1,4 +1,4 @@
-//! Pods of an API server in miniature, all on one node and with one role.
+//! Pods of a fake API server, all on one node and with one role.
 
 use anyhow::Result;
 use metaproxy_lab::agent::AgentSpec;
@@ -10,10 +10,10 @@ use super::site::Site;
 
 const NODE: &str = "node1";
 
-/// The API server, and an agent that asks it.
+/// The fake API server, and the settings of an agent that uses it.
 pub struct Cluster {
     api: FakeApiServer,
-    /// To start the agent with.
+    /// The settings to start the agent with.
     pub spec: AgentSpec,
 }
 
@@ -32,9 +32,9 @@ impl Cluster {
         Ok(Self { api, spec })
     }
 
-    /// From now on the API server knows of it.
+    /// Adds a pod to the API server.
     pub fn put(&self, name: &str, uid: &str) {
-        // Of the size that pods have: about 10 KB.
+        // The size is typical of pods: about 10 KB.
         let fields: serde_json::Map<String, Value> = (0..60)
             .map(|number| {
                 (
@@ -64,13 +64,13 @@ impl Cluster {
         self.api.put("pods", object);
     }
 
-    /// And no more.
+    /// Removes a pod from the API server.
     pub fn delete(&self, name: &str) {
         self.api.delete("pods", "apps", name);
     }
 }
 
-/// A pod that runs on the node, and that the agent hears of from the API server only.
+/// Makes a pod that has no manifest, so that the agent learns of it only from the API server.
 pub fn running(site: &Site, name: &'static str) -> Result<Pod> {
     site.pod(PodSpec {
         known: false,

@@ -1,5 +1,5 @@
-//! First requests: of pods whose session is there already, of pods that ask while the agent hears of them, and of many
-//! at a time.
+//! Measures first requests: of pods whose session was fetched ahead, of pods that send a request while the agent
+//! learns of them, and of many clients at the same time.
 
 use std::time::Duration;
 
@@ -10,16 +10,16 @@ use super::cluster::{Cluster, running};
 use super::figures::{Figure, Goal, Samples, Section};
 use super::site::{CREDENTIALS, IMDS, Site, collect, ordinary, start, stop, within};
 
-/// What STS takes.
+/// The latency of the fake STS.
 const STS_LATENCY: Duration = Duration::from_millis(50);
 
-/// Longer than the way from the API server to the agent's decisions.
+/// How long to wait after a change at the API server. The agent uses the change earlier.
 const PROPAGATION_TIME: Duration = Duration::from_millis(200);
 
-/// As many as ask at once, where it does not only have to run.
+/// The number of clients that send a first request at the same time, except in a smoke run.
 const BURST: usize = 1000;
 
-/// The SDKs' own limit is a second.
+/// The largest acceptable time of a first request, in milliseconds: the AWS SDKs give up after a second.
 const LIMIT_MS: f64 = 1000.0;
 
 pub fn cold(site: &Site) -> Result<Section> {
@@ -32,7 +32,7 @@ pub fn cold(site: &Site) -> Result<Section> {
         running(site, "crowd")?,
     );
     let one = ["bench-load", "--to", IMDS, "--path", CREDENTIALS, "--count", "1"];
-    // Its session is forgotten with it.
+    // The agent drops the session with the pod.
     let forget = |name: &str| {
         cluster.delete(name);
         std::thread::sleep(PROPAGATION_TIME);
@@ -68,7 +68,7 @@ pub fn cold(site: &Site) -> Result<Section> {
     let clients = at_once.to_string();
     let words = [&one[..], &["--clients", &clients]].concat();
     let command = start(&mut site.in_pod(&crowd, &words)?)?;
-    // They are all connected, and held, before anything is known of the pod.
+    // All clients are connected and held before the agent knows of the pod.
     std::thread::sleep(Duration::from_millis(250));
     cluster.put("crowd", crowd.uid());
     let outcome = collect(command)?;
@@ -78,9 +78,10 @@ pub fn cold(site: &Site) -> Result<Section> {
     let at_once = |what: &str| format!("{at_once} first requests at once: {what}");
     Ok(Section {
         title: "First requests",
-        how: "from connect() to the last byte, STS_LATENCY takes 50 ms, an API server in miniature; the second kind is asked while \
-              the agent hears of the pod; those at once are held until their pod is known, a quarter of a second after \
-              the first of them began to connect",
+        how: "Times are measured from connect() to the last byte. STS takes 50 ms, and pods come from a fake API \
+              server. The first request of a pod that is just becoming known is sent while the agent learns of the \
+              pod. Simultaneous first requests are held until their pod is known, a quarter of a second after the \
+              first of them began to connect",
         figures: vec![
             Figure::new("first request, session fetched ahead", "ms", &prefetched),
             Figure::new(

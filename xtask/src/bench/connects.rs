@@ -1,4 +1,4 @@
-//! What connections elsewhere, and those that are redirected, cost.
+//! Measures the cost of connections to other addresses, and of redirected connections.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -15,22 +15,22 @@ use metaproxy_lab::pod::{Pod, PodSpec};
 use super::figures::{Figure, Goal, Samples, Section};
 use super::site::{CREDENTIALS, IMDS, Process, Site, at_node, listener, no_time_wait, stop};
 
-/// Each thing that is compared has a port of its own (facts about connections live on in the kernel).
+// Each server that is compared has its own port, because the kernel keeps state of earlier connections.
 const ELSEWHERE: u16 = 7001;
 const BARE: u16 = 7002;
 const BEHIND_RULE: u16 = 8181;
 
-/// Short turns for each round.
+/// The number of pairs of short measurements in each round.
 const SHORT_TURNS: usize = 20;
 
-/// connect() to another address, with and without the agent.
+/// Measures connect() to another address, with and without the agent.
 pub fn elsewhere(site: &Site) -> Result<Section> {
     let pod = site.pod(PodSpec::without_role("elsewhere"))?;
     let answer = site.lab.dir().join("nothing");
     fs::write(&answer, "HTTP/1.1 200 OK\r\n\r\n")?;
     let _server = site.bare(site.lab.node(), at_node(ELSEWHERE), &answer)?;
     let to = at_node(ELSEWHERE).to_string();
-    let netns = pod.netns().context("a pod with a network namespace of its own")?;
+    let netns = pod.netns().context("the pod has no network namespace")?;
     let connect = |inside: bool, count: usize| {
         let count = count.to_string();
         let words = ["--to", &to, "--count", &count, "--each", "connect"];
@@ -62,10 +62,10 @@ pub fn elsewhere(site: &Site) -> Result<Section> {
     let (attached, free) = (inside.over(&outside), free_inside.over(&free_outside));
     let mut section = Section {
         title: "connect() to another address",
-        how: "connections from a pod's network namespace to a server of the node that is not the agent; medians of single \
-              connect() calls. In short turns by processes in the pods' cgroup, to which the programs are attached, and by \
-              processes outside of it, so that a machine that is faster now and slower then does the same to both; likewise \
-              without an agent, for what else may lie between the two cgroups",
+        how: "Medians of single connect() calls from a pod's network namespace to a server of the node that is not \
+              the agent. Processes inside the pods' cgroup, to which the programs are attached, and processes \
+              outside it connect in short alternating turns, so that changes in the machine's speed affect both. The \
+              same is measured without an agent, because the two cgroups may also differ in other ways",
         figures: vec![
             Figure::new("outside of the pods' cgroup, no agent", "µs", &free_outside),
             Figure::new("inside, no agent", "µs", &free_inside),
@@ -91,10 +91,12 @@ pub fn elsewhere(site: &Site) -> Result<Section> {
     Ok(section)
 }
 
-/// What the kernel's own statistics say of each of our programs while this is done, and how often each has run for one
-/// of what was done as often as `work` says. That statistics are kept is part of the time.
+/// Runs `work` while the kernel keeps statistics of eBPF programs. Returns for each of metaproxy's programs the time
+/// of one run, and the number of runs for one operation. `work` returns how many operations it did; `one` is the name
+/// of an operation. The time includes the cost of the statistics.
 pub fn programs(one: &str, work: &mut dyn FnMut() -> Result<f64>) -> Result<Vec<Figure>> {
-    let counting = enable_stats(Stats::RunTime).context("the kernel's statistics of programs")?;
+    let counting =
+        enable_stats(Stats::RunTime).context("cannot enable the kernel's statistics of programs")?;
     let times = work()?;
     let mut figures = Vec::new();
     for program in loaded_programs() {
@@ -112,26 +114,26 @@ pub fn programs(one: &str, work: &mut dyn FnMut() -> Result<f64>) -> Result<Vec<
         }
     }
     drop(counting);
-    ensure!(!figures.is_empty(), "no program of ours has run");
+    ensure!(!figures.is_empty(), "no program of metaproxy has run");
     Ok(figures)
 }
 
-/// connect, request, answer, close: directly, redirected, and by the rule that kube2iam makes.
+/// Measures connections with one request each: direct, redirected, and by the rule that kube2iam makes.
 pub fn redirected(site: &Site) -> Result<Section> {
     let pod = site.pod(PodSpec::with_role("asking", "app"))?;
     let mut taken = [const { None::<Samples> }; 5].map(Option::unwrap_or_default);
     for round in 0..site.effort.rounds * 2 {
-        // Where a process lies in memory makes it faster or slower for all of its life: each round has new ones.
+        // A process's memory layout makes it faster or slower for its whole life, so each round starts new processes.
         five_ways(site, &pod, round, &mut taken)?;
     }
     let [direct, redirected, bare, behind, by_rule] = taken;
     let mut section = Section {
         title: "connect + GET + close",
-        how: "from a pod's network namespace, one at a time, cached credentials, medians of single requests. Redirected or \
-              not it is the agent that answers and finds out who asks, so that their ratio is what the redirection alone \
-              costs. The rule (iptables, PREROUTING, DNAT) is in a node of its own with a bare server behind it, and so is \
-              the bare server without a rule: their ratio is the rule's cost, and that of the kernel's connection tracking, \
-              which comes with it",
+        how: "Medians of single requests for cached credentials, one at a time, from a pod's network namespace. The \
+              agent answers and identifies the client in both cases, directly and redirected, so their ratio is the \
+              cost of the redirection alone. The rule (iptables, PREROUTING, DNAT) is on a node of its own with a \
+              bare server behind it. The bare server without a rule is on another node of its own. The ratio of \
+              these two is the cost of the rule, which includes the kernel's connection tracking",
         figures: vec![
             Figure::new("to the agent's listener, directly", "µs", &direct),
             Figure::new("redirected to it", "µs", &redirected),
@@ -175,7 +177,8 @@ pub fn redirected(site: &Site) -> Result<Section> {
     Ok(section)
 }
 
-/// One round: directly, redirected, a bare server, one without a rule, one with it.
+/// Measures one round of requests: directly, redirected, to a bare server, and to bare servers of other nodes without
+/// and with a rule.
 fn five_ways(site: &Site, pod: &Pod, round: usize, taken: &mut [Samples; 5]) -> Result<()> {
     let agent = site.agent(&[])?;
     let answer = site.record(pod, CREDENTIALS)?;
@@ -223,8 +226,8 @@ fn five_ways(site: &Site, pod: &Pod, round: usize, taken: &mut [Samples; 5]) -> 
     stop(agent)
 }
 
-/// Another node, with a bare server: what a rule does to the kernel must be done neither to the agent's node nor to
-/// what the rule is compared with.
+/// Another node with a bare server. A rule affects all connections of its node, so it must be neither on the agent's
+/// node nor on the node that it is compared with.
 struct Elsewhere {
     pod: Netns,
     server: SocketAddr,
@@ -256,7 +259,7 @@ impl Elsewhere {
         })
     }
 
-    /// As kube2iam has it (iptables/iptables.go), with its `--host-interface cali+`.
+    /// Adds the rule that kube2iam makes (iptables/iptables.go) with `--host-interface cali+`.
     fn add_rule(&self) -> Result<()> {
         let words = "-w -t nat -A PREROUTING -p tcp -d 169.254.169.254/32 --dport 80 -i cali+ -j DNAT --to-destination";
         let status = Command::new("ip")

@@ -1,29 +1,30 @@
-//! What was measured: samples of interleaved rounds, their medians and spreads, and ratios between two things that were
-//! measured side by side.
+//! Measurements: samples of interleaved rounds, their medians and spreads, and ratios of two samples from the same
+//! rounds.
 
 use serde::Serialize;
 
-/// The same thing, measured once in each round.
+/// The values of one measurement, one value for each round.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Samples(Vec<f64>);
 
 impl Samples {
-    /// One more round.
+    /// Adds the value of a round.
     pub fn push(&mut self, value: f64) {
         self.0.push(value);
     }
 
-    /// Whether there are none.
+    /// Returns whether there are no values.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// The middle of all; NaN where there are none.
+    /// Returns the median, or NaN if there are no values.
     pub fn median(&self) -> f64 {
         self.quantile(0.5)
     }
 
-    /// Where this part of all lies below, between neighbours in proportion; NaN where there are none.
+    /// Returns the quantile below which this part of the values lies, or NaN if there are no values. Interpolates
+    /// linearly between neighbours.
     pub fn quantile(&self, part: f64) -> f64 {
         let mut sorted = self.0.clone();
         sorted.sort_by(f64::total_cmp);
@@ -35,18 +36,18 @@ impl Samples {
         below + (above - below) * at.fract()
     }
 
-    /// From the first to the third quartile: what an ordinary round may differ by.
+    /// Returns the first and the third quartile. Half of the rounds lie between them.
     pub fn spread(&self) -> (f64, f64) {
         (self.quantile(0.25), self.quantile(0.75))
     }
 
-    /// Over the median of what is to be taken off each.
+    /// Divides each value by the median of the other samples.
     pub fn over_median_of(&self, other: &Self) -> Self {
         let median = other.median();
         Self(self.0.iter().map(|own| own / median).collect())
     }
 
-    /// Round by round: what one round does to both is not held against either.
+    /// Divides each value by the other value of the same round, so that effects on the whole round cancel out.
     pub fn over(&self, other: &Self) -> Self {
         Self(
             self.0
@@ -61,36 +62,36 @@ impl Samples {
 /// One line of the report.
 #[derive(Clone, Debug, Serialize)]
 pub struct Figure {
-    /// What it is.
+    /// The name of the measured quantity.
     pub what: String,
-    /// In what.
+    /// The unit of the median and the quartiles.
     pub unit: &'static str,
     /// The median of the rounds.
     pub median: f64,
-    /// First and third quartile.
+    /// The first and the third quartile.
     pub spread: (f64, f64),
-    /// How many rounds there were.
+    /// The number of rounds.
     pub rounds: usize,
-    /// What it should be.
+    /// The goal of the median.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub goal: Option<Goal>,
-    /// Whether it is.
+    /// Whether the goal is met.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub met: Option<bool>,
 }
 
-/// What a figure should be.
+/// A bound that a figure should keep.
 #[derive(Clone, Copy, Debug, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Goal {
-    /// No more.
+    /// The largest acceptable value.
     AtMost(f64),
-    /// No less.
+    /// The smallest acceptable value.
     AtLeast(f64),
 }
 
 impl Figure {
-    /// A median without a goal.
+    /// Makes a figure without a goal.
     pub fn new(what: impl Into<String>, unit: &'static str, samples: &Samples) -> Self {
         Self {
             what: what.into(),
@@ -103,12 +104,12 @@ impl Figure {
         }
     }
 
-    /// What was measured once.
+    /// Makes a figure of a value that was measured once, without a goal.
     pub fn once(what: impl Into<String>, unit: &'static str, value: f64) -> Self {
         Self::new(what, unit, &Samples(vec![value]))
     }
 
-    /// The same with a goal.
+    /// Adds a goal.
     pub fn with_goal(mut self, goal: Goal) -> Self {
         self.met = Some(match goal {
             Goal::AtMost(most) => self.median <= most,
@@ -122,37 +123,37 @@ impl Figure {
 /// A curve of a plot.
 #[derive(Clone, Debug, Serialize)]
 pub struct Curve {
-    /// What the legend calls it.
+    /// The name in the legend.
     pub name: String,
-    /// In ascending order.
+    /// The points in ascending order of x.
     pub points: Vec<(f64, f64)>,
 }
 
-/// A plot of curves over one thing, which is shown in powers of two.
+/// A plot of curves. The scale of the x axis is logarithmic with base 2.
 #[derive(Clone, Debug, Serialize)]
 pub struct Plot {
-    /// The file's name, without its ending.
+    /// The file's name, without its extension.
     pub name: &'static str,
-    /// Above it.
+    /// The title above the plot.
     pub title: &'static str,
-    /// Along the axes.
+    /// The description of the x axis.
     pub x: &'static str,
-    /// See `x`.
+    /// The description of the y axis.
     pub y: &'static str,
-    /// What is drawn.
+    /// The curves.
     pub curves: Vec<Curve>,
 }
 
-/// What one part of the benchmark found.
+/// The results of one part of the benchmark.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Section {
-    /// Its heading.
+    /// The heading in the report.
     pub title: &'static str,
-    /// How it was measured.
+    /// How the figures were measured, without a period at the end.
     pub how: &'static str,
-    /// What was found.
+    /// The figures.
     pub figures: Vec<Figure>,
-    /// What there is to be seen.
+    /// The plots.
     pub plots: Vec<Plot>,
 }
 

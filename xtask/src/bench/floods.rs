@@ -1,5 +1,5 @@
-//! What a pod's flood does to a neighbour's new connections: to the agent's listener, and to a bare server that the
-//! same flood meets, which is the kernel's part and that of two processors.
+//! Measures how a pod's flood affects a neighbour's new connections to the agent, and to a bare server under the same
+//! flood. The bare server shows the part that is caused by the kernel and by the two processors.
 
 use std::net::SocketAddr;
 use std::process::Stdio;
@@ -13,19 +13,20 @@ use super::figures::{Figure, Goal, Samples, Section};
 use super::load::Outcome;
 use super::site::{CREDENTIALS, IMDS, Process, Site, at_node, collect, listener, start, stop};
 
-/// Each flood's bare server has a port of its own: what the last one met is still in the kernel's tables.
+/// The port of the first flood's bare server. Each further flood uses the next port, because the kernel's tables
+/// still contain entries of the last flood.
 const BARE: u16 = 7010;
 
-/// Between two connections of the neighbour, in milliseconds: it is not the neighbour that loads the node.
+/// The pause between two connections of the neighbour, in milliseconds, so that the neighbour does not load the node.
 const PAUSE: &str = "2";
 
-/// Source addresses of spoofed SYNs: 198.18.0.0/15 is for benchmarks (RFC 2544).
+/// The first source address of spoofed SYNs: 198.18.0.0/15 is reserved for benchmarks (RFC 2544).
 const SPOOFED: &str = "198.18.0.0";
 
-/// A flood has filled what it fills.
+/// How long a flood runs before the measurement, so that it has filled the queues and tables.
 const START_TIME: Duration = Duration::from_secs(1);
 
-/// Floods, by what they are called in the report and what `metaproxy-lab attack` calls them.
+/// The floods, each with its name in the report.
 const FLOODS: [(&str, Flood); 4] = [
     ("SYNs from 65,536 addresses", Flood::SpoofedSyns),
     ("half-open connections", Flood::Connects("half-open")),
@@ -36,10 +37,11 @@ const FLOODS: [(&str, Flood); 4] = [
 #[derive(Clone, Copy)]
 enum Flood {
     SpoofedSyns,
+    /// A flood of connections, with its command of `metaproxy-lab attack`.
     Connects(&'static str),
 }
 
-/// A neighbour's connections beside one thing: 99th percentiles in microseconds, and how many failed.
+/// A neighbour's connections to one server: 99th percentiles in microseconds, and the number of failures.
 #[derive(Default)]
 struct Beside {
     quiet: Samples,
@@ -61,10 +63,10 @@ pub fn floods(site: &Site) -> Result<Section> {
     let_spoofed_packets_in(site, &bad)?;
     let mut section = Section {
         title: "A neighbour beside floods",
-        how: "new connections of a pod, each with a request for cached credentials, 2 ms apart: the slowest in a hundred, \
-              before and beside a flood by another pod. The agent has its default limits. The bare server takes the same \
-              flood without the agent and without any limit: what it shows is what the kernel and the processors, which the \
-              flood shares, do to any server of the node",
+        how: "A pod opens a new connection every 2 ms and requests cached credentials on each. The figures are 99th \
+              percentiles before a flood by another pod and beside it. The agent has its default limits. The bare \
+              server gets the same flood without the agent and without any limit. Its figures show the effect on any \
+              server of the node, because the flood uses the same kernel and the same processors",
         ..Section::default()
     };
     for (number, (name, flood)) in FLOODS.into_iter().enumerate() {
@@ -99,7 +101,7 @@ pub fn floods(site: &Site) -> Result<Section> {
     Ok(section)
 }
 
-/// The neighbour's connections before the flood, and beside it.
+/// Measures the neighbour's connections before the flood, and beside it.
 fn one(
     site: &Site,
     bad: &Pod,
@@ -143,7 +145,8 @@ fn one(
     Ok((quiet, look()?))
 }
 
-/// As on a node that does not filter by source; what is sent to such an address is dropped in the pod.
+/// Makes the node accept spoofed packets, as a node does that does not filter by source address. Answers to spoofed
+/// addresses are routed to the pod, which drops them.
 fn let_spoofed_packets_in(site: &Site, bad: &Pod) -> Result<()> {
     let node: &Netns = site.lab.node();
     let back = bad.ip().to_string();

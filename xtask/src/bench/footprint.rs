@@ -1,4 +1,4 @@
-//! What the agent takes of a node, and how that grows with pods and connections.
+//! Measures the resources that the agent uses, and how they grow with pods and connections.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,32 +13,37 @@ use super::cluster::{Cluster, running};
 use super::figures::{Curve, Figure, Goal, Plot, Samples, Section};
 use super::site::{CREDENTIALS, IMDS, Site, processor_time, start, status, stop, within};
 
-/// Pods with a session each; the kubelet's limit is 110 unless it is raised, and 250 is what EKS allows on large nodes.
+/// The numbers of pods that are measured, each pod with a session. The kubelet's default limit is 110 pods, and EKS
+/// allows 250 on large nodes.
 const PODS: [usize; 5] = [1, 10, 100, 250, 1000];
 
 /// The number of pods for which there are goals.
 const GOAL_AT: usize = 250;
 
-/// Connections that are open and silent.
+/// The numbers of open, silent connections that are measured.
 const IDLE: [usize; 5] = [1, 100, 500, 2000, 8000];
 
 const MIB: f64 = 1024.0;
 
-/// Beyond the first 250, sessions that no request waits for are fetched ten a second.
+/// How long it may take until each pod has a session. Beyond the first 250, sessions that no request waits for are
+/// fetched at a rate of ten per second.
 const SESSIONS_TIMEOUT: Duration = Duration::from_secs(150);
 
-/// An agent at rest: what it no longer needs of its start is given back.
+/// How long an agent rests before it is measured, because it first frees memory that only its start needed.
 const SETTLE_TIME: Duration = Duration::from_secs(4);
 
-/// What an agent has taken of the node.
+/// The resources that an agent uses.
 #[derive(Clone, Copy)]
 struct Taken {
+    /// Resident memory in MiB.
     resident: f64,
-    /// Of it, what is not pages of the program's file.
+    /// The part of `resident` in MiB that is not pages of the program's file.
     own: f64,
     threads: f64,
     descriptors: f64,
+    /// Kernel memory of eBPF programs in KiB.
     programs: f64,
+    /// Kernel memory of eBPF maps in KiB.
     maps: f64,
 }
 
@@ -55,8 +60,8 @@ impl Taken {
     }
 }
 
-/// KiB of kernel memory of the agent's eBPF programs or maps, as the kernel accounts it (`memlock` in fdinfo): for a
-/// map of socket storage, what it takes without sockets.
+/// Returns the kernel memory of the agent's eBPF programs or maps in KiB, as the kernel accounts for it (`memlock` in
+/// fdinfo). For a map of socket storage this does not include the storage of sockets.
 fn kernel_memory(agent: &Agent, kind: &str) -> Result<f64> {
     let proc = format!("/proc/{}", agent.pid());
     let mut bytes = BTreeMap::new();
@@ -73,14 +78,14 @@ fn kernel_memory(agent: &Agent, kind: &str) -> Result<f64> {
         };
         let id = field("prog_id").or_else(|| field("map_id"));
         bytes.insert(
-            id.context("an id in fdinfo")?,
-            field("memlock").context("memlock in fdinfo")?,
+            id.context("fdinfo has no id")?,
+            field("memlock").context("fdinfo has no memlock")?,
         );
     }
     Ok(bytes.values().sum::<u64>() as f64 / 1024.0)
 }
 
-/// What it was with this many pods or connections.
+/// The measurements for one number of pods or connections.
 struct Footprint {
     number: usize,
     ready_ms: Samples,
@@ -95,9 +100,10 @@ pub fn footprint(site: &Site) -> Result<Section> {
     let cluster = Cluster::new(site)?;
     let mut section = Section {
         title: "Memory, threads, descriptors, start",
-        how: "pods (10 KB each) of an API server in miniature (HTTP without TLS), each with a session of its own; resident memory after \
-              sessions were fetched, and after 32 clients have asked for one of them; ready when pods are served. Silent \
-              connections have had an answer each, and are kept",
+        how: "The pods (10 KB each) come from a fake API server (HTTP without TLS), and each has a session of its \
+              own. Resources are measured at rest, when all sessions were fetched, and after load, when 32 clients \
+              have requested the credentials of one pod. The agent is ready when it serves pods. A silent connection \
+              has received one answer and is kept open",
         ..Section::default()
     };
     let (mut known, mut found) = (0, Vec::new());
@@ -133,7 +139,7 @@ pub fn footprint(site: &Site) -> Result<Section> {
             Figure::new(of("processor a request"), "µs", &one.processor),
         ]);
     }
-    // Each number of them has an agent of its own.
+    // Each number of connections is measured with a new agent.
     let own = |one: &Footprint| one.loaded.own - one.rest.own;
     growth(&found, "connections", own, &mut section);
     plots(&found, "silent connections", PLOTS_OF_CONNECTIONS, &mut section);
@@ -170,8 +176,8 @@ fn figures_of_pods(one: &Footprint, section: &mut Section) {
     ]);
 }
 
-/// What one more costs, step by step: where that grows, the whole grows worse than linear. The first ones find room
-/// that the start has left.
+/// Adds the memory that one more pod or connection costs, for each step between two numbers. If this cost rises,
+/// memory grows faster than linearly. The first pods or connections reuse memory that the start has left free.
 fn growth(found: &[Footprint], of: &str, value: fn(&Footprint) -> f64, section: &mut Section) {
     for pair in found.windows(2) {
         let more = (pair[1].number - pair[0].number) as f64;
@@ -186,7 +192,7 @@ fn growth(found: &[Footprint], of: &str, value: fn(&Footprint) -> f64, section: 
     }
 }
 
-/// Name and title of the plots: memory, rate, processor time.
+/// The names and titles of the plots of memory, rate and processor time, in this order.
 type Titles = [(&'static str, &'static str); 3];
 
 const PLOTS_OF_PODS: Titles = [
@@ -265,7 +271,7 @@ fn of_pods(site: &Site, cluster: &Cluster, asking: &Pod, pods: usize) -> Result<
     Ok(footprint)
 }
 
-/// What connections cost that do nothing.
+/// Measures an agent with this number of silent connections.
 fn of_connections(
     site: &Site,
     cluster: &Cluster,
@@ -290,7 +296,7 @@ fn of_connections(
     let loaded = Taken::of(&agent)?;
     ensure!(
         holding.0.try_wait()?.is_none() && descriptors(&agent)? >= before + connections,
-        "connections were not held"
+        "silent connections were closed"
     );
     drop(holding);
     stop(agent)?;
@@ -314,7 +320,7 @@ impl Drop for Held {
     }
 }
 
-/// 32 clients, as often as there are rounds.
+/// Measures the rate and the processor time of a request with 32 clients, once for each round.
 fn load(site: &Site, agent: &Agent, asking: &Pod) -> Result<(Samples, Samples)> {
     let (mut rate, mut processor) = (Samples::default(), Samples::default());
     let millis = site.effort.millis.to_string();
@@ -333,14 +339,15 @@ fn load(site: &Site, agent: &Agent, asking: &Pod) -> Result<(Samples, Samples)> 
         let outcome = site.load(asking, &words)?;
         let spent = processor_time(agent.pid())? - before;
         rate.push(outcome.rate());
-        // A tenth of the requests is not counted as done.
+        // `done` does not include the requests of the first tenth of the time.
         processor.push(spent.as_secs_f64() * 1e6 * 0.9 / outcome.done as f64);
     }
     std::thread::sleep(Duration::from_millis(500));
     Ok((rate, processor))
 }
 
-/// An agent that has a session for each pod.
+/// Starts an agent, and waits until it has a session for each pod. Returns it with the milliseconds until it was
+/// ready.
 fn served(site: &Site, cluster: &Cluster, pods: usize) -> Result<(Agent, f64)> {
     let calls = site.sts.calls().len();
     let (agent, took) = timed_start(site, cluster)?;

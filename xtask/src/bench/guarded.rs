@@ -1,4 +1,4 @@
-//! What the guard costs traffic that has nothing to do with the metadata service.
+//! Measures what the guard costs traffic that has nothing to do with the metadata service.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr, TcpStream};
@@ -18,7 +18,7 @@ use crate::shell::go_on;
 
 const SINK: u16 = 7004;
 
-/// Less than a part in a hundred is not noticed.
+/// The largest acceptable ratio of the costs with and without the guard: a difference below 1% is not noticeable.
 const UNCHANGED: f64 = 1.01;
 
 pub fn guarded(site: &Site) -> Result<Section> {
@@ -42,10 +42,10 @@ pub fn guarded(site: &Site) -> Result<Section> {
             &millis,
         ];
         let output = site.in_pod(&pod, &words)?.stderr(Stdio::inherit()).output()?;
-        ensure!(output.status.success(), "the sender: {}", output.status);
-        serde_json::from_slice(&output.stdout).context("what the sender printed")
+        ensure!(output.status.success(), "the sender failed: {}", output.status);
+        serde_json::from_slice(&output.stdout).context("cannot parse the output of the sender")
     };
-    // What is sent and got lost on the way was not forwarded: packets are counted where they arrive.
+    // Packets that are lost on the way were not forwarded, so packets are counted at the receiver.
     let measure = |kind: Kind| -> Result<f64> {
         go_on()?;
         let before = arrived(site.lab.aws())?;
@@ -58,8 +58,9 @@ pub fn guarded(site: &Site) -> Result<Section> {
     };
     let mut section = Section {
         title: "Other traffic beside the guard",
-        how: "from a pod, forwarded by the node and out of its uplink (veth), to a server behind it; the guard (packets: tcx \
-              at the uplink) is started and stopped again in each round; UDP packets are counted where they arrive",
+        how: "A pod sends traffic to a server outside the node, and the node forwards it through its uplink (veth). \
+              The guard (packets: tcx at the uplink) is started and stopped in each round. UDP packets are counted \
+              at the receiver",
         ..Section::default()
     };
     for kind in Kind::ALL {
@@ -76,7 +77,7 @@ pub fn guarded(site: &Site) -> Result<Section> {
             }
         }
         let what = kind.what();
-        // Of each, more is worse: a rate is turned round.
+        // A higher ratio means a higher cost, so the ratio of a rate is inverted.
         let ratio = if kind.is_rate() {
             without.over(&with)
         } else {
@@ -89,7 +90,7 @@ pub fn guarded(site: &Site) -> Result<Section> {
                 .with_goal(Goal::AtMost(UNCHANGED)),
         ]);
     }
-    // That it was in the way of these packets, and what it took of each.
+    // Checks that the guard saw these packets, and measures its time for each.
     let guard = site.guard()?;
     let runs = programs("a packet", &mut || {
         let before = arrived(site.lab.aws())?;
@@ -106,7 +107,7 @@ pub fn guarded(site: &Site) -> Result<Section> {
     Ok(section)
 }
 
-/// Packets that a network namespace's devices have received, but its loopback device.
+/// Counts the packets that the devices of a network namespace have received, except its loopback device.
 fn arrived(netns: &Netns) -> Result<u64> {
     let devices = netns.run(|| fs::read_to_string("/proc/thread-self/net/dev"))??;
     let received = |line: &str| -> Option<u64> {

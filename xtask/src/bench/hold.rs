@@ -1,4 +1,4 @@
-//! For the inside of a pod: one answer as it comes over the wire, and connections that are kept and say nothing.
+//! Commands for the inside of a pod: one prints a response as it was received, the other holds idle connections.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -7,24 +7,24 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-/// What to ask.
+/// The arguments of `bench-record` and `bench-hold`.
 #[derive(Clone, Debug, Args)]
 pub struct Hold {
-    /// Where
+    /// The address to connect to
     #[arg(long)]
     to: SocketAddr,
-    /// What for
+    /// The path to request
     #[arg(long)]
     path: String,
-    /// How many connections
+    /// The number of connections
     #[arg(long, default_value_t = 1)]
     clients: usize,
 }
 
-/// Prints the answer, head and body.
+/// Prints the response to one request, head and body.
 ///
 /// # Errors
-/// Where there is none.
+/// If there is no response.
 pub fn record(hold: &Hold) -> Result<()> {
     let mut stream = TcpStream::connect(hold.to).context("cannot connect")?;
     write!(
@@ -35,9 +35,9 @@ pub fn record(hold: &Hold) -> Result<()> {
     )?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
-    // What it says of its end is not part of what others are to repeat.
-    let text = String::from_utf8(answer).context("an answer of text")?;
-    let (head, body) = text.split_once("\r\n\r\n").context("a head")?;
+    // The `Connection` header is left out, because servers that repeat the response keep their connections open.
+    let text = String::from_utf8(answer).context("the response is not text")?;
+    let (head, body) = text.split_once("\r\n\r\n").context("the response has no head")?;
     let head: Vec<&str> = head
         .lines()
         .filter(|line| !line.to_ascii_lowercase().starts_with("connection:"))
@@ -46,10 +46,10 @@ pub fn record(hold: &Hold) -> Result<()> {
     Ok(())
 }
 
-/// Asks once over each connection, and holds them until it is killed.
+/// Sends one request over each connection, and holds the connections until it is killed.
 ///
 /// # Errors
-/// Where one of them is not answered.
+/// If a request is not answered.
 pub fn hold(hold: &Hold) -> Result<()> {
     let (_, most) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)?;
     nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, most, most)?;

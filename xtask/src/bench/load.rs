@@ -1,5 +1,5 @@
-//! For the inside of a pod: clients that ask as fast as they are answered, or connect as fast as they can, and what
-//! that took. One thread, so that it takes little of what the server could use.
+//! A command for the inside of a pod: clients that send requests as fast as they are answered, or connect as fast as
+//! they can, and measure the times. All clients are one thread, which leaves the other processors to the server.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -12,36 +12,36 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::site::processor_time;
 
-/// How to ask.
+/// The arguments of `bench-load`.
 #[derive(Clone, Debug, Args)]
 pub struct Load {
-    /// Where to
+    /// The address to connect to
     #[arg(long)]
     pub to: SocketAddr,
-    /// What for
+    /// The path to request
     #[arg(long, default_value = "/")]
     pub path: String,
-    /// How many at a time
+    /// The number of concurrent clients
     #[arg(long, default_value_t = 1)]
     pub clients: usize,
-    /// Requests, or connections, of each client; 0 for --millis
+    /// The number of requests or connections of each client, or 0 to run for --millis
     #[arg(long, default_value_t = 0)]
     pub count: usize,
-    /// How long, after a tenth of it to get going
+    /// How long to run, in milliseconds; the first tenth is not counted
     #[arg(long, default_value_t = 0)]
     pub millis: u64,
-    /// What each of them is
+    /// The operation that is counted
     #[arg(long, value_enum, default_value = "keep")]
     pub each: Each,
-    /// Milliseconds to wait before each, if there is one client
+    /// Milliseconds to wait before each request, if there is one client
     #[arg(long, default_value_t = 0)]
     pub pause: u64,
 }
 
-/// What is counted.
+/// An operation that is counted and timed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Each {
-    /// A request of a connection that stays open
+    /// A request on a connection that stays open
     Keep,
     /// Connect, request, answer, close
     Connection,
@@ -49,27 +49,27 @@ pub enum Each {
     Connect,
 }
 
-/// What it took; times are 0 where nothing was done.
+/// The result of a load. Times are 0 if no operation succeeded.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Outcome {
-    /// Answered as they should be.
+    /// The number of operations that succeeded.
     pub done: usize,
-    /// Not.
+    /// The number of operations that failed.
     pub failed: usize,
-    /// From the first to the last.
+    /// The time in which operations were counted, in seconds.
     pub seconds: f64,
-    /// Of the whole time, what part the client used a processor: near 1 it is the client that sets the pace.
+    /// The part of the whole time in which the client used a processor. Near 1 the client limits the rate.
     pub busy: f64,
-    /// Microseconds, in the middle.
+    /// The median in microseconds.
     pub p50: f64,
-    /// Microseconds; one in a hundred takes longer.
+    /// The 99th percentile in microseconds.
     pub p99: f64,
-    /// The longest, in microseconds.
+    /// The longest time in microseconds.
     pub max: f64,
 }
 
 impl Outcome {
-    /// In a second.
+    /// Returns the number of operations in a second.
     pub fn rate(&self) -> f64 {
         self.done as f64 / self.seconds
     }
@@ -92,10 +92,10 @@ impl Outcome {
     }
 }
 
-/// Prints what it took.
+/// Runs the load, and prints its outcome.
 ///
 /// # Errors
-/// Where nothing at all could be done.
+/// If the runtime cannot be started, or the processor time cannot be read.
 pub fn run(load: &Load) -> Result<()> {
     let start = Instant::now();
     let mut outcome = if load.clients == 1 {
@@ -136,7 +136,7 @@ impl Load {
         span.end.map_or(number < self.count, |end| Instant::now() < end)
     }
 
-    /// One client, without any runtime in between.
+    /// Runs one client without an asynchronous runtime, which would take time of its own.
     fn alone(&self) -> Outcome {
         let (request, span) = (self.request(), self.span());
         let (mut taken, mut failed, mut open) = (Vec::new(), 0, None);
@@ -180,7 +180,7 @@ impl Load {
         Ok(start.elapsed())
     }
 
-    /// Many clients on this one thread.
+    /// Runs all clients on this thread.
     async fn together(&self) -> Outcome {
         let (request, span) = (self.request(), self.span());
         let local = tokio::task::LocalSet::new();
@@ -254,7 +254,7 @@ impl Load {
     }
 }
 
-/// An answer as it comes: its status and its length are looked at, and no more.
+/// A response that is being received. Only its status and its length are checked.
 #[derive(Debug, Default)]
 struct Answer {
     bytes: Vec<u8>,
@@ -288,7 +288,7 @@ impl Answer {
                 .filter_map(|line| line.split_once(':'))
                 .find(|(name, _)| name.eq_ignore_ascii_case("content-length"))
                 .and_then(|(_, length)| length.trim().parse::<usize>().ok());
-            let length = length.ok_or_else(|| io::Error::other("an answer without length"))?;
+            let length = length.ok_or_else(|| io::Error::other("a response without content-length"))?;
             self.whole = Some(head + 4 + length);
         }
         Ok(self.whole.is_some_and(|whole| self.bytes.len() >= whole))

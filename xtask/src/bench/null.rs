@@ -1,5 +1,5 @@
-//! The floor under every server: it answers the same bytes to whatever it reads, and parses nothing. One thread with
-//! epoll, as the clients take the machine's other processor.
+//! A server that answers every read with the same bytes and parses nothing. Its cost is the lower limit for any
+//! server. It is one thread with epoll, because the clients use the machine's other processor.
 
 use std::collections::HashMap;
 use std::io::{ErrorKind, Read as _, Write as _};
@@ -11,13 +11,13 @@ use mio::{Events, Interest, Poll, Token};
 
 use super::bare::Bare;
 
-/// No descriptor has this number.
+/// The token of the listener. A connection's token is its file descriptor, which never has this number.
 const LISTENER: Token = Token(usize::MAX);
 
 /// Serves until it is killed.
 ///
 /// # Errors
-/// If it can't listen or wait.
+/// If it cannot listen or wait.
 pub fn run(null: &Bare) -> Result<()> {
     let answer = null.recorded()?;
     let mut listener = TcpListener::bind(null.listen()).context("cannot listen")?;
@@ -44,7 +44,7 @@ pub fn run(null: &Bare) -> Result<()> {
     }
 }
 
-/// Takes all that there are: epoll's edge does not come again for those that are left.
+/// Accepts all waiting connections, because epoll is edge-triggered and does not report the remaining ones again.
 fn accept(listener: &TcpListener, poll: &Poll, streams: &mut HashMap<Token, TcpStream>) -> Result<()> {
     while let Ok((mut stream, _)) = listener.accept() {
         let _ = stream.set_nodelay(true);
@@ -55,7 +55,8 @@ fn accept(listener: &TcpListener, poll: &Poll, streams: &mut HashMap<Token, TcpS
     Ok(())
 }
 
-/// One read is one request: clients wait for each answer. `false` if the connection is over.
+/// Reads once and answers. One read is one request, because clients wait for each answer. Returns `false` if the
+/// connection is over.
 fn is_answered(stream: &mut TcpStream, answer: &[u8]) -> bool {
     let mut request = [0; 8192];
     match stream.read(&mut request) {

@@ -1,4 +1,4 @@
-//! SVG plots, drawn by plotters.
+//! Draws SVG plots with plotters.
 
 use std::path::Path;
 
@@ -7,12 +7,13 @@ use plotters::prelude::*;
 
 use super::figures::Plot;
 
+/// The width and the height of a plot, in pixels.
 const SIZE: (u32, u32) = (760, 420);
 
 /// Draws a plot into a file.
 ///
 /// # Errors
-/// Where there is nothing to draw, or it can't be written.
+/// If there are too few points, or the file cannot be written.
 pub fn draw(plot: &Plot, path: &Path) -> Result<()> {
     let points = || plot.curves.iter().flat_map(|curve| &curve.points);
     let most = |values: &dyn Fn(&(f64, f64)) -> f64| points().map(values).fold(f64::NAN, f64::max);

@@ -1,4 +1,4 @@
-//! The report: tables in Markdown, plots, and JSON.
+//! Writes the report: tables in Markdown, plots, and JSON.
 
 use std::fmt::Write as _;
 use std::fs;
@@ -10,24 +10,24 @@ use serde::Serialize;
 use super::figures::{Figure, Goal, Section};
 use super::plot;
 
-/// Everything that was found, and where.
+/// All results, and the machine and the build that they are from.
 #[derive(Debug, Serialize)]
 pub struct Report {
     /// The day, as `2026-01-31`.
     pub date: String,
-    /// The commit that was built; not where others have built it.
+    /// The commit that was built; `None` if the binaries were not built here.
     pub commit: Option<String>,
     /// `uname -r`
     pub kernel: String,
-    /// As `/proc/cpuinfo` names it.
+    /// The name of the processor in `/proc/cpuinfo`.
     pub processor: String,
-    /// How many of them.
+    /// The number of processors.
     pub processors: usize,
-    /// How it was built, and how much was done.
+    /// The build that was measured.
     pub form: String,
-    /// How often things were compared.
+    /// The number of rounds.
     pub rounds: usize,
-    /// What was measured.
+    /// The results of each part.
     pub sections: Vec<Section>,
 }
 
@@ -35,7 +35,7 @@ impl Report {
     /// Writes `report.md`, `report.json` and the plots.
     ///
     /// # Errors
-    /// Those of the files.
+    /// If a file cannot be written.
     pub fn write(&self, dir: &Path) -> Result<()> {
         fs::create_dir_all(dir)?;
         fs::write(dir.join("report.md"), self.markdown()).context("report.md")?;
@@ -57,7 +57,7 @@ impl Report {
         let _ = writeln!(
             text,
             ", {} rounds.\nMedians of the rounds; in brackets the first and the third quartile. A goal that lies between \
-             these was met or missed *within the spread*: this run does not tell it from chance.",
+             these was met or missed *within the spread*: the result may be due to chance.",
             self.rounds
         );
         for section in &self.sections {
@@ -75,7 +75,7 @@ impl Report {
         text
     }
 
-    /// What was to be, and is not.
+    /// Returns the figures that missed their goals.
     pub fn missed(&self) -> impl Iterator<Item = &Figure> {
         self.sections
             .iter()
@@ -84,7 +84,7 @@ impl Report {
     }
 }
 
-/// One line of a table.
+/// Formats a figure as a line of a table.
 pub fn row(figure: &Figure) -> String {
     let spread = if figure.rounds > 1 {
         format!("[{}, {}]", number(figure.spread.0), number(figure.spread.1))
@@ -115,7 +115,7 @@ pub fn row(figure: &Figure) -> String {
     )
 }
 
-/// As many digits as mean something.
+/// Formats a number with its significant digits, which are about three.
 fn number(value: f64) -> String {
     match value.abs() {
         0.0 => "0".to_owned(),

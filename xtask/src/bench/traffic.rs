@@ -1,4 +1,4 @@
-//! Traffic that has nothing to do with metadata: a stream, small packets, and questions with answers.
+//! Sends and receives traffic that has nothing to do with metadata: a stream, small packets, and round trips.
 
 use std::io::{ErrorKind, Read as _, Write as _};
 use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -8,12 +8,12 @@ use anyhow::{Context as _, Result};
 use clap::{Args, ValueEnum};
 use serde::{Deserialize, Serialize};
 
-/// What is sent.
+/// A kind of traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
-    /// One TCP stream, as fast as it goes
+    /// One TCP stream, as fast as possible
     Bulk,
-    /// UDP packets of 64 bytes, as fast as they go
+    /// UDP packets of 64 bytes, as fast as possible
     Small,
     /// One byte there and one back, over TCP
     PingPong,
@@ -46,20 +46,20 @@ impl Kind {
         }
     }
 
-    /// Whether more is better.
+    /// Returns whether the value is a rate, so that a higher value is better.
     pub fn is_rate(self) -> bool {
         self != Self::PingPong
     }
 }
 
-/// Where to listen.
+/// The arguments of `bench-sink`.
 #[derive(Clone, Debug, Args)]
 pub struct Sink {
     #[arg(long)]
     listen: SocketAddr,
 }
 
-/// Where to, and what.
+/// The arguments of `bench-send`.
 #[derive(Clone, Debug, Args)]
 pub struct Send {
     #[arg(long)]
@@ -70,18 +70,19 @@ pub struct Send {
     millis: u64,
 }
 
-/// In the unit of its kind.
+/// The result of sending.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Measured {
+    /// The value in [`Kind::unit`].
     pub value: f64,
-    /// How long that took.
+    /// How long it took, in seconds.
     pub seconds: f64,
 }
 
-/// Takes everything until it is killed: the first byte of a stream says whether it wants answers.
+/// Receives everything until it is killed. The first byte of a stream determines whether its bytes are sent back.
 ///
 /// # Errors
-/// Where it can't listen.
+/// If it cannot listen.
 pub fn sink(sink: &Sink) -> Result<()> {
     // Packets that are not read are dropped, which costs the sender nothing.
     let _packets = UdpSocket::bind(sink.listen).context("cannot listen")?;
@@ -110,10 +111,10 @@ pub fn sink(sink: &Sink) -> Result<()> {
     Ok(())
 }
 
-/// Sends, and prints what was measured.
+/// Sends, and prints the measured value.
 ///
 /// # Errors
-/// Those of the sockets.
+/// If a socket operation fails.
 pub fn send(send: &Send) -> Result<()> {
     let (whole, start) = (Duration::from_millis(send.millis), Instant::now());
     let value = match send.kind {
@@ -149,7 +150,7 @@ fn small(to: SocketAddr, whole: Duration) -> Result<f64> {
     Ok(sent as f64 / start.elapsed().as_secs_f64() / 1e3)
 }
 
-/// The median.
+/// Returns the median time of a round trip, in microseconds.
 fn ping_pong(to: SocketAddr, whole: Duration) -> Result<f64> {
     let mut stream = TcpStream::connect(to)?;
     stream.set_nodelay(true)?;
@@ -161,6 +162,6 @@ fn ping_pong(to: SocketAddr, whole: Duration) -> Result<f64> {
         taken.push(sent.elapsed());
     }
     taken.sort_unstable();
-    let middle = taken.get(taken.len() / 2).context("nothing came back")?;
+    let middle = taken.get(taken.len() / 2).context("no answer was received")?;
     Ok(middle.as_secs_f64() * 1e6)
 }

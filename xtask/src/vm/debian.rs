@@ -27,7 +27,7 @@ pub struct Qemu {
 }
 
 impl Qemu {
-    /// Prepares a command, to which the arguments of a machine are added.
+    /// Prepares a QEMU command. The caller adds the arguments that describe the machine.
     pub fn command(&self) -> Command {
         let mut command = Command::new(&self.binary);
         if let Some(root) = &self.unpacked {
@@ -116,7 +116,7 @@ pub fn kernel(suite: &str, from_security: bool) -> Result<Kernel> {
     if !root.is_dir() {
         ensure!(
             has("apt-get") && has("dpkg-deb"),
-            "kernels come from Debian's archive by apt-get and dpkg-deb, which are not here"
+            "kernels are downloaded with apt-get and dpkg-deb, which are missing: install them, and run this again"
         );
         step(&format!("the kernel of Debian {suite}"));
         let apt = PrivateApt::of(suite, from_security)?;
@@ -133,7 +133,7 @@ pub fn kernel(suite: &str, from_security: bool) -> Result<Kernel> {
         let release = modules
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
-            .context("a release")?;
+            .context("a directory of modules has no name")?;
         let images = [
             root.join(format!("boot/vmlinuz-{release}")),
             modules.join("vmlinuz"),
@@ -148,12 +148,12 @@ pub fn kernel(suite: &str, from_security: bool) -> Result<Kernel> {
         }
     }
     bail!(
-        "{} holds no kernel with its modules; remove it, and it is fetched again",
+        "{} contains no kernel with modules; remove the directory, and run this again to download it",
         root.display()
     )
 }
 
-/// apt with lists and settings of its own, so that those of this machine do not change.
+/// A configuration of apt with its own lists and settings, which leaves those of this machine unchanged.
 struct PrivateApt {
     config: PathBuf,
     suite: String,
@@ -181,8 +181,8 @@ impl PrivateApt {
         fs::write(dir.join("sources.list"), source)?;
         let shown = dir.display();
         let config = dir.join("apt.conf");
-        // The parts of the machine's own configuration may have hooks that touch what is not ours. Mirrors may be
-        // behind the dates that the archive promises.
+        // This machine's own configuration is left out, because its hooks may change other files. Dates are not
+        // checked, because a mirror may be older than the archive's Valid-Until date.
         let text = format!(
             "Dir::Etc::parts \"/dev/null\";\nDir::Etc::main \"/dev/null\";\nDir::Etc::sourcelist \
              \"{shown}/sources.list\";\nDir::Etc::sourceparts \"/dev/null\";\nDir::Etc::preferences \
@@ -241,7 +241,7 @@ fn archive(label: &str) -> Result<String> {
         .lines()
         .filter_map(|line| line.split_once(' '))
         .find(|(own, _)| *own == label);
-    found.map(|(_, uri)| uri.trim_end_matches('/').to_owned()).with_context(|| {
-        format!("this machine's apt has no archive with the label {label}: kernels come from Debian's; add it to apt's sources")
-    })
+    found
+        .map(|(_, uri)| uri.trim_end_matches('/').to_owned())
+        .with_context(|| format!("apt has no archive labelled {label}: add Debian's archive to its sources"))
 }

@@ -1,4 +1,4 @@
-//! The first process of the guest.
+//! Runs as the first process of the guest.
 
 use std::ffi::CString;
 use std::fs::File;
@@ -14,18 +14,19 @@ use nix::sys::reboot::{RebootMode, reboot};
 use super::initramfs::{MODULES, PROGRAM};
 use super::{EXIT, QUICK, QUICK_WHOLE, QUICK_WORD};
 
-/// The name that the lab gets for the initial network namespace.
+/// The name of the guest's initial network namespace, which the lab uses as the node's.
 const NODE: &str = "node";
 
-/// The divisor of sizes of attacks, because the guest is slow without hardware virtualisation.
+/// The number by which the tests divide the sizes of attacks, because the guest is slow without hardware
+/// virtualisation.
 const DIVISOR: &str = "100";
 
-/// Reports whether this process is the first of a guest.
+/// Reports whether this process is the first process of a guest.
 pub fn is_guest() -> bool {
     std::process::id() == 1 && Path::new(PROGRAM).exists()
 }
 
-/// Sets the guest up, runs the tests, and ends it.
+/// Sets the guest up, runs the tests, and ends the guest.
 pub fn run() {
     let status = match set_up().and_then(|()| tests()) {
         Ok(status) => status,
@@ -35,7 +36,7 @@ pub fn run() {
         }
     };
     println!("{EXIT} {status}");
-    // QEMU ends where the guest starts again; nothing is to be kept.
+    // QEMU exits when the guest reboots (`-no-reboot`). The guest has no data to keep.
     let _ = reboot(RebootMode::RB_AUTOBOOT);
 }
 
@@ -48,15 +49,15 @@ fn set_up() -> Result<()> {
         ("cgroup2", "/sys/fs/cgroup"),
     ] {
         mount(Some(kind), at, Some(kind), MsFlags::empty(), None::<&str>)
-            .with_context(|| format!("mounting {at}"))?;
+            .with_context(|| format!("cannot mount {at}"))?;
     }
-    // Nothing is mounted there: the workspace may lie below it, and all of it is in memory anyway.
+    // Nothing is mounted at /tmp: the workspace may lie below it, and the whole file system is in memory anyway.
     std::fs::create_dir_all("/tmp")?;
     for module in in_order(MODULES)? {
         load_module(&module)?;
     }
     ip(&["link", "set", "lo", "up"])?;
-    // The lab calls its namespaces by name.
+    // The lab opens network namespaces by their names.
     ip(&["netns", "attach", NODE, "1"])
 }
 
@@ -66,7 +67,8 @@ fn load_module(path: &Path) -> Result<()> {
     // SAFETY: the parameters live through the call.
     let result = unsafe { libc::syscall(libc::SYS_finit_module, file.as_raw_fd(), parameters.as_ptr(), 0) };
     if result < 0 {
-        return Err(std::io::Error::last_os_error()).with_context(|| format!("loading {}", path.display()));
+        return Err(std::io::Error::last_os_error())
+            .with_context(|| format!("cannot load {}", path.display()));
     }
     Ok(())
 }
@@ -80,28 +82,29 @@ fn in_order(directory: &str) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// Runs the tests of [`super::MODULES`] that are chosen by the word that the kernel did not know, all without one;
-/// returns the exit status.
+/// Runs the tests of [`super::MODULES`] that the first argument selects, or all of them without an argument; returns
+/// the exit status. The kernel passes the words after `--` on its command line to the first process as arguments
+/// (Documentation/admin-guide/kernel-parameters.rst).
 fn tests() -> Result<i32> {
     let word = std::env::args().nth(1);
     let listed = program()
         .args(["--list", "--format", "terse"])
         .stderr(Stdio::inherit())
         .output()
-        .context("listing the tests")?;
+        .context("cannot list the tests")?;
     let listed = String::from_utf8_lossy(&listed.stdout);
     let names = listed.lines().filter_map(|line| line.strip_suffix(": test"));
     let chosen: Vec<&str> = names.filter(|name| is_chosen(name, word.as_deref())).collect();
-    ensure!(!chosen.is_empty(), "no test is chosen by {word:?}");
+    ensure!(!chosen.is_empty(), "no test matches {word:?}");
     let status = program()
         .args(["--test-threads", "1", "--include-ignored", "--exact"])
         .args(chosen)
         .status()
-        .context("running the tests")?;
+        .context("cannot run the tests")?;
     Ok(status.code().unwrap_or(98))
 }
 
-/// Reports whether the word selects this test, by a part of its name or as the word of the quick selection.
+/// Reports whether a word selects this test. The word is a part of the test's name, or [`QUICK_WORD`].
 fn is_chosen(name: &str, word: Option<&str>) -> bool {
     let Some((module, _)) = name.split_once("::") else {
         return false;

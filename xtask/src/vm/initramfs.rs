@@ -12,11 +12,12 @@ use super::debian::Kernel;
 use super::{dir, modules, quietly};
 use crate::shell::{find, root};
 
-/// The guest's path of the test program, and of its kernel's modules.
+/// The guest's path of the test program.
 pub const PROGRAM: &str = "/lab";
+/// The guest's directory of kernel modules.
 pub const MODULES: &str = "/modules";
 
-/// Makes the archive that is the same for every kernel.
+/// Makes the part of the archive that is the same for every kernel.
 pub fn base(test: &Path) -> Result<PathBuf> {
     let mut archive = Archive::default();
     for name in ["dev", "proc", "sys", "run", "tmp", "var"] {
@@ -27,7 +28,7 @@ pub fn base(test: &Path) -> Result<PathBuf> {
     let binaries = root().join("target/debug");
     let agent = binaries.join("metaproxy");
     let client = binaries.join("metaproxy-lab");
-    // The tests call agent and client where they were built.
+    // The tests run the agent and the client from the paths at which they were built.
     let programs = [
         (binaries.join("xtask"), "/init".to_owned()),
         (client.clone(), client.display().to_string()),
@@ -46,7 +47,7 @@ pub fn base(test: &Path) -> Result<PathBuf> {
         archive.file(&format!("/bin/{name}"), &fs::read(&program)?);
         libraries.extend(libraries_of(&program)?);
     }
-    // `ip rule … ipproto tcp` looks it up.
+    // `ip rule … ipproto tcp` reads this file.
     archive.file("/etc/protocols", b"tcp\t6\tTCP\nudp\t17\tUDP\n");
     // The agent has a TLS client, which needs root certificates even though it makes no TLS connections here.
     let roots = "/etc/ssl/certs/ca-certificates.crt";
@@ -63,7 +64,7 @@ pub fn base(test: &Path) -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Appends an archive with the modules of one kernel.
+/// Appends the modules of one kernel to the archive.
 pub fn with_modules(base: &Path, kernel: &Kernel) -> Result<PathBuf> {
     let mut archive = Archive::default();
     archive.dir(MODULES);
@@ -93,7 +94,7 @@ fn libraries_of(program: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.collect())
 }
 
-/// An archive in the "newc" form.
+/// A cpio archive in the "newc" format.
 #[derive(Default)]
 struct Archive {
     bytes: Vec<u8>,
@@ -117,7 +118,7 @@ impl Archive {
         self.entry(path, FILE, (0, 0), bytes);
     }
 
-    /// Adds an entry, and the directories above it.
+    /// Adds an entry and its parent directories.
     fn entry(&mut self, path: &str, mode: u32, device: (u32, u32), bytes: &[u8]) {
         let name = path.trim_start_matches('/');
         if !self.names.insert(name.to_owned()) {

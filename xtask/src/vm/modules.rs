@@ -1,4 +1,4 @@
-//! The kernel modules that the guest loads, each after those that it depends on.
+//! Finds the kernel modules that the guest loads, and sorts each after those that it depends on.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -76,7 +76,8 @@ fn read(path: &Path) -> Result<Vec<u8>> {
     Ok(output.stdout)
 }
 
-/// Reads the names in `depends=A,B` of a module's `MODULE_INFO`, which ends at zero bytes (scripts/mod/modpost.c).
+/// Reads the names in `depends=A,B` of a module's `MODULE_INFO`, whose fields end with a zero byte
+/// (scripts/mod/modpost.c).
 fn dependencies(module: &[u8]) -> Vec<String> {
     let depends = module
         .split(|byte| *byte == 0)

@@ -1,4 +1,4 @@
-//! The admission policy's expressions, evaluated as the API server does it: an error counts as a refusal
+//! Evaluates the expressions of the admission policies as the API server does: an error counts as a refusal
 //! (`failurePolicy: Fail`), and fields that are not set are null.
 
 use std::collections::HashMap;
@@ -14,7 +14,7 @@ use super::root;
 
 mod taint;
 
-/// A policy as it stands in the golden file.
+/// A policy of the golden file.
 struct Policy {
     condition: String,
     validations: Vec<String>,
@@ -79,7 +79,7 @@ fn request(user: &str) -> Json {
     json!({ "userInfo": { "username": user, "groups": ["system:serviceaccounts", "system:authenticated"] } })
 }
 
-/// What the agent asks for.
+/// Returns a request for a token, as the agent sends it.
 fn sound() -> Json {
     json!({ "spec": {
         "audiences": ["sts.amazonaws.com"],
@@ -122,7 +122,7 @@ fn what_the_agent_asks_for_passes_and_nothing_else() {
     assert!(passes(&sound()));
     assert!(
         passes(&with("/spec/audiences", json!(["sts.amazonaws.com.cn"]))),
-        "the other one of the values"
+        "the other audience of the values"
     );
     assert!(passes(&with("/spec/expirationSeconds", json!(3600))));
     for (pointer, field) in [

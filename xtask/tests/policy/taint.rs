@@ -1,4 +1,4 @@
-//! What the agent may patch of nodes.
+//! Tests which fields of nodes the agent may patch.
 
 use serde_json::{Value as Json, json};
 
@@ -11,7 +11,7 @@ fn taint(key: &str) -> Json {
     json!({ "key": key, "value": "true", "effect": "NoSchedule" })
 }
 
-/// A node that has just been registered.
+/// Returns a node that has just been registered.
 fn node() -> Json {
     json!({
         "metadata": {
@@ -26,7 +26,7 @@ fn node() -> Json {
     })
 }
 
-/// The node, with a field as it would be; null takes it away.
+/// Returns the node with one field replaced, or removed if the value is null.
 fn with(pointer: &str, field: Json) -> Json {
     let mut object = node();
     let (parent, name) = pointer.rsplit_once('/').unwrap();
@@ -43,7 +43,7 @@ fn untainted() -> Json {
     with("/spec/taints", json!([taint("dedicated")]))
 }
 
-/// A request of a pod's token, which names its node from Kubernetes 1.30.
+/// Returns a request with a pod's token. From Kubernetes 1.30 on, the token names the pod's node.
 fn of_pod_on(node: Option<&str>) -> Json {
     let mut request = request(AGENT);
     let pod = json!({ "authentication.kubernetes.io/pod-name": ["metaproxy-x"] });
@@ -127,6 +127,6 @@ fn a_token_that_names_its_node_is_good_for_that_node_only() {
     let may = |request: &Json| passes(&policy, &node(), &untainted(), request);
     assert!(may(&of_pod_on(Some("n1"))));
     assert!(!may(&of_pod_on(Some("n2"))));
-    assert!(may(&of_pod_on(None)), "before Kubernetes 1.30 tokens name none");
-    assert!(may(&request(AGENT)), "nor does a token that is bound to no pod");
+    assert!(may(&of_pod_on(None)), "a token before Kubernetes 1.30");
+    assert!(may(&request(AGENT)), "a token that is bound to no pod");
 }

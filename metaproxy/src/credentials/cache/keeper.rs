@@ -1,5 +1,5 @@
-//! The task that keeps one session: it calls STS, waits until the renewal or the next attempt is due, and ends when no
-//! call is planned any more.
+//! Runs the task that keeps one session. It calls STS, waits until the renewal or the next attempt is due, and ends
+//! when no call is planned any more.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use crate::credentials::{ObtainError, Session, SessionKey};
 use crate::telemetry::metrics::{StsOutcome, TurnOutcome};
 
 impl<I: Issuer> Sessions<I> {
-    /// Calls STS for a session that is marked so, and goes on renewing it until it is let go or forgotten, or a request
+    /// Calls STS for a session in the phase `Calling`. Then renews it until it is let go or forgotten, or a request
     /// has started another call.
     pub(super) async fn keep(self, key: SessionKey, mut slot: Arc<Slot>) {
         let mut next = Next::Call;
@@ -36,7 +36,7 @@ impl<I: Issuer> Sessions<I> {
         }
     }
 
-    /// Makes one call, once it is its turn, and returns what follows.
+    /// Makes one call when its turn comes, and returns the next action.
     async fn call(&self, key: &SessionKey, slot: &Slot) -> Next {
         let mut unfinished = Unfinished(Some((self, slot)));
         let mut changes = slot.subscribe();
@@ -53,7 +53,8 @@ impl<I: Issuer> Sessions<I> {
             return Next::Nothing;
         }
         let began = Instant::now();
-        // Boxed for as long as it takes: the tasks that wait for the next renewal, one for each session, stay small.
+        // The future is boxed only while the call runs. So the tasks that wait for the next renewal, one for each
+        // session, stay small.
         let result = Box::pin(self.0.issuer.issue(key)).await;
         drop(permit);
         self.0.calls.ended(outcome(&result), began.elapsed());
@@ -88,8 +89,8 @@ impl<I: Issuer> Sessions<I> {
     }
 }
 
-/// Reports a call that ends without a result when dropped: the session was forgotten before its turn came, or the task
-/// of the call is no more. The next request then starts another.
+/// A call that has no result yet. When dropped, it reports that the call ended without a result: the session was
+/// forgotten before its turn came, or the task of the call has ended. The next request then starts another call.
 struct Unfinished<'a, I: Issuer>(Option<(&'a Sessions<I>, &'a Slot)>);
 
 impl<I: Issuer> Drop for Unfinished<'_, I> {

@@ -1,5 +1,5 @@
-//! Limits how often a pod may have a new session. Annotations shape a session, and a tenant can change them hundreds of
-//! times a second: without a limit each change would be an STS call and a line of the audit log.
+//! Limits how often a pod may have a new session. Annotations shape a session, and a tenant can change them hundreds
+//! of times a second. Without a limit, each change would cause an STS call and a line of the audit log.
 //!
 //! A session is new if STS was never called for it. Renewals and retries have intervals of their own and are not
 //! limited here. A pod's turn is taken when STS is about to be called, so a session that is forgotten while it waits
@@ -22,36 +22,36 @@ use crate::pods::PodUid;
 use crate::rate_limiter::RateLimiter;
 use crate::telemetry::metrics::{TurnOutcome, Turns};
 
-/// New sessions that a pod may have at once. A pod has one in its life, and one more for each change of its role,
-/// external ID, session name or service account. A deployment tool that annotates step by step makes several within
-/// seconds.
+/// The maximum number of new sessions that a pod may have at once. A pod has one in its life, and one more for each
+/// change of its role, external ID, session name or service account. A deployment tool that annotates step by step
+/// causes several within seconds.
 pub const MAX_SESSIONS_AT_ONCE: u32 = 5;
 
-/// The time between two new sessions of a pod when those at once are used up. If all 250 pods of a node change all the
-/// time, they cost 125 calls a second, of the 600 that an account has in a region (AWS STS quotas). The last change
-/// takes effect within this time.
+/// The time between two new sessions of a pod when [`MAX_SESSIONS_AT_ONCE`] are used up. If all 250 pods of a node
+/// change all the time, they cause 125 calls a second. An account has 600 calls a second in a region (AWS STS
+/// quotas). The last change takes effect within this time.
 pub const NEW_SESSION_INTERVAL: Duration = Duration::from_secs(2);
 
-/// New sessions of the node that no request waits for, at once: an agent that starts obtains one for each pod of its
-/// node.
+/// The maximum number of new sessions of the node at once that no request waits for. An agent that starts obtains one
+/// for each pod of its node.
 pub(super) const MAX_AHEAD_AT_ONCE: u32 = 250;
 
-/// The time between two of them when those at once are used up. A kubelet starts fewer than ten pods a second. But a
-/// user who may create pods can bind any number to a node (`spec.nodeName`). The kubelet refuses those; they have no
-/// process, so no request ever waits for their sessions.
+/// The time between two new sessions that no request waits for, when [`MAX_AHEAD_AT_ONCE`] are used up. A kubelet
+/// starts fewer than ten pods a second. But a user who may create pods can bind any number to a node
+/// (`spec.nodeName`). The kubelet refuses those. They have no process, so no request ever waits for their sessions.
 const AHEAD_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Whether STS may be called for a session.
 #[derive(Debug)]
 pub(super) enum Turn {
-    /// When one of these pods, which ask for it, has a turn.
+    /// STS may be called when one of these pods, which ask for the session, has a turn.
     Awaited {
         /// The pods, each once.
         pods: Vec<PodUid>,
-        /// When the first of them has one, if that is known.
+        /// When the first of them has a turn, if that is known.
         until: Option<Instant>,
     },
-    /// Now, or it was called before.
+    /// STS may be called now, or was called before.
     Taken,
 }
 
@@ -65,7 +65,7 @@ impl Default for Turn {
 }
 
 impl Turn {
-    /// Adds a pod that asks. Returns whether it was not there, so that its turn may be the first.
+    /// Adds a pod that asks for the session. Returns whether it was not there yet. If so, its turn may come first.
     pub fn ask(&mut self, pod: &PodUid) -> bool {
         match self {
             Self::Awaited { pods, .. } if !pods.contains(pod) => {
@@ -85,12 +85,13 @@ impl Turn {
     }
 }
 
-/// The limit of each pod that had a new session lately, and the node's limit for sessions that no request waits for.
+/// The limit of each pod that had a new session recently, and the node's limit for sessions that no request waits
+/// for.
 #[derive(Debug)]
 pub(super) struct Pacing {
     pods: Mutex<HashMap<PodUid, RateLimiter>>,
     ahead: RateLimiter,
-    /// Held by the task that waits for the node's next turn. The others wait for it in order.
+    /// The task that waits for the node's next turn holds this lock. Other tasks wait for the lock in order.
     next_ahead: tokio::sync::Mutex<()>,
     pub turns: Turns,
 }
@@ -111,14 +112,15 @@ impl Pacing {
     /// Takes a turn of the first of these pods that has one.
     ///
     /// # Errors
-    /// How long it is until one of them has a turn.
+    /// Returns how long it is until one of them has a turn.
     fn take(&self, pods: &[PodUid]) -> Result<(), Duration> {
         let now = Instant::now().into_std();
         let mut limiters = self.pods.lock().unwrap_or_else(PoisonError::into_inner);
         let mut shortest = NEW_SESSION_INTERVAL;
         for pod in pods {
             if !limiters.contains_key(pod) {
-                // Limiters that are as good as new are dropped, so the map holds the pods of the last ten seconds only.
+                // Limiters that are as good as new are dropped, so the map holds the pods of the last ten seconds
+                // only.
                 limiters.retain(|_, limiter| !limiter.is_idle(now));
             }
             let limiter = limiters
@@ -154,7 +156,7 @@ impl<I: Issuer> Sessions<I> {
     ) -> bool {
         let mut outcome = TurnOutcome::Prompt;
         loop {
-            // Marked before the look, so that no change after it is missed.
+            // Marking comes before the attempt, so that no change after it is missed.
             changes.mark_unchanged();
             match self.try_turn(slot) {
                 Attempt::Forgotten => {
@@ -184,7 +186,7 @@ impl<I: Issuer> Sessions<I> {
                         self.0.log.paced(key, wait);
                     }
                     outcome = TurnOutcome::Slowed;
-                    // Another pod may ask for the session meanwhile, or it may be forgotten.
+                    // Meanwhile, another pod may ask for the session, or the session may be forgotten.
                     let _ = tokio::time::timeout(wait, changes.changed()).await;
                 }
             }

@@ -1,5 +1,5 @@
-//! Logs of sessions: a failure once, whatever the number of attempts, and its end. Both are limited, because an STS
-//! that is away fails the sessions of all pods of a node.
+//! Logs sessions: a failure once, whatever the number of attempts, and its end. The number of lines of both is
+//! limited, because an outage of STS fails the sessions of all pods of a node.
 
 use std::time::Duration;
 
@@ -10,13 +10,14 @@ use super::state::Failure;
 use crate::credentials::{ObtainError, Session, SessionKey};
 use crate::telemetry::log_limiter::LogLimiter;
 
-/// A call that takes longer is slow: the requests that wait for it are answered 503.
+/// The time after which a call is slow. The requests that wait for a slow call are answered 503.
 pub(super) const SLOW_CALL_THRESHOLD: Duration = Duration::from_millis(800);
 
-/// A word of a message with a digit and at least this many characters is taken for an ID or a time.
+/// The minimum number of characters of a word of a message that is taken for an ID or a time. The word must also have
+/// a digit.
 const MIN_ID_LENGTH: usize = 8;
 
-/// Writes the lines.
+/// Writes the log lines of sessions.
 #[derive(Debug)]
 pub(super) struct SessionLog {
     failures: LogLimiter,
@@ -94,7 +95,7 @@ impl SessionLog {
     }
 }
 
-/// Tells whether two failures are the same but for request IDs and times.
+/// Returns whether two failures are the same apart from request IDs and times.
 fn is_same(one: &ObtainError, other: &ObtainError) -> bool {
     let lasting = |error: &ObtainError| {
         let text = error.to_string();

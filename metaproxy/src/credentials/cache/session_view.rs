@@ -1,4 +1,4 @@
-//! Views of sessions for status, explain and metrics. Making one changes nothing.
+//! Makes views of sessions for status, explain and metrics. Making a view changes nothing.
 
 use std::time::{Duration, SystemTime};
 
@@ -24,7 +24,7 @@ pub struct SessionView {
     pub late: bool,
     /// How long it is until STS may be called for a new session; `None` if no turn is waited for.
     pub paced: Option<Duration>,
-    /// Whether it is not renewed, because no request asked for it.
+    /// Whether the session is not renewed, because no request asked for it.
     pub let_go: bool,
 }
 
@@ -43,7 +43,7 @@ pub struct SessionCounts {
     pub idle: u64,
     /// The age of the oldest valid session that is not let go.
     pub oldest: Option<Duration>,
-    /// What is left of the valid session that expires first and is not let go.
+    /// The remaining life of the valid session that expires first and is not let go.
     pub least_left: Option<Duration>,
 }
 

@@ -1,5 +1,5 @@
-//! The state of one session, and what follows from each event. [`step`] is a pure function: clocks, STS calls, timers and the
-//! log are the cache's, so that every transition can be tested as a row of a table.
+//! Defines the state of one session, and what follows from each event. [`step`] is a pure function: the cache has the
+//! clocks, STS calls, timers and the log. So each transition can be tested as a row of a table.
 //!
 //! ```text
 //! Idle ──asked──► Calling ──session──► Unused ──asked──► InUse ──timer──► Calling
@@ -9,8 +9,8 @@
 //!                  └──refused──► Idle
 //! ```
 //!
-//! `InUse`, like `Retrying`, also leads to `Calling` when the session is past half its life and a request asks. From every phase
-//! a forgotten key leads to `Forgotten`, or to `ForgottenCalling` until the call is over.
+//! `InUse`, like `Retrying`, also leads to `Calling` when the session is past half its life and a request asks. From
+//! every phase a forgotten key leads to `Forgotten`, or to `ForgottenCalling` until the call is over.
 
 use std::time::{Duration, SystemTime};
 
@@ -21,24 +21,24 @@ use super::times::{background_retry_after, request_retry_after, until_renewal};
 use crate::credentials::{ObtainError, Session, SessionError};
 use crate::pods::PodUid;
 
-/// With less left than this, a request waits for a call that may bring a new session before its deadline. If none
-/// comes, or STS has just failed, the session is served for as long as it is valid; a session in the first half of its
-/// life always is.
+/// The minimum remaining life of a session that is served without waiting. With less left, a request waits for a call
+/// that may bring a new session before its deadline. If none comes, or STS has just failed, the session is served for
+/// as long as it is valid. A session in the first half of its life is always served at once.
 ///
-/// botocore moves the expiry of a session that has less than 17 to 25 minutes left: its window of 15 minutes
-/// (`ec2_credential_refresh_window`, as its provider sets it) and 2 to 10 more at random
-/// (`InstanceMetadataFetcher._evaluate_expiration`). It then uses the session beyond its end. One minute is for the way
-/// there.
+/// botocore moves the expiry of a session that has less than 17 to 25 minutes left. This is the sum of its window of
+/// 15 minutes (`ec2_credential_refresh_window`, as its provider sets it) and 2 to 10 minutes more at random
+/// (`InstanceMetadataFetcher._evaluate_expiration`). It then uses the session beyond its end. One more minute is for
+/// the time until the response arrives.
 const MIN_LEFT: Duration = Duration::from_secs(26 * 60);
 
-/// One moment, by the clock that sessions expire by and by the clock that waits are measured with.
+/// One moment on two clocks: sessions expire by the wall clock, and waits are measured with the monotonic clock.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Now {
     pub wall: SystemTime,
     pub monotonic: Instant,
 }
 
-/// Everything that is known of the session of one key.
+/// Everything that the cache knows of the session of one key.
 #[derive(Debug, Default)]
 pub(super) struct State {
     pub phase: Phase,
@@ -46,13 +46,13 @@ pub(super) struct State {
     pub session: Option<Session>,
     /// Why the last call failed; `None` if it succeeded.
     pub failure: Option<Failure>,
-    /// Whether pacing lets STS be asked for the first time.
+    /// Whether pacing allows the first STS call.
     pub turn: Turn,
     /// The number of calls that have ended. A timer that was set after one of them is void after the next.
     pub calls: u64,
 }
 
-/// What happens to the session.
+/// The phase that a session is in.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Phase {
     /// No call is under way and none is planned: the next request starts one if it needs a session.
@@ -60,7 +60,8 @@ pub(super) enum Phase {
     Idle,
     /// A call is under way, or waits for its turn.
     Calling {
-        /// Since when a request waits for it. It then does not queue behind calls that no request waits for.
+        /// When a request began to wait for the call, if one waits. The call then does not queue behind calls that no
+        /// request waits for.
         awaited_since: Option<Instant>,
     },
     /// STS gave the session and no request has asked for it since. When its renewal is due, it is let go.
@@ -73,31 +74,31 @@ pub(super) enum Phase {
     LetGo,
     /// No pod has this session any more: STS is not called for it.
     Forgotten,
-    /// No pod has this session any more, and a call is not over yet. One that has reached STS is waited for by
-    /// requests; one that has not is dropped.
+    /// No pod has this session any more, and a call is not over yet. If the call has reached STS, requests wait for
+    /// it. If not, it is dropped.
     ForgottenCalling {
-        /// As for `Calling`.
+        /// As in `Calling`.
         awaited_since: Option<Instant>,
     },
 }
 
 impl Phase {
-    /// Tells whether a call is under way, or waits for its turn.
+    /// Returns whether a call is under way, or waits for its turn.
     pub fn is_calling(self) -> bool {
         matches!(self, Self::Calling { .. } | Self::ForgottenCalling { .. })
     }
 
-    /// Tells whether no pod has the session any more.
+    /// Returns whether no pod has the session any more.
     pub fn is_forgotten(self) -> bool {
         matches!(self, Self::Forgotten | Self::ForgottenCalling { .. })
     }
 
-    /// Tells whether a call must not go on waiting: a request waits for it, or no pod has the session any more.
+    /// Returns whether a call must not go on waiting: a request waits for it, or no pod has the session any more.
     pub fn is_hurried(self) -> bool {
         self.awaited_since().is_some() || self.is_forgotten()
     }
 
-    /// Returns since when a request waits for the call.
+    /// Returns when a request began to wait for the call; `None` if no request waits.
     pub fn awaited_since(self) -> Option<Instant> {
         match self {
             Self::Calling { awaited_since } | Self::ForgottenCalling { awaited_since } => awaited_since,
@@ -115,7 +116,7 @@ impl Phase {
     }
 }
 
-/// A call that failed, and how many did before it.
+/// A failed call, and the number of calls that failed in a row.
 #[derive(Clone, Debug)]
 pub(super) struct Failure {
     pub error: ObtainError,
@@ -127,7 +128,7 @@ pub(super) struct Failure {
     pub since: Instant,
 }
 
-/// What happens to a session from outside.
+/// An event that happens to a session from outside.
 #[derive(Debug)]
 pub(super) enum Event<'a> {
     /// A pod asks for the session.
@@ -146,7 +147,7 @@ pub(super) enum Event<'a> {
     Forgotten,
 }
 
-/// What asks for a session on behalf of a pod.
+/// The kind of asker that asks for a session on behalf of a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asker {
     /// A request that can wait for a call.
@@ -157,15 +158,15 @@ pub(super) enum Asker {
     Prefetch,
 }
 
-/// What the cache has to do after a step.
+/// The actions of the cache after a step.
 #[derive(Debug, Default)]
 pub(super) struct Actions {
-    /// What the asker gets; `None` after any other event.
+    /// The answer to the asker; `None` after any other event.
     pub answer: Option<Answer>,
     pub next: Next,
-    /// What the log says; `None` unless a call has ended.
+    /// The report for the log; `None` unless a call has ended.
     pub report: Option<Report>,
-    /// Whether tasks that wait for a change of the state have to look at it again.
+    /// Whether tasks that wait for a change of the state have to check it again.
     pub notify: bool,
 }
 
@@ -186,7 +187,7 @@ pub(super) enum Report {
     },
 }
 
-/// What a request for a session gets.
+/// The answer to a request for a session.
 #[derive(Clone, Debug)]
 pub(super) enum Answer {
     Serve(Session),
@@ -195,7 +196,7 @@ pub(super) enum Answer {
     Wait,
 }
 
-/// What follows for the task that calls STS and renews the session.
+/// The next action of the task that calls STS and renews the session.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Next {
     /// It ends, or is not started.
@@ -260,7 +261,7 @@ fn asked(mut state: State, pod: &PodUid, by: Asker, now: Now) -> (State, Actions
         answer: Some(answer),
         next: if starts { Next::Call } else { Next::Nothing },
         report: None,
-        // The task of a call that starts looks at the state first anyway.
+        // The task of a call that starts checks the state first anyway.
         notify: !starts && (is_another_pod || waits && !was_awaited),
     };
     (state, actions)
@@ -310,7 +311,7 @@ fn call_ended(
     (state, Actions { report, ..actions })
 }
 
-/// However a call ends, it is under way no longer, and requests that wait for it look again.
+/// Ends a call, with or without a result. Requests that wait for the call check the state again.
 fn call_over(mut state: State, phase: Phase, next: Next) -> (State, Actions) {
     let is_forgotten = state.phase.is_forgotten();
     state.phase = if is_forgotten { Phase::Forgotten } else { phase };

@@ -1,4 +1,4 @@
-//! When sessions are renewed, and when STS is called again after it gave none.
+//! Computes when sessions are renewed, and when STS is called again after a call failed.
 
 use std::time::{Duration, SystemTime};
 
@@ -9,12 +9,12 @@ use crate::credentials::{ObtainError, Session};
 /// The part of its life after which a session is renewed.
 const RENEWAL: f64 = 0.5;
 
-/// The part of its life by which a session is renewed earlier, at random: sessions that were obtained together are not
-/// renewed together.
+/// The part of its life by which a session is renewed earlier, at random: sessions that were obtained together are
+/// not renewed together.
 const RENEWAL_JITTER: f64 = 0.05;
 
-/// No session is renewed sooner, so that an STS that issues sessions which are about to expire is not called without
-/// end.
+/// The minimum time until a renewal. Without it, an STS that issues sessions which are about to expire would be
+/// called without end.
 const MIN_RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long requests get the refusal of STS before it is called again.
@@ -26,8 +26,8 @@ const MIN_BACKOFF: Duration = Duration::from_millis(500);
 /// The longest backoff after transient failures if a request asks for the session.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// The longest backoff if no request asks. Up to as much is added at random, so a call follows within 600 s: all nodes
-/// of a cluster try again after an outage, and must not do so at once.
+/// The longest backoff if no request asks. Up to as much is added at random, so a call follows within 600 s: all
+/// nodes of a cluster try again after an outage, and must not do so at once.
 const MAX_BACKGROUND_BACKOFF: Duration = Duration::from_secs(300);
 
 /// Returns how long it is until a session is renewed. `jitter` is at random from 0 to 1.
@@ -47,12 +47,13 @@ fn backoff(attempts: u32, longest: Duration) -> Duration {
         .with_min_delay(MIN_BACKOFF)
         .with_max_delay(longest)
         .without_max_times();
-    // Each of the first ones is computed; by the 16th, the longest is reached.
+    // Each of the first delays is computed. The longest is reached by the 16th.
     let earlier = attempts.saturating_sub(1).min(16);
     backoff.build().nth(earlier as usize).unwrap_or(longest)
 }
 
-/// Returns how long requests get the error before STS is called again. `attempts` counts the calls that failed, from 1.
+/// Returns how long requests get the error before STS is called again. `attempts` counts the calls that failed, from
+/// 1.
 pub(super) fn request_retry_after(error: &ObtainError, attempts: u32) -> Duration {
     match error {
         ObtainError::Denied(_) | ObtainError::NoToken(_) => DENIED_RETRY_INTERVAL,

@@ -1,4 +1,4 @@
-//! The identity that STS knows the node by.
+//! Asks STS for the identity of the node.
 
 use std::error::Error;
 use std::time::Duration;
@@ -43,7 +43,7 @@ impl Sts {
     /// Returns the ARN of the node's own credentials (`GetCallerIdentity`, which takes no IAM permission).
     ///
     /// # Errors
-    /// If there are no credentials, or STS does not answer.
+    /// Returns an error if there are no credentials, or STS does not answer.
     pub async fn node_arn(&self) -> Result<String, IdentityError> {
         let identity = self
             .node
@@ -59,7 +59,7 @@ impl Sts {
     /// dropped.
     ///
     /// # Errors
-    /// Why there is no session.
+    /// Returns why there is no session.
     pub async fn try_assume(&self, role: &RoleArn, name: &SessionName) -> Result<(), ObtainError> {
         let answer = self
             .node

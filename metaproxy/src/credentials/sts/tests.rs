@@ -117,7 +117,7 @@ async fn an_answer_that_is_not_from_sts_is_described_by_its_status(
     "STS answered what cannot be read, with HTTP status 500"
 )]
 #[tokio::test]
-async fn what_sts_answers_is_described_without_ids(
+async fn an_answer_of_sts_is_described_without_ids(
     #[case] status: &str,
     #[case] body: &'static str,
     #[case] want: &str,

@@ -1,6 +1,6 @@
-//! Finds the tables of nftables by netlink, so that no tool is required if there is no table.
+//! Finds the tables of nftables through netlink, so that no tool is required if there is no table.
 //!
-//! This is one request of a protocol that `rtnetlink` does not speak, and needs no crate of its own.
+//! `rtnetlink` does not support this protocol, and a single request does not justify another crate.
 
 use std::io;
 use std::os::fd::AsRawFd as _;
@@ -30,7 +30,7 @@ const HEADERS_LENGTH: usize = HEADER_LENGTH + 4;
 /// The time limit of a netlink request, which the kernel answers at once.
 const NETLINK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Reports whether nftables has this table for IPv4, by iptables-nft's name of it.
+/// Reports whether nftables has an IPv4 table of this name. iptables-nft uses iptables' names of tables.
 ///
 /// # Errors
 /// EPERM without `CAP_NET_ADMIN`.
@@ -155,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_nftables_has_no_table_and_one_that_may_not_be_asked_is_no_such() {
+    fn without_nftables_there_is_no_table_and_a_refused_request_is_an_error() {
         let error = |errno: i32| has_table(&message(NLMSG_ERROR, &(-errno).to_ne_bytes()), "nat");
         assert_eq!(error(libc::EINVAL).unwrap(), Some(false));
         assert_eq!(

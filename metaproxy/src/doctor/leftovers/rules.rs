@@ -1,6 +1,5 @@
-//! Recognizes the rules of kube2iam and kiam, which both write the same words: `-t nat -A PREROUTING -p tcp -d
-//! 169.254.169.254 --dport 80 -j DNAT --to-destination HOST:PORT -i INTERFACE`, for IPv4 only (their `iptables`
-//! packages).
+//! Recognizes the rules of kube2iam and kiam. Both write the same rule, for IPv4 only (their `iptables` packages):
+//! `-t nat -A PREROUTING -p tcp -d 169.254.169.254 --dport 80 -j DNAT --to-destination HOST:PORT -i INTERFACE`.
 
 use std::net::SocketAddrV4;
 
@@ -23,7 +22,7 @@ pub(super) fn of_their_form(saved: &str) -> Vec<Rule> {
     appended.filter_map(|line| read(shlex::split(line)?)).collect()
 }
 
-/// Reads a rule. It returns `None` if a word is missing or one is added, because other software made such a rule.
+/// Parses a rule. Returns `None` if a word is missing or added, because other software wrote such a rule.
 fn read(words: Vec<String>) -> Option<Rule> {
     let (chain, mut rest) = words.split_first()?;
     let (mut interface, mut target) = (None, None);
@@ -81,7 +80,7 @@ mod tests {
     #[case("-i docker0", "docker0")]
     #[case("-i cali+", "cali+")]
     #[case("! -i eth0", "all but eth0")]
-    fn rules_of_kube2iam_and_kiam_are_known_by_their_words(#[case] of: &str, #[case] interface: &str) {
+    fn rules_of_kube2iam_and_kiam_are_recognized_by_their_words(#[case] of: &str, #[case] interface: &str) {
         let line = format!("-A PREROUTING -d 169.254.169.254/32 {of} {END}");
         let found = of_their_form(&format!("*nat\n:PREROUTING ACCEPT [0:0]\n{line}\nCOMMIT\n"));
         assert_eq!(found.len(), 1, "{line}");
@@ -126,7 +125,7 @@ mod tests {
     )]
     #[case::no_translation("PREROUTING -d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport 80 -j ACCEPT")]
     #[case::cut_off("PREROUTING -d 169.254.169.254/32 -i docker0 -p tcp -m tcp --dport")]
-    fn whatever_else_concerns_the_metadata_service_is_somebody_elses(#[case] rule: &str) {
+    fn other_rules_about_the_metadata_service_belong_to_other_software(#[case] rule: &str) {
         assert_eq!(of_their_form(&format!("-A {rule}")), []);
     }
 }

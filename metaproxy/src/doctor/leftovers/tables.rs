@@ -1,19 +1,20 @@
-//! Reads the nat tables of legacy iptables and nftables, by iptables' own tools.
+//! Reads the nat tables of legacy iptables and of nftables with iptables' own tools.
 
 use std::io;
 use std::process::{Command, Output};
 
 use super::netlink;
 
-/// A backend of iptables, which keeps its own tables.
+/// A backend of iptables, which has its own tables.
 pub(super) struct Backend {
     /// The name of the backend.
     pub name: &'static str,
-    /// The tools that show tables and that change them, by the names in distributions.
+    /// The tools that show tables and that change them, by their names in distributions. The first pair is tried
+    /// first.
     tools: [(&'static str, &'static str); 2],
-    /// Reports whether there is a nat table, without a tool.
+    /// Reports, without a tool, whether there is a nat table.
     has_nat: fn() -> io::Result<bool>,
-    /// Reports, by the output of `iptables --version`, whether plain `iptables` uses this backend.
+    /// Reports from the output of `iptables --version` whether plain `iptables` uses this backend.
     is_default: fn(&str) -> bool,
 }
 

@@ -1,5 +1,6 @@
-//! Decides whether a leftover may still be in use. If there is any sign, it counts as used: a rule too many does no
-//! harm beside an agent, and a rule too few gives pods the node's credentials.
+//! Decides whether a leftover may still be in use. It counts as used if there is any sign of that. A rule that is
+//! kept needlessly does no harm beside an agent, but a rule that is removed too early gives pods the node's
+//! credentials.
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
@@ -10,7 +11,8 @@ use super::Usage;
 use crate::doctor::processes::{self, Process};
 use crate::intercept::tcp_sockets;
 
-/// The directory in which the kubelet keeps the logs of each pod of the node, as `NAMESPACE_NAME_UID`, running or not.
+/// The directory of pods' logs. The kubelet keeps a directory `NAMESPACE_NAME_UID` in it for each pod of the node,
+/// running or not.
 const POD_LOGS: &str = "/var/log/pods";
 
 /// The address at which the EKS Pod Identity agent listens (its configuration package).
@@ -19,7 +21,7 @@ const POD_IDENTITY: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::new(169, 2
 /// The time limit of a connection to a listener on this node, in any of its network namespaces.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// Flags of kiam's agent, whose second version runs as `/agent`.
+/// Flags that only kiam's agent has. Its second version runs as `/agent`, which is no unique name.
 const KIAM_FLAGS: [&str; 4] = [
     "--iptables",
     "--host-interface",
@@ -36,7 +38,7 @@ pub(super) struct NodeUsage {
     pods: Vec<String>,
 }
 
-/// The software that makes a leftover.
+/// Software that creates leftovers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Software {
     Kube2iam,
@@ -62,7 +64,8 @@ impl Software {
         }
     }
 
-    /// Recognizes a pod by the names of their manifests and charts: `kube2iam-x2v4k`, `kiam-agent-x2v4k`.
+    /// Recognizes a pod of this software by its name, as the software's manifests and charts name pods:
+    /// `kube2iam-x2v4k`, `kiam-agent-x2v4k`.
     fn is_pod(self, pod: &str) -> bool {
         let has = |word| pod.split('-').any(|part| part == word);
         match self {
@@ -116,7 +119,7 @@ impl NodeUsage {
         }
     }
 
-    /// Returns the software that is here, or else `otherwise`.
+    /// Returns the first of this software that runs or has a pod on this node, or else `otherwise`.
     fn unless_made_by(&self, software: &[Software], otherwise: Usage) -> Usage {
         let runs = |maker: &Software| self.processes.iter().flatten().any(|process| maker.is(process));
         let is_here = |maker: &Software| self.pods.iter().any(|pod| maker.is_pod(pod));
@@ -177,12 +180,12 @@ mod tests {
     #[case("kube2iam-x2v4k", Usage::By("kube2iam"))]
     #[case("kiam-agent-x2v4k", Usage::By("kiam"))]
     #[case("tekiamo-x2v4k", Usage::No)]
-    fn and_while_its_pod_is_on_the_node_crashing_or_not(#[case] pod: &str, #[case] want: Usage) {
+    fn rules_are_in_use_while_a_pod_of_their_daemon_is_on_the_node(#[case] pod: &str, #[case] want: Usage) {
         assert_eq!(usage(&[], &[pod]).of_rule(free_port()), want);
     }
 
     #[test]
-    fn and_while_anything_listens_where_they_lead() {
+    fn rules_are_in_use_while_a_process_listens_at_their_target() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         let target = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 1), port);
@@ -194,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn where_processes_are_not_seen_that_cannot_be_told() {
+    fn usage_is_unknown_if_the_nodes_processes_are_not_visible() {
         assert_eq!(NodeUsage::default().of_rule(free_port()), Usage::Unknown);
     }
 

@@ -104,7 +104,7 @@ impl fmt::Debug for Marker {
     }
 }
 
-/// The counters of a guard. They are cheap to clone.
+/// The counters of a guard. A clone is cheap and shares the map.
 #[derive(Clone)]
 pub struct GuardCounters(Arc<PerCpuArray<MapData, u64>>);
 

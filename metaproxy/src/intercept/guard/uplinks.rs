@@ -1,6 +1,6 @@
-//! Monitors the interfaces by which packets leave the node for the metadata service: physical ones, and those with a
-//! route to it in any table. Interfaces are added and removed while the guard runs (an ENI is attached, a bond is
-//! made).
+//! Monitors the interfaces through which packets to the metadata service leave the node: physical interfaces, and
+//! interfaces with a route to the service in any table. Interfaces are added and removed while the guard runs, for
+//! example when an ENI is attached or a bond is created.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -22,7 +22,8 @@ use tracing::warn;
 /// The time after a change before interfaces are listed, because changes come in bursts.
 const SETTLE_TIME: Duration = Duration::from_millis(20);
 
-/// How often interfaces are listed anew if they change during the listing, as on a node that starts many pods.
+/// The maximum number of repeated listings if interfaces change during the listing, as on a node that starts many
+/// pods.
 const MAX_ATTEMPTS: u32 = 20;
 
 /// The time before the next attempt if the connection to the kernel has failed.
@@ -37,7 +38,7 @@ pub enum UplinksError {
     /// There is no netlink connection.
     #[error("cannot follow the node's network interfaces: {0}")]
     Socket(#[from] io::Error),
-    /// They changed during the listing, which must be repeated.
+    /// They changed during the listing, so it must be repeated.
     #[error("the node's network interfaces and routes change all the time, and could not be listed")]
     Changing,
     /// The connection has ended, or had an unexpected message.
@@ -57,7 +58,7 @@ pub struct Uplink {
 /// Uplinks by interface index.
 pub type Uplinks = BTreeMap<u32, Uplink>;
 
-/// Monitors the uplinks until it is dropped.
+/// A task that monitors the uplinks. Dropping this value ends it.
 #[derive(Debug)]
 pub struct UplinkMonitor {
     uplinks: watch::Receiver<Uplinks>,
@@ -98,7 +99,8 @@ impl UplinkMonitor {
         self.uplinks.borrow_and_update().clone()
     }
 
-    /// Waits until they have changed since the last call of [`Self::now`]. It returns false if the task has ended.
+    /// Waits until the uplinks have changed since the last call of [`Self::now`]. Returns false if the task has
+    /// ended.
     pub async fn changed(&mut self) -> bool {
         self.uplinks.changed().await.is_ok()
     }
@@ -110,7 +112,7 @@ impl Drop for UplinkMonitor {
     }
 }
 
-/// Publishes the uplinks whenever they change. It returns if the connection to the kernel has failed.
+/// Publishes the uplinks whenever they change. Returns only if the connection to the kernel has failed.
 async fn follow(publish: &watch::Sender<Uplinks>) -> Result<(), UplinksError> {
     // The notices are subscribed to before the first listing, so that no change is missed.
     let (connection, _handle, mut changes) = rtnetlink::new_multicast_connection(&[
@@ -214,7 +216,7 @@ fn uplink(link: &LinkMessage, routed: &BTreeSet<u32>) -> Option<(u32, Uplink)> {
     (is_physical || routed.contains(&index)).then_some((index, Uplink { name, is_ethernet }))
 }
 
-/// Reports whether a route leads to a metadata address, as the default route does.
+/// Reports whether a route, such as the default route, leads to a metadata address.
 fn leads_to_target(route: &RouteMessage) -> bool {
     let prefix = route.header.destination_prefix_length;
     let destination = route.attributes.iter().find_map(|attribute| match attribute {
@@ -283,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn routes_to_the_metadata_service_are_told_by_their_prefix() {
+    fn routes_to_the_metadata_service_are_recognized_by_their_prefix() {
         let v4 = |text: &str, prefix| {
             let network = RouteAddress::Inet(text.parse().unwrap());
             leads_to_target(&route(AddressFamily::Inet, prefix, Some(network)))

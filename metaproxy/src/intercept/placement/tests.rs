@@ -6,7 +6,7 @@ const UID: &str = "0f3c9a52-1d6e-4b7a-9c55-3a2f7f0e8d11";
 const UID_: &str = "0f3c9a52_1d6e_4b7a_9c55_3a2f7f0e8d11";
 const OTHER: &str = "11111111-2222-3333-4444-555555555555";
 
-/// A tree of directories with `cgroup.events` in place of cgroups.
+/// A tree of directories with files `cgroup.events`, instead of real cgroups.
 struct Tree(tempfile::TempDir);
 
 impl Tree {
@@ -71,7 +71,7 @@ fn kind(condition: &Condition) -> &'static str {
 #[case::over("host", &[("kubepods/pod{U}", true)], "Succeeded", "fine", "fine")]
 #[case::ended_elsewhere("kubepods", &[("old/kubepods/pod{U}", false)], "", "fine", "fine")]
 #[case::another_pod_has_nested_its_name("kubepods", &[("kubepods/pod{V}/4d5e/pod{U}", true)], "", "fine", "fine")]
-fn a_pod_without_a_process_below_the_pods_cgroup_is_found_out(
+fn a_pod_without_a_process_below_the_pods_cgroup_is_detected(
     #[case] pods: &str,
     #[case] cgroups: &[(&str, bool)],
     #[case] status: &str,
@@ -97,7 +97,7 @@ fn a_pod_without_a_process_below_the_pods_cgroup_is_found_out(
 }
 
 #[test]
-fn a_pod_that_was_missing_and_runs_again_has_its_time_to_start_anew() {
+fn a_missing_pod_that_runs_again_gets_the_whole_start_time_again() {
     let tree = Tree::new(&[("kubepods/pod{U}", false)]);
     let (mut finder, _publish) = tree.finder("kubepods", "Running");
     let start = Instant::now();
@@ -123,6 +123,6 @@ fn a_pod_that_was_missing_and_runs_again_has_its_time_to_start_anew() {
 #[case("kubelet-kubepods.slice", None)]
 #[case("kubepods-burstable.slice", None)]
 #[case("pod", None)]
-fn the_uid_is_read_out_of_every_form_of_a_name(#[case] name: &str, #[case] uid: Option<&str>) {
+fn the_uid_is_read_from_every_form_of_a_cgroups_name(#[case] name: &str, #[case] uid: Option<&str>) {
     assert_eq!(uid_in(name), uid);
 }

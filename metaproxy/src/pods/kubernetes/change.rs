@@ -20,7 +20,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// Reports whether a list is complete with it.
+    /// Reports whether this change completes a list.
     pub fn ends_list(&self) -> bool {
         matches!(
             self,
@@ -63,7 +63,7 @@ pub fn is_answer<T>(event: &Event<T>) -> bool {
     !matches!(event, Event::Init)
 }
 
-/// Returns the event if its object can be used; logs the error and drops the event otherwise.
+/// Returns the event if its object can be used. Otherwise logs the error and returns `None`.
 pub fn usable<T>(event: Event<Result<T, ObjectError>>) -> Option<Event<T>> {
     let reported = |object: Result<T, ObjectError>| object.inspect_err(|problem| warn!("{problem}")).ok();
     Some(match event {

@@ -1,6 +1,6 @@
 //! Keeps a snapshot of this node's pods in the runtime directory, so that an agent that starts while the API server
-//! cannot be reached serves them. The file holds no secret, but its mode is 0600, because it shows which pod has which
-//! role.
+//! cannot be reached can serve them. The file contains no secret, but its mode is 0600, because it shows which pod
+//! has which role.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -35,7 +35,7 @@ pub struct Snapshot {
     node: String,
     kept: KeptAnnotations,
     pub pods: Vec<Pod>,
-    /// `None` if they were not known.
+    /// The namespaces of the pods; `None` if namespaces were not known.
     pub namespaces: Option<Vec<Namespace>>,
     pub service_accounts: Option<Vec<ServiceAccount>>,
 }
@@ -62,8 +62,8 @@ impl SnapshotFile {
         }
     }
 
-    /// Loads the snapshot of the last run; `None` if it is that of another node or of other kept annotations, because
-    /// an annotation that was not kept must not look like one that does not exist.
+    /// Loads the snapshot of the last run. Returns `None` if it is that of another node or of other kept annotations,
+    /// because an annotation that was not kept must not look like one that does not exist.
     pub fn load(&self) -> Option<Snapshot> {
         let text = match fs::read(&self.path) {
             Ok(text) => text,
@@ -158,7 +158,7 @@ impl SnapshotFile {
     }
 }
 
-/// Removes what agents were writing when they were killed.
+/// Removes temporary files that agents were writing when they were killed.
 fn remove_remains(runtime_dir: &Path) {
     let entries = fs::read_dir(runtime_dir).into_iter().flatten();
     for entry in entries.filter_map(Result::ok) {
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_pods_of_the_node_need_is_there_again_after_a_restart_and_nothing_else() {
+    async fn a_snapshot_has_only_what_the_nodes_pods_need_and_is_loaded_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let run = dir.path().join("run");
         let mut file = SnapshotFile::new(&run, "node1".to_owned(), kept());
@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_not_this_nodes_or_was_kept_for_other_flags_is_not_used() {
+    async fn a_snapshot_of_another_node_or_of_other_annotations_is_not_used() {
         let dir = tempfile::tempdir().unwrap();
         let file = |node: &str, kept: KeptAnnotations| SnapshotFile::new(dir.path(), node.to_owned(), kept);
         let mut first = file("node1", kept());
@@ -274,7 +274,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_is_written_before_the_api_server_has_told_the_pods() {
+    async fn no_snapshot_is_written_before_the_api_server_has_listed_the_pods() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = SnapshotFile::new(dir.path(), "node1".to_owned(), kept());
         file.write(&Stores::default()).await;
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_was_never_told_is_not_remembered_as_nothing() {
+    async fn objects_that_were_never_listed_are_not_stored_as_an_empty_list() {
         let dir = tempfile::tempdir().unwrap();
         let mut file = SnapshotFile::new(dir.path(), "node1".to_owned(), kept());
         let untold = Stores {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use kube::runtime::watcher::Event;
 
-/// The objects that are known, and those of a list that is not complete yet. A list replaces the known objects when it
+/// The known objects, and the objects of a list that is not complete yet. A list replaces the known objects when it
 /// is complete.
 #[derive(Debug)]
 pub struct Store<K, T> {
@@ -86,17 +86,17 @@ impl<K: Eq + Hash, T: PartialEq> Store<K, T> {
         self.current.values().cloned()
     }
 
-    /// Reports whether they were listed by the API server.
+    /// Reports whether the API server has listed the objects.
     pub fn is_synced(&self) -> bool {
         self.state == StoreState::Synced
     }
 
-    /// Reports whether they are known at all.
+    /// Reports whether the objects are known, from the API server or from the last run.
     pub fn is_known(&self) -> bool {
         self.state != StoreState::Unknown
     }
 
-    /// Reports whether they are those of the last run.
+    /// Reports whether the objects are those of the last run.
     pub fn is_from_last_run(&self) -> bool {
         self.state == StoreState::LastRun
     }
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_list_counts_when_it_is_whole_and_what_was_known_stays_until_then() {
+    fn a_list_replaces_the_known_objects_only_when_it_is_complete() {
         let mut store = Words::from_last_run(["old".to_owned(), "kept".to_owned()].into_iter().map(keyed));
         assert!(store.is_from_last_run() && !store.is_synced());
         assert!(!take(&mut store, Event::Init));
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_different_is_a_change() {
+    fn an_event_that_changes_no_object_is_not_a_change() {
         let mut store = Words::default();
         assert!(!take(&mut store, Event::Init));
         assert!(

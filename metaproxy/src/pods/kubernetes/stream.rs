@@ -1,4 +1,4 @@
-//! Makes a watch that never ends of kube's watcher, which is started again if it cannot recover by itself.
+//! Builds a watch that never ends from kube's watcher. The watcher is started again if it cannot recover by itself.
 
 use std::fmt::Debug;
 use std::pin::Pin;
@@ -11,15 +11,15 @@ use serde::de::DeserializeOwned;
 
 use crate::apiserver::error_text;
 
-/// The waiting time after a first failure. It doubles with each further one.
+/// The waiting time after a first failure. It doubles with each further failure.
 const MIN_RETRY_INTERVAL: Duration = Duration::from_millis(250);
 
-/// The longest waiting time after failures. It is long, because pods are served with the known objects meanwhile and
-/// 5,000 nodes may retry.
+/// The maximum waiting time after failures. It can be long, because pods are served with the known objects meanwhile.
+/// It must be long, because 5,000 nodes may retry.
 const MAX_RETRY_INTERVAL: Duration = Duration::from_secs(8);
 
-/// The time without a failure after which a watch has recovered. It is longer than the longest waiting time and than
-/// most attempts.
+/// The time without a failure after which a watch counts as recovered. It is longer than the maximum waiting time and
+/// longer than most attempts.
 const RECOVERY_TIME: Duration = Duration::from_secs(60);
 
 /// The time limit of each object of a list.
@@ -30,7 +30,7 @@ pub type Events<K> = Pin<Box<dyn Stream<Item = Result<Event<K>, String>> + Send>
 
 type Watcher<K> = Pin<Box<dyn Stream<Item = Result<Event<K>, watcher::Error>> + Send>>;
 
-/// Lists objects, then watches them. After a failure it continues from the last version.
+/// Lists objects and then watches them. After a failure, the watch continues from the last version.
 pub fn events<K>(api: Api<K>, config: watcher::Config) -> Events<K>
 where
     K: kube::Resource + Clone + DeserializeOwned + Debug + Send + 'static,
@@ -47,7 +47,7 @@ where
             tokio::time::sleep(wait).await;
         }
         let next = state.watcher.next();
-        // kube has no time limit for lists, of which the connection may stall. It has one for watches.
+        // A list's connection may stall, and kube has no time limit for lists. It has one for watches.
         let next = match state.is_listing {
             true => tokio::time::timeout(LIST_TIMEOUT, next).await,
             false => Ok(next.await),
@@ -89,9 +89,9 @@ struct State<K> {
     wait: Option<Duration>,
 }
 
-/// Reports whether a watch cannot start, because the API server does not have its version any more (410), or not yet
-/// (504, after it was restored to an older state). kube would request the same version for ever. A gateway's 504 does
-/// not mention the version.
+/// Reports whether a watch cannot start because the API server does not have its version. The server answers 410 if
+/// it does not have the version any more, and 504 if it does not have it yet, after it was restored to an older
+/// state. kube would request the same version for ever. A gateway's 504 does not mention the version.
 fn is_version_lost(error: &watcher::Error) -> bool {
     match error {
         watcher::Error::WatchStartFailed(kube::Error::Api(status)) => {
@@ -111,8 +111,9 @@ fn watch_error_text(error: &watcher::Error) -> String {
     }
 }
 
-/// Computes waiting times after failures. Only time shows whether a watch has recovered: attempts begin with events
-/// that are no failures, and a watch that works may have no event for days.
+/// Computes waiting times after failures. Only the time without a failure shows that a watch has recovered. Events do
+/// not: a failing attempt also begins with events that are not failures, and a working watch may have no event for
+/// days.
 #[derive(Debug, Default)]
 struct RetryDelay {
     failures: u32,
@@ -140,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn waiting_times_grow_to_some_seconds_until_a_watch_has_held() {
+    fn waiting_times_grow_to_some_seconds_until_a_watch_has_recovered() {
         let mut retry_delay = RetryDelay::default();
         let waits: Vec<f64> = (0..8)
             .map(|_| retry_delay.after_failure().as_secs_f64())
@@ -155,7 +156,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_the_api_server_has_forgotten_is_listed_again() {
+    fn objects_are_listed_again_only_if_the_api_server_does_not_have_the_version() {
         let failed = |code, message: &str| {
             let status = kube::core::Status {
                 code,

@@ -107,7 +107,7 @@ impl WatchHealth {
         }
     }
 
-    /// Drops the failures of watches that had an answer since.
+    /// Removes the failures of watches that have had an answer since.
     pub fn recover(&mut self, api: &ApiServer) {
         self.0.retain(|failure| {
             let works = api

@@ -1,4 +1,4 @@
-//! Parses manifests: several YAML documents or JSON objects in one text, with their `List`s.
+//! Parses manifests. A text may contain several YAML documents or JSON objects, and lists of objects.
 
 use std::fmt;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ pub struct Objects {
     pub namespaces: Vec<Arc<Namespace>>,
     /// The objects of kind ServiceAccount.
     pub service_accounts: Vec<Arc<ServiceAccount>>,
-    /// The errors of objects that were left out.
+    /// The errors of objects that were ignored.
     pub problems: Vec<ParseError>,
 }
 
@@ -42,7 +42,7 @@ impl fmt::Display for ParseError {
     }
 }
 
-/// The fields by which every object says what it is.
+/// The fields that state the type of an object.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct TypeMeta {
@@ -57,7 +57,7 @@ impl TypeMeta {
     }
 }
 
-/// A list of objects, as `kubectl get -o yaml` prints several.
+/// A list of objects, as `kubectl get -o yaml` prints it for several objects.
 #[derive(Deserialize)]
 struct List<T> {
     #[serde(default = "Vec::new")]
@@ -80,7 +80,7 @@ struct YamlDocument<'a> {
 
 impl Document for YamlDocument<'_> {
     fn read<T: DeserializeOwned>(&self) -> Result<T, ParseError> {
-        // kubectl applies merge keys of YAML 1.1 (`<<: *anchor`), too.
+        // Merge keys of YAML 1.1 (`<<: *anchor`) are applied, as kubectl does.
         let read = if self.text.contains("<<") {
             merged(self.text)
         } else {
@@ -118,8 +118,8 @@ impl Document for JsonDocument {
     }
 }
 
-/// Parses YAML documents, separated by lines that begin with `---`. They are separated before they are parsed, so that
-/// the line of every kind of error is known.
+/// Parses YAML documents, which lines that begin with `---` separate. The documents are separated before they are
+/// parsed, so that the line of every kind of error is known.
 ///
 /// # Errors
 /// The first document that cannot be parsed.
@@ -194,14 +194,14 @@ fn values_of_yaml(text: &str) -> Result<Vec<JsonDocument>, ParseError> {
     yaml_documents(text).into_iter().map(read).collect()
 }
 
-/// Returns every object of a text in either notation and of any kind, with its line. The objects of lists are returned
-/// one by one.
+/// Returns every object of a text in either notation and of any kind, with its line. The objects of lists are
+/// returned one by one.
 ///
 /// # Errors
 /// The first document that cannot be parsed.
 pub fn objects(text: &str) -> Result<Vec<(usize, serde_json::Value)>, ParseError> {
     let documents = if text.trim_start().starts_with('{') {
-        // A YAML object may begin with a brace, too. If the text is neither, the error is that of JSON.
+        // A YAML object may begin with a brace too. If the text is neither YAML nor JSON, the error is that of JSON.
         json_documents(text).or_else(|broken| values_of_yaml(text).map_err(|_| broken))?
     } else {
         values_of_yaml(text)?
@@ -238,7 +238,7 @@ impl Objects {
                 }
                 return Ok(());
             }
-            // The directory may hold manifests of other kinds.
+            // The directory may contain manifests of other kinds.
             Some(_) => return Ok(()),
             None => {
                 return Err(ParseError::new(

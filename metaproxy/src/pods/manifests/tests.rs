@@ -28,7 +28,7 @@ fn names(objects: &Objects) -> Vec<String> {
 }
 
 #[test]
-fn several_objects_of_several_kinds_stand_in_one_file() {
+fn one_file_may_contain_objects_of_several_kinds() {
     let text = format!(
         "# apps\n---\n{}---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: apps\n  annotations:\n    \
          iam.amazonaws.com/permitted: .*\n---\napiVersion: v1\nkind: ServiceAccount\nmetadata: {{name: sa, namespace: \
@@ -61,7 +61,7 @@ fn a_list_as_kubectl_prints_it_is_read_in_yaml_and_json() {
 }
 
 #[test]
-fn an_annotation_that_is_null_is_as_good_as_none() {
+fn an_annotation_that_is_null_counts_as_missing() {
     let text = format!(
         "kind: Pod\nmetadata: {{name: a, uid: {A}, annotations: {{iam.amazonaws.com/role: , b: c}}, labels: {{x: }}}}\n"
     );
@@ -74,9 +74,9 @@ fn an_annotation_that_is_null_is_as_good_as_none() {
     assert_eq!(objects.pods[0].annotation("iam.amazonaws.com/role"), None);
 }
 
-/// A number is read as it is written, and a value that is no text is named.
+/// A number is read as it is written. A value that is not text is an error that names the annotation.
 #[test]
-fn an_annotation_that_is_no_text_is_named_with_its_line() {
+fn an_annotation_that_is_not_text_is_named_with_its_line() {
     let annotated = |value: &str| {
         let text = format!(
             "kind: Pod\nmetadata:\n  name: a\n  uid: {A}\n  annotations:\n    iam.amazonaws.com/external-id: {value}\n"
@@ -93,7 +93,7 @@ fn an_annotation_that_is_no_text_is_named_with_its_line() {
 }
 
 #[test]
-fn what_is_used_of_a_pod_is_read() {
+fn all_fields_of_a_pod_that_the_agent_uses_are_read() {
     let text = format!(
         "kind: Pod\nmetadata:\n  name: a\n  uid: {A}\n  annotations: {{kubernetes.io/config.hash: {HASH}, kubernetes.io/config.mirror: {HASH}}}\n  \
          ownerReferences: [{{apiVersion: v1, kind: Node, name: n1, uid: n, controller: true}}]\nspec:\n  \
@@ -151,7 +151,7 @@ fn an_object_without_metadata_is_reported_and_the_others_are_served(#[case] othe
 }
 
 #[test]
-fn kinds_of_other_groups_that_have_the_same_names_are_none_of_ours() {
+fn kinds_of_other_api_groups_with_the_same_names_are_ignored() {
     let text = "apiVersion: example.com/v1\nkind: Namespace\nmetadata:\n  name: apps\n  annotations:\n    \
                 iam.amazonaws.com/permitted: .*\n---\napiVersion: v1\nkind: Namespace\nmetadata:\n  name: own\n";
     let objects = parse::yaml(text).unwrap();
@@ -179,7 +179,7 @@ fn a_pod_without_uid_is_reported_and_the_others_are_served() {
 }
 
 #[test]
-fn a_file_that_breaks_keeps_its_last_good_state_and_others_change() {
+fn a_file_that_becomes_invalid_keeps_its_last_good_content_and_others_change() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("a.yaml"), pod_yaml("a", A)).unwrap();
     fs::write(dir.path().join("b.yaml"), pod_yaml("b", B)).unwrap();
@@ -202,7 +202,7 @@ fn a_file_that_breaks_keeps_its_last_good_state_and_others_change() {
 }
 
 #[test]
-fn two_pods_with_one_uid_are_neither_and_the_others_are_served() {
+fn two_pods_with_one_uid_are_ambiguous_and_the_others_are_served() {
     let dir = tempfile::tempdir().unwrap();
     let text = format!(
         "{}---\n{}---\n{}",
@@ -223,9 +223,9 @@ fn two_pods_with_one_uid_are_neither_and_the_others_are_served() {
     );
 }
 
-/// The hash is an annotation, which every user may write.
+/// The hash is an annotation, which every user with the right to create pods can write.
 #[test]
-fn a_hash_takes_nobodys_place() {
+fn a_hash_never_replaces_another_pods_uid() {
     let annotated = |name: &str, own: &str, hash: &str, mirror: bool| {
         let mirror = if mirror {
             format!("kubernetes.io/config.mirror: {hash}, ")
@@ -259,7 +259,7 @@ fn a_hash_takes_nobodys_place() {
 }
 
 proptest! {
-    /// Any content of a file is read or reported, and all objects that are read can be used.
+    /// Any content of a file is parsed or reported with a line.
     #[test]
     fn any_text_is_read_or_reported(text in "\\PC{0,200}", yaml: bool) {
         let result = if yaml { parse::yaml(&text) } else { parse::json(&text) };
@@ -269,9 +269,9 @@ proptest! {
         }
     }
 
-    /// Documents around a pod do not change it.
+    /// Documents before or after a pod do not change it.
     #[test]
-    fn other_documents_leave_a_pod_as_it_is(other in "[a-z]{1,8}: [a-z0-9]{1,8}", before: bool) {
+    fn other_documents_do_not_change_a_pod(other in "[a-z]{1,8}: [a-z0-9]{1,8}", before: bool) {
         let other = format!("kind: Other\n{other}x\n");
         let own = pod_yaml("a", A);
         let text = if before { format!("{other}---\n{own}") } else { format!("{own}---\n{other}") };

@@ -1,4 +1,4 @@
-//! Programs that attack from within a pod, with counters by which a test sees that they do.
+//! Programs that attack from within a pod. Their counters show a test that the attack takes place.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead as _, BufReader};
@@ -19,12 +19,12 @@ pub const CLOSED: [&str; 3] = [
     "error EPIPE: Broken pipe",
 ];
 
-/// How long an attack may take until a counter has a value.
+/// The maximum time that an attack takes until a counter reaches a value.
 const START_TIMEOUT: Duration = Duration::from_secs(30);
 
 type Counters = BTreeMap<String, u64>;
 
-/// A running `metaproxy-lab attack`, which prints its counters. Dropping it ends it.
+/// A running `metaproxy-lab attack`, which prints its counters. Dropping this value kills the process.
 pub struct Attacker {
     child: Child,
     counters: Arc<Mutex<Counters>>,
@@ -36,7 +36,7 @@ impl Attacker {
         Self::spawn(pod.command(client_binary()).unwrap(), words)
     }
 
-    /// Starts an attack by this command.
+    /// Starts an attack with this command.
     pub fn spawn(mut command: Command, words: &[&str]) -> Self {
         let mut child = command
             .arg("attack")
@@ -79,7 +79,7 @@ impl Attacker {
         }
     }
 
-    /// Calls a function while the attack goes on, which a counter must show.
+    /// Calls a function during the attack. Asserts that the attack went on meanwhile, which a rising counter shows.
     pub fn during<T>(&mut self, counter: &str, look: impl FnOnce() -> T) -> T {
         let before = self.count(counter);
         let seen = look();
@@ -96,10 +96,10 @@ impl Attacker {
         assert!(ended.is_none(), "the attack ended: {ended:?} at {counters:?}");
     }
 
-    /// Kills it, as the end of a container does, and returns its counters.
+    /// Kills the attack with SIGKILL, as at the end of a container, and returns its counters.
     pub fn end(mut self) -> Counters {
         self.assert_runs();
-        // What it has counted within the last interval.
+        // The attack prints its counters every 50 ms, so the last ones arrive within this time.
         std::thread::sleep(Duration::from_millis(60));
         let pid = nix::unistd::Pid::from_raw(self.child.id() as i32);
         kill(pid, Signal::SIGKILL).unwrap();
@@ -116,13 +116,14 @@ impl Drop for Attacker {
     }
 }
 
-/// Returns the number of all victims' requests: `METAPROXY_TEST_REQUESTS`, or what a test has time for.
+/// Returns the number of requests of all victims together: `METAPROXY_TEST_REQUESTS`, or else the scaled default, at
+/// least 20.
 pub fn requests(default: usize) -> usize {
     number("METAPROXY_TEST_REQUESTS").unwrap_or_else(|| scaled(default).max(20))
 }
 
-/// Divides the size of an attack by `METAPROXY_TEST_DIVISOR` if that is set: an emulated machine is a hundred times
-/// slower.
+/// Divides the size of an attack by `METAPROXY_TEST_DIVISOR` if that is set, because an emulated machine is a hundred
+/// times slower.
 pub fn scaled(size: usize) -> usize {
     size.div_ceil(number("METAPROXY_TEST_DIVISOR").unwrap_or(1))
 }
@@ -131,7 +132,8 @@ fn number(variable: &str) -> Option<usize> {
     std::env::var_os(variable).map(|number| number.to_string_lossy().parse().unwrap())
 }
 
-/// Starts an agent whose limits are above the rates of the lab's clients, so that a refusal is one of identification.
+/// Starts an agent whose limits are above the rates of the lab's clients. Each refusal is then a failed
+/// identification.
 pub fn unlimited_agent(node: &Node) -> Agent {
     let flags = [
         "--max-connection-rate-per-pod",
@@ -144,7 +146,8 @@ pub fn unlimited_agent(node: &Node) -> Agent {
     Agent::start(&node.lab, &node.spec().with(&flags)).unwrap()
 }
 
-/// Asserts that every pod is served as itself while all send requests at the same time, from ports of their choice.
+/// Asserts that every pod gets its own role while all pods send requests at the same time from successive source
+/// ports.
 pub fn assert_all_served(victims: &[(&Pod, &str)], requests: usize, context: &str) {
     let each = requests.div_ceil(victims.len());
     let asking: Vec<_> = victims
@@ -164,8 +167,8 @@ impl Words {
     }
 }
 
-/// Returns the arguments for connections from successive ports. Each is reset at its end, so that its port can be used
-/// again at once.
+/// Returns the arguments for connections from successive ports. Each connection is reset at its end, so that its port
+/// can be used again at once.
 fn words_of(pod: &Pod, count: usize) -> Words {
     let source = format!("{}:40000", pod.ip());
     let count = count.to_string();
@@ -181,7 +184,7 @@ fn words_of(pod: &Pod, count: usize) -> Words {
     Words(words.map(str::to_owned).to_vec())
 }
 
-/// Asserts that nothing of an attack outlasts it: victims are served at once, and the agent is ready.
+/// Asserts that an attack has no effect after its end: victims are served at once, and the agent is ready.
 pub fn assert_nothing_is_left(node: &Node, agent: &mut Agent, victims: &[(&Pod, &str)]) {
     assert_all_served(victims, 50 * victims.len(), "after the attack");
     for (pod, role) in victims {

@@ -22,7 +22,7 @@ pub fn venv(program: &str) -> PathBuf {
     path
 }
 
-/// A server in AWS's network namespace. Dropping it ends it.
+/// A server in AWS's network namespace. Dropping this value kills the process.
 pub struct Server(pub Child);
 
 impl Server {

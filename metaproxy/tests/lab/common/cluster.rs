@@ -22,7 +22,7 @@ pub fn cluster() -> Option<Cluster> {
     Some(Cluster::of(node()?))
 }
 
-/// Makes the same with no other lab beside it.
+/// Makes a cluster, and lets no other lab run beside it.
 pub fn cluster_alone() -> Option<Cluster> {
     Some(Cluster::of(node_alone()?))
 }
@@ -54,7 +54,7 @@ impl Cluster {
         Agent::start(&self.node.lab, &self.spec(flags)).unwrap()
     }
 
-    /// Makes a pod of the lab that the API server does not know.
+    /// Makes a pod of the lab. The API server does not know it yet.
     pub fn pod(&self, name: &'static str) -> Pod {
         let spec = PodSpec {
             known: false,

@@ -14,7 +14,7 @@ pub struct Report {
     pub code: Option<i32>,
 }
 
-/// Runs a program (`setpriv`, …) that runs doctor on the lab's node.
+/// Runs doctor on the lab's node through another program, such as `setpriv`.
 pub fn doctor_by(node: &Node, program: &[&str], words: &[&str]) -> Output {
     let (program, before) = program.split_first().expect("a program");
     let given = |flag: &str| words.contains(&flag);
@@ -38,7 +38,7 @@ pub fn doctor(node: &Node, words: &[&str]) -> Output {
     doctor_by(node, &[agent_binary().to_str().expect("its path")], words)
 }
 
-/// Reads the findings.
+/// Parses the findings from doctor's JSON output.
 pub fn report(output: &Output) -> Report {
     let mut report: Value =
         serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"));
@@ -55,11 +55,11 @@ pub fn examined(node: &Node, words: &[&str]) -> Report {
     report(&doctor(node, words))
 }
 
-/// Asserts that this machine's processes are visible.
+/// Asserts that this process is in the initial PID namespace, in which it sees all processes of the machine.
 #[track_caller]
 pub fn must_see_the_nodes_processes() {
     use std::os::unix::fs::MetadataExt as _;
-    // PROC_PID_INIT_INO of include/linux/proc_ns.h
+    // The inode number is PROC_PID_INIT_INO of include/linux/proc_ns.h.
     let inode = std::fs::metadata("/proc/self/ns/pid")
         .expect("a PID namespace")
         .ino();
@@ -101,7 +101,7 @@ impl Report {
         self
     }
 
-    /// Asserts that there is such a finding, that no other is not ok, and the exit status.
+    /// Asserts that there is such a finding, that all other findings are ok, and that the exit status is `code`.
     #[track_caller]
     pub fn has_only(&self, begins: &str, advises: &str, code: i32) {
         self.has(begins, advises);

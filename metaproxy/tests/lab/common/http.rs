@@ -9,17 +9,17 @@ use metaproxy_lab::pod::Pod;
 pub const LIST: &str = "/latest/meta-data/iam/security-credentials/";
 pub const TTL: &str = "x-aws-ec2-metadata-token-ttl-seconds";
 
-/// An answer.
+/// An HTTP response.
 #[derive(Clone, Debug)]
 pub struct Response {
     pub status: u16,
-    /// Its headers, with names in lower case.
+    /// The headers, with names in lower case.
     pub headers: BTreeMap<String, String>,
     pub body: String,
 }
 
 impl Response {
-    /// Reads the first answer of a connection; `None` if there is none.
+    /// Parses the first answer on a connection. Returns `None` if there is none.
     pub fn parse(answer: &str) -> Option<Self> {
         let (head, body) = answer.split_once("\r\n\r\n")?;
         let mut lines = head.lines();
@@ -49,7 +49,7 @@ pub fn exchange<R: AsRef<[P]>, P: AsRef<str>>(pod: &Pod, requests: &[R], patienc
     answers.into_iter().map(|(answer, _)| answer).collect()
 }
 
-/// Does the same, and returns also after how many seconds each answer began.
+/// Sends each request as `exchange` does. Returns each answer with the seconds until its first byte.
 pub fn timed_exchange<R: AsRef<[P]>, P: AsRef<str>>(
     pod: &Pod,
     requests: &[R],
@@ -96,7 +96,7 @@ pub fn get(pod: &Pod, path: &str) -> Response {
     ask(pod, "GET", path, "")
 }
 
-/// Gets a session token that is valid for this many seconds.
+/// Requests a session token that is valid for this number of seconds.
 pub fn token(pod: &Pod, seconds: u64) -> String {
     let answer = ask(pod, "PUT", "/latest/api/token", &format!("{TTL}: {seconds}\r\n"));
     assert_eq!(answer.status, 200, "{answer:?}");

@@ -1,10 +1,10 @@
-//! Pods with the same address, and outcomes of refused connections.
+//! Helpers for pods with the same address, and for outcomes of refused connections.
 
 use metaproxy_lab::pod::{Pod, PodSpec};
 
 use super::{Node, Outcomes};
 
-/// Asserts that there are no outcomes but these.
+/// Asserts that all outcomes are among the allowed ones.
 pub fn assert_only(outcomes: &Outcomes, allowed: &[&str], context: &str) {
     let others: Vec<_> = outcomes
         .iter()
@@ -13,7 +13,7 @@ pub fn assert_only(outcomes: &Outcomes, allowed: &[&str], context: &str) {
     assert!(others.is_empty(), "{context}: {others:?}, beside {outcomes:?}");
 }
 
-/// Makes two pods with one address.
+/// Makes two pods that have the same address.
 pub fn twins(node: &Node) -> (Pod, Pod) {
     let victim = node.lab.pod(PodSpec::with_role("victim", "role-victim")).unwrap();
     let spec = PodSpec {

@@ -1,5 +1,5 @@
-//! Helpers of the lab's tests: the binaries, a node with its agent, and pods that connect.
-#![allow(dead_code, reason = "each test binary uses its share")]
+//! Helpers for the lab's tests: the binaries, a node with its agent, and pods that connect.
+#![allow(dead_code, reason = "each test binary uses only some of the helpers")]
 #![allow(
     clippy::expect_used,
     clippy::unwrap_used,
@@ -28,15 +28,15 @@ use metaproxy_lab::pod::{Pod, command_in};
 use metaproxy_lab::sts::FakeSts;
 use metaproxy_lab::{Lab, bpf};
 
-/// Outcomes and their counts.
+/// The outcomes of connections, each with its count.
 pub type Outcomes = BTreeMap<String, usize>;
 
 pub const IMDS: &str = "169.254.169.254:80";
 pub const MAPPED: &str = "[::ffff:169.254.169.254]:80";
 pub const IMDS6: &str = "[fd00:ec2::254]:80";
 
-/// Returns the binary under test: this build's, or the one that `METAPROXY_TEST_BINARY` names, such as an optimised
-/// one.
+/// Returns the binary under test: that of this build, or the one that `METAPROXY_TEST_BINARY` names, such as an
+/// optimised build.
 pub fn agent_binary() -> &'static Path {
     static BINARY: LazyLock<PathBuf> = LazyLock::new(|| {
         std::env::var_os("METAPROXY_TEST_BINARY")
@@ -56,19 +56,19 @@ pub fn client_binary() -> PathBuf {
     path
 }
 
-/// The admin address that tests give an agent (`--admin-address`), which has none by default.
+/// The value for `--admin-address` in tests. An agent has no admin address by default.
 pub const ADMIN: &str = "127.0.0.1:16925";
 
-/// The outcome of a connection that a guard keeps from the metadata service.
+/// The outcome of a connection to the metadata service that a guard refuses.
 pub const UNREACHABLE: &str = "error ENETUNREACH: Network is unreachable";
 
-/// Makes a lab, or returns `None` without root on a developer's machine. Under CI that is a failure, never a silent
-/// skip.
+/// Makes a lab. Returns `None` without root on a developer's machine. Under CI a missing root is a failure, so that
+/// no test is skipped silently.
 pub fn lab() -> Option<Lab> {
     may_have_a_lab().then(|| Lab::new().expect("the lab"))
 }
 
-/// Makes a lab with no other beside it.
+/// Makes a lab, and lets no other lab run beside it.
 fn lab_alone() -> Option<Lab> {
     may_have_a_lab().then(|| Lab::alone().expect("the lab"))
 }
@@ -100,13 +100,13 @@ pub fn node() -> Option<Node> {
     Some(Node::of(lab()?, Duration::ZERO))
 }
 
-/// Makes a node beside which there is no other lab, for a test that measures time or load, or whose time limits are
-/// tight.
+/// Makes a node, and lets no other lab run beside it. Tests that measure time or load, or that have tight time
+/// limits, need this.
 pub fn node_alone() -> Option<Node> {
     node_with_sts(Duration::ZERO)
 }
 
-/// Makes a node whose STS takes this long for an answer, and beside which there is no other lab.
+/// Makes a node whose STS answers after this time, and lets no other lab run beside it.
 pub fn node_with_sts(takes: Duration) -> Option<Node> {
     Some(Node::of(lab_alone()?, takes))
 }
@@ -118,20 +118,20 @@ impl Node {
         Self { imds, sts, lab }
     }
 
-    /// Asserts that the kernel has unloaded everything that this lab's processes had loaded.
+    /// Asserts that the kernel has unloaded all eBPF objects that this lab's processes had loaded.
     #[track_caller]
     pub fn assert_nothing_loaded(&self) {
         self.assert_nothing_loaded_beside(&[]);
     }
 
-    /// Asserts that the kernel has unloaded everything that this lab's processes, except these, had loaded.
+    /// Asserts that the kernel has unloaded all eBPF objects that this lab's processes, except these, had loaded.
     #[track_caller]
     pub fn assert_nothing_loaded_beside(&self, processes: &[u32]) {
         let left = bpf::left_over(&self.lab, processes).expect("the kernel's objects");
         assert!(left.is_empty(), "still loaded: {left:#?}");
     }
 
-    /// Lists what this lab's processes have loaded into the kernel.
+    /// Lists the eBPF objects that this lab's processes have loaded into the kernel.
     pub fn loaded(&self) -> Vec<String> {
         bpf::held_in(&self.lab).expect("the kernel's objects")
     }
@@ -149,14 +149,15 @@ impl Node {
         Agent::guard(&self.lab, agent_binary(), flags).expect("a guard")
     }
 
-    /// Starts a guard, and waits until it keeps pods out.
+    /// Starts a guard, and waits until it refuses pods' connections to the metadata service.
     pub fn closed_guard(&self) -> Agent {
         let guard = self.guard(&["--close", "at-once"]);
         guard.wait_for("guard closed").expect("a guard that closes");
         guard
     }
 
-    /// Prepares a command of the node itself: outside the pods' cgroup, in the node's network namespace.
+    /// Prepares a command that runs on the node itself: outside the pods' cgroup, and in the node's network
+    /// namespace.
     pub fn host_command(&self, program: impl AsRef<Path>) -> Command {
         command_in(
             program.as_ref(),
@@ -166,7 +167,7 @@ impl Node {
         .expect("a command")
     }
 
-    /// Requests a path of the youngest agent's socket, and returns head and body.
+    /// Requests a path through the newest agent's Unix socket, and returns head and body of the answer.
     pub fn asked(&self, path: &str) -> String {
         let sockets = std::fs::read_dir(self.lab.runtime_dir()).expect("the runtime directory");
         let sockets = sockets.flatten().map(|entry| entry.path());
@@ -181,7 +182,7 @@ impl Node {
         ])
     }
 
-    /// Returns an agent's count of an event in its programs.
+    /// Returns how often an event has occurred in an agent's eBPF programs.
     pub fn kernel_count(&self, event: &str) -> u64 {
         let metrics = self.asked("/metrics");
         let start = format!("metaproxy_kernel_connections_total{{event=\"{event}\"}} ");
@@ -190,7 +191,7 @@ impl Node {
         value.trim().parse().expect("a count")
     }
 
-    /// Requests a path of the admin port of an agent with [`ADMIN`], and returns head and body.
+    /// Requests a path at the admin address [`ADMIN`], and returns head and body of the answer.
     pub fn asked_at_port(&self, path: &str) -> String {
         self.curled(&[&format!("http://{ADMIN}{path}")])
     }
@@ -214,7 +215,7 @@ impl Node {
     }
 }
 
-/// Ends a program that must have run until now: a test that it is to disturb would pass without it.
+/// Kills a program, and asserts that it ran until now. A test that needs the disturbance would pass without it.
 pub fn end_running(child: &mut Child) {
     let ended = child.try_wait().expect("its status");
     assert!(ended.is_none(), "it ended by itself: {ended:?}");
@@ -233,7 +234,7 @@ pub fn start_dial(pod: &Pod, words: &[&str]) -> Child {
         .expect("dial")
 }
 
-/// Waits for the client's end and returns the outcomes.
+/// Waits until the client has ended, and returns its outcomes.
 pub fn outcomes(child: Child) -> Outcomes {
     let output = child.wait_with_output().expect("its output");
     assert!(output.status.success(), "dial: {output:?}");
@@ -245,7 +246,7 @@ pub fn dial(pod: &Pod, words: &[&str]) -> Outcomes {
     outcomes(start_dial(pod, words))
 }
 
-/// Makes outcomes to compare with.
+/// Builds outcomes for a comparison.
 pub fn counts<const N: usize>(wanted: [(&str, usize); N]) -> Outcomes {
     wanted
         .into_iter()
@@ -258,7 +259,7 @@ pub fn eventually(what: &str, holds: impl FnMut() -> bool) {
     eventually_within(Duration::from_secs(5), what, holds);
 }
 
-/// Waits until a condition holds, for what takes a loaded machine longer.
+/// Waits up to `limit` until a condition holds.
 pub fn eventually_within(limit: Duration, what: &str, mut holds: impl FnMut() -> bool) {
     let start = std::time::Instant::now();
     while !holds() {

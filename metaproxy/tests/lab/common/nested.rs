@@ -1,4 +1,4 @@
-//! Networks within a pod, and packet filter rules.
+//! Helpers for networks within a pod, and for packet filter rules.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -8,10 +8,10 @@ use metaproxy_lab::pod::{Pod, command_in};
 
 use super::{Node, Outcomes, client_binary, outcomes};
 
-/// The nested namespace's address, one that docker assigns.
+/// The nested namespace's address, as docker assigns it.
 const NESTED_IP: &str = "172.17.0.2";
 
-/// A network within a pod, as docker-in-docker makes it: a namespace behind a bridge's address, and a nested cgroup.
+/// A network within a pod, as docker-in-docker makes it: a network namespace behind a bridge, and a nested cgroup.
 pub struct Nested<'a> {
     pod: &'a Pod,
     netns: Netns,
@@ -49,7 +49,7 @@ impl<'a> Nested<'a> {
         Self { pod, netns, cgroup }
     }
 
-    /// Forwards packets, and translates their sources by this rule.
+    /// Turns forwarding on, and translates source addresses with this rule.
     pub fn masquerade(&self, how: &str) {
         self.pod
             .netns()
@@ -69,7 +69,7 @@ impl<'a> Nested<'a> {
     }
 }
 
-/// Adds or deletes rules.
+/// Runs nft with rules to add or to delete.
 pub fn nft(mut command: Command, rules: &str) {
     let output = command.arg(rules).output().unwrap();
     assert!(output.status.success(), "{rules}: {output:?}");

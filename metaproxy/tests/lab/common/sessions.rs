@@ -1,4 +1,4 @@
-//! Requests for lists and documents, for tests of roles and sessions.
+//! Helpers for tests of roles and sessions: requests for lists and for credential documents.
 
 use metaproxy_lab::agent::Agent;
 use metaproxy_lab::pod::Pod;
@@ -16,11 +16,11 @@ pub fn document(pod: &Pod, role: &str) -> Response {
     get(pod, &format!("{LIST}{role}"))
 }
 
-/// The latest time of an answer, in seconds; SDKs give up after one.
+/// The maximum time until an answer, in seconds. SDKs give up after 1 s.
 pub const IN_TIME: f64 = 0.9;
 
-/// Requests list and document, sixteen times each at the same time, and asserts that each answer is in time. Returns
-/// one of each.
+/// Requests list and document at the same time, sixteen times each, and asserts that each answer is in time. Returns
+/// one list and one document.
 pub fn in_time(pod: &Pod, role: &str) -> (Response, Response) {
     let document = format!("{LIST}{role}");
     let requests: Vec<[String; 1]> = [LIST, &document]

@@ -1,9 +1,9 @@
-//! The changelog has the form of Keep a Changelog 1.1.0, so that tools read it too.
+//! The changelog has the format of Keep a Changelog 1.1.0, so that tools can read it.
 
 use super::commands::root;
 use super::read;
 
-/// Kinds of changes, in the order in which they stand in a version.
+/// The kinds of changes, in the order that they have within a version.
 const KINDS: [&str; 6] = ["Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"];
 
 #[test]
@@ -31,7 +31,7 @@ fn the_changelog_has_the_form_of_keep_a_changelog() {
     }
 }
 
-/// The place of a part's kind among all kinds. A part is a list.
+/// Returns the index of a part's kind in `KINDS`. Asserts that the part is a list.
 fn kind_of(title: &str, part: &str) -> usize {
     let (kind, changes) = part.split_once('\n').unwrap();
     for line in changes.lines().filter(|line| !line.is_empty()) {
@@ -43,7 +43,7 @@ fn kind_of(title: &str, part: &str) -> usize {
     place.unwrap_or_else(|| panic!("{title}: {kind} is none of {KINDS:?}"))
 }
 
-/// `[1.2.3] - 2026-01-31`
+/// Returns whether a title has the form `[1.2.3] - 2026-01-31`.
 fn is_release(title: &str) -> bool {
     let are_numbers = |text: &str, separator: char, widths: [Option<usize>; 3]| {
         let parts: Vec<&str> = text.split(separator).collect();

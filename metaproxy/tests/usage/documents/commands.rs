@@ -1,4 +1,4 @@
-//! Commands, checked by the program that they call: its own parser, its help, or a run that changes nothing.
+//! Checks of commands by the program that they call: by its parser, its help, or a run that changes nothing.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -8,7 +8,7 @@ use metaproxy::cli::{Cli, Command as Verb, UsageError};
 
 use super::text::{commands_of, substitutions};
 
-/// Programs of others, of which only the files of this repository are checked that they are given.
+/// Programs of other projects. Only those arguments are checked that name files of this repository.
 const OTHERS: [&str; 14] = [
     "aws",
     "cp",
@@ -26,14 +26,15 @@ const OTHERS: [&str; 14] = [
     "pgrep",
 ];
 
-/// What a substitution calls.
+/// Programs that are called in substitutions.
 const SMALL: [&str; 4] = ["hostname", "uname", "dpkg", "pidof"];
 
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
 }
 
-/// helm or kubectl; `None` where `cargo xtask setup` was not run, which is a failure under CI.
+/// Returns the path of helm or kubectl. Returns `None` if `cargo xtask setup` was not run, which is a failure under
+/// CI.
 pub fn tool(name: &str) -> Option<PathBuf> {
     let path = root().join("target/kubernetes").join(name);
     if path.exists() {
@@ -51,16 +52,16 @@ pub fn tool(name: &str) -> Option<PathBuf> {
     None
 }
 
-/// Each command of a line that is to be typed.
+/// Checks each command of a line that users type.
 pub fn check_line(place: &str, line: &str) {
     for words in commands_of(line) {
         check(&format!("{place}: {line}"), &words, true);
     }
 }
 
-/// A command in the midst of a text, which may leave away what it needs.
+/// Checks a command within a text. Such a command may lack required arguments.
 pub fn check_mention(place: &str, mention: &str) {
-    // `live|ready` is two commands.
+    // `live|ready` stands for two commands.
     let most = mention
         .split(' ')
         .map(|word| word.split('|').count())
@@ -103,12 +104,13 @@ fn check(place: &str, words: &[String], whole: bool) {
     files_exist(place, rest);
     match program.rsplit('/').next().unwrap_or_default() {
         "metaproxy" => metaproxy(place, rest, whole),
-        // The agent's own file, by the process that runs it.
+        // `/proc/PID/exe` is the agent's binary, named by its process.
         "exe" if program.starts_with("/proc/") => metaproxy(place, rest, whole),
         "kubectl" | "oc" => kubectl(place, program, rest, whole),
         "helm" => helm(place, rest, whole),
         "cargo" => cargo(place, rest),
-        // A loop, whose list was checked as a substitution; its end; a file that is written.
+        // A loop's list was checked as a substitution. `done` ends the loop, and `>` is followed by a file that is
+        // written.
         "for" | "done" | ">" => {}
         other if OTHERS.contains(&other) || SMALL.contains(&other) => {}
         other => panic!("{place}: nothing here knows how to check `{other}`"),
@@ -122,14 +124,14 @@ fn files_exist(place: &str, words: &[&str]) {
 }
 
 fn metaproxy(place: &str, words: &[&str], whole: bool) {
-    // What a shell puts in is a name, mostly.
+    // Substitutions of the shell mostly give a name.
     let words = words.iter().filter(|word| **word != "…");
     let words = words.map(|word| if word.contains("$(") { "node1" } else { word });
     let words: Vec<&str> = std::iter::once("metaproxy").chain(words).collect();
     if words.len() == 1 {
         return;
     }
-    // A flag's value may be left away, and so may what a command works on.
+    // A mention may omit a flag's value and required arguments.
     let ends_with_flag = words.last().is_some_and(|word| word.starts_with("--"));
     let is_cut = |kind| match kind {
         ErrorKind::MissingRequiredArgument => true,
@@ -153,7 +155,7 @@ fn metaproxy(place: &str, words: &[&str], whole: bool) {
         _ => Ok(()),
     };
     match checked {
-        // Where the reader is, there is a cluster.
+        // The reader has a cluster, so the missing source of pods is not an error here.
         Ok(()) | Err(UsageError::NoSource) => {}
         Err(error) => panic!("{place}: {error}"),
     }
@@ -168,7 +170,7 @@ fn help(program: &Path, words: &[&str]) -> Output {
         .unwrap()
 }
 
-/// Every flag is one that the help has.
+/// Asserts that the help contains every flag.
 fn flags_are_known(place: &str, words: &[&str], help: &str) {
     let is_flag = |word: &&&str| word.starts_with('-') && word.len() > 1;
     for flag in words.iter().filter(is_flag) {
@@ -189,7 +191,7 @@ fn kubectl(place: &str, program: &str, words: &[&str], whole: bool) {
     if inner.first().is_some_and(is_ours) {
         metaproxy(place, &inner[1..], whole);
     }
-    // What follows a flag of all verbs is its value.
+    // The word after a flag that precedes the verb is the flag's value.
     let mut rest = own.iter().copied();
     let mut verb = None;
     while let Some(word) = rest.next() {
@@ -225,7 +227,7 @@ fn helm(place: &str, words: &[&str], whole: bool) {
     if !whole || !["install", "upgrade", "template"].contains(verb) {
         return;
     }
-    // What it would install, with values of the reader's own.
+    // The chart is rendered with values such as a reader might have.
     let dir = tempfile::tempdir().unwrap();
     let values = dir.path().join("values.yaml");
     std::fs::write(

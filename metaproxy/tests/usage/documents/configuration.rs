@@ -1,5 +1,5 @@
-//! The tables of flags in `deploy/docs/configuration.md`, generated from the command line's definition and from the
-//! chart.
+//! The tables of flags in `deploy/docs/configuration.md`. They are generated from the command line's definition and
+//! from the chart.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -14,14 +14,14 @@ use super::read;
 
 const DOCUMENT: &str = "deploy/docs/configuration.md";
 
-/// The chart sets these flags by a named template; each stands beside the value that decides about it.
+/// Flags that the chart sets by a named template, each with the value on which it depends.
 const BY_NAMED_TEMPLATE: [(&str, &str); 3] = [
     ("admin-address", "adminAddress"),
     ("guard-placement", "guard.placement"),
     ("token-policy", "webIdentity.admissionPolicy"),
 ];
 
-/// The chart takes these from the pod itself.
+/// Flags that the chart sets from a field of the pod.
 const BY_FIELD: [&str; 1] = ["node-name"];
 
 #[test]
@@ -73,7 +73,8 @@ fn helpers() -> String {
     read(&root().join("deploy/helm/metaproxy/templates/_helpers.tpl"))
 }
 
-/// The arguments of the guard's container; its probes have flags of their own.
+/// Returns the arguments of the guard's container. The container's probes are left out, because they have other
+/// flags.
 fn guard_container(helpers: &str) -> &str {
     let (_, rest) = helpers
         .split_once("{{- define \"metaproxy.guardContainer\" -}}")
@@ -81,7 +82,8 @@ fn guard_container(helpers: &str) -> &str {
     rest.split_once("securityContext:").unwrap().0
 }
 
-/// The chart's value by flag: the one that the flag's line names, else the one of the `with` or `range` around it.
+/// Returns the chart's value for each flag: the one that the flag's line names, or else that of the `with` or `range`
+/// around it.
 fn values_of_flags(template: &str) -> BTreeMap<String, String> {
     let mut values = BTreeMap::new();
     let mut around = None;
@@ -91,7 +93,7 @@ fn values_of_flags(template: &str) -> BTreeMap<String, String> {
             around = value_in(line);
         }
         let (flag, own) = if let Some((_, rest)) = line.split_once("printf \"--") {
-            // Probes of the kubelet are calls of another command.
+            // The kubelet's probes call another command.
             if line.contains("command:") {
                 continue;
             }
@@ -114,7 +116,7 @@ fn values_of_flags(template: &str) -> BTreeMap<String, String> {
     values
 }
 
-/// The first value that a line of a template names.
+/// Returns the first value that a line of a template names.
 fn value_in(line: &str) -> Option<String> {
     let (_, rest) = line.split_once(".Values.")?;
     let is_part = |c: char| c.is_ascii_alphanumeric() || c == '.';
@@ -122,7 +124,7 @@ fn value_in(line: &str) -> Option<String> {
     Some(rest[..end].to_owned())
 }
 
-/// All flags of a command, with a table for each heading of its `--help`.
+/// Returns tables of all flags of a command, one for each heading of its `--help`.
 fn table(command: &Command, values: &BTreeMap<String, String>) -> String {
     let mut text = String::new();
     let mut headings: Vec<&str> = Vec::new();
@@ -164,7 +166,7 @@ fn flags(command: &Command) -> impl Iterator<Item = &Arg> {
     })
 }
 
-/// `--flag VALUE`
+/// Returns a flag with the name of its value: `--flag VALUE`.
 fn usage(arg: &Arg) -> String {
     let long = arg.get_long().unwrap();
     let name = arg.get_value_names().unwrap_or_default().first();
@@ -174,7 +176,7 @@ fn usage(arg: &Arg) -> String {
     }
 }
 
-/// The values that a positional argument has, or its name.
+/// Returns the possible values of a positional argument, or its name.
 fn positional(arg: &Arg) -> String {
     let values = arg.get_possible_values();
     let names: Vec<&str> = values.iter().map(|value| value.get_name()).collect();
@@ -184,7 +186,7 @@ fn positional(arg: &Arg) -> String {
     }
 }
 
-/// What `--help` says of a flag and of its values, and its default, which the help of some flags says in words.
+/// Returns the help of a flag and of its values, and its default. The help of some flags states the default in words.
 fn help_and_default(arg: &Arg) -> (String, String) {
     let help = arg.get_help().unwrap().to_string();
     let (help, said) = match help.split_once(" [default: ") {
@@ -206,7 +208,7 @@ fn help_and_default(arg: &Arg) -> (String, String) {
         .iter()
         .filter(|_| !matches!(arg.get_action(), ArgAction::SetTrue))
         .map(|value| match value.get_help().map(ToString::to_string) {
-            // The help of `on` and `off` says no more than their names.
+            // The help of `on` and `off` adds nothing to their names.
             Some(help) if !help.starts_with("Switched ") => format!("`{}`: {help}", value.get_name()),
             _ => format!("`{}`", value.get_name()),
         })
@@ -217,7 +219,7 @@ fn help_and_default(arg: &Arg) -> (String, String) {
     }
 }
 
-/// The other commands, each with the flags that `run` does not have.
+/// Returns the table of the other commands, each with the flags that `run` does not have.
 fn commands() -> String {
     let run = command("run");
     let of_run: Vec<&str> = flags(&run).filter_map(Arg::get_long).collect();

@@ -1,12 +1,12 @@
-//! Parts of documents that are generated from the program. Each stands between two comments in its document, and a test
-//! fails while it is not current.
+//! Parts of documents that are generated from the program. Each part is between two comments in its document. A test
+//! fails if it is not current.
 
 use std::fs;
 
 use super::commands::root;
 use super::read;
 
-/// The variable with which the tests write what they otherwise compare.
+/// The environment variable with which the tests write the generated parts instead of comparing them.
 const WRITE: &str = "METAPROXY_WRITE_DOCUMENTS";
 
 /// Compares the generated part `name` of a document with `wanted`, or writes it if the variable is set.
@@ -33,7 +33,7 @@ pub fn check(document: &str, name: &str, wanted: &str) {
     );
 }
 
-/// A row of a table in Markdown.
+/// Formats a row of a Markdown table.
 pub fn row<'a>(cells: impl IntoIterator<Item = &'a str>) -> String {
     let cells: Vec<String> = cells
         .into_iter()

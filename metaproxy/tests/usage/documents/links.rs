@@ -1,5 +1,5 @@
-//! What documents link to, and what code, values, rules and units name of the documents, is there: the file and its
-//! heading.
+//! Links in documents, and references to documents in code, values, rules and units. The file and its heading must
+//! exist.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -11,7 +11,7 @@ use rstest::rstest;
 use super::commands::root;
 use super::{documents, read};
 
-/// What takes more is for a document of its own.
+/// The maximum number of lines of the README. Longer text belongs in a document of its own.
 const MAX_README_LINES: usize = 150;
 
 #[test]
@@ -33,9 +33,9 @@ fn every_link_of_every_document_leads_to_a_file_and_a_heading() {
     assert!(found > 80, "{found}");
 }
 
-/// Errors, comments, `runbook_url` and the like.
+/// Errors, comments, `runbook_url` and other texts name documents.
 #[test]
-fn every_document_that_a_file_names_is_there_with_its_heading() {
+fn every_document_that_a_file_names_exists_with_its_heading() {
     let tracked = Command::new("git")
         .args(["ls-files", "--cached", "--others", "--exclude-standard"])
         .current_dir(root())
@@ -44,7 +44,7 @@ fn every_document_that_a_file_names_is_there_with_its_heading() {
     let names = String::from_utf8(tracked.stdout).unwrap();
     let mut found = 0;
     for name in names.lines() {
-        // What is no text names no document.
+        // A file that is not text names no document.
         let Ok(text) = fs::read_to_string(root().join(name)) else {
             continue;
         };
@@ -80,19 +80,19 @@ fn anchors_are_those_that_github_gives(#[case] document: &str, #[case] want: &[&
     assert_eq!(anchors(document), want);
 }
 
-/// Targets of `[text](target)`.
+/// Returns the targets of `[text](target)`.
 fn links(document: &str) -> impl Iterator<Item = &str> {
     let rests = document.split("](").skip(1);
     rests.filter_map(|rest| Some(rest.split_once(')')?.0))
 }
 
-/// Paths of documents, as they are from the root, with or without the anchor of a heading.
+/// Returns the paths of documents relative to the root, with or without the anchor of a heading.
 fn references(text: &str) -> impl Iterator<Item = &str> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_' | '#');
     text.match_indices("deploy/docs/").filter_map(move |(start, _)| {
         let rest = &text[start..];
         let end = rest.find(|c: char| !is_part(c)).unwrap_or(rest.len());
-        // The end of a sentence, or an anchor that is put in later.
+        // A final `.` ends a sentence. A final `#` precedes an anchor that is inserted at run time.
         let reference = rest[..end].trim_end_matches(['.', '#']);
         reference.contains(".md").then_some(reference)
     })
@@ -115,8 +115,8 @@ fn check(place: &str, target: &Path, anchor: Option<&str>) {
     );
 }
 
-/// Of all headings, as GitHub makes them: small letters, without punctuation, and with `-` for a blank. The second
-/// heading of a name has `-1` behind it.
+/// Returns the anchors of all headings, as GitHub makes them: in lower case, without punctuation, and with `-` for a
+/// blank. The second heading with a name gets the suffix `-1`.
 fn anchors(document: &str) -> Vec<String> {
     let mut seen: BTreeMap<String, usize> = BTreeMap::new();
     let mut anchors = Vec::new();

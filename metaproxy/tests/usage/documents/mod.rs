@@ -1,5 +1,5 @@
-//! The commands in documents are those that the programs take, and the configuration in them is what the programs read.
-//! Every block of every document is looked at: one of a kind that nothing here knows how to check is a failure.
+//! Checks of the documents. The programs must accept the commands and the configuration in them. Every block of every
+//! document is checked, and a block of an unknown kind is a failure.
 
 mod changelog;
 mod commands;
@@ -19,7 +19,7 @@ use serde_json::Value;
 use commands::{check_line, check_mention, root, tool};
 use text::{Block, blocks, lines_of, mentions};
 
-/// Documents in Markdown, wherever they are.
+/// Returns all Markdown documents of the repository.
 fn documents() -> Vec<PathBuf> {
     let tracked = Command::new("git")
         .args(["ls-files", "--cached", "--others", "--exclude-standard", "*.md"])
@@ -37,7 +37,7 @@ fn read(path: &Path) -> String {
 }
 
 #[test]
-fn every_block_of_every_document_is_what_programs_take() {
+fn programs_accept_every_block_of_every_document() {
     let (mut commands, mut files, mut outputs) = (0, 0, 0);
     for document in documents() {
         for block in blocks(&read(&document)) {
@@ -73,7 +73,7 @@ fn every_block_of_every_document_is_what_programs_take() {
 }
 
 #[test]
-fn every_command_that_a_document_mentions_is_one_that_programs_take() {
+fn programs_accept_every_command_that_a_document_mentions() {
     let mut found = 0;
     for document in documents() {
         let text = read(&document);
@@ -85,9 +85,9 @@ fn every_command_that_a_document_mentions_is_one_that_programs_take() {
     assert!(found > 60, "{found}");
 }
 
-/// Examples of each command's help.
+/// Checks the examples in the help of each command.
 #[test]
-fn examples_of_every_help_are_what_programs_take() {
+fn programs_accept_the_examples_of_every_help() {
     let mut found = 0;
     for command in [
         "run",
@@ -121,9 +121,9 @@ fn examples_of_every_help_are_what_programs_take() {
     assert!(found >= 12, "{found}");
 }
 
-/// Comments of values and units that name commands, and what helm tells after an installation.
+/// Checks the commands in comments of values and units, and in helm's notes after an installation.
 #[test]
-fn commands_in_notes_examples_and_units_are_what_programs_take() {
+fn programs_accept_the_commands_in_notes_examples_and_units() {
     let mut found = 0;
     for example in fs::read_dir(root().join("deploy/examples")).unwrap() {
         let path = example.unwrap().path();
@@ -176,7 +176,7 @@ fn commands_in_notes_examples_and_units_are_what_programs_take() {
     }
 }
 
-/// An explanation is shown as the program gives it, but for line breaks and what is left out of it.
+/// Asserts that an explanation is what the program prints. Line breaks may differ, and parts may be omitted.
 fn explanation(place: &str, block: &Block) {
     let given = root().join(
         "metaproxy/src/introspection/snapshots/metaproxy__introspection__scenarios__answer_event_log_and_explanation_say_the_same.snap",
@@ -197,13 +197,13 @@ fn explanation(place: &str, block: &Block) {
     }
 }
 
-/// Values of the chart, or a kustomization over the base.
+/// Checks a block that is values of the chart, or a kustomization of the base.
 fn yaml(place: &str, block: &Block) {
     let parsed: Value =
         serde_yaml_ng::from_str(&block.text).unwrap_or_else(|error| panic!("{place}: {error}"));
     let dir = tempfile::tempdir_in(root().join("target")).unwrap();
     let (program, words) = if parsed.get("resources").is_some() {
-        // As kustomize has it, a base is named by a relative path.
+        // kustomize accepts a local base only as a relative path.
         let base = "github.com/example/metaproxy/deploy/kustomize/base";
         assert!(block.text.contains(base), "{place}");
         let text = block.text.replace(base, "../../deploy/kustomize/base");

@@ -1,22 +1,22 @@
-//! Every path of the repository that the documents for contributors name is there.
+//! Every path of the repository that the documents for contributors name must exist.
 
 use std::path::Path;
 
 use super::commands::root;
 use super::read;
 
-/// Directories below which a path may begin, as ARCHITECTURE.md says under "Stages".
+/// The directory to which paths may be relative, as ARCHITECTURE.md says under "Stages".
 const BELOW_SOURCE: &str = "metaproxy/src";
 
 #[test]
-fn every_path_that_the_architecture_and_contributing_name_is_there() {
+fn every_path_that_the_architecture_and_contributing_name_exists() {
     let mut found = 0;
     for document in ["ARCHITECTURE.md", "CONTRIBUTING.md"] {
         for line in read(&root().join(document)).lines() {
             let mut beside: Option<String> = None;
             for path in paths(line) {
                 let is_there = |base: &Path| base.join(path).exists();
-                // A bare name stands beside the path before it in its line.
+                // A bare name is in the directory of the path before it in its line.
                 let neighbour = beside.as_ref().is_some_and(|dir| is_there(&root().join(dir)));
                 let source = is_there(&root().join(BELOW_SOURCE));
                 assert!(
@@ -33,8 +33,8 @@ fn every_path_that_the_architecture_and_contributing_name_is_there() {
     assert!(found > 150, "{found}");
 }
 
-/// What stands between backticks and looks like a file or directory: it ends like one, and is neither a pattern nor a
-/// file of a node.
+/// Returns the spans between backticks that look like a file or directory of the repository: they end like one, and
+/// are neither a pattern nor a file of a node.
 fn paths(line: &str) -> impl Iterator<Item = &str> {
     let spans = line.split('`').skip(1).step_by(2);
     spans.filter(|span| {
@@ -46,7 +46,7 @@ fn paths(line: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Files that are made in the runtime directory of a node, and directories of the lab's own.
+/// Returns whether a path is a file in the runtime directory of a node, or is relative to a directory of the lab.
 fn is_elsewhere(path: &str) -> bool {
     const OF_THE_RUNTIME_DIRECTORY: [&str; 1] = ["pods.json"];
     const OF_THE_LAB: &str = "xtask/lab/src";

@@ -1,5 +1,5 @@
-//! The table of reasons in `deploy/docs/operations.md`, generated from [`Reason`]. A new reason does not compile here
-//! before it has an example and a remedy.
+//! The table of reasons in `deploy/docs/operations.md`, generated from [`Reason`]. This module does not compile until
+//! a new reason has an example and a remedy.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -32,11 +32,11 @@ fn the_table_of_reasons_is_current() {
     check("deploy/docs/operations.md", "reasons", &text);
 }
 
-/// The answer to a request for credentials, and the event on the pod.
+/// Returns the answer to a request for credentials, and the event of the pod.
 fn answer(reason: &Reason) -> &'static str {
     match reason.kind() {
         ReasonKind::Granted => "200, credentials",
-        // An event needs the pod's name.
+        // There is no event, because an event needs the pod's name.
         ReasonKind::PodUnknown => "503",
         _ if reason.is_refusal() => "200, `AssumeRoleUnauthorizedAccess`; event `RoleRefused`",
         _ if reason.is_unavailable() => "503; event `CredentialsUnavailable` after 10 s",

@@ -1,31 +1,31 @@
-//! Blocks, lines and words of a document.
+//! Parsers for blocks, lines and words of a document.
 
-/// Something that is set off from the text: indented by four blanks and more, or between fences.
+/// A code block: indented by four or more blanks, or between fences.
 #[derive(Debug)]
 pub struct Block {
-    /// The line of its beginning.
+    /// The number of its first line.
     pub line: usize,
-    /// Without what all of its lines are indented by.
+    /// The text without the indentation that all of its lines have.
     pub text: String,
 }
 
 impl Block {
-    /// Boxes and arrows.
+    /// Returns whether the block is a drawing of boxes and arrows.
     pub fn is_drawing(&self) -> bool {
         self.text.contains('│')
     }
 
-    /// What `explain` shows.
+    /// Returns whether the block is output of `explain`.
     pub fn is_explanation(&self) -> bool {
         self.text.starts_with("pod ") && self.text.contains("\nverdict ")
     }
 
-    /// A policy of IAM.
+    /// Returns whether the block is an IAM policy.
     pub fn is_policy(&self) -> bool {
         self.text.starts_with('{')
     }
 
-    /// It begins with a key.
+    /// Returns whether the block begins with a YAML key.
     pub fn is_yaml(&self) -> bool {
         let first = self.text.lines().next().unwrap_or_default();
         let key = first
@@ -37,14 +37,14 @@ impl Block {
     }
 }
 
-/// All blocks of a document in Markdown.
+/// Returns all code blocks of a Markdown document.
 pub fn blocks(document: &str) -> Vec<Block> {
     let mut found: Vec<(usize, Vec<&str>)> = Vec::new();
     let (mut in_fence, mut in_block) = (false, false);
     let mut after_blank = true;
     for (index, line) in document.lines().enumerate() {
         let is_fence = line.trim_start().starts_with("```");
-        // A line of a list that goes on is indented too, but follows its beginning at once.
+        // A continuation line of a list is indented too, but it has no empty line before it.
         let is_indented = line.starts_with("    ") && (in_block || after_blank);
         let belongs = if is_fence { false } else { in_fence || is_indented };
         if is_fence {
@@ -75,14 +75,14 @@ pub fn blocks(document: &str) -> Vec<Block> {
     found.into_iter().map(block).collect()
 }
 
-/// Lines as a shell reads them: those that end with `\` go on in the next.
+/// Splits text into lines as a shell does. A line that ends with `\` continues in the next one.
 pub fn lines_of(text: &str) -> Vec<String> {
     let joined = text.replace("\\\n", " ");
     let lines = joined.lines().map(str::trim).filter(|line| !line.is_empty());
     lines.map(str::to_owned).collect()
 }
 
-/// Commands within the text: what stands between backticks and begins with a program, with a word behind it.
+/// Returns the commands within the text: spans between backticks that begin with a program and an argument.
 pub fn mentions(document: &str) -> Vec<String> {
     let is_text = |line: &&str| !line.starts_with("    ");
     let text: Vec<&str> = document.lines().filter(is_text).collect();
@@ -98,8 +98,8 @@ pub fn mentions(document: &str) -> Vec<String> {
     spans.filter(is_command).collect()
 }
 
-/// Commands of a line: what stands between `|`, `&&`, `;` and redirections, in words without their quotes. What is
-/// behind `#` is a comment, and what is between brackets stands for something.
+/// Splits a line into commands, which `|`, `&&`, `;` and redirections separate, and each command into words without
+/// quotes. Text after `#` is a comment. Text between brackets is a placeholder.
 pub fn commands_of(line: &str) -> Vec<Vec<String>> {
     let mut commands = vec![Vec::new()];
     let mut word: Option<String> = None;
@@ -151,7 +151,7 @@ pub fn commands_of(line: &str) -> Vec<Vec<String>> {
 fn end(commands: &mut Vec<Vec<String>>, word: String) {
     match word.as_str() {
         "|" | "&&" | ">" => commands.push(match word.as_str() {
-            // A file, and no command.
+            // A redirection is followed by a file, not by a command.
             ">" => vec![word],
             _ => Vec::new(),
         }),
@@ -159,7 +159,7 @@ fn end(commands: &mut Vec<Vec<String>>, word: String) {
     }
 }
 
-/// What stands in `$(…)` within a word.
+/// Returns the commands in `$(…)` within a word.
 pub fn substitutions(word: &str) -> Vec<&str> {
     let parts = word.split("$(").skip(1);
     parts.filter_map(|part| part.split(')').next()).collect()

@@ -18,12 +18,12 @@ const WRITE_HDR_OPT_CB_FLAG: i32 = 1 << 6;
 const CB_FLAGS_SET: i32 = 59;
 const RESERVE_HDR_OPT: i32 = 144;
 
-/// What the program does.
+/// The action of a sock_ops program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SockOpsAction {
-    /// Sets the callback flags of an established connection to none, whatever others have set.
+    /// Sets the callback flags of an established connection to none, and so removes the flags of other programs.
     ClearFlags,
-    /// Takes this many bytes of each packet's options, at most 40.
+    /// Reserves this number of bytes of each packet's options, at most 40.
     TakeRoom(u8),
 }
 

@@ -1,7 +1,7 @@
 //! `attack` runs in a pod and attacks the identification of callers for a limited time.
 //!
-//! It prints a line of JSON every 50 ms, counter → value, so that a test sees that the attack goes on while it looks
-//! at other pods. An attack that cannot go on ends with an error.
+//! It prints a line of JSON every 50 ms, counter → value, so that a test knows that the attack continues while it
+//! tests other pods. An attack that cannot continue ends with an error.
 
 mod answered;
 mod flood;
@@ -22,7 +22,7 @@ use clap::{Args, Subcommand};
 use self::privileges::Privileges;
 use self::progress::Progress;
 
-/// How many descriptors of a process are not for connections.
+/// The number of a process's descriptors that are reserved for other uses than connections.
 const OTHER_DESCRIPTORS: u64 = 64;
 
 /// The arguments of `attack`.
@@ -40,16 +40,18 @@ pub struct Attack {
 
 #[derive(Clone, Debug, Subcommand)]
 enum Kind {
-    /// Answer the own connections to the listener, in a user and network namespace of one's own whose `lo` has the
+    /// Answer the attacker's connections to the listener, in a new user and network namespace whose `lo` has the
     /// listener's address
     AnswerInNamespace(InNamespace),
-    /// Answer the own connections to the listener by a raw socket: they are bound to `lo` and leave from 127.0.0.0/8
+    /// Answer the attacker's connections to the listener by a raw socket: they are bound to `lo` and come from
+    /// 127.0.0.0/8
     AnswerRaw(Raw),
-    /// Pass the packets of a client on to the listener, from an address of one's own and with the same sequence numbers
+    /// Forward the packets of a client to the listener, from the attacker's address and with the same sequence
+    /// numbers
     Relay(Relay),
-    /// Take part in a client's handshake, and use the option that it sends on connections of one's own
+    /// Take part in a client's handshake, and replay the client's option on connections of the attacker
     Replay(Replay),
-    /// Complete handshakes with the listener by a raw socket, without a socket of the kernel, and ask
+    /// Complete handshakes with the listener by a raw socket, without a TCP socket, and send requests
     HandMade(HandMade),
     /// Send SYNs by a raw socket
     SynFlood(SynFlood),
@@ -57,7 +59,7 @@ enum Kind {
     HalfOpen(Connects),
     /// Connect and reset as fast as possible
     Connect(Connects),
-    /// Connect and hold, and connect anew as soon as a connection is closed
+    /// Connect and hold the connections, and replace each one that is closed
     Hold(Connects),
 }
 
@@ -68,16 +70,16 @@ struct InNamespace {
     /// Connect from this address and these ports, instead of ports that the kernel chooses
     #[arg(long)]
     source: Option<SocketAddr>,
-    /// How many ports, from that of --source on
+    /// The number of ports, starting at that of --source
     #[arg(long, default_value_t = 10_000)]
     ports: u16,
-    /// Connections to hold; each one beyond takes the place of the oldest
+    /// The number of connections to hold; each further one replaces the oldest
     #[arg(long, default_value_t = 10_000)]
     hold: usize,
-    /// Most connections a second
+    /// The maximum number of connections per second
     #[arg(long, default_value_t = 50_000)]
     rate: u64,
-    /// Use the network namespace as it is
+    /// Use the current network namespace
     #[arg(long)]
     here: bool,
 }
@@ -86,10 +88,10 @@ struct InNamespace {
 struct Raw {
     #[arg(long)]
     listener: SocketAddrV4,
-    /// Connections to hold; each one beyond takes the place of the oldest
+    /// The number of connections to hold; each further one replaces the oldest
     #[arg(long, default_value_t = 70_000)]
     hold: usize,
-    /// Most connections a second
+    /// The maximum number of connections per second
     #[arg(long, default_value_t = 50_000)]
     rate: u64,
 }
@@ -104,16 +106,16 @@ struct Relay {
     front: SocketAddrV4,
     #[arg(long)]
     listener: SocketAddrV4,
-    /// The address to pass them on from
+    /// The address to forward them from
     #[arg(long)]
     own: Ipv4Addr,
-    /// What to do to the client's TCP options
+    /// How to change the client's TCP options
     #[arg(long, value_enum, default_value = "as-is")]
     options: relay::Options,
     /// The cgroup id to claim, if --options forges one
     #[arg(long, default_value_t = 0)]
     claim: u64,
-    /// What to count in the listener's answers
+    /// The text to count in the listener's answers
     #[arg(long, default_value = "HTTP/1.1 200")]
     watch_for: String,
 }
@@ -130,10 +132,10 @@ struct Replay {
     /// The address to connect from
     #[arg(long)]
     own: Ipv4Addr,
-    /// Answer the client instead of the listener
+    /// Answer the client without contacting the listener
     #[arg(long)]
     alone: bool,
-    /// Connections for each option that was recorded
+    /// The number of connections for each recorded option
     #[arg(long, default_value_t = 500)]
     tries: u64,
 }
@@ -153,10 +155,10 @@ struct HandMade {
 struct SynFlood {
     #[arg(long)]
     listener: SocketAddrV4,
-    /// Send from the addresses of this network of 16 bits
+    /// Send from the addresses of this /16 network
     #[arg(long)]
     source: Ipv4Addr,
-    /// Most packets a second
+    /// The maximum number of packets per second
     #[arg(long, default_value_t = 50_000)]
     rate: u64,
 }
@@ -165,10 +167,10 @@ struct SynFlood {
 struct Connects {
     #[arg(long, default_value = "169.254.169.254:80")]
     to: SocketAddr,
-    /// Connections to hold
+    /// The maximum number of connections to hold
     #[arg(long, default_value_t = 10_000)]
     hold: usize,
-    /// Most connections a second
+    /// The maximum number of connections per second
     #[arg(long, default_value_t = 50_000)]
     rate: u64,
     #[arg(long, default_value_t = 2)]
@@ -177,7 +179,8 @@ struct Connects {
 
 /// Runs the attack until its time is up.
 pub fn run(attack: &Attack) -> Result<()> {
-    // On a node a pod has a share of the processors, and the node's own programs have theirs.
+    // The attack gets the lowest priority, because on a real node a pod cannot take the processors from the node's
+    // own programs.
     // SAFETY: takes no pointer.
     let is_nice = unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, 19) } == 0;
     if !is_nice {
@@ -186,8 +189,8 @@ pub fn run(attack: &Attack) -> Result<()> {
     let descriptors = raise_descriptors()?;
     attack.privileges.take_on()?;
     let end = Instant::now() + Duration::from_secs(attack.seconds);
-    // This must happen before there are threads: a process with several may not enter a user namespace (setns(2)), and
-    // its children have only one of them.
+    // This must happen before there are threads: a process with several threads must not enter a user namespace
+    // (setns(2)), and its children have only one of the threads (fork(2)).
     let processes = match &attack.kind {
         Kind::AnswerInNamespace(options) => Some(answered::in_namespace(options, descriptors, end)?),
         Kind::AnswerRaw(options) => Some(answered::raw(options, descriptors, end)?),

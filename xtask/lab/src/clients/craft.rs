@@ -1,4 +1,4 @@
-//! `craft` runs in a pod and sends TCP packets for the metadata service that it makes by hand, past every connect hook.
+//! `craft` runs in a pod and sends TCP packets to the metadata service that bypass every connect hook.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
@@ -31,18 +31,18 @@ pub struct Craft {
     count: usize,
 }
 
-/// How a packet is sent past connect hooks.
+/// How a packet bypasses connect hooks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Method {
-    /// IPPROTO_RAW: the IP header is the sender's
+    /// IPPROTO_RAW: the sender makes the IP header
     Raw,
-    /// The same with IP options, or an extension header of IPv6
+    /// IPPROTO_RAW with IP options, or an extension header of IPv6
     RawOptions,
-    /// The same in two fragments
+    /// IPPROTO_RAW in two fragments
     RawFragments,
     /// IPPROTO_TCP: the kernel makes the IP header
     RawTcp,
-    /// AF_PACKET
+    /// AF_PACKET: the sender makes the Ethernet and IP headers
     Packet,
 }
 
@@ -77,7 +77,7 @@ pub fn run(craft: &Craft) -> Result<()> {
             vec![ipv6(from, to, 60, &padded)]
         }
         (_, IpAddr::V6(from), IpAddr::V6(to)) => vec![ipv6(from, to, TCP, &tcp)],
-        _ => anyhow::bail!("two families"),
+        _ => anyhow::bail!("--source and --to have different address families"),
     };
     let (domain, kind, protocol) = match (craft.method, craft.to) {
         (Method::Packet, _) => (libc::AF_PACKET, libc::SOCK_RAW, 0),
@@ -106,7 +106,7 @@ pub fn run(craft: &Craft) -> Result<()> {
 }
 
 fn send(socket: &OwnedFd, bytes: &[u8], to: *const libc::sockaddr, length: libc::socklen_t) -> Result<()> {
-    // SAFETY: both live through the call and are as long as said.
+    // SAFETY: the packet and the address live through the call and have the lengths that are passed.
     let sent = unsafe {
         libc::sendto(
             socket.as_raw_fd(),

@@ -29,7 +29,7 @@ pub struct Dial {
     /// Bind to this address first; port 0 lets the kernel choose
     #[arg(long)]
     source: Option<SocketAddr>,
-    /// Each connection from the next port, starting at that of --source
+    /// Bind each connection to the next port, starting at that of --source
     #[arg(long)]
     sweep: bool,
     /// Set IP_TRANSPARENT, so that an address that is not this pod's may be bound
@@ -44,7 +44,7 @@ pub struct Dial {
     /// The value of SO_MARK
     #[arg(long)]
     mark: Option<u32>,
-    /// Move to this cgroup when the socket is made, and connect then
+    /// Move to this cgroup after the socket is made and before it connects
     #[arg(long)]
     move_to: Option<std::path::PathBuf>,
     /// Set SO_REUSEPORT beside SO_REUSEADDR
@@ -68,7 +68,7 @@ pub struct Dial {
     /// The number of requests on each connection
     #[arg(long, default_value_t = 1)]
     keep: usize,
-    /// Add to each outcome how long it took from connect() to the answer, in milliseconds
+    /// Add to each outcome the time from connect() to the answer, in milliseconds
     #[arg(long)]
     time: bool,
     /// Count the addresses that getpeername() returns instead of the answers
@@ -245,7 +245,7 @@ impl Dial {
             set(socket, libc::SOL_SOCKET, libc::SO_REUSEPORT)?;
         }
         let (address, length) = raw(source);
-        // SAFETY: the address lives through the call and is as long as said.
+        // SAFETY: the address lives through the call and has the length that is passed.
         check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })
     }
 
@@ -257,12 +257,12 @@ impl Dial {
         match self.mode {
             Mode::Plain | Mode::Mptcp | Mode::V6only => {
                 set_timeout(socket, Duration::from_millis(self.timeout))?;
-                // SAFETY: the address lives through the call and is as long as said.
+                // SAFETY: the address lives through the call and has the length that is passed.
                 check(unsafe { libc::connect(fd, target, length) })?;
             }
             Mode::Nonblocking => self.connect_nonblocking(socket)?,
             Mode::Fastopen => {
-                // SAFETY: as above, and the request likewise.
+                // SAFETY: the address and the request live through the call and have the lengths that are passed.
                 let sent = unsafe {
                     libc::sendto(
                         fd,
@@ -285,7 +285,7 @@ impl Dial {
         let stream = socket.try_clone().map(TcpStream::from)?;
         stream.set_nonblocking(true)?;
         let (address, length) = raw(self.to);
-        // SAFETY: the address lives through the call and is as long as said.
+        // SAFETY: the address lives through the call and has the length that is passed.
         match check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) }) {
             Err(error) if error.raw_os_error() == Some(libc::EINPROGRESS) => {}
             other => return other,
@@ -295,7 +295,7 @@ impl Dial {
             events: libc::POLLOUT,
             revents: 0,
         };
-        // SAFETY: one element, as said.
+        // SAFETY: the array has one element, which is the length that is passed.
         match unsafe { libc::poll(&raw mut poll, 1, self.timeout as i32) } {
             1 => {}
             _ => return Err(io::ErrorKind::TimedOut.into()),
@@ -346,7 +346,7 @@ fn read_answer(stream: &mut TcpStream) -> io::Result<(String, bool)> {
         match stream.read(&mut chunk) {
             Ok(0) => return Ok(("no answer".to_owned(), false)),
             Ok(length) => answer.extend(&chunk[..length]),
-            // The kernel's work on a ring that was closed may interrupt a read.
+            // The kernel may interrupt a read while it cleans up an io_uring that was closed.
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
@@ -368,7 +368,7 @@ fn check(result: i32) -> io::Result<()> {
 
 fn set(socket: &OwnedFd, level: i32, option: i32) -> io::Result<()> {
     let on: i32 = 1;
-    // SAFETY: an int, as said.
+    // SAFETY: the value is an int, which has the length that is passed.
     check(unsafe { libc::setsockopt(socket.as_raw_fd(), level, option, (&raw const on).cast(), 4) })
 }
 

@@ -7,8 +7,9 @@ use std::os::fd::AsRawFd as _;
 use anyhow::{Context as _, Result};
 use clap::Args;
 
-/// The arguments of `redirect-proxy`, which works as the proxies of service meshes do: it accepts connections that
-/// iptables redirects to it, and connects to where they led, marked so that its own connections are not redirected.
+/// The arguments of `redirect-proxy`. It works like the proxies of service meshes: it accepts connections that
+/// iptables redirects to it, and connects to their original destination. Its own connections have a mark, so that
+/// they are not redirected.
 #[derive(Clone, Debug, Args)]
 pub struct RedirectProxy {
     /// The port to listen on

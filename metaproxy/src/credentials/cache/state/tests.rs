@@ -1,4 +1,4 @@
-//! Each row is a state and an event, and what comes of them.
+//! Tests each transition. A row is a state and an event, and the result.
 
 use super::*;
 use proptest::prelude::*;
@@ -150,7 +150,7 @@ fn state(phase: Phase, has: Has, failed: Failed) -> State {
     }
 }
 
-/// What an asker gets, without its contents.
+/// The answer to an asker, without its contents.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Gets {
     Served,
@@ -331,7 +331,7 @@ fn timer_fired(#[case] phase: Phase, #[case] has: Has, #[case] phase_after: Phas
 #[case(calling(), forgotten_calling())]
 #[case(awaited_now(), forgotten_awaited_now())]
 #[case(forgotten_awaited_now(), forgotten_awaited_now())]
-fn no_pod_has_it(#[case] phase: Phase, #[case] phase_after: Phase) {
+fn session_forgotten(#[case] phase: Phase, #[case] phase_after: Phase) {
     let (after, actions) = step(state(phase, Young, Never), Event::Forgotten, now());
     assert_eq!(
         (after.phase, actions.next, actions.notify),
@@ -373,8 +373,8 @@ fn any_event() -> impl Strategy<Value = (u8, u64)> {
 }
 
 proptest! {
-    /// Whatever happens in whatever order: one call at a time, none for a forgotten session, and nothing expired is
-    /// served.
+    /// These promises hold for any events in any order: there is one call at a time, there is none for a forgotten
+    /// session, and no expired session is served.
     #[test]
     fn promises_hold_in_any_order_of_events(events in proptest::collection::vec(any_event(), 1..200)) {
         let (mut state, mut seconds, mut timer) = (State::default(), 0, None);

@@ -1,10 +1,10 @@
-//! An STS that is slow, down, or denies.
+//! Tests an STS that is slow, down, or denies.
 
 use super::*;
 use crate::captured_log::CapturedLog;
 
 #[tokio::test(start_paused = true)]
-async fn a_slow_sts_is_given_up_on_in_time_and_its_answer_kept() {
+async fn a_request_gives_up_on_a_slow_sts_in_time_and_the_answer_is_kept() {
     let (script, sessions) = sts(5_000, [hour()]);
     let start = Instant::now();
     assert!(matches!(left(&sessions).await, Err(ObtainError::Unavailable(_))));
@@ -32,15 +32,15 @@ async fn a_denied_role_is_asked_for_once_in_30_seconds_and_only_on_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn transient_failures_are_backed_off_and_forgotten() {
+async fn transient_failures_are_backed_off_until_a_success() {
     let (script, sessions) = sts(10, [Does::Fails(down())]);
-    // For ten minutes, ten times a second.
+    // The pod asks ten times a second, for ten minutes.
     for _ in 0..6000 {
         assert_eq!(left(&sessions).await.unwrap_err(), down());
         pass(Duration::from_millis(100)).await;
     }
     let calls = script.minutes();
-    // 0.5 s doubling to 30 s: about 7 calls until the longest pause, then 2 a minute.
+    // The pause doubles from 0.5 s to 30 s: about 7 calls until the longest pause, then 2 a minute.
     assert!((20..=30).contains(&calls.len()), "{calls:?}");
     let pauses: Vec<f64> = calls.windows(2).map(|pair| (pair[1] - pair[0]) * 60.0).collect();
     assert!(
@@ -60,7 +60,7 @@ async fn transient_failures_are_backed_off_and_forgotten() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn after_an_outage_a_session_is_there_before_the_next_request() {
+async fn after_an_outage_a_session_is_obtained_before_the_next_request() {
     let (script, sessions) = sts(10, [Does::Fails(down())]);
     sessions.prefetch(&pod("a"), &key("a"));
     pass(minutes(60)).await;
@@ -76,7 +76,7 @@ async fn after_an_outage_a_session_is_there_before_the_next_request() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn while_sts_denies_what_is_valid_is_served_to_its_end() {
+async fn while_sts_denies_a_valid_session_is_served_to_its_end() {
     let (script, sessions) = sts(100, [hour(), Does::Fails(denied())]);
     for _ in 0..59 {
         assert!(left(&sessions).await.is_ok());
@@ -89,13 +89,13 @@ async fn while_sts_denies_what_is_valid_is_served_to_its_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_has_expired_is_never_served() {
+async fn an_expired_session_is_never_served() {
     let (_, sessions) = sts(10, [Does::Gives(Duration::ZERO), Does::Fails(down())]);
     assert!(left(&sessions).await.is_err());
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_sts_that_hands_out_what_is_all_but_dead_is_not_asked_without_end() {
+async fn an_sts_whose_sessions_are_about_to_expire_is_not_called_without_end() {
     let (script, sessions) = sts(10, [Does::Gives(Duration::from_secs(2))]);
     for _ in 0..600 {
         let _ = left(&sessions).await;
@@ -105,7 +105,7 @@ async fn an_sts_that_hands_out_what_is_all_but_dead_is_not_asked_without_end() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_outage_of_sts_is_a_few_lines_whatever_the_number_of_pods_and_attempts() {
+async fn an_outage_of_sts_is_logged_in_a_few_lines_whatever_the_number_of_pods_and_attempts() {
     let (log, _guard) = CapturedLog::start(tracing::Level::INFO);
     let (script, sessions) = sts(10, [Does::Fails(down())]);
     for number in 0..100 {

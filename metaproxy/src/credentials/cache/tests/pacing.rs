@@ -1,4 +1,4 @@
-//! A pod whose session is shaped anew again and again.
+//! Tests pods whose sessions change again and again.
 
 use super::*;
 use crate::credentials::cache::pacing::{MAX_AHEAD_AT_ONCE, MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
@@ -14,7 +14,7 @@ fn key_of_role(name: &str, role: &str) -> SessionKey {
     }
 }
 
-/// What a change of one annotation makes of a pod's session.
+/// A change of one annotation, applied to the key of a pod's session.
 type Reshape = fn(&mut SessionKey, usize);
 
 const RESHAPES: [Reshape; 4] = [
@@ -68,7 +68,7 @@ async fn a_pod_that_changes_its_annotations_400_times_a_second_costs_few_calls_w
         let (last, changes) = change(&sessions, reshapes, Duration::from_secs(8)).await;
         let calls = script.count();
         assert!((AT_ONCE..=AT_ONCE + 4).contains(&calls), "{calls}");
-        // What it has in the end is served, by one call more.
+        // The last session is served after one more call.
         pass(NEW_SESSION_INTERVAL).await;
         let session = sessions.get(&pod("tenant"), &last, Instant::now()).await;
         assert!(session.is_ok(), "{session:?}");
@@ -84,7 +84,7 @@ async fn a_pod_that_changes_its_annotations_400_times_a_second_costs_few_calls_w
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_forgotten_before_its_turn_is_never_fetched() {
+async fn a_session_that_is_forgotten_before_its_turn_is_never_fetched() {
     let (script, sessions) = sts(10, [hour()]);
     for number in 0..=AT_ONCE {
         sessions.prefetch(&pod("tenant"), &key_of_role("tenant", &number.to_string()));
@@ -99,7 +99,7 @@ async fn what_is_forgotten_before_its_turn_is_never_fetched() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_is_forgotten_while_other_calls_are_under_way_is_never_fetched() {
+async fn a_session_that_is_forgotten_while_it_waits_for_other_calls_is_never_fetched() {
     let (script, sessions) = sts(1000, [hour()]);
     for number in 0..MAX_BACKGROUND_CALLS {
         sessions.prefetch(&pod(&number.to_string()), &key(&number.to_string()));
@@ -136,7 +136,7 @@ async fn a_request_that_would_wait_too_long_for_its_turn_is_refused_in_time_and_
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_request_whose_session_is_forgotten_while_it_waits_learns_of_that_at_once_and_asks_sts_nothing() {
+async fn a_request_whose_session_is_forgotten_while_it_waits_fails_at_once_without_an_sts_call() {
     let (script, sessions) = sts(10, [hour()]);
     for number in 0..AT_ONCE {
         sessions.prefetch(&pod("tenant"), &key_of_role("tenant", &number.to_string()));
@@ -172,13 +172,13 @@ async fn pods_that_are_made_400_times_a_second_cost_few_calls_and_hold_up_no_req
     let calls = script.count();
     let expected = MAX_AHEAD_AT_ONCE as usize + 10 * TIME;
     assert!((expected - 1..=expected + 1).contains(&calls), "{calls}");
-    // A pod that runs, of which none or a fetch without a turn was there before.
+    // Both pods run. The first has no session yet, and the session of the second waits for its turn.
     for name in ["late", "3000"] {
         let start = Instant::now();
         assert!(sessions.get(&pod(name), &key(name), soon()).await.is_ok());
         assert_eq!(start.elapsed(), Duration::from_millis(10), "one call's time");
     }
-    // And one, it may be, whose turn came meanwhile.
+    // A third call is possible, if its turn came meanwhile.
     let calls = script.count() - calls;
     assert!((2..=3).contains(&calls), "{calls}");
     let calls = script.count();
@@ -194,12 +194,12 @@ async fn an_agent_that_starts_fetches_the_sessions_of_all_its_pods_without_a_pau
         let name = number.to_string();
         sessions.prefetch(&pod(&name), &key(&name));
     }
-    // So many calls at a time.
+    // `MAX_BACKGROUND_CALLS` calls run at a time.
     pass(Duration::from_millis(10) * MAX_AHEAD_AT_ONCE.div_ceil(MAX_BACKGROUND_CALLS as u32)).await;
     assert_eq!(script.count(), MAX_AHEAD_AT_ONCE as usize);
 }
 
-/// As with `--session-scope role`.
+/// Pods share a session with `--session-scope role`.
 #[tokio::test(start_paused = true)]
 async fn a_paced_pod_does_not_hold_up_another_one_that_shares_its_session() {
     let (script, sessions) = sts(10, [hour()]);
@@ -213,7 +213,7 @@ async fn a_paced_pod_does_not_hold_up_another_one_that_shares_its_session() {
     let start = Instant::now();
     assert!(sessions.get(&pod("other"), &shared, soon()).await.is_ok());
     assert_eq!(start.elapsed(), Duration::from_millis(10), "one call's time");
-    // What is there is served to both, paced or not.
+    // A valid session is served to both pods, paced or not.
     assert!(
         sessions
             .get(&pod("tenant"), &shared, Instant::now())
@@ -268,7 +268,7 @@ async fn renewals_take_no_turn() {
         (turns.count(TurnOutcome::Prompt), turns.count(TurnOutcome::Slowed)),
         (1, 0)
     );
-    // All the pod's turns are there.
+    // All turns of the pod are available.
     sessions.prefetch(&pod("a"), &used);
     pass(Duration::from_millis(100)).await;
     assert_eq!(script.count(), calls + 1);

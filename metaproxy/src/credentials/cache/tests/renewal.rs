@@ -1,9 +1,9 @@
-//! What is renewed, what is let go, and how much is left of what is served.
+//! Tests which sessions are renewed or let go, and how much life is left of a session that is served.
 
 use super::*;
 use rstest::rstest;
 
-/// A pod that asks every minute, for a day.
+/// The pod asks every minute, for a day.
 #[tokio::test(start_paused = true)]
 async fn a_session_in_use_is_renewed_at_about_half_life_and_never_waited_for() {
     let (script, sessions) = sts(200, [hour()]);
@@ -28,13 +28,14 @@ async fn a_session_in_use_is_renewed_at_about_half_life_and_never_waited_for() {
     assert!((48..=54).contains(&calls.len()), "{}", calls.len());
 }
 
-/// As the SDKs refresh: botocore 15 minutes before the end, JavaScript 5 minutes, Rust 10 seconds.
+/// The cases are the times at which SDKs refresh: botocore 15 minutes before the end, JavaScript 5 minutes, Rust 10
+/// seconds.
 #[rstest]
 #[case(15 * 60)]
 #[case(5 * 60)]
 #[case(10)]
 #[tokio::test(start_paused = true)]
-async fn an_sdk_that_comes_back_shortly_before_the_end_finds_enough(#[case] before: u64) {
+async fn an_sdk_that_refreshes_shortly_before_the_end_gets_enough_life(#[case] before: u64) {
     let (_, sessions) = sts(200, [hour()]);
     sessions.prefetch(&pod("a"), &key("a"));
     pass(Duration::from_secs(1)).await;
@@ -86,9 +87,9 @@ async fn a_session_that_no_request_asked_for_since_it_was_obtained_is_let_go() {
     );
 }
 
-/// What is left to end would raise an alarm otherwise, on each node with a pod that asks for nothing any more.
+/// Otherwise the end of such a session would raise an alarm on each node with a pod that makes no requests any more.
 #[tokio::test(start_paused = true)]
-async fn a_session_that_was_let_go_is_counted_as_idle_and_its_end_is_no_concern() {
+async fn a_session_that_was_let_go_is_counted_as_idle_and_its_end_is_not_counted() {
     let (_script, sessions) = sts(100, [hour()]);
     sessions.prefetch(&pod("a"), &key("a"));
     pass(minutes(10)).await;
@@ -101,12 +102,12 @@ async fn a_session_that_was_let_go_is_counted_as_idle_and_its_end_is_no_concern(
     assert_eq!((let_go.least_left, let_go.oldest), (None, None));
 }
 
-/// Before half its life, and after.
+/// The cases are before half of the session's life, and after it.
 #[rstest]
 #[case(30 * 60 - 1)]
 #[case(33 * 60)]
 #[tokio::test(start_paused = true)]
-async fn a_session_that_was_let_go_is_served_while_it_has_enough_left_and_renewed_behind(#[case] at: u64) {
+async fn a_let_go_session_with_enough_left_is_served_and_renewed_in_the_background(#[case] at: u64) {
     let (script, sessions) = sts(5_000, [hour()]);
     sessions.prefetch(&pod("a"), &key("a"));
     pass(Duration::from_secs(at)).await;
@@ -127,7 +128,7 @@ async fn a_session_that_was_let_go_is_served_while_it_has_enough_left_and_renewe
 }
 
 #[tokio::test(start_paused = true)]
-async fn with_little_left_a_new_session_is_waited_for_and_the_old_one_served_where_it_does_not_come() {
+async fn with_little_left_a_request_waits_for_a_new_session_and_gets_the_old_one_if_none_comes() {
     let (script, sessions) = sts(100, [hour()]);
     sessions.prefetch(&pod("a"), &key("a"));
     pass(minutes(50)).await;
@@ -142,7 +143,7 @@ async fn with_little_left_a_new_session_is_waited_for_and_the_old_one_served_whe
         (minutes(9)..=minutes(10)).contains(&got),
         "the old one, which is still valid: {got:?}"
     );
-    // Until it has expired, and not a moment longer.
+    // The old session is served until it has expired, and not after that.
     for _ in 0..1200 {
         match left(&sessions).await {
             Ok(left) => assert!(left > Duration::ZERO),

@@ -1,4 +1,4 @@
-//! Connections to the listener that the client answers itself, so that nothing of them reaches the listener.
+//! Connections to the listener that the client answers itself, so that none of their packets reaches the listener.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
@@ -35,11 +35,11 @@ pub fn in_namespace(options: &InNamespace, descriptors: usize, end: Instant) -> 
             add_to_loopback(address)?;
         }
     }
-    let listener = TcpListener::bind(options.listener).context("cannot listen in the listener's place")?;
+    let listener = TcpListener::bind(options.listener).context("cannot listen on the listener's address")?;
     let hold = options
         .source
         .map_or(options.hold, |_| options.hold.min(usize::from(options.ports)));
-    // Both ends of each connection are here.
+    // Each connection needs two descriptors, one for each end.
     let count = (hold * 2).div_ceil(descriptors);
     let share = Share {
         count,
@@ -51,7 +51,7 @@ pub fn in_namespace(options: &InNamespace, descriptors: usize, end: Instant) -> 
     })
 }
 
-/// Runs in each of several processes.
+/// The share of the attack that each process does, and the number of processes.
 struct Share {
     count: usize,
     hold: usize,
@@ -97,10 +97,10 @@ fn connect_and_accept(
         match with_address(libc::connect, &socket, options.listener) {
             // The programs refuse a connection beyond the pod's rate with this error.
             Err(error) if error.raw_os_error() == Some(libc::ENETUNREACH) => continue,
-            result => result.context("connect to oneself")?,
+            result => result.context("cannot connect to the own listener")?,
         }
-        // It may be the connection of another process, which then accepts this one's.
-        let (server, _) = listener.accept().context("accept from oneself")?;
+        // It may be the connection of another process, which then accepts the connection of this one.
+        let (server, _) = listener.accept().context("cannot accept on the own listener")?;
         held.push_back((TcpStream::from(socket), server));
         number += 1;
         established.fetch_add(1, Ordering::Relaxed);
@@ -116,7 +116,7 @@ fn reset(stream: &TcpStream) -> Result<()> {
     Ok(setsockopt(stream, sockopt::Linger, &linger)?)
 }
 
-/// Connects from 127.0.0.0/8 through `lo`, for [`answer`] to answer.
+/// Connects from 127.0.0.0/8 through `lo`. [`answer`] answers these connections.
 pub fn raw(options: &Raw, descriptors: usize, end: Instant) -> Result<Processes> {
     let count = options.hold.div_ceil(descriptors);
     let share = Share {
@@ -150,7 +150,7 @@ fn connect_from_loopback(listener: SocketAddrV4, number: usize) -> Result<OwnedF
     stream.set_write_timeout(Some(ANSWER_TIMEOUT))?;
     let socket = OwnedFd::from(stream);
     match with_address(libc::connect, &socket, listener.into()) {
-        // It was not answered in time, or was beyond the pod's rate.
+        // The connection was not answered in time, or was beyond the pod's rate.
         Err(error) if matches!(error.raw_os_error(), Some(libc::EINPROGRESS | libc::ENETUNREACH)) => {
             Ok(socket)
         }

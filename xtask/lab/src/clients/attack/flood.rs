@@ -14,7 +14,7 @@ use super::sockets::{Sender, drop_all, stream, with_address};
 use super::wire::{SYN, Segment};
 use super::{Connects, SynFlood};
 
-/// After how many events the counter is updated.
+/// The number of packets after which the counter is updated.
 const REPORT_EVERY: u64 = 64;
 
 /// Sends SYNs, each from another address and port.

@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
 
-/// The user that owns nothing.
+/// The ids of the user and of the group that own no files.
 const NOBODY: u32 = 65_534;
 
 /// The capabilities that containers have by default (moby, `oci/caps/defaults.go`), by number (capabilities(7)): among
@@ -21,7 +21,7 @@ const CAPABILITY_VERSION: u32 = 0x2008_0522;
 /// The privileges that an attack runs with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Privileges {
-    /// Those of this process
+    /// The privileges of this process
     Root,
     /// Root with the capabilities that containers have by default
     Default,

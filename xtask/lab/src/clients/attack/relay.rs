@@ -13,47 +13,47 @@ use super::progress::Progress;
 use super::sockets::{Receiver, Sender, silence};
 use super::wire::{ACK, SYN, Segment};
 
-/// The ports that connections are passed on from. Each is bound, so that the kernel does not reset connections for
-/// which it has no socket.
+/// The ports that connections are forwarded from. Each port is bound, because the kernel resets connections to a port
+/// for which it has no socket.
 const PORTS: std::ops::Range<u16> = 47_000..47_500;
 
-/// How long a wait for one side may keep packets of the other waiting.
+/// How long to wait for packets of one side before the other side is served.
 const POLL_TIMEOUT: Duration = Duration::from_micros(200);
 
 /// How a relay changes the options of the client's packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Options {
-    /// Nothing
+    /// Leaves the options unchanged
     AsIs,
-    /// Removes ours
+    /// Removes metaproxy's option
     Removed,
-    /// Claims another cgroup id in ours
+    /// Claims another cgroup id in metaproxy's option
     Forged,
-    /// Puts a short one of our kind before ours
+    /// Puts a short option of the same kind before metaproxy's option
     ShortBefore,
-    /// Puts a short one of our kind behind ours
+    /// Puts a short option of the same kind after metaproxy's option
     ShortBehind,
-    /// Puts one of full length with another cgroup id in front, in place of every other option
+    /// Puts a full-length option with another cgroup id before metaproxy's option, and removes all other options
     ForgedBefore,
-    /// Puts options of other experiments before ours
+    /// Puts options of other experiments before metaproxy's option
     ForeignBefore,
-    /// Puts the end of the list before ours
+    /// Puts the end of the option list before metaproxy's option
     EndBefore,
-    /// Puts an option before ours that is longer than what is left
+    /// Puts an option before metaproxy's option that is longer than the remaining bytes
     TooLongBefore,
-    /// Puts an option with the length 0 before ours
+    /// Puts an option with the length 0 before metaproxy's option
     EmptyBefore,
-    /// Repeats ours behind it, cut off
+    /// Puts a truncated copy of metaproxy's option after it
     CutBehind,
 }
 
 struct Flow {
     client: SocketAddrV4,
-    /// What precedes the client's packets.
+    /// The link-layer header of the client's packets.
     link: Vec<u8>,
 }
 
-/// Connections that are passed on, by the client's address and by the port that stands for that.
+/// The forwarded connections, by the client's address and by the port that they are forwarded from.
 struct Flows {
     ports: HashMap<SocketAddrV4, u16>,
     flows: HashMap<u16, Flow>,
@@ -61,7 +61,7 @@ struct Flows {
 }
 
 impl Flows {
-    /// Returns the port that stands for a client's address.
+    /// Returns the port that a client's connection is forwarded from. A new connection takes the next port.
     fn port_of(&mut self, client: SocketAddrV4, link: Vec<u8>) -> Option<u16> {
         if let Some(port) = self.ports.get(&client) {
             return Some(*port);
@@ -150,7 +150,7 @@ pub fn count_answer(packet: &Segment, watch_for: &str, progress: &Progress) {
     }
 }
 
-/// Makes an option of kind 253 with this length, "MP" and this cgroup id, and with tags that no key has made.
+/// Makes an option of kind 253 with this length, "MP", this cgroup id and invalid tags.
 fn forged(length: u8, claim: u64) -> Vec<u8> {
     let mut option = vec![253, length, b'M', b'P'];
     option.extend(&claim.to_le_bytes()[..5]);
@@ -164,7 +164,7 @@ fn alter(packet: &mut Segment, how: &Relay) {
     };
     let ours = packet.options[at..at + length].to_vec();
     let mut others = [&packet.options[..at], &packet.options[at + length..]].concat();
-    // The kernel's timestamps, without padding.
+    // The other options are the kernel's timestamps. Their padding is removed.
     while others.first() == Some(&1) {
         others.remove(0);
     }

@@ -1,5 +1,5 @@
-//! Makes every packet of connections by hand, with an option that was recorded from another client's connection or was
-//! made up.
+//! Makes connections by a raw socket, with an option that was recorded from another client's connection or is
+//! invented.
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -19,13 +19,13 @@ const REQUEST: &[u8] = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.
 /// The ports that connections are made from.
 const PORTS: std::ops::Range<u16> = 47_000..47_400;
 
-/// How many connections there are at the same time.
+/// The maximum number of concurrent connections.
 const MAX_CONCURRENT: usize = 32;
 
 /// How long a connection may wait for the listener.
 const ANSWER_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// The option that is used on a connection.
+/// An option for a connection, and the initial sequence numbers (ISN) with which it was recorded.
 #[derive(Clone, Debug)]
 struct Recorded {
     client_isn: u32,
@@ -33,7 +33,8 @@ struct Recorded {
     option: Vec<u8>,
 }
 
-/// Takes part in a client's handshake, records the option that it sends, and uses it.
+/// Takes part in a client's handshake, records the option that the client sends, and uses it on connections of
+/// the attacker.
 pub fn replay(options: &Replay, progress: &Progress, end: Instant) -> Result<()> {
     let front = Receiver::at(&options.device).context("a packet socket")?;
     let _front_port = silence(options.front).context("cannot take the front's port")?;
@@ -60,7 +61,7 @@ pub fn replay(options: &Replay, progress: &Progress, end: Instant) -> Result<()>
     Ok(())
 }
 
-/// Answers in the listener's place.
+/// Answers a client in the listener's place, and records the option that the client sends.
 fn answer_alone(
     own: SocketAddrV4,
     front: &Receiver,
@@ -97,11 +98,12 @@ fn answer_alone(
     Ok(None)
 }
 
-/// Passes a client's SYN on and shows it the listener's answer, so that the client takes it for the listener's.
+/// Forwards a client's SYN to the listener and the listener's answer to the client, and records the option that the
+/// client sends then.
 fn record(own: SocketAddrV4, front: &Receiver, hand: &Hand, end: Instant) -> Result<Option<Recorded>> {
     let mut buffer = [0; 4096];
     let passed_on = SocketAddrV4::new(hand.own, PORTS.end - 1);
-    // Packets that have waited since the last time belong to connections that have ended.
+    // Packets that have arrived since the last call belong to connections that have ended.
     while front.next(&mut buffer)?.is_some() {}
     while Instant::now() < end {
         let Some((link, mut packet)) = front.next(&mut buffer)? else {
@@ -143,7 +145,7 @@ fn record(own: SocketAddrV4, front: &Receiver, hand: &Hand, end: Instant) -> Res
     Ok(None)
 }
 
-/// Makes handshakes with an option that was made up, or with none.
+/// Makes handshakes with an invented option, or with none.
 pub fn hand_made(options: &HandMade, progress: &Progress, end: Instant) -> Result<()> {
     let digits = options.option.as_bytes().chunks(2);
     let option = digits

@@ -1,4 +1,4 @@
-//! Sockets to send and receive packets by hand, and to keep the kernel from answering them.
+//! Sockets that send and receive raw packets, and sockets that keep the kernel from answering them.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
@@ -17,7 +17,7 @@ fn check(result: i32) -> io::Result<i32> {
     }
 }
 
-/// Ignores a full queue: such a packet is lost like any other.
+/// Ignores the error of a full queue (`ENOBUFS`). The packet is lost, as packets can be lost on the way.
 fn unless_lost(sent: io::Result<i32>) -> io::Result<()> {
     match sent {
         Err(error) if error.raw_os_error() != Some(libc::ENOBUFS) => Err(error),
@@ -49,7 +49,7 @@ pub fn with_address(
     address: SocketAddr,
 ) -> io::Result<()> {
     let storage = SockaddrStorage::from(address);
-    // SAFETY: the address lives through the call and is as long as said.
+    // SAFETY: the address lives through the call and has the length that is passed.
     check(unsafe { call(socket.as_raw_fd(), storage.as_ptr(), storage.len()) }).map(|_| ())
 }
 
@@ -75,7 +75,7 @@ impl Sender {
     /// Sends a packet.
     pub fn send_packet(&self, packet: &[u8], to: Ipv4Addr) -> io::Result<()> {
         let storage = SockaddrStorage::from(SocketAddrV4::new(to, 0));
-        // SAFETY: both live through the call and are as long as said.
+        // SAFETY: the packet and the address live through the call and have the lengths that are passed.
         let sent = unsafe {
             libc::sendto(
                 self.0.as_raw_fd(),
@@ -108,11 +108,11 @@ impl Receiver {
     /// Receives every IPv4 packet that arrives at an interface, whether or not it is for this network namespace.
     pub fn at(device: &str) -> io::Result<Self> {
         let protocol = (libc::ETH_P_IP as u16).to_be();
-        // With protocol 0 it receives nothing before it is bound (packet(7)); packets of other interfaces would wait in
-        // it.
+        // With protocol 0 the socket receives nothing before it is bound (packet(7)). With another protocol it would
+        // queue packets of all interfaces until then.
         let socket = socket(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
         let on: i32 = 1;
-        // SAFETY: an int, as said.
+        // SAFETY: the value is an int, which has the length that is passed.
         check(unsafe {
             libc::setsockopt(
                 socket.as_raw_fd(),
@@ -131,7 +131,7 @@ impl Receiver {
             sll_halen: 0,
             sll_addr: [0; 8],
         };
-        // SAFETY: the address lives through the call and is as long as said.
+        // SAFETY: the address lives through the call and has the length that is passed.
         check(unsafe {
             libc::bind(
                 socket.as_raw_fd(),
@@ -155,9 +155,9 @@ impl Receiver {
         Ok(setsockopt(&self.socket, sockopt::ReceiveTimeout, &wait)?)
     }
 
-    /// Returns the next TCP segment with its link layer's header, or `None` after the wait (20 ms unless set).
+    /// Returns the next TCP segment with its link-layer header, or `None` after the timeout (20 ms unless set).
     pub fn next(&self, buffer: &mut [u8; 4096]) -> io::Result<Option<(Vec<u8>, Segment)>> {
-        // SAFETY: the buffer is as long as said.
+        // SAFETY: the buffer has the length that is passed.
         let length = unsafe {
             libc::recv(
                 self.socket.as_raw_fd(),
@@ -183,7 +183,7 @@ impl Receiver {
     /// Sends an answer to a frame through the interface of this receiver.
     pub fn answer(&self, link: &[u8], segment: &Segment) -> io::Result<()> {
         let frame = [&link[6..12], &link[..6], &link[12..14], &segment.packet()].concat();
-        // SAFETY: the frame is as long as said.
+        // SAFETY: the frame has the length that is passed.
         let sent = unsafe { libc::send(self.socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
         unless_lost(check(sent as i32))
     }
@@ -195,7 +195,7 @@ pub fn drop_all(socket: &OwnedFd) -> io::Result<()> {
     match attach_filter(socket) {
         Err(error) if error.raw_os_error() == Some(libc::EPERM) => {
             let most: i32 = 255;
-            // SAFETY: an int, as said.
+            // SAFETY: the value is an int, which has the length that is passed.
             check(unsafe {
                 libc::setsockopt(
                     socket.as_raw_fd(),
@@ -223,7 +223,7 @@ fn attach_filter(socket: &OwnedFd) -> io::Result<()> {
         len: 1,
         filter: code.as_mut_ptr(),
     };
-    // SAFETY: the program lives through the call and is as long as said.
+    // SAFETY: the program lives through the call and has the length that is passed.
     check(unsafe {
         libc::setsockopt(
             socket.as_raw_fd(),

@@ -11,7 +11,7 @@ pub const RST: u8 = 0x04;
 pub const PSH: u8 = 0x08;
 pub const ACK: u8 = 0x10;
 
-/// The kind and experiment of metaproxy's option, as a packet has them.
+/// The kind and the experiment id of metaproxy's option in a packet.
 const OURS: (u8, [u8; 2]) = (253, *b"MP");
 
 /// A TCP segment with its addresses.
