@@ -24,7 +24,7 @@ pub use self::completions::CompletionsArgs;
 pub use self::doctor::DoctorArgs;
 pub use self::explain::ExplainArgs;
 pub use self::guard::GuardArgs;
-pub use self::migrate::MigrateArgs;
+pub use self::migrate::{MigrateArgs, SourceSoftware};
 pub use self::probe::ProbeArgs;
 pub use self::roles::RoleArgs;
 pub use self::run::RunArgs;

@@ -1,15 +1,12 @@
 //! Runs the guard as a process of its own (`metaproxy guard`), which keeps pods out while no agent runs.
 
-mod report;
-
 use std::path::PathBuf;
 
 use thiserror::Error;
 use tokio::sync::{oneshot, watch};
 use tracing::info;
 
-pub use self::report::GuardReport;
-use crate::admin::{AdminSocket, Owner, SocketError, serve_guard};
+use crate::admin::{AdminSocket, GuardReport, Owner, SocketError, serve_guard};
 use crate::cgroups::{CgroupError, Locator};
 use crate::intercept::guard::{Guard, GuardError, GuardMode, GuardState, report_dropped_packets};
 use crate::intercept::keep::keep;

@@ -8,7 +8,6 @@
 pub mod admin;
 pub mod agent;
 pub mod apiserver;
-pub mod cached_watch;
 #[cfg(test)]
 mod captured_log;
 pub mod cgroups;
@@ -21,6 +20,7 @@ pub mod explain;
 pub mod guard;
 pub mod identify;
 pub mod imds;
+mod input;
 pub mod intercept;
 pub mod introspection;
 pub mod memory;

@@ -23,15 +23,7 @@ pub use self::manifest::Workload;
 use self::manifest::maker;
 use self::values::Values;
 use self::words::{Flag, Grammar};
-
-/// The software whose configuration is moved to metaproxy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
-pub enum SourceSoftware {
-    /// kube2iam, from its DaemonSet
-    Kube2iam,
-    /// kiam, from its agent's DaemonSet and its server's DaemonSet or Deployment
-    Kiam,
-}
+use crate::cli::SourceSoftware;
 
 /// The reasons why no values can be given.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -91,20 +83,10 @@ pub enum MigrateError {
     },
 }
 
-impl SourceSoftware {
-    /// Returns the software's name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Kube2iam => "kube2iam",
-            Self::Kiam => "kiam",
-        }
-    }
-
-    fn grammar(self) -> Grammar {
-        match self {
-            Self::Kube2iam => kube2iam::GRAMMAR,
-            Self::Kiam => kiam::GRAMMAR,
-        }
+fn grammar_of(software: SourceSoftware) -> Grammar {
+    match software {
+        SourceSoftware::Kube2iam => kube2iam::GRAMMAR,
+        SourceSoftware::Kiam => kiam::GRAMMAR,
     }
 }
 
@@ -113,7 +95,7 @@ impl SourceSoftware {
 /// # Errors
 /// If a flag has a value that cannot be used.
 pub fn values_for(from: SourceSoftware, workloads: &[Workload]) -> Result<String, MigrateError> {
-    let grammar = from.grammar();
+    let grammar = grammar_of(from);
     let mut workloads = workloads.to_vec();
     let workloads = &mut workloads[..];
     let mut lines = Vec::new();

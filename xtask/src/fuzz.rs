@@ -1,5 +1,5 @@
 //! `cargo xtask fuzz` runs libFuzzer on the parsers of untrusted input, with a stable compiler. Only the workspace's
-//! crates are built with coverage counters, so that artifacts of other builds serve for the rest.
+//! crates are built with coverage counters, so that all other crates are reused from other builds.
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,7 +23,7 @@ const COVERAGE: [&str; 6] = [
     "-Ccodegen-units=1",
 ];
 
-/// The variable that is set when cargo calls this program instead of rustc.
+/// The environment variable that is set when cargo calls this program instead of rustc.
 const WRAPPER: &str = "METAPROXY_FUZZ_WRAPPER";
 
 /// The arguments of `cargo xtask fuzz`.
@@ -31,16 +31,16 @@ const WRAPPER: &str = "METAPROXY_FUZZ_WRAPPER";
 pub struct Fuzz {
     /// The target: path, head, cgroup, roles, manifests or packet [default: all]
     target: Option<String>,
-    /// How long each target runs
+    /// How long each target runs, in seconds
     #[arg(long, default_value_t = 60)]
     seconds: u32,
 }
 
-/// Runs the targets, each from the committed inputs on, and leaves what they find in target/fuzz.
+/// Runs the targets, starting from the committed inputs. New inputs and failures are written to target/fuzz.
 pub fn fuzz(options: &Fuzz) -> Result<()> {
     let targets = match &options.target {
         Some(name) if !TARGETS.contains(&name.as_str()) => {
-            bail!("{name:?} is none of the targets: {}", TARGETS.join(", "))
+            bail!("{name:?} is not a target; targets: {}", TARGETS.join(", "))
         }
         Some(name) => vec![name.as_str()],
         None => TARGETS.to_vec(),
@@ -72,7 +72,7 @@ pub fn fuzz(options: &Fuzz) -> Result<()> {
             .arg(root().join("metaproxy/fuzz/corpus").join(target)))
         .with_context(|| {
             format!(
-                "{target} found something: put the file of {} into metaproxy/fuzz/corpus/{target} when it is mended",
+                "fuzzing {target} failed: fix the bug, then move found-* of {} to metaproxy/fuzz/corpus/{target}",
                 dir.display()
             )
         })?;
@@ -80,7 +80,8 @@ pub fn fuzz(options: &Fuzz) -> Result<()> {
     Ok(())
 }
 
-/// Calls rustc if cargo has called this program instead, with coverage for the workspace's crates.
+/// Runs rustc if cargo has called this program as the rustc wrapper, with coverage for the workspace's crates.
+/// Returns `None` otherwise.
 pub fn as_wrapper() -> Option<ExitCode> {
     std::env::var_os(WRAPPER)?;
     let mut words = std::env::args_os().skip(1);

@@ -7,6 +7,7 @@
 )]
 
 mod head;
+pub mod server;
 
 use std::path::Path;
 use std::sync::LazyLock;

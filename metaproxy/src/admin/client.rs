@@ -8,9 +8,9 @@ use std::time::Duration;
 use serde::de::DeserializeOwned;
 use thiserror::Error;
 
+use super::GuardReport;
 use super::socket::{self, SocketError};
 use crate::explain::Explanation;
-use crate::guard::GuardReport;
 use crate::introspection::Status;
 
 /// How long an agent may take to answer. A dry run may take almost a second for each request.

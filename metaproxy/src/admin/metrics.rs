@@ -14,30 +14,12 @@ use prometheus_client::registry::{Registry, Unit};
 
 use crate::credentials::SessionCounts;
 use crate::explain::Verdict;
-use crate::identify::Counts;
 use crate::identify::refusals::RefusalCount;
+use crate::introspection::MetricSource;
 use crate::telemetry::health::{Condition, Health};
 
 /// The content type of the OpenMetrics text format.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
-
-/// Gives the values of metrics at the moment of a scrape.
-pub trait MetricSource: Send + Sync {
-    /// Returns the counts of accepted connections.
-    fn connections(&self) -> Counts;
-    /// Returns the counts of connections that were refused or did not reach the agent.
-    fn refusals(&self) -> Vec<RefusalCount>;
-    /// Returns a counter of the programs in the kernel.
-    fn kernel(&self, counter: Counter) -> u64;
-    /// Returns a counter of the agent's own guard, or 0 if it has none.
-    fn guard(&self, counter: GuardCounter) -> u64;
-    /// Returns the number of known pods.
-    fn pods(&self) -> usize;
-    /// Returns the counts of sessions.
-    fn sessions(&self) -> SessionCounts;
-    /// Registers the metrics that exist only while pods are served.
-    fn register(&self, registry: &mut Registry);
-}
 
 /// Writes all metrics.
 ///

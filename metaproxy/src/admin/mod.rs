@@ -1,6 +1,7 @@
 //! The admin server: health, metrics, status and explanations, on a socket of each instance's own and on a port.
 
 pub mod client;
+mod guard_report;
 mod host;
 mod metrics;
 pub mod probe;
@@ -11,6 +12,6 @@ mod socket;
 pub(crate) mod testing;
 mod workers;
 
-pub use metrics::MetricSource;
+pub use guard_report::GuardReport;
 pub use server::{Admin, AdminThread, serve_guard};
 pub use socket::{AdminSocket, Owner, SocketError};

@@ -12,10 +12,10 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinError;
 
 use super::host::is_for_host;
-use super::metrics::{self, MetricSource};
+use super::metrics;
 use super::workers::Workers;
 use crate::explain::{AnswerLine, Explanation, Verdict};
-use crate::introspection::{Introspection, page};
+use crate::introspection::{Introspection, MetricSource, page};
 use crate::telemetry::health::Health;
 
 /// How long a response may take. It is less than the time limit of the commands that ask, so that they get the reason.

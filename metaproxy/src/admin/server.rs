@@ -20,12 +20,11 @@ use tokio::runtime::{Builder, Handle};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot};
 use tracing::{debug, info, warn};
 
+use super::GuardReport;
 use super::client::GUARD_PATH;
-use super::metrics::MetricSource;
 use super::routes::{self, Access, Routes};
 use super::workers::Workers;
-use crate::guard::GuardReport;
-use crate::introspection::Introspection;
+use crate::introspection::{Introspection, MetricSource};
 use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
 use crate::telemetry::health::{Condition, Health, Part};
 

@@ -5,11 +5,10 @@ use std::collections::BTreeMap;
 use metaproxy_common::layout::{Counter, GuardCounter};
 use prometheus_client::registry::Registry;
 
-use super::MetricSource;
 use crate::credentials::SessionCounts;
 use crate::explain::{Explanation, Verdict};
 use crate::identify::Counts;
-use crate::introspection::{DryRun, Introspection, Status};
+use crate::introspection::{DryRun, Introspection, MetricSource, Status};
 
 /// Metrics that are all zero.
 pub struct NoMetrics;

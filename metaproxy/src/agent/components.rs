@@ -24,7 +24,7 @@ use super::report::{self, agent_info};
 use super::stopping::{Rest, Running};
 use super::tasks::{Supervised, Tasks};
 use super::{Mode, Settings, StartError, discovery};
-use crate::admin::{Admin, AdminSocket, AdminThread, MetricSource, Owner};
+use crate::admin::{Admin, AdminSocket, AdminThread, Owner};
 use crate::apiserver::token_trial::AudienceLimit;
 use crate::cgroups::OwnCgroup;
 use crate::credentials::sts::Sts;
@@ -32,10 +32,10 @@ use crate::intercept::attachment::{Attachment, ListenerLink};
 use crate::intercept::guard::{self, Guard, GuardCounters, GuardLevel, SwitchedGuard};
 use crate::intercept::keep::keep;
 use crate::intercept::object::ProgramsError;
-use crate::intercept::placement::PodFinder;
+use crate::intercept::placement::{Placement, PodFinder};
 use crate::intercept::pod_maps::{ListedPods, PodMaps};
 use crate::intercept::programs::{Counters, Maps, Programs};
-use crate::introspection::{AgentInfo, LiveAgent};
+use crate::introspection::{AgentInfo, LiveAgent, MetricSource};
 use crate::runtime_dir::ServedMarker;
 
 /// The parts of an agent, before any is started.
@@ -177,16 +177,7 @@ impl Components {
         });
         let (publish_placement, placement) = watch::channel(Arc::default());
         let finder = PodFinder::new(context.pods.clone(), Arc::clone(&context.cgroup), cgroup_roots);
-        let introspection = LiveAgent {
-            info: info.clone(),
-            pods: context.pods.clone(),
-            rules: context.rules.subscribe(),
-            health: context.health.clone(),
-            current: Arc::clone(&context.cgroup),
-            placement: placement.clone(),
-            metrics: Arc::clone(&metrics),
-            serving: service.clone().map(ServiceParts::introspected),
-        };
+        let introspection = live_agent(&context, &info, &metrics, service.clone(), placement.clone());
         let admin = admin.start(&context, &metrics, introspection, &mut tasks)?;
         // What follows the pods, the cluster and the node.
         if let Some(cluster) = &context.cluster {
@@ -226,6 +217,26 @@ impl Components {
                 admin,
             },
         })
+    }
+}
+
+/// Makes what shows the running agent to operators.
+fn live_agent(
+    context: &Context,
+    info: &AgentInfo,
+    metrics: &Arc<dyn MetricSource>,
+    service: Option<ServiceParts>,
+    placement: watch::Receiver<Arc<Placement>>,
+) -> LiveAgent<AgentIssuer> {
+    LiveAgent {
+        info: info.clone(),
+        pods: context.pods.clone(),
+        rules: context.rules.subscribe(),
+        health: context.health.clone(),
+        current: Arc::clone(&context.cgroup),
+        placement,
+        metrics: Arc::clone(metrics),
+        serving: service.map(ServiceParts::introspected),
     }
 }
 

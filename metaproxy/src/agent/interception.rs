@@ -20,6 +20,7 @@ use crate::credentials::sts::Sts;
 use crate::credentials::{Sessions, StsIssuer};
 use crate::identify::refusals::{Refusals, follow_failures};
 use crate::identify::{Acceptor, Identifier};
+use crate::imds::RefusalReporter;
 use crate::imds::server::Server;
 use crate::imds::token::Tokens;
 use crate::imds::{Connections, Handler, ImdsV1Policy, Parts, Passthrough, Phase};
@@ -27,7 +28,6 @@ use crate::intercept::guard::Guard;
 use crate::intercept::listener::ListenerMarks;
 use crate::intercept::programs::LiveConfig;
 use crate::introspection;
-use crate::telemetry::refusal_reporter::RefusalReporter;
 
 /// How long connections are still accepted after the redirection has ended. Those that were redirected just before are
 /// on their way.

@@ -6,12 +6,12 @@ use metaproxy_common::layout::{Counter, GuardCounter};
 use prometheus_client::registry::Registry;
 
 use super::interception::ServiceParts;
-use crate::admin::MetricSource;
 use crate::credentials::SessionCounts;
 use crate::identify::Counts;
 use crate::identify::refusals::RefusalCount;
 use crate::intercept::guard::GuardCounters;
 use crate::intercept::programs::Counters;
+use crate::introspection::MetricSource;
 use crate::pods::Pods;
 
 /// The metrics of an agent. What it does not have counts as zero.

@@ -8,10 +8,10 @@ use tokio::sync::watch;
 
 use super::role_log::{RoleLog, RoleState};
 use crate::credentials::{Issuer, SessionKey, Sessions};
+use crate::imds::RefusalReporter;
 use crate::intercept::pod_maps::ListedPods;
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
 use crate::roles::{Decision, Reason, Rules};
-use crate::telemetry::refusal_reporter::RefusalReporter;
 
 /// Computes the desired state at each change, and brings the sessions, the kernel's maps and the reports in line with
 /// it.

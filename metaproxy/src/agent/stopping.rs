@@ -11,9 +11,10 @@ use super::StartError;
 use super::context::Context;
 use super::interception::Serving;
 use super::tasks::{Supervised, Tasks, failed};
-use crate::admin::{AdminSocket, AdminThread, MetricSource};
+use crate::admin::{AdminSocket, AdminThread};
 use crate::intercept::attachment::Attachment;
 use crate::intercept::guard::SwitchedGuard;
+use crate::introspection::MetricSource;
 use crate::telemetry::health::{Condition, Part};
 
 /// A running agent.

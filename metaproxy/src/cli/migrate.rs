@@ -4,8 +4,6 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use crate::migrate;
-
 /// The arguments of `metaproxy migrate`.
 #[derive(Debug, Args)]
 #[command(
@@ -15,7 +13,7 @@ use crate::migrate;
 )]
 pub struct MigrateArgs {
     /// Software that is replaced
-    pub from: migrate::SourceSoftware,
+    pub from: SourceSoftware,
 
     /// Manifests of its DaemonSet, and of kiam's server [default: standard input]
     #[arg(value_name = "FILE")]
@@ -29,4 +27,23 @@ pub struct MigrateArgs {
         allow_hyphen_values = true
     )]
     pub flags: Vec<String>,
+}
+
+/// The software whose configuration is moved to metaproxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum SourceSoftware {
+    /// kube2iam, from its DaemonSet
+    Kube2iam,
+    /// kiam, from its agent's DaemonSet and its server's DaemonSet or Deployment
+    Kiam,
+}
+
+impl SourceSoftware {
+    /// Returns the software's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Kube2iam => "kube2iam",
+            Self::Kiam => "kiam",
+        }
+    }
 }

@@ -161,7 +161,7 @@ pub struct RunArgs {
     )]
     pub(super) allow_path: Vec<String>,
 
-    /// Connections that one pod may have open; further ones are closed at once
+    /// Connections that one pod may have open; as many more wait up to 5 s for one of them to end, further ones are closed
     #[arg(
         long, env = "METAPROXY_MAX_CONNECTIONS_PER_POD", value_name = "N", default_value_t = 512,
         value_parser = clap::value_parser!(u32).range(1..), help_heading = "Limits"

@@ -1,11 +1,11 @@
 //! `metaproxy migrate`: values of the chart from the flags of kube2iam or kiam.
 
-use std::io;
 use std::path::Path;
 use std::process::ExitCode;
 
 use super::output::{print, unavailable};
 use crate::cli::MigrateArgs;
+use crate::input::read_text;
 use crate::migrate::{self, Workload};
 
 /// Runs `metaproxy migrate`.
@@ -31,17 +31,9 @@ fn values_of(args: &MigrateArgs) -> Result<String, String> {
     };
     for file in files {
         let shown = file.display().to_string();
-        let text = text_of(file).map_err(|error| format!("{shown}: {error}"))?;
+        let text = read_text(file).map_err(|error| format!("{shown}: {error}"))?;
         let found = migrate::workloads(args.from, &shown, &text).map_err(|error| error.to_string())?;
         workloads.extend(found);
     }
     migrate::values_for(args.from, &workloads).map_err(|error| error.to_string())
-}
-
-/// Reads a file, or standard input if the path is `-`.
-pub(crate) fn text_of(path: &Path) -> io::Result<String> {
-    if path == Path::new("-") {
-        return io::read_to_string(io::stdin());
-    }
-    std::fs::read_to_string(path)
 }

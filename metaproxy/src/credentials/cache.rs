@@ -1,9 +1,9 @@
-//! Sessions in memory. Each key has at most one STS call under way, and all requests that need its result wait for that
-//! one.
+//! Keeps sessions in memory. Each key has at most one STS call under way, and all requests that need its result wait
+//! for that call.
 //!
-//! A session is renewed ahead, by timer, for as long as requests ask for it; one that no request asked for since it was
-//! obtained is let go. A valid session is served whatever STS does; one that has expired never is. Which of these
-//! happens is decided by [`state::step`]; this module carries it out.
+//! A timer renews a session before it expires, for as long as requests ask for it. A session that no request has
+//! asked for since it was obtained is let go. A valid session is served even if STS fails. An expired session is
+//! never served. [`state::step`] decides which of these happens, and this module carries it out.
 
 mod keeper;
 mod pacing;
@@ -29,10 +29,11 @@ use super::{ObtainError, Session, SessionError, SessionKey};
 use crate::pods::PodUid;
 use crate::telemetry::metrics::{StsCalls, Turns};
 
-/// STS calls at a time that no request waits for: an agent that starts has a session to fetch for each pod of its node.
+/// The maximum number of concurrent STS calls that no request waits for. An agent that starts obtains a session for
+/// each pod of its node.
 const MAX_BACKGROUND_CALLS: usize = 16;
 
-/// Gives out sessions: STS, or a double in tests.
+/// Issues sessions: STS, or a test double.
 pub trait Issuer: Send + Sync + 'static {
     /// Obtains one session for a key.
     fn issue(&self, key: &SessionKey) -> impl Future<Output = Result<Session, ObtainError>> + Send;
@@ -53,25 +54,10 @@ struct Shared<I> {
 
 type Slot = watch::Sender<State>;
 
-/// Where the session of one key is kept, once it was looked up. It does not keep the session of a key that is
-/// forgotten.
+/// A reference to the slot in which the session of one key is kept. The first lookup sets it. It does not keep the
+/// session of a forgotten key.
 #[derive(Debug, Default)]
 pub struct SessionHandle(OnceLock<Weak<Slot>>);
-
-/// The session that one connection was served last, always for the same key. It is served again, without a look at the
-/// session's state, as long as it is in the first half of its life and the state has not changed.
-#[derive(Debug, Default)]
-pub struct RecentSession(Option<(watch::Receiver<State>, Session)>);
-
-impl RecentSession {
-    /// Tells whether the session may be served again. The slot of a forgotten key has changed or is closed. A session
-    /// that was looked at counts as in use until its renewal, so it is not let go meanwhile.
-    fn is_good(&self, now: SystemTime) -> bool {
-        self.0.as_ref().is_some_and(|(slot, session)| {
-            matches!(slot.has_changed(), Ok(false)) && !session.is_past_half(now)
-        })
-    }
-}
 
 impl<I> Clone for Sessions<I> {
     fn clone(&self) -> Self {
@@ -103,29 +89,12 @@ impl<I: Issuer> Sessions<I> {
         }))
     }
 
-    /// Returns the session for a key if one can be served without waiting; `None` says nothing about later.
+    /// Returns the session for a key if one can be served without waiting. If not, [`Self::get`] may still obtain
+    /// one.
     ///
-    /// `handle` remembers where the session is kept. `recent` belongs to one connection and to this key; while it is
-    /// good, no lock is taken. A new session is charged to `pod`.
-    pub fn ready<'a>(
-        &self,
-        pod: &PodUid,
-        key: &SessionKey,
-        handle: &SessionHandle,
-        recent: &'a mut RecentSession,
-    ) -> Option<&'a Session> {
-        if !recent.is_good((self.0.clock)()) {
-            recent.0 = self.look(pod, key, handle);
-        }
-        recent.0.as_ref().map(|(_, session)| session)
-    }
-
-    fn look(
-        &self,
-        pod: &PodUid,
-        key: &SessionKey,
-        handle: &SessionHandle,
-    ) -> Option<(watch::Receiver<State>, Session)> {
+    /// `handle` remembers the slot of the session, so that later calls need no lookup by the key. A new session is
+    /// charged to `pod`.
+    pub fn ready(&self, pod: &PodUid, key: &SessionKey, handle: &SessionHandle) -> Option<Session> {
         let known = handle.0.get().and_then(Weak::upgrade);
         let known = known.filter(|slot| !slot.borrow().phase.is_forgotten());
         let slot = known.unwrap_or_else(|| {
@@ -133,19 +102,17 @@ impl<I: Issuer> Sessions<I> {
             let _ = handle.0.set(Arc::downgrade(&slot));
             slot
         });
-        // Subscribed before the look, so that no change after it is missed.
-        let changes = slot.subscribe();
         match self.ask(pod, key, &slot, Asker::Request) {
-            Answer::Serve(session) => Some((changes, session)),
+            Answer::Serve(session) => Some(session),
             Answer::Fail(_) | Answer::Wait => None,
         }
     }
 
-    /// Returns the session for a key, by `deadline` at the latest. A call that takes longer goes on in the background.
-    /// A new session is charged to `pod`.
+    /// Returns the session for a key, by `deadline` at the latest. A call that takes longer goes on in the
+    /// background. A new session is charged to `pod`.
     ///
     /// # Errors
-    /// Why there is none, or none yet.
+    /// Returns why there is no session, or none yet.
     pub async fn get(
         &self,
         pod: &PodUid,
@@ -180,12 +147,12 @@ impl<I: Issuer> Sessions<I> {
         &self.0.calls
     }
 
-    /// Returns the metrics of new sessions, by how long they waited for their pod's turn.
+    /// Returns the numbers of new sessions that got their turn at once, after a wait, or not at all.
     pub fn turns(&self) -> &Turns {
         &self.0.pacing.turns
     }
 
-    /// Forgets every session but these: STS is not called for any other, not even if a call was planned.
+    /// Forgets all sessions but these. STS is not called for the others, even if a call was planned.
     pub fn retain(&self, keys: &HashSet<SessionKey>) {
         self.lock().retain(|key, slot| {
             let is_kept = keys.contains(key);
@@ -215,13 +182,13 @@ impl<I: Issuer> Sessions<I> {
         let Actions { answer, next, .. } = self.apply(slot, Event::Asked { pod, by });
         if next == Next::Call {
             let (sessions, key, slot) = (self.clone(), key.clone(), Arc::clone(slot));
-            // In a task of its own, so that the call ends whether or not a request still waits.
+            // The call runs in a task of its own, so that it ends even if no request waits any more.
             tokio::spawn(async move { sessions.keep(key, slot).await });
         }
         answer.unwrap_or(Answer::Wait)
     }
 
-    /// Takes the state one step further, and returns what is left to do.
+    /// Applies an event to the state, and returns the actions that follow.
     fn apply(&self, slot: &Slot, event: Event<'_>) -> Actions {
         let mut actions = Actions::default();
         slot.send_if_modified(|state| {

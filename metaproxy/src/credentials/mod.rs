@@ -1,4 +1,4 @@
-//! Sessions: the credentials of a role, from memory or by one STS call for all requests that wait.
+//! Provides sessions: the credentials of a role, from memory or from one STS call for all requests that wait.
 
 mod audited;
 mod cache;
@@ -11,7 +11,7 @@ mod web_identity;
 
 pub(crate) use audited::AuditedIssuer;
 pub use cache::session_view::{SessionCounts, SessionView};
-pub use cache::{Issuer, RecentSession, SessionHandle, Sessions};
+pub use cache::{Issuer, SessionHandle, Sessions};
 pub use cache::{MAX_SESSIONS_AT_ONCE, NEW_SESSION_INTERVAL};
 pub use session::{
     IssuedCredentials, ObtainError, Session, SessionError, SessionKey, paced_reason, timestamp,

@@ -1,10 +1,10 @@
-//! Reports whether a separate guard runs on this node and keeps pods out, as each guard says of itself.
+//! Reports whether a separate guard runs on this node, and the state that each guard reports of itself.
 
 use clap::ValueEnum;
 
 use super::{Examination, Finding, kernel};
+use crate::admin::GuardReport;
 use crate::admin::client::{self, ClientError};
-use crate::guard::GuardReport;
 use crate::intercept::guard::GuardState;
 
 const CHECK: &str = "guard process";
@@ -34,7 +34,8 @@ pub(super) fn examine(examination: &Examination) -> Vec<Finding> {
     guards.iter().map(|guard| found(guard.as_ref(), cgroup)).collect()
 }
 
-/// Makes the finding if no guard has a socket in the runtime directory. An agent, if one runs, still keeps pods out.
+/// Makes the finding if no guard has a socket in the runtime directory. A running agent keeps pods from the metadata
+/// service even then.
 fn missing(placement: Option<GuardPlacement>, agent_runs: bool) -> Finding {
     const OPEN: &str = "while no agent runs, pods reach the node's metadata service and its role";
     let (placement, advice) = match placement {
@@ -135,7 +136,7 @@ mod tests {
     #[case::detached(GuardState::Closed { reattached: 3, cgroup: 7 }, Some(7), Level::Warning, "detached it 3 times")]
     #[case::waiting(GuardState::Waiting, Some(7), Level::Problem, "is not attached")]
     #[case::open(GuardState::Open, Some(7), Level::Ok, "is open")]
-    fn a_guard_that_keeps_no_pod_out_though_it_should_is_a_problem(
+    fn a_guard_that_should_keep_pods_out_and_does_not_is_a_problem(
         #[case] state: GuardState,
         #[case] pods: Option<u64>,
         #[case] level: Level,
@@ -169,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_guard_that_says_nothing_is_none_that_can_be_relied_on() {
+    fn a_guard_that_does_not_answer_is_a_warning() {
         let error = ClientError::NotAllowed("/run/metaproxy/guard-1-1.sock".into());
         let finding = found(Err(&error), Some(7));
         assert_eq!(finding.level, Level::Warning);

@@ -16,7 +16,7 @@ use self::files::{Files, files};
 pub use self::skipped::Skipped;
 use self::taken::Taken;
 use super::{Explanation, Subject, Verdict};
-use crate::commands::migrate::text_of;
+use crate::input::read_text;
 use crate::pods::manifests::parse::objects;
 use crate::pods::templates::Template;
 use crate::pods::{Namespace, Pod, ServiceAccount};
@@ -109,7 +109,7 @@ pub fn explain(
             path: file.clone(),
             line_and_problem: problem,
         };
-        let text = text_of(&file).map_err(|source| OfflineError::Unreadable {
+        let text = read_text(&file).map_err(|source| OfflineError::Unreadable {
             path: file.clone(),
             source,
         })?;

@@ -12,7 +12,7 @@ use tracing::{debug, warn};
 
 use super::refusals::Refusals;
 use super::self_check::SelfChecks;
-use super::{Client, ClientLimits, Identifier, Limits, Permit, Unidentified};
+use super::{Admission, Client, ClientLimits, Identifier, Limits, Permit, Unidentified};
 use crate::pods::PodUid;
 
 /// How long accepting rests after a failure. Mostly descriptors or memory are short; connections that wait are not lost.
@@ -71,7 +71,7 @@ pub struct Counts {
     pub unidentified: u64,
     /// Connections that were closed because their client had too many.
     pub over_limit: u64,
-    /// Connections that were served after a wait, because their client makes too many in a second.
+    /// Connections that had to wait, because their client had too many open or makes too many in a second.
     pub slowed_connections: u64,
     /// Requests that were answered after a wait, because their client makes too many in a second.
     pub slowed_requests: u64,
@@ -171,24 +171,25 @@ impl Acceptor {
         }
     }
 
-    /// Identifies and serves a connection in a task of its own, unless its address has too many already.
+    /// Identifies and serves a connection in a task of its own, unless its address has too many already. Such a connection
+    /// costs no task.
     fn spawn<F, S>(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, serve: F)
     where
         F: Fn(Identified) -> S + Send + 'static,
         S: Future<Output = ()> + Send,
     {
-        let address_permit = if self.is_own(peer) {
+        let by_address = if self.is_own(peer) {
             None
         } else {
-            let permit = self.by_address.acquire(&peer.ip());
-            if permit.is_none() {
+            let admission = self.by_address.admit(&peer.ip());
+            if admission.is_none() {
                 return self.refuse_over_limit(&peer.ip());
             }
-            permit
+            admission
         };
         let acceptor = Arc::clone(self);
         self.open.spawn(async move {
-            if let Some(connection) = acceptor.identify(stream, peer, address_permit).await {
+            if let Some(connection) = acceptor.identify(stream, peer, by_address).await {
                 serve(connection).await;
             }
         });
@@ -199,8 +200,12 @@ impl Acceptor {
         &self,
         stream: TcpStream,
         peer: SocketAddr,
-        address_permit: Option<Permit>,
+        by_address: Option<Admission>,
     ) -> Option<Identified> {
+        let address_permit = match by_address {
+            Some(admission) => Some(self.admitted(Some(admission), &peer.ip()).await?),
+            None => None,
+        };
         if let Some(permit) = &address_permit {
             permit.wait_for_connection().await;
         }
@@ -211,15 +216,11 @@ impl Acceptor {
                 return None;
             }
         };
-        let Some(permit) = self.by_pod.acquire(&client.uid) else {
-            self.refuse_over_limit(&client.uid);
-            return None;
-        };
+        let permit = self.admitted(self.by_pod.admit(&client.uid), &client.uid).await?;
         count(&self.counters.served);
         if address_permit.is_none() {
             permit.wait_for_connection().await;
         }
-        let _ = stream.set_nodelay(true);
         Some(Identified {
             stream,
             peer,
@@ -232,6 +233,18 @@ impl Acceptor {
     fn is_own(&self, peer: SocketAddr) -> bool {
         let own = self.own_addresses.read().unwrap_or_else(PoisonError::into_inner);
         own.contains(&peer.ip().to_canonical())
+    }
+
+    /// Waits for the permit of a connection. `None` if its client has too many, which is counted and logged.
+    async fn admitted(&self, admission: Option<Admission>, whose: &impl std::fmt::Display) -> Option<Permit> {
+        let permit = match admission {
+            Some(admission) => admission.permit().await,
+            None => None,
+        };
+        if permit.is_none() {
+            self.refuse_over_limit(whose);
+        }
+        permit
     }
 
     /// Counts and logs a connection of an address or a pod that has too many.

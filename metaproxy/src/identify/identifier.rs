@@ -1,4 +1,4 @@
-//! Reads the client of an accepted connection, which the kernel's program has verified in the handshake.
+//! Identifies the client of an accepted connection. A program in the kernel has verified it in the handshake.
 
 use std::net::IpAddr;
 use std::os::fd::AsRawFd;
@@ -12,7 +12,7 @@ use super::refusals::RefusalKind;
 use crate::cgroups::{CurrentPods, NotAPod, current};
 use crate::pods::{Inventory, Known, PodUid, Pods};
 
-/// The reasons why the caller of a connection is not known. Such a connection is closed without an answer.
+/// Why the caller of a connection is not known. Such a connection is closed without an answer.
 #[derive(Debug, Error)]
 pub enum Unidentified {
     /// The packet that completed the handshake carried no option.
@@ -20,12 +20,12 @@ pub enum Unidentified {
         "the connection carries no caller: it was not made from the pods' cgroup, or its packets lost the option on the way"
     )]
     NoOption,
-    /// The option proves nothing.
+    /// The option does not prove the caller.
     #[error(
         "the caller that the connection carries is not proven: its option was made for another connection, or by another agent"
     )]
     BadTag,
-    /// The caller is proven, but its address was changed on the way to one that is not known to be the pod's.
+    /// The caller is proven, but NAT changed the connection's address to one that is not known to be the pod's.
     #[error(
         "the address {address} of the connection is not known to be one of pod {pod}: it was changed on the way by NAT outside the pod"
     )]
@@ -87,8 +87,8 @@ pub struct Identifier {
 }
 
 impl Identifier {
-    /// Takes the map that the program fills, the id of this process's cgroup, the pods' cgroup as it is at the moment, and
-    /// the pods that are known.
+    /// Takes the map that the program fills, the id of this process's cgroup, the pods' cgroup as it is at the
+    /// moment, and the pods that are known.
     pub fn new(
         arrivals: SkStorage<MapData, Arrival>,
         own_cgroup: u64,
@@ -106,7 +106,7 @@ impl Identifier {
     /// Returns the client that has made this connection; `peer` is its address as the listener sees it.
     ///
     /// # Errors
-    /// Why it can't be identified. The connection must be closed without an answer.
+    /// Returns why the client cannot be identified. The connection must then be closed without an answer.
     pub fn identify(&self, socket: &impl AsRawFd, peer: IpAddr) -> Result<Client, Unidentified> {
         let uid = self.pod(socket, peer)?;
         Ok(Client { uid })
@@ -148,8 +148,9 @@ impl Identifier {
     }
 }
 
-/// Returns whether an address is known to be a pod's own. NAT inside the pod leads to such an address, and no other pod's packets
-/// have it; for a hostNetwork pod it is the node's, which other pods' packets may be given, so it proves nothing.
+/// Returns whether an address is known to be a pod's own. NAT inside the pod leads to such an address, and packets of
+/// other pods do not have it. The address of a hostNetwork pod is the node's. NAT can also give it to packets of
+/// other pods, so it proves nothing.
 fn is_address_of(inventory: &Inventory, pod: &PodUid, address: IpAddr) -> bool {
     match inventory.by_uid(pod) {
         Some(Known::Pod(pod)) => !pod.host_network && pod.ips.contains(&address),

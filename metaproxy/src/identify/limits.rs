@@ -1,13 +1,14 @@
 //! Limits of one client: how many connections it has open at a time, and how many connections and requests it makes in a
-//! second. A client above its rate is slowed down and not failed: its few connections make the wait short.
+//! second. A client above a limit waits and does not fail, as long as few of its connections wait.
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use metaproxy_common::rate::RateLimit;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::rate_limiter::RateLimiter;
 
@@ -29,7 +30,7 @@ pub struct Limits {
 }
 
 /// Connections that a pod may make at once before its rate in the kernel counts: half of the accept queue that all pods
-/// usage.
+/// share.
 const KERNEL_CONNECTION_BURST: u32 = 2048;
 
 impl Limits {
@@ -42,6 +43,9 @@ impl Limits {
     }
 }
 
+/// How long a connection above the limit waits for another one of its client to end.
+const ADMISSION_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long a client without a connection is remembered.
 const CLIENT_MEMORY: Duration = Duration::from_secs(10);
 
@@ -53,7 +57,7 @@ pub struct ClientLimits<K> {
     slowed: Arc<SlowedCounters>,
 }
 
-/// Connections and requests that had to wait for a rate.
+/// Connections that had to wait for a limit or a rate, and requests that had to wait for a rate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Slowed {
     /// Connections.
@@ -77,7 +81,10 @@ struct Table<K> {
 /// What one client uses of its limits.
 #[derive(Debug)]
 struct Usage {
-    open: AtomicUsize,
+    /// The permits for connections that the client does not use.
+    free: Semaphore,
+    /// The places in the queue for a permit that the client does not use.
+    queue: Semaphore,
     connections: RateLimiter,
     requests: RateLimiter,
     last: Mutex<Instant>,
@@ -87,6 +94,19 @@ struct Usage {
 /// The right to one connection, given back when it is dropped.
 #[derive(Debug)]
 pub struct Permit(Arc<Usage>);
+
+/// A connection that was counted: it has its permit, or a place in the queue for one.
+#[derive(Debug)]
+pub enum Admission {
+    /// The connection has its permit.
+    Granted(Permit),
+    /// The client has as many connections as it may, so this one waits.
+    Queued(Queued),
+}
+
+/// A place in the queue of one client's connections, given back when it is dropped.
+#[derive(Debug)]
+pub struct Queued(Arc<Usage>);
 
 impl<K: Eq + Hash + Clone> ClientLimits<K> {
     /// Holds each client to these limits.
@@ -112,16 +132,14 @@ impl<K: Eq + Hash + Clone> ClientLimits<K> {
         }
     }
 
-    /// Returns a permit for one more connection of a client; `None` if it has as many as it may.
-    pub fn acquire(&self, key: &K) -> Option<Permit> {
+    /// Counts one more connection of a client. `None` if the client has as many connections as it may, and as many more
+    /// wait already.
+    pub fn admit(&self, key: &K) -> Option<Admission> {
         let usage = self.usage(key);
-        // Compared and counted in one step: two at once must not both be the last.
-        let counted = usage
-            .open
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |open| {
-                (open < self.limits.connections).then_some(open + 1)
-            });
-        counted.is_ok().then(|| Permit(usage))
+        if take(&usage.free) {
+            return Some(Admission::Granted(Permit(usage)));
+        }
+        take(&usage.queue).then(|| Admission::Queued(Queued(usage)))
     }
 
     fn usage(&self, key: &K) -> Arc<Usage> {
@@ -131,14 +149,15 @@ impl<K: Eq + Hash + Clone> ClientLimits<K> {
             table.pruned = now;
             table
                 .usages
-                .retain(|_, usage| usage.is_open() || now.duration_since(usage.last()) < CLIENT_MEMORY);
+                .retain(|_, usage| is_in_use(usage) || now.duration_since(usage.last()) < CLIENT_MEMORY);
         }
         if let Some(usage) = table.usages.get(key) {
             *usage.last.lock().unwrap_or_else(PoisonError::into_inner) = now;
             return Arc::clone(usage);
         }
         let usage = Arc::new(Usage {
-            open: AtomicUsize::new(0),
+            free: Semaphore::new(self.limits.connections),
+            queue: Semaphore::new(self.limits.connections),
             connections: RateLimiter::per_second(self.limits.connection_rate),
             requests: RateLimiter::per_second(self.limits.request_rate),
             last: Mutex::new(now),
@@ -149,13 +168,46 @@ impl<K: Eq + Hash + Clone> ClientLimits<K> {
     }
 }
 
-impl Usage {
-    fn is_open(&self) -> bool {
-        self.open.load(Ordering::Acquire) > 0
-    }
+/// Takes a permit if there is one. It must be added again.
+fn take(semaphore: &Semaphore) -> bool {
+    semaphore.try_acquire().map(SemaphorePermit::forget).is_ok()
+}
 
+/// An entry of the table is shared with each of the client's connections.
+fn is_in_use(usage: &Arc<Usage>) -> bool {
+    Arc::strong_count(usage) > 1
+}
+
+impl Usage {
     fn last(&self) -> Instant {
         *self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Admission {
+    /// Returns the permit, after a wait if the connection is queued. `None` if none of the client's connections has ended
+    /// within [`ADMISSION_TIMEOUT`].
+    pub async fn permit(self) -> Option<Permit> {
+        match self {
+            Self::Granted(permit) => Some(permit),
+            Self::Queued(queued) => queued.permit().await,
+        }
+    }
+}
+
+impl Queued {
+    async fn permit(self) -> Option<Permit> {
+        self.0.slowed.connections.fetch_add(1, Ordering::Relaxed);
+        let freed = tokio::time::timeout(ADMISSION_TIMEOUT, self.0.free.acquire()).await;
+        // A semaphore ends only if it is closed, which this one never is.
+        freed.ok()?.ok()?.forget();
+        Some(Permit(Arc::clone(&self.0)))
+    }
+}
+
+impl Drop for Queued {
+    fn drop(&mut self) {
+        self.0.queue.add_permits(1);
     }
 }
 
@@ -180,7 +232,7 @@ impl Permit {
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::AcqRel);
+        self.0.free.add_permits(1);
     }
 }
 
@@ -199,26 +251,72 @@ mod tests {
         }
     }
 
+    fn granted(limits: &ClientLimits<&str>, client: &'static str) -> Option<Permit> {
+        match limits.admit(&client)? {
+            Admission::Granted(permit) => Some(permit),
+            Admission::Queued(_) => None,
+        }
+    }
+
     #[test]
-    fn each_has_so_many_connections_and_one_that_ends_makes_room() {
-        let usages = ClientLimits::new(limits());
-        let first = usages.acquire(&"a");
-        let _second = usages.acquire(&"a");
-        assert!(first.is_some() && usages.acquire(&"a").is_none());
-        assert!(usages.acquire(&"b").is_some(), "another has its own");
+    fn each_client_has_its_own_number_of_connections_and_one_that_ends_frees_its_permit() {
+        let limits = ClientLimits::new(limits());
+        let first = granted(&limits, "a");
+        let _second = granted(&limits, "a");
+        assert!(first.is_some() && granted(&limits, "a").is_none());
+        assert!(granted(&limits, "b").is_some(), "another has its own");
         drop(first);
-        assert!(usages.acquire(&"a").is_some());
+        assert!(granted(&limits, "a").is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn connections_above_the_limit_wait_their_turn_and_only_as_many_as_the_limit() {
+        let limits = ClientLimits::new(limits());
+        let (first, second) = (granted(&limits, "a"), granted(&limits, "a"));
+        let mut queued = Vec::new();
+        for _ in 0..2 {
+            let admission = limits.admit(&"a").unwrap();
+            queued.push(tokio::spawn(admission.permit()));
+            tokio::task::yield_now().await;
+        }
+        assert!(limits.admit(&"a").is_none(), "the queue is full");
+        assert_eq!(limits.slowed().connections, 2);
+        drop(first);
+        let third = queued.remove(0).await.unwrap();
+        assert!(
+            third.is_some() && !queued[0].is_finished(),
+            "one has ended, so one has its turn"
+        );
+        assert!(
+            granted(&limits, "a").is_none(),
+            "a later one does not overtake those that wait"
+        );
+        drop(second);
+        assert!(queued.remove(0).await.unwrap().is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_waited_too_long_is_given_up_and_frees_its_place() {
+        let limits = ClientLimits::new(limits());
+        let held = [granted(&limits, "a"), granted(&limits, "a")];
+        for _ in 0..5 {
+            let began = tokio::time::Instant::now();
+            assert!(limits.admit(&"a").unwrap().permit().await.is_none());
+            assert_eq!(began.elapsed(), ADMISSION_TIMEOUT);
+        }
+        drop(held);
+        assert!(granted(&limits, "a").is_some() && granted(&limits, "a").is_some());
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_rate_of_a_client_outlives_its_connections() {
         let limits = ClientLimits::new(limits());
         for _ in 0..15 {
-            limits.acquire(&"a").unwrap().wait_for_connection().await;
+            granted(&limits, "a").unwrap().wait_for_connection().await;
         }
         let slowed = limits.slowed().connections;
         assert!(slowed >= 5, "{slowed}");
-        limits.acquire(&"b").unwrap().wait_for_connection().await;
+        granted(&limits, "b").unwrap().wait_for_connection().await;
         assert_eq!(limits.slowed().connections, slowed, "another has its own");
     }
 }

@@ -1,8 +1,10 @@
-//! Tells whose each accepted connection is: the stage between the kernel's programs and the metadata protocol.
+//! Identifies the client of each accepted connection. This stage is between the kernel's programs and the metadata
+//! protocol.
 //!
-//! [`Acceptor`] takes a connection from a listener, holds its address to a limit, reads its client by [`Identifier`], holds
-//! the client's pod to its limit, and hands on an [`Identified`] connection. What can't be identified is closed without an
-//! answer and counted in [`refusals`]. [`self_check`] tells whether connections reach the listeners at all.
+//! [`Acceptor`] takes a connection from a listener and applies the limit of its address. Then it reads the client by
+//! [`Identifier`], applies the limit of the client's pod, and hands on an [`Identified`] connection. A connection
+//! whose client cannot be identified is closed without an answer and counted in [`refusals`]. [`self_check`] checks
+//! whether connections reach the listeners at all.
 
 mod acceptor;
 mod identifier;
@@ -12,11 +14,11 @@ pub mod self_check;
 
 pub use acceptor::{Acceptor, Counts, Identified};
 pub use identifier::{Identifier, Unidentified};
-pub use limits::{ClientLimits, Limits, Permit};
+pub use limits::{Admission, ClientLimits, Limits, Permit};
 
 use crate::pods::PodUid;
 
-/// Who sends the requests of a connection; identified once per connection.
+/// The sender of the requests of a connection. It is identified once per connection.
 #[derive(Clone, Debug)]
 pub struct Client {
     /// The pod.

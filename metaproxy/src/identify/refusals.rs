@@ -24,11 +24,11 @@ const REPEAT_INTERVAL: Duration = Duration::from_secs(600);
 pub enum RefusalKind {
     /// It carried no option.
     NoOption,
-    /// Its option proves nothing.
+    /// Its option does not prove the caller.
     BadTag,
-    /// Its option proves a pod, at an address that is not known to be the pod's.
+    /// Its option proves the pod, but its address is not known to be the pod's.
     ForeignAddress,
-    /// Its caller is proven and no pod.
+    /// Its caller is proven, but is not a pod.
     NotAPod,
     /// The caller's cgroup id has more than 40 bits.
     IdTooLarge,
@@ -38,7 +38,7 @@ pub enum RefusalKind {
     NotWritten,
     /// The pod connects faster than it may.
     TooFast,
-    /// Another program than the listener has answered.
+    /// A program other than the listener answered it.
     AnsweredElsewhere,
     /// The agent could not look up the caller.
     Internal,
@@ -59,7 +59,7 @@ impl RefusalKind {
         Self::Internal,
     ];
 
-    /// Returns the name in metrics and logs.
+    /// Returns the kind's name in metrics and logs.
     pub fn label(self) -> &'static str {
         match self {
             Self::NoOption => "no_option",
@@ -75,7 +75,7 @@ impl RefusalKind {
         }
     }
 
-    /// Returns the meaning, and what to do.
+    /// Returns what the kind means, and what operators can do about it.
     pub fn explanation(self) -> &'static str {
         match self {
             Self::NoOption => {
@@ -157,7 +157,7 @@ struct Entry {
 }
 
 impl Refusals {
-    /// Makes counters that name pods by their inventory.
+    /// Makes counters that take the names of pods from `pods`.
     pub fn new(pods: Pods) -> Self {
         Self {
             pods,
@@ -174,7 +174,7 @@ impl Refusals {
         }
     }
 
-    /// Counts refused connections, and reports them unless that was done a short time ago.
+    /// Counts refused connections. It also logs them, unless it has logged the same kind and pod a short time ago.
     pub fn note(&self, kind: RefusalKind, pod: Option<&PodUid>, count: u64) {
         if kind == RefusalKind::AnsweredElsewhere {
             self.answered_elsewhere.notify_one();
@@ -203,8 +203,8 @@ impl Refusals {
         }
     }
 
-    /// Waits until another program than the listener has answered a connection. NAT in the pod itself may have led it
-    /// there, so this proves nothing about the node.
+    /// Waits until a program other than the listener has answered a connection. NAT in the pod itself may have led
+    /// the connection there, so this proves nothing about the node.
     pub async fn answered_elsewhere(&self) {
         self.answered_elsewhere.notified().await;
     }
@@ -253,7 +253,7 @@ fn report(kind: RefusalKind, namespace: &str, pod: &str, connections: u64) {
     }
 }
 
-/// Reads the failures that the client's programs have counted, until the task is ended.
+/// Reads the failures that the programs on the client's side have counted, until the task is aborted.
 pub async fn follow_failures(
     failures: BpfMap<MapData, FailureKey, u64>,
     cgroup: CurrentPods,

@@ -1,10 +1,10 @@
 //! Checks that connections to the agent's own listeners arrive at them.
 //!
-//! A socket that listens does not show whether connections reach it, because the node's NAT rules change a connection's
-//! destination before the kernel looks for a socket (`NF_INET_PRE_ROUTING`, `NF_INET_LOCAL_OUT`). So the agent connects
-//! to itself, which is subject to the rules that portmap and kube-proxy write for the node's own processes, and sends a
-//! secret number. The check succeeds if the accepting side reads that number, at one of the agent's own addresses, and
-//! the program that verifies callers has seen the connection.
+//! A socket that listens does not show whether connections reach it, because the node's NAT rules change a
+//! connection's destination before the kernel looks for a socket (`NF_INET_PRE_ROUTING`, `NF_INET_LOCAL_OUT`). So the
+//! agent connects to itself, which is subject to the rules that portmap and kube-proxy write for the node's own
+//! processes, and sends a secret number. The check succeeds if the accepting side reads that number, at one of the
+//! agent's own addresses, and the program that verifies callers has seen the connection.
 
 use std::collections::VecDeque;
 use std::io;
@@ -29,21 +29,21 @@ pub const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// How long the connection of a check may take to arrive.
 pub const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How long the connection of the second check may take, which confirms a failed one. The kernel sends a lost SYN again
-/// after 1 s (RFC 6298).
+/// How long the connection of the second check may take, which confirms a failed one. The kernel sends a lost SYN
+/// again after 1 s (RFC 6298).
 pub const CONFIRM_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// How long the accepting side waits for the number.
+/// How long the accepting side waits for the number that a check sends.
 const READ_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// How many checks are remembered. The connection of a failed check may still arrive, and does not count as a refused
-/// one then.
+/// The maximum number of checks that are remembered. The connection of a failed check may still arrive, and must then
+/// not count as a refused one.
 const MAX_PENDING: usize = 64;
 
 /// The secret number that a check sends.
 type Nonce = [u8; 16];
 
-/// The reasons why a check failed, the worst first.
+/// Why a check failed. The worst reason comes first.
 #[derive(Clone, Debug, Error, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
     /// The listener's address was taken from the node.
@@ -66,7 +66,7 @@ pub enum Fault {
         /// The error of the connection.
         how: String,
     },
-    /// It arrived, but the program that verifies callers has not seen it.
+    /// The connection arrived, but the program that verifies callers has not seen it.
     #[error("callers of the listener {listener} cannot be verified: {why}")]
     Unverified {
         /// The listener.
@@ -84,7 +84,7 @@ pub enum Fault {
     },
 }
 
-/// The pending checks, which both sides know.
+/// The pending checks, which the connecting and the accepting side share.
 #[derive(Debug, Default)]
 pub struct SelfChecks {
     pending: Mutex<VecDeque<(Nonce, oneshot::Sender<Unidentified>)>>,
@@ -96,7 +96,7 @@ impl SelfChecks {
     /// Connects to a listener of this process and waits until the connection has arrived there.
     ///
     /// # Errors
-    /// The fault, if it has not arrived within the time limit.
+    /// Returns the fault if the check fails or cannot be made.
     pub async fn check(&self, listener: SocketAddr, timeout: Duration) -> Result<(), Fault> {
         let untried = |why: String| Fault::Untried { listener, why };
         let (nonce, arrival) = self.expect().map_err(untried)?;
@@ -148,7 +148,7 @@ impl SelfChecks {
         None
     }
 
-    /// Returns the number of checks in a counter of the programs.
+    /// Returns the number of checks that a counter of the programs includes.
     pub fn counted(&self, counter: Counter) -> u64 {
         match counter {
             Counter::NoOption => self.bare.load(Ordering::Relaxed),
@@ -189,8 +189,8 @@ fn bound(ip: IpAddr) -> io::Result<(TcpSocket, SocketAddr)> {
     Ok((socket, client))
 }
 
-/// Checks that the program has verified the connection. A check carries no option, or that of the agent's own cgroup if
-/// it is below the pods'; both results come from the program.
+/// Checks that the program has verified the connection. A check carries no option, or that of the agent's own cgroup
+/// if it is below the pods'; both results come from the program.
 fn is_verified(listener: SocketAddr, seen: &Unidentified) -> Result<(), Fault> {
     match seen {
         Unidentified::NoOption | Unidentified::OwnAgent => Ok(()),
@@ -254,7 +254,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_check_at_an_address_that_is_not_the_nodes_says_so() {
-        // Of a documentation prefix (RFC 5737).
+        // The address is from a documentation prefix (RFC 5737).
         let listener = "192.0.2.1:18181".parse().unwrap();
         let gone = SelfChecks::default().check(listener, CHECK_TIMEOUT).await;
         assert_eq!(gone, Err(Fault::AddressGone { listener }));
@@ -277,7 +277,7 @@ mod tests {
     async fn a_check_that_arrives_late_is_no_refused_connection() {
         let (listener, address) = listener().await;
         let checks = SelfChecks::default();
-        // It waits in the accept queue.
+        // The connection waits in the accept queue.
         assert_eq!(checks.check(address, Duration::from_millis(20)).await, Ok(()));
         let (mut stream, _) = listener.accept().await.unwrap();
         assert!(checks.take(&mut stream, Unidentified::NoOption).await.is_none());

@@ -1,11 +1,9 @@
 //! Serves the requests of one connection.
 
-use std::cell::RefCell;
 use std::convert::Infallible;
-use std::future::{poll_fn, ready};
+use std::future::ready;
 use std::pin::pin;
 use std::sync::Arc;
-use std::task::{Context, Waker};
 use std::time::{Duration, Instant};
 
 use futures_util::future::Either;
@@ -24,13 +22,11 @@ use super::handler::{ANSWER_TIMEOUT, Answer, Handler, Pending};
 use super::io_timeouts::{Stage, TimedStream};
 use super::log_fields::{LoggedPath, logged_method};
 use super::outcome::{InvalidRequest, Outcome};
-use super::recent::Recent;
+use super::refusal_reporter::RefusalReporter;
 use super::response::{self, Response};
-use crate::cached_watch::{CachedWatch, Changes};
 use crate::credentials::Issuer;
 use crate::identify::{Client, Limits, Permit};
 use crate::telemetry::metrics::Requests;
-use crate::telemetry::refusal_reporter::RefusalReporter;
 
 /// How long the body of a request may take to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -38,10 +34,10 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest body that is read and dropped, in bytes. No request of the metadata protocol has one.
 const MAX_BODY: usize = 16 * 1024;
 
-/// The phase of the server. It only ever moves forward.
+/// The phase of the server. It only moves forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Phase {
-    /// Serving.
+    /// Requests are served.
     Serving,
     /// Each connection ends after its next answer.
     Draining,
@@ -67,7 +63,7 @@ impl<I> std::fmt::Debug for Connections<I> {
 }
 
 impl<I: Issuer> Connections<I> {
-    /// Of the limits, the longest head and the timeouts apply here.
+    /// Makes a server of connections. Of `limits`, it applies the maximum length of a head and the timeouts.
     pub fn new(
         handler: Arc<Handler<I>>,
         reporter: Arc<RefusalReporter>,
@@ -88,7 +84,7 @@ impl<I: Issuer> Connections<I> {
         &self.metrics
     }
 
-    /// Returns what handles the requests.
+    /// Returns the handler of requests.
     pub fn handler(&self) -> &Arc<Handler<I>> {
         &self.handler
     }
@@ -96,7 +92,7 @@ impl<I: Issuer> Connections<I> {
     /// Serves requests until the connection ends or the phase is [`Phase::Closing`].
     ///
     /// # Errors
-    /// Errors of the connection, and of bytes that are not HTTP.
+    /// Returns an error if the connection fails, or if its bytes are not HTTP.
     pub async fn serve<S: AsyncRead + AsyncWrite + Unpin>(
         &self,
         stream: S,
@@ -104,10 +100,6 @@ impl<I: Issuer> Connections<I> {
         permit: &Permit,
     ) -> hyper::Result<()> {
         let stage = Stage::default();
-        let memory = RefCell::new(Memory {
-            recent: self.handler.recent(client),
-            phase: CachedWatch::new(self.phase.clone()),
-        });
         let stage = &stage;
         let service = service_fn(move |request: Request<Incoming>| {
             stage.busy();
@@ -115,18 +107,18 @@ impl<I: Issuer> Connections<I> {
             let wait = permit.wait_for_request(began);
             let mut pending = None;
             if wait.is_none() && request.body().is_end_stream() {
-                let mut memory = memory.borrow_mut();
-                match self.handler.try_answer(&mut memory.recent, &request) {
+                match self.handler.try_answer(client, &request) {
                     Ok(answer) => {
                         let line = (request.method(), request.uri());
-                        let response = self.respond(client, line, memory.phase.now(), began, answer);
+                        let response = self.respond(client, line, began, answer);
                         stage.idle();
                         return Either::Left(ready(Ok::<_, Infallible>(response)));
                     }
                     Err(begun) => pending = Some(begun),
                 }
             }
-            // hyper moves the future of each request, so that of a request that waits is boxed.
+            // hyper moves the future of each request, so the future of a request that waits is boxed to keep it
+            // small.
             Either::Right(Box::pin(async move {
                 if let Some(wait) = wait {
                     tokio::time::sleep(wait).await;
@@ -144,18 +136,13 @@ impl<I: Issuer> Connections<I> {
             .serve_connection(TokioIo::new(stream), service);
         let mut connection = pin!(connection);
         let mut phases = self.phase.clone();
-        let mut closing = Closing {
-            changes: Changes::new(self.phase.clone()),
-            reached: Some(pin!(reached(&mut phases, Phase::Closing))),
-            waker: None,
-        };
-        poll_fn(|context| {
-            if closing.has_come(context) {
-                connection.as_mut().graceful_shutdown();
-            }
-            connection.as_mut().poll(context)
-        })
-        .await
+        tokio::select! {
+            biased;
+            ended = connection.as_mut() => return ended,
+            () = reached(&mut phases, Phase::Closing) => {}
+        }
+        connection.as_mut().graceful_shutdown();
+        connection.await
     }
 
     /// Answers a request that has a body, was slowed down, or is pending.
@@ -174,16 +161,14 @@ impl<I: Issuer> Connections<I> {
             (None, Ok(())) => self.handler.answer(client, &request, deadline()).await,
             (None, Err(problem)) => Answer::invalid(problem),
         };
-        let phase = *self.phase.borrow();
-        self.respond(client, (request.method(), request.uri()), phase, began, answer)
+        self.respond(client, (request.method(), request.uri()), began, answer)
     }
 
-    /// Makes the response. Here, and only here, an outcome is observed.
+    /// Makes the response. This is the only place that logs, counts and reports outcomes.
     fn respond(
         &self,
         client: &Client,
         (method, uri): (&Method, &Uri),
-        phase: Phase,
         began: Instant,
         answer: Answer,
     ) -> Response {
@@ -204,7 +189,7 @@ impl<I: Issuer> Connections<I> {
             }
         }
         let mut response = response::of(outcome, token_left);
-        if phase != Phase::Serving {
+        if *self.phase.borrow() != Phase::Serving {
             response
                 .headers_mut()
                 .insert(CONNECTION, HeaderValue::from_static("close"));
@@ -227,12 +212,7 @@ impl<I: Issuer> Connections<I> {
     }
 }
 
-/// What a connection keeps between its requests.
-struct Memory<'a> {
-    recent: Recent<'a>,
-    phase: CachedWatch<Phase>,
-}
-
+/// The state that a connection keeps between its requests.
 /// Reads the body of a request and drops it; otherwise the next request on the connection would begin within it.
 async fn skip(body: Incoming) -> Result<(), InvalidRequest> {
     if body.is_end_stream() {
@@ -246,42 +226,10 @@ async fn skip(body: Incoming) -> Result<(), InvalidRequest> {
     }
 }
 
-/// Waits for a phase or a later one.
+/// Waits until the phase is `wanted` or a later one.
 pub async fn reached(phases: &mut watch::Receiver<Phase>, wanted: Phase) {
     // If the sender is gone, the agent is closing too.
     let _ = phases.wait_for(|phase| *phase >= wanted).await;
-}
-
-/// Looks for [`Phase::Closing`] beside a connection. A connection is polled much more often than phases change, so this
-/// looks only after a change or with a new waker.
-struct Closing<F> {
-    changes: Changes<Phase>,
-    /// The wait for the phase; `None` once it is reached.
-    reached: Option<F>,
-    /// The waker that `reached` was polled with.
-    waker: Option<Waker>,
-}
-
-impl<F: Future<Output = ()> + Unpin> Closing<F> {
-    /// Returns whether the phase was reached since the last call.
-    fn has_come(&mut self, context: &mut Context<'_>) -> bool {
-        let is_awake = self
-            .waker
-            .as_ref()
-            .is_some_and(|waker| waker.will_wake(context.waker()));
-        if is_awake && !self.changes.any() {
-            return false;
-        }
-        let Some(reached) = &mut self.reached else {
-            return false;
-        };
-        self.waker = Some(context.waker().clone());
-        let has_come = pin!(reached).poll(context).is_ready();
-        if has_come {
-            self.reached = None;
-        }
-        has_come
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,5 @@
-//! Decisions about pods. Each is made once and kept until the inventory or the rules change, so a pod's next request costs
-//! one lookup.
+//! Decides about pods. Each decision is made once and kept until the inventory or the rules change, so a pod's next
+//! request costs one lookup.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -12,7 +12,7 @@ use crate::identify::Client;
 use crate::pods::{Inventory, PodUid, Pods};
 use crate::roles::{Decision, Grant, Rules};
 
-/// What is decided about one pod.
+/// The decision about one pod.
 pub type PodDecision = Decision<Box<GrantedSession>>;
 
 /// A grant, with the session that it leads to.
@@ -61,8 +61,8 @@ impl PodDecision {
         }
     }
 
-    /// Returns whether this text names the pod's role: its name, its path and name, or its ARN, which is how kube2iam listed
-    /// roles that are annotated by ARN.
+    /// Returns whether this text names the pod's role: its name, its path and name, or its ARN, which is how kube2iam
+    /// listed roles that are annotated by ARN.
     pub fn is_called(&self, wanted: &str) -> bool {
         match self {
             Self::Granted(granted) => granted.grant.role.is_called(wanted),
@@ -73,7 +73,7 @@ impl PodDecision {
 }
 
 impl Decisions {
-    /// Decides from these pods and these rules.
+    /// Makes a `Decisions` that decides from these pods and these rules.
     pub fn new(pods: Pods, rules: watch::Receiver<Arc<Rules>>) -> Self {
         let table = Table::new(pods.borrow().clone(), rules.borrow().clone());
         Self {
@@ -83,12 +83,13 @@ impl Decisions {
         }
     }
 
-    /// Returns what is decided about the client at this moment.
+    /// Returns the current decision about the client.
     pub fn of(&self, client: &Client) -> Arc<PodDecision> {
         self.table().find(&client.uid)
     }
 
-    /// Returns what is decided about the client, once it is known; [`Decision::Wait`] if it still is not at the deadline.
+    /// Waits until there is a decision about the client, and returns it. Returns [`Decision::Wait`] if there is none
+    /// at the deadline.
     pub async fn once_known(&self, client: &Client, deadline: Instant) -> Arc<PodDecision> {
         let decided = self.of(client);
         if !matches!(*decided, Decision::Wait(_)) {
@@ -153,7 +154,8 @@ impl Table {
                 .resolve(&self.inventory, uid)
                 .map_grant(|grant| Box::new(grant.into())),
         );
-        // The number of pods that are not known has no bound, and deciding about them costs little.
+        // Decisions about unknown pods are not kept: the number of such pods has no limit, and deciding about them
+        // costs little.
         if self.inventory.by_uid(uid).is_some() {
             let mut known = self.decided.write().unwrap_or_else(PoisonError::into_inner);
             known.insert(uid.clone(), Arc::clone(&decided));
@@ -205,7 +207,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_void_with_the_next_change_of_pods_or_rules() {
+    fn decisions_are_void_after_a_change_of_pods_or_rules() {
         let (pods, rules, decisions) = decisions("one");
         let client = client(UID);
         let one = decisions.of(&client);

@@ -1,8 +1,8 @@
-//! Handles one request of an identified client: what it comes to, as an [`Outcome`].
+//! Handles one request of an identified client and returns its [`Outcome`].
 //!
-//! [`Handler::try_answer`] answers what needs no waiting, which is nearly everything. It hands on what it has found out
-//! about a request that must wait, and [`Handler::finish`] goes on from there. Nothing is logged, counted or reported here:
-//! that is done where responses are sent, so a dry run leaves no trace.
+//! [`Handler::try_answer`] answers requests that need not wait, which are nearly all. For a request that must wait,
+//! it returns its intermediate result, and [`Handler::finish`] continues from there. Nothing is logged, counted or
+//! reported here. The code that sends responses does that, so a dry run leaves no trace.
 
 mod own_role;
 mod session_tokens;
@@ -21,7 +21,6 @@ use super::headers::{FORWARDED, TOKEN};
 use super::outcome::{InvalidRequest, Outcome, TokenProblem};
 use super::passthrough::Passthrough;
 use super::path::{NodePath, Paths, Route, encoded};
-use super::recent::Recent;
 use super::token::Tokens;
 use crate::credentials::{Issuer, Sessions};
 use crate::identify::Client;
@@ -29,12 +28,12 @@ use crate::pods::{Known, Pods};
 use crate::roles::{Decision, Rules};
 use crate::telemetry::metrics::RequestKind;
 
-/// How long a request may wait for its answer. Two SDKs try once and give up after a second; the rest of it is for the
-/// way of the packets.
+/// How long a request may wait for its answer. Two SDKs try once and give up after a second. The other 200 ms are for
+/// the network.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_millis(800);
 
-/// Lifetime of the session token of a dry run, in seconds: longer than [`ANSWER_TIMEOUT`]. A token ends with a whole
-/// second, so one of a second may be over at once.
+/// The lifetime of the session token of a dry run, in seconds. It is longer than [`ANSWER_TIMEOUT`]. A token expires
+/// at a whole second, so a lifetime of one second may be over at once.
 const DRY_RUN_TOKEN_TTL: u64 = 60;
 
 /// Whether requests without a session token (IMDSv1) are answered.
@@ -53,7 +52,7 @@ pub enum ImdsV1Policy {
 pub struct Parts<I> {
     /// The pods that are known.
     pub pods: Pods,
-    /// The rules that decide about roles. They change once, if the base ARN has to be found out.
+    /// The rules that decide about roles. They change once, if the base ARN has to be looked up.
     pub rules: watch::Receiver<Arc<Rules>>,
     /// The sessions.
     pub sessions: Sessions<I>,
@@ -61,7 +60,7 @@ pub struct Parts<I> {
     pub tokens: Tokens,
     /// The paths of the node's metadata that pods may see.
     pub paths: Paths,
-    /// The way to the node's metadata service.
+    /// The access to the node's metadata service.
     pub passthrough: Passthrough,
     /// Whether tokens are required.
     pub imds_v1: watch::Receiver<ImdsV1Policy>,
@@ -79,7 +78,7 @@ pub struct Handler<I> {
 pub struct Answer {
     /// What the request asked for, as metrics count it.
     pub kind: RequestKind,
-    /// What it comes to.
+    /// The outcome of the request.
     pub outcome: Outcome,
     /// What remains of the lifetime of the session token that came with the request, if a valid one did.
     pub token_left: Option<Duration>,
@@ -96,7 +95,7 @@ impl Answer {
     }
 }
 
-/// A request that must wait, with what is known of it already.
+/// A request that must wait, and its intermediate result.
 #[derive(Debug)]
 pub struct Pending {
     method: Method,
@@ -108,24 +107,24 @@ pub struct Pending {
 /// What a request waits for.
 #[derive(Debug)]
 enum WaitsFor {
-    /// Whether it needs a session token.
+    /// The policy that says whether it needs a session token.
     TokenPolicy,
-    /// What is decided about its pod.
+    /// The decision about its pod.
     Decision,
-    /// A session of the role that was decided.
+    /// A session of the role that this decision grants.
     Session(Arc<PodDecision>),
     /// The node's metadata service.
     Node,
 }
 
 impl<I: Issuer> Handler<I> {
-    /// Makes a handler of everything that it needs.
+    /// Makes a handler from its parts.
     pub fn new(parts: Parts<I>) -> Self {
         let decisions = Decisions::new(parts.pods.clone(), parts.rules.clone());
         Self { parts, decisions }
     }
 
-    /// Returns the way to the node's metadata service.
+    /// Returns the access to the node's metadata service.
     pub fn passthrough(&self) -> &Passthrough {
         &self.parts.passthrough
     }
@@ -139,34 +138,23 @@ impl<I: Issuer> Handler<I> {
         }
     }
 
-    /// Makes the memory of a client's new connection.
-    pub fn recent<'a>(&self, client: &'a Client) -> Recent<'a> {
-        let parts = &self.parts;
-        Recent::new(
-            client,
-            parts.pods.clone(),
-            parts.rules.clone(),
-            parts.imds_v1.clone(),
-        )
-    }
-
     /// Returns whether a request without a session token is answered 401.
     pub fn requires_tokens(&self) -> bool {
         *self.parts.imds_v1.borrow() == ImdsV1Policy::Denied
     }
 
-    /// Answers a request whose body, if it had one, was read. Waits at most until the deadline.
+    /// Answers a request whose body, if it had one, was already read. Waits at most until the deadline.
     pub async fn answer<B>(&self, client: &Client, request: &Request<B>, deadline: Instant) -> Answer {
-        let answered = self.try_answer(&mut self.recent(client), request);
+        let answered = self.try_answer(client, request);
         match answered {
             Ok(answer) => answer,
             Err(pending) => self.finish(client, pending, deadline).await,
         }
     }
 
-    /// Answers as a client's request for this path would be answered now, with a session token. The same code answers it,
-    /// so it calls STS if the pod's own request would; such a call is logged and audited as every other. Nothing else
-    /// remains of it: no log line, event, count or report.
+    /// Answers a request for this path as if the client made it now, with a session token. The same code answers it,
+    /// so it calls STS if the pod's own request would. Such a call is logged and audited like any other. There is no
+    /// other trace of a dry run: no log line, event, count or report.
     pub async fn dry_run(&self, client: &Client, path: &str) -> Answer {
         let request = Request::get(encoded(path)).body(());
         let Ok(mut request) = request else {
@@ -183,11 +171,12 @@ impl<I: Issuer> Handler<I> {
             .await
     }
 
-    /// Answers a request without waiting. Most requests end here, and the future of one that waits is never made for them.
+    /// Answers a request without waiting. Most requests end here, so the future for a request that waits is never
+    /// made for them.
     ///
     /// # Errors
-    /// What is known so far of a request that must wait, for [`Self::finish`].
-    pub fn try_answer<B>(&self, recent: &mut Recent<'_>, request: &Request<B>) -> Result<Answer, Pending> {
+    /// Returns the intermediate result of a request that must wait, for [`Self::finish`].
+    pub fn try_answer<B>(&self, client: &Client, request: &Request<B>) -> Result<Answer, Pending> {
         let headers = request.headers();
         if headers.contains_key(FORWARDED) {
             return Ok(Answer::invalid(InvalidRequest::Forwarded));
@@ -199,11 +188,10 @@ impl<I: Issuer> Handler<I> {
         let route = self.parts.paths.classify(path.as_str());
         let kind = route.kind();
         let outcome = match (request.method(), route) {
-            (&Method::PUT, Route::Token) => self.issue_token(recent.client(), headers),
+            (&Method::PUT, Route::Token) => self.issue_token(client, headers),
             (_, Route::Token) => Outcome::Invalid(InvalidRequest::TokenMethod),
             (method @ (&Method::GET | &Method::HEAD), route) => {
-                let imds_v1 = recent.imds_v1();
-                return self.try_read(recent, method, route, headers, imds_v1);
+                return self.try_read(client, method, route, headers);
             }
             _ => Outcome::Invalid(InvalidRequest::Method),
         };
@@ -216,11 +204,10 @@ impl<I: Issuer> Handler<I> {
 
     fn try_read(
         &self,
-        recent: &mut Recent<'_>,
+        client: &Client,
         method: &Method,
         route: Route,
         headers: &HeaderMap,
-        imds_v1: ImdsV1Policy,
     ) -> Result<Answer, Pending> {
         let kind = route.kind();
         let pending = |route, token_left, waits_for| Pending {
@@ -229,7 +216,7 @@ impl<I: Issuer> Handler<I> {
             token_left,
             waits_for,
         };
-        let token_left = match self.check_token(recent.client(), headers, imds_v1) {
+        let token_left = match self.check_token(client, headers) {
             Ok(token_left) => token_left,
             Err(TokenProblem::PolicyUnknown) => return Err(pending(route, None, WaitsFor::TokenPolicy)),
             Err(problem) => {
@@ -244,12 +231,11 @@ impl<I: Issuer> Handler<I> {
             Route::Node(_) => return Err(pending(route, token_left, WaitsFor::Node)),
             Route::Refused(refusal) => Outcome::PathRefused(refusal),
             own => {
-                let (decided, session) = recent.decided(&self.decisions);
-                match self.own(&own, decided, session) {
+                let decided = self.decisions.of(client);
+                match self.own(&own, &decided) {
                     Ok(outcome) => outcome,
                     Err(Lacking::Decision(_)) => return Err(pending(own, token_left, WaitsFor::Decision)),
                     Err(Lacking::Session { .. }) => {
-                        let decided = Arc::clone(decided);
                         return Err(pending(own, token_left, WaitsFor::Session(decided)));
                     }
                 }
@@ -315,4 +301,4 @@ impl<I: Issuer> Handler<I> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

@@ -7,8 +7,8 @@ use hyper::header::{HeaderName, HeaderValue};
 /// Carries the session token of a request.
 pub const TOKEN: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token");
 
-/// Carries the lifetime of a token in seconds: the wanted one in a request for a token, the remaining one in each response
-/// to a request with a token.
+/// Carries the lifetime of a token in seconds: the wanted one in a request for a token, the remaining one in each
+/// response to a request with a token.
 pub const TOKEN_TTL: HeaderName = HeaderName::from_static("x-aws-ec2-metadata-token-ttl-seconds");
 
 /// Marks a request that came through a proxy. The metadata service refuses to issue tokens for those.

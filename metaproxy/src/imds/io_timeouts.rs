@@ -1,8 +1,8 @@
-//! A connection's stream with three time limits: for a request to begin, for its head to arrive, and for the peer to take
-//! a part of the response.
+//! Wraps the stream of a connection with three time limits: for a request to begin, for its head to arrive, and for
+//! the peer to accept a part of the response.
 //!
-//! Setting a timer costs more than reading a request. So a timer is not set again for each request: it runs on from an
-//! earlier one, and when it ends, the deadline is compared.
+//! Setting a timer costs more than reading a request. So a timer is not set again for each request: it keeps running
+//! from an earlier request, and when it fires, the current deadline is checked.
 
 use std::io;
 use std::pin::Pin;
@@ -14,10 +14,10 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
-/// How long the peer may take nothing of what is sent.
+/// How long a write may wait until the peer accepts any bytes.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// The stage of a connection: idle, in a head, or busy with a request.
+/// The stage of a connection: idle, reading a head, or busy with a request.
 #[derive(Clone, Debug, Default)]
 pub struct Stage(Arc<AtomicU8>);
 
@@ -44,11 +44,11 @@ impl Stage {
 /// What a connection waits for, and since when.
 #[derive(Clone, Copy, Debug)]
 enum Waiting {
-    /// Nothing of the peer: a request is being answered.
+    /// Nothing from the peer: a request is being answered.
     No,
-    /// A request, since then.
+    /// A request, since this moment.
     ForRequest(Instant),
-    /// The rest of a head, since then.
+    /// The rest of a head, since this moment.
     ForHead(Instant),
 }
 
@@ -65,8 +65,8 @@ pub struct TimedStream<S> {
 }
 
 impl<S> TimedStream<S> {
-    /// Makes one of a stream. Who answers the requests moves the stage on. A request must begin within `idle_timeout`, and its
-    /// head must arrive within `head_timeout` of its first byte.
+    /// Wraps a stream. The code that answers the requests updates `stage`. A request must begin within
+    /// `idle_timeout`, and its head must arrive within `head_timeout` of its first byte.
     pub fn new(stream: S, stage: Stage, idle_timeout: Duration, head_timeout: Duration) -> Self {
         Self {
             stream,
@@ -79,7 +79,7 @@ impl<S> TimedStream<S> {
         }
     }
 
-    /// When what it waits for must have come.
+    /// Returns the deadline of what the connection waits for; `None` if it waits for nothing.
     fn end(&self) -> Option<Instant> {
         match self.waiting {
             Waiting::No => None,
@@ -88,7 +88,7 @@ impl<S> TimedStream<S> {
         }
     }
 
-    /// Ready when that time is over.
+    /// Returns `Ready` when that deadline has passed.
     fn poll_end(&mut self, context: &mut Context<'_>) -> Poll<()> {
         let Some(end) = self.end() else {
             return Poll::Pending;
@@ -108,7 +108,7 @@ impl<S> TimedStream<S> {
         Poll::Pending
     }
 
-    /// What is pending must come to something before the time is up.
+    /// Returns the result, or a timeout error if it has been pending for [`WRITE_TIMEOUT`].
     fn bounded<T>(&mut self, context: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if result.is_ready() {
             self.write = None;
@@ -137,7 +137,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
             (BUSY, _) => self.waiting = Waiting::No,
             (IDLE, _) if came => {
                 self.stage.0.store(IN_HEAD, Ordering::Relaxed);
-                // Mostly the whole head: the time is looked at where there is more to come.
+                // Usually this is the whole head. The time is checked only if more of it must be read.
                 self.waiting = Waiting::No;
                 return result;
             }
@@ -147,7 +147,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for TimedStream<S> {
             (IDLE, Waiting::No | Waiting::ForHead(_)) => self.waiting = Waiting::ForRequest(Instant::now()),
             _ => {}
         }
-        // More of a head does not help where it comes too late.
+        // Later bytes of a head do not extend its deadline.
         let is_over = if result.is_pending() {
             self.poll_end(context).is_ready()
         } else {
@@ -202,13 +202,13 @@ mod tests {
     const IDLE: Duration = Duration::from_secs(60 * 60 * 2);
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_that_has_begun_must_end() {
+    async fn a_head_must_end_in_time_after_its_first_byte() {
         let (mut peer, ours) = duplex(1024);
         let mut ours = TimedStream::new(ours, Stage::default(), IDLE, HEAD);
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_secs(3600)).await;
             loop {
-                // A byte now and then does not help.
+                // A byte from time to time does not extend the deadline.
                 if peer.write_all(b"G").await.is_err() {
                     return;
                 }
@@ -228,7 +228,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_body_and_the_next_request_have_time() {
+    async fn the_head_timeout_does_not_apply_to_a_body_and_the_next_request() {
         let (mut peer, ours) = duplex(1024);
         let stage = Stage::default();
         let mut ours = TimedStream::new(ours, stage.clone(), IDLE, HEAD);
@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_request_must_begin_within_its_time_from_the_last_answer() {
+    async fn a_request_must_begin_within_the_idle_timeout_after_the_last_answer() {
         let idle = Duration::from_secs(60);
         let (mut peer, ours) = duplex(1024);
         let stage = Stage::default();
@@ -270,7 +270,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_head_has_its_own_time_though_the_clock_runs_for_a_longer_one() {
+    async fn the_head_timeout_applies_although_a_longer_timer_is_running() {
         let (mut peer, ours) = duplex(1024);
         let mut ours = TimedStream::new(ours, Stage::default(), IDLE, HEAD);
         let mut bytes = [0; 2];
@@ -291,7 +291,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_peer_that_takes_nothing_is_given_up() {
+    async fn a_write_fails_if_the_peer_accepts_nothing() {
         let (_peer, ours) = duplex(16);
         let mut ours = TimedStream::new(ours, Stage::default(), IDLE, HEAD);
         let start = Instant::now();

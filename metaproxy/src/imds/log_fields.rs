@@ -1,5 +1,5 @@
-//! Requests as logs show them. A path is text of the client: a mistaken client may put a session token or a credential
-//! there, so only words of the metadata service's own paths are shown.
+//! Formats requests for logs. A path is text of the client, and a mistaken client may put a session token or a
+//! credential into it. So logs show only words of the metadata service's own paths.
 
 use std::fmt;
 
@@ -7,11 +7,12 @@ use hyper::Method;
 
 use super::path::is_version;
 
-/// Longest path that is shown, in segments. The longest one of EC2's has eight (a network interface's).
+/// The maximum number of segments of a path that are shown. The longest path of EC2 has eight (that of a network
+/// interface).
 const MAX_SEGMENTS: usize = 10;
 
-/// Segments of paths of EC2's metadata service ("Instance metadata categories", EC2 user guide) that say nothing about a
-/// client. Names of roles and tags, addresses and ids are not among them.
+/// Segments of paths of EC2's metadata service ("Instance metadata categories", EC2 user guide) that say nothing
+/// about a client. Names of roles and tags, addresses and ids are not among them.
 const METADATA_WORDS: [&str; 65] = [
     "ami-id",
     "ami-launch-index",
@@ -80,7 +81,8 @@ const METADATA_WORDS: [&str; 65] = [
     "user-data",
 ];
 
-/// Shows the path of a request, without its query: `…` stands for what is no word of the metadata service.
+/// A path of a request for logs, without its query. `…` stands for each segment that is not a word of the metadata
+/// service.
 pub struct LoggedPath<'a>(pub &'a str);
 
 impl fmt::Display for LoggedPath<'_> {
@@ -90,7 +92,7 @@ impl fmt::Display for LoggedPath<'_> {
             if index > 0 {
                 f.write_str("/")?;
             }
-            // The first one is what stands before the first slash.
+            // Index 0 is the text before the first slash.
             if index > MAX_SEGMENTS {
                 return f.write_str("…");
             }
@@ -101,7 +103,7 @@ impl fmt::Display for LoggedPath<'_> {
     }
 }
 
-/// Shows a method: those of HTTP, and `…` for one that the client made up.
+/// Returns the name of an HTTP method, and `…` for a method that the client made up.
 pub fn logged_method(method: &Method) -> &str {
     match *method {
         Method::GET
@@ -149,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_method_that_is_none_is_not_shown() {
+    fn an_unknown_method_is_not_shown() {
         assert_eq!(logged_method(&Method::PUT), "PUT");
         assert_eq!(logged_method(&Method::from_bytes(b"AQAEAKiG").unwrap()), "…");
     }

@@ -1,10 +1,11 @@
-//! The instance metadata protocol towards a pod, versions 1 and 2.
+//! Serves the instance metadata protocol (IMDS), versions 1 and 2, to pods.
 //!
-//! [`server`] takes identified connections, [`connection`] reads their requests, [`handler`] decides what each comes to, an
-//! [`outcome::Outcome`], and [`response`] makes bytes of it. [`token`] issues session tokens, [`path`] classifies paths, and
-//! [`passthrough`] fetches metadata of the node by [`upstream`].
+//! [`server`] takes identified connections, and [`connection`] reads their requests. [`handler`] decides the
+//! [`outcome::Outcome`] of each request, and [`response`] turns it into bytes. [`token`] issues session tokens,
+//! [`path`] classifies paths, and [`passthrough`] fetches metadata of the node with [`upstream`].
 //!
-//! Source for the protocol: the EC2 user guide, "Use the Instance Metadata Service", and what SDKs expect of it.
+//! The protocol is that of the EC2 user guide, "Use the Instance Metadata Service", and includes the behavior that
+//! SDKs expect.
 
 pub mod connection;
 mod decisions;
@@ -15,7 +16,7 @@ mod log_fields;
 pub mod outcome;
 pub mod passthrough;
 pub mod path;
-mod recent;
+mod refusal_reporter;
 pub mod response;
 pub mod server;
 pub mod token;
@@ -24,3 +25,4 @@ pub mod upstream;
 pub use connection::{Connections, Phase};
 pub use handler::{Handler, ImdsV1Policy, Parts};
 pub use passthrough::Passthrough;
+pub use refusal_reporter::RefusalReporter;

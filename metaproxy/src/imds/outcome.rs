@@ -1,5 +1,5 @@
-//! What a request comes to, as a value. [`super::response`] turns it into bytes; logs, events and metrics observe it where
-//! responses are sent, and an explanation shows it in words.
+//! Defines the outcome of a request, as a value. [`super::response`] turns it into bytes. Logs, events and metrics
+//! observe it when the response is sent. An explanation shows it in words.
 
 use thiserror::Error;
 
@@ -9,7 +9,7 @@ use super::token::{MAX_TTL, TokenKeyError};
 use crate::credentials::{Session, timestamp};
 use crate::roles::{Reason, RoleArn};
 
-/// What a request comes to.
+/// The outcome of a request.
 #[derive(Debug)]
 pub enum Outcome {
     /// The entries below `iam/`.
@@ -22,12 +22,12 @@ pub enum Outcome {
     Credentials {
         /// The session that is served.
         session: Session,
-        /// Whether `security-credentials-extended` was asked for, which names the account too.
+        /// Whether `security-credentials-extended` was requested, whose document also names the account.
         extended: bool,
     },
     /// A new session token.
     Token {
-        /// Its characters.
+        /// The text of the token.
         token: String,
         /// Its lifetime in seconds.
         ttl: u64,
@@ -53,7 +53,7 @@ pub enum Outcome {
     Invalid(InvalidRequest),
     /// No token can be issued at the moment.
     TokenUnavailable(TokenKeyError),
-    /// The node's metadata service has not answered.
+    /// The node's metadata service gave no answer that can be passed on.
     NodeUnavailable(PassthroughError),
 }
 
@@ -84,10 +84,10 @@ pub enum InvalidRequest {
     /// Its target is not a path.
     #[error("A metadata request names a path only, without a host before it.")]
     Target,
-    /// The token path was asked for by another method than PUT.
+    /// The token path was requested with a method other than PUT.
     #[error("Session tokens are issued by PUT.")]
     TokenMethod,
-    /// Another path was asked for by another method than GET or HEAD.
+    /// Another path was requested with a method other than GET or HEAD.
     #[error("Metadata is read by GET.")]
     Method,
     /// The lifetime of the token is missing, is not a number, or is out of range.

@@ -1,5 +1,5 @@
-//! Passes requests of pods on to the node's metadata service. The service limits what the whole node may ask, and one pod
-//! must not take that from the others.
+//! Passes requests of pods on to the node's metadata service. The service limits the requests of the whole node, and
+//! one pod must not use up this limit for the others.
 
 pub(super) mod body;
 mod pod_limits;
@@ -25,27 +25,29 @@ use super::upstream::{Upstream, UpstreamError};
 use crate::pods::PodUid;
 use crate::telemetry::metrics::{TurnOutcome, Turns};
 
-/// Requests under way at a time, of all pods of the node; more wait.
+/// The maximum number of concurrent requests of all pods of the node. Further requests wait.
 pub(super) const MAX_CONCURRENT_REQUESTS: usize = 32;
 
-/// From one request of the node to the next: 100 requests a second.
+/// The time between two requests of the node: 100 requests a second.
 ///
-/// EC2 drops packets beyond 1,024 a second for each network interface to all link-local services together: metadata, DNS,
-/// time (EC2 user guide, "Instance metadata and user data: query throttling", `linklocal_allowance_exceeded`). On a kept
-/// connection a request sends two packets, itself and an acknowledgement: a fifth of that. If the service closes each
-/// connection, it sends five (with SYN, ACK and FIN): a half. The rest is left to DNS.
+/// EC2 drops packets beyond 1,024 a second from each network interface to all link-local services together: metadata,
+/// DNS, time (EC2 user guide, "Instance metadata and user data: query throttling", `linklocal_allowance_exceeded`).
+/// On a kept connection, a request sends two packets: itself and an acknowledgement. 100 requests a second then take
+/// a fifth of the limit. If the service closes each connection, a request sends five packets (with SYN, ACK and FIN),
+/// and 100 requests a second take half of the limit. The rest is left to DNS.
 const NODE_INTERVAL: Duration = Duration::from_millis(10);
 
-/// Requests of the node at once, for pods that start together: with the 100 of the same second at most 750 packets.
+/// The maximum number of requests of the node in one burst, for pods that start together. Together with the 100 of
+/// the same second, they send at most 750 packets.
 const NODE_BURST: u32 = 50;
 
-/// Longest listing that is read to leave entries out of it, in bytes; real ones have some hundred.
+/// The maximum length of a listing that is filtered, in bytes. Real ones have a few hundred bytes.
 const MAX_LISTING: usize = 64 * 1024;
 
 /// The right to one request: the pod's permit and the node's.
 pub type Permits = [OwnedSemaphorePermit; 2];
 
-/// The way to the node's metadata service.
+/// The access of pods to the node's metadata service.
 #[derive(Debug)]
 pub struct Passthrough {
     upstream: Upstream,
@@ -54,10 +56,10 @@ pub struct Passthrough {
     turns: Turns,
 }
 
-/// What the node's metadata service has answered.
+/// An answer of the node's metadata service.
 #[derive(Debug)]
 pub enum NodeAnswer {
-    /// The answer as the node has it; its body still streams.
+    /// The unchanged answer of the node. Its body still streams.
     Streamed(Response<PassthroughBody>),
     /// The part of a listing that the pod may see.
     Listing {
@@ -68,7 +70,7 @@ pub enum NodeAnswer {
     },
 }
 
-/// Whose limit a request has waited for until its deadline.
+/// The limit that a request has waited for until its deadline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Busy {
     /// The pod's.
@@ -98,7 +100,7 @@ impl std::fmt::Display for Busy {
     }
 }
 
-/// Why a request is not answered by the node's metadata service.
+/// Why a request gets no answer from the node's metadata service.
 #[derive(Debug, Error)]
 pub enum PassthroughError {
     /// It waited for a limit until its deadline.
@@ -117,7 +119,7 @@ fn per_second(interval: Duration) -> u128 {
 }
 
 impl Passthrough {
-    /// Makes the way to this metadata service.
+    /// Makes a pass-through to this metadata service.
     pub fn new(upstream: Upstream) -> Self {
         Self {
             upstream,
@@ -127,7 +129,7 @@ impl Passthrough {
         }
     }
 
-    /// Returns the counts of requests by how they got their turn.
+    /// Returns the numbers of requests that got their turn at once, after a wait, or not at all.
     pub fn turns(&self) -> &Turns {
         &self.turns
     }
@@ -135,7 +137,7 @@ impl Passthrough {
     /// Fetches metadata of the node for a pod.
     ///
     /// # Errors
-    /// Why there is none by the deadline.
+    /// Returns why there is no answer by the deadline.
     pub async fn pass(
         &self,
         uid: &PodUid,
@@ -150,7 +152,7 @@ impl Passthrough {
     /// Fetches a listing of the node's metadata for a pod, which sees the part that `visible` returns.
     ///
     /// # Errors
-    /// Why there is none by the deadline.
+    /// Returns why there is no listing by the deadline.
     pub async fn list(
         &self,
         uid: &PodUid,
@@ -197,7 +199,7 @@ impl Passthrough {
     /// Waits for the request's turn: first among the pod's own, then among those of all pods.
     ///
     /// # Errors
-    /// The limit that it waits for at the deadline.
+    /// Returns the limit that the request still waits for at the deadline.
     async fn permits(&self, uid: &PodUid, deadline: Instant) -> Result<Permits, Busy> {
         let mut late = Busy::Pod;
         let mut has_waited = false;

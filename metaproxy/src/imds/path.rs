@@ -1,9 +1,9 @@
-//! What a request asks for, by its path in normal form; and what of the node's metadata pods may see.
+//! Classifies requests by their path in normal form, and decides which of the node's metadata pods may see.
 //!
-//! The metadata service tolerates more than one spelling of a path, and attackers try all of them. So a path is brought
-//! into normal form first, and only that is compared, and only that is passed on. What has no normal form is refused. What
-//! the agent answers itself it answers in any spelling, since nothing is passed on; what is passed on must not be written
-//! as if it could mean a secret.
+//! The metadata service accepts more than one spelling of a path, and attackers try all of them. So a path is first
+//! brought into normal form. Only the normal form is compared, and only the normal form is passed on. A path that has
+//! no normal form is refused. The agent's own paths are answered in any spelling, because nothing is passed on for
+//! them. Any other path is refused if it is not written in its normal form and could mean a secret.
 
 mod list;
 mod normal;
@@ -19,8 +19,8 @@ pub use self::pattern::BadPattern;
 use self::pattern::Pattern;
 use crate::telemetry::metrics::RequestKind;
 
-/// Parts of a path that are never passed through, whatever else allows them: credentials, and what serves as the node
-/// elsewhere. In any letter case.
+/// Path segments that are never passed through, even if a flag allows them: credentials, and data with which a reader
+/// can pose as the node to other services. They are compared in any letter case.
 pub(crate) const DENIED_SEGMENTS: [&str; 8] = [
     "iam",
     "identity-credentials",
@@ -32,7 +32,7 @@ pub(crate) const DENIED_SEGMENTS: [&str; 8] = [
     "signature",
 ];
 
-/// What a request asks for.
+/// The resource that a request asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Route {
     /// `VERSION/api/token`
@@ -45,19 +45,19 @@ pub enum Route {
     Roles,
     /// The credentials of a role.
     Role {
-        /// As the pod names it, perhaps with its path before it.
+        /// The name of the role in the request. The role's path may stand before it.
         name: String,
-        /// Whether by `security-credentials-extended`.
+        /// Whether the request names `security-credentials-extended`.
         extended: bool,
     },
     /// Metadata of the node.
     Node(NodePath),
-    /// Nothing that a pod is given.
+    /// A path that is not served to pods.
     Refused(Refusal),
 }
 
 impl Route {
-    /// As it is measured.
+    /// Returns the kind under which metrics count the request.
     pub fn kind(&self) -> RequestKind {
         match self {
             Self::Token => RequestKind::Token,
@@ -69,7 +69,7 @@ impl Route {
     }
 }
 
-/// A path of the node's metadata that pods may see. Only [`Paths`] makes one, and only it is passed on.
+/// A path of the node's metadata that pods may see. Only [`Paths`] makes such values, and no other path is passed on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodePath {
     path: String,
@@ -77,17 +77,17 @@ pub struct NodePath {
 }
 
 impl NodePath {
-    /// In normal form, with its first slash.
+    /// Returns the path in normal form, with its leading slash.
     pub fn as_str(&self) -> &str {
         &self.path
     }
 
-    /// Whether it is a list from which [`Paths::visible`] leaves something out.
+    /// Returns whether the path is a list from which [`Paths::visible`] removes entries.
     pub fn is_listing(&self) -> bool {
         self.is_listing
     }
 
-    /// Whether it is the list in which `iam/` stands.
+    /// Returns whether the path is the list that contains `iam/`.
     pub fn lists_roles(&self) -> bool {
         let path = self.path.trim_end_matches('/');
         self.is_listing && path.splitn(3, '/').nth(2) == Some("meta-data")
@@ -97,23 +97,24 @@ impl NodePath {
 /// Why a path is refused.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 pub enum Refusal {
-    /// Another spelling of something.
+    /// The path has no normal form, or could mean a secret and is not written in its normal form.
     #[error("metaproxy does not serve this path: it is not written in its plain form.")]
     NotPlain,
-    /// A secret of the node.
+    /// The path is a secret of the node.
     #[error(
         "metaproxy does not serve this path: what the node has there is secret from pods. Software that must read it runs \
          as a pod with hostNetwork and without a role."
     )]
     Secret,
-    /// Everything else.
+    /// No flag allows the path.
     #[error(
         "metaproxy does not serve this path to pods; --allow-path lets more of the node's metadata through."
     )]
     NotAllowed,
 }
 
-/// What pods may see of the node's metadata: what `--pass-through` names, and what `--allow-path` adds.
+/// The paths of the node's metadata that pods may see: those that `--pass-through` names, and those that
+/// `--allow-path` adds.
 #[derive(Clone, Debug, Default)]
 pub struct Paths {
     pass_through: PassThrough,
@@ -121,13 +122,15 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// With patterns, each of which must match a path from its beginning to its end: the whole path
-    /// (`/latest/meta-data/tags/instance/Name`), the path after the version (`meta-data/tags/instance/Name`), or after
-    /// `meta-data/` (`tags/instance/Name`). A slash at the end of a path does not count. The lists on the way to what a
-    /// pattern matches are passed through too, and show only what may be read.
+    /// Compiles the patterns of `--allow-path`. Each of them must match a path from its beginning to its end: the
+    /// whole path (`/latest/meta-data/tags/instance/Name`), the path after the version
+    /// (`meta-data/tags/instance/Name`), or the path after `meta-data/` (`tags/instance/Name`). A slash at the end of
+    /// a path is ignored. The lists that lead to a matching path are passed through too, and show only what pods may
+    /// read.
     ///
     /// # Errors
-    /// Names the pattern that is none, or lets nothing through.
+    /// Returns an error for the first pattern that is not a regular expression, is too large, or lets no path
+    /// through.
     pub fn new(pass_through: PassThrough, patterns: &[String]) -> Result<Self, BadPattern> {
         let more = pattern::compile(patterns)?;
         Ok(Self { pass_through, more })
@@ -178,7 +181,8 @@ impl Paths {
         self.pass_through != PassThrough::None || !self.more.is_empty()
     }
 
-    /// How a path is passed through, which is given with the version (without slashes around it) and after it.
+    /// Returns how a path is passed through; `None` if it is not. `path` begins with the version, and `after_version`
+    /// begins after it. Neither has a slash at its beginning or end.
     fn reading(&self, path: &str, after_version: &str) -> Option<Reading> {
         let listed = self.pass_through.reading(after_version);
         if listed == Some(Reading::Whole) || self.more.is_empty() {
@@ -191,8 +195,8 @@ impl Paths {
             .or(allowed)
     }
 
-    /// The same by the patterns alone, which are compared with all forms of a path: whole, after the version, and after
-    /// `meta-data/`.
+    /// Returns how the patterns alone pass a path through. They are compared with all forms of the path: whole, after
+    /// the version, and after `meta-data/`.
     fn allowed_reading(&self, path: &str, after_version: &str) -> Option<Reading> {
         let whole = format!("/{path}");
         let after_meta_data = match after_version.strip_prefix("meta-data") {
@@ -214,7 +218,8 @@ impl Paths {
         of_patterns(|pattern, form| form.is_empty() || pattern.leads_below(form)).then_some(Reading::Listing)
     }
 
-    /// What a pod may see of a list: the entries that it may read, and `iam/` if it has a role, whatever the node has.
+    /// Returns the part of a list that a pod may see: the entries that it may read, and `iam/` if the pod has a role.
+    /// It does not matter whether the node has a role.
     pub fn visible(&self, list: &NodePath, entries: &str, has_role: bool) -> String {
         let list_path = list.path.trim_end_matches('/');
         let is_visible = |entry: &&str| {
@@ -230,7 +235,7 @@ impl Paths {
     }
 }
 
-/// What the agent answers itself, by the path after the version.
+/// Returns the route of a path that the agent answers itself. `rest` is the path after the version.
 fn own(rest: &[&str]) -> Option<Route> {
     let route = match rest {
         ["api", "token"] => Route::Token,
@@ -255,11 +260,13 @@ fn own(rest: &[&str]) -> Option<Route> {
     Some(route)
 }
 
-/// What nearly all requests ask for, as all clients spell it; it is nothing else when it is looked at in full.
+/// Classifies the path of nearly all requests, in the spelling that all clients use. The full classification gives
+/// the same result, but costs more.
 fn usual(target: &str) -> Option<Route> {
     let name = target.strip_prefix("/latest/meta-data/iam/security-credentials/")?;
     let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"+=,@_-".contains(&byte);
-    // 64 characters is what IAM allows (CreateRole); dots are left to the full look, as a name may be all dots.
+    // IAM allows 64 characters (CreateRole). A name with dots is left to the full classification, because a name may
+    // consist of dots only.
     let is_name = (1..=64).contains(&name.len()) && name.bytes().all(is_plain);
     is_name.then(|| Route::Role {
         name: name.to_owned(),
@@ -267,7 +274,7 @@ fn usual(target: &str) -> Option<Route> {
     })
 }
 
-/// `latest`, `1.0`, or a date.
+/// Returns whether a segment is a version: `latest`, `1.0`, or a date.
 pub(super) fn is_version(segment: &str) -> bool {
     let is_date = || {
         segment.len() == 10
@@ -281,7 +288,7 @@ pub(super) fn is_version(segment: &str) -> bool {
 
 fn is_denied_segment(segment: &str) -> bool {
     let segment = segment.to_ascii_lowercase();
-    // `user-data.` may mean `user-data` to somebody.
+    // Some servers may read `user-data.` as `user-data`.
     let bare = segment.trim_matches(|c: char| !c.is_ascii_alphanumeric());
     DENIED_SEGMENTS.contains(&bare) || segment.contains("credential")
 }

@@ -73,7 +73,7 @@ pub fn status(outcome: &Outcome) -> StatusCode {
         | Outcome::RoleInfo(_)
         | Outcome::Credentials { .. }
         | Outcome::Token { .. }
-        // SDKs read why in the document's code and message.
+        // SDKs read the reason from the document's code and message.
         | Outcome::Refused(_) => StatusCode::OK,
         Outcome::Node(answer) => match &**answer {
             NodeAnswer::Streamed(response) => response.status(),
@@ -107,7 +107,8 @@ fn new(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -
     response
 }
 
-/// Answers 200 as the metadata service answers for a resource: exactly these bytes, without a newline after them.
+/// Makes a response of status 200 as the metadata service does for a resource: exactly these bytes, without a newline
+/// after them.
 fn resource(body: impl Into<Bytes>) -> Response {
     let mut response = new(StatusCode::OK, "text/plain", body);
     let headers = response.headers_mut();
@@ -118,7 +119,7 @@ fn resource(body: impl Into<Bytes>) -> Response {
     response
 }
 
-/// Returns the methods that a path has, for a response of status 405.
+/// Returns the methods that the path supports, for a response of status 405.
 fn allowed_methods(outcome: &Outcome) -> Option<&'static str> {
     match outcome {
         Outcome::Invalid(InvalidRequest::TokenMethod) => Some("PUT"),
@@ -127,8 +128,8 @@ fn allowed_methods(outcome: &Outcome) -> Option<&'static str> {
     }
 }
 
-/// Makes `iam/info`. A pod's role has no instance profile, but clients that ask for one take the last part of its ARN for
-/// the role's name.
+/// Makes the response for `iam/info`. A pod's role has no instance profile, but clients that request one take the
+/// last part of its ARN as the role's name.
 fn info(role: &RoleArn, now: SystemTime) -> Response {
     #[derive(Serialize)]
     #[serde(rename_all = "PascalCase")]
@@ -139,7 +140,8 @@ fn info(role: &RoleArn, now: SystemTime) -> Response {
         instance_profile_id: String,
     }
     let (partition, account, name) = (role.partition(), role.account(), role.name());
-    // 17 characters of base 32 after the prefix (IAM user guide, "unique identifiers"), the same for each role.
+    // An ID has 17 base-32 characters after the prefix (IAM user guide, "unique identifiers"). It must stay the same
+    // for a role, so it is derived from the ARN.
     let digits = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
     let hash = digest(&SHA256, role.as_str().as_bytes());
     let id = hash
@@ -156,16 +158,17 @@ fn info(role: &RoleArn, now: SystemTime) -> Response {
     resource(serde_json::to_vec_pretty(&info).unwrap_or_default())
 }
 
-/// Passes on what the node's metadata service answers.
+/// Makes the response from the streamed answer of the node's metadata service.
 fn from_node(response: hyper::Response<PassthroughBody>) -> Response {
     let (mut head, body) = response.into_parts();
     strip(&mut head.headers);
-    // The node's version is that of another hop. In HTTP/1.0 a body that is cut off could not be told from a whole one.
+    // The version of the node's answer is that of another hop. In HTTP/1.0, the pod could not distinguish a body that
+    // was cut off from a complete one.
     head.version = Version::HTTP_11;
     Response::from_parts(head, Either::Right(body))
 }
 
-/// Passes on the part of a listing that the pod may see.
+/// Makes the response from the part of a listing that the pod may see.
 fn listing_from_node(mut head: Parts, visible: String) -> Response {
     strip(&mut head.headers);
     // Both describe the whole listing.
@@ -194,8 +197,8 @@ fn refused(message: &str, now: SystemTime) -> Response {
     resource(serde_json::to_vec_pretty(&failure).unwrap_or_default())
 }
 
-/// Makes the page of a failure, as the metadata service does. Clients look at the status only; the sentence is for those
-/// who debug them.
+/// Makes the HTML page of a failure, as the metadata service does. Clients look only at the status. The sentence is
+/// for users who debug them.
 fn failure(status: StatusCode, sentence: &str) -> Response {
     let title = status.canonical_reason().unwrap_or_default();
     let (code, sentence) = (status.as_u16(), escaped(sentence));
@@ -224,7 +227,7 @@ fn escaped(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// Formats the current time as a date of HTTP (RFC 9110, 5.6.7), once a second on each thread.
+/// Returns the current time as an HTTP date (RFC 9110, 5.6.7). Each thread formats it once a second.
 fn date_now() -> Option<HeaderValue> {
     thread_local! {
         static WRITTEN: RefCell<(u64, Option<HeaderValue>)> = const { RefCell::new((0, None)) };
@@ -254,7 +257,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_profile_in_info_leads_to_the_role_and_has_an_id_like_one() {
+    async fn the_profile_in_info_names_the_role_and_has_a_valid_id() {
         let role: RoleArn = "arn:aws-cn:iam::123456789012:role/team/app".parse().unwrap();
         let info = body(info(&role, SystemTime::UNIX_EPOCH)).await;
         let info: serde_json::Value = serde_json::from_str(&info).unwrap();
@@ -280,7 +283,7 @@ mod tests {
     #[case(Outcome::Invalid(InvalidRequest::Forwarded), 403, None, None)]
     #[case(Outcome::TokenUnavailable(TokenKeyError::Random), 503, None, Some("1"))]
     #[case(Outcome::NodeUnavailable(PassthroughError::TooLong), 502, None, None)]
-    fn a_failure_has_its_status_and_what_clients_go_by(
+    fn a_failure_has_its_status_and_headers(
         #[case] outcome: Outcome,
         #[case] status: u16,
         #[case] allow: Option<&str>,
@@ -294,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_left_of_a_token_is_in_the_response_whatever_the_outcome_is() {
+    fn every_response_has_the_remaining_lifetime_of_the_token() {
         for outcome in [
             Outcome::IamEntries,
             Outcome::TokenUnavailable(TokenKeyError::Random),

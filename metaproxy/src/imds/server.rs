@@ -20,7 +20,7 @@ pub struct Server<I> {
 }
 
 impl<I: Issuer> Server<I> {
-    /// Makes a server without listeners so far.
+    /// Makes a server that has no listeners yet.
     pub fn new(acceptor: Acceptor, connections: Connections<I>, phase: watch::Receiver<Phase>) -> Self {
         Self {
             acceptor: Arc::new(acceptor),
@@ -29,12 +29,12 @@ impl<I: Issuer> Server<I> {
         }
     }
 
-    /// Returns what accepts and identifies the connections.
+    /// Returns the acceptor, which accepts and identifies connections.
     pub fn acceptor(&self) -> &Acceptor {
         &self.acceptor
     }
 
-    /// Returns what serves the connections.
+    /// Returns the server of accepted connections.
     pub fn connections(&self) -> &Connections<I> {
         &self.connections
     }

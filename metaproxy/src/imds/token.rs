@@ -1,17 +1,18 @@
-//! Session tokens (IMDSv2), bound to the pod that asked for them.
+//! Issues and checks session tokens (IMDSv2). Each is bound to the pod that requested it.
 //!
-//! A token carries its own expiry and a MAC over it and the pod's UID, so nothing is kept for each, and another
-//! instance with the same key takes it too. The key stands in the runtime directory.
+//! A token carries its own expiry, and a MAC over the expiry and the pod's UID. So the agent stores nothing for a
+//! token, and another instance with the same key accepts it. The key is a file in the runtime directory.
 //!
-//! A token has 56 characters, as those of EC2. Clients rely on that: the AWS Common Runtime's (aws-c-auth,
-//! `aws_imds_client.c`) gives up if it gets more than 64. 56 characters of base64 are 42 bytes, and of those the MAC takes
-//! 32: HMAC-SHA-256 is not truncated, and a guess is right once in 2^256. What gave way is the random part (4 bytes), on
-//! which nothing rests: it only tells tokens of the same second apart. If room is ever needed, a MAC truncated to 16
-//! bytes (RFC 2104, section 5) would do too: the key is not known to pods, each guess costs a request, and one that was
-//! right would give no more than what the pod itself may have, as the caller is known by its connection.
+//! A token has 56 characters, like those of EC2. Clients rely on this length: the client of the AWS Common Runtime
+//! (aws-c-auth, `aws_imds_client.c`) fails if it gets more than 64. 56 characters of base64 are 42 bytes, and the MAC
+//! takes 32 of them: HMAC-SHA-256 is not truncated, and a guess is right once in 2^256. The random part has only 4
+//! bytes. Security does not depend on it: it only makes tokens of the same second differ. If room is ever needed, a
+//! MAC truncated to 16 bytes (RFC 2104, section 5) is enough too. Pods do not know the key, and each guess costs a
+//! request. A right guess gives no more than what the pod itself may have, because the client is identified by its
+//! connection.
 //!
-//! A token of another form, of an earlier version for one, is refused as one that expired is: 401, at which clients ask
-//! for another.
+//! A token of another form, such as that of an earlier version, is refused like an expired one: with 401. Clients
+//! then request another token.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, Read, Write as _};
@@ -28,14 +29,14 @@ use tracing::warn;
 
 use crate::pods::PodUid;
 
-/// Longest life of a token, in seconds; the shortest is 1.
+/// The maximum lifetime of a token, in seconds. The minimum is 1.
 pub const MAX_TTL: u64 = 21_600;
 
 const KEY_FILE: &str = "token.key";
 const KEY_LENGTH: usize = 32;
 
-/// Layout: version, expiry (seconds since 1970, big-endian), random, MAC over all of that and the UID. Version 1 was
-/// longer.
+/// The version of the layout of tokens: version, expiry (seconds since 1970, big-endian), random bytes, and a MAC
+/// over all of these and the UID. Version 1 was longer.
 const VERSION: u8 = 2;
 const EXPIRY: usize = 5;
 const NONCE: usize = 4;
@@ -45,23 +46,23 @@ const MAC: usize = 32;
 /// Why tokens can't be issued.
 #[derive(Debug, Error)]
 pub enum TokenKeyError {
-    /// The directory or the file.
+    /// The directory or the key file cannot be used.
     #[error("--runtime-dir: cannot use {path}: {source}")]
     Io {
-        /// Which.
+        /// The path of the directory or the file.
         path: PathBuf,
-        /// Why not.
+        /// The error of the system.
         source: io::Error,
     },
-    /// Something else stands there.
+    /// The file is not a token key.
     #[error(
         "--runtime-dir: {path} is no token key ({KEY_LENGTH} bytes are); remove it, and a new one is made"
     )]
     NotAKey {
-        /// Which.
+        /// The path of the file.
         path: PathBuf,
     },
-    /// No randomness.
+    /// The system gives no random numbers.
     #[error("the system gives no random numbers")]
     Random,
 }
@@ -79,8 +80,8 @@ impl std::fmt::Debug for Tokens {
 }
 
 impl Tokens {
-    /// With the key of the runtime directory, which is made (0600) where it does not exist. Where the file system is full,
-    /// the key is this process's own: tokens end with it then.
+    /// Reads the key in the runtime directory, or creates it (mode 0600) if it does not exist. If the file system is
+    /// full, the key exists only in this process, and its tokens become invalid when the process ends.
     pub fn open(runtime_dir: &Path) -> Result<Self, TokenKeyError> {
         let failed = |path: &Path| {
             let path = path.to_owned();
@@ -119,10 +120,10 @@ impl Tokens {
         })
     }
 
-    /// A new token for a pod; `ttl` is 1 to [`MAX_TTL`] seconds.
+    /// Issues a token for a pod. `ttl` is its lifetime in seconds, from 1 to [`MAX_TTL`].
     ///
     /// # Errors
-    /// Where the system gives no random numbers.
+    /// Returns an error if the system gives no random numbers.
     pub fn issue(&self, uid: &PodUid, ttl: u64, now: SystemTime) -> Result<String, TokenKeyError> {
         let mut token = Vec::with_capacity(BODY + MAC);
         token.push(VERSION);
@@ -135,7 +136,8 @@ impl Tokens {
         Ok(URL_SAFE_NO_PAD.encode(token))
     }
 
-    /// What is left of a token's life; `None` where it is not one of this pod's, or has expired.
+    /// Returns the remaining lifetime of a token. Returns `None` if the token was not issued to this pod, or has
+    /// expired.
     pub fn check(&self, uid: &PodUid, token: &[u8], now: SystemTime) -> Option<Duration> {
         let token = URL_SAFE_NO_PAD.decode(token).ok()?;
         let (body, mac) = token.split_at_checked(BODY)?;
@@ -164,16 +166,17 @@ fn read_key(path: &Path) -> io::Result<Vec<u8>> {
         .read(true)
         .custom_flags(libc::O_NOFOLLOW)
         .open(path)?;
-    // A reader of the key could make tokens.
+    // A process that can read the key can make tokens.
     file.set_permissions(Permissions::from_mode(0o600))?;
     let mut key = Vec::with_capacity(KEY_LENGTH);
     Read::take(&mut file, KEY_LENGTH as u64 + 1).read_to_end(&mut key)?;
     Ok(key)
 }
 
-/// Whole or not at all, and never over another instance's: written aside and linked into place.
+/// Writes the key to a temporary file, and then makes a hard link to it at `path`. So the key file is always
+/// complete, and never replaces that of another instance.
 fn publish_key(path: &Path, key: &[u8], suffix: [u8; 8]) -> io::Result<()> {
-    // Not by process id: that is 1 in every container.
+    // A process ID is not unique: it is 1 in every container.
     let unique: String = suffix.iter().map(|byte| format!("{byte:02x}")).collect();
     let aside = path.with_extension(format!("{unique}.new"));
     let result = (|| {
@@ -215,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_good_for_its_pod_until_it_expires() {
+    fn a_token_is_valid_for_its_pod_until_it_expires() {
         let (_dir, tokens) = tokens();
         let token = tokens.issue(&uid("a"), 60, at(1000)).unwrap();
         let check = |pod: &str, seconds| tokens.check(&uid(pod), token.as_bytes(), at(seconds));
@@ -226,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_has_as_many_characters_as_ec2s_and_no_two_are_the_same() {
+    fn a_token_is_as_long_as_one_of_ec2_and_unique() {
         let (_dir, tokens) = tokens();
         let now = [at(0), at(1_795_000_000), at((1 << 40) - MAX_TTL - 1)];
         for (now, ttl) in now.into_iter().flat_map(|now| [(now, 1), (now, MAX_TTL)]) {
@@ -245,9 +248,9 @@ mod tests {
         }
     }
 
-    /// As version 1 made them: 8 bytes of expiry, 8 random ones.
+    /// A token of version 1 has 8 bytes of expiry and 8 random ones.
     #[test]
-    fn a_token_of_another_form_is_refused_whoever_signed_it() {
+    fn a_token_of_another_form_is_refused_even_with_a_valid_mac() {
         let (_dir, tokens) = tokens();
         let body = [&[1][..], &9000_u64.to_be_bytes(), &[7; 8]].concat();
         let [.., a, b, c, d, e] = 9000_u64.to_be_bytes();
@@ -285,7 +288,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_other_bytes_pass(text in "\\PC{0,100}", flip in 0..56usize) {
+        fn other_bytes_are_no_valid_token(text in "\\PC{0,100}", flip in 0..56usize) {
             let (_dir, tokens) = tokens();
             prop_assert_eq!(tokens.check(&uid("a"), text.as_bytes(), at(0)), None);
             let mut token = tokens.issue(&uid("a"), 60, at(1000)).unwrap().into_bytes();

@@ -1,5 +1,5 @@
-//! The node's own metadata service, asked as the node: by session tokens (IMDSv2) where it has them, of which no pod
-//! ever learns.
+//! Requests metadata from the node's own metadata service, as the node. If the service supports session tokens
+//! (IMDSv2), the requests carry one. No pod ever sees such a token.
 
 mod node_token;
 
@@ -26,48 +26,48 @@ use super::passthrough::MAX_CONCURRENT_REQUESTS;
 use super::path::NodePath;
 use crate::roles::{BaseArn, RoleId};
 
-/// How long a request of the agent itself may take.
+/// The maximum time of a request that the agent makes for itself.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Longest answer that is read by ourselves.
+/// The maximum length of an answer that the agent itself reads, in bytes.
 const MAX_BODY: usize = 64 * 1024;
 
-/// Idle connections that are kept: as many as requests may be under way, since a new connection costs more packets than a
-/// request.
+/// The maximum number of idle connections that are kept open. It is the number of concurrent requests, because a new
+/// connection costs more packets than a request.
 const MAX_IDLE_CONNECTIONS: usize = MAX_CONCURRENT_REQUESTS;
 
-/// Why the node's metadata service gave nothing.
+/// Why the node's metadata service gave no usable answer.
 #[derive(Debug, Error)]
 pub enum UpstreamError {
-    /// No connection, or it broke.
+    /// The connection failed or broke.
     #[error("the node's metadata service cannot be reached: {0}")]
     Unreachable(#[from] hyper_util::client::legacy::Error),
-    /// It answered something else.
+    /// It answered with an unexpected status.
     #[error("the node's metadata service answered {status} to {asked}")]
     Status {
-        /// What was asked for.
+        /// The resource that was requested, or a description of the request.
         asked: &'static str,
-        /// What it answered.
+        /// The status of the answer.
         status: StatusCode,
     },
-    /// It took too long.
+    /// It did not answer in time.
     #[error("the node's metadata service does not answer in time")]
     Slow,
     /// It gave no session token.
     #[error("the node's metadata service gives no session token: {problem}")]
     NoToken {
-        /// Why not.
+        /// Why it gave no token.
         problem: String,
         /// Whether no service answered at all.
         is_absence: bool,
     },
-    /// It sent what can't be understood.
+    /// It sent an answer that cannot be used.
     #[error("the node's metadata service sent an answer that cannot be used: {0}")]
     Unusable(&'static str),
 }
 
 impl UpstreamError {
-    /// Returns whether no service answers there at all.
+    /// Returns whether the error means that no service answers at the endpoint.
     pub fn is_absence(&self) -> bool {
         match self {
             Self::Unreachable(_) | Self::Slow => true,
@@ -77,11 +77,11 @@ impl UpstreamError {
     }
 }
 
-/// `--imds-endpoint`
+/// The value of `--imds-endpoint`: the URL of a metadata service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Endpoint(Authority);
 
-/// The text is no URL of a metadata service.
+/// The error of a text that is not the URL of a metadata service.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 #[error("not a URL such as http://169.254.169.254, with no path (the metadata service has no TLS)")]
 pub struct BadEndpoint;
@@ -124,7 +124,7 @@ impl fmt::Debug for Upstream {
 }
 
 impl Upstream {
-    /// A client; nothing is asked yet.
+    /// Makes a client. It sends no request yet.
     pub fn new(endpoint: Endpoint) -> Self {
         let mut connector = HttpConnector::new();
         connector.set_nodelay(true);
@@ -141,12 +141,13 @@ impl Upstream {
         }
     }
 
-    /// What the node has there. The request is made anew: nothing of the pod's is in it but method and path.
+    /// Requests a path and returns the response of the node's metadata service. The request is a new one: of the
+    /// pod's request, it contains only the method and the path.
     pub async fn get(&self, method: &Method, path: &NodePath) -> Result<Response<Incoming>, UpstreamError> {
         self.with_token(method, path.as_str()).await
     }
 
-    /// Returns what the agent itself asks below `meta-data`; `None` if it is not there.
+    /// Requests a resource below `meta-data` for the agent itself. Returns `None` if it does not exist.
     async fn own(&self, asked: &'static str) -> Result<Option<Bytes>, UpstreamError> {
         let path = format!("/latest/meta-data/{asked}");
         let response = tokio::time::timeout(REQUEST_TIMEOUT, self.with_token(&Method::GET, &path))
@@ -159,7 +160,7 @@ impl Upstream {
         }
     }
 
-    /// `InstanceProfileArn` of `iam/info`; `None` where the node has no role.
+    /// Returns `InstanceProfileArn` of `iam/info`; `None` if the node has no role.
     pub async fn instance_profile(&self) -> Result<Option<String>, UpstreamError> {
         let Some(body) = self.own("iam/info").await? else {
             return Ok(None);
@@ -171,8 +172,8 @@ impl Upstream {
             .ok_or(UpstreamError::Unusable("iam/info has no InstanceProfileArn"))
     }
 
-    /// Returns the role of the instance profile; `None` if the node has none. The account is that of the profile, which
-    /// takes only roles of its own account; the name is what `iam/security-credentials/` lists.
+    /// Returns the role of the instance profile; `None` if the node has none. The account is that of the profile,
+    /// which can contain only a role of its own account. The name is the one that `iam/security-credentials/` lists.
     pub async fn instance_role(&self) -> Result<Option<RoleId>, UpstreamError> {
         let Some(profile) = self.instance_profile().await? else {
             return Ok(None);
@@ -190,7 +191,7 @@ impl Upstream {
         ))
     }
 
-    /// Whether it refuses requests without a session token. Asks it one such question.
+    /// Sends one request without a session token, and returns whether the service refuses it.
     pub async fn requires_tokens(&self) -> Result<bool, UpstreamError> {
         let asked = "a request without a token";
         let request = self.request(&Method::GET, "/latest/meta-data/instance-id", None)?;

@@ -235,6 +235,8 @@ fn bound(address: SocketAddr) -> io::Result<TcpSocket> {
     // A fixed port must be available again while old connections are in TIME_WAIT. SO_REUSEPORT must not be set,
     // because another process could take a share of the pods' connections then.
     socket.set_reuseaddr(true)?;
+    // Accepted sockets inherit it (`sk_clone_lock` copies the listener's socket), which saves a system call for each.
+    socket.set_nodelay(true)?;
     socket.bind(address)?;
     Ok(socket)
 }

@@ -8,19 +8,18 @@ use tokio::sync::watch;
 
 use super::status::{AttachedLine, PodLine, Status};
 use super::status_lines as lines;
-use super::{DryRun, Introspection};
-use crate::admin::MetricSource;
+use super::{DryRun, Introspection, MetricSource};
 use crate::cgroups::CurrentPods;
 use crate::credentials::{Issuer, SessionKey, SessionView, Sessions, timestamp};
 use crate::explain::{Explanation, Subject, Verdict, short};
 use crate::identify::refusals::RefusalCount;
 use crate::imds::Handler;
+use crate::imds::RefusalReporter;
 use crate::intercept::own_links;
 use crate::intercept::placement::Placement;
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
 use crate::roles::{Decision, Reason, Rules};
 use crate::telemetry::health::Health;
-use crate::telemetry::refusal_reporter::RefusalReporter;
 
 /// The age up to which the last refusal of a pod is shown as a hint.
 const MAX_REFUSAL_AGE: Duration = Duration::from_secs(15 * 60);

@@ -5,6 +5,7 @@
 
 mod dry_run;
 mod live_agent;
+mod metric_source;
 pub mod page;
 #[cfg(test)]
 mod scenarios;
@@ -15,6 +16,7 @@ use std::collections::BTreeMap;
 use std::pin::Pin;
 
 pub(crate) use self::live_agent::{AgentInfo, LiveAgent, Serving};
+pub use self::metric_source::MetricSource;
 pub use self::status::Status;
 use crate::explain::{AnswerLine, Explanation, Verdict};
 

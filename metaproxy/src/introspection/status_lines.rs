@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use metaproxy_common::layout::{Counter, GuardCounter};
 
+use super::MetricSource;
 use super::status::{PartLine, PodLine, RefusedLine};
-use crate::admin::MetricSource;
 use crate::explain::{Explanation, Verdict};
 use crate::identify::refusals::RefusalCount;
 use crate::intercept::own_links::LinkTarget;

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::SourceSoftware;
 use super::manifest::{Workload, maker};
+use crate::cli::SourceSoftware;
 
 /// Says what to give instead of the objects.
 pub fn hint(from: SourceSoftware, objects: &[&Value]) -> String {

@@ -5,4 +5,3 @@ pub mod health;
 pub(crate) mod log_limiter;
 pub mod metrics;
 pub mod pod_event;
-pub mod refusal_reporter;

@@ -1,6 +1,7 @@
-//! Connections of pods: bodies, kept and pipelined requests, and limits for slow clients and for the number of
+//! Connections of pods: request bodies, keep-alive, pipelining, and limits for slow clients and for the number of
 //! connections.
 
+use std::io::{BufRead as _, BufReader};
 use std::time::Duration;
 
 use crate::common::http::{LIST, Response, exchange, get, raw, request};
@@ -16,7 +17,7 @@ fn served() -> Option<(Node, Pod, Agent)> {
 }
 
 #[test]
-fn bodies_are_dropped_and_the_next_request_on_the_connection_is_understood() {
+fn request_bodies_are_discarded_and_the_next_request_on_the_connection_is_answered() {
     let Some((_node, a, _agent)) = served() else {
         return;
     };
@@ -50,12 +51,12 @@ fn bodies_are_dropped_and_the_next_request_on_the_connection_is_understood() {
 }
 
 #[test]
-fn connections_are_kept_pipelined_and_closed_as_http_has_it() {
+fn keep_alive_pipelining_and_closing_follow_http() {
     let Some((_node, a, _agent)) = served() else {
         return;
     };
     let a = &a;
-    // Twenty requests sent at once are answered in their order, on one connection.
+    // Twenty requests that are sent at once on one connection are answered in order.
     let pipelined: String = (0..20)
         .map(|n| {
             let path = if n % 2 == 0 {
@@ -73,7 +74,7 @@ fn connections_are_kept_pipelined_and_closed_as_http_has_it() {
         .map(|n| answer.find(&format!("placement/{n}")).unwrap())
         .collect();
     assert!(order.is_sorted());
-    // HTTP/1.0 closes, unless it asks not to.
+    // With HTTP/1.0 the connection is closed, unless the client sends `Connection: keep-alive`.
     let old = raw(a, &format!("GET {LIST} HTTP/1.0\r\n\r\n"));
     assert!(
         old.starts_with("HTTP/1.0 200") && old.ends_with("\r\n\r\nrole-a"),
@@ -81,7 +82,7 @@ fn connections_are_kept_pipelined_and_closed_as_http_has_it() {
     );
     let kept = format!("GET {LIST} HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
     assert_eq!(raw(a, &format!("{kept}{kept}")).matches(" 200 OK").count(), 2);
-    // A head that is too long, and one that comes in pieces.
+    // A head that is too long is refused. A head that comes in pieces is accepted.
     let long = request("GET", LIST, &format!("X-Long: {}\r\n", "x".repeat(20_000)));
     assert_eq!(Response::parse(&raw(a, &long)).unwrap().status, 431);
     let pieces = [
@@ -94,7 +95,7 @@ fn connections_are_kept_pipelined_and_closed_as_http_has_it() {
 }
 
 #[test]
-fn whoever_dawdles_is_cut_off_and_others_are_not_affected() {
+fn slow_clients_are_disconnected_and_others_are_not_affected() {
     let Some((_node, a, _agent)) = served() else {
         return;
     };
@@ -149,16 +150,23 @@ fn one_pod_cannot_take_all_connections() {
     let hoard = r#"
 import socket, sys
 request = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: x\r\n\r\n"
-connections, served = [], 0
+connections, served, closed = [], 0, 0
 for _ in range(60):
-    connection = socket.create_connection(("169.254.169.254", 80), timeout=5)
+    connection = socket.create_connection(("169.254.169.254", 80), timeout=15)
     connections.append(connection)
     try:
         connection.sendall(request)
-        served += connection.recv(4096).endswith(b"role-a")
     except ConnectionError:
         pass
-print(served, flush=True)
+print("connected", flush=True)
+for connection in connections:
+    try:
+        answer = connection.recv(4096)
+    except ConnectionError:
+        answer = b""
+    served += answer.endswith(b"role-a")
+    closed += answer == b""
+print(served, closed, flush=True)
 sys.stdin.read()
 "#;
     let mut child = a
@@ -169,22 +177,77 @@ sys.stdin.read()
         .stdout(std::process::Stdio::piped())
         .spawn()
         .unwrap();
-    let mut line = String::new();
-    std::io::BufRead::read_line(
-        &mut std::io::BufReader::new(child.stdout.take().unwrap()),
-        &mut line,
-    )
-    .unwrap();
-    assert_eq!(line.trim(), "20");
-    assert_eq!(get(&b, LIST).body, "role-b", "the other pod is served");
-    assert!(
-        raw(&a, &request("GET", LIST, "")).is_empty(),
-        "this one has all that it may have"
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "connected");
+    assert_eq!(
+        get(&b, LIST).body,
+        "role-b",
+        "the other pod is served while connections of this one wait"
     );
+    assert_eq!(lines.next().unwrap().unwrap(), "20 40", "served and closed");
+    assert_eq!(get(&b, LIST).body, "role-b", "the other pod is served");
     agent.wait_for("has 20 connections open").unwrap();
-    drop(child.stdin.take());
-    assert!(child.wait().unwrap().success(), "it held them to the end");
-    crate::common::eventually("its places are free again", || {
-        raw(&a, &request("GET", LIST, "")).ends_with("role-a")
+    // This one waits until the others end.
+    let above = std::thread::scope(|scope| {
+        let above = scope.spawn(|| exchange(&a, &[[request("GET", LIST, "")]], 4.0).remove(0));
+        std::thread::sleep(Duration::from_millis(500));
+        assert!(!above.is_finished());
+        drop(child.stdin.take());
+        assert!(child.wait().unwrap().success(), "it held them to the end");
+        above.join().unwrap()
     });
+    assert!(above.ends_with("role-a"), "{above}");
+    assert!(
+        raw(&a, &request("GET", LIST, "")).ends_with("role-a"),
+        "its permits are free again"
+    );
+}
+
+/// A burst above the limit is answered: the connections above it wait their turn.
+#[test]
+fn a_thousand_connections_of_one_pod_at_once_are_all_answered() {
+    let Some((_node, a, _agent)) = served() else {
+        return;
+    };
+    let burst = r#"
+import resource, selectors, socket, time
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+request = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+selector, answers, deadline = selectors.DefaultSelector(), {}, time.time() + 20
+for _ in range(1000):
+    connection = socket.socket()
+    connection.setblocking(False)
+    connection.connect_ex(("169.254.169.254", 80))
+    selector.register(connection, selectors.EVENT_WRITE)
+    answers[connection] = b""
+waiting = len(answers)
+while waiting and time.time() < deadline:
+    for key, events in selector.select(1):
+        connection = key.fileobj
+        try:
+            if events & selectors.EVENT_WRITE:
+                connection.sendall(request)
+                selector.modify(connection, selectors.EVENT_READ)
+                continue
+            piece = connection.recv(65536)
+        except OSError:
+            piece = b""
+        answers[connection] += piece
+        if not piece:
+            selector.unregister(connection)
+            waiting -= 1
+print(sum(answer.endswith(b"role-a") for answer in answers.values()), waiting)
+"#;
+    let output = a
+        .command("python3")
+        .unwrap()
+        .args(["-c", burst])
+        .output()
+        .unwrap();
+    assert_eq!(
+        String::from_utf8(output.stdout).unwrap().trim(),
+        "1000 0",
+        "answered, and without an answer: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
 }

@@ -11,3 +11,4 @@ mod command_line;
 #[path = "../lab/common/deployed.rs"]
 mod deployed;
 mod documents;
+mod imports;

@@ -1,4 +1,5 @@
 use super::*;
+use crate::identify::Counts;
 use crate::identify::refusals::RefusalKind;
 use crate::telemetry::health::Part;
 use crate::telemetry::metrics::{RequestKind, Requests, StsCalls, StsOutcome, TurnOutcome, Turns};

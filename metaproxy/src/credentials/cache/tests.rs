@@ -1,6 +1,6 @@
 mod failures;
+mod handles;
 mod pacing;
-mod recent;
 mod renewal;
 
 use super::state::Phase;
@@ -12,7 +12,7 @@ use std::cell::Cell;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// What STS does on one call.
+/// What the fake STS does on one call.
 #[derive(Clone, Debug)]
 enum Does {
     /// It gives a session with this life.
@@ -20,12 +20,12 @@ enum Does {
     Fails(ObtainError),
 }
 
-/// A fake STS that follows a script, and repeats its last line.
+/// A fake STS that follows a script, and repeats the last step of it.
 #[derive(Debug)]
 struct Script {
     takes: Duration,
     does: Mutex<VecDeque<Does>>,
-    /// When it was called, and for which session's name.
+    /// The moment of each call, and the session name in it.
     calls: Mutex<Vec<(Instant, String)>>,
 }
 
@@ -34,7 +34,7 @@ impl Script {
         self.calls.lock().unwrap().len()
     }
 
-    /// Minutes at which it was called, after the first call.
+    /// Returns the minutes from the first call to each call.
     fn minutes(&self) -> Vec<f64> {
         let calls = self.calls.lock().unwrap();
         calls
@@ -81,11 +81,12 @@ impl Issuer for Arc<Script> {
 }
 
 thread_local! {
-    /// Where the paused clock of tokio stood when this test first looked, and what time of day that is.
+    /// The time of tokio's paused clock when the test first read it, and the time of day of that moment.
     static START: Cell<Option<(Instant, SystemTime)>> = const { Cell::new(None) };
 }
 
-/// The time of day, by tokio's clock, so that it can be paused and moved. The tests' runtimes have one thread.
+/// Returns the time of day by tokio's clock, so that tests can pause and move it. The runtimes of the tests have one
+/// thread.
 fn clock() -> SystemTime {
     let (start, time) = START.get().unwrap_or((Instant::now(), SystemTime::now()));
     START.set(Some((start, time)));
@@ -132,7 +133,7 @@ fn key(name: &str) -> SessionKey {
     }
 }
 
-/// The pod whose session that is.
+/// Returns the UID of the pod that has the session of this name.
 fn pod(name: &str) -> PodUid {
     format!("uid-of-{name}").parse().unwrap()
 }
@@ -147,7 +148,7 @@ async fn pass(time: Duration) {
 
 type Cache = Sessions<Arc<Script>>;
 
-/// What is left of the session that is served.
+/// Asks for the session, and returns its remaining life.
 async fn left(sessions: &Cache) -> Result<Duration, ObtainError> {
     match sessions.get(&pod("a"), &key("a"), soon()).await {
         Ok(session) => Ok(session.left(clock())),
@@ -157,7 +158,7 @@ async fn left(sessions: &Cache) -> Result<Duration, ObtainError> {
 }
 
 #[tokio::test(start_paused = true)]
-async fn five_hundred_that_wait_cost_one_call() {
+async fn five_hundred_requests_that_wait_cost_one_call() {
     let (script, sessions) = sts(100, [hour()]);
     let waiting: Vec<_> = (0..500)
         .map(|_| {
@@ -172,7 +173,7 @@ async fn five_hundred_that_wait_cost_one_call() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_waiter_that_goes_away_does_not_stop_the_fetch() {
+async fn a_request_that_is_cancelled_does_not_stop_the_call() {
     let (script, sessions) = sts(100, [hour()]);
     let waiter = tokio::spawn({
         let sessions = sessions.clone();

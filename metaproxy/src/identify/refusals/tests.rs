@@ -56,7 +56,7 @@ fn pods_that_are_gone_take_no_memory() {
 }
 
 #[test]
-fn one_kind_of_one_pod_is_reported_once_in_ten_minutes_with_what_came_since() {
+fn one_kind_of_one_pod_is_reported_once_in_ten_minutes_with_the_new_connections() {
     let (mut entry, now) = (Entry::default(), Instant::now());
     entry.count = 3;
     assert_eq!(entry.report(now), Some(3));
@@ -66,7 +66,7 @@ fn one_kind_of_one_pod_is_reported_once_in_ten_minutes_with_what_came_since() {
 }
 
 #[test]
-fn every_kind_has_a_name_of_its_own_and_says_what_it_means() {
+fn every_kind_has_a_unique_name_and_an_explanation() {
     let mut labels: Vec<_> = RefusalKind::ALL.iter().map(|kind| kind.label()).collect();
     labels.sort_unstable();
     labels.dedup();

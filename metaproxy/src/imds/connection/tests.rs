@@ -4,7 +4,7 @@ use crate::credentials::{ObtainError, Session, SessionKey, Sessions};
 use crate::identify::ClientLimits;
 use crate::imds::ImdsV1Policy;
 use crate::imds::decisions::tests::{client, decisions};
-use crate::imds::recent::tests::{ByName, handler, handler_with};
+use crate::imds::handler::tests::{ByName, handler, handler_with};
 use rstest::rstest;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -34,7 +34,12 @@ async fn a_silent_connection_is_closed_with_the_phase_and_not_before(#[case] pha
     let reporter = Arc::new(RefusalReporter::new(None));
     let connections = Connections::new(handler, reporter, watched, limits());
     let client = client("aaaaaaaa-0000-0000-0000-000000000001");
-    let permit = ClientLimits::new(limits()).acquire(&()).unwrap();
+    let permit = ClientLimits::new(limits())
+        .admit(&())
+        .unwrap()
+        .permit()
+        .await
+        .unwrap();
     let (mut pod, server) = tokio::io::duplex(4096);
     let mut serving = pin!(connections.serve(server, &client, &permit));
     pod.write_all(b"GET /latest/meta-data/iam/ HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -61,9 +66,9 @@ fn counted<I: Issuer>(connections: &Connections<I>) -> Vec<String> {
     text.lines().filter(is_counted).map(str::to_owned).collect()
 }
 
-/// A role that is refused: the report of it is a log line and an event.
+/// The pod's role is refused, which the agent reports in a log line and an event.
 #[tokio::test(start_paused = true)]
-async fn a_dry_run_leaves_no_trace_and_uses_up_no_news() {
+async fn a_dry_run_leaves_no_trace_and_suppresses_no_later_report() {
     let (pods, rules, _) = decisions("a b");
     let (_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Denied);
     let (_phase, phase) = watch::channel(Phase::Serving);
@@ -85,7 +90,12 @@ async fn a_dry_run_leaves_no_trace_and_uses_up_no_news() {
     assert_eq!(counted(&connections), [""; 0]);
     assert!(events.try_recv().is_err());
 
-    let permit = ClientLimits::new(limits()).acquire(&()).unwrap();
+    let permit = ClientLimits::new(limits())
+        .admit(&())
+        .unwrap()
+        .permit()
+        .await
+        .unwrap();
     let (mut pod, server) = tokio::io::duplex(4096);
     let head =
         "PUT /latest/api/token HTTP/1.1\r\nHost: a\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
@@ -111,9 +121,9 @@ async fn a_dry_run_leaves_no_trace_and_uses_up_no_news() {
     assert_eq!(counted(&connections).len(), 2, "the token's and the refused one");
 }
 
-/// As a request of the pod itself, it makes the session that is served to the pod afterwards.
+/// Like a request of the pod, a dry run obtains the session that is served to the pod afterwards.
 #[tokio::test(start_paused = true)]
-async fn a_dry_run_asks_sts_as_the_request_would_and_not_twice() {
+async fn a_dry_run_calls_sts_like_a_request_and_only_once() {
     let (pods, rules, _) = decisions("one");
     let (_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
     let calls = Arc::new(AtomicUsize::new(0));

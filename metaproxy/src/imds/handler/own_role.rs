@@ -1,20 +1,18 @@
-//! Answers what a pod asks about its own role.
+//! Answers requests of a pod about its own role.
 
 use std::sync::Arc;
 
 use tokio::time::Instant;
 
 use super::Handler;
-use crate::credentials::{
-    Issuer, ObtainError, RecentSession, Session, SessionError, SessionKey, paced_reason,
-};
+use crate::credentials::{Issuer, ObtainError, Session, SessionError, SessionKey, paced_reason};
 use crate::identify::Client;
 use crate::imds::decisions::{GrantedSession, PodDecision};
 use crate::imds::outcome::Outcome;
 use crate::imds::path::Route;
 use crate::roles::{Decision, Grant, Reason};
 
-/// What a pod's own answer lacks.
+/// What is missing for an answer to a request of a pod about its own role.
 pub(super) enum Lacking<'a> {
     Decision(&'a Reason),
     Session {
@@ -25,13 +23,9 @@ pub(super) enum Lacking<'a> {
 }
 
 impl<I: Issuer> Handler<I> {
-    /// Answers what a pod asks about its own role, as it was decided.
-    pub(super) fn own<'a>(
-        &self,
-        route: &Route,
-        decided: &'a PodDecision,
-        recent: &mut RecentSession,
-    ) -> Result<Outcome, Lacking<'a>> {
+    /// Answers a request of a pod about its own role from the decision about the pod. Returns what is missing if the
+    /// request must wait.
+    pub(super) fn own<'a>(&self, route: &Route, decided: &'a PodDecision) -> Result<Outcome, Lacking<'a>> {
         let (name, granted) = match decided {
             Decision::Granted(granted) => (granted.grant.role.name(), Ok(granted)),
             Decision::Refused { name, reason } => (name.as_str(), Err(reason)),
@@ -51,11 +45,8 @@ impl<I: Issuer> Handler<I> {
             (Route::Info, Ok(granted)) => Ok(Outcome::RoleInfo(granted.grant.role.clone())),
             (_, Ok(granted)) => {
                 let GrantedSession { grant, key, handle } = &**granted;
-                match self.parts.sessions.ready(&grant.subject.uid, key, handle, recent) {
-                    Some(session) => Ok(Outcome::Credentials {
-                        session: session.clone(),
-                        extended,
-                    }),
+                match self.parts.sessions.ready(&grant.subject.uid, key, handle) {
+                    Some(session) => Ok(Outcome::Credentials { session, extended }),
                     None => Err(Lacking::Session { grant, key, extended }),
                 }
             }
@@ -63,7 +54,7 @@ impl<I: Issuer> Handler<I> {
         }
     }
 
-    /// Answers the same once there is a session, or by the deadline.
+    /// Answers a request of a pod about its own role when there is a session, or at the deadline.
     pub(super) async fn wait_for_own(
         &self,
         client: &Client,
@@ -72,7 +63,7 @@ impl<I: Issuer> Handler<I> {
         deadline: Instant,
     ) -> Outcome {
         loop {
-            match self.own(route, &decided, &mut RecentSession::default()) {
+            match self.own(route, &decided) {
                 Ok(outcome) => return outcome,
                 Err(Lacking::Decision(reason)) => return Outcome::Unavailable(reason.clone()),
                 Err(Lacking::Session { grant, key, extended }) => {
@@ -91,7 +82,7 @@ impl<I: Issuer> Handler<I> {
     }
 }
 
-/// Answers a request for credentials with what came of its session.
+/// Makes the outcome of a request for credentials from the result of obtaining the session.
 fn credentials(grant: &Grant, obtained: Result<Session, SessionError>, extended: bool) -> Outcome {
     let error = match obtained {
         Ok(session) => return Outcome::Credentials { session, extended },

@@ -34,7 +34,6 @@ impl<I: Issuer> Handler<I> {
         &self,
         client: &Client,
         headers: &HeaderMap,
-        imds_v1: ImdsV1Policy,
     ) -> Result<Option<Duration>, TokenProblem> {
         if let Some(token) = single(headers, &TOKEN) {
             let check = |token: &HeaderValue| {
@@ -44,7 +43,7 @@ impl<I: Issuer> Handler<I> {
             let left = token.ok().and_then(check);
             return left.map(Some).ok_or(TokenProblem::Invalid);
         }
-        match imds_v1 {
+        match *self.parts.imds_v1.borrow() {
             ImdsV1Policy::Allowed => Ok(None),
             ImdsV1Policy::Denied => Err(TokenProblem::Missing),
             ImdsV1Policy::Unknown => Err(TokenProblem::PolicyUnknown),
@@ -63,8 +62,8 @@ impl<I: Issuer> Handler<I> {
     }
 }
 
-/// Returns the value of a header, or an error if there are several different ones. Some clients add the same header again
-/// with each retry.
+/// Returns the value of a header, or an error if there are several different ones. Some clients add the same header
+/// again with each retry.
 fn single<'a>(headers: &'a HeaderMap, name: &HeaderName) -> Option<Result<&'a HeaderValue, Several>> {
     let mut values = headers.get_all(name).iter();
     let first = values.next()?;

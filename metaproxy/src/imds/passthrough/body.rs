@@ -1,5 +1,5 @@
-//! What of the node's metadata goes to a pod: the body as it streams in, bounded in size and time, without headers that
-//! are between us and the node.
+//! Passes the body of a node's answer on to a pod as it streams in, with a limit on its size and its time. Removes
+//! the headers that concern only the agent and the node.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -17,24 +17,25 @@ use tokio::time::Sleep;
 use super::Permits;
 use crate::imds::headers::{TOKEN, TOKEN_TTL};
 
-/// Longest body that is passed on; the longest real ones are lists of a few kilobytes.
+/// The maximum length of a body that is passed on, in bytes. The longest real ones are lists of a few kilobytes.
 pub const MAX_BODY: u64 = 1024 * 1024;
 
-/// For the whole of a body.
+/// How long a whole body may take.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 
-/// Why a body ends before its end: the connection to the pod is cut, so that it can't be taken for the whole.
+/// Why a body is cut off. The connection to the pod is then closed, so that the pod does not take the part for a
+/// complete body.
 #[derive(Debug, Error)]
 pub enum Cut {
-    /// From the node's side.
+    /// The connection to the node's metadata service failed.
     #[error(transparent)]
     Upstream(#[from] hyper::Error),
-    /// Longer than announced or allowed.
+    /// The body is longer than announced or allowed.
     #[error("the node's metadata service sent more than {MAX_BODY} bytes")]
     TooLong,
-    /// It took too long.
+    /// The body did not arrive in time.
     #[error("the node's metadata service did not send all of its answer in time")]
     Slow,
 }
@@ -49,7 +50,7 @@ pub struct PassthroughBody {
 }
 
 impl PassthroughBody {
-    /// Holds its permits until it has passed.
+    /// Makes a body that holds its permits until it has been passed on.
     pub fn new(body: Incoming, permits: Permits) -> Self {
         Self {
             body,
@@ -92,7 +93,8 @@ impl Body for PassthroughBody {
     }
 }
 
-/// Removes what is between us and the node: hop-by-hop headers (RFC 9110, 7.6.1), and whatever is about its tokens.
+/// Removes the headers that concern only the agent and the node: hop-by-hop headers (RFC 9110, 7.6.1), cookies, and
+/// all headers of the node's tokens.
 pub fn strip(headers: &mut HeaderMap) {
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
@@ -126,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_between_us_and_the_node_is_removed() {
+    fn headers_between_the_agent_and_the_node_are_removed() {
         let mut headers = HeaderMap::new();
         for (name, value) in [
             ("connection", "close, X-Of-This-Hop"),

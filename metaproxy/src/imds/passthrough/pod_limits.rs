@@ -1,5 +1,5 @@
-//! What one pod may ask of the node's metadata service. More has to wait, so that a pod that floods waits for itself and
-//! not others for it.
+//! Limits the requests of one pod to the node's metadata service. Further requests wait, so that a pod that sends too
+//! many requests delays only itself.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,16 +11,17 @@ use tokio::time::Instant;
 use crate::pods::PodUid;
 use crate::rate_limiter::RateLimiter;
 
-/// Requests of a pod under way at a time.
+/// The maximum number of concurrent requests of a pod.
 pub(super) const MAX_CONCURRENT_REQUESTS: usize = 4;
 
-/// From one request of a pod to the next: 20 a second, a fifth of the node's.
+/// The time between two requests of a pod: 20 a second, a fifth of the node's rate.
 pub(super) const REQUEST_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Requests of a pod at once: an agent that reads the whole tree when it starts asks for a few dozen paths.
+/// The maximum number of requests of a pod in one burst. A monitoring agent that reads the whole tree when it starts
+/// requests a few dozen paths.
 const BURST: u32 = 40;
 
-/// The limit of each pod that asked lately.
+/// The limits of all pods that made a request recently.
 #[derive(Debug, Default)]
 pub(super) struct PodLimits(Mutex<HashMap<PodUid, Arc<PodLimit>>>);
 
@@ -31,8 +32,8 @@ struct PodLimit {
 }
 
 impl PodLimits {
-    /// Waits for a slot and for the turn of a pod's request; notes whether it had to. `None` never comes in practice:
-    /// the semaphore is not closed.
+    /// Waits for a slot and for the turn of a pod's request. Sets `has_waited` if it had to wait. Returns `None` only
+    /// if the semaphore is closed, which never happens.
     pub async fn turn(&self, uid: &PodUid, has_waited: &mut bool) -> Option<OwnedSemaphorePermit> {
         let limit = self.limit(uid);
         let slot = match Arc::clone(&limit.slots).try_acquire_owned() {
@@ -42,7 +43,7 @@ impl PodLimits {
                 Arc::clone(&limit.slots).acquire_owned().await.ok()?
             }
         };
-        // The turn is taken when it is there: a request that is given up before takes none from those that come later.
+        // The turn is taken only when it is due. So a request that is given up before takes no turn from later ones.
         while let Err(wait) = limit.pace.try_take(Instant::now().into_std()) {
             *has_waited = true;
             tokio::time::sleep(wait).await;
@@ -50,7 +51,7 @@ impl PodLimits {
         Some(slot)
     }
 
-    /// The number of pods that are known.
+    /// Returns the number of pods that have an entry.
     #[cfg(test)]
     pub fn len(&self) -> usize {
         self.0.lock().map_or(0, |limits| limits.len())
@@ -62,7 +63,8 @@ impl PodLimits {
             return Arc::clone(limit);
         }
         let now = Instant::now().into_std();
-        // Those that are as good as new make room, so no more are kept than asked within two seconds.
+        // Limits that are as good as new are removed. So the map holds only pods that made a request in the last two
+        // seconds.
         limits.retain(|_, limit| Arc::strong_count(limit) > 1 || !limit.is_unused(now));
         let limit = Arc::new(PodLimit {
             slots: Arc::new(Semaphore::new(MAX_CONCURRENT_REQUESTS)),
@@ -74,7 +76,7 @@ impl PodLimits {
 }
 
 impl PodLimit {
-    /// Tells whether nothing is under way, and all turns are there.
+    /// Returns whether no request is under way and all turns are available.
     fn is_unused(&self, now: std::time::Instant) -> bool {
         self.slots.available_permits() == MAX_CONCURRENT_REQUESTS && self.pace.is_idle(now)
     }

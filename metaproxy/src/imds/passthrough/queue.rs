@@ -1,5 +1,6 @@
-//! Whose request the node's metadata service is asked next. The pod that was served longest ago goes first: a pod that asks
-//! now and then is not behind those that ask all the time, however many these are, and those take turns.
+//! Decides which pod's request is sent to the node's metadata service next. The pod that was served longest ago goes
+//! first. So a pod that makes few requests does not wait behind pods that make many, even if there are many such
+//! pods. Those take turns.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,10 +12,10 @@ use tokio::time::Instant;
 use crate::pods::PodUid;
 use crate::rate_limiter::RateLimiter;
 
-/// A pod that was served before that is as one that never was.
+/// How long it is remembered that a pod was served. After that, it counts as a pod that was never served.
 const SERVED_MEMORY: Duration = Duration::from_secs(10);
 
-/// Requests of all pods, and the pace at which they go.
+/// The requests of all pods, and the rate at which they are sent.
 #[derive(Debug)]
 pub(super) struct Queue {
     slots: Arc<Semaphore>,
@@ -24,13 +25,13 @@ pub(super) struct Queue {
 
 #[derive(Debug, Default)]
 struct Inner {
-    /// Requests that wait, in order. No pod is there without one.
+    /// Requests that wait, in order. Each pod in this map has at least one.
     waiting: HashMap<PodUid, VecDeque<Waiting>>,
     /// When pods were last served.
     served: HashMap<PodUid, Instant>,
-    /// Counts requests that had to wait.
+    /// The number of requests so far that had to wait.
     arrivals: u64,
-    /// Whether a task gives out turns to those that wait.
+    /// Whether a task gives turns to the requests that wait.
     is_dispatching: bool,
 }
 
@@ -41,7 +42,8 @@ struct Waiting {
 }
 
 impl Queue {
-    /// `slots` requests under way at a time, `burst` begun at once, and one begun for each interval after those.
+    /// Makes a queue for `slots` concurrent requests. `burst` of them may begin at once, and then one after each
+    /// interval.
     pub fn new(slots: usize, interval: Duration, burst: u32) -> Self {
         Self {
             slots: Arc::new(Semaphore::new(slots)),
@@ -50,8 +52,8 @@ impl Queue {
         }
     }
 
-    /// Waits for the turn of a pod's request; notes whether it had to. `None` never comes in practice: no turn is withheld
-    /// for good.
+    /// Waits for the turn of a pod's request. Sets `has_waited` if it had to wait. Never returns `None` in practice,
+    /// because each request that waits gets its turn.
     pub async fn turn(self: &Arc<Self>, uid: &PodUid, has_waited: &mut bool) -> Option<OwnedSemaphorePermit> {
         let turn = {
             let mut inner = self.lock();
@@ -76,7 +78,7 @@ impl Queue {
         turn.await.ok()
     }
 
-    /// The number of pods that are known.
+    /// Returns the number of entries of pods.
     #[cfg(test)]
     pub fn len(&self) -> usize {
         let inner = self.lock();
@@ -98,7 +100,7 @@ impl Queue {
             while let Err(wait) = self.pace.try_take(Instant::now().into_std()) {
                 tokio::time::sleep(wait).await;
             }
-            // Who is next is seen at the last moment: a request that came just now may go before all others.
+            // The next request is chosen at the last moment, because one that has just come may go before all others.
             let mut inner = self.lock();
             while let Some((uid, next)) = inner.next() {
                 match next.turn.send(slot) {
@@ -106,14 +108,14 @@ impl Queue {
                         inner.note_served(&uid);
                         break;
                     }
-                    // It is not waited for any more.
+                    // The request was given up.
                     Err(back) => slot = back,
                 }
             }
         }
     }
 
-    /// Whether nothing waits; then no task dispatches any more.
+    /// Returns whether no request waits. If so, it notes that no task dispatches any more.
     fn is_done(&self) -> bool {
         let mut inner = self.lock();
         inner.prune();
@@ -128,8 +130,8 @@ impl Queue {
 }
 
 impl Inner {
-    /// Takes the request that is next: the first of the pod that was served longest ago, of the one that waits longest
-    /// among pods that were not served lately.
+    /// Takes the next request. It is the first one of the pod that was served longest ago. Among pods that were not
+    /// served recently, it is the one that has waited longest.
     fn next(&mut self) -> Option<(PodUid, Waiting)> {
         let rank = |uid: &PodUid, requests: &VecDeque<Waiting>| {
             (
@@ -150,7 +152,7 @@ impl Inner {
         Some((uid, next))
     }
 
-    /// Drops requests that are not waited for any more.
+    /// Drops requests that were given up.
     fn prune(&mut self) {
         self.waiting.retain(|_, requests| {
             requests.retain(|request| !request.turn.is_closed());

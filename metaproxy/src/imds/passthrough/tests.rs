@@ -2,7 +2,7 @@ use super::*;
 use std::collections::HashMap;
 use std::sync::Mutex;
 
-/// As in the service.
+/// The time that a request may wait, as in the agent.
 const DEADLINE: Duration = Duration::from_millis(800);
 
 fn passthrough() -> Arc<Passthrough> {
@@ -23,10 +23,11 @@ async fn pass(time: Duration) {
     tokio::time::sleep(time).await;
 }
 
-/// What was passed, by pod: when.
+/// The moments at which requests were passed on, by pod.
 type Passed = Arc<Mutex<HashMap<usize, Vec<Instant>>>>;
 
-/// Pods that ask on `connections` connections each, again as soon as they are answered, which takes that long.
+/// Starts pods that make requests on `connections` connections each. A connection makes the next request as soon as
+/// it has an answer, which takes the time `takes`.
 fn flood(passthrough: &Arc<Passthrough>, pods: usize, connections: usize, takes: Duration) -> Passed {
     let passed = Passed::default();
     for number in (0..pods).flat_map(|pod| std::iter::repeat_n(pod, connections)) {
@@ -44,7 +45,7 @@ fn flood(passthrough: &Arc<Passthrough>, pods: usize, connections: usize, takes:
     passed
 }
 
-/// The most that began within one second.
+/// Returns the maximum number of requests that began within one second.
 fn most_in_a_second(passed: &Passed) -> usize {
     let mut all: Vec<Instant> = passed.lock().unwrap().values().flatten().copied().collect();
     all.sort_unstable();
@@ -69,7 +70,7 @@ async fn one_pod_that_floods_gets_its_share_and_no_more() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn all_pods_together_get_what_the_node_may_ask_and_take_turns() {
+async fn all_pods_together_get_the_limit_of_the_node_and_take_turns() {
     let passthrough = passthrough();
     let passed = flood(&passthrough, 50, 10, Duration::from_millis(1));
     pass(Duration::from_secs(20)).await;
@@ -82,9 +83,10 @@ async fn all_pods_together_get_what_the_node_may_ask_and_take_turns() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn however_many_pods_flood_one_that_asks_less_often_than_their_turn_comes_is_next() {
-    // How long the service takes, how long one pauses, and how long it waits at most, in milliseconds. If the service is
-    // slow, all places are taken until its answers come.
+async fn a_pod_that_makes_few_requests_goes_first_however_many_pods_flood() {
+    // Columns: the number of pods that flood, how long the service takes, how long the other pod pauses, and how long
+    // its requests may wait (times in milliseconds). If the service is slow, all slots are taken until its answers
+    // come.
     for (pods, takes, pause, limit) in [(40, 1, 500, 20), (240, 1, 3000, 20), (240, 400, 5000, 700)] {
         let passthrough = passthrough();
         let passed = flood(&passthrough, pods, 8, Duration::from_millis(takes));
@@ -119,9 +121,9 @@ async fn a_few_requests_do_not_wait_at_all() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whose_limit_it_is_that_a_request_waited_for_in_vain_is_said_in_time() {
+async fn a_request_fails_at_its_deadline_and_names_the_limit_that_it_waited_for() {
     let passthrough = passthrough();
-    // One pod has all its places taken.
+    // One pod has taken all its slots.
     let mut held = Vec::new();
     for _ in 0..pod_limits::MAX_CONCURRENT_REQUESTS {
         held.push(permits(&passthrough, 0).await.unwrap());
@@ -129,7 +131,7 @@ async fn whose_limit_it_is_that_a_request_waited_for_in_vain_is_said_in_time() {
     let start = Instant::now();
     assert_eq!(permits(&passthrough, 0).await.unwrap_err(), Busy::Pod);
     assert_eq!(start.elapsed(), DEADLINE);
-    // All places of the node are taken.
+    // All slots of the node are taken.
     for number in 1..MAX_CONCURRENT_REQUESTS / pod_limits::MAX_CONCURRENT_REQUESTS {
         for _ in 0..pod_limits::MAX_CONCURRENT_REQUESTS {
             held.push(permits(&passthrough, number).await.unwrap());
@@ -139,7 +141,7 @@ async fn whose_limit_it_is_that_a_request_waited_for_in_vain_is_said_in_time() {
     assert_eq!(permits(&passthrough, 100).await.unwrap_err(), Busy::Node);
     assert_eq!(start.elapsed(), DEADLINE);
     assert_eq!(passthrough.turns().count(TurnOutcome::GivenUp), 2);
-    // What is given up takes nothing from those who come later.
+    // Requests that were given up take nothing from later ones.
     drop(held);
     assert!(permits(&passthrough, 0).await.is_ok() && permits(&passthrough, 100).await.is_ok());
     assert!(Busy::Pod.to_string().contains("4 at a time, 20 a second"));

@@ -1,9 +1,9 @@
-//! What of the node's metadata is passed through, by name. Paths are those of the EC2 user guide, "Instance metadata
-//! categories", relative to the version.
+//! Lists the metadata of the node that is passed through. The paths are those of the EC2 user guide, "Instance
+//! metadata categories", relative to the version.
 
 use super::is_denied_segment;
 
-/// `--pass-through`: how much of the node's metadata pods see, beside what `--allow-path` adds.
+/// The value of `--pass-through`: how much of the node's metadata pods see. `--allow-path` adds to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum PassThrough {
     /// Metadata that is no secret: instance, network, placement, tags and events
@@ -18,9 +18,9 @@ pub enum PassThrough {
 /// How a path is passed through.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// As it is.
+    /// The answer of the node is passed on unchanged.
     Whole,
-    /// As a list, from which is left out what pods may not read.
+    /// The path is a list. Entries that pods may not read are removed.
     Listing,
 }
 
@@ -53,7 +53,7 @@ const DEFAULT: [&str; 26] = [
     "meta-data/system",
 ];
 
-/// With everything below them.
+/// Paths that [`PassThrough::Default`] passes through together with everything below them.
 const DEFAULT_TREES: [&str; 9] = [
     "meta-data/block-device-mapping",
     "meta-data/elastic-gpus",
@@ -66,22 +66,24 @@ const DEFAULT_TREES: [&str; 9] = [
     TAGS,
 ];
 
-/// Go, Java and .NET read the document, JavaScript and Rust the region, Python and C++ the availability zone.
+/// The paths in which SDKs find their region. The SDKs for Go, Java and .NET read the document, those for JavaScript
+/// and Rust the region, and those for Python and C++ the availability zone.
 const MINIMAL: [&str; 3] = [
     "dynamic/instance-identity/document",
     "meta-data/placement/availability-zone",
     "meta-data/placement/region",
 ];
 
-/// The tags of the instance, where its owner lets its metadata service show them (`InstanceMetadataTags`). Below it, names
-/// are keys that the owner chose: `iam` is a tag there.
+/// The tags of the instance. They exist if its owner allows them in the metadata service (`InstanceMetadataTags`).
+/// The names below this path are keys that the owner chose, so `iam` is a tag there.
 pub(super) const TAGS: &str = "meta-data/tags/instance";
 
-/// Lists in which a secret stands, whatever pattern matches them.
+/// Lists that contain a secret. Their entries are filtered even if a pattern matches the list.
 const ABOVE_SECRETS: [&str; 3] = ["", "meta-data", "dynamic/instance-identity"];
 
 impl PassThrough {
-    /// How the path after the version (without slashes around it) is passed through; `None` if it is not.
+    /// Returns how a path is passed through; `None` if it is not. The path begins after the version, and has no slash
+    /// at its beginning or end.
     pub(super) fn reading(self, path: &str) -> Option<Reading> {
         let (names, trees): (&[&str], &[&str]) = match self {
             Self::Default => (&DEFAULT, &DEFAULT_TREES),
@@ -97,7 +99,7 @@ impl PassThrough {
     }
 }
 
-/// How a path that `--allow-path` lets through is passed.
+/// Returns how a path that `--allow-path` allows is passed through.
 pub(super) fn reading_of_allowed(path: &str) -> Reading {
     if ABOVE_SECRETS.contains(&path) {
         Reading::Listing
@@ -106,12 +108,12 @@ pub(super) fn reading_of_allowed(path: &str) -> Reading {
     }
 }
 
-/// Whether this is a path (after the version) of instance tags, whose names are not looked at.
+/// Returns whether a path (after the version) is one of the instance tags. The names of tags are not checked.
 pub(super) fn is_of_tags(path: &[&str]) -> bool {
     matches!(path, ["meta-data", "tags", "instance", ..])
 }
 
-/// Whether it is never passed through.
+/// Returns whether a path (after the version) is never passed through.
 pub(super) fn is_secret(path: &[&str]) -> bool {
     !is_of_tags(path) && path.iter().copied().any(is_denied_segment)
 }

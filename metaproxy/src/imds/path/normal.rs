@@ -1,23 +1,24 @@
-//! Paths in normal form.
+//! Brings paths into normal form.
 
 use std::fmt::{self, Write as _};
 
 use super::is_denied_segment;
 use super::list::is_of_tags;
 
-/// Longest path that is looked at, in bytes.
+/// The maximum length of a path, in bytes. A longer path is refused.
 pub(super) const MAX_LENGTH: usize = 2048;
 
-/// How often a path may be percent-encoded over; what is encoded more often is refused.
+/// The maximum number of times that a path may be percent-encoded. A path that is encoded more often is refused.
 pub(super) const MAX_ENCODINGS: usize = 4;
 
-/// Words that a path which is not in normal form must not contain to be passed through, in any letter case.
+/// Words, in any letter case, that a path must not contain if it is not written in normal form. Such a path is
+/// refused.
 const SENSITIVE_WORDS: [&str; 5] = ["iam", "credential", "user-data", "security", "signature"];
 
-/// A path in normal form: no part of it is encoded, empty, `.` or `..`.
+/// A path in normal form: no segment of it is encoded, empty, `.` or `..`.
 ///
-/// Displays as it is passed on: with what is not plain encoded once, which no path has but those of tags. Nothing that could
-/// be an escape is left in it, so it means the same however often it is decoded.
+/// `Display` writes the path as it is passed on. It percent-encodes each byte that is not plain; only keys of tags
+/// have such bytes. The decoded segments contain no escapes, so the path means the same however often it is decoded.
 #[derive(Debug)]
 pub(super) struct Normal {
     pub(super) segments: Vec<String>,
@@ -25,7 +26,8 @@ pub(super) struct Normal {
 }
 
 impl Normal {
-    /// `None` where there is none, or where bytes are in it that no metadata path has.
+    /// Returns the normal form of a path. Returns `None` if it has none, or if it contains bytes that no metadata
+    /// path has.
     pub(super) fn of(path: &str) -> Option<Self> {
         if path.len() > MAX_LENGTH {
             return None;
@@ -66,7 +68,7 @@ impl Normal {
         })
     }
 
-    /// Whether it, or the target that it was made of, could mean a secret.
+    /// Returns whether the path, or the request target that it comes from, could mean a secret.
     pub(super) fn has_sensitive_word(&self, target: &str) -> bool {
         let texts = [target.to_ascii_lowercase(), self.to_string().to_ascii_lowercase()];
         texts
@@ -93,14 +95,15 @@ fn is_plain(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~:@!$&'()*+,=/".contains(&byte)
 }
 
-/// Whether this may be a part of a tag's key: any text, but for what some server may take for the end of a line or a way up.
+/// Returns whether a segment may be part of a tag's key. Any text may, unless some servers could read it as the end
+/// of a line or as a way to the parent path.
 fn is_key(segment: &str) -> bool {
     let is_name = |c: char| c.is_ascii_alphanumeric() || "+-=._:@~".contains(c);
     let is_way_up = segment.contains("..") && !segment.chars().all(is_name);
     !is_way_up && !segment.contains(|c: char| c.is_control() || c == '\\')
 }
 
-/// With everything percent-encoded that is not plain.
+/// Percent-encodes all bytes of a text that are not plain.
 pub(in crate::imds) fn encoded(text: &str) -> String {
     text.bytes()
         .fold(String::with_capacity(text.len()), |mut encoded, byte| {
@@ -114,7 +117,8 @@ pub(in crate::imds) fn encoded(text: &str) -> String {
         })
 }
 
-/// With no escape left, however often it was encoded over; a `%` that begins none stays.
+/// Decodes a path until it contains no escape. A `%` that does not begin an escape stays. Returns `None` if the path
+/// is encoded more often than [`MAX_ENCODINGS`], or is not UTF-8.
 fn decoded(path: &str) -> Option<String> {
     let mut text = path.as_bytes().to_vec();
     for _ in 0..=MAX_ENCODINGS {

@@ -1,7 +1,7 @@
-//! `--allow-path`: patterns for more of the node's metadata.
+//! Compiles the patterns of `--allow-path`, which allow more of the node's metadata.
 //!
-//! A pattern is compiled to an automaton (a DFA), since more is asked of it than whether it matches a path: whether a list
-//! leads to what it matches, and, at start, whether there is any path that it lets through.
+//! A pattern is compiled to an automaton (a DFA), because it must answer more than whether it matches a path. It must
+//! also answer whether a list leads to a matching path and, at start, whether it lets any path through.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -15,26 +15,27 @@ use thiserror::Error;
 
 use super::DENIED_SEGMENTS;
 
-/// Largest automaton of a pattern, in bytes; one for a path takes some ten thousand.
+/// The maximum size of the automaton of a pattern, in bytes. The automaton of a single path has about ten thousand
+/// bytes.
 const MAX_COMPILED: usize = 1 << 20;
 
-/// How many states are looked at to find a path that a pattern lets through. Patterns that people write take a few hundred;
-/// one that takes more is not refused.
+/// The maximum number of states that are searched for a path that a pattern lets through. Usual patterns take a few
+/// hundred states. A pattern that takes more than the maximum is accepted.
 const MAX_LOOKED_AT: usize = 100_000;
 
-/// An `--allow-path` that can't be meant.
+/// Why a pattern of `--allow-path` is rejected.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum BadPattern {
-    /// No regular expression, or one that is too large.
+    /// The pattern is not a regular expression, or is too large.
     #[error("not a regular expression: {0}")]
     Regex(String),
-    /// No path is like that.
+    /// The pattern matches no path.
     #[error(
         "{0:?} matches no path; it must match a whole one, such as placement/region, meta-data/placement/region or \
          /latest/meta-data/placement/region"
     )]
     Nothing(String),
-    /// Paths are like that, but all of them are secrets.
+    /// The pattern matches paths, but all of them are secrets.
     #[error(
         "{0:?} matches only what is never passed through: credentials, user-data, keys and signatures; software that \
          must read these runs as a pod with hostNetwork"
@@ -60,7 +61,7 @@ impl fmt::Debug for Pattern {
 /// Compiles patterns.
 ///
 /// # Errors
-/// Which of them can't be meant, and why.
+/// Returns an error for the first pattern that is rejected.
 pub(super) fn compile(texts: &[String]) -> Result<Vec<Pattern>, BadPattern> {
     if texts.is_empty() {
         return Ok(Vec::new());
@@ -77,7 +78,8 @@ pub(super) fn compile(texts: &[String]) -> Result<Vec<Pattern>, BadPattern> {
 impl Pattern {
     fn compile(text: &str) -> Result<Self, BadPattern> {
         let bytes = syntax::Config::new().unicode(false).utf8(false);
-        // By itself, so that it has no part that only its surroundings make one.
+        // The text is parsed alone first. Otherwise a text such as `a)|(b` would be valid together with the group
+        // that is put around it.
         syntax::parse_with(text, &bytes).map_err(|error| BadPattern::Regex(error.to_string()))?;
         let config = dense::Config::new()
             .start_kind(StartKind::Anchored)
@@ -102,13 +104,13 @@ impl Pattern {
         Ok(Self { dfa, start, live })
     }
 
-    /// Whether it matches a path, with or without a slash at its end.
+    /// Returns whether the pattern matches a path, with or without a slash at its end.
     pub(super) fn matches(&self, path: &str) -> bool {
         let state = self.after(path);
         self.is_match(state) || self.is_match(self.dfa.next_state(state, b'/'))
     }
 
-    /// Whether it matches something below a path.
+    /// Returns whether the pattern matches a path below this one.
     pub(super) fn leads_below(&self, path: &str) -> bool {
         self.live.contains(&self.dfa.next_state(self.after(path), b'/'))
     }
@@ -123,7 +125,7 @@ impl Pattern {
     }
 }
 
-/// What paths look like in the forms that patterns are compared with.
+/// Patterns for the forms of a path that patterns of users are compared with.
 struct Shapes {
     whole: Pattern,
     after_version: Pattern,
@@ -131,7 +133,7 @@ struct Shapes {
     not_after_meta_data: Pattern,
     tags: Pattern,
     secrets: Pattern,
-    /// No path in normal form.
+    /// Matches a text with a segment `.` or `..`, which no path in normal form has.
     dotted: Pattern,
 }
 
@@ -140,7 +142,7 @@ impl Shapes {
         let version = r"(latest|1\.0|\d{4}-\d\d-\d\d)";
         let part = r"/[\w.~:@!$&'()*+,=-]+";
         let below = format!("(meta-data|dynamic)({part})*/?");
-        // As `is_denied_segment` has it.
+        // This expression must agree with `is_denied_segment`.
         let secret = format!(
             r"[^a-z0-9/]*({})[^a-z0-9/]*|[^/]*credential[^/]*",
             DENIED_SEGMENTS.join("|")
@@ -158,8 +160,10 @@ impl Shapes {
         })
     }
 
+    /// Checks that a pattern lets at least one path through.
+    ///
     /// # Errors
-    /// Where there is no path that the pattern lets through.
+    /// Returns an error if there is no such path.
     fn check(&self, pattern: &Pattern, text: &str) -> Result<(), BadPattern> {
         let (no_secret, no_dots) = ((&self.secrets, false), (&self.dotted, false));
         let lets_through = is_shared([(pattern, true), (&self.whole, true), no_secret, no_dots])
@@ -182,7 +186,7 @@ impl Shapes {
     }
 }
 
-/// Whether there is a text that each automaton matches, or does not, as is said beside it.
+/// Returns whether there is a text for which the result of each automaton is the one beside it: `true` for a match.
 fn is_shared<const N: usize>(wanted: [(&Pattern, bool); N]) -> bool {
     let first = wanted.map(|(pattern, _)| pattern.start);
     let mut seen = HashSet::from([first]);
@@ -212,7 +216,7 @@ fn is_shared<const N: usize>(wanted: [(&Pattern, bool); N]) -> bool {
     false
 }
 
-/// The states from which a match can be reached.
+/// Returns the states from which a match can be reached.
 fn live(dfa: &dense::DFA<Vec<u32>>, start: StateID) -> HashSet<StateID> {
     let mut before: HashMap<StateID, Vec<StateID>> = HashMap::new();
     let mut seen = HashSet::from([start]);

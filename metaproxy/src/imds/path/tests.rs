@@ -35,7 +35,7 @@ fn paths(pass_through: PassThrough, patterns: &[&str]) -> Paths {
 #[case("2009-04-04")]
 #[case("2021-07-15")]
 #[case("2099-12-31")]
-fn every_version_is_live(#[case] version: &str) {
+fn every_version_serves_the_same_paths(#[case] version: &str) {
     let at = |path: &str| classify(&format!("/{version}/{path}"));
     assert_eq!(at("api/token"), Route::Token);
     assert_eq!(at("meta-data/iam"), Route::Iam);
@@ -98,11 +98,11 @@ fn every_version_is_live(#[case] version: &str) {
 #[case("/latest/meta-data/tags/instance")]
 #[case("/latest/meta-data/tags/instance/")]
 #[case("/latest/meta-data/tags/instance/Name")]
-fn what_is_passed_through_is_passed_on_as_it_is(#[case] path: &str) {
+fn default_paths_are_passed_on_unchanged(#[case] path: &str) {
     assert_eq!(classify(path), node(path));
 }
 
-/// As their sources have it, relative to the version.
+/// The paths, relative to the version, that the source code of each program requests.
 #[rstest]
 #[case::ebs_csi(
     "dynamic/instance-identity/document meta-data/instance-id meta-data/instance-type meta-data/outpost-arn"
@@ -139,7 +139,7 @@ fn what_is_passed_through_is_passed_on_as_it_is(#[case] path: &str) {
 #[case::cloudwatch_agent(
     "meta-data/instance-id meta-data/instance-type meta-data/ami-id meta-data/tags/instance"
 )]
-fn the_default_list_is_enough_for_the_software_of_nodes(#[case] paths: &str) {
+fn the_default_list_has_all_paths_that_common_node_software_needs(#[case] paths: &str) {
     for path in paths.split_whitespace() {
         let path = format!("/latest/{path}");
         assert_eq!(classify(&path), node(&path));
@@ -158,11 +158,11 @@ fn the_default_list_is_enough_for_the_software_of_nodes(#[case] paths: &str) {
 #[case("/latest/meta-data/autoscaling/")]
 #[case("/latest/meta-data/network/interfaces/")]
 #[case("/latest/meta-data/tags")]
-fn the_lists_on_the_way_there_are_passed_on_to_be_looked_through(#[case] path: &str) {
+fn lists_that_lead_to_default_paths_are_filtered(#[case] path: &str) {
     assert_eq!(classify(path), listing(path));
 }
 
-/// A key is what the owner of the instance chose: data, whatever it says.
+/// The owner of the instance chooses the keys of its tags, so any key is only data.
 #[rstest]
 #[case("iam", "iam")]
 #[case("IAM/", "IAM/")]
@@ -191,7 +191,7 @@ fn a_tag_may_have_any_key_and_is_passed_on_in_one_spelling(#[case] key: &str, #[
     }
 }
 
-/// Ways out of the tags, for some server that reads paths otherwise.
+/// Some servers may read these keys as paths that leave the tags.
 #[rstest]
 #[case("..;/..;/iam/info", Refusal::NotPlain)]
 #[case("..%5c..%5ciam", Refusal::NotPlain)]
@@ -208,7 +208,7 @@ fn a_tag_may_have_any_key_and_is_passed_on_in_one_spelling(#[case] key: &str, #[
 #[case("../../user-data", Refusal::NotPlain)]
 #[case("%2e%2e/%2e%2e/identity-credentials/ec2/info", Refusal::NotPlain)]
 #[case("../../../user-data", Refusal::NotPlain)]
-fn no_key_of_a_tag_leads_elsewhere(#[case] key: &str, #[case] why: Refusal) {
+fn no_key_of_a_tag_leads_out_of_the_tags(#[case] key: &str, #[case] why: Refusal) {
     for paths in [&Paths::default(), &*ALL] {
         let route = paths.classify(&format!("/latest/meta-data/tags/instance/{key}"));
         assert_eq!(route, Route::Refused(why));
@@ -274,7 +274,7 @@ fn own_paths_are_answered_in_any_spelling(#[case] path: &str, #[case] want: Rout
     "/latest/meta-data/network/interfaces/macs/02:29/vpc-id"
 )]
 #[case("/latest/meta-data/instance-id?x=1", "/latest/meta-data/instance-id")]
-fn another_spelling_of_it_is_passed_on_in_its_plain_form(#[case] path: &str, #[case] passed: &str) {
+fn another_spelling_of_a_path_is_passed_on_in_normal_form(#[case] path: &str, #[case] passed: &str) {
     assert_eq!(classify(path), node(passed));
 }
 
@@ -342,7 +342,7 @@ fn everything_else_is_refused(#[case] path: &str, #[case] why: Refusal) {
 }
 
 #[test]
-fn what_is_encoded_too_often_or_too_long_is_refused() {
+fn a_path_that_is_encoded_too_often_or_too_long_is_refused() {
     let mut path = "/latest/meta-data/instance-%69d".to_owned();
     for _ in 0..MAX_ENCODINGS {
         path = path.replace('%', "%25");
@@ -352,7 +352,7 @@ fn what_is_encoded_too_often_or_too_long_is_refused() {
     assert_eq!(classify(&long), Route::Refused(Refusal::NotPlain));
 }
 
-/// The documents' examples among them.
+/// The examples in the documentation are among these cases.
 #[rstest]
 #[case("tags/instance/.*", "/latest/meta-data/tags/instance/Name", true)]
 #[case("tags/instance/.*", "/latest/meta-data/tags/instance/Cost%20Center", true)]
@@ -385,7 +385,7 @@ fn what_is_encoded_too_often_or_too_long_is_refused() {
 #[case("public-ipv4|public-hostname", "/latest/meta-data/public-hostname-x", false)]
 #[case("dynamic/fws/.*", "/latest/dynamic/fws/instance-monitoring", true)]
 #[case("dynamic/fws/.*", "/latest/dynamic/fws", true)]
-fn more_may_be_allowed_by_anchored_patterns(
+fn patterns_are_anchored_and_allow_more_paths(
     #[case] pattern: &str,
     #[case] path: &str,
     #[case] allowed: bool,
@@ -398,9 +398,9 @@ fn more_may_be_allowed_by_anchored_patterns(
     assert_eq!(paths(PassThrough::None, &[pattern]).classify(path), want);
 }
 
-/// What the document gives as patterns of one thing lets that through, list and entries alike.
+/// The documentation gives several patterns for the same tags. Each of them must allow the list and its entries.
 #[test]
-fn the_documents_patterns_do_what_it_says() {
+fn the_patterns_in_the_documentation_allow_what_it_says() {
     let document = include_str!("../../../../deploy/docs/imds.md");
     let (_, told) = document.split_once("`--allow-path` adds to that: ").unwrap();
     let (told, _) = told.split_once("A slash at the end").unwrap();
@@ -425,10 +425,7 @@ fn the_documents_patterns_do_what_it_says() {
 #[case("tags/instance/[A-Z].+", &["/latest/meta-data/tags/", "/latest/meta-data/tags/instance"])]
 #[case("dynamic/fws/instance-monitoring", &["/latest/dynamic", "/latest/dynamic/fws/"])]
 #[case(".*", &["/latest/meta-data/", "/latest/dynamic/instance-identity"])]
-fn the_lists_that_lead_to_what_a_pattern_allows_are_looked_through(
-    #[case] pattern: &str,
-    #[case] lists: &[&str],
-) {
+fn lists_that_lead_to_an_allowed_path_are_filtered(#[case] pattern: &str, #[case] lists: &[&str]) {
     for list in lists {
         assert_eq!(paths(PassThrough::None, &[pattern]).classify(list), listing(list));
     }
@@ -445,7 +442,7 @@ fn the_lists_that_lead_to_what_a_pattern_allows_are_looked_through(
 #[case(PassThrough::None, "/latest/meta-data/placement/region", false)]
 #[case(PassThrough::None, "/latest/meta-data/", false)]
 #[case(PassThrough::None, "/", false)]
-fn less_may_be_passed_through(#[case] pass_through: PassThrough, #[case] path: &str, #[case] passed: bool) {
+fn fewer_paths_may_be_allowed(#[case] pass_through: PassThrough, #[case] path: &str, #[case] passed: bool) {
     let want = if passed {
         node(path)
     } else {
@@ -455,7 +452,7 @@ fn less_may_be_passed_through(#[case] pass_through: PassThrough, #[case] path: &
 }
 
 #[test]
-fn a_pattern_that_is_none_is_an_error() {
+fn an_invalid_pattern_is_an_error() {
     for pattern in ["(", "a)|(b", "a{2000}{2000}", "(a|b)*a(a|b){20}"] {
         let error = Paths::new(PassThrough::Default, &[pattern.to_owned()]).unwrap_err();
         assert!(matches!(error, BadPattern::Regex(_)), "{pattern}: {error}");
@@ -504,7 +501,7 @@ fn a_pattern_that_lets_nothing_through_is_an_error(#[case] pattern: &str, #[case
 #[case("(?i)PUBLIC-.*")]
 #[case("[a-z-]+")]
 #[case("new-category/.{1,64}")]
-fn a_pattern_that_lets_something_through_is_taken(#[case] pattern: &str) {
+fn a_pattern_that_lets_something_through_is_accepted(#[case] pattern: &str) {
     paths(PassThrough::None, &[pattern]);
 }
 
@@ -524,7 +521,7 @@ const META_DATA: &str = "ami-id\nblock-device-mapping/\nhostname\niam/\nidentity
 #[case("/latest/meta-data/tags/instance", PassThrough::None, &["tags/instance/Cost.*"],
     "Cost Center\nName\nCost%41\nCost?\niam", "Cost Center\nCost%41\nCost?")]
 #[case("/latest/meta-data/placement", PassThrough::Minimal, &[], "10.1.2.3 is no entry", "")]
-fn a_list_shows_what_may_be_read(
+fn a_list_shows_only_entries_that_may_be_read(
     #[case] list: &str,
     #[case] pass_through: PassThrough,
     #[case] patterns: &[&str],
@@ -548,10 +545,10 @@ fn a_list_shows_what_may_be_read(
     );
 }
 
-/// With everything allowed that a flag can allow.
+/// Paths that allow everything that a flag can allow.
 static ALL: LazyLock<Paths> = LazyLock::new(|| paths(PassThrough::Default, &[".*"]));
 
-/// Bytes that attackers put into paths, and whole spellings of them.
+/// Generates paths from bytes and words that attackers use.
 fn nasty() -> impl Strategy<Value = String> {
     let words = prop::sample::select(vec![
         "/",
@@ -613,13 +610,14 @@ fn nasty() -> impl Strategy<Value = String> {
     prop::collection::vec(words, 0..14).prop_map(|words| words.concat())
 }
 
-/// What must hold of whatever is classified.
+/// Checks what must hold for every classified path.
 fn check(paths: &Paths, target: &str) -> Result<(), TestCaseError> {
     let route = paths.classify(target);
     match &route {
         Route::Node(passed) => {
             let passed = passed.as_str();
-            // What is passed on is what was matched: it is plain, means itself, and is nothing secret.
+            // The path that is passed on is the one that was matched: it is plain, has the same route, and is not a
+            // secret.
             prop_assert_eq!(&paths.classify(passed), &route);
             prop_assert!(passed.bytes().all(|byte| byte.is_ascii_graphic()), "{}", passed);
             let is_of_tags = passed
@@ -639,7 +637,7 @@ fn check(paths: &Paths, target: &str) -> Result<(), TestCaseError> {
                     passed
                 );
             }
-            // Whoever decodes it again sees the same.
+            // Decoding the path once more does not change it.
             prop_assert!(!passed.contains("%25") || is_of_tags, "{}", passed);
         }
         // Nothing is passed on for these.
@@ -652,7 +650,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(4096))]
 
     #[test]
-    fn the_short_way_says_what_the_full_look_says(
+    fn the_short_and_the_full_classification_agree(
         name in prop_oneof!["[a-zA-Z0-9+=,.@_%/?~-]{0,70}", ".{0,20}"]
     ) {
         let target = format!("/latest/meta-data/iam/security-credentials/{name}");
@@ -662,19 +660,19 @@ proptest! {
     }
 
     #[test]
-    fn whatever_is_asked_for_only_what_was_matched_is_passed_on(target in nasty()) {
+    fn only_the_matched_path_is_passed_on(target in nasty()) {
         check(&Paths::default(), &target)?;
         check(&ALL, &target)?;
     }
 
     #[test]
-    fn and_so_for_any_text(target in "/?\\PC{0,60}") {
+    fn any_text_passes_on_only_the_matched_path(target in "/?\\PC{0,60}") {
         check(&ALL, &target)?;
     }
 
-    /// As the HTTP library takes them from a connection.
+    /// The HTTP library accepts these targets from a connection.
     #[test]
-    fn and_so_for_any_bytes(bytes in prop::collection::vec(any::<u8>(), 0..60), nasty in nasty()) {
+    fn any_bytes_pass_on_only_the_matched_path(bytes in prop::collection::vec(any::<u8>(), 0..60), nasty in nasty()) {
         for target in [&b"/"[..], nasty.as_bytes()].map(|start| [start, &bytes].concat()) {
             let Ok(uri) = hyper::Uri::try_from(target) else { continue };
             if let Some(path) = uri.path_and_query() {

@@ -1,5 +1,6 @@
-//! The node's own session token. A task of its own fetches it, so a request that waits for it may be cancelled, and a
-//! request that has one does not wait. It is renewed early, and when the node's service refuses it.
+//! Fetches and renews the node's own session token. A separate task fetches it, so a request that waits for it may be
+//! cancelled. A request does not wait while there is a valid token. The token is renewed before it expires, and when
+//! the node's service refuses it.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -13,19 +14,20 @@ use tracing::debug;
 use super::{REQUEST_TIMEOUT, Upstream, UpstreamError, read};
 use crate::imds::headers::TOKEN_TTL;
 
-/// The life that is asked for, in seconds: the longest there is.
+/// The lifetime that is requested, in seconds: the longest that the protocol allows.
 const TTL: u64 = crate::imds::token::MAX_TTL;
 
-/// How long a service that has no session tokens is taken to have none.
+/// How long a service without session tokens is assumed to have none.
 const NO_TOKENS_MEMORY: Duration = Duration::from_secs(300);
 
-/// How long a failure to get a token is remembered: the service limits how often it is asked.
+/// How long a failure to get a token is remembered. The service limits the rate of requests, so it is not called
+/// again before.
 pub(super) const FAILURE_MEMORY: Duration = Duration::from_secs(1);
 
-/// A token that was refused, by its number.
+/// The number of a token that the service has refused.
 pub(super) type Refused = u64;
 
-/// What is known of the node's session token.
+/// The state of the node's session token.
 #[derive(Default)]
 pub(super) struct TokenState {
     held: Option<NodeToken>,
@@ -44,9 +46,10 @@ struct TokenFailure {
 /// The node's session token.
 #[derive(Clone)]
 pub(super) struct NodeToken {
-    /// Tokens are counted, as a service may give the same one again.
+    /// The number of the token, counted from 1. The value cannot identify a token, because a service may give the
+    /// same one again.
     pub(super) number: u64,
-    /// `None` where the service has no tokens.
+    /// The text of the token; `None` if the service has no tokens.
     pub(super) value: Option<HeaderValue>,
     /// Whether the service has ever accepted it.
     pub(super) proven: Arc<AtomicBool>,
@@ -56,7 +59,7 @@ pub(super) struct NodeToken {
 }
 
 impl Upstream {
-    /// The token, after one that was refused if any. However many wait, one is fetched.
+    /// Returns a token that is newer than `refused`, if that is given. All requests that wait share one fetch.
     pub(super) async fn token(&self, refused: Option<Refused>) -> Result<NodeToken, UpstreamError> {
         let mut changes = self.token.subscribe();
         loop {
@@ -90,7 +93,7 @@ impl Upstream {
                     return Err(UpstreamError::NoToken { problem, is_absence });
                 }
                 (None, None) => {
-                    // The sender is our own.
+                    // This cannot fail, because `self` owns the sender.
                     let _ = changes.wait_for(|state| !state.fetching).await;
                 }
             }
@@ -125,7 +128,7 @@ impl Upstream {
         let now = Instant::now();
         match response.status() {
             StatusCode::OK => {}
-            // Services older than IMDSv2, and imitations of them.
+            // Services older than IMDSv2, and imitations of them, have no session tokens.
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
                 debug!("the node's metadata service has no session tokens");
                 return Ok(NodeToken {
@@ -160,7 +163,7 @@ impl Upstream {
     }
 }
 
-/// However a fetch ends, it is under way no longer.
+/// A guard of a fetch. When dropped, it marks the fetch as ended, even if the fetch was cancelled.
 struct Ended<'a>(&'a watch::Sender<TokenState>);
 
 impl Drop for Ended<'_> {

@@ -19,6 +19,7 @@ use crate::credentials::{
 };
 use crate::explain::{AnswerLine, Explanation, Verdict};
 use crate::identify::Client;
+use crate::imds::RefusalReporter;
 use crate::imds::handler::ANSWER_TIMEOUT;
 use crate::imds::path::Paths;
 use crate::imds::token::Tokens;
@@ -30,7 +31,6 @@ use crate::pods::{Inventory, Namespace, Pod, ServiceAccount};
 use crate::roles::{Decision, OwnRole, OwnRoles, RoleId, Rules};
 use crate::telemetry::health::Health;
 use crate::telemetry::pod_event::{self, PodEvent};
-use crate::telemetry::refusal_reporter::RefusalReporter;
 
 const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
 

@@ -1,0 +1,15 @@
+//! Reads files that a command is given.
+
+use std::io;
+use std::path::Path;
+
+/// Reads a file, or standard input if the path is `-`.
+///
+/// # Errors
+/// Those of reading it.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    if path == Path::new("-") {
+        return io::read_to_string(io::stdin());
+    }
+    std::fs::read_to_string(path)
+}
