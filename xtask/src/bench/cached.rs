@@ -1,22 +1,29 @@
-//! What is made of the measurements of servers side by side.
+//! Turns the measurements of several servers into figures and plots.
 
 use super::figures::{Curve, Figure, Goal, Plot, Samples, Section};
 use super::load::{Each, Outcome};
 
-/// What the others are compared with.
+/// The name of the bare server, which the agent is compared with.
 pub const BARE_NAME: &str = "bare hyper";
+
+/// The name of the nginx server, which the agent must not be slower than.
+pub const NGINX_NAME: &str = "nginx";
 
 /// The number of clients for which there are goals.
 const GOAL_AT: usize = 32;
 
-/// Three times what kube2iam serves with two processors and 32 connections, measured elsewhere (14,100 a second).
+/// A further number of clients for which there is a goal in comparison with nginx.
+const MANY: usize = 256;
+
+/// The smallest acceptable rate, in requests a second: three times what kube2iam serves with two processors and 32
+/// connections, measured elsewhere (14,100 a second).
 const GOAL_RATE: f64 = 3.0 * 14_100.0;
 
-/// One way of asking, and what came of it with each server.
+/// One kind of load, and its measurements for each server.
 pub struct Row {
     pub each: Each,
     pub clients: usize,
-    /// In the order in which they were asked first.
+    /// The measurements by the server's name, in the order of the first measurements.
     taken: Vec<(String, Taken)>,
 }
 
@@ -25,9 +32,9 @@ struct Taken {
     rate: Samples,
     p50: Samples,
     p99: Samples,
-    /// Of the server, where it is one of ours.
+    /// Processor time of the server for a request, in microseconds; empty for a peer.
     processor: Samples,
-    /// How much of a processor the client had.
+    /// The part of a processor that the client used.
     client: Samples,
 }
 
@@ -40,7 +47,7 @@ impl Row {
         }
     }
 
-    /// One more measurement; `processor` in microseconds for a request.
+    /// Adds a measurement. `processor` is the server's processor time for a request, in microseconds.
     pub fn push(&mut self, server: &str, outcome: &Outcome, processor: Option<f64>) {
         let known = self.taken.iter().position(|(name, _)| name == server);
         let index = known.unwrap_or_else(|| {
@@ -69,7 +76,17 @@ impl Row {
         self.clients == GOAL_AT && self.each == Each::Keep
     }
 
-    /// Each server by itself, then what is measured (the first) over the others.
+    /// Returns the goals for the ratios to another server: of the rate, and of the processor time of a request.
+    fn goals(&self, other: &str) -> (Option<Goal>, Option<Goal>) {
+        match (&self.each, self.clients, other) {
+            (Each::Keep, GOAL_AT, BARE_NAME) => (Some(Goal::AtLeast(0.95)), None),
+            (Each::Keep, GOAL_AT | MANY, NGINX_NAME) => (Some(Goal::AtLeast(1.0)), None),
+            (Each::Connection, GOAL_AT, NGINX_NAME) => (Some(Goal::AtLeast(1.0)), Some(Goal::AtMost(1.1))),
+            _ => (None, None),
+        }
+    }
+
+    /// Returns the figures of each server, and then the ratios of the first server to each other server.
     fn figures(&self) -> Vec<Figure> {
         let mut figures = Vec::new();
         for (name, taken) in &self.taken {
@@ -94,14 +111,12 @@ impl Row {
         for (name, other) in others {
             let of = |what: &str| format!("{}: {what}, metaproxy / {name}", self.what());
             let rate = Figure::new(of("rate"), "ratio", &own.rate.over(&other.rate));
-            figures.push(if self.has_goals() && name == BARE_NAME {
-                rate.with_goal(Goal::AtLeast(0.9))
-            } else {
-                rate
-            });
+            let (rate_goal, processor_goal) = self.goals(name);
+            figures.push(with_goal(rate, rate_goal));
             if !other.processor.is_empty() {
                 let ratio = own.processor.over(&other.processor);
-                figures.push(Figure::new(of("processor a request"), "ratio", &ratio));
+                let ratio = Figure::new(of("processor a request"), "ratio", &ratio);
+                figures.push(with_goal(ratio, processor_goal));
             }
         }
         if self.has_goals() {
@@ -112,7 +127,14 @@ impl Row {
     }
 }
 
-/// All of them, and their plots.
+fn with_goal(figure: Figure, goal: Option<Goal>) -> Figure {
+    match goal {
+        Some(goal) => figure.with_goal(goal),
+        None => figure,
+    }
+}
+
+/// Adds the figures and the plots of all rows to a section.
 pub fn tell(rows: &[Row], section: &mut Section) {
     section.figures.extend(rows.iter().flat_map(Row::figures));
     for (each, title, names) in [
@@ -148,7 +170,7 @@ pub fn tell(rows: &[Row], section: &mut Section) {
     }
 }
 
-/// A curve for each server of which it is known.
+/// Makes a curve for each server that has the value.
 fn curves(rows: &[&Row], value: fn(&Taken) -> &Samples) -> Vec<Curve> {
     let mut curves: Vec<Curve> = Vec::new();
     for row in rows {

@@ -11,13 +11,15 @@ use metaproxy_lab::agent::Agent;
 use metaproxy_lab::netns::Netns;
 use metaproxy_lab::pod::{Pod, PodSpec};
 
-use super::cached::{BARE_NAME, Row, tell};
+use super::cached::{BARE_NAME, NGINX_NAME, Row, tell};
 use super::figures::Section;
 use super::load::{Each, Outcome};
+use super::nginx;
 use super::site::{CREDENTIALS, IMDS, Process, Site, at_node, listener, processor_time, stop};
 
 const BARE: u16 = 7003;
 const NULL: u16 = 7004;
+const NGINX: u16 = 7005;
 
 /// The floor: what a server costs that parses nothing.
 const NULL_NAME: &str = "null server";
@@ -31,6 +33,25 @@ pub struct Peer {
     authority: String,
     address: SocketAddr,
     path: String,
+    command: Option<String>,
+}
+
+impl Peer {
+    /// Has the peer started by a command of the shell.
+    pub fn started_by(self, command: Option<String>) -> Self {
+        Self { command, ..self }
+    }
+
+    /// Starts the peer in the namespace of the lab's node, if it has a command. Pods reach it there.
+    fn start(&self, site: &Site) -> Result<Option<Process>> {
+        let Some(words) = &self.command else {
+            return Ok(None);
+        };
+        let node = site.lab.node();
+        let mut command = site.program_in(Path::new("/bin/sh"), node)?;
+        command.args(["-c", &format!("exec {words}")]);
+        site.listening(&mut command, node, self.address).map(Some)
+    }
 }
 
 impl FromStr for Peer {
@@ -52,6 +73,7 @@ impl FromStr for Peer {
             authority: authority.to_string(),
             address: address.with_context(|| format!("{authority} has no address"))?,
             path: uri.path().to_owned(),
+            command: None,
         })
     }
 }
@@ -100,8 +122,7 @@ impl Server<'_> {
 struct Scene<'a> {
     agents: Vec<Agent>,
     servers: Vec<Server<'a>>,
-    _bare: Process,
-    _null: Process,
+    _others: Vec<Process>,
 }
 
 impl<'a> Scene<'a> {
@@ -111,6 +132,7 @@ impl<'a> Scene<'a> {
         let answer = site.record(pod, CREDENTIALS)?;
         let bare = site.bare(site.lab.node(), at_node(BARE), &answer)?;
         let null = site.null(site.lab.node(), at_node(NULL), &answer)?;
+        let nginx = nginx::start(site, site.lab.node(), at_node(NGINX), &answer)?;
         let here = |name: &str, to: String, pid: u32| Server {
             name: name.to_owned(),
             to,
@@ -127,6 +149,11 @@ impl<'a> Scene<'a> {
             here(BARE_NAME, at_node(BARE).to_string(), bare.pid()),
             here(NULL_NAME, at_node(NULL).to_string(), null.pid()),
         ];
+        let mut others = vec![bare, null];
+        if let Some(nginx) = nginx {
+            servers.push(here(NGINX_NAME, at_node(NGINX).to_string(), nginx.pid()));
+            others.push(nginx);
+        }
         if let Some(other) = &other {
             servers.push(here(
                 "metaproxy before",
@@ -135,19 +162,20 @@ impl<'a> Scene<'a> {
             ));
         }
         if let Some(peer) = peer {
+            let process = peer.start(site)?;
             servers.push(Server {
                 name: format!("peer {}", peer.authority),
                 to: peer.address.to_string(),
                 path: peer.path.clone(),
-                from: None,
-                pid: None,
+                from: process.as_ref().map(|_| pod),
+                pid: process.as_ref().map(Process::pid),
             });
+            others.extend(process);
         }
         Ok(Self {
             agents: [Some(agent), other].into_iter().flatten().collect(),
             servers,
-            _bare: bare,
-            _null: null,
+            _others: others,
         })
     }
 }
@@ -177,10 +205,10 @@ pub fn cached(site: &Site, peer: Option<&Peer>, before: Option<&Path>) -> Result
     }
     let mut section = Section {
         title: "Cached credentials",
-        how: "clients in a pod that ask again as soon as they are answered, on the same processors as the server; the bare \
+        how: "Clients in a pod that ask again as soon as they are answered, on the same processors as the server; the bare \
               server is hyper on the same runtime, which answers the same bytes and asks nothing; the null server is one thread with epoll, which answers them to \
-              whatever it reads; a peer is asked from \
-              this machine's own network namespace. With another build beside it, both agents are asked at their \
+              whatever it reads; nginx is one process that answers them from memory; a peer is asked from \
+              the pod if the run starts it, and from this machine's own network namespace otherwise. With another build beside it, both agents are asked at their \
               listeners, and not redirected. Agent and bare server are started anew for each round. Processor time \
               is that of the server's process. All clients are one thread: where that has a whole processor, it sets the \
               pace, and the processor time of a request tells more",

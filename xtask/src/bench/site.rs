@@ -1,4 +1,4 @@
-//! Where it is measured: the lab's node, and what runs on it.
+//! The lab's node on which everything is measured, and the processes that run on it.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -17,13 +17,13 @@ use metaproxy_lab::{Lab, NODE_IP};
 use super::load::Outcome;
 use crate::shell::go_on;
 
-/// What all pods ask for, unless they ask for something else.
+/// The path that pods request by default.
 pub const CREDENTIALS: &str = "/latest/meta-data/iam/security-credentials/app";
 
-/// Where pods believe to be asking.
+/// The address of the metadata service, to which pods connect.
 pub const IMDS: &str = "169.254.169.254:80";
 
-/// What is measured is the agent, and not how it slows down a pod that asks too much.
+/// The flags of an agent without limits, because limits would slow down the clients of a measurement.
 const NO_LIMITS: [&str; 6] = [
     "--idle-timeout=1h",
     "--max-connections-per-pod=1000000",
@@ -40,28 +40,30 @@ pub struct Site {
     _imds: FakeImds,
     /// The agent's binary.
     agent: PathBuf,
-    /// This program, built as the agent is.
+    /// The binary of this program, from the same build.
     tools: PathBuf,
-    /// The lab's attacker, built likewise.
+    /// The binary of the lab's attacks, from the same build.
     attacker: PathBuf,
+    /// The binary that sends requests to the server in memory, from the same build.
+    pub kept_requests: PathBuf,
     pub effort: Effort,
 }
 
-/// How much of everything.
+/// The number and the length of measurements.
 #[derive(Clone, Copy, Debug)]
 pub struct Effort {
-    /// How often things are compared.
+    /// The number of rounds of each comparison.
     pub rounds: usize,
-    /// How long one of them is asked each time, in milliseconds.
+    /// The duration of one measurement, in milliseconds.
     pub millis: u64,
-    /// Connections, where they are counted.
+    /// The number of connections of a measurement that counts connections.
     pub connections: usize,
-    /// Whether it only has to run.
+    /// Whether this is a smoke run, which only checks that the benchmark runs.
     pub smoke: bool,
 }
 
 impl Effort {
-    /// What this list is shortened to where it only has to run.
+    /// Returns the list, or its first two items in a smoke run.
     pub fn some<'a, T>(&self, all: &'a [T]) -> &'a [T] {
         if self.smoke { &all[..all.len().min(2)] } else { all }
     }
@@ -81,11 +83,12 @@ impl Site {
             agent: binaries.join("metaproxy"),
             tools: binaries.join("xtask"),
             attacker: binaries.join("metaproxy-lab"),
+            kept_requests: binaries.join("kept-requests"),
             effort,
         })
     }
 
-    /// Of an agent without limits.
+    /// Describes an agent without limits.
     pub fn spec(&self, flags: &[&str]) -> AgentSpec {
         self.limited().with(&NO_LIMITS).with(flags)
     }
@@ -94,17 +97,17 @@ impl Site {
         AgentSpec::new(&self.agent, &FakeSts::url())
     }
 
-    /// An agent that serves, with the limits that it has by default.
+    /// Starts an agent with the default limits.
     pub fn agent_with_limits(&self) -> Result<Agent> {
         Agent::start(&self.lab, &self.limited().with(&["--imds-v1=allow"]))
     }
 
-    /// An agent that serves.
+    /// Starts an agent without limits.
     pub fn agent(&self, flags: &[&str]) -> Result<Agent> {
         Agent::start(&self.lab, &self.spec(flags))
     }
 
-    /// One of another build.
+    /// Starts an agent of another build, without limits.
     pub fn agent_of(&self, binary: &Path) -> Result<Agent> {
         let spec = AgentSpec {
             binary: binary.to_owned(),
@@ -113,7 +116,7 @@ impl Site {
         Agent::start(&self.lab, &spec)
     }
 
-    /// A guard that keeps pods out.
+    /// Starts a guard, and waits until it keeps pods from the metadata service.
     pub fn guard(&self) -> Result<Agent> {
         let guard = Agent::guard(
             &self.lab,
@@ -125,7 +128,7 @@ impl Site {
         Ok(guard)
     }
 
-    /// A pod whose connections leave nothing behind: those of the next round would meet what is left of these.
+    /// Makes a pod whose closed connections leave no TIME_WAIT entries, which would affect the next round.
     pub fn pod(&self, spec: PodSpec) -> Result<Pod> {
         let pod = self.lab.pod(spec)?;
         if let Some(netns) = pod.netns() {
@@ -134,40 +137,45 @@ impl Site {
         Ok(pod)
     }
 
-    /// This program as one of its hidden commands, in a pod.
+    /// Prepares a hidden command of this program, which runs in a pod.
     pub fn in_pod(&self, pod: &Pod, words: &[&str]) -> Result<Command> {
         let mut command = pod.command(&self.tools)?;
         command.args(words);
         Ok(command)
     }
 
-    /// An attack from within a pod.
+    /// Prepares an attack from within a pod.
     pub fn attack(&self, pod: &Pod, words: &[&str]) -> Result<Command> {
         let mut command = pod.command(&self.attacker)?;
         command.arg("attack").args(words);
         Ok(command)
     }
 
-    /// This program as one of its hidden commands, outside of every pod.
+    /// Prepares a hidden command of this program, which runs in a network namespace and outside of every pod.
     pub fn in_netns(&self, netns: &Netns, words: &[&str]) -> Result<Command> {
-        let mut command = command_in(&self.tools, Some(&self.lab.host_cgroup()), netns.file())?;
+        let mut command = self.program_in(&self.tools, netns)?;
         command.args(words);
         Ok(command)
     }
 
-    /// Load from a pod.
+    /// Returns a command that runs a program outside of every pod.
+    pub fn program_in(&self, program: &Path, netns: &Netns) -> Result<Command> {
+        command_in(program, Some(&self.lab.host_cgroup()), netns.file())
+    }
+
+    /// Runs `bench-load` in a pod.
     pub fn load(&self, pod: &Pod, words: &[&str]) -> Result<Outcome> {
         finish(start(&mut self.in_pod(pod, &[&["bench-load"], words].concat())?)?)
     }
 
-    /// Load from outside of every pod.
+    /// Runs `bench-load` in a network namespace and outside of every pod.
     pub fn load_in(&self, netns: &Netns, words: &[&str]) -> Result<Outcome> {
         finish(start(
             &mut self.in_netns(netns, &[&["bench-load"], words].concat())?,
         )?)
     }
 
-    /// What the agent answers to this pod, to the byte.
+    /// Writes the bytes of the agent's response to this pod into a file, and returns the file's path.
     pub fn record(&self, pod: &Pod, path: &str) -> Result<PathBuf> {
         let output = self
             .in_pod(pod, &["bench-record", "--to", IMDS, "--path", path])?
@@ -183,12 +191,12 @@ impl Site {
         Ok(file)
     }
 
-    /// A bare server in this namespace, which answers what was recorded.
+    /// Starts a bare server in a network namespace, which sends the recorded response.
     pub fn bare(&self, netns: &Netns, address: SocketAddr, answer: &Path) -> Result<Process> {
         self.server("bench-bare", netns, address, answer)
     }
 
-    /// The same without parsing what is asked.
+    /// Starts a null server in a network namespace, which sends the recorded response without parsing requests.
     pub fn null(&self, netns: &Netns, address: SocketAddr, answer: &Path) -> Result<Process> {
         self.server("bench-null", netns, address, answer)
     }
@@ -196,7 +204,12 @@ impl Site {
     fn server(&self, command: &str, netns: &Netns, address: SocketAddr, answer: &Path) -> Result<Process> {
         let listen = address.to_string();
         let mut command = self.in_netns(netns, &[command, "--listen", &listen, "--answer"])?;
-        let process = Process::spawn(command.arg(answer))?;
+        self.listening(command.arg(answer), netns, address)
+    }
+
+    /// Starts a server, and waits until it listens at this address.
+    pub fn listening(&self, command: &mut Command, netns: &Netns, address: SocketAddr) -> Result<Process> {
+        let process = Process::spawn(command)?;
         within(Duration::from_secs(5), "a server that listens", || {
             Ok(netns.run(|| std::net::TcpStream::connect(address))?.is_ok())
         })?;
@@ -204,7 +217,7 @@ impl Site {
     }
 }
 
-/// An STS whose tokens are as long as AWS's, and which takes that long.
+/// Describes an STS with this latency, whose tokens are as long as those of AWS.
 pub fn ordinary(takes: Duration) -> Behaviour {
     Behaviour {
         takes,
@@ -213,12 +226,12 @@ pub fn ordinary(takes: Duration) -> Behaviour {
     }
 }
 
-/// An address of the node.
+/// Returns the node's address with this port.
 pub fn at_node(port: u16) -> SocketAddr {
     SocketAddr::new(IpAddr::V4(NODE_IP), port)
 }
 
-/// Where pods reach the agent directly.
+/// Returns the address at which pods reach the agent directly.
 pub fn listener(agent: &Agent) -> Result<SocketAddr> {
     let found = agent
         .listeners()?
@@ -227,13 +240,14 @@ pub fn listener(agent: &Agent) -> Result<SocketAddr> {
     found.context("the agent does not listen on the node's address")
 }
 
-/// Addresses and ports of what is closed can be used again at once.
+/// Disables TIME_WAIT and widens the range of local ports, so that the ports of closed connections can be reused at
+/// once.
 pub fn no_time_wait(netns: &Netns) -> Result<()> {
     netns.sysctl("net/ipv4/tcp_max_tw_buckets", "0")?;
     netns.sysctl("net/ipv4/ip_local_port_range", "10000 65000")
 }
 
-/// Started, with what it prints kept for [`finish`].
+/// Starts a command, and captures its output for [`collect`] and [`finish`].
 pub fn start(command: &mut Command) -> Result<Child> {
     go_on()?;
     command
@@ -243,14 +257,17 @@ pub fn start(command: &mut Command) -> Result<Child> {
         .with_context(|| format!("cannot run {}", command.get_program().display()))
 }
 
-/// What it measured, failures among it.
+/// Waits for a `bench-load`, and returns its outcome, including failures.
 pub fn collect(child: Child) -> Result<Outcome> {
     let output = child.wait_with_output()?;
-    ensure!(output.status.success(), "load: {}", output.status);
-    serde_json::from_slice(&output.stdout).context("what the load printed")
+    ensure!(output.status.success(), "the load failed: {}", output.status);
+    serde_json::from_slice(&output.stdout).context("cannot parse the output of the load")
 }
 
-/// What it measured; an error where anything failed, as failures are fast.
+/// Waits for a `bench-load`, and returns its outcome.
+///
+/// # Errors
+/// If a request failed, because failures are fast and would change the times.
 pub fn finish(child: Child) -> Result<Outcome> {
     let outcome = collect(child)?;
     ensure!(
@@ -262,7 +279,10 @@ pub fn finish(child: Child) -> Result<Outcome> {
     Ok(outcome)
 }
 
-/// Ends an agent, which must have been there until now: without it, what was measured would be something else.
+/// Stops an agent.
+///
+/// # Errors
+/// If it had ended before, because the measurement would not be of this agent.
 pub fn stop(mut agent: Agent) -> Result<()> {
     ensure!(
         agent.is_running(),
@@ -270,11 +290,15 @@ pub fn stop(mut agent: Agent) -> Result<()> {
         agent.logged()
     );
     let status = agent.stop()?;
-    ensure!(status.success(), "the agent: {status}: {}", agent.logged());
+    ensure!(
+        status.success(),
+        "the agent failed ({status}): {}",
+        agent.logged()
+    );
     Ok(())
 }
 
-/// A process that ends when it is dropped.
+/// A process. Dropping it kills the process.
 #[derive(Debug)]
 pub struct Process(Child);
 
@@ -298,14 +322,15 @@ impl Drop for Process {
     }
 }
 
-/// What all threads of a process have run for, those that have ended too (clock_getcpuclockid(3)).
+/// Returns the processor time of all threads of a process, including threads that have ended
+/// (clock_getcpuclockid(3)).
 pub fn processor_time(pid: u32) -> Result<Duration> {
     let clock = nix::time::ClockId::pid_cpu_clock_id(nix::unistd::Pid::from_raw(pid.try_into()?))
-        .with_context(|| format!("the processor time of process {pid}"))?;
+        .with_context(|| format!("cannot read the processor time of process {pid}"))?;
     Ok(clock.now()?.into())
 }
 
-/// A field of `/proc/PID/status`; sizes are in KiB (proc_pid_status(5)).
+/// Returns a field of `/proc/PID/status`; sizes are in KiB (proc_pid_status(5)).
 pub fn status(pid: u32, field: &str) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let value = status
@@ -313,16 +338,19 @@ pub fn status(pid: u32, field: &str) -> Result<u64> {
         .find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))
         .and_then(|rest| rest.split_whitespace().next())
         .and_then(|value| value.parse().ok());
-    value.with_context(|| format!("{field} of process {pid}"))
+    value.with_context(|| format!("cannot read {field} of process {pid}"))
 }
 
-/// Tries until it holds.
+/// Waits until a condition holds.
+///
+/// # Errors
+/// If it does not hold within the limit.
 pub fn within(limit: Duration, what: &str, mut holds: impl FnMut() -> Result<bool>) -> Result<()> {
     let end = Instant::now() + limit;
     while !holds()? {
         go_on()?;
         if Instant::now() > end {
-            bail!("not within {limit:?}: {what}");
+            bail!("timed out after {limit:?} while waiting for {what}");
         }
         std::thread::sleep(Duration::from_millis(10));
     }

@@ -1,0 +1,74 @@
+//! The way of a new process to its credentials with a real SDK, through the agent and by the node's own metadata service.
+
+use std::path::Path;
+use std::process::Command;
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use metaproxy_lab::pod::PodSpec;
+
+use super::figures::{Figure, Samples, Section};
+use super::site::{Site, stop};
+use crate::setup;
+
+/// Gets credentials as boto3 does for every client (`botocore.credentials.InstanceMetadataProvider`).
+const PROGRAM: &str = "
+import botocore.session
+print(botocore.session.get_session().get_credentials().get_frozen_credentials().access_key)
+";
+
+/// Measures processes that start one after another.
+///
+/// # Errors
+/// If the agent does not start, or a process gets no credentials.
+pub fn sdk(site: &Site) -> Result<Section> {
+    let mut section = Section {
+        title: "Start of a process to its credentials",
+        how: "The time of a process from its start to its end: it starts Python, imports botocore and gets credentials. In a pod \
+              it gets those of the pod's role from the agent, on the node those of the node from its metadata service",
+        ..Section::default()
+    };
+    let python = setup::venv().join("bin/python");
+    if !python.exists() {
+        println!("the start of a process is not measured: run `sudo cargo xtask setup` for its SDK");
+        return Ok(section);
+    }
+    let agent = site.agent(&[])?;
+    let pod = site.pod(PodSpec::with_role("started", "app"))?;
+    let (mut served, mut plain) = (Samples::default(), Samples::default());
+    // The first process reads Python and the SDK from the disk, so it is not measured.
+    took(&mut pod.command(&python)?)?;
+    for _ in 0..site.effort.rounds * 3 {
+        served.push(took(&mut pod.command(&python)?)?);
+        plain.push(took(&mut site.program_in(Path::new(&python), site.lab.node())?)?);
+    }
+    stop(agent)?;
+    section.figures = vec![
+        Figure::new("process start to credentials, in a pod", "ms", &served),
+        Figure::new("the same on the node, without metaproxy", "ms", &plain),
+        Figure::new(
+            "process start to credentials: in a pod / on the node",
+            "ratio",
+            &served.over(&plain),
+        ),
+    ];
+    Ok(section)
+}
+
+/// Returns how long a process takes in milliseconds.
+fn took(command: &mut Command) -> Result<f64> {
+    command
+        .args(["-c", PROGRAM])
+        .env_clear()
+        .env("HOME", "/nonexistent")
+        .env("PATH", "/usr/bin:/bin");
+    let begun = Instant::now();
+    let output = command.output()?;
+    let millis = begun.elapsed().as_secs_f64() * 1000.0;
+    ensure!(
+        output.status.success() && !output.stdout.is_empty(),
+        "the process got no credentials: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(millis)
+}
