@@ -29,18 +29,19 @@ pub fn start(site: &Site, netns: &Netns, address: SocketAddr, answer: &Path) -> 
     site.listening(&mut command, netns, address).map(Some)
 }
 
-/// Writes the configuration of a single process, as the clients take the machine's other processor. Nothing is logged,
-/// and no connection is closed after a number of requests.
+/// Writes the configuration. nginx has as many workers as the agent. It logs nothing, and closes no connection after a
+/// number of requests.
 fn configuration(address: SocketAddr, recorded: &[u8]) -> Result<String> {
     let (_, body) = parse(recorded).context("the recorded answer")?;
     let body = std::str::from_utf8(&body)?;
     // nginx has no escape for the dollar sign of its variables.
     ensure!(!body.contains('$'), "the recorded answer contains a dollar sign");
+    let workers = std::thread::available_parallelism()?.get().min(4);
     let body = body.replace('\\', "\\\\").replace('\'', "\\'");
     Ok(format!(
         "user root;
 daemon off;
-master_process off;
+worker_processes {workers};
 pid nginx.pid;
 error_log stderr crit;
 events {{ worker_connections 16384; }}

@@ -207,7 +207,7 @@ pub fn cached(site: &Site, peer: Option<&Peer>, before: Option<&Path>) -> Result
         title: "Cached credentials",
         how: "Clients in a pod that ask again as soon as they are answered, on the same processors as the server; the bare \
               server is hyper on the same runtime, which answers the same bytes and asks nothing; the null server is one thread with epoll, which answers them to \
-              whatever it reads; nginx is one process that answers them from memory; a peer is asked from \
+              whatever it reads; nginx answers them from memory, with as many workers; a peer is asked from \
               the pod if the run starts it, and from this machine's own network namespace otherwise. With another build beside it, both agents are asked at their \
               listeners, and not redirected. Agent and bare server are started anew for each round. Processor time \
               is that of the server's process. All clients are one thread: where that has a whole processor, it sets the \

@@ -13,6 +13,9 @@ use metaproxy_lab::netns::Netns;
 use metaproxy_lab::pod::{Pod, PodSpec, command_in};
 use metaproxy_lab::sts::{Behaviour, FakeSts};
 use metaproxy_lab::{Lab, NODE_IP};
+use nix::sys::signal::{Signal, kill};
+use nix::time::ClockId;
+use nix::unistd::Pid;
 
 use super::load::Outcome;
 use crate::shell::go_on;
@@ -298,7 +301,11 @@ pub fn stop(mut agent: Agent) -> Result<()> {
     Ok(())
 }
 
-/// A process. Dropping it kills the process.
+/// How long a process may take to end after SIGTERM.
+const STOP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// A process. Dropping it ends the process by SIGTERM, so that it can end its own children, and by SIGKILL if that takes
+/// too long.
 #[derive(Debug)]
 pub struct Process(Child);
 
@@ -317,17 +324,34 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        let pid = i32::try_from(self.0.id()).map(Pid::from_raw);
+        let is_signalled = pid.is_ok_and(|pid| kill(pid, Signal::SIGTERM).is_ok());
+        let end = Instant::now() + STOP_TIMEOUT;
+        while is_signalled && Instant::now() < end {
+            if !matches!(self.0.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
     }
 }
 
-/// Returns the processor time of all threads of a process, including threads that have ended
+/// Returns the processor time of all threads of a process and of its children, including threads that have ended
 /// (clock_getcpuclockid(3)).
 pub fn processor_time(pid: u32) -> Result<Duration> {
-    let clock = nix::time::ClockId::pid_cpu_clock_id(nix::unistd::Pid::from_raw(pid.try_into()?))
-        .with_context(|| format!("cannot read the processor time of process {pid}"))?;
-    Ok(clock.now()?.into())
+    let mut sum = Duration::ZERO;
+    // proc_tid_children(5)
+    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"))?;
+    let children = children.split_whitespace().map(str::parse);
+    for pid in [Ok(i32::try_from(pid)?)].into_iter().chain(children) {
+        let pid = pid.context("the number of a process")?;
+        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid))
+            .with_context(|| format!("cannot read the processor time of process {pid}"))?;
+        sum += Duration::from(clock.now()?);
+    }
+    Ok(sum)
 }
 
 /// Returns a field of `/proc/PID/status`; sizes are in KiB (proc_pid_status(5)).
