@@ -5,12 +5,14 @@
 
 use std::fs;
 use std::io;
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use nix::sys::stat::{Mode, umask};
+use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
+use nix::sys::stat::{Mode, fchmod};
 use thiserror::Error;
 
 /// The socket cannot be listened on, or cannot be found.
@@ -69,18 +71,23 @@ impl AdminSocket {
                 let _ = fs::remove_file(stale);
             }
         }
-        // Only root may connect, whatever the mode of the directory is.
-        let before = umask(Mode::from_bits_truncate(0o177));
-        let listener = UnixListener::bind(&path).and_then(|listener| {
-            listener.set_nonblocking(true)?;
-            Ok(listener)
-        });
-        umask(before);
-        match listener {
+        match listen(&path) {
             Ok(listener) => Ok((Self { path }, listener)),
             Err(source) => Err(SocketError { path, source }),
         }
     }
+}
+
+/// Listens at a path to which only root may connect, whatever the mode of the directory is. The file gets the mode of the
+/// socket (`unix_bind`, net/unix/af_unix.c). The umask would do the same, but it is that of all threads, and another one
+/// may make a file meanwhile.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    fchmod(&socket, Mode::S_IRUSR | Mode::S_IWUSR)?;
+    socket::bind(socket.as_raw_fd(), &UnixAddr::new(path)?)?;
+    socket::listen(&socket, Backlog::MAXCONN)?;
+    Ok(UnixListener::from(socket))
 }
 
 impl Drop for AdminSocket {
