@@ -109,7 +109,8 @@ impl TestServer {
         self.runtime.block_on(async {
             let (stream, server) = duplex(64 * 1024);
             let limits = ClientLimits::new(limits());
-            let permit = limits.admit(&()).unwrap().permit().await.unwrap();
+            let deadline = tokio::time::Instant::now();
+            let permit = limits.admit(&()).unwrap().permit(deadline).await.unwrap();
             let pod = Client {
                 uid: UID.parse().unwrap(),
             };

@@ -10,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_util::task::TaskTracker;
 use tracing::{debug, warn};
 
+use super::limits::ADMISSION_TIMEOUT;
 use super::refusals::Refusals;
 use super::self_check::SelfChecks;
 use super::{Admission, Client, ClientLimits, Identifier, Limits, Permit, Unidentified};
@@ -56,6 +57,7 @@ struct Counters {
     served: AtomicU64,
     unidentified: AtomicU64,
     over_limit: AtomicU64,
+    slowed: AtomicU64,
 }
 
 fn count(counter: &AtomicU64) {
@@ -71,7 +73,7 @@ pub struct Counts {
     pub unidentified: u64,
     /// Connections that were closed because their client had too many.
     pub over_limit: u64,
-    /// Connections that had to wait, because their client had too many open or makes too many in a second.
+    /// Connections that were served after a wait, because their client had too many open or makes too many in a second.
     pub slowed_connections: u64,
     /// Requests that were answered after a wait, because their client makes too many in a second.
     pub slowed_requests: u64,
@@ -121,8 +123,8 @@ impl Acceptor {
             served: read(&self.counters.served),
             unidentified: read(&self.counters.unidentified),
             over_limit: read(&self.counters.over_limit),
-            slowed_connections: self.by_address.slowed().connections + self.by_pod.slowed().connections,
-            slowed_requests: self.by_pod.slowed().requests,
+            slowed_connections: read(&self.counters.slowed),
+            slowed_requests: self.by_pod.slowed_requests(),
         }
     }
 
@@ -165,7 +167,10 @@ impl Acceptor {
                     if is_due(&self.accept_failure_logged) {
                         warn!("cannot accept a connection: {error}");
                     }
-                    tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(ACCEPT_RETRY_INTERVAL) => {}
+                        () = &mut stop => return,
+                    }
                 }
             }
         }
@@ -202,12 +207,14 @@ impl Acceptor {
         peer: SocketAddr,
         by_address: Option<Admission>,
     ) -> Option<Identified> {
-        let address_permit = match by_address {
-            Some(admission) => Some(self.admitted(Some(admission), &peer.ip()).await?),
-            None => None,
-        };
-        if let Some(permit) = &address_permit {
-            permit.wait_for_connection().await;
+        let deadline = tokio::time::Instant::now() + ADMISSION_TIMEOUT;
+        let mut has_waited = false;
+        let mut address_permit = None;
+        if let Some(admission) = by_address {
+            has_waited |= admission.is_queued();
+            let permit = self.admitted(Some(admission), deadline, &peer.ip()).await?;
+            has_waited |= permit.wait_for_connection().await;
+            address_permit = Some(permit);
         }
         let client = match self.identifier.identify(&stream, peer.ip()) {
             Ok(client) => client,
@@ -216,10 +223,15 @@ impl Acceptor {
                 return None;
             }
         };
-        let permit = self.admitted(self.by_pod.admit(&client.uid), &client.uid).await?;
+        let admission = self.by_pod.admit(&client.uid);
+        has_waited |= admission.as_ref().is_some_and(Admission::is_queued);
+        let permit = self.admitted(admission, deadline, &client.uid).await?;
         count(&self.counters.served);
         if address_permit.is_none() {
-            permit.wait_for_connection().await;
+            has_waited |= permit.wait_for_connection().await;
+        }
+        if has_waited {
+            count(&self.counters.slowed);
         }
         Some(Identified {
             stream,
@@ -236,9 +248,14 @@ impl Acceptor {
     }
 
     /// Waits for the permit of a connection. `None` if its client has too many, which is counted and logged.
-    async fn admitted(&self, admission: Option<Admission>, whose: &impl std::fmt::Display) -> Option<Permit> {
+    async fn admitted(
+        &self,
+        admission: Option<Admission>,
+        deadline: tokio::time::Instant,
+        whose: &impl std::fmt::Display,
+    ) -> Option<Permit> {
         let permit = match admission {
-            Some(admission) => admission.permit().await,
+            Some(admission) => admission.permit(deadline).await,
             None => None,
         };
         if permit.is_none() {
@@ -252,7 +269,10 @@ impl Acceptor {
         count(&self.counters.over_limit);
         if is_due(&self.over_limit_logged) {
             let limit = self.by_pod.limits().connections;
-            warn!(%whose, "refused: it has {limit} connections open");
+            warn!(
+                %whose,
+                "refused: it has {limit} connections open, and this one has waited too long or found the queue full"
+            );
         }
     }
 

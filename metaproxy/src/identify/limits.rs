@@ -43,8 +43,8 @@ impl Limits {
     }
 }
 
-/// How long a connection above the limit waits for another one of its client to end.
-const ADMISSION_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a connection above a limit waits for another one of its client to end, from when it was accepted.
+pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a client without a connection is remembered.
 const CLIENT_MEMORY: Duration = Duration::from_secs(10);
@@ -54,22 +54,7 @@ const CLIENT_MEMORY: Duration = Duration::from_secs(10);
 pub struct ClientLimits<K> {
     limits: Limits,
     table: Mutex<Table<K>>,
-    slowed: Arc<SlowedCounters>,
-}
-
-/// Connections that had to wait for a limit or a rate, and requests that had to wait for a rate.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Slowed {
-    /// Connections.
-    pub connections: u64,
-    /// Requests.
-    pub requests: u64,
-}
-
-#[derive(Debug, Default)]
-struct SlowedCounters {
-    connections: AtomicU64,
-    requests: AtomicU64,
+    slowed_requests: Arc<AtomicU64>,
 }
 
 #[derive(Debug)]
@@ -88,7 +73,7 @@ struct Usage {
     connections: RateLimiter,
     requests: RateLimiter,
     last: Mutex<Instant>,
-    slowed: Arc<SlowedCounters>,
+    slowed_requests: Arc<AtomicU64>,
 }
 
 /// The right to one connection, given back when it is dropped.
@@ -115,7 +100,7 @@ impl<K: Eq + Hash + Clone> ClientLimits<K> {
         Self {
             limits,
             table: Mutex::new(Table { usages, pruned }),
-            slowed: Arc::default(),
+            slowed_requests: Arc::default(),
         }
     }
 
@@ -124,12 +109,9 @@ impl<K: Eq + Hash + Clone> ClientLimits<K> {
         &self.limits
     }
 
-    /// Returns how many connections and requests had to wait so far.
-    pub fn slowed(&self) -> Slowed {
-        Slowed {
-            connections: self.slowed.connections.load(Ordering::Relaxed),
-            requests: self.slowed.requests.load(Ordering::Relaxed),
-        }
+    /// Returns how many requests had to wait for their client's rate so far.
+    pub fn slowed_requests(&self) -> u64 {
+        self.slowed_requests.load(Ordering::Relaxed)
     }
 
     /// Counts one more connection of a client. `None` if the client has as many connections as it may, and as many more
@@ -161,7 +143,7 @@ impl<K: Eq + Hash + Clone> ClientLimits<K> {
             connections: RateLimiter::per_second(self.limits.connection_rate),
             requests: RateLimiter::per_second(self.limits.request_rate),
             last: Mutex::new(now),
-            slowed: Arc::clone(&self.slowed),
+            slowed_requests: Arc::clone(&self.slowed_requests),
         });
         table.usages.insert(key.clone(), Arc::clone(&usage));
         usage
@@ -185,20 +167,24 @@ impl Usage {
 }
 
 impl Admission {
-    /// Returns the permit, after a wait if the connection is queued. `None` if none of the client's connections has ended
-    /// within [`ADMISSION_TIMEOUT`].
-    pub async fn permit(self) -> Option<Permit> {
+    /// Returns whether the connection has to wait for its permit.
+    pub fn is_queued(&self) -> bool {
+        matches!(self, Self::Queued(_))
+    }
+
+    /// Returns the permit, after a wait if the connection is queued. `None` if none of the client's connections ends
+    /// before the deadline.
+    pub async fn permit(self, deadline: tokio::time::Instant) -> Option<Permit> {
         match self {
             Self::Granted(permit) => Some(permit),
-            Self::Queued(queued) => queued.permit().await,
+            Self::Queued(queued) => queued.permit(deadline).await,
         }
     }
 }
 
 impl Queued {
-    async fn permit(self) -> Option<Permit> {
-        self.0.slowed.connections.fetch_add(1, Ordering::Relaxed);
-        let freed = tokio::time::timeout(ADMISSION_TIMEOUT, self.0.free.acquire()).await;
+    async fn permit(self, deadline: tokio::time::Instant) -> Option<Permit> {
+        let freed = tokio::time::timeout_at(deadline, self.0.free.acquire()).await;
         // A semaphore ends only if it is closed, which this one never is.
         freed.ok()?.ok()?.forget();
         Some(Permit(Arc::clone(&self.0)))
@@ -212,19 +198,20 @@ impl Drop for Queued {
 }
 
 impl Permit {
-    /// Waits for this connection's turn by its client's connection rate.
-    pub async fn wait_for_connection(&self) {
-        if let Some(wait) = self.0.connections.reserve(Instant::now()) {
-            self.0.slowed.connections.fetch_add(1, Ordering::Relaxed);
+    /// Waits for this connection's turn by its client's connection rate. Returns whether it had to wait.
+    pub async fn wait_for_connection(&self) -> bool {
+        let wait = self.0.connections.reserve(Instant::now());
+        if let Some(wait) = wait {
             tokio::time::sleep(wait).await;
         }
+        wait.is_some()
     }
 
     /// Returns how long a request must wait for its client's request rate.
     pub fn wait_for_request(&self, now: Instant) -> Option<Duration> {
         let wait = self.0.requests.reserve(now);
         if wait.is_some() {
-            self.0.slowed.requests.fetch_add(1, Ordering::Relaxed);
+            self.0.slowed_requests.fetch_add(1, Ordering::Relaxed);
         }
         wait
     }
@@ -269,6 +256,10 @@ mod tests {
         assert!(granted(&limits, "a").is_some());
     }
 
+    fn deadline() -> tokio::time::Instant {
+        tokio::time::Instant::now() + ADMISSION_TIMEOUT
+    }
+
     #[tokio::test(start_paused = true)]
     async fn connections_above_the_limit_wait_their_turn_and_only_as_many_as_the_limit() {
         let limits = ClientLimits::new(limits());
@@ -276,22 +267,22 @@ mod tests {
         let mut queued = Vec::new();
         for _ in 0..2 {
             let admission = limits.admit(&"a").unwrap();
-            queued.push(tokio::spawn(admission.permit()));
+            assert!(admission.is_queued());
+            queued.push(tokio::spawn(admission.permit(deadline())));
             tokio::task::yield_now().await;
         }
         assert!(limits.admit(&"a").is_none(), "the queue is full");
-        assert_eq!(limits.slowed().connections, 2);
         drop(first);
         let third = queued.remove(0).await.unwrap();
         assert!(
             third.is_some() && !queued[0].is_finished(),
             "one has ended, so one has its turn"
         );
+        drop(second);
         assert!(
             granted(&limits, "a").is_none(),
-            "a later one does not overtake those that wait"
+            "a later one does not overtake the one that waits"
         );
-        drop(second);
         assert!(queued.remove(0).await.unwrap().is_some());
     }
 
@@ -301,22 +292,25 @@ mod tests {
         let held = [granted(&limits, "a"), granted(&limits, "a")];
         for _ in 0..5 {
             let began = tokio::time::Instant::now();
-            assert!(limits.admit(&"a").unwrap().permit().await.is_none());
+            assert!(limits.admit(&"a").unwrap().permit(deadline()).await.is_none());
             assert_eq!(began.elapsed(), ADMISSION_TIMEOUT);
         }
         drop(held);
-        assert!(granted(&limits, "a").is_some() && granted(&limits, "a").is_some());
+        let both = [granted(&limits, "a"), granted(&limits, "a")];
+        assert!(both.iter().all(Option::is_some), "no permit is lost");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_rate_of_a_client_outlives_its_connections() {
         let limits = ClientLimits::new(limits());
+        let mut waited = 0;
         for _ in 0..15 {
-            granted(&limits, "a").unwrap().wait_for_connection().await;
+            waited += usize::from(granted(&limits, "a").unwrap().wait_for_connection().await);
         }
-        let slowed = limits.slowed().connections;
-        assert!(slowed >= 5, "{slowed}");
-        granted(&limits, "b").unwrap().wait_for_connection().await;
-        assert_eq!(limits.slowed().connections, slowed, "another has its own");
+        assert!(waited >= 5, "{waited}");
+        assert!(
+            !granted(&limits, "b").unwrap().wait_for_connection().await,
+            "another has its own"
+        );
     }
 }

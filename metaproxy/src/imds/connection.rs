@@ -212,7 +212,6 @@ impl<I: Issuer> Connections<I> {
     }
 }
 
-/// The state that a connection keeps between its requests.
 /// Reads the body of a request and drops it; otherwise the next request on the connection would begin within it.
 async fn skip(body: Incoming) -> Result<(), InvalidRequest> {
     if body.is_end_stream() {

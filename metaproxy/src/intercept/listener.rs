@@ -336,6 +336,16 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn accepted_sockets_send_without_delay() {
+        let avoid = AvoidedPorts::of_this_node([]);
+        let listeners = Listeners::open(&loopback(), &PortChoice::Free(avoid), &mut NoProgram).unwrap();
+        let (listener, address) = listeners.into_sockets().next().unwrap();
+        let _client = std::net::TcpStream::connect(address).unwrap();
+        let (accepted, _) = listener.accept().await.unwrap();
+        assert!(accepted.nodelay().unwrap());
+    }
+
+    #[tokio::test]
     async fn an_address_of_another_machine_is_an_error_that_names_it() {
         let error = Listeners::open(
             &[IpAddr::from([192, 0, 2, 1])],

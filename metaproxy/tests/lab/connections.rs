@@ -187,20 +187,52 @@ sys.stdin.read()
     assert_eq!(lines.next().unwrap().unwrap(), "20 40", "served and closed");
     assert_eq!(get(&b, LIST).body, "role-b", "the other pod is served");
     agent.wait_for("has 20 connections open").unwrap();
-    // This one waits until the others end.
+    // A connection above the limit waits until the others end.
     let above = std::thread::scope(|scope| {
-        let above = scope.spawn(|| exchange(&a, &[[request("GET", LIST, "")]], 4.0).remove(0));
-        std::thread::sleep(Duration::from_millis(500));
-        assert!(!above.is_finished());
+        let above = scope.spawn(|| exchange(&a, &[[request("GET", LIST, "")]], 4.5).remove(0));
+        std::thread::sleep(Duration::from_secs(1));
         drop(child.stdin.take());
         assert!(child.wait().unwrap().success(), "it held them to the end");
         above.join().unwrap()
     });
     assert!(above.ends_with("role-a"), "{above}");
-    assert!(
-        raw(&a, &request("GET", LIST, "")).ends_with("role-a"),
-        "its permits are free again"
-    );
+    let at_once = vec![[request("GET", LIST, "")]; 20];
+    for answer in exchange(&a, &at_once, 3.0) {
+        assert!(answer.ends_with("role-a"), "its permits are free again: {answer}");
+    }
+}
+
+/// The agent closes idle connections as it ends, so one that waits has its turn.
+#[test]
+fn a_connection_that_waits_for_others_is_served_while_the_agent_ends() {
+    let Some(node) = node() else { return };
+    let a = node.lab.pod(PodSpec::with_role("a", "role-a")).unwrap();
+    let mut agent = Agent::start(&node.lab, &node.spec().with(&["--max-connections-per-pod", "2"])).unwrap();
+    let waits = r#"
+import socket
+request = b"GET /latest/meta-data/iam/security-credentials/ HTTP/1.1\r\nHost: x\r\n\r\n"
+def connected():
+    connection = socket.create_connection(("169.254.169.254", 80), timeout=15)
+    connection.sendall(request)
+    return connection
+held = [connected(), connected()]
+assert all(connection.recv(4096).endswith(b"role-a") for connection in held)
+above = connected()
+print("waits", flush=True)
+print(above.recv(4096).decode().splitlines()[-1], flush=True)
+"#;
+    let mut child = a
+        .command("python3")
+        .unwrap()
+        .args(["-c", waits])
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    assert_eq!(lines.next().unwrap().unwrap(), "waits");
+    assert!(agent.stop().unwrap().success());
+    assert_eq!(lines.next().unwrap().unwrap(), "role-a");
+    assert!(child.wait().unwrap().success());
 }
 
 /// A burst above the limit is answered: the connections above it wait their turn.

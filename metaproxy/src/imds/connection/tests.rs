@@ -22,6 +22,12 @@ fn limits() -> Limits {
     }
 }
 
+async fn permit() -> Permit {
+    let admission = ClientLimits::new(limits()).admit(&()).unwrap();
+    let deadline = tokio::time::Instant::now();
+    admission.permit(deadline).await.unwrap()
+}
+
 #[rstest]
 #[case::at_once(&[Phase::Closing])]
 #[case::after_a_while(&[Phase::Draining, Phase::Closing])]
@@ -34,12 +40,7 @@ async fn a_silent_connection_is_closed_with_the_phase_and_not_before(#[case] pha
     let reporter = Arc::new(RefusalReporter::new(None));
     let connections = Connections::new(handler, reporter, watched, limits());
     let client = client("aaaaaaaa-0000-0000-0000-000000000001");
-    let permit = ClientLimits::new(limits())
-        .admit(&())
-        .unwrap()
-        .permit()
-        .await
-        .unwrap();
+    let permit = permit().await;
     let (mut pod, server) = tokio::io::duplex(4096);
     let mut serving = pin!(connections.serve(server, &client, &permit));
     pod.write_all(b"GET /latest/meta-data/iam/ HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -90,12 +91,7 @@ async fn a_dry_run_leaves_no_trace_and_suppresses_no_later_report() {
     assert_eq!(counted(&connections), [""; 0]);
     assert!(events.try_recv().is_err());
 
-    let permit = ClientLimits::new(limits())
-        .admit(&())
-        .unwrap()
-        .permit()
-        .await
-        .unwrap();
+    let permit = permit().await;
     let (mut pod, server) = tokio::io::duplex(4096);
     let head =
         "PUT /latest/api/token HTTP/1.1\r\nHost: a\r\nX-aws-ec2-metadata-token-ttl-seconds: 60\r\n\r\n";
@@ -151,4 +147,26 @@ impl Issuer for Counting {
         self.0.fetch_add(1, Ordering::Relaxed);
         ByName.issue(key).await
     }
+}
+
+/// A connection may have waited for its permit until the agent ends.
+#[tokio::test(start_paused = true)]
+async fn a_request_that_was_sent_before_the_end_is_answered() {
+    let (pods, rules, _) = decisions("one");
+    let (_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
+    let (_phase, watched) = watch::channel(Phase::Closing);
+    let handler = Arc::new(handler(pods.subscribe(), rules.subscribe(), imds_v1));
+    let reporter = Arc::new(RefusalReporter::new(None));
+    let connections = Connections::new(handler, reporter, watched, limits());
+    let client = client("aaaaaaaa-0000-0000-0000-000000000001");
+    let permit = permit().await;
+    let (mut pod, server) = tokio::io::duplex(4096);
+    pod.write_all(b"GET /latest/meta-data/iam/ HTTP/1.1\r\nHost: a\r\n\r\n")
+        .await
+        .unwrap();
+    connections.serve(server, &client, &permit).await.unwrap();
+    let mut answer = String::new();
+    pod.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
 }
