@@ -49,31 +49,66 @@ const TESTS: [&str; 5] = ["tests", "tests.rs", "testing.rs", "scenarios", "scena
 #[test]
 fn modules_import_only_modules_that_stand_before_them() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let import = Regex::new(r"\bcrate::([a-z_]+)").unwrap();
     let place = |module: &str| ORDER.iter().position(|known| *known == module);
     let mut seen = BTreeSet::new();
     let mut wrong = Vec::new();
     for file in files(&source) {
         let relative = file.strip_prefix(&source).unwrap();
-        let module = relative.iter().next().unwrap().to_str().unwrap();
-        let module = module.trim_end_matches(".rs");
-        if ["lib", "main"].contains(&module) {
-            continue;
-        }
-        let Some(own) = place(module) else {
-            panic!("{module} has no place in the order of modules, {}", file!());
-        };
-        for imported in import.captures_iter(&code(&file)) {
-            let imported = &imported[1];
-            let Some(other) = place(imported) else { continue };
+        let path = module_path(relative);
+        let Some(module) = path.first() else { continue };
+        let own = place(module);
+        let own = own.unwrap_or_else(|| panic!("{module} has no place in the order of modules, {}", file!()));
+        for imported in imports(&code(&file), path.len()) {
+            let Some(other) = place(&imported) else { continue };
             seen.insert((own, other));
             if other > own {
-                wrong.push(format!("{}: crate::{imported}", relative.display()));
+                wrong.push(format!("{}: {imported}", relative.display()));
             }
         }
     }
     assert_eq!(wrong, [""; 0], "imports of a later module");
     assert!(seen.len() > 80, "pairs of modules: {}", seen.len());
+}
+
+/// Returns the names of the modules around a file and of its own; none for the roots of the crate.
+fn module_path(file: &Path) -> Vec<String> {
+    let mut path: Vec<String> = file
+        .iter()
+        .map(|part| part.to_str().unwrap().trim_end_matches(".rs").to_owned())
+        .collect();
+    if path
+        .last()
+        .is_some_and(|last| ["mod", "lib", "main"].contains(&last.as_str()))
+    {
+        path.pop();
+    }
+    path
+}
+
+/// Returns the top-level modules that code in a module of this depth names: after `crate::`, or after as many `super::`
+/// as lead to the root.
+fn imports(code: &str, depth: usize) -> Vec<String> {
+    let absolute = Regex::new(r"\bcrate::\s*(\{|[a-z_]+)").unwrap();
+    let relative = Regex::new(r"\b((?:super::)+)(\{|[a-z_]+)").unwrap();
+    let absolute = absolute.captures_iter(code).map(|found| found[1].to_owned());
+    let relative = relative.captures_iter(code).filter_map(|found| {
+        let levels = found[1].matches("super::").count();
+        (levels >= depth).then(|| found[2].to_owned())
+    });
+    let found: Vec<String> = absolute.chain(relative).collect();
+    assert!(
+        !found.iter().any(|name| name == "{"),
+        "a list of modules, which this test does not read: write a line for each"
+    );
+    found
+}
+
+#[test]
+fn imports_are_found_in_each_form() {
+    let code = "use crate::pods::Pod;\npub(crate) use crate::roles;\nlet x = crate::imds::path::y();\nuse super::cli;";
+    assert_eq!(imports(code, 1), ["pods", "roles", "imds", "cli"]);
+    assert_eq!(imports("use super::super::cli; use super::x;", 2), ["cli"]);
+    assert!(std::panic::catch_unwind(|| imports("use crate::{pods, roles};", 1)).is_err());
 }
 
 /// Returns the source files below a directory, except for those of tests.
