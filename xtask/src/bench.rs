@@ -51,7 +51,7 @@ pub struct Bench {
     /// Start the peer by this shell command on the lab's node (10.200.0.1), and also measure its processor time
     #[arg(long, value_name = "COMMAND", requires = "peer")]
     peer_command: Option<String>,
-    /// Measure the binaries in this directory (metaproxy, metaproxy-lab and xtask) instead of building them
+    /// Measure the binaries in this directory (metaproxy, metaproxy-lab, xtask and kept-requests) instead of building them
     #[arg(long, value_name = "DIR", conflicts_with = "smoke")]
     binaries: Option<PathBuf>,
     /// Another build of metaproxy to compare with, in the part `cached`

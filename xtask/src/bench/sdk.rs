@@ -1,6 +1,5 @@
 //! The way of a new process to its credentials with a real SDK, through the agent and by the node's own metadata service.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -16,6 +15,9 @@ const PROGRAM: &str = "
 import botocore.session
 print(botocore.session.get_session().get_credentials().get_frozen_credentials().access_key)
 ";
+
+/// The node's access key, as the site's metadata service has it.
+const NODE_KEY: &str = "node";
 
 /// Measures processes that start one after another.
 ///
@@ -37,10 +39,10 @@ pub fn sdk(site: &Site) -> Result<Section> {
     let pod = site.pod(PodSpec::with_role("started", "app"))?;
     let (mut served, mut plain) = (Samples::default(), Samples::default());
     // The first process reads Python and the SDK from the disk, so it is not measured.
-    took(&mut pod.command(&python)?)?;
+    took(&mut pod.command(&python)?, false)?;
     for _ in 0..site.effort.rounds * 3 {
-        served.push(took(&mut pod.command(&python)?)?);
-        plain.push(took(&mut site.program_in(Path::new(&python), site.lab.node())?)?);
+        served.push(took(&mut pod.command(&python)?, false)?);
+        plain.push(took(&mut site.program_in(&python, site.lab.node())?, true)?);
     }
     stop(agent)?;
     section.figures = vec![
@@ -55,8 +57,8 @@ pub fn sdk(site: &Site) -> Result<Section> {
     Ok(section)
 }
 
-/// Returns how long a process takes in milliseconds.
-fn took(command: &mut Command) -> Result<f64> {
+/// Returns how long a process takes in milliseconds, and checks whether it gets the node's credentials.
+fn took(command: &mut Command, on_node: bool) -> Result<f64> {
     command
         .args(["-c", PROGRAM])
         .env_clear()
@@ -65,9 +67,11 @@ fn took(command: &mut Command) -> Result<f64> {
     let begun = Instant::now();
     let output = command.output()?;
     let millis = begun.elapsed().as_secs_f64() * 1000.0;
+    let key = String::from_utf8_lossy(&output.stdout);
+    let is_right = !key.is_empty() && (key.trim() == NODE_KEY) == on_node;
     ensure!(
-        output.status.success() && !output.stdout.is_empty(),
-        "the process got no credentials: {}",
+        output.status.success() && is_right,
+        "the process got the access key {key:?}: {}",
         String::from_utf8_lossy(&output.stderr)
     );
     Ok(millis)

@@ -212,8 +212,11 @@ impl Site {
 
     /// Starts a server, and waits until it listens at this address.
     pub fn listening(&self, command: &mut Command, netns: &Netns, address: SocketAddr) -> Result<Process> {
-        let process = Process::spawn(command)?;
+        let mut process = Process::spawn(command)?;
         within(Duration::from_secs(5), "a server that listens", || {
+            if let Some(status) = process.0.try_wait()? {
+                bail!("{} has ended: {status}", command.get_program().display());
+            }
             Ok(netns.run(|| std::net::TcpStream::connect(address))?.is_ok())
         })?;
         Ok(process)
