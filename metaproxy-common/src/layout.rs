@@ -7,8 +7,8 @@ use crate::rate::RateLimit;
 use crate::target::Targets;
 use crate::verdict::Family;
 
-/// How many pairs of cgroup and kind of handshake failure are counted between two reads by the agent. Failures beyond
-/// that are counted in the total only.
+/// How many pairs of cgroup and kind of handshake failure are counted. The agent removes those of cgroups that are gone.
+/// Failures beyond this number are counted in the total only.
 pub const MAX_FAILURES: usize = 4_096;
 
 /// How many listeners one agent has at the same time.

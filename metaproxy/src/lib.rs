@@ -1,6 +1,6 @@
 //! metaproxy: gives each pod its own IAM role on Kubernetes nodes in EC2, with no iptables.
 //!
-//! Data flows one way, and the modules show it: a pod's connection is [`intercept`]ed and its caller identified,
+//! Data flows one way, and the modules show it: a pod's connection is [`intercept`]ed, its caller identified ([`identify`]),
 //! what is known of the pod comes from [`pods`], its role is decided in [`roles`], the session obtained in
 //! [`credentials`], and the answer served by [`imds`]. [`agent`] wires them together; [`guard`] is a process of its own
 //! that keeps pods out while no agent runs.
