@@ -104,27 +104,29 @@ impl Snapshot {
 
 impl Collector for Snapshot {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
-        let one = ConstGauge::new(1_i64);
-        encoder
-            .encode_descriptor("build_info", "The version that runs", None, one.metric_type())?
-            .encode_family(&[("version", env!("CARGO_PKG_VERSION"))])
-            .and_then(|family| one.encode(family))?;
-        let counter = ConstCounter::new(0_u64).metric_type();
-        let mut family = encoder.encode_descriptor(
-            "connections",
-            "Connections that the agent accepted, by what came of them",
-            None,
-            counter,
-        )?;
-        for (outcome, count) in self.connections {
-            ConstCounter::new(count).encode(family.encode_family(&[("outcome", outcome)])?)?;
-        }
-        let mut family = encoder.encode_descriptor(
-            "refused_connections",
-            "Connections that were refused, or did not reach the agent, by kind and, if it is known, by pod",
-            None,
-            counter,
-        )?;
+        let encoder = &mut encoder;
+        self.encode_agent(encoder)?;
+        self.encode_connections(encoder)?;
+        self.encode_parts(encoder)?;
+        self.encode_sessions(encoder)
+    }
+}
+
+impl Snapshot {
+    fn encode_agent(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let version = [(env!("CARGO_PKG_VERSION"), 1)];
+        gauges(encoder, "build_info", "The version that runs", "version", version)?;
+        gauge(encoder, "pods", "Pods of this node that are known", self.pods)?;
+        gauge(encoder, "ready", "Whether pods are served", i64::from(self.ready))
+    }
+
+    fn encode_connections(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let about = "Connections that the agent accepted, by outcome";
+        counters(encoder, "connections", about, "outcome", self.connections)?;
+        let about =
+            "Connections that were refused, or did not reach the agent, by kind and, if it is known, by pod";
+        let kind = ConstCounter::new(0_u64).metric_type();
+        let mut family = encoder.encode_descriptor("refused_connections", about, None, kind)?;
         for refusal in &self.refusals {
             let (namespace, pod) = &refusal.pod;
             let labels = [
@@ -134,77 +136,36 @@ impl Collector for Snapshot {
             ];
             ConstCounter::new(refusal.count).encode(family.encode_family(&labels)?)?;
         }
-        let mut family = encoder.encode_descriptor(
-            "slowed",
-            "Connections and requests that had to wait, as their pod makes more than it may",
-            None,
-            counter,
-        )?;
-        for (what, count) in self.slowed {
-            ConstCounter::new(count).encode(family.encode_family(&[("what", what)])?)?;
-        }
+        let about = "Connections and requests that had to wait, because their pod exceeds its limits";
+        counters(encoder, "slowed", about, "what", self.slowed)?;
         let about = "Packets to the node's metadata service that the agent's own guard dropped";
-        ConstCounter::new(self.dropped_packets).encode(encoder.encode_descriptor(
-            "guard_dropped_packets",
-            about,
-            None,
-            counter,
-        )?)?;
-        let mut family = encoder.encode_descriptor(
-            "kernel_connections",
-            "What the programs in the kernel did with connections to the metadata service",
-            None,
-            counter,
-        )?;
-        for (event, count) in &self.kernel {
-            ConstCounter::new(*count).encode(family.encode_family(&[("event", *event)])?)?;
-        }
-        let gauge = one.metric_type();
-        let pods = ConstGauge::new(self.pods);
-        pods.encode(encoder.encode_descriptor("pods", "Pods of this node that are known", None, gauge)?)?;
-        let ready = ConstGauge::new(i64::from(self.ready));
-        ready.encode(encoder.encode_descriptor("ready", "Whether pods are served", None, gauge)?)?;
-        self.encode_parts(&mut encoder)?;
-        self.encode_sessions(&mut encoder)
+        let dropped = ConstCounter::new(self.dropped_packets);
+        dropped.encode(encoder.encode_descriptor("guard_dropped_packets", about, None, kind)?)?;
+        let about = "Connections to the metadata service, by what the programs in the kernel did with them";
+        let kernel = self.kernel.iter().copied();
+        counters(encoder, "kernel_connections", about, "event", kernel)
     }
-}
 
-impl Snapshot {
     fn encode_parts(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let gauge = ConstGauge::new(0_i64).metric_type();
-        let about = "Whether a part of the agent does what serving pods takes";
-        let mut family = encoder.encode_descriptor("part_serving", about, None, gauge)?;
-        for part in &self.parts {
-            let serves = ConstGauge::new(i64::from(part.serves));
-            serves.encode(family.encode_family(&[("part", part.label)])?)?;
-        }
-        let about = "Whether a part of the agent is as it should be";
-        let mut family = encoder.encode_descriptor("part_ok", about, None, gauge)?;
-        for part in &self.parts {
-            let is_fine = ConstGauge::new(i64::from(part.is_fine));
-            is_fine.encode(family.encode_family(&[("part", part.label)])?)?;
-        }
-        let counter = ConstCounter::new(0_u64).metric_type();
-        let about =
-            "How often a part of the agent was as it should be and then was not: a watch that broke, for one";
-        let mut family = encoder.encode_descriptor("part_troubles", about, None, counter)?;
-        for part in &self.parts {
-            let troubles = ConstCounter::new(part.troubles);
-            troubles.encode(family.encode_family(&[("part", part.label)])?)?;
-        }
-        Ok(())
+        let parts = self.parts.iter();
+        let serving = parts.clone().map(|part| (part.label, i64::from(part.serves)));
+        let about = "Whether a part of the agent does what is needed to serve pods";
+        gauges(encoder, "part_serving", about, "part", serving)?;
+        let fine = parts.clone().map(|part| (part.label, i64::from(part.is_fine)));
+        let about = "Whether a part of the agent has no trouble";
+        gauges(encoder, "part_ok", about, "part", fine)?;
+        let troubles = parts.map(|part| (part.label, part.troubles));
+        let about = "How often a part of the agent got into trouble, such as a watch that broke";
+        counters(encoder, "part_troubles", about, "part", troubles)
     }
 
     fn encode_sessions(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let gauge = ConstGauge::new(0_i64).metric_type();
-        let about = "Pods of this node, by what comes of their role";
-        let mut family = encoder.encode_descriptor("pod_verdicts", about, None, gauge)?;
-        for (verdict, count) in &self.verdicts {
-            let count = ConstGauge::new(i64::try_from(*count).unwrap_or(i64::MAX));
-            count.encode(family.encode_family(&[("verdict", *verdict)])?)?;
-        }
-        let about = "Sessions: valid, failing (valid, but not renewed), failed (none, and STS gave none), fetching, idle (left to end)";
-        let mut family = encoder.encode_descriptor("sessions", about, None, gauge)?;
+        let about = "Pods of this node, by the outcome of their role";
+        let verdicts = self
+            .verdicts
+            .iter()
+            .map(|(verdict, count)| (*verdict, signed(*count)));
+        gauges(encoder, "pod_verdicts", about, "verdict", verdicts)?;
         let SessionCounts {
             valid,
             failing,
@@ -214,32 +175,70 @@ impl Snapshot {
             oldest,
             least_left,
         } = self.sessions;
-        for (state, count) in [
-            ("valid", valid),
-            ("failing", failing),
-            ("failed", failed),
-            ("fetching", fetching),
-            ("idle", idle),
-        ] {
-            let count = ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX));
-            count.encode(family.encode_family(&[("state", state)])?)?;
-        }
-        let seconds = |time: Option<Duration>| ConstGauge::new(time.unwrap_or_default().as_secs_f64());
+        let states = [
+            ("valid", signed(valid)),
+            ("failing", signed(failing)),
+            ("failed", signed(failed)),
+            ("fetching", signed(fetching)),
+            ("idle", signed(idle)),
+        ];
+        let about = "Sessions: valid, failing (valid, but not renewed), failed (none, and STS gave none), fetching, idle (left to end)";
+        gauges(encoder, "sessions", about, "state", states)?;
         let about = "The age of the oldest session that is renewed; 0 without one";
-        let unit = Some(&Unit::Seconds);
-        seconds(oldest).encode(encoder.encode_descriptor("session_oldest_age", about, unit, gauge)?)?;
+        seconds(encoder, "session_oldest_age", about, oldest.unwrap_or_default())?;
         // Without a session there is no time to show: 0 would mean that one ends now.
-        if least_left.is_some() {
-            let about = "What is left of the session that ends first, of those that are renewed";
-            seconds(least_left).encode(encoder.encode_descriptor(
-                "session_least_left",
-                about,
-                unit,
-                gauge,
-            )?)?;
-        }
-        Ok(())
+        let Some(least_left) = least_left else {
+            return Ok(());
+        };
+        let about = "What is left of the session that ends first, of those that are renewed";
+        seconds(encoder, "session_least_left", about, least_left)
     }
+}
+
+fn signed<T: TryInto<i64>>(count: T) -> i64 {
+    count.try_into().unwrap_or(i64::MAX)
+}
+
+/// Writes counters that differ in one label.
+fn counters<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    about: &str,
+    label: &str,
+    counts: impl IntoIterator<Item = (&'a str, u64)>,
+) -> fmt::Result {
+    let kind = ConstCounter::new(0_u64).metric_type();
+    let mut family = encoder.encode_descriptor(name, about, None, kind)?;
+    for (value, count) in counts {
+        ConstCounter::new(count).encode(family.encode_family(&[(label, value)])?)?;
+    }
+    Ok(())
+}
+
+/// Writes gauges that differ in one label.
+fn gauges<'a>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    about: &str,
+    label: &str,
+    values: impl IntoIterator<Item = (&'a str, i64)>,
+) -> fmt::Result {
+    let kind = ConstGauge::new(0_i64).metric_type();
+    let mut family = encoder.encode_descriptor(name, about, None, kind)?;
+    for (value, number) in values {
+        ConstGauge::new(number).encode(family.encode_family(&[(label, value)])?)?;
+    }
+    Ok(())
+}
+
+fn gauge(encoder: &mut DescriptorEncoder<'_>, name: &str, about: &str, value: i64) -> fmt::Result {
+    let gauge = ConstGauge::new(value);
+    gauge.encode(encoder.encode_descriptor(name, about, None, gauge.metric_type())?)
+}
+
+fn seconds(encoder: &mut DescriptorEncoder<'_>, name: &str, about: &str, time: Duration) -> fmt::Result {
+    let gauge = ConstGauge::new(time.as_secs_f64());
+    gauge.encode(encoder.encode_descriptor(name, about, Some(&Unit::Seconds), gauge.metric_type())?)
 }
 
 #[cfg(test)]

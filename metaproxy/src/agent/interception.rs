@@ -118,21 +118,11 @@ impl Interception {
         let imds_v1 = watch::Sender::new(settings.imds_v1);
         let phase = watch::Sender::new(Phase::Serving);
         let addresses = settings.addresses();
-        let handler = Arc::new(Handler::new(Parts {
-            pods: context.pods.clone(),
-            rules: context.rules.subscribe(),
-            sessions: sessions.clone(),
-            tokens: Tokens::open(&settings.runtime_dir)?,
-            paths: settings.paths.clone(),
-            passthrough: Passthrough::new(context.upstream.clone()),
-            imds_v1: imds_v1.subscribe(),
-        }));
-        let identifier = Identifier::new(
-            arrivals,
-            own_cgroup,
-            Arc::clone(&context.cgroup),
-            context.pods.clone(),
-        );
+        let handler = handler(settings, context, sessions.clone(), imds_v1.subscribe())?;
+        let connections =
+            Connections::new(handler, Arc::clone(&reporter), phase.subscribe(), settings.limits);
+        let (pods, cgroup) = (context.pods.clone(), Arc::clone(&context.cgroup));
+        let identifier = Identifier::new(arrivals, own_cgroup, cgroup, pods);
         let acceptor = Acceptor::new(
             identifier,
             refusals,
@@ -140,8 +130,6 @@ impl Interception {
             settings.limits,
             addresses.clone(),
         );
-        let connections =
-            Connections::new(handler, Arc::clone(&reporter), phase.subscribe(), settings.limits);
         let server = Arc::new(Server::new(acceptor, connections, phase.subscribe()));
         let (shown, listeners) = watch::channel(Vec::new());
         let setup = Setup {
@@ -184,6 +172,27 @@ impl Interception {
             listening: Supervised::spawn("listeners", |stopped| listening.keep(stopped)),
         })
     }
+}
+
+/// Makes the handler of pods' requests.
+///
+/// # Errors
+/// If the key of session tokens cannot be opened.
+fn handler(
+    settings: &Settings,
+    context: &Context,
+    sessions: Sessions<AgentIssuer>,
+    imds_v1: watch::Receiver<ImdsV1Policy>,
+) -> Result<Arc<Handler<AgentIssuer>>, StartError> {
+    Ok(Arc::new(Handler::new(Parts {
+        pods: context.pods.clone(),
+        rules: context.rules.subscribe(),
+        sessions,
+        tokens: Tokens::open(&settings.runtime_dir)?,
+        paths: settings.paths.clone(),
+        passthrough: Passthrough::new(context.upstream.clone()),
+        imds_v1,
+    })))
 }
 
 /// Makes what holds the sessions of pods. Nothing is called yet.

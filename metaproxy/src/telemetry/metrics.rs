@@ -187,7 +187,7 @@ impl StsCalls {
 
     /// Adds the metrics to a registry.
     pub fn register(&self, registry: &mut Registry) {
-        registry.register("sts_calls", "STS calls, by what came of them", self.total.clone());
+        registry.register("sts_calls", "STS calls, by outcome", self.total.clone());
         registry.register_with_unit(
             "sts_call_duration",
             "How long STS calls took, retries and tokens included",

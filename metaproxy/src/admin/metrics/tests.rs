@@ -59,7 +59,7 @@ impl MetricSource for Fixed {
 }
 
 #[test]
-fn what_is_told_has_these_names() {
+fn metrics_have_these_names_and_labels() {
     let health = Health::starting([Part::Pods, Part::Interception]);
     health.set(Part::Pods, Condition::Fine);
     let text = text(&Fixed, &health, &[(Verdict::Refused, 2)].into()).unwrap();
