@@ -1,10 +1,10 @@
 //! Carries the caller in TCP options of the connection's own packets.
 //!
 //! The programs at the client's socket write the caller's cgroup id into the packets of a connection to a listener,
-//! from the handshake's ACK until the listener has acknowledged data. Two tags that only the agent's programs can make
-//! cover the id, both initial sequence numbers and the listener's address; the first one also covers the client's
-//! address. The program at the listener verifies the tags and notes the caller on the accepted socket. There is no
-//! table that a client could fill, and an option that was recorded proves nothing on another connection.
+//! from the handshake's ACK until the listener has acknowledged data. Two tags that only the agent's programs can
+//! make cover the id, both initial sequence numbers and the listener's address; the first one also covers the
+//! client's address. The program at the listener verifies the tags and notes the caller on the accepted socket. There
+//! is no table that a client could fill, and an option that was recorded proves nothing on another connection.
 //!
 //! ```text
 //!  0        1        2        4                 9                 16                23
@@ -13,8 +13,8 @@
 //!  +--------+--------+--------+-----------------+-----------------+-----------------+
 //! ```
 //!
-//! The listener's SYN-ACK carries an option, too. If it is missing, the client's programs know that another program has
-//! answered:
+//! The listener's SYN-ACK carries an option, too. If it is missing, the client's programs know that another program
+//! has answered:
 //!
 //! ```text
 //!  0        1        2        4                 12
@@ -23,9 +23,9 @@
 //!  +--------+--------+--------+-----------------+
 //! ```
 //!
-//! Integers are in little-endian order. Option kind 253 is for experiments, and two bytes identify the experiment (RFC
-//! 3692, RFC 6994); 254 is in use for fast open. The option is not on the SYN, because a listener whose SYN queue is
-//! full answers with a cookie and keeps no SYN from which the kernel could read it.
+//! Integers are in little-endian order. Option kind 253 is for experiments, and two bytes identify the experiment
+//! (RFC 3692, RFC 6994); 254 is in use for fast open. The option is not on the SYN, because a listener whose SYN
+//! queue is full answers with a cookie and keeps no SYN from which the kernel could read it.
 
 use crate::address::Endpoint;
 use crate::siphash::{Key, siphash};
@@ -42,11 +42,11 @@ pub const CALLER_OPTION_LEN: usize = 23;
 /// The length of the listener's option in bytes; 20 are left in a SYN-ACK.
 pub const LISTENER_OPTION_LEN: usize = 12;
 
-/// The largest cgroup id for which the option has room: 40 bits. The lower 32 bits of a cgroup id are a number, and the
-/// bits above count how often all numbers were used up (`kernfs_new_node`, fs/kernfs/dir.c).
+/// The largest cgroup id for which the option has room: 40 bits. The lower 32 bits of a cgroup id are a number, and
+/// the bits above count how often all numbers were used up (`kernfs_new_node`, fs/kernfs/dir.c).
 pub const MAX_CGROUP_ID: u64 = (1 << 40) - 1;
 
-/// The bits of a caller's tag.
+/// The mask of a caller's tag, which has 56 bits.
 const TAG_MASK: u64 = (1 << 56) - 1;
 
 /// A window is the time since boot in units of 2^32 ns (4.3 s), modulo 2^24.
@@ -159,7 +159,8 @@ pub fn caller_option(key: &Key, connection: &Connection, cgroup_id: u64, window:
     ]
 }
 
-/// The result of verifying an option. It is an integer for the reason given at [`PodFamily`](crate::layout::PodFamily).
+/// The result of verifying an option. It is an integer for the reason given at
+/// [`PodFamily`](crate::layout::PodFamily).
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Proof(pub u32);
@@ -169,12 +170,13 @@ impl Proof {
     pub const NONE: Self = Self(0);
     /// The caller has made this connection, and no address was changed on the way.
     pub const CALLER: Self = Self(1);
-    /// The caller has made a connection with these sequence numbers to this listener, and the client's address or port
-    /// was changed on the way. The tags do not prove where, so the address must be one of the pod's own.
+    /// The caller has made a connection with these sequence numbers to this listener, and the client's address or
+    /// port was changed on the way. The tags do not prove the place of the change, so the address must be one of the
+    /// pod's own.
     pub const CALLER_BEHIND_NAT: Self = Self(2);
 }
 
-/// Returns the cgroup id in a caller's option, which need not be proven.
+/// Returns the cgroup id in a caller's option, without verifying it.
 #[inline(always)]
 pub fn claimed_cgroup(option: &CallerOption) -> u64 {
     u64::from_le_bytes([option[4], option[5], option[6], option[7], option[8], 0, 0, 0])
@@ -224,7 +226,8 @@ pub fn verify_caller(key: &Key, connection: &Connection, option: &CallerOption, 
     Proof::NONE
 }
 
-/// Makes the option of a listener's SYN-ACK. It covers no time, because the client's initial sequence number is fresh.
+/// Makes the option of a listener's SYN-ACK. It covers no time, because the client's initial sequence number is
+/// fresh.
 #[inline(always)]
 pub fn listener_option(key: &Key, connection: &Connection) -> ListenerOption {
     let tag = hash(key, &message(connection, 0, 0, Purpose::Listener)).to_le_bytes();

@@ -7,34 +7,35 @@ use crate::rate::RateLimit;
 use crate::target::Targets;
 use crate::verdict::Family;
 
-/// How many pairs of cgroup and kind of handshake failure are counted. The agent removes those of cgroups that are gone.
-/// Failures beyond this number are counted in the total only.
+/// The maximum number of counted pairs of cgroup and kind of handshake failure. The agent removes the pairs of
+/// cgroups that no longer exist. Failures beyond this number are counted in the total only.
 pub const MAX_FAILURES: usize = 4_096;
 
-/// How many listeners one agent has at the same time.
+/// The maximum number of listeners that one agent has at the same time.
 pub const MAX_LISTENERS: usize = 64;
 
 /// The number of elements of `mp_pods`: the pods' cgroup, and those of the two QoS classes that have one.
 pub const NUM_PODS_CGROUPS: usize = 3;
 
-/// For how many pods the rate of connections is kept, which is more than a node has. Those that connected longest ago
-/// are dropped first, and then start without a history.
+/// The maximum number of pods whose rate of connections is kept, which is more than a node has. The pods that
+/// connected longest ago are dropped first. A dropped pod starts again without a history.
 pub const MAX_RATES: usize = 4_096;
 
-/// How many pods can be listed for interception in the node's network namespace, which is more than a node has.
+/// The maximum number of pods that are listed for interception in the node's network namespace, which is more than a
+/// node has.
 pub const MAX_HOST_PODS: usize = 4_096;
 
-/// How many cgroups can be noted between two reads by an agent that only observes connections.
+/// The maximum number of cgroups that are noted between two reads of an agent that only observes connections.
 pub const MAX_OBSERVED: usize = 4_096;
 
-/// How many network namespaces can have a destination of their own.
+/// The maximum number of network namespaces that have a destination of their own.
 pub const MAX_DESTINATIONS: usize = 1_024;
 
-/// How many pods can differ from the others in their address family.
+/// The maximum number of pods whose address family differs from that of the others.
 pub const MAX_POD_FAMILIES: usize = 1_024;
 
-/// A family of which pods certainly have an address. It is an integer with named values and not an enum, because a map
-/// may hold any integer.
+/// A family of which pods certainly have an address. It is an integer with named values and not an enum, because a
+/// map may hold any integer.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodFamily(pub u32);
@@ -92,8 +93,8 @@ impl Destination {
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct Config {
-    /// The netns cookie of the node's own network namespace. It is 0 if the kernel cannot tell it to userspace (before
-    /// Linux 5.14) and the agent runs in the initial namespace.
+    /// The netns cookie of the node's own network namespace. It is 0 if the kernel cannot report it to userspace
+    /// (before Linux 5.14) and the agent runs in the initial namespace.
     pub node_netns: u64,
     /// The intercepted addresses.
     pub targets: Targets,
@@ -143,9 +144,9 @@ pub struct GuardConfig {
     pub node_netns: u64,
     /// The guarded addresses.
     pub targets: Targets,
-    /// The port (network byte order) of the UDP socket on 127.0.0.1 in the node's network namespace that carries a mark
-    /// in `mp_guard_mark`. Programs that have no helper for the namespace of a packet recognize the node's by this
-    /// socket.
+    /// The port (network byte order) of the UDP socket on 127.0.0.1 in the node's network namespace that carries a
+    /// mark in `mp_guard_mark`. Programs that have no helper for the namespace of a packet recognize the node's by
+    /// this socket.
     pub marker: Port,
     /// Always zero.
     pub pad: [u16; 3],
@@ -179,7 +180,7 @@ pub struct Origin {
 pub struct Stamp {
     /// The caller.
     pub origin: Origin,
-    /// The address that the client asked for, which `getpeername()` shows it.
+    /// The address that the client asked for, which `getpeername()` returns to the client.
     pub asked: Endpoint,
     /// The listener to which the connection goes.
     pub listener: Endpoint,
@@ -212,7 +213,7 @@ impl ClientState {
     pub const CALLED: Self = Self(4);
 }
 
-/// The value that a listener's socket carries, and each connection that is accepted from it.
+/// The value that a listener's socket carries, and the socket of each connection that is accepted from it.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Arrival {
@@ -306,7 +307,8 @@ counters! {
     Stamped = "stamped",
     /// Connections to a metadata address that could not be served and were sent to the sentinel.
     Refused = "refused",
-    /// Connections to a metadata address that were left alone, because they come from the node's own network namespace.
+    /// Connections to a metadata address that were left alone, because they come from the node's own network
+    /// namespace.
     NodeLeftAlone = "node_left_alone",
     /// Connections whose option proved their caller.
     Proven = "proven",

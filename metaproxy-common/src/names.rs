@@ -21,10 +21,11 @@ pub const GETPEERNAME6: &str = "mp_getpeername6";
 pub const CONFIG: &str = "mp_config";
 /// The destinations of single network namespaces, by netns cookie.
 pub const DESTINATIONS: &str = "mp_dests";
-/// The cgroup ids of pods that are intercepted in the node's network namespace too: hostNetwork pods that have a role,
-/// and all pods with a network of their own.
+/// The cgroup ids of pods that are intercepted in the node's network namespace too: hostNetwork pods that have a
+/// role, and all pods with a network of their own.
 pub const HOST_PODS: &str = "mp_host_pods";
-/// The [`PodFamily`](crate::layout::PodFamily) of pods that differ from the others in it, by the ids of their cgroups.
+/// The [`PodFamily`](crate::layout::PodFamily) of pods that differ from the others in it, by the ids of their
+/// cgroups.
 pub const POD_FAMILIES: &str = "mp_pod_family";
 /// The ids of the pods' cgroup and of the QoS classes' below it. An id is 0 if the cgroup does not exist.
 pub const PODS: &str = "mp_pods";
@@ -51,7 +52,8 @@ pub const OBSERVED: &str = "mp_observed";
 pub const GUARD4: &str = "mp_guard4";
 /// The guard's program for `connect()` of an IPv6 socket.
 pub const GUARD6: &str = "mp_guard6";
-/// The guard's program at the egress of an uplink with Ethernet headers. It needs `bpf_get_netns_cookie` (Linux 6.15).
+/// The guard's program at the egress of an uplink with Ethernet headers. It needs `bpf_get_netns_cookie` (Linux
+/// 6.15).
 pub const UPLINK_ETH: &str = "mp_uplink_eth";
 /// The guard's program at the egress of an uplink whose packets begin with the IP header. It needs the same helper.
 pub const UPLINK_IP: &str = "mp_uplink_ip";

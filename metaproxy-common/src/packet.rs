@@ -21,7 +21,7 @@ pub enum LinkLayer {
     Ip,
 }
 
-/// The result of matching a packet with the targets. A plain struct, for the reason given at
+/// The result of matching a packet with the targets. It is a plain struct for the reason given at
 /// [`TargetMatch`](crate::target::TargetMatch).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PacketMatch {
@@ -51,7 +51,7 @@ const ETH_P_IP: u16 = 0x0800;
 const ETH_P_IPV6: u16 = 0x86dd;
 const ETH_P_8021Q: u16 = 0x8100;
 const ETH_P_8021AD: u16 = 0x88a8;
-/// How many VLAN tags a frame has at most: an outer and an inner one (IEEE 802.1ad).
+/// The maximum number of VLAN tags of a frame: an outer and an inner one (IEEE 802.1ad).
 const MAX_TAGS: u32 = 2;
 
 // include/uapi/linux/in.h, include/uapi/linux/in6.h
@@ -61,8 +61,8 @@ const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
 const AUTHENTICATION: u8 = 51;
 const DESTINATION_OPTIONS: u8 = 60;
-/// How many extension headers are read. RFC 8200 recommends each at most once (destination options twice), which makes
-/// six.
+/// The maximum number of extension headers that are read. RFC 8200 recommends each at most once (destination options
+/// twice), which makes six.
 const MAX_EXTENSIONS: u32 = 8;
 
 /// Matches a packet with the targets.

@@ -1,8 +1,8 @@
 //! Limits the rate of a pod's connections to the listener: a pure decision that the kernel's programs make.
 //!
 //! All pods share the listener's accept queue, and each connection that waits in it delays those behind it. So
-//! connections that one pod makes faster than any client would are refused at `connect()`, before they take a place in
-//! the queue.
+//! connections that one pod makes faster than any client would are refused at `connect()`, before they take a place
+//! in the queue.
 
 /// A limit on the rate of events, by the generic cell rate algorithm (ITU-T I.371). Times are in nanoseconds.
 #[repr(C)]
@@ -10,7 +10,7 @@
 pub struct RateLimit {
     /// The time between two events at the sustained rate; 0 for no limit.
     pub interval_ns: u64,
-    /// How much earlier than at the sustained rate an event may come: the burst times the interval.
+    /// The time by which an event may be earlier than at the sustained rate: the burst times the interval.
     pub tolerance_ns: u64,
 }
 
@@ -20,7 +20,7 @@ pub struct RateLimit {
 pub struct RateDecision {
     /// Whether the event is within the limit.
     pub is_allowed: bool,
-    /// When the next event is due at the sustained rate; the next decision needs it.
+    /// The time at which the next event is due at the sustained rate. The next decision needs it.
     pub due_ns: u64,
 }
 
@@ -62,7 +62,7 @@ mod tests {
     const SECOND: u64 = 1_000_000_000;
 
     #[test]
-    fn a_burst_passes_and_then_one_at_a_time() {
+    fn after_a_burst_one_event_passes_in_each_interval() {
         let limit = RateLimit::new(10, 3);
         let mut due = 0;
         let mut ask = |now| {
@@ -80,7 +80,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_more_than_the_rate_and_the_burst_pass(
+        fn no_more_events_than_the_rate_and_the_burst_pass(
             per_second in 1..10_000_u32, burst in 0..1_000_u32, steps in prop::collection::vec(0..2_000_000_u64, 1..500),
         ) {
             let limit = RateLimit::new(per_second, burst);
@@ -96,7 +96,7 @@ mod tests {
         }
 
         #[test]
-        fn what_comes_at_the_sustained_rate_always_passes(per_second in 1..10_000_u32, count in 1..500_u32) {
+        fn events_at_the_sustained_rate_always_pass(per_second in 1..10_000_u32, count in 1..500_u32) {
             let limit = RateLimit::new(per_second, 0);
             let mut due = 0;
             for event in 0..u64::from(count) {

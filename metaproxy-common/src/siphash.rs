@@ -92,7 +92,8 @@ pub fn siphash<const N: usize>(key: &Key, message: &[u64; N]) -> u64 {
         state.absorb(message[index]);
         index += 1;
     }
-    // The last block holds the length modulo 256 in its highest byte, and the rest of the message, which is empty here.
+    // The last block holds the length modulo 256 in its highest byte, and the rest of the message, which is empty
+    // here.
     state.absorb((N as u64 * 8) << 56);
     state.finish()
 }
@@ -119,7 +120,7 @@ mod tests {
 
     /// The hashes are `vectors_sip64` of the reference implementation (vectors.h), for the lengths 0, 8, 16, … 56.
     #[test]
-    fn the_published_vectors_come_out() {
+    fn hashes_equal_the_published_vectors() {
         assert_eq!(siphash(&KEY, &message::<0>()), 0x726f_db47_dd0e_0e31);
         assert_eq!(siphash(&KEY, &message::<1>()), 0x93f5_f579_9a93_2462);
         assert_eq!(siphash(&KEY, &message::<2>()), 0x3f2a_cc7f_57c2_9bdb);

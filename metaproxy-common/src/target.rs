@@ -10,8 +10,8 @@ pub const MAX_TARGETS: usize = 4;
 /// An address that is intercepted, and its sentinel.
 ///
 /// A guard rewrites `address` to `sentinel`, an address at which TCP `connect()` fails at once and never leaves the
-/// host. Agents redirect connections to either. So any number of guards and agents work in any order, and the pair is a
-/// contract between versions.
+/// host. Agents redirect connections to either. So any number of guards and agents work in any order, and the pair is
+/// a contract between versions.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -66,8 +66,8 @@ pub struct Targets {
 
 /// The result of [`Targets::find`].
 ///
-/// It is a plain struct, because the payload of an enum is uninitialised in its other variants: if the compiler spills
-/// such bytes to the stack, the verifier refuses the program.
+/// It is a plain struct, because the payload of an enum is uninitialised in its other variants: if the compiler
+/// spills such bytes to the stack, the verifier refuses the program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TargetMatch {
     /// Whether a target was found.
@@ -135,7 +135,7 @@ mod tests {
     use std::net::IpAddr;
 
     #[test]
-    fn the_addresses_and_sentinels_are_those_that_every_version_knows() {
+    fn addresses_and_sentinels_are_stable_across_versions() {
         let targets = Targets::IMDS;
         let shown: std::vec::Vec<_> = targets.rows[..targets.count as usize]
             .iter()

@@ -8,8 +8,8 @@ use crate::address::{Address, Endpoint};
 use crate::layout::{Config, Destination};
 use crate::target::Target;
 
-/// The address family of the connecting socket. An IPv4 socket can be given only an IPv4 address. An IPv6 socket can be
-/// given any (IPv4 in mapped form).
+/// The address family of the connecting socket. An IPv4 socket can be given only an IPv4 address. An IPv6 socket can
+/// be given any (IPv4 in mapped form).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Family {
     /// `AF_INET`
@@ -69,9 +69,9 @@ impl ConnectingSocket {
 
     /// Returns the preferred family of the listener.
     ///
-    /// A socket that is bound to an address can use only that family. A socket that is `IPV6_V6ONLY` cannot use an IPv4
-    /// address, and cannot have dialled a mapped one. For all others, the pod's own family is the one that certainly
-    /// has a route, so that a second listener takes nothing away from pods of one family.
+    /// A socket that is bound to an address can use only that family. A socket that is `IPV6_V6ONLY` cannot use an
+    /// IPv4 address, and cannot have dialled a mapped one. For all others, the pod's own family is the one that
+    /// certainly has a route, so that a second listener takes nothing away from pods of one family.
     #[inline(always)]
     fn listener_family(&self, dialled: &Endpoint) -> Family {
         if matches!(self.family, Family::V4) {
@@ -138,7 +138,8 @@ pub fn classify(config: &Config, to: &Endpoint) -> DialledClass {
     } else {
         DialledKind::Other
     };
-    // A listener has no sentinel of its own. Those of the metadata service fail for a socket of either family.
+    // A listener has no sentinel of its own. The sentinels of the metadata service fail for a socket of either
+    // family.
     let sentinel = if to.address.is_v4() {
         Target::IMDS_V4.sentinel
     } else {
@@ -154,8 +155,8 @@ pub fn classify(config: &Config, to: &Endpoint) -> DialledClass {
 /// Decides about a stream connection that [`classify`] matched.
 ///
 /// `destination` is that of the socket's network namespace. Sockets of the node's own namespace are left alone unless
-/// their pod is listed, so that the calls of the node and of the agent to the metadata service need no exemption that a
-/// pod could forge. If no listener suits the socket, the connection is refused, and never passed.
+/// their pod is listed, so that the calls of the node and of the agent to the metadata service need no exemption that
+/// a pod could forge. If no listener suits the socket, the connection is refused, and never passed.
 #[inline(always)]
 pub fn decide(
     class: &DialledClass,

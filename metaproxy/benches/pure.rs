@@ -1,9 +1,9 @@
-//! What is decided without any I/O, timed by itself: `cargo bench --package metaproxy`.
+//! Measures the decisions that need no I/O. Run it with `cargo bench --package metaproxy`.
 
 #![allow(
     clippy::expect_used,
     clippy::unwrap_used,
-    reason = "a benchmark panics where it can't go on"
+    reason = "a benchmark panics if it cannot continue"
 )]
 
 use std::hint::black_box;
@@ -23,7 +23,7 @@ use metaproxy_common::layout::{Config, Destination};
 use metaproxy_common::rate::RateLimit;
 use metaproxy_common::verdict::{CallerContext, ConnectingSocket, Family, classify, decide};
 
-/// Counts allocations beside the time.
+/// Counts allocations in addition to measuring time.
 #[global_allocator]
 static ALLOCATIONS: divan::AllocProfiler = divan::AllocProfiler::system();
 
@@ -33,14 +33,15 @@ fn main() {
 
 const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
 
-/// Patterns of a namespace, of which the last is the pod's.
+/// The number of patterns of a namespace. Only the last one matches the role of the pod.
 const PATTERNS: usize = 200;
 
 fn endpoint(text: &str) -> Endpoint {
     Endpoint::from_socket(text.parse::<SocketAddr>().unwrap())
 }
 
-/// What the connect hooks do: nearly all connections go elsewhere.
+/// Measures the decision of the connect hooks. Nearly all connections of pods have another destination than the
+/// metadata service.
 #[divan::bench(args = ["10.96.0.1:443", "169.254.169.254:80"])]
 fn verdict(bencher: Bencher<'_, '_>, to: &str) {
     let destination = Destination {
@@ -119,7 +120,8 @@ fn inventory() -> Inventory {
     Inventory::new([Arc::new(pod)], [Arc::new(namespace)], [])
 }
 
-/// With what is remembered of a pattern once it was compiled, as it is for all pods but the first.
+/// Measures role resolution when all patterns are already compiled and cached, as they are for every pod except the
+/// first.
 #[divan::bench]
 fn role_with_200_patterns(bencher: Bencher<'_, '_>) {
     let (rules, inventory) = (rules(), inventory());
@@ -128,7 +130,7 @@ fn role_with_200_patterns(bencher: Bencher<'_, '_>) {
     bencher.bench_local(|| rules.resolve(black_box(&inventory), &uid));
 }
 
-/// With patterns that were never seen before.
+/// Measures role resolution when no pattern is compiled yet.
 #[divan::bench]
 fn role_with_200_new_patterns(bencher: Bencher<'_, '_>) {
     let inventory = inventory();
@@ -138,7 +140,7 @@ fn role_with_200_new_patterns(bencher: Bencher<'_, '_>) {
         .bench_local_refs(|rules| rules.resolve(black_box(&inventory), &uid));
 }
 
-/// Gives a session of an hour at once.
+/// An issuer that returns a session of one hour immediately.
 struct AtOnce;
 
 impl Issuer for AtOnce {
@@ -154,7 +156,7 @@ impl Issuer for AtOnce {
     }
 }
 
-/// Looks up a session among those of this number of pods. Large nodes have 250.
+/// Measures the lookup of a session among the sessions of this number of pods. Large nodes have 250 pods.
 #[divan::bench(args = [1, 250])]
 fn session(bencher: Bencher<'_, '_>, pods: usize) {
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -1,8 +1,9 @@
-//! The agent: its parts, and its life from start to stop.
+//! Builds, starts and stops the agent.
 //!
-//! Start: check, listen, attach what identifies, attach what redirects, ready. Stop: detach what redirects, go on
-//! accepting for a grace period, drain, detach the rest, open the guard. If the process ends in between, the kernel
-//! detaches everything: the links are file descriptors of this process.
+//! The start has these steps: check the node, listen, attach the programs that identify callers, attach the programs
+//! that redirect connections, report readiness. The stop has these steps: detach the programs that redirect, keep
+//! accepting for a grace period, drain, detach the other programs, open the guard. If the process ends at any point,
+//! the kernel detaches all programs, because their links are file descriptors of this process.
 
 mod cluster;
 mod components;
@@ -36,20 +37,21 @@ use crate::intercept::kernel;
 use crate::runtime_dir::{Instance, ServedMarker, make_runtime_dir};
 use crate::shutdown::stop_signal;
 
-/// The shortest session of which half is more than 25 minutes, botocore's window for renewal, with time to get there.
+/// The shortest session duration that causes no warning. Half of it, 26 minutes, is more than botocore's window for
+/// renewal of 25 minutes, which leaves a minute to renew the session.
 const MIN_SOUND_DURATION: Duration = Duration::from_secs(52 * 60);
 
 /// Runs the agent until SIGTERM or SIGINT, then drains it.
 ///
-/// The future is boxed so that it has one type, and is compiled in this crate in one piece with what it calls. What
-/// only the binary polls would be compiled there, and would call back for every small function: 1 to 4 % of the
-/// processor time of a cached answer.
+/// The future is boxed so that this crate compiles it together with the functions that it calls. Otherwise the
+/// compiler generates the code in the binary crate, which polls the future. That code then calls small functions
+/// across the crate boundary without inlining, which costs 1 to 4 % of the processor time of a cached answer.
 pub fn run(settings: Settings) -> Pin<Box<dyn Future<Output = Result<(), StartError>>>> {
     Box::pin(serve(settings))
 }
 
 async fn serve(settings: Settings) -> Result<(), StartError> {
-    // Before anything else, so that no signal ends the process without draining.
+    // The signal handlers come first, so that no signal ends the process without draining.
     let stop = stop_signal()?;
     report::log_settings(&settings);
     kernel::check_version()?;
@@ -73,7 +75,7 @@ async fn serve(settings: Settings) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Logs warnings about settings that are valid and not what an operator wants.
+/// Logs warnings about settings that are valid but probably not intended.
 fn warn_of_settings(settings: &Settings, instance: &Instance) {
     if settings.mode == Mode::Observe {
         if instance.is_beside(&settings.runtime_dir, GUARD_AT_ONCE) {

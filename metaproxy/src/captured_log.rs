@@ -1,4 +1,4 @@
-//! Captures what the thread of a test logs.
+//! Captures the log of a test's thread.
 
 use std::io;
 use std::sync::{Arc, Mutex, Once};
@@ -15,8 +15,8 @@ impl CapturedLog {
     /// Captures the lines that this thread logs at a level and above, until the guard is dropped.
     pub(crate) fn start(level: Level) -> (Self, DefaultGuard) {
         static INTERESTED: Once = Once::new();
-        // A global subscriber that is interested in everything, and keeps nothing. Without it, tests that start and end
-        // at the same time change the cached interest of each other's log lines, and lines get lost.
+        // The global subscriber is interested in all log lines and discards them. Without it, concurrent tests change
+        // the interest that tracing caches for each log line, and lines are lost.
         INTERESTED.call_once(|| {
             let _ = tracing::subscriber::set_global_default(tracing_subscriber::registry());
         });
@@ -31,7 +31,7 @@ impl CapturedLog {
         (log, tracing::subscriber::set_default(subscriber))
     }
 
-    /// Takes the lines since the last call.
+    /// Returns the lines since the last call, and removes them.
     pub(crate) fn lines(&self) -> Vec<String> {
         let bytes = std::mem::take(&mut *self.0.lock().unwrap());
         let text = String::from_utf8(bytes).unwrap();

@@ -48,11 +48,12 @@ pub struct Cli {
 }
 
 impl Cli {
-    /// Parses words and the variables of the environment. Empty variables count as unset, because charts set them for values that are
-    /// not given.
+    /// Parses the arguments and the environment variables. An empty variable counts as unset, because charts set an
+    /// empty variable for a value that is not given.
     ///
     /// # Errors
-    /// If the words can't be parsed; also for help and version, which clap prints as errors.
+    /// If the arguments cannot be parsed. Requests for help and the version are errors too, because clap prints them
+    /// as errors.
     pub fn from_words(
         words: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     ) -> Result<Self, clap::Error> {
@@ -63,10 +64,10 @@ impl Cli {
         Self::parsed(words, is_set)
     }
 
-    /// Parses words without the environment of this process.
+    /// Parses the arguments without the environment of this process.
     ///
     /// # Errors
-    /// If the words can't be parsed.
+    /// If the arguments cannot be parsed.
     pub fn from_words_alone(
         words: impl IntoIterator<Item = impl Into<OsString> + Clone>,
     ) -> Result<Self, clap::Error> {

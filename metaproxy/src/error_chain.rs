@@ -2,8 +2,8 @@
 
 use std::error::Error;
 
-/// Returns an error and its causes as one sentence, each cause once: many messages of this crate hold their cause
-/// already.
+/// Returns an error and its causes as one sentence. A cause that the message already contains is not repeated,
+/// because many messages of this crate contain their cause.
 pub fn sentence(error: &(dyn Error + 'static)) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

@@ -1,7 +1,7 @@
 //! Builds explanations: a decision with everything that it depends on.
 //!
-//! The sentence of an explanation is the text of the [`Reason`], as in the answer, the event and the log. This module adds the facts
-//! behind that sentence, and hints on what was probably meant if it is a refusal.
+//! The sentence of an explanation is the text of the [`Reason`], as in the answer, the event and the log. This module
+//! adds the facts behind that sentence, and hints on the probable intention if it is a refusal.
 
 mod hints;
 mod lines;
@@ -24,7 +24,7 @@ use crate::roles::{Decision, Reason, RoleArn, RoleSource, Rules, WrittenRole};
 /// The principal that assumes roles, if no service account does.
 pub const NODE: &str = "the node's role";
 
-/// Says why a pod gets its role or none. No field is secret.
+/// The explanation why a pod gets its role or none. No field is secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Explanation {
@@ -43,7 +43,7 @@ pub struct Explanation {
     /// The source that gives the role.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub asked_by: Option<AskedBy>,
-    /// What each annotation of the namespace says; empty if the namespace's policy is not checked.
+    /// The opinion of each annotation of the namespace; empty if the namespace's policy is not checked.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub policies: Vec<PolicyLine>,
     /// The parameters of the session.
@@ -52,16 +52,17 @@ pub struct Explanation {
     /// The state of the session.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<CredentialsLine>,
-    /// What the agent would answer the pod at this moment.
+    /// The answers that the agent would give the pod at this moment.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub answers: Vec<AnswerLine>,
     /// Whether an annotation or label looks like a request for a role, but is not read.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspicious: bool,
-    /// Variables of the pod's containers in which SDKs find credentials before they ask the metadata service; empty without a role.
+    /// Variables of the pod's containers in which SDKs find credentials before they ask the metadata service; empty
+    /// without a role.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub other_credentials: Vec<String>,
-    /// What was probably meant, and what to check.
+    /// Hints for operators: the probable intention, and what to check.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub hints: Vec<String>,
 }
@@ -91,8 +92,8 @@ impl Explanation {
         }
     }
 
-    /// Adds hints. They cost more than the decision, as patterns are compiled in several ways, so they are added only if an operator
-    /// asks about a pod.
+    /// Adds hints. They cost more than the decision, because patterns are compiled in several ways, so they are added
+    /// only if an operator asks about a pod.
     pub fn add_hints(&mut self, rules: &Rules, subject: &Subject<'_>, decision: &Decision) {
         let asked = asked(rules, subject).map(|(_, written)| (written, resolve(rules, written)));
         let asked = asked
@@ -104,7 +105,7 @@ impl Explanation {
         self.hints = found;
     }
 
-    /// Builds the explanation of a decision. The agent adds what it knows beyond that: session and answers.
+    /// Builds the explanation of a decision. The agent adds the session and the answers later.
     pub fn of(rules: &Rules, subject: &Subject<'_>, decision: &Decision) -> Self {
         let asked = asked(rules, subject);
         let role = asked.as_ref().and_then(|(_, written)| resolve(rules, written));
@@ -152,7 +153,7 @@ impl Explanation {
         }
     }
 
-    /// Adds the state of the granted session. If STS gives none, that becomes the verdict.
+    /// Adds the state of the granted session. If STS gives no session, the verdict says so.
     pub fn add_credentials(&mut self, decision: &Decision, view: Option<&SessionView>, now: SystemTime) {
         let Decision::Granted(grant) = decision else {
             return;
@@ -191,7 +192,8 @@ impl Explanation {
         self.because = why;
     }
 
-    /// Adds what the pod is answered. If that is 503, the verdict says so: the state may have changed since the decision.
+    /// Adds the answers that the pod gets. If one of them is 503, the verdict says so, because the state may have
+    /// changed since the decision.
     pub fn add_answers(&mut self, answers: Vec<AnswerLine>) {
         let last = answers.last().filter(|last| last.status == 503);
         if let (Verdict::Granted, Some(last)) = (self.verdict, last) {
@@ -221,8 +223,8 @@ impl Explanation {
     }
 }
 
-/// Returns the variables in which an SDK finds credentials before it asks the metadata service. IRSA's token is left out if the pod's
-/// role is that of its service account, because it leads to the same role.
+/// Returns the variables in which an SDK finds credentials before it asks the metadata service. IRSA's token is left
+/// out if the pod's role is that of its service account, because it leads to the same role.
 fn other_credentials(pod: &Pod, source: &RoleSource) -> Vec<String> {
     let of_account = matches!(source, RoleSource::ServiceAccount { .. });
     let is_other =
@@ -251,12 +253,12 @@ mod tests {
     use super::*;
     use rstest::rstest;
 
-    /// The first request for a session may be the one that `explain` makes in the pod's place.
+    /// The first request for a session may be the one that `explain` makes for the pod.
     #[rstest]
     #[case::served(Verdict::Granted, 200, Verdict::Granted, "decided")]
     #[case::not_served(Verdict::Granted, 503, Verdict::Unavailable, "answered")]
     #[case::not_decided(Verdict::Waiting, 503, Verdict::Waiting, "decided")]
-    fn a_grant_that_is_answered_503_is_no_grant(
+    fn a_grant_that_is_answered_503_becomes_unavailable(
         #[case] decided: Verdict,
         #[case] status: u16,
         #[case] verdict: Verdict,

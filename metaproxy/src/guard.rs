@@ -1,4 +1,5 @@
-//! Runs the guard as a process of its own (`metaproxy guard`), which keeps pods out while no agent runs.
+//! Runs the guard as a separate process (`metaproxy guard`), which keeps pods from the node's metadata service while
+//! no agent serves them.
 
 use std::path::PathBuf;
 
@@ -15,28 +16,28 @@ use crate::runtime_dir::{Instance, InstanceError, RuntimeDirError, ServedMarker,
 use crate::shutdown::{SignalError, stop_signal};
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// How often the marker is read.
+/// The time between two reads of the marker.
 const POLL_INTERVAL: std::time::Duration = std::time::Duration::from_millis(200);
 
 /// The kind under which a guard that does not wait for an agent is registered.
 pub const GUARD_AT_ONCE: &str = "guard that closes at once";
 
-/// The settings of the command line.
+/// The settings of a guard process from the command line.
 #[derive(Debug)]
 pub struct Settings {
-    /// What the guard covers.
+    /// The connections that the guard refuses.
     pub mode: GuardMode,
-    /// Whether it closes at once, or only if pods have been served since boot.
+    /// Whether the guard closes at once, or only if pods have been served since boot.
     pub at_once: bool,
-    /// The pods' cgroup; `None` if it is to be found.
+    /// The pods' cgroup, or `None` if the guard has to find it.
     pub cgroup: Option<PathBuf>,
-    /// The cgroup2 mount; `None` if it is to be found.
+    /// The cgroup2 mount, or `None` if the guard has to find it.
     pub cgroup_root: Option<PathBuf>,
     /// The directory in which agents mark that they serve pods.
     pub runtime_dir: PathBuf,
 }
 
-/// The reasons why the guard does not start, or does not continue.
+/// The reasons why the guard does not start or stops running.
 #[derive(Debug, Error)]
 pub enum GuardProcessError {
     /// Signals cannot be handled.
@@ -60,12 +61,12 @@ pub enum GuardProcessError {
     /// Another process of metaproxy excludes this one.
     #[error(transparent)]
     Instance(#[from] InstanceError),
-    /// A task has ended.
+    /// The internal task with this name has ended.
     #[error("internal task `{0}` exited; stopping so that the supervisor restarts the guard")]
     TaskEnded(&'static str),
 }
 
-/// Keeps pods out until SIGTERM or SIGINT.
+/// Keeps pods from the node's metadata service until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// If the guard cannot be started, or one of its tasks ends.
@@ -85,7 +86,7 @@ pub async fn run(settings: Settings) -> Result<(), GuardProcessError> {
     let marker = ServedMarker::of(&settings.runtime_dir);
     let closed = settings.at_once || marker.is_set().is_ok_and(|is_set| is_set);
     if closed {
-        // An error ends the process here, where later ones are only logged.
+        // An error at the start ends the process. Later errors are only logged.
         guard.close()?;
     }
     let (close, closes) = watch::channel(closed);
@@ -131,8 +132,8 @@ async fn report(mut states: watch::Receiver<GuardState>, health: Health) {
     let mut said = None;
     loop {
         let state = *states.borrow_and_update();
-        // During an update, the old guard is ended when the new one is ready. So a guard that does not keep pods out
-        // yet is not ready.
+        // During an update, the old guard is stopped when the new one is ready. Therefore a guard that does not
+        // refuse connections yet must not report readiness.
         let waiting = "the pods' cgroup does not exist, or programs cannot be attached to it";
         health.set(
             Part::Guard,

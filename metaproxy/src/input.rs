@@ -1,4 +1,4 @@
-//! Reads files that a command is given.
+//! Reads the input files of commands.
 
 use std::io;
 use std::path::Path;
@@ -6,7 +6,7 @@ use std::path::Path;
 /// Reads a file, or standard input if the path is `-`.
 ///
 /// # Errors
-/// Those of reading it.
+/// Returns the error of reading the file.
 pub fn read_text(path: &Path) -> io::Result<String> {
     if path == Path::new("-") {
         return io::read_to_string(io::stdin());

@@ -107,8 +107,8 @@ fn start_logging(format: LogFormat, level: LogLevel, audit: Switch) {
         LogLevel::Debug => "debug",
         LogLevel::Trace => "trace",
     };
-    // Only metaproxy's own messages are logged: the SDK logs whole requests and responses, in warnings too. Libraries
-    // return their failures as errors, which are logged here.
+    // Only metaproxy's own messages are logged, because the SDK logs whole requests and responses, even in warnings.
+    // Libraries return their failures as errors, which metaproxy logs.
     let audited = if audit == Switch::On { "info" } else { "off" };
     let filter = EnvFilter::new(format!("off,metaproxy={level},{}={audited}", AUDIT_TARGET));
     let builder = tracing_subscriber::fmt()

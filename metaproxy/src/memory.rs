@@ -4,25 +4,26 @@ use std::path::Path;
 
 use procfs::process::{MMPermissions, MMapPath, MemoryMaps, Process};
 
-/// Makes all threads share one arena. They allocate little while they serve pods, so they rarely wait for its lock.
-/// Arenas of their own would each keep memory from the start: 2.5 MiB with 250 pods.
+/// Makes all threads share one malloc arena. The threads allocate little while they serve pods, so they rarely wait
+/// for its lock. Separate arenas would each keep memory that was only needed at the start: 2.5 MiB with 250 pods.
 ///
 /// # Safety
-/// There must be no other thread, because mallopt(3) is not safe beside one that allocates ("MT-Unsafe init").
+/// There must be no other thread, because mallopt(3) is not safe while another thread allocates ("MT-Unsafe init").
 pub unsafe fn use_one_arena() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: the parameter is one of mallopt(3)'s, and the caller promises that no other thread allocates.
+    // SAFETY: the parameter is a parameter of mallopt(3), and the caller guarantees that no other thread allocates.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
     }
 }
 
-/// Returns memory to the kernel that only the start has needed: free memory of the heap (a list of a node's pods is ten
-/// times as large as the objects that are kept), and code that ran once. Threads that allocate wait about a millisecond
-/// meanwhile. Changes of the code (breakpoints of a debugger, uprobes) are lost, and must be set again.
+/// Returns memory to the kernel that was needed only at the start. This is free memory of the heap (a list of a
+/// node's pods is ten times as large as the objects that are kept), and code that ran once. During the call, threads
+/// that allocate wait about a millisecond. Changes of the code (breakpoints of a debugger, uprobes) are lost and must
+/// be set again.
 pub fn release_unused() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: malloc_trim(3) has no preconditions, and is safe beside other threads.
+    // SAFETY: malloc_trim(3) has no preconditions, and is thread-safe.
     unsafe {
         libc::malloc_trim(0);
     }
@@ -36,16 +37,16 @@ pub fn release_unused() {
     }
 }
 
-/// Returns the mappings of this program's code; none if /proc cannot be read.
+/// Returns the mappings of this program's code. Returns no mapping if /proc cannot be read.
 fn own_code() -> Vec<(usize, usize)> {
     let process = Process::myself();
     let read = process.and_then(|process| Ok((process.maps()?, process.exe()?)));
     read.map_or_else(|_| Vec::new(), |(maps, program)| code(&maps, &program))
 }
 
-/// Returns start and length of each mapping of the program's code.
+/// Returns the start and the length of each mapping of the program's code.
 fn code(maps: &MemoryMaps, program: &Path) -> Vec<(usize, usize)> {
-    // Relocated data must stay, because it is in no file.
+    // Relocated data must be kept, because it cannot be read from the file again.
     let code = MMPermissions::READ | MMPermissions::EXECUTE | MMPermissions::PRIVATE;
     let is_own = |path: &MMapPath| matches!(path, MMapPath::Path(path) if path == program);
     maps.iter()
@@ -66,7 +67,7 @@ mod tests {
     use procfs::FromBufRead as _;
 
     #[test]
-    fn only_the_programs_own_code_is_let_go() {
+    fn only_the_programs_own_code_is_released() {
         let maps = "\
 55d0a000-55d0b000 r--p 00000000 08:01 77 /metaproxy
 55d0b000-55d0f000 r-xp 00001000 08:01 77 /metaproxy
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn code_that_is_let_go_runs_as_before_and_is_not_resident() {
+    fn released_code_is_not_resident_and_runs_as_before() {
         let own = code as *const () as usize;
         let found = own_code();
         assert!(
@@ -99,7 +100,7 @@ mod tests {
                 .any(|(start, length)| (*start..start + length).contains(&own)),
             "{own:x} is not in {found:x?}"
         );
-        // A byte of each page maps all of the code.
+        // Reading one byte of each page maps all of the code.
         let touched: u64 = found
             .iter()
             .flat_map(|(start, length)| (*start..start + length).step_by(4096))
@@ -110,7 +111,7 @@ mod tests {
         release_unused();
         let after = resident_code();
         assert!(touched > 0 && before > 1024, "{before} KiB");
-        // Code that the other tests run is mapped again at once.
+        // Half suffices as the bound, because code that other tests run is mapped again at once.
         assert!(after < before / 2, "{after} of {before} KiB");
         assert_eq!(own_code(), found);
     }

@@ -1,5 +1,5 @@
-//! Turns the configuration of kube2iam or kiam into values of the chart. Everything without a counterpart gets a line that
-//! says why.
+//! Turns the configuration of kube2iam or kiam into values of the chart. Everything without a counterpart gets a line
+//! that says why.
 
 mod command;
 mod conflicts;
@@ -43,7 +43,7 @@ pub enum MigrateError {
         path: String,
         /// The software: `kube2iam` or `kiam`.
         of: &'static str,
-        /// Says what the objects are, and what to give instead.
+        /// The kind of the objects, and the input to give instead.
         why: String,
     },
     /// A command line cannot be read.
@@ -59,7 +59,7 @@ pub enum MigrateError {
     Value {
         /// The flag, as it was given.
         flag: String,
-        /// Says what is wrong with the value.
+        /// The problem of the value.
         problem: String,
     },
     /// The agent would not start with the values.
@@ -78,7 +78,7 @@ pub enum MigrateError {
     Missing {
         /// The flag, as it was given.
         flag: String,
-        /// Says where the value comes from instead.
+        /// The source that has the value instead.
         missing: String,
     },
 }
@@ -135,7 +135,8 @@ pub fn workloads(from: SourceSoftware, path: &str, text: &str) -> Result<Vec<Wor
         },
     })?;
     let mut found = Vec::new();
-    // An object that another one of the manifest has made is skipped: it repeats the same flags, with Kubernetes' additions.
+    // An object that another object of the manifest has made is skipped, because it repeats the same flags with
+    // Kubernetes' additions.
     for (_, object) in objects.iter().filter(|(_, object)| maker(object).is_none()) {
         let workload = Workload::of(object, from.name()).map_err(|why| MigrateError::Unreadable {
             path: path.to_owned(),

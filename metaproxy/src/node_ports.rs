@@ -1,12 +1,12 @@
-//! Lists the ports of a node that other software uses by default. The agent takes none of them by itself, and
+//! Lists the ports of a node that other software uses by default. The agent never chooses one of them itself, and
 //! `metaproxy doctor` warns if a flag names one.
 //!
-//! The table has the TCP ports that the software binds in the node's own network namespace (hostNetwork, a hostPort or
-//! a daemon of the node) by default. A port in the table is no proof that the software runs on this node.
+//! The table contains the TCP ports that the software binds in the node's own network namespace (hostNetwork, a
+//! hostPort or a daemon of the node) by default. A port in the table is no proof that the software runs on this node.
 
-/// The port that documentation, chart and messages suggest for `--admin-address`, chosen after 169.254. It is neither
-/// in the table, nor in the NodePort range, the ephemeral range, or OpenShift's range for services of a node (9000 to
-/// 9999).
+/// The port that documentation, chart and messages suggest for `--admin-address`. The number alludes to 169.254. It
+/// is not in the table, and not in the NodePort range, the ephemeral range, or OpenShift's range for services of a
+/// node (9000 to 9999).
 pub const SUGGESTED_ADMIN_PORT: u16 = 16_925;
 
 /// The ports in ascending order, each with the software that uses it and where that is set (a flag, a key or a document
@@ -228,7 +228,7 @@ pub const WELL_KNOWN: &[(u16, &str, &str)] = &[
     (61680, "the EKS network policy agent (metrics)", "aws-network-policy-agent, metricsPort"),
 ];
 
-/// Returns the software that uses a port by default; `None` for most ports.
+/// Returns the software that uses a port by default, or `None` if the table does not list the port.
 pub fn wanted_by(port: u16) -> Option<&'static str> {
     let found = WELL_KNOWN.binary_search_by_key(&port, |(port, ..)| *port);
     found.ok().map(|index| WELL_KNOWN[index].1)
@@ -249,9 +249,9 @@ mod tests {
         assert_eq!(wanted_by(9807), None);
     }
 
-    /// A row without its source could not be verified.
+    /// A row needs a source, so that readers can verify it.
     #[test]
-    fn each_row_says_where_the_port_is_set() {
+    fn each_row_names_the_setting_of_its_port() {
         assert!(WELL_KNOWN.len() > 190, "{}", WELL_KNOWN.len());
         for (port, who, setting) in WELL_KNOWN {
             assert!(!who.is_empty() && setting.len() >= 8, "{port}");
@@ -262,7 +262,7 @@ mod tests {
         }
     }
 
-    /// Nodes of kube2iam's and kiam's users run this software.
+    /// This software is common on nodes that run kube2iam or kiam.
     #[rstest::rstest]
     #[case::kubelet(&[10_248, 10_250, 10_255])]
     #[case::kube_proxy(&[10_249, 10_256])]
@@ -282,7 +282,7 @@ mod tests {
         assert!(missing.is_empty(), "{missing:?}");
     }
 
-    /// Each `ADDRESS:PORT` in documents, chart and messages has the suggested port.
+    /// Every `ADDRESS:PORT` in documents, chart and messages uses the suggested port.
     #[rstest::rstest]
     #[case::configuration(include_str!("../../deploy/docs/configuration.md"))]
     #[case::operations(include_str!("../../deploy/docs/operations.md"))]
@@ -291,7 +291,7 @@ mod tests {
     #[case::chart(include_str!("../../deploy/helm/metaproxy/templates/_helpers.tpl"))]
     #[case::migrate(include_str!("migrate/kube2iam.rs"))]
     #[case::flag(include_str!("cli/values.rs"))]
-    fn a_port_that_is_suggested_for_metrics_is_nobody_elses(#[case] text: &str) {
+    fn the_suggested_admin_port_is_used_everywhere_and_is_not_a_well_known_port(#[case] text: &str) {
         let address = Regex::new(r"(?:127\.0\.0\.1|0\.0\.0\.0|\[::\]):(\d+)").unwrap();
         let mut suggested = 0;
         for found in address.captures_iter(text) {

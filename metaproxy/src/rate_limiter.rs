@@ -1,22 +1,22 @@
-//! A rate limiter by the generic cell rate algorithm (ITU-T I.371): some turns at once, and after that one for each
-//! interval.
+//! A rate limiter that uses the generic cell rate algorithm (ITU-T I.371). It gives a burst of turns at once, and
+//! then one turn per interval.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// Limits a rate by giving out turns. All times are nanoseconds since `began`, which a `u64` holds for 584 years.
+/// A rate limiter that gives out turns. All times are nanoseconds since `began`. A `u64` can hold 584 years of them.
 #[derive(Debug)]
 pub(crate) struct RateLimiter {
     interval: u64,
     burst: u64,
     began: Instant,
-    /// When the turns that were taken are over.
+    /// The time at which all taken turns have elapsed.
     taken: AtomicU64,
 }
 
 impl RateLimiter {
-    /// Makes a limiter that gives `burst` turns at once (1 or more), and one for each interval after that. `began` is
-    /// now.
+    /// Makes a limiter that gives `burst` turns at once (1 or more), and then one turn per interval. `began` is the
+    /// current time.
     pub fn new(interval: Duration, burst: u32, began: Instant) -> Self {
         let interval = nanoseconds(interval).max(1);
         Self {
@@ -27,14 +27,14 @@ impl RateLimiter {
         }
     }
 
-    /// Makes a limiter that gives this number of turns in a second, a tenth of them at once.
+    /// Makes a limiter that gives this number of turns per second. A tenth of them may be taken at once.
     pub fn per_second(turns: u32) -> Self {
         let interval = Duration::from_nanos(1_000_000_000 / u64::from(turns.max(1)));
         Self::new(interval, turns / 10, Instant::now())
     }
 
-    /// Takes the next turn, and returns how long the caller has to wait for it; `None` if the turn is now. The wait
-    /// grows with each call, so this is for callers of which only few wait at a time.
+    /// Takes the next turn, and returns how long the caller has to wait for it. Returns `None` if the caller need not
+    /// wait. The wait grows with each call, so only a few callers may wait at a time.
     pub fn reserve(&self, now: Instant) -> Option<Duration> {
         let now = self.since_began(now);
         let given = self
@@ -48,10 +48,10 @@ impl RateLimiter {
         }
     }
 
-    /// Takes a turn if there is one now.
+    /// Takes a turn if one is available now.
     ///
     /// # Errors
-    /// How long it is until there is one. No turn is taken then.
+    /// Returns the time until a turn is available. In this case no turn is taken.
     pub fn try_take(&self, now: Instant) -> Result<(), Duration> {
         let now = self.since_began(now);
         let free = |taken| (self.wait(taken, now) == 0).then(|| self.end(taken, now));
@@ -61,17 +61,17 @@ impl RateLimiter {
             .map_err(|taken| Duration::from_nanos(self.wait(taken, now)))
     }
 
-    /// Tells whether all turns that were taken are over, so that the limiter does not differ from a new one.
+    /// Returns whether all taken turns have elapsed. An idle limiter behaves like a new one.
     pub fn is_idle(&self, now: Instant) -> bool {
         self.taken.load(Ordering::Relaxed) <= self.since_began(now)
     }
 
-    /// Returns when one more turn would be over.
+    /// Returns the time at which one more turn would have elapsed.
     fn end(&self, taken: u64, now: u64) -> u64 {
         taken.max(now).saturating_add(self.interval)
     }
 
-    /// Returns the nanoseconds from now to the turn after those that are taken.
+    /// Returns the nanoseconds from now to the next turn that is not taken.
     fn wait(&self, taken: u64, now: u64) -> u64 {
         (self.end(taken, now) - now).saturating_sub(self.burst)
     }
@@ -92,20 +92,20 @@ mod tests {
     const MS: Duration = Duration::from_millis(1);
 
     #[test]
-    fn what_comes_too_fast_waits_its_turn() {
+    fn a_caller_above_the_rate_waits_for_its_turn() {
         let (limiter, now) = (RateLimiter::per_second(50), Instant::now());
         let waits: Vec<_> = (0..15).map(|_| limiter.reserve(now)).collect();
         let (at_once, later) = waits.split_at(5);
         assert!(at_once.iter().all(Option::is_none), "a tenth of 50: {waits:?}");
         for (turn, wait) in later.iter().enumerate() {
-            // Fifty in a second are one in 20 ms.
+            // 50 turns per second are one turn per 20 ms.
             assert_eq!(*wait, Some(20 * MS * (turn as u32 + 1)));
         }
         assert_eq!(limiter.reserve(now + 1000 * MS), None, "it is over");
     }
 
     #[test]
-    fn a_turn_that_is_not_there_is_not_taken_and_delays_no_later_one() {
+    fn a_failed_attempt_takes_no_turn_and_does_not_delay_later_ones() {
         let now = Instant::now();
         let limiter = RateLimiter::new(100 * MS, 3, now);
         assert!((0..3).all(|_| limiter.try_take(now).is_ok()));
@@ -118,7 +118,7 @@ mod tests {
     }
 
     #[test]
-    fn it_is_idle_once_all_turns_at_once_are_there_again() {
+    fn a_limiter_is_idle_when_its_whole_burst_is_available_again() {
         let now = Instant::now();
         let limiter = RateLimiter::new(100 * MS, 3, now);
         assert!(limiter.is_idle(now));

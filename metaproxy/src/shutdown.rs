@@ -1,17 +1,17 @@
-//! The signals that end a process in good order.
+//! The signals that shut a process down gracefully.
 
 use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// The signal handlers cannot be installed.
+/// The error if the signal handlers cannot be installed.
 #[derive(Debug, Error)]
 #[error("cannot install the handlers of SIGTERM and SIGINT: {0}")]
 pub struct SignalError(#[from] std::io::Error);
 
-/// Catches SIGTERM and SIGINT from now on. The returned future completes at the first of them.
+/// Installs handlers for SIGTERM and SIGINT. The returned future completes at the first of these signals.
 ///
 /// # Errors
-/// If the kernel refuses the handlers.
+/// If the kernel does not accept the handlers.
 pub fn stop_signal() -> Result<impl Future<Output = ()>, SignalError> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

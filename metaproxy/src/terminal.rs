@@ -2,10 +2,10 @@
 
 use std::io::{self, IsTerminal as _};
 
-/// The width that is assumed for narrower terminals.
+/// The minimum width in characters. A narrower terminal is treated as this wide.
 const MIN_WIDTH: usize = 40;
 
-/// The indentation of a continued line, if its last column begins too far to the right.
+/// The indentation of a continued line in characters, if its last column begins too far to the right.
 const INDENT: usize = 4;
 
 /// Wraps text for the terminal at standard output. Text for files and pipes is not changed.
@@ -20,7 +20,7 @@ pub fn fit_to_terminal(text: &str) -> String {
 }
 
 /// Wraps lines that are longer than `width` characters, at blanks. A continued line is indented to the last column of
-/// its line, which follows two blanks or more.
+/// its line. A column begins after two or more blanks.
 pub fn wrap(text: &str, width: usize) -> String {
     let width = width.max(MIN_WIDTH);
     text.split_inclusive('\n')
@@ -53,8 +53,8 @@ fn wrap_line(line: &str, width: usize) -> String {
     }
 }
 
-/// Splits a line into the part that fits and the rest; `None` if all of it fits, or no blank after `from` allows a
-/// break.
+/// Splits a line into the part that fits and the rest. Returns `None` if the whole line fits, or if no blank after
+/// `from` allows a break.
 fn split(line: &str, room: usize, from: usize) -> Option<(&str, &str)> {
     let (over, _) = line.char_indices().nth(room)?;
     let blanks = || {
@@ -64,7 +64,7 @@ fn split(line: &str, room: usize, from: usize) -> Option<(&str, &str)> {
     let fitting = blanks()
         .filter(|(count, _)| *count > from && *count <= room)
         .last();
-    // A word that is longer than the line stays whole.
+    // A word that is longer than the line is not split.
     let (_, at) = fitting.or_else(|| blanks().find(|(_, at)| *at > over))?;
     Some(line.split_at(at))
 }
@@ -75,7 +75,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn long_lines_go_on_below_their_last_column() {
+    fn a_long_line_continues_below_its_last_column() {
         let text = "because     role app is not permitted in namespace apps: its annotation does not allow it\nshort\n";
         let want = "because     role app is not permitted in\n            namespace apps: its\n            annotation does not allow it\n\
                     short\n";

@@ -1,4 +1,4 @@
-//! `cargo xtask test` and `cargo xtask lint`.
+//! Implements `cargo xtask test` and `cargo xtask lint`.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ use metaproxy_lab::require_root;
 use crate::shell::{cargo, run, step};
 use crate::{ebpf, image, setup};
 
-/// Runs every test, or those of one module of the lab, or those whose name contains the filter.
+/// Runs every test, or only the tests of one module of the lab, or only the tests whose name contains the filter.
 pub fn test(filter: Option<&str>, previous: Option<&Path>) -> Result<()> {
     require_root()?;
     setup::run_all()?;
@@ -44,7 +44,7 @@ pub fn test(filter: Option<&str>, previous: Option<&Path>) -> Result<()> {
     Ok(())
 }
 
-/// Turns the name of one of the lab's modules into the filter that no test of another module matches.
+/// Converts the name of one of the lab's modules into a filter that no test of another module matches.
 fn of_module(filter: &str) -> String {
     let module = crate::shell::root().join(format!("metaproxy/tests/lab/{filter}.rs"));
     if module.exists() {
@@ -79,7 +79,8 @@ pub fn cluster(filter: Option<&str>, image: Option<String>) -> Result<()> {
         }
         None => {
             let name = format!("localhost/metaproxy:{}", env!("CARGO_PKG_VERSION"));
-            // The same code in the same form; optimising it whole takes longer than all that is tried.
+            // The quick image contains the same code in the same form as a release. A fully optimised build takes
+            // longer than all the tests.
             let archive = image::quick_archive_of_this_machine(&name)?;
             command
                 .env("METAPROXY_TEST_IMAGE", name)
@@ -132,7 +133,8 @@ pub fn lint() -> Result<()> {
         .env("RUSTDOCFLAGS", "-D warnings")
         .args(["doc", "--quiet", "--workspace", "--no-deps"]))?;
     step("cargo-deny");
-    // Advisories come from a repository on the network, and are looked at where there is one.
+    // Advisories are not checked here, because they come from a repository on the network. They are checked
+    // separately, on a machine with network access.
     run(Command::new(setup::deny()?)
         .current_dir(crate::shell::root())
         .args(["--log-level", "error", "check", "bans", "licenses", "sources"]))

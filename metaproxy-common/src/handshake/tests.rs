@@ -64,7 +64,7 @@ fn altered(of: &Connection) -> (Vec<Connection>, Vec<Connection>) {
 }
 
 #[test]
-fn the_form_on_the_wire_is_what_every_version_writes() {
+fn the_wire_format_is_stable_across_versions() {
     let key = Key::from_bytes(*b"0123456789abcdef");
     let connection = Connection {
         client: Endpoint::from_socket("10.244.1.2:40000".parse().unwrap()),
@@ -80,7 +80,7 @@ fn the_form_on_the_wire_is_what_every_version_writes() {
 }
 
 #[test]
-fn a_window_is_four_seconds_and_starts_anew_after_years() {
+fn windows_last_four_seconds_and_wrap_around_after_years() {
     assert_eq!(window(0), window((1 << 32) - 1));
     assert_eq!(window(1 << 32), 1);
     assert_eq!(window(1 << 56), 0);
@@ -106,7 +106,7 @@ proptest! {
     }
 
     #[test]
-    fn it_proves_nothing_on_another_connection_and_nat_only_where_just_the_client_differs(
+    fn an_option_proves_nothing_on_another_connection_unless_only_the_client_differs(
         key in key(), connection in connection(), id in 0..=MAX_CGROUP_ID, at in 0..=WINDOW_MASK,
     ) {
         let option = caller_option(&key, &connection, id, at);
@@ -121,13 +121,13 @@ proptest! {
     }
 
     #[test]
-    fn no_bit_of_an_option_can_be_changed(
+    fn a_changed_bit_invalidates_every_tag_that_covers_it(
         key in key(), connection in connection(), id in 0..=MAX_CGROUP_ID, at in 0..=WINDOW_MASK, bit in 0..(23 * 8_usize),
     ) {
         let mut option = caller_option(&key, &connection, id, at);
         option[bit / 8] ^= 1 << (bit % 8);
         let proof = verify_caller(&key, &connection, &option, at);
-        // The first tag counts without the second, and the second without the first.
+        // Each of the two tags is valid without the other one.
         let expected = match bit / 8 {
             0..=8 => Proof::NONE,
             9..=15 => Proof::CALLER_BEHIND_NAT,
@@ -150,7 +150,7 @@ proptest! {
     }
 
     #[test]
-    fn any_bytes_are_verified_without_harm_and_prove_nothing(
+    fn arbitrary_bytes_prove_nothing(
         key in key(), connection in connection(), bytes: [u8; CALLER_OPTION_LEN], at in 0..=WINDOW_MASK,
     ) {
         let mut option = bytes;
@@ -160,7 +160,7 @@ proptest! {
     }
 
     #[test]
-    fn a_listeners_answer_is_known_from_another_ones(
+    fn only_the_answer_of_the_listener_is_accepted(
         key in key(), other in key(), connection in connection(),
     ) {
         prop_assume!(key != other);
@@ -176,7 +176,7 @@ proptest! {
         }
     }
 
-    /// A tag that was recorded of one purpose proves nothing for another.
+    /// A recorded tag of one purpose is not valid for another purpose.
     #[test]
     fn tags_of_different_purposes_differ(key in key(), connection in connection()) {
         let purposes = [Purpose::Caller, Purpose::CallerAnyClient, Purpose::Listener];

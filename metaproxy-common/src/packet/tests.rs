@@ -60,7 +60,7 @@ fn drops(packet: Vec<u8>, link_layer: LinkLayer) -> bool {
 }
 
 #[test]
-fn tcp_to_the_metadata_service_is_told_whatever_stands_before_the_ports() {
+fn tcp_to_the_metadata_service_is_matched_behind_all_headers() {
     let ip = |packet| drops(packet, LinkLayer::Ip);
     assert!(ip(v4(IMDS, TCP, 0, 0, &tcp(80))));
     assert!(ip(v4(IMDS, TCP, 0, 10, &tcp(80))), "IP options");
@@ -86,7 +86,7 @@ fn tcp_to_the_metadata_service_is_told_whatever_stands_before_the_ports() {
 }
 
 #[test]
-fn where_its_headers_are_is_told() {
+fn the_offsets_of_the_headers_are_returned() {
     let frame = ethernet(ETH_P_IP, &[ETH_P_8021Q], &v4(IMDS, TCP, 0, 2, &tcp(80)));
     let found = match_packet(&frame, LinkLayer::Ethernet, &Targets::IMDS);
     assert_eq!((found.ip, found.is_v6, found.tcp), (18, false, 18 + 28));
@@ -100,7 +100,7 @@ fn where_its_headers_are_is_told() {
 }
 
 #[test]
-fn other_ports_protocols_and_addresses_are_let_be() {
+fn other_ports_protocols_and_addresses_pass() {
     let ip = |packet| drops(packet, LinkLayer::Ip);
     assert!(!ip(v4(IMDS, TCP, 0, 0, &tcp(81))));
     assert!(!ip(v4(IMDS, 17, 0, 0, &tcp(80))), "UDP");
@@ -120,7 +120,7 @@ fn other_ports_protocols_and_addresses_are_let_be() {
 }
 
 #[test]
-fn what_cannot_be_read_to_its_ports_counts_as_meant_for_the_target() {
+fn a_packet_to_a_target_with_unreadable_ports_matches() {
     let ip = |packet| drops(packet, LinkLayer::Ip);
     assert!(ip(v4(IMDS, TCP, 0, 0, &tcp(80)[..3])));
     assert!(

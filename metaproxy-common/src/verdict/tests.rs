@@ -144,7 +144,7 @@ fn of_two_listeners_a_socket_gets_the_one_that_it_can_reach() {
 
 /// Reading the option costs a helper call.
 #[test]
-fn whether_a_socket_is_v6only_is_asked_only_where_it_decides() {
+fn ipv6_v6only_is_read_only_if_it_decides() {
     let config = Config::imds(1, both(), RateLimit::NONE);
     let asked = |socket: ConnectingSocket, destination: Destination, to: &str| {
         socket.may_be_v6only(&classify(&config, &at(to)), &destination)
@@ -183,7 +183,7 @@ fn whether_a_socket_is_v6only_is_asked_only_where_it_decides() {
 }
 
 #[test]
-fn what_was_asked_for_is_told_behind_a_guard_too() {
+fn the_address_that_was_asked_for_is_known_behind_a_guard() {
     let config = Config::imds(1, both(), RateLimit::NONE);
     for (to, asked) in [
         ("169.254.169.254:80", "169.254.169.254:80"),
@@ -216,7 +216,7 @@ fn neighbouring_addresses_and_ports_pass() {
 }
 
 #[test]
-fn a_listener_dialled_directly_is_stamped_for_whoever_dials() {
+fn a_connection_to_a_listener_is_stamped_for_every_caller() {
     for context in [POD, HOST, LISTED] {
         assert_eq!(verdict(both(), V4_SOCKET, context, "10.0.0.7:20000"), STAMP);
         assert_eq!(
@@ -228,7 +228,7 @@ fn a_listener_dialled_directly_is_stamped_for_whoever_dials() {
 }
 
 #[test]
-fn without_a_listener_of_the_family_another_is_used_or_the_connection_refused() {
+fn without_a_listener_of_the_family_the_other_is_used_or_the_connection_is_refused() {
     let v4_only = Destination {
         v6: Endpoint::NONE,
         ..both()
@@ -250,7 +250,7 @@ fn without_a_listener_of_the_family_another_is_used_or_the_connection_refused() 
 }
 
 #[test]
-fn before_it_is_configured_a_program_touches_nothing() {
+fn an_unconfigured_program_touches_nothing() {
     // SAFETY: all-zero bytes are a valid `Config`: it holds integers only. A fresh array map looks like this.
     let config: Config = unsafe { core::mem::zeroed() };
     for to in ["169.254.169.254:80", "[::]:0", "0.0.0.0:0"] {
@@ -275,8 +275,8 @@ prop_compose! {
 }
 
 proptest! {
-    /// This is the safety promise of the whole product: every connection to a metadata address from outside the node's
-    /// namespace, or of a listed pod, ends at a listener or a sentinel, and no other connection is rewritten.
+    /// This is the safety promise of the whole product: every connection to a metadata address from outside the
+    /// node's namespace, or of a listed pod, ends at a listener or a sentinel, and no other connection is rewritten.
     #[test]
     fn a_pod_never_passes_to_metadata_and_nothing_else_is_touched(
         to in endpoint(), v6_socket: bool, in_node_netns: bool, listed: bool, has4: bool, has6: bool,

@@ -1,4 +1,4 @@
-//! HTTP through the real server: bytes of a connection whose client is known.
+//! Sends the bytes of a connection from a known client to the real HTTP server.
 
 use std::sync::LazyLock;
 
@@ -8,8 +8,7 @@ use crate::server::{SECRET, TestServer};
 
 static SERVER: LazyLock<TestServer> = LazyLock::new(TestServer::new);
 
-/// Whatever is sent, what comes back is HTTP, and a secret only where a single request does not say that it came through
-/// a proxy.
+/// Checks that every answer is HTTP, and that it has no secret if a single request says that it came through a proxy.
 pub fn head(data: &[u8]) {
     let answer = SERVER.serve(async |mut stream| {
         let _ = stream.write_all(data).await;

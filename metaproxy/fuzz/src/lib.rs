@@ -1,5 +1,5 @@
-//! Fuzz targets: whatever others may send or write, it is answered or refused, and nothing of it is let through that
-//! must not be. A target panics where that does not hold.
+//! Defines the fuzz targets. Every input from others must be answered or refused, and forbidden input must not be let
+//! through. A target panics if this does not hold.
 #![allow(
     clippy::expect_used,
     clippy::unwrap_used,
@@ -20,10 +20,10 @@ use metaproxy::roles::policy::{AllowedRolesStyle, Candidate, Letters, PermittedM
 use metaproxy_common::packet::{Bytes, LinkLayer, match_packet};
 use metaproxy_common::target::Targets;
 
-/// One target.
+/// A fuzz target, which reads one input.
 pub type Target = fn(&[u8]);
 
-/// All of them, by name.
+/// All targets, by name.
 pub const TARGETS: [(&str, Target); 6] = [
     ("path", path),
     ("head", head::head),
@@ -33,7 +33,7 @@ pub const TARGETS: [(&str, Target); 6] = [
     ("packet", packet),
 ];
 
-/// Paths of requests: what is passed on names no secret, in whatever spelling.
+/// Checks paths of requests: a path that is passed on names no secret, in any spelling.
 pub fn path(data: &[u8]) {
     let Ok(target) = std::str::from_utf8(data) else {
         return;
@@ -42,7 +42,7 @@ pub fn path(data: &[u8]) {
         LazyLock::new(|| Paths::new(PassThrough::Default, &["meta-data/.*".to_owned()]).unwrap());
     if let Route::Node(path) = PATHS.classify(target) {
         let text = path.as_str();
-        // What stands below it is the key of a tag, which may be any text.
+        // The part below this path is the key of a tag, which may be any text.
         let after_version = text.splitn(3, '/').nth(2).unwrap_or_default();
         let is_tag = after_version.starts_with("meta-data/tags/instance/");
         let lower = if is_tag {
@@ -76,7 +76,7 @@ pub fn path(data: &[u8]) {
     }
 }
 
-/// Cgroup paths: a pod's UID is that of the outermost component that names one.
+/// Checks cgroup paths: a pod's UID is that of the outermost component that names one.
 pub fn cgroup(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -96,7 +96,7 @@ pub fn cgroup(data: &[u8]) {
     }
 }
 
-/// Annotations: the first line is a role, the rest a policy.
+/// Checks annotations. The first line of the input is a role, and the rest is a policy.
 pub fn roles(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -129,7 +129,7 @@ pub fn roles(data: &[u8]) {
     }
 }
 
-/// Manifests: whatever is in a file, it is read or refused.
+/// Checks manifests: any file is read or refused.
 pub fn manifests(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else {
         return;
@@ -150,7 +150,8 @@ impl Bytes for Packet<'_> {
     }
 }
 
-/// Packets: what is dropped is addressed to the metadata service, and where its headers are said to be, they are.
+/// Checks packets: a dropped packet is addressed to the metadata service, and its headers are at the reported
+/// offsets.
 pub fn packet(data: &[u8]) {
     for link_layer in [LinkLayer::Ethernet, LinkLayer::Ip] {
         let aim = match_packet(&Packet(data), link_layer, &Targets::IMDS);
@@ -173,7 +174,7 @@ mod tests {
     use super::*;
     use std::fs;
 
-    /// Seeds, and what was found once.
+    /// The inputs are seeds, and inputs for which a target once failed.
     #[test]
     fn committed_inputs_pass() {
         for (name, target) in TARGETS {

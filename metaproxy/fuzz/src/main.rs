@@ -1,4 +1,4 @@
-//! The fuzzer: one binary for all targets, chosen by `METAPROXY_FUZZ_TARGET`.
+//! Runs the fuzzer. One binary has all targets, and `METAPROXY_FUZZ_TARGET` selects one.
 #![no_main]
 
 use std::sync::LazyLock;

@@ -1,4 +1,5 @@
-//! The real server with one pod that has one role: serves connections in memory, without a kernel or a network.
+//! Runs the real server with one pod that has one role. It serves connections in memory, without a kernel or a
+//! network.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};

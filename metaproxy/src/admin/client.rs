@@ -22,7 +22,7 @@ const GUARD_TIMEOUT: Duration = Duration::from_secs(2);
 /// The path at which a guard reports its state.
 pub(super) const GUARD_PATH: &str = "/guard";
 
-/// The reasons why an agent or a guard could not be asked.
+/// The reasons why a request to an agent or a guard fails.
 #[derive(Debug, Error)]
 pub enum ClientError {
     /// No agent listens.
@@ -31,7 +31,7 @@ pub enum ClientError {
          `kubectl exec` into the agent's pod of the node does"
     )]
     NoAgent(PathBuf),
-    /// The socket may not be opened by this user.
+    /// This user is not permitted to open the socket.
     #[error("{0}: permission denied; only root can open the socket")]
     NotAllowed(PathBuf),
     /// The socket cannot be found.
@@ -67,7 +67,7 @@ pub(super) struct Answer {
 /// Sends a request to one socket.
 ///
 /// # Errors
-/// Errors of the socket, or [`ErrorKind::TimedOut`] if there is no answer in time.
+/// Returns an error of the socket, or [`ErrorKind::TimedOut`] if there is no answer within the timeout.
 pub(super) fn get(socket: &Path, target: &str, timeout: Duration) -> io::Result<Answer> {
     exchange(socket, target, timeout).map_err(|error| match error.kind() {
         // A read that `SO_RCVTIMEO` ends fails with EAGAIN (socket(7)).
@@ -97,7 +97,7 @@ fn exchange(socket: &Path, target: &str, timeout: Duration) -> io::Result<Answer
     })
 }
 
-/// Asks for the explanations of all pods, or of those with a name (`namespace/name`).
+/// Requests the explanations of all pods, or of the pods with a given name (`namespace/name`).
 ///
 /// # Errors
 /// If no agent answers.
@@ -106,7 +106,7 @@ pub fn explain(runtime_dir: &Path, pod: Option<&str>) -> Result<Vec<Explanation>
     ask(runtime_dir, &target)
 }
 
-/// Asks for the status of the agent.
+/// Requests the status of the agent.
 ///
 /// # Errors
 /// If no agent answers.
@@ -114,7 +114,8 @@ pub fn status(runtime_dir: &Path) -> Result<Status, ClientError> {
     ask(runtime_dir, "/status")
 }
 
-/// Asks the agent of this PID namespace. If there is none, asks the other agents of this machine, the youngest first.
+/// Sends a request to the agent of this PID namespace. If there is none, tries the other agents of this machine, the
+/// youngest first.
 fn ask<T: DeserializeOwned>(runtime_dir: &Path, target: &str) -> Result<T, ClientError> {
     let mut last = ClientError::NoAgent(runtime_dir.to_owned());
     for path in socket::candidates(runtime_dir)? {
@@ -143,12 +144,12 @@ fn read<T: DeserializeOwned>(path: PathBuf, answer: &Answer) -> Result<T, Client
     }
 }
 
-/// Asks each guard of this machine for its report, those of other containers included. A guard that runs and does not
-/// answer gives an error.
+/// Requests the report of each guard of this machine, including guards in other containers. A guard that runs but
+/// does not answer yields an error.
 pub fn guards(runtime_dir: &Path) -> Vec<Result<GuardReport, ClientError>> {
     let ask = |path: PathBuf| match get(&path, GUARD_PATH, GUARD_TIMEOUT) {
         Ok(answer) => Some(read(path, &answer)),
-        // The guard was killed, or has ended since the directory was read.
+        // The guard was killed, or it has ended since the directory was read.
         Err(error) if matches!(error.kind(), ErrorKind::ConnectionRefused | ErrorKind::NotFound) => None,
         Err(error) if error.kind() == ErrorKind::PermissionDenied => Some(Err(ClientError::NotAllowed(path))),
         Err(source) => Some(Err(ClientError::NoAnswer { path, source })),

@@ -1,4 +1,5 @@
-//! The report of a guard on its socket. No other process can see whether the guard's programs are attached and stay so.
+//! The report that a guard serves on its socket. Only the guard itself knows whether its programs are attached and
+//! remain attached.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +14,6 @@ pub struct GuardReport {
     /// The level of the guard on this kernel, as a clause for a sentence.
     #[serde(rename = "way")]
     pub level: String,
-    /// Whether it keeps pods out.
+    /// The state, which shows whether the guard keeps pods from the metadata service.
     pub state: GuardState,
 }

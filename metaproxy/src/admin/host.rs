@@ -1,4 +1,4 @@
-//! Checks the host that a request is for.
+//! Checks the host that a request names.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -6,8 +6,9 @@ use hyper::Request;
 use hyper::header::HOST;
 use hyper::http::uri::Authority;
 
-/// Returns whether a request has an IP address, `localhost` or the node's name as its host, in every place that may
-/// have one. A request without a host (HTTP/1.0) fails, because every browser sends one.
+/// Returns whether the host of a request is an IP address, `localhost` or the node's name. Every part of the request
+/// that names a host is checked. A request without a host (HTTP/1.0) fails the check, because every browser sends a
+/// host.
 pub(super) fn is_for_host<B>(request: &Request<B>, node: Option<&str>) -> bool {
     let mut hosts = request.headers().get_all(HOST).iter().peekable();
     let is_named = hosts.peek().is_some();
@@ -53,13 +54,13 @@ mod tests {
     #[case("[::1", false)]
     #[case("[evil.test]", false)]
     #[case("", false)]
-    fn a_host_is_an_address_or_the_node(#[case] host: &str, #[case] want: bool) {
+    fn a_host_must_be_an_address_localhost_or_the_nodes_name(#[case] host: &str, #[case] want: bool) {
         let request = Request::get("/status").header(HOST, host).body(()).unwrap();
         assert_eq!(is_for_host(&request, Some("n1.example.com")), want, "{host}");
     }
 
     #[test]
-    fn every_place_that_names_a_host_counts_and_one_must() {
+    fn every_host_of_a_request_is_checked_and_at_least_one_is_required() {
         let request = |target: &str, hosts: &[&str]| {
             let request = hosts
                 .iter()

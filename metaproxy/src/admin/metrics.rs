@@ -1,5 +1,5 @@
-//! Writes `/metrics` in the OpenMetrics text format. Labels have few and fixed values, except for those of refused
-//! connections, which name a pod.
+//! Writes `/metrics` in the OpenMetrics text format. Labels have a small, fixed set of values, except for the labels
+//! of refused connections, which name a pod.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -24,7 +24,7 @@ pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; cha
 /// Writes all metrics.
 ///
 /// # Errors
-/// Errors of the encoder, which has none while it writes to memory.
+/// Returns an error of the encoder. None occurs, because the encoder writes to memory.
 pub fn text(
     source: &dyn MetricSource,
     health: &Health,
@@ -186,7 +186,7 @@ impl Snapshot {
         gauges(encoder, "sessions", about, "state", states)?;
         let about = "The age of the oldest session that is renewed; 0 without one";
         seconds(encoder, "session_oldest_age", about, oldest.unwrap_or_default())?;
-        // Without a session there is no time to show: 0 would mean that one ends now.
+        // Without a session there is no remaining time to report. The value 0 would mean that a session ends now.
         let Some(least_left) = least_left else {
             return Ok(());
         };

@@ -1,4 +1,5 @@
-//! The admin server: health, metrics, status and explanations, on a socket of each instance's own and on a port.
+//! The admin server, which serves health, metrics, status and explanations. Each instance serves its own socket and,
+//! if configured, a port.
 
 pub mod client;
 mod guard_report;

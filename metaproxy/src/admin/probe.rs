@@ -1,5 +1,5 @@
-//! Asks the agent of this container about its health. The kubelet's exec probes do that, because a probe by HTTP would
-//! take a port of the node.
+//! Queries the health of the agent in this container. The kubelet's exec probes use it, because an HTTP probe would
+//! need a port of the node.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -27,8 +27,8 @@ impl Probe {
         }
     }
 
-    /// Returns how long the agent may take to answer. The kubelet kills an agent that fails the liveness probe, and its
-    /// pods get no credentials meanwhile, so an agent that is only slow must pass.
+    /// Returns how long the agent may take to answer. The kubelet kills an agent that fails the liveness probe, and
+    /// pods get no credentials until it runs again. Therefore an agent that is only slow must pass.
     fn timeout(self) -> Duration {
         match self {
             Self::Live => Duration::from_secs(8),
@@ -56,7 +56,7 @@ pub enum ProbeError {
         /// The cause.
         source: io::Error,
     },
-    /// The answer is no, for this reason.
+    /// The answer is negative, for this reason.
     #[error("{0}")]
     No(String),
 }
@@ -64,14 +64,14 @@ pub enum ProbeError {
 /// Returns the agent's answer.
 ///
 /// # Errors
-/// If the answer is no, or there is none.
+/// If the answer is negative, or there is no answer.
 pub fn ask(probe: Probe, runtime_dir: &Path) -> Result<String, ProbeError> {
     let mut no_answer = None;
     for path in socket::of_this_namespace(runtime_dir)? {
         match get(&path, probe.target(), probe.timeout()) {
             Ok(answer) if answer.status == 200 => return Ok(answer.body),
             Ok(answer) => return Err(ProbeError::No(answer.body.trim_end().to_owned())),
-            // A process that was killed has left this file. The next one may belong to a process that runs.
+            // A process that was killed has left this file. The next file may belong to a running process.
             Err(source) if source.kind() == io::ErrorKind::ConnectionRefused => {
                 no_answer.get_or_insert(ProbeError::NoAnswer { path, source });
             }
@@ -88,11 +88,11 @@ mod tests {
     use std::io::{Read as _, Write as _};
 
     #[test]
-    fn a_file_that_a_killed_agent_left_does_not_hide_a_guard_that_runs() {
+    fn a_probe_skips_the_socket_file_of_a_killed_agent_and_reaches_a_running_guard() {
         let dir = tempfile::tempdir().unwrap();
         let (_guard, listener) = AdminSocket::open(dir.path(), Owner::Guard).unwrap();
         listener.set_nonblocking(false).unwrap();
-        // Its file is there until the socket is dropped, as that of a process that was killed.
+        // The file remains until the socket is dropped, like the file of a process that was killed.
         let (agent, listening) = AdminSocket::open(dir.path(), Owner::Agent).unwrap();
         drop(listening);
         let asked = socket::of_this_namespace(dir.path()).unwrap();
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn a_process_that_hangs_is_said_to_have_not_answered_in_time() {
+    fn a_process_that_hangs_is_reported_as_a_timeout() {
         let dir = tempfile::tempdir().unwrap();
         let (_agent, _hangs) = AdminSocket::open(dir.path(), Owner::Agent).unwrap();
         let no_answer = ask(Probe::Ready, dir.path()).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! The routes of the admin server: which path is answered with what, and to whom.
+//! The routes of the admin server: the response to each path, and the clients that may get it.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,7 +18,7 @@ use crate::explain::{AnswerLine, Explanation, Verdict};
 use crate::introspection::{Introspection, MetricSource, page};
 use crate::telemetry::health::Health;
 
-/// How long a response may take. It is less than the time limit of the commands that ask, so that they get the reason.
+/// How long a response may take. It is less than the timeout of the commands, so that a command receives the reason.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(9);
 
 const SLOW: &str = "the agent has not put the response together within 9 s: its worker threads hang, or the node is overloaded\n";
@@ -29,19 +29,20 @@ const NODE_ONLY: &str = "pods and their roles are shown on the node itself only:
 const OTHER_HOST: &str = "pods and their roles are shown under an IP address, localhost or the node's name (--node-name) only: \
                           open http://127.0.0.1 with the port that this came by\n";
 
-/// What a client may see, by the way it comes.
+/// The access of a client, which depends on how it connects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
-    /// Everything. The client comes by the socket, which only root can open.
+    /// Everything. The client uses the socket, which only root can open.
     Root,
-    /// The status of pods. The client comes by the port, from the node itself or through `kubectl port-forward`.
+    /// The status of pods, health and metrics. The client uses the port from the node itself or through
+    /// `kubectl port-forward`.
     Node,
-    /// Health and metrics. The client comes by the port, from anywhere that can reach it, a pod included.
+    /// Health and metrics. The client uses the port, from any network that can reach it, which includes pods.
     Network,
 }
 
 impl Access {
-    /// Returns the access of a client of the port, by the client's address.
+    /// Returns the access of a client of the port, according to the client's address.
     pub fn at(peer: SocketAddr) -> Self {
         if peer.ip().to_canonical().is_loopback() {
             Self::Node
@@ -51,10 +52,10 @@ impl Access {
     }
 }
 
-/// Answers a request about health, or returns `None` if the path is another one.
+/// Answers a request about health. Returns `None` for any other path.
 pub(super) fn health(path: &str, health: &Health) -> Option<Response<Full<Bytes>>> {
     match path {
-        // A process that answers is alive, because it ends if a part of it fails.
+        // A process that answers is alive, because it exits if one of its parts fails.
         "/healthz" => Some(text(StatusCode::OK, "ok\n")),
         "/readyz" if health.is_ready() => Some(text(StatusCode::OK, health.to_string())),
         "/readyz" => Some(text(StatusCode::SERVICE_UNAVAILABLE, health.to_string())),
@@ -109,10 +110,10 @@ impl Routes {
         }
         match path {
             "/metrics" => self.compute_response(Self::metrics).await,
-            // They name every pod with its role, and what STS says of it.
+            // These pages name every pod with its role, and contain what STS has answered about the role.
             "/" | "/status" if access == Access::Network => text(StatusCode::FORBIDDEN, NODE_ONLY),
-            // A page that the reader's browser has open could send requests in the reader's place (DNS rebinding). Such
-            // requests have a name of the page's site as their Host.
+            // A malicious page in an operator's browser could send requests to this server (DNS rebinding). The Host
+            // of such a request is a name of the page's site.
             "/" | "/status"
                 if access == Access::Node && !is_for_host(request, self.introspection.node_name()) =>
             {
@@ -146,7 +147,7 @@ impl Routes {
         self.workers.check(timeout).await
     }
 
-    /// Explains the pods with a name, and what each is answered.
+    /// Explains the pods with this name, and adds the responses that each pod gets.
     async fn explanations(&self, pod: String) -> Response<Full<Bytes>> {
         let explain = move |routes: &Self| routes.introspection.explain(Some(&pod));
         let mut found = match self.compute(explain).await {
@@ -155,7 +156,8 @@ impl Routes {
         };
         for one in &mut found {
             let given = self.dry_run(one).await;
-            // What the pod waited for has come between explanation and dry run. Both have to be of one moment.
+            // The information that the pod waited for arrived between the explanation and the dry run. Both must show
+            // the same state, so the explanation is computed again.
             if one.verdict == Verdict::Waiting && given.last().is_some_and(|last| last.status != 503) {
                 let pod = one.pod.clone();
                 let explain = move |routes: &Self| routes.introspection.explain(Some(&pod));
@@ -169,7 +171,8 @@ impl Routes {
         json(&found)
     }
 
-    /// Runs on the workers, because what it starts (a call of STS, for example) must not end with the admin server.
+    /// Runs a dry run on the workers, because an operation that it starts (a call of STS, for example) must not be
+    /// cancelled when the admin server stops.
     async fn dry_run(&self, of: &Explanation) -> Vec<AnswerLine> {
         let (introspection, of) = (Arc::clone(&self.introspection), of.clone());
         let answers = self
@@ -179,7 +182,7 @@ impl Routes {
         answers.unwrap_or_default()
     }
 
-    /// Makes a response as [`Self::compute`] does.
+    /// Computes a response with [`Self::compute`].
     async fn compute_response(
         &self,
         make: impl FnOnce(&Self) -> Response<Full<Bytes>> + Send + 'static,
@@ -187,8 +190,9 @@ impl Routes {
         self.compute(make).await.unwrap_or_else(failed)
     }
 
-    /// Computes something beside the admin thread, one computation at a time. It looks at every pod, so requests must
-    /// not take all processors of the node. A computation keeps its turn to its end, even if its client has gone.
+    /// Runs a computation outside of the admin thread, one computation at a time. A computation reads every pod, so
+    /// parallel requests could otherwise use all processors of the node. A computation keeps its turn until it has
+    /// finished, even if its client has disconnected.
     async fn compute<T: Send + 'static>(
         &self,
         compute: impl FnOnce(&Self) -> T + Send + 'static,

@@ -1,4 +1,4 @@
-//! Serves the admin routes on a socket and, if wanted, on a port, from a thread of its own.
+//! Serves the admin routes on a socket and, if configured, on a port, from a separate thread.
 
 use std::convert::Infallible;
 use std::io;
@@ -28,20 +28,21 @@ use crate::introspection::{Introspection, MetricSource};
 use crate::node_ports::{self, SUGGESTED_ADMIN_PORT};
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// The time between two attempts to listen on a port that is taken.
+/// The time between two attempts to listen on a port that is in use.
 const RETRY_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The time between two attempts to accept a connection, for example while no file descriptor is free.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(200);
 
-/// How long a client may take to send the head of a request, and how long a connection may be idle.
+/// How long a client may take to send the head of a request. It also limits how long a connection may be idle.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// How long a connection may last, so that a client that does not read its responses does not keep its permit.
+/// How long a connection may last. The limit ends the connection of a client that does not read its responses, so
+/// that its permit becomes free.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// How many connections to the port may be open. More are closed at once. The socket has no such limit, so that probes
-/// get through.
+/// The maximum number of open connections to the port. Further connections are closed at once. The socket has no such
+/// limit, so that probes are always served.
 const MAX_CONNECTIONS: usize = 32;
 
 /// The admin server of an agent, before it is started.
@@ -58,7 +59,7 @@ impl std::fmt::Debug for Admin {
     }
 }
 
-/// The thread of a running admin server. Dropping it ends the thread, soon and without waiting for it.
+/// The thread of a running admin server. Dropping it stops the thread soon, and does not wait for its end.
 #[derive(Debug)]
 pub struct AdminThread {
     _stop: oneshot::Sender<Infallible>,
@@ -88,12 +89,12 @@ impl Admin {
         }
     }
 
-    /// Starts a thread that serves a nonblocking socket, and a port if there is one. The thread has a runtime of its
-    /// own, so that health is answered when all workers of the agent's runtime hang. The returned future completes if
-    /// the thread ends.
+    /// Starts a thread that serves a nonblocking socket, and a port if there is one. The thread has its own runtime,
+    /// so that requests about health are answered when all workers of the agent's runtime hang. The returned future
+    /// completes when the thread ends.
     ///
     /// # Errors
-    /// If the kernel refuses the runtime or the thread.
+    /// If the runtime or the thread cannot be created.
     pub fn start(
         self,
         socket: StdUnixListener,
@@ -110,7 +111,7 @@ impl Admin {
         let (stop, stopped) = oneshot::channel();
         let (ended, end) = oneshot::channel::<Infallible>();
         let serve = move || {
-            // Dropped with the thread, also if it panics.
+            // This value is dropped when the thread ends, also if it panics.
             let _ended = ended;
             runtime.block_on(async {
                 tokio::select! {
@@ -119,7 +120,7 @@ impl Admin {
                     _ = stopped => {}
                 }
             });
-            // A response that is being put together must not keep the thread.
+            // A response that is still being computed must not keep the thread running.
             runtime.shutdown_background();
         };
         std::thread::Builder::new()
@@ -135,8 +136,8 @@ impl Admin {
         accept(listener, |stream| self.spawn(stream, Access::Root, None)).await;
     }
 
-    /// Serves a port, which another instance may share. A port that is taken is tried again, because probes and
-    /// commands work without it.
+    /// Serves a port, which another instance may share. If the port is in use, the agent tries again later, because
+    /// probes and commands work without the port.
     async fn serve_port(&self, port: Option<SocketAddr>) {
         let Some(address) = port else {
             return std::future::pending().await;
@@ -191,7 +192,7 @@ impl Admin {
     }
 }
 
-/// Serves a guard's nonblocking socket: its probes, and its report of itself at `/guard`.
+/// Serves a guard's nonblocking socket: its probes, and its report at `/guard`.
 pub async fn serve_guard<F>(health: Health, report: F, socket: StdUnixListener)
 where
     F: Fn() -> GuardReport + Clone + Send + Sync + 'static,
@@ -256,7 +257,7 @@ async fn pause(error: &io::Error) {
     tokio::time::sleep(ACCEPT_RETRY_INTERVAL).await;
 }
 
-/// Says why a port cannot be listened on, and what to do.
+/// Formats the message that explains why the agent cannot listen on a port, and what to do.
 fn taken(address: SocketAddr, error: &io::Error) -> String {
     let usual = node_ports::wanted_by(address.port())
         .map(|who| format!(" (the port of {who})"))
@@ -274,8 +275,8 @@ fn listen(address: SocketAddr) -> io::Result<TcpListener> {
         TcpSocket::new_v6()?
     };
     socket.set_reuseaddr(true)?;
-    // The instance that takes over listens beside this one. Only processes of the same user can share a port
-    // (socket(7)).
+    // During an update, the new instance listens on the same port as this one. Only processes of the same user can
+    // share a port (socket(7)).
     socket.set_reuseport(true)?;
     socket.bind(address)?;
     socket.listen(64)

@@ -1,7 +1,7 @@
 //! The admin socket of an agent or a guard, in the runtime directory that all instances share.
 //!
-//! Its name has the PID namespace and the process id. So a probe in the agent's container finds the socket of that
-//! agent without configuration, although the process id is 1 in every container.
+//! The name of the socket contains the PID namespace and the process id. Therefore a probe in the agent's container
+//! finds the socket of that agent without configuration, although the process id is 1 in every container.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use nix::sys::socket::{self, AddressFamily, Backlog, SockFlag, SockType, UnixAdd
 use nix::sys::stat::{Mode, fchmod};
 use thiserror::Error;
 
-/// The socket cannot be listened on, or cannot be found.
+/// The error of a socket that cannot be opened or found.
 #[derive(Debug, Error)]
 #[error("--runtime-dir: cannot listen on {path}: {source}")]
 pub struct SocketError {
@@ -23,8 +23,8 @@ pub struct SocketError {
     source: io::Error,
 }
 
-/// The time within which a process listens on a socket file that it has made. An older file on which none listens is
-/// left over.
+/// The time within which a process starts to listen on a socket file that it has made. An older file on which no
+/// process listens is stale.
 const BIND_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The kind of process that owns a socket. The file's name begins with it.
@@ -32,7 +32,7 @@ const BIND_TIMEOUT: Duration = Duration::from_secs(10);
 pub enum Owner {
     /// An agent. Probes and commands connect to it.
     Agent,
-    /// A guard in a process of its own. Probes and `doctor` connect to it.
+    /// A guard that runs as a separate process. Probes and `doctor` connect to it.
     Guard,
 }
 
@@ -52,8 +52,8 @@ pub struct AdminSocket {
 }
 
 impl AdminSocket {
-    /// Listens in a directory that exists, after the files of processes that were killed are removed. The listener is
-    /// nonblocking.
+    /// Removes the files that killed processes have left, then listens on a new socket in an existing directory. The
+    /// listener is nonblocking.
     ///
     /// # Errors
     /// If the file cannot be made.
@@ -78,9 +78,9 @@ impl AdminSocket {
     }
 }
 
-/// Listens at a path to which only root may connect, whatever the mode of the directory is. The file gets the mode of the
-/// socket (`unix_bind`, net/unix/af_unix.c). The umask would do the same, but it is that of all threads, and another one
-/// may make a file meanwhile.
+/// Listens at a path to which only root may connect, independent of the mode of the directory. The file gets the mode
+/// of the socket (`unix_bind`, net/unix/af_unix.c). A umask would have the same effect, but all threads share it, and
+/// another thread may create a file at the same time.
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let socket = socket::socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
@@ -96,7 +96,7 @@ impl Drop for AdminSocket {
     }
 }
 
-/// Lists the sockets of this process's PID namespace: agents before guards, and the youngest first of either.
+/// Lists the sockets of this process's PID namespace: agents before guards, and the youngest first in each group.
 pub(super) fn of_this_namespace(runtime_dir: &Path) -> Result<Vec<PathBuf>, SocketError> {
     let made = |path: &PathBuf| fs::metadata(path).and_then(|file| file.modified()).ok();
     let mut all = Vec::new();
@@ -125,7 +125,7 @@ pub(super) fn guards(runtime_dir: &Path) -> Vec<PathBuf> {
     sockets(runtime_dir, Owner::Guard.prefix())
 }
 
-/// Returns the start of the names of sockets of this PID namespace.
+/// Returns the prefix of the names of this PID namespace's sockets.
 fn own_prefix(owner: Owner) -> Result<String, SocketError> {
     let path = PathBuf::from("/proc/self/ns/pid");
     match fs::metadata(&path) {
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_socket_is_found_from_its_namespace_and_goes_with_its_agent_or_the_next() {
+    fn a_socket_is_found_from_its_namespace_and_removed_by_its_agent_or_the_next_one() {
         let dir = tempfile::tempdir().unwrap();
         let dead = dir.path().join("agent-1-1.sock");
         drop(UnixListener::bind(&dead).unwrap());
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_asks_the_agent_of_its_namespace_and_else_the_guard() {
+    fn a_probe_prefers_the_agent_of_its_namespace_to_the_guard() {
         let dir = tempfile::tempdir().unwrap();
         let asked = || of_this_namespace(dir.path()).unwrap();
         let (guard, _probed) = AdminSocket::open(dir.path(), Owner::Guard).unwrap();

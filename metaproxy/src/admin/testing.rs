@@ -1,4 +1,4 @@
-//! Test doubles: an agent that has done nothing and knows no pod.
+//! Test doubles of an agent that has served no request and knows no pod.
 
 use std::collections::BTreeMap;
 

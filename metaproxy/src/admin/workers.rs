@@ -1,19 +1,18 @@
-//! Asks the runtime that serves pods whether its worker threads still run tasks.
+//! Checks whether the worker threads of the runtime that serves pods still run tasks.
 //!
-//! The admin server has a thread of its own, so it answers even while all workers hang. Its answers about health must
-//! depend on the workers all the same: the kubelet restarts an agent whose workers hang only if its liveness probe
-//! fails.
+//! The admin server has its own thread, so it answers even while all workers hang. Its answers about health must
+//! still depend on the workers, because the kubelet restarts an agent only if its liveness probe fails.
 
 use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio_util::task::AbortOnDropHandle;
 
-/// How long the workers may take to run a task before the agent counts as dead. It is less than the time limit of
-/// `metaproxy probe live`, so that the probe gets the answer.
+/// How long the workers may take to run a task before the agent counts as dead. It is less than the timeout of
+/// `metaproxy probe live`, so that the probe receives the answer.
 const LIVE_TIMEOUT: Duration = Duration::from_millis(7500);
 
-/// How long the workers may take to run a task before the agent counts as not ready. It is less than the time limit of
+/// How long the workers may take to run a task before the agent counts as not ready. It is less than the timeout of
 /// `metaproxy probe ready`.
 const READY_TIMEOUT: Duration = Duration::from_millis(1250);
 
@@ -38,7 +37,7 @@ impl Workers {
     /// Checks that a worker runs a task in time.
     ///
     /// # Errors
-    /// A sentence for the response if none has.
+    /// Returns a sentence for the response if no worker has run the task.
     pub async fn check(&self, timeout: Duration) -> Result<(), String> {
         match tokio::time::timeout(timeout, self.run(async {})).await {
             Ok(Some(())) => Ok(()),
@@ -51,7 +50,7 @@ impl Workers {
     }
 
     /// Runs a task on the workers, and returns its output, or `None` if it has panicked or the workers are stopping.
-    /// The task is aborted if this is dropped.
+    /// The task is aborted if the future is dropped.
     pub async fn run<T: Send + 'static>(&self, task: impl Future<Output = T> + Send + 'static) -> Option<T> {
         AbortOnDropHandle::new(self.runtime.spawn(task)).await.ok()
     }

@@ -1,4 +1,4 @@
-//! The tasks of the agent in a cluster, beside following its pods.
+//! Starts the agent's cluster tasks, except for the task that follows the pods.
 
 use k8s_openapi::api::core::v1::ObjectReference;
 
@@ -22,7 +22,7 @@ pub(super) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts the task that publishes events on pods, and returns the way to it.
+    /// Starts the task that publishes events on pods, and returns its queue.
     pub fn report_events(&self, tasks: &mut Tasks, pods: Pods) -> PodEventSender {
         let (sender, receiver) = pod_event::channel();
         let find = move |uid: &str| match pods.borrow().by_uid(&uid.parse().ok()?)? {
@@ -34,7 +34,8 @@ impl Cluster {
         sender
     }
 
-    /// Starts the tasks that watch the permissions and the limit of tokens, and remove the startup taint.
+    /// Starts the tasks that watch the agent's permissions, watch the audience limit of tokens, and remove the
+    /// startup taint.
     pub fn attend(
         &self,
         tasks: &mut Tasks,

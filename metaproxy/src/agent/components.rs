@@ -1,9 +1,9 @@
-//! The agent's parts: built, started and drained, each in one list.
+//! Builds and starts the agent's parts.
 //!
 //! [`Components::build`] makes the parts, and attaches nothing to the pods' cgroup. [`Components::start`] accepts
-//! connections, attaches the programs and starts the tasks. What it makes, [`Running`], is ended step by step: connections
-//! are drained after the redirection has ended, and the guard opens last. `--mode observe` has the same parts except for
-//! [`Interception`].
+//! connections, attaches the programs and starts the tasks. It returns a [`Running`] agent, which is stopped step by
+//! step: connections are drained after the redirection has ended, and the guard opens last. `--mode observe` has the
+//! same parts except for [`Interception`].
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -51,7 +51,7 @@ pub(super) struct Components {
     tasks: Tasks,
 }
 
-/// What happens to pods' connections.
+/// How pods' connections are handled: intercepted or observed.
 enum Traffic {
     Intercepted(Box<Interception>),
     Observed {
@@ -60,7 +60,7 @@ enum Traffic {
     },
 }
 
-/// Where the admin server listens.
+/// The addresses at which the admin server listens.
 struct AdminParts {
     socket: AdminSocket,
     listener: UnixListener,
@@ -71,7 +71,7 @@ impl Components {
     /// Builds the parts.
     ///
     /// # Errors
-    /// What keeps the agent from starting.
+    /// Returns the error that keeps the agent from starting.
     pub async fn build(settings: &Settings, node_netns: u64) -> Result<Self, StartError> {
         let locator = settings.locator()?;
         let cgroup_roots = locator.roots().to_vec();
@@ -138,10 +138,10 @@ impl Components {
         })
     }
 
-    /// Starts the parts, in the order of this list.
+    /// Starts the parts in a fixed order.
     ///
     /// # Errors
-    /// What keeps the agent from starting.
+    /// Returns the error that keeps the agent from starting.
     pub async fn start(self, mark: ServedMarker) -> Result<Running, StartError> {
         let Self {
             context,
@@ -154,8 +154,7 @@ impl Components {
             admin,
             mut tasks,
         } = self;
-        // Connections are accepted before any is redirected, and pods are kept from the node's metadata service after
-        // that.
+        // The order matters: the agent accepts connections before any is redirected. The guard closes after that.
         let StartedTraffic {
             serving,
             guard,
@@ -167,7 +166,7 @@ impl Components {
             .map(|guard| start_guard(guard, &context, &mut tasks))
             .transpose()?
             .unzip();
-        // What shows the agent to operators and the kubelet.
+        // The next parts show the agent to operators and the kubelet.
         let service = serving.as_ref().map(|serving| serving.service.clone());
         let metrics: Arc<dyn MetricSource> = Arc::new(AgentMetrics {
             counters,
@@ -179,7 +178,7 @@ impl Components {
         let finder = PodFinder::new(context.pods.clone(), Arc::clone(&context.cgroup), cgroup_roots);
         let introspection = live_agent(&context, &info, &metrics, service.clone(), placement.clone());
         let admin = admin.start(&context, &metrics, introspection, &mut tasks)?;
-        // What follows the pods, the cluster and the node.
+        // The next tasks follow the pods, the cluster and the node.
         if let Some(cluster) = &context.cluster {
             cluster.attend(
                 &mut tasks,
@@ -220,7 +219,7 @@ impl Components {
     }
 }
 
-/// Makes what shows the running agent to operators.
+/// Builds the introspection of the running agent, which operators query.
 fn live_agent(
     context: &Context,
     info: &AgentInfo,
@@ -240,18 +239,19 @@ fn live_agent(
     }
 }
 
-/// What is left to do with pods' connections once they are served or observed.
+/// The parts that the start of serving or observing returns to the agent.
 #[derive(Default)]
 struct StartedTraffic {
     serving: Option<Serving>,
     guard: Option<Guard>,
-    /// What finds out the account of roles' names and the agent's own role. `None` if that takes no call.
+    /// The STS client that finds the account of roles' names and the agent's own role. `None` if neither needs a
+    /// call.
     sts: Option<Sts>,
     limit: Option<AudienceLimit>,
 }
 
 impl Traffic {
-    /// Returns what the log says of it.
+    /// Returns the STS client and the guard level for the log.
     fn environment(&self) -> (Option<&Sts>, Option<GuardLevel>) {
         match self {
             Self::Intercepted(interception) => {
@@ -336,7 +336,8 @@ fn start_guard(
     Ok((task, counters))
 }
 
-/// Returns the programs' configuration: to redirect nowhere yet, or to note which cgroups connect.
+/// Returns the initial configuration of the programs. They redirect no connection yet, or only record the cgroups
+/// that connect.
 fn program_config(settings: &Settings, node_netns: u64) -> Config {
     if settings.mode == Mode::Observe {
         return Config::observing(node_netns);

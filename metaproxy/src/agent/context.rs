@@ -1,4 +1,4 @@
-//! What all parts of the agent work with.
+//! The state that all parts of the agent share.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::pods::Pods;
 use crate::roles::Rules;
 use crate::telemetry::health::Health;
 
-/// What the agent knows, in every mode.
+/// The shared state of the agent, in every mode.
 pub(super) struct Context {
     pub mode: Mode,
     pub pods: Pods,

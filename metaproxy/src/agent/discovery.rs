@@ -1,5 +1,6 @@
-//! Finds out about the node: the account to which names of roles belong, and whether the node's metadata service
-//! requires session tokens. Both are requested until there is an answer, and nothing waits for them at the start.
+//! Discovers two facts about the node: the account to which role names belong, and whether the node's metadata
+//! service requires session tokens. Each request is repeated until there is an answer. The start does not wait for
+//! the answers.
 
 use std::future::pending;
 use std::sync::Arc;
@@ -22,10 +23,10 @@ const MIN_BACKOFF: Duration = Duration::from_millis(500);
 /// The longest time between two attempts.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// The number of failures after which the node is taken to have no metadata service.
+/// The number of failures after which the agent assumes that the node has no metadata service.
 const MAX_FAILURES: u32 = 4;
 
-/// Starts the tasks that find out the account of roles' names and the node's own roles. An agent that serves no roles
+/// Starts the tasks that find the account of roles' names and the node's own roles. An agent that serves no roles
 /// needs neither.
 pub(super) fn spawn(context: &Context, sts: Option<Sts>, tasks: &mut Tasks) {
     if context.mode == Mode::Firewall {
@@ -74,12 +75,13 @@ async fn base_arn(upstream: Upstream, sts: Sts, rules: watch::Sender<Arc<Rules>>
 /// The reason why the account is not known.
 struct Unknown {
     problem: String,
-    /// Nothing answers at the address of the metadata service.
+    /// Whether the reason is that no server answers at the address of the metadata service.
     is_absent: bool,
 }
 
-/// Finds the account by the instance profile. If the node has no profile or no metadata service, finds it by the node's
-/// credentials. A failing metadata service is no reason for that, because the credentials may be another account's.
+/// Finds the account from the instance profile. If the node has no profile or no metadata service, finds it from the
+/// node's credentials. If the metadata service only fails, the credentials are not used, because they may belong to
+/// another account.
 async fn of_node(upstream: &Upstream, sts: &Sts, is_alone: bool) -> Result<BaseArn, Unknown> {
     let unknown = |problem, is_absent| Unknown { problem, is_absent };
     let (profile, is_absent) = match upstream.instance_profile().await {
@@ -99,8 +101,8 @@ async fn of_node(upstream: &Upstream, sts: &Sts, is_alone: bool) -> Result<BaseA
     }
 }
 
-/// Finds out whether the node's metadata service requires session tokens, if pods need them only then (`--imds-v1
-/// auto`).
+/// Finds out whether the node's metadata service requires session tokens. With `--imds-v1 auto`, pods need session
+/// tokens only in that case.
 pub(super) async fn imds_v1(upstream: Upstream, imds_v1: watch::Sender<ImdsV1Policy>) {
     let mut backoff = MIN_BACKOFF;
     let mut is_open = *imds_v1.borrow() == ImdsV1Policy::Unknown;
@@ -116,7 +118,7 @@ pub(super) async fn imds_v1(upstream: Upstream, imds_v1: watch::Sender<ImdsV1Pol
                 is_open = false;
             }
             Err(error) => {
-                // No requirement is known, so pods are served without tokens meanwhile.
+                // The requirement is not known yet, so pods are served without tokens until it is.
                 if imds_v1.send_replace(ImdsV1Policy::Allowed) == ImdsV1Policy::Unknown {
                     warn!(
                         "cannot find out whether the node's metadata service requires session tokens; until then pods \

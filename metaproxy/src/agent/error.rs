@@ -1,4 +1,4 @@
-//! The errors that keep the agent from starting, or end it.
+//! The errors that keep the agent from starting or end it.
 
 use thiserror::Error;
 
@@ -16,10 +16,10 @@ use crate::pods::manifests::ManifestsError;
 use crate::runtime_dir::{InstanceError, RuntimeDirError};
 use crate::shutdown::SignalError;
 
-/// The reasons why the agent does not start or does not go on. When it exits, the kernel detaches its programs.
+/// The reasons why the agent does not start or stops running. When it exits, the kernel detaches its programs.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// The kernel lacks something.
+    /// The kernel lacks a required feature.
     #[error(transparent)]
     Kernel(#[from] KernelError),
     /// The cgroup tree cannot be used.
@@ -43,7 +43,7 @@ pub enum StartError {
     /// STS cannot be called.
     #[error(transparent)]
     Sts(#[from] StsError),
-    /// Listeners cannot be opened.
+    /// The listeners cannot be opened.
     #[error(transparent)]
     Listen(#[from] ListenError),
     /// The kernel refuses the programs.
@@ -52,7 +52,7 @@ pub enum StartError {
     /// The programs cannot be attached.
     #[error(transparent)]
     Attach(#[from] AttachError),
-    /// An internal task has ended while the agent runs. It has this name.
+    /// The internal task with this name has ended while the agent runs.
     #[error("internal task `{0}` exited; stopping so the supervisor restarts the agent")]
     TaskEnded(&'static str),
     /// Signals cannot be handled.

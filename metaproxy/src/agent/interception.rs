@@ -1,4 +1,4 @@
-//! Everything that serves pods' connections, which only an observing agent does without.
+//! Builds and starts the parts that serve pods' connections. An agent that only observes does not have them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,17 +29,17 @@ use crate::intercept::listener::ListenerMarks;
 use crate::intercept::programs::LiveConfig;
 use crate::introspection;
 
-/// How long connections are still accepted after the redirection has ended. Those that were redirected just before are
-/// on their way.
+/// How long connections are still accepted after the redirection has ended. Connections that were redirected just
+/// before may still arrive.
 const GRACE_PERIOD: Duration = Duration::from_millis(500);
 
-/// How long open connections may go on, each until its next response.
+/// How long open connections may remain open. Each one is closed after its next response.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// How long responses that have begun may take once idle connections are closed.
+/// How long a response that has begun may take after idle connections are closed.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What gives out sessions to pods.
+/// The issuer of pods' sessions.
 pub(super) type AgentIssuer = AuditedIssuer<DenyOwnRoles<StsIssuer>>;
 
 /// The maps of the programs that carry and verify callers.
@@ -50,7 +50,7 @@ pub(super) struct CallerMaps {
     pub failures: BpfMap<MapData, FailureKey, u64>,
 }
 
-/// What intercepts and serves pods' connections, before there is a listener.
+/// The parts that intercept and serve pods' connections, before the listeners are open.
 pub(super) struct Interception {
     pub sts: Sts,
     pub guard: Option<Guard>,
@@ -61,7 +61,7 @@ pub(super) struct Interception {
     setup: Setup<AgentIssuer>,
 }
 
-/// What answers pods, as the rest of the agent uses it. Cheap to clone.
+/// The parts of serving that the rest of the agent uses. Cheap to clone.
 #[derive(Clone)]
 pub(super) struct ServiceParts {
     pub server: Arc<Server<AgentIssuer>>,
@@ -77,7 +77,7 @@ pub(super) struct Serving {
 }
 
 impl ServiceParts {
-    /// Returns what explanations and dry runs are made from.
+    /// Returns the state from which explanations and dry runs are computed.
     pub fn introspected(self) -> introspection::Serving<AgentIssuer> {
         introspection::Serving {
             sessions: self.sessions,
@@ -88,7 +88,7 @@ impl ServiceParts {
 }
 
 impl Interception {
-    /// Builds it. `own_cgroup` is the id of the agent's own cgroup.
+    /// Builds the parts. `own_cgroup` is the id of the agent's own cgroup.
     ///
     /// # Errors
     /// If STS cannot be set up, the key of session tokens cannot be opened, or the kernel refuses the guard.
@@ -160,8 +160,8 @@ impl Interception {
         })
     }
 
-    /// Opens the listeners and accepts from them. This must happen before anything is redirected, so that no connection
-    /// finds a listener from which none is accepted.
+    /// Opens the listeners and accepts from them. This must happen before any connection is redirected. Otherwise a
+    /// connection could reach a listener from which the agent does not accept.
     ///
     /// # Errors
     /// If there is no listener, or the kernel refuses the programs' configuration.
@@ -195,7 +195,7 @@ fn handler(
     })))
 }
 
-/// Makes what holds the sessions of pods. Nothing is called yet.
+/// Makes the session cache of pods. This makes no call.
 fn sessions(context: &Context, sts: &Sts, limit: Option<AudienceLimit>) -> Sessions<AgentIssuer> {
     let api = context.cluster.as_ref().map(|cluster| cluster.api.clone());
     Sessions::new(AuditedIssuer {
@@ -209,10 +209,10 @@ fn sessions(context: &Context, sts: &Sts, limit: Option<AudienceLimit>) -> Sessi
 }
 
 impl Serving {
-    /// Serves open connections to their end, while new ones are still accepted for [`GRACE_PERIOD`].
+    /// Serves open connections to their end. New connections are still accepted for [`GRACE_PERIOD`].
     ///
     /// # Errors
-    /// The error of the task that keeps the listeners.
+    /// Returns the error of the task that keeps the listeners.
     pub async fn drain(self) -> Result<(), StartError> {
         let Self { service, listening } = self;
         let mut listening = listening.stop().await?;

@@ -1,4 +1,5 @@
-//! The listeners of a running agent: opened, checked, moved to another port when theirs is claimed, and closed.
+//! Opens, checks and closes the listeners of a running agent. Moves them to another port when a pod claims their
+//! port.
 
 mod action;
 
@@ -30,28 +31,29 @@ use crate::intercept::programs::LiveConfig;
 use crate::pods::Pods;
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// How long the old listeners accept connections after a move. A connection that was redirected before it may have lost
-/// its SYN, which is sent again after 1 s (RFC 6298).
+/// How long the old listeners accept connections after a move. The SYN of a connection that was redirected before the
+/// move may have been lost. The client sends it again after 1 s (RFC 6298).
 const MOVE_GRACE: Duration = Duration::from_secs(2);
 
-/// The number of ports that a move tries before it is given up until the next check.
+/// The number of ports that one move tries. If all fail, the next check starts another move.
 const MAX_MOVE_ATTEMPTS: usize = 5;
 
-/// The time between a failed check and its confirmation. A detached program is attached again within this time.
+/// The time between a failed check and the second check that confirms it. A detached program is attached again within
+/// this time.
 const CONFIRM_DELAY: Duration = Duration::from_millis(300);
 
-/// What opening the listeners takes.
+/// The parts and settings with which listeners are opened.
 pub(super) struct Setup<I> {
     pub server: Arc<Server<I>>,
     pub marks: ListenerMarks,
     pub config: LiveConfig,
     pub addresses: Vec<IpAddr>,
-    /// Whether the addresses were found, and not given by `--listen-address`.
+    /// Whether the agent finds the addresses itself, because `--listen-address` gives none.
     pub finds_addresses: bool,
-    /// The value of `--listen-port`. 0 for a free port, which may change.
+    /// The value of `--listen-port`. 0 means a free port, which may change.
     pub port: u16,
     pub pods: Pods,
-    /// The family of the pods' addresses while none is known.
+    /// The assumed family of the pods' addresses while no address is known.
     pub pod_family: Family,
     pub health: Health,
     /// Receives the listeners' addresses.
@@ -62,18 +64,18 @@ pub(super) struct Setup<I> {
 pub(super) struct Listening<I> {
     setup: Setup<I>,
     accepting: JoinSet<()>,
-    /// Listeners that were left by a move. Each is closed when its task ends.
+    /// The listeners on ports that a move has left. Each is closed when its task ends.
     old: JoinSet<Open>,
     open: Open,
-    /// The last claim of the port that was seen.
+    /// The last observed claim of the port.
     claimed: Option<PortClaim>,
-    /// Ports at which connections did not arrive.
+    /// The ports at which connections did not arrive.
     spoilt: BTreeSet<u16>,
     checks: Interval,
 }
 
 impl<I> Setup<I> {
-    /// Sets in the programs' configuration the family of the pods' addresses.
+    /// Sets the family of the pods' addresses in the programs' configuration.
     fn assume_family(&mut self) -> Result<(), StartError> {
         let known = self.pods.borrow_and_update().family();
         let family = known.unwrap_or(self.pod_family);
@@ -122,7 +124,7 @@ impl<I: Issuer> Listening<I> {
         Ok(listening)
     }
 
-    /// Watches the listeners until `stop` fires, and hands itself back.
+    /// Watches the listeners until `stop` fires, then returns itself.
     ///
     /// # Errors
     /// [`StartError::TaskEnded`] if a task that accepts has failed, [`StartError::Programs`] if the programs'
@@ -149,7 +151,7 @@ impl<I: Issuer> Listening<I> {
                 self.claim() != self.claimed
             }
             _ = self.checks.tick() => true,
-            // This fires at most once in the interval in which the kernel's counts are read.
+            // This fires at most once per interval at which the kernel's counters are read.
             () = self.setup.server.acceptor().refusals().answered_elsewhere() => true,
             Some(Ok(old)) = self.old.join_next() => {
                 self.close(old);
@@ -166,7 +168,7 @@ impl<I: Issuer> Listening<I> {
         }
         let claim = self.claim();
         let fault = if self.setup.port == 0 && claim.is_some() && claim != self.claimed {
-            // A claimed port is left without a check, before connections go elsewhere.
+            // The agent leaves a claimed port without a check, before connections are sent to another program.
             None
         } else {
             self.check_and_confirm().await
@@ -178,7 +180,7 @@ impl<I: Issuer> Listening<I> {
         claim(&self.setup.pods.borrow(), &self.open.addresses)
     }
 
-    /// Acts on what claims the port and on what the last check has found.
+    /// Acts on the pod that claims the port and on the result of the last check.
     async fn act(&mut self, fault: Option<Fault>) -> Result<(), StartError> {
         self.claimed = self.claim();
         match action(self.claimed.as_ref(), fault.as_ref(), self.setup.port) {
@@ -208,8 +210,8 @@ impl<I: Issuer> Listening<I> {
         Ok(())
     }
 
-    /// Takes the node's present addresses, unless `--listen-address` gives them. If there are fewer than before, the
-    /// old ones are kept and tried again, because a family would stay without a listener otherwise.
+    /// Reads the node's current addresses, unless `--listen-address` gives them. If there are fewer than before, the
+    /// old addresses are kept and tried again. Otherwise an address family would have no listener.
     fn look_for_addresses(&mut self) {
         if !self.setup.finds_addresses {
             return;
@@ -232,7 +234,7 @@ impl<I: Issuer> Listening<I> {
             let new = match open(&mut self.setup, &self.spoilt, &mut self.accepting) {
                 Ok(new) => new,
                 Err(error) => {
-                    // The rules that took the connections of spoilt ports may be gone.
+                    // The packet filter rules that diverted connections from the spoilt ports may have been removed.
                     self.spoilt.clear();
                     failed = error.to_string();
                     break;
@@ -280,7 +282,7 @@ impl<I: Issuer> Listening<I> {
         self.setup.shown.send_replace(shown);
     }
 
-    /// Checks the listeners, and checks a failure once more, so that a busy agent does not fail.
+    /// Checks the listeners. Repeats a failed check once, so that a busy agent is not reported as failing.
     async fn check_and_confirm(&self) -> Option<Fault> {
         match self.check(&self.open.addresses, CHECK_TIMEOUT).await {
             Some(Fault::AddressGone { .. } | Fault::Elsewhere { .. } | Fault::Unverified { .. }) => {
@@ -291,7 +293,7 @@ impl<I: Issuer> Listening<I> {
         }
     }
 
-    /// Checks listeners, all at once, and returns the worst fault.
+    /// Checks all listeners concurrently, and returns the worst fault.
     async fn check(&self, listeners: &[SocketAddr], timeout: Duration) -> Option<Fault> {
         let checks = self.setup.server.acceptor().checks();
         let each = listeners.iter().map(|listener| checks.check(*listener, timeout));
@@ -299,7 +301,7 @@ impl<I: Issuer> Listening<I> {
     }
 }
 
-/// Opens listeners on the given port, or on a free one that is not spoilt, and accepts from them.
+/// Opens listeners on the given port, or on a free port that is not in `spoilt`, and accepts from them.
 fn open<I: Issuer>(
     setup: &mut Setup<I>,
     spoilt: &BTreeSet<u16>,

@@ -1,4 +1,4 @@
-//! Where an agent's metrics come from.
+//! Collects the agent's metrics from its parts.
 
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::intercept::programs::Counters;
 use crate::introspection::MetricSource;
 use crate::pods::Pods;
 
-/// The metrics of an agent. What it does not have counts as zero.
+/// The source of an agent's metrics. A part that the agent does not have counts as zero.
 pub(super) struct AgentMetrics {
     pub counters: Arc<Counters>,
     pub guard: Option<GuardCounters>,
@@ -40,7 +40,7 @@ impl MetricSource for AgentMetrics {
         self.guard.as_ref().map_or(0, |guard| guard.total(counter))
     }
 
-    /// The agent's checks of its own listeners do not count.
+    /// Returns a kernel counter without the agent's checks of its own listeners.
     fn kernel(&self, counter: Counter) -> u64 {
         let checks = self
             .service

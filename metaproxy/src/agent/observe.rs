@@ -1,5 +1,5 @@
-//! Reports what `--mode enforce` would change, while pods reach the node's metadata service as without metaproxy. No
-//! connection is redirected and there is no listener: the programs only note which cgroups connect.
+//! Reports what `--mode enforce` would change, while pods reach the node's metadata service as they do without
+//! metaproxy. No connection is redirected and there is no listener. The programs only record which cgroups connect.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -20,13 +20,14 @@ use crate::roles::{Decision, Rules};
 /// The time between two readings of the cgroups that have connected.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long connections of an unknown pod are kept until it is known.
+/// How long the connection count of an unknown pod is kept.
 const UNKNOWN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The time before the same is logged again about the same pod.
+/// The time before the same message about the same pod is logged again.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(3600);
 
-/// Connects to STS if that is how the account of roles' names is found out. Names are shown as what they would be.
+/// Sets up the STS client if the account of roles' names is found through STS. With the account, log messages show
+/// the full ARN of a role that is given by name.
 ///
 /// # Errors
 /// If STS cannot be set up.
@@ -58,7 +59,7 @@ impl Observer {
         }
     }
 
-    /// Logs what is observed, until it is dropped.
+    /// Logs the pods that connect. Runs until the future is dropped.
     pub async fn run(mut self) {
         let mut look = tokio::time::interval(POLL_INTERVAL);
         let mut unsaid: HashMap<PodUid, (u64, Instant)> = HashMap::new();
@@ -77,7 +78,7 @@ impl Observer {
     fn connected(&mut self) -> Vec<(PodUid, u64)> {
         let entries: Vec<(u64, u64)> = self.observed.iter().filter_map(Result::ok).collect();
         for (cgroup, _) in &entries {
-            // An entry that another reader has removed needs no removal.
+            // The removal fails if another reader has already removed the entry.
             let _ = self.observed.remove(cgroup);
         }
         let current = self
@@ -91,8 +92,8 @@ impl Observer {
         entries.into_iter().filter_map(pod_of).collect()
     }
 
-    /// Logs what a pod would get, unless the same was logged lately. Returns `false` if the decision has to wait,
-    /// because the pod or its role is not known yet.
+    /// Logs what a pod would get, unless the same message was logged within [`REPEAT_INTERVAL`]. Returns `false` if
+    /// the decision has to wait, because the pod or its role is not known yet.
     fn say(&mut self, uid: &PodUid, connections: u64) -> bool {
         let inventory = Arc::clone(&self.pods.borrow());
         let rules = Arc::clone(&self.rules.borrow());

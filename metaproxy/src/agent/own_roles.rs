@@ -1,6 +1,7 @@
-//! Finds out which roles are the node's own, so that no pod gets one. There are two sources: the node's metadata
-//! service has the role of the instance profile, and STS knows the role of the agent's credentials, which may be
-//! another one. No session is requested before both have answered, or are known to have no answer.
+//! Discovers the node's own roles, so that no pod gets one of them. There are two sources: the node's metadata
+//! service returns the role of the instance profile, and STS returns the role of the agent's credentials, which may
+//! be a different role. The agent requests no session before both sources have answered or are known to have no
+//! answer.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,10 +22,10 @@ const MIN_BACKOFF: Duration = Duration::from_millis(100);
 /// The longest time between two attempts, while the roles of pods wait for the answer.
 const MAX_BACKOFF: Duration = Duration::from_secs(5);
 
-/// The number of failures in a row after which the metadata service is taken to have no answer: it is switched off
-/// (403), or the machine is not an EC2 instance. An agent with other credentials must serve pods there too. A pod's
-/// request is held for less than a second, and four immediate failures take 0.7 s. If the agent's credentials are those
-/// of the instance profile, STS knows its role even then.
+/// The number of consecutive failures after which the agent assumes that the metadata service has no answer. Either
+/// the service is disabled (403), or the machine is not an EC2 instance. An agent with other credentials must serve
+/// pods there too. A pod's request is held for less than a second, and four immediate failures take 0.7 s. If the
+/// agent's credentials are those of the instance profile, STS still returns the profile's role.
 const MAX_FAILURES: u32 = 4;
 
 /// The time between two lookups of the instance profile's role, because a profile can be replaced while the instance
@@ -70,8 +71,8 @@ fn may_be_had(own: &OwnRoles, key: &SessionKey) -> Result<(), ObtainError> {
     )))
 }
 
-/// Publishes the node's own roles, and follows their changes. Never ends. Without `sts` no role is assumed, so the role
-/// of the agent's credentials does not matter.
+/// Publishes the node's own roles, and follows their changes. Never ends. Without `sts` the agent assumes no role, so
+/// the role of its credentials does not matter.
 pub(super) async fn discover(upstream: Upstream, sts: Option<Sts>, rules: Publish) {
     let agent = async {
         match sts {
@@ -101,11 +102,11 @@ async fn follow_instance(upstream: Upstream, rules: &Publish) {
     }
 }
 
-/// Returns what is known of the instance's role after a failure. An earlier answer stays in force.
+/// Returns the known state of the instance's role after a failure. An earlier answer remains valid.
 fn after_failure(before: &OwnRole, problem: String, failures: u32) -> OwnRole {
     match before {
         OwnRole::Unknown(_) if failures >= MAX_FAILURES => OwnRole::Undeterminable,
-        // The first problem is kept until it is over, because later ones differ in their request ids only.
+        // The first problem is kept until it is resolved, because later ones differ only in their request ids.
         OwnRole::Unknown(None) => OwnRole::Unknown(Some(problem)),
         before => before.clone(),
     }
@@ -126,8 +127,8 @@ async fn follow_agent(sts: Sts, rules: &Publish) {
     }
 }
 
-/// Returns what is known of the role of the agent's credentials after a call of STS. An earlier answer stays in force
-/// if STS fails later, and the first of several problems is kept.
+/// Returns the known state of the role of the agent's credentials after a call of STS. An earlier answer remains
+/// valid if STS fails later. The first of several problems is kept.
 fn after_asking(before: &OwnRole, found: Result<String, IdentityError>) -> OwnRole {
     match (found, before) {
         (Ok(arn), _) => RoleId::of_session(&arn).map_or(OwnRole::None, OwnRole::Is),
@@ -200,7 +201,7 @@ mod tests {
     #[rstest]
     #[case::a_roles_session("arn:aws:sts::123456789012:assumed-role/node/i-0", is("node"))]
     #[case::a_user("arn:aws:iam::123456789012:user/ops", OwnRole::None)]
-    fn an_answer_of_sts_settles_it(#[case] arn: &str, #[case] want: OwnRole) {
+    fn an_answer_of_sts_makes_the_role_of_the_credentials_known(#[case] arn: &str, #[case] want: OwnRole) {
         for before in [OwnRole::Unknown(None), is("other"), OwnRole::Undeterminable] {
             assert_eq!(after_asking(&before, Ok(arn.to_owned())), want);
         }
@@ -238,7 +239,7 @@ mod tests {
     #[case::an_sts_that_does_not_say(OwnRole::Undeterminable, [true, true])]
     #[case::another_role(is("agent"), [true, true])]
     #[case::this_role(is("APP"), [false, false])]
-    fn a_session_is_made_only_once_its_role_is_known_not_to_be_the_agents(
+    fn a_session_is_issued_only_if_its_role_is_known_to_differ_from_the_agents_role(
         #[case] agent: OwnRole,
         #[case] want: [bool; 2],
     ) {
@@ -252,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_settled_outlives_failures_of_sts() {
+    fn an_earlier_answer_of_sts_remains_valid_when_sts_fails() {
         let failures = || {
             [
                 IdentityError::NoCredentials("x".to_owned()),

@@ -17,9 +17,8 @@ use crate::pods::{Inventory, Pods, Source as _};
 use crate::roles::Rules;
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// How long the start waits for the API server's first lists. With them, hostNetwork pods and the ports of the node are
-/// known from the beginning. The wait is short, because pods are not kept from the node's credentials before it is
-/// over.
+/// How long the start waits for the API server's first lists. These lists contain the hostNetwork pods and the ports
+/// that are used on the node. The wait is short, because pods can reach the node's credentials until it is over.
 const FIRST_LISTS_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The source of the node's pods.
@@ -82,7 +81,7 @@ impl PodSource {
                 let mut parts = Watch::parts(&kept);
                 parts.push(Part::Interception);
                 let health = Health::starting(parts);
-                // Pods are served by what is known while the API server does not answer.
+                // While the API server does not answer, pods are served from the known state.
                 health.set(Part::Permissions, Condition::Degraded("not known yet".to_owned()));
                 let watch = Watch::open(api.clone(), node.clone(), kept, runtime_dir, health.clone());
                 let cluster = Cluster {
@@ -111,13 +110,13 @@ impl OpenPodSource {
         }
     }
 
-    /// Starts the task that follows the pods. Waits a moment for the API server's first lists.
+    /// Starts the task that follows the pods. Waits up to `FIRST_LISTS_TIMEOUT` for the API server's first lists.
     pub async fn follow(self, tasks: &mut Tasks) -> Pods {
         let first = |inventory: Inventory| watch::channel(Arc::new(inventory));
         match self.source {
             Opened::None => {
                 let (publish, pods) = first(Inventory::default());
-                // The task never ends, and the channel stays open for those that wait for a change.
+                // The task never ends, so the channel stays open for receivers that wait for a change.
                 tasks.spawn("pods", async move {
                     publish.closed().await;
                     std::future::pending().await

@@ -1,5 +1,4 @@
-//! Keeps in line with the pods what follows from them: sessions, the entries of the kernel's maps, and reports of
-//! refusals.
+//! Reconciles the sessions, the entries of the kernel's maps and the reports of refusals with the pods.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
@@ -13,19 +12,19 @@ use crate::intercept::pod_maps::ListedPods;
 use crate::pods::{Inventory, Known, Pod, PodUid, Pods};
 use crate::roles::{Decision, Reason, Rules};
 
-/// Computes the desired state at each change, and brings the sessions, the kernel's maps and the reports in line with
-/// it.
+/// The reconciler. At each change it computes the desired state, and updates the sessions, the kernel's maps and the
+/// reports to match it.
 pub(super) struct Reconciler<I> {
     pub pods: Pods,
     pub rules: watch::Receiver<Arc<Rules>>,
     /// The pods that the kernel's maps list.
     pub listed: watch::Sender<ListedPods>,
-    /// Sessions, and the reports of refusals. `None` while pods are only observed.
+    /// The sessions and the reporter of refusals. `None` while pods are only observed.
     pub service: Option<(Sessions<I>, Arc<RefusalReporter>)>,
 }
 
 impl<I: Issuer> Reconciler<I> {
-    /// Reconciles at each change of the pods or the rules. Ends only if nothing can change them any more.
+    /// Reconciles at each change of the pods or the rules. Ends only if the senders of both channels are dropped.
     pub async fn run(mut self) {
         let mut requested = HashSet::new();
         let mut log = RoleLog::default();
@@ -42,7 +41,8 @@ impl<I: Issuer> Reconciler<I> {
                 for (pod, key) in desired.ahead.difference(&requested) {
                     sessions.prefetch(pod, key);
                 }
-                // Every role waits until the node's own roles are known. That is no change of a pod's role.
+                // While the node's own roles are not known, every role waits. This does not count as a change of a
+                // pod's role.
                 if !rules.own.holds_decisions() {
                     for uid in log.record(desired.states, &inventory, &rules) {
                         reporter.forget(&uid);
@@ -64,12 +64,12 @@ impl<I: Issuer> Reconciler<I> {
     }
 }
 
-/// The state that follows from the pods and the rules.
+/// The desired state, computed from the pods and the rules.
 #[derive(Debug, Default)]
 pub(super) struct DesiredState {
     /// The sessions of all granted roles.
     keys: HashSet<SessionKey>,
-    /// The sessions to fetch ahead of a request, each with a running pod that has the role.
+    /// The sessions to fetch before a pod requests them, each with a running pod that has the role.
     ahead: HashSet<(PodUid, SessionKey)>,
     /// The pods that the kernel's maps have to list.
     pub listed: ListedPods,
@@ -88,14 +88,14 @@ pub(super) fn desired_state(inventory: &Inventory, rules: &Rules, listed: &BTree
             Known::Pod(pod) => std::slice::from_ref(pod),
             Known::Ambiguous(pods) => pods.as_slice(),
         };
-        // A pod whose service account was deleted must not get the node's role because of that.
+        // If the service account of a pod is deleted, the pod must not get the node's role.
         let was_listed = listed.contains(uid);
         let asks = |pod: &Arc<Pod>| {
             let account = inventory.service_account(pod);
             rules.intercepts_host_pod(pod, account)
                 || (was_listed && account.is_none() && rules.asks_accounts_of(pod))
         };
-        // By the pod's own UID, which is the one in its cgroup's name and cannot be forged.
+        // The pod's own UID is compared, because it is in the name of its cgroup and cannot be forged.
         let has_own_network = claimants
             .iter()
             .any(|pod| pod.uid == *uid && !pod.host_network && !pod.finished);
@@ -104,7 +104,7 @@ pub(super) fn desired_state(inventory: &Inventory, rules: &Rules, listed: &BTree
         }
         let runs = claimants.iter().any(|pod| !pod.finished);
         let decision = rules.resolve(inventory, uid);
-        // The inventory has a static pod under its hash too.
+        // The inventory lists a static pod under its hash as well.
         if runs && claimants.iter().any(|pod| pod.uid == *uid) {
             found.states.insert(uid.clone(), RoleState::of(&decision));
         }
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hostnetwork_pod_stays_intercepted_while_its_service_account_is_gone_and_not_before_it_is_known() {
+    fn a_listed_hostnetwork_pod_stays_listed_while_its_service_account_is_missing() {
         let spec = json!({ "hostNetwork": true, "serviceAccountName": "web", "containers": [] });
         let pods = || [pod("host", spec.clone(), "Running")];
         let with = Inventory::new(pods(), [], [account()]);
@@ -193,9 +193,10 @@ mod tests {
         );
     }
 
-    /// Such a pod has a socket of the node's namespace only from another pod, whose decision is not its.
+    /// Such a pod can get a socket of the node's network namespace only from another pod. The decision about that
+    /// other pod does not apply to it.
     #[test]
-    fn a_pod_with_a_network_of_its_own_is_intercepted_in_the_nodes_too_while_it_runs() {
+    fn a_pod_with_its_own_network_is_also_listed_for_the_nodes_network_namespace_while_it_runs() {
         let listed = |spec: Value, phase: &str| {
             let inventory = Inventory::new([pod("web", spec, phase)], [], []);
             desired_state(&inventory, &rules(), &BTreeSet::new())
@@ -212,9 +213,9 @@ mod tests {
         );
     }
 
-    /// A static pod of the host's network is found by its hash, and what a forged mirror pod asks for is not its.
+    /// A static hostNetwork pod is found by its hash. The annotations of a forged mirror pod do not apply to it.
     #[test]
-    fn a_static_pod_is_intercepted_by_what_its_own_mirror_pod_asks_for() {
+    fn a_static_pod_is_intercepted_according_to_its_genuine_mirror_pod() {
         const HASH: &str = "0123456789abcdef0123456789abcdef";
         const ARN: &str = "arn:aws:iam::123456789012:role/app";
         let mirror = |name: &str, role: Option<&str>, is_genuine: bool| {
@@ -247,7 +248,7 @@ mod tests {
     }
 
     #[test]
-    fn a_finished_pod_keeps_its_session_but_none_is_fetched_ahead() {
+    fn the_session_of_a_finished_pod_is_kept_but_not_fetched_ahead() {
         let spec = json!({ "serviceAccountName": "web", "containers": [] });
         let pods = [
             pod("runs", spec.clone(), "Running"),

@@ -1,4 +1,4 @@
-//! What the agent reports of itself, in the log and to probes.
+//! Reports the agent's state in the log and to probes.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -21,7 +21,7 @@ use crate::roles::{BaseArn, RoleArn, WrittenRole};
 use crate::runtime_dir::ServedMarker;
 use crate::telemetry::health::{Condition, Health, Part};
 
-/// Logs what the command line decides, in one line.
+/// Logs the settings of the command line in one line.
 pub(super) fn log_settings(settings: &Settings) {
     let on = |is_on: bool| if is_on { "on" } else { "off" };
     let rules = &settings.rules;
@@ -45,7 +45,7 @@ pub(super) fn log_settings(settings: &Settings) {
     );
 }
 
-/// Describes an agent with these settings, which starts now and has listeners at these addresses.
+/// Builds the description of an agent that starts now, from its settings and the addresses of its listeners.
 pub(super) fn agent_info(settings: &Settings, listeners: watch::Receiver<Vec<String>>) -> AgentInfo {
     AgentInfo {
         mode: settings.mode.label(),
@@ -56,7 +56,7 @@ pub(super) fn agent_info(settings: &Settings, listeners: watch::Receiver<Vec<Str
     }
 }
 
-/// Logs what the agent has found and set up, in one line.
+/// Logs the agent's environment in one line: what it has found and set up.
 pub(super) fn log_environment(
     settings: &Settings,
     cluster: Option<&Cluster>,
@@ -85,7 +85,8 @@ pub(super) fn log_environment(
     );
 }
 
-/// Starts the tasks that log readiness and keep the marker for guards. Returns the handle of the first.
+/// Starts the tasks that log readiness and keep the marker for guards. Returns the handle of the task that logs
+/// readiness.
 pub(super) fn spawn_readiness(
     context: &Context,
     listeners: watch::Receiver<Vec<String>>,
@@ -102,7 +103,7 @@ pub(super) fn spawn_readiness(
     }
 }
 
-/// Logs when pods begin to be served, and why they no longer are.
+/// Logs when the agent begins to serve pods, and why it no longer does.
 async fn log_readiness(health: Health, listeners: watch::Receiver<Vec<String>>) {
     loop {
         health.ready().await;
@@ -121,7 +122,7 @@ async fn log_readiness(health: Health, listeners: watch::Receiver<Vec<String>>) 
     }
 }
 
-/// Logs when pods begin to be observed, and when some no longer are.
+/// Logs when the agent begins to observe pods, and when it no longer observes all of them.
 async fn log_observing(health: Health) {
     loop {
         health.ready().await;
@@ -131,7 +132,8 @@ async fn log_observing(health: Health) {
     }
 }
 
-/// Sets the marker by which guards know that pods are served. It is set again and again, because the file may get lost.
+/// Sets the marker that shows guards that pods are served. The marker is set repeatedly, because the file may be
+/// deleted.
 async fn set_marker(health: Health, mark: ServedMarker) {
     const RETRY_INTERVAL: Duration = Duration::from_millis(500);
     let mut is_logged = false;
@@ -149,8 +151,8 @@ async fn set_marker(health: Health, mark: ServedMarker) {
     }
 }
 
-/// Clears the marker, so that guards let pods pass. An agent that still serves pods beside this one sets it again for
-/// as long as it runs.
+/// Clears the marker, so that guards allow pods' connections. If another agent on the node still serves pods, it sets
+/// the marker again.
 async fn clear_marker(mark: ServedMarker) {
     const RETRY_INTERVAL: Duration = Duration::from_secs(1);
     loop {
@@ -159,7 +161,8 @@ async fn clear_marker(mark: ServedMarker) {
     }
 }
 
-/// Reports to health whether pods are intercepted: the programs are attached, and the pods are where they are attached.
+/// Reports to health whether pods are intercepted: the programs are attached, and the pods are below the cgroup to
+/// which they are attached.
 pub(super) async fn report_interception(
     mut states: watch::Receiver<AttachmentState>,
     mut placement: watch::Receiver<Arc<Placement>>,
@@ -178,7 +181,7 @@ pub(super) async fn report_interception(
             ),
         };
         health.set(Part::Interception, condition);
-        // The task that finds the pods ends with the agent.
+        // The task that sends the placement ends only when the agent ends.
         let changed = tokio::select! {
             changed = states.changed() => changed,
             Ok(()) = placement.changed() => Ok(()),
@@ -192,7 +195,7 @@ pub(super) async fn report_interception(
 /// Reports to health whether the guard is closed.
 pub(super) async fn report_guard(mut states: watch::Receiver<GuardState>, health: Health) {
     loop {
-        // Pods are served without a guard too, and a missing cgroup is reported as a failure of the interception.
+        // Without a guard, pods are still served. A missing cgroup is reported as a failure of the interception.
         let waiting = Condition::Degraded("not attached (yet)".to_owned());
         let state = *states.borrow_and_update();
         health.set(Part::Guard, state.condition(waiting));

@@ -9,7 +9,8 @@ use crate::pods::{Inventory, Known, PodUid};
 use crate::roles::{Decision, RoleArn, Rules};
 use crate::telemetry::log_limiter::LogLimiter;
 
-/// The largest number of changes at once that are logged one by one. Of more, only the number is logged.
+/// The maximum number of simultaneous changes that are logged one by one. If there are more, only their number is
+/// logged.
 const MAX_LINES: usize = 10;
 
 /// The state of a pod's role.
@@ -21,7 +22,7 @@ pub(super) enum RoleState {
     Refused,
     /// The pod requests no role.
     NoRole,
-    /// The decision has to wait.
+    /// The decision waits for information that is not known yet.
     Unknown,
 }
 
@@ -57,14 +58,14 @@ impl RoleState {
 }
 
 impl RoleLog {
-    /// Logs what has changed, and returns the pods that had another state before.
+    /// Logs the changes, and returns the pods whose state has changed.
     pub fn record(
         &mut self,
         mut now: HashMap<PodUid, RoleState>,
         inventory: &Inventory,
         rules: &Rules,
     ) -> Vec<PodUid> {
-        // A decision that has to wait for a moment is no change.
+        // A decision that waits does not count as a change.
         for (uid, state) in &mut now {
             if let (RoleState::Unknown, Some(last)) = (&*state, self.last.get(uid)) {
                 *state = last.clone();
@@ -112,7 +113,7 @@ impl RoleLog {
     }
 }
 
-/// Describes the change of one pod's role. `None` if another part logs it, or if it is not worth a line.
+/// Describes the change of one pod's role. Returns `None` if another part logs the change, or if it needs no line.
 fn change(inventory: &Inventory, rules: &Rules, uid: &PodUid, before: Option<&RoleState>) -> Option<String> {
     let Known::Pod(pod) = inventory.by_uid(uid)? else {
         return None;
@@ -161,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_changed_is_told_with_what_was() {
+    fn a_change_is_described_with_the_previous_state() {
         let one = "role arn:aws:iam::123456789012:role/one";
         let whence = "from annotation iam.amazonaws.com/role of the pod";
         let starts = |said: Option<String>, start: &str| {
@@ -191,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_told_for_a_moment_has_not_changed() {
+    fn an_unknown_state_does_not_count_as_a_change() {
         let uid: PodUid = "u".parse().unwrap();
         let now = |state: RoleState| HashMap::from([(uid.clone(), state)]);
         let role = || RoleState::Role("arn:aws:iam::123456789012:role/one".parse().unwrap());

@@ -1,4 +1,4 @@
-//! What the command line decides about an agent.
+//! The settings that the command line gives an agent.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
@@ -39,50 +39,50 @@ impl Mode {
     }
 }
 
-/// Everything that the command line decides.
+/// All settings of an agent that the command line gives.
 #[derive(Debug)]
 pub struct Settings {
     /// The source of the node's pods.
     pub pods: PodSource,
-    /// What pods get.
+    /// The mode, which decides what pods get.
     pub mode: Mode,
-    /// What keeps pods from the node's metadata service if a connection is not redirected.
+    /// The guard, which keeps pods from the node's metadata service if a connection is not redirected.
     pub guard: GuardMode,
     /// The pods' cgroup, or `None` if it has to be found.
     pub cgroup: Option<PathBuf>,
     /// The cgroup2 mount, or `None` if it has to be found.
     pub cgroup_root: Option<PathBuf>,
-    /// The addresses of the listeners. Empty for the node's addresses.
+    /// The addresses of the listeners. Empty means the node's addresses.
     pub listen_addresses: Vec<IpAddr>,
-    /// The port of the listeners. 0 for a free one.
+    /// The port of the listeners. 0 means a free port.
     pub listen_port: u16,
-    /// The family of the pods' addresses while none is known.
+    /// The assumed family of the pods' addresses while no address is known.
     pub pod_family: Family,
-    /// What decides about roles.
+    /// The rules that decide about roles.
     pub rules: Rules,
-    /// Whether tokens of service accounts are requested only while a policy limits their audience.
+    /// Whether the agent requests tokens of service accounts only while a policy limits their audience.
     pub token_policy_required: bool,
-    /// How STS is called.
+    /// The settings of the STS client.
     pub sts: StsSettings,
     /// The node's metadata service.
     pub imds: Endpoint,
-    /// What pods may see of the node's metadata.
+    /// The paths of the node's metadata that pods may read.
     pub paths: Paths,
     /// Whether requests without a session token are answered.
     pub imds_v1: ImdsV1Policy,
-    /// What one pod may use.
+    /// The limits that apply to each pod.
     pub limits: Limits,
-    /// The address of the admin server's port, beside its socket. `None` for no port.
+    /// The address and port of the admin server, in addition to its socket. `None` means no port.
     pub admin: Option<SocketAddr>,
     /// The directory of the token key, the snapshot of the pods and the admin socket.
     pub runtime_dir: PathBuf,
 }
 
 impl Settings {
-    /// Makes what finds the pods' cgroup.
+    /// Makes the locator of the pods' cgroup.
     ///
     /// # Errors
-    /// If there is no cgroup2 mount, or the given directory is none.
+    /// If there is no cgroup2 mount, or the given directory is not one.
     pub(super) fn locator(&self) -> Result<Locator, CgroupError> {
         Locator::new(self.cgroup_root.as_deref(), self.cgroup.as_deref())
     }

@@ -1,5 +1,5 @@
-//! A running agent and its end, as a chain of types that are each made from the one before:
-//! [`Running`] → [`Detached`] → [`Drained`].
+//! The steps by which a running agent stops. Each step is a type that is made from the previous one: [`Running`] →
+//! [`Detached`] → [`Drained`].
 
 use std::sync::Arc;
 
@@ -25,7 +25,7 @@ pub(super) struct Running {
     pub(super) rest: Rest,
 }
 
-/// What stays until the end.
+/// The parts that remain until the last step.
 pub(super) struct Rest {
     pub(super) context: Context,
     pub(super) metrics: Arc<dyn MetricSource>,
@@ -34,14 +34,15 @@ pub(super) struct Rest {
     pub(super) admin: (AdminThread, AdminSocket),
 }
 
-/// An agent whose programs redirect no more connections. Those that carry and verify callers are still attached.
+/// An agent whose programs redirect no more connections. The programs that carry and verify callers are still
+/// attached.
 pub(super) struct Detached {
     attachment: Result<Attachment, StartError>,
     serving: Option<Serving>,
     rest: Rest,
 }
 
-/// An agent that has no connections any more.
+/// An agent without open connections.
 pub(super) struct Drained {
     attachment: Result<Attachment, StartError>,
     rest: Rest,
@@ -49,8 +50,8 @@ pub(super) struct Drained {
 }
 
 impl Running {
-    /// Waits until a task ends. None does by itself, so the agent lacks a part then, and must not go on as if it were
-    /// whole.
+    /// Waits until a task ends. No task ends by itself, so an end means that a part of the agent is missing. The
+    /// agent must then stop.
     pub async fn failed(&mut self) -> StartError {
         let listening = self.serving.as_mut().map(|serving| &mut serving.listening);
         tokio::select! {
@@ -70,7 +71,7 @@ impl Running {
             rest,
         } = self;
         if serving.is_some() {
-            // That the agent is no longer ready is what was asked for, and no news.
+            // The stop was requested, so the log does not report that the agent is no longer ready.
             readiness_log.abort();
             let condition = Condition::Failing("the agent ends".to_owned());
             rest.context.health.set(Part::Interception, condition);
@@ -92,7 +93,7 @@ impl Detached {
     /// Serves open connections to their end.
     ///
     /// # Errors
-    /// The error of the task that keeps the listeners.
+    /// Returns the error of the task that keeps the listeners.
     pub async fn drain(self) -> Result<Drained, StartError> {
         let was_serving = self.serving.is_some();
         if let Some(serving) = self.serving {
@@ -107,8 +108,8 @@ impl Detached {
 }
 
 impl Drained {
-    /// Detaches the remaining programs, then opens the guard: until here it has refused what was not redirected any
-    /// more.
+    /// Detaches the remaining programs, then opens the guard. Until this point, the guard has refused the connections
+    /// that were no longer redirected.
     pub async fn close(self) {
         let Rest {
             context,

@@ -1,4 +1,4 @@
-//! The agent's internal tasks, each with a name by which its end is reported.
+//! The agent's internal tasks, each with a name that appears in the error if the task ends.
 
 use std::collections::HashMap;
 
@@ -7,8 +7,8 @@ use tokio::task::{AbortHandle, Id, JoinHandle, JoinSet};
 
 use super::StartError;
 
-/// Tasks that run as long as the agent does. None of them ends by itself, so an end is a failure. Dropping it aborts
-/// them.
+/// Tasks that run as long as the agent does. None of them ends by itself, so an end is a failure. Dropping this value
+/// aborts the tasks.
 #[derive(Debug, Default)]
 pub(super) struct Tasks {
     set: JoinSet<()>,
@@ -38,7 +38,7 @@ impl Tasks {
     }
 }
 
-/// A task that owns a part of the agent, and hands the part back when it is stopped.
+/// A task that owns a part of the agent, and returns the part when it is stopped.
 #[derive(Debug)]
 pub(super) struct Supervised<T> {
     name: &'static str,
@@ -68,9 +68,9 @@ impl<T: Send + 'static> Supervised<T> {
     /// Stops the task.
     ///
     /// # Errors
-    /// The task's own error, or [`StartError::TaskEnded`] if it has panicked.
+    /// Returns the task's own error, or [`StartError::TaskEnded`] if it has panicked.
     pub async fn stop(self) -> Result<T, StartError> {
-        // A task that has ended already does not receive.
+        // The send fails if the task has already ended.
         let _ = self.stop.send(());
         self.task.await.unwrap_or(Err(StartError::TaskEnded(self.name)))
     }
@@ -107,7 +107,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_supervised_task_hands_back_its_part_when_it_is_stopped() {
+    async fn a_supervised_task_returns_its_part_when_it_is_stopped() {
         let task = Supervised::spawn("part", |stopped| async move {
             let _ = stopped.await;
             Ok(7)
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_supervised_task_that_ends_unasked_is_reported_by_its_name() {
+    async fn a_supervised_task_that_ends_without_a_stop_is_reported_by_its_name() {
         let mut task = Supervised::spawn("part", |_stopped| std::future::ready(Ok(7)));
         assert!(matches!(task.failed().await, StartError::TaskEnded("part")));
     }

@@ -1,4 +1,4 @@
-//! The flags of the commands that ask an agent.
+//! The flags of the commands that query an agent.
 
 use std::path::PathBuf;
 

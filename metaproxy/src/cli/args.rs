@@ -1,4 +1,4 @@
-//! Flags that several subcommands have.
+//! The flags that several subcommands share.
 
 use std::path::PathBuf;
 

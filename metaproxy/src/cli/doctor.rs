@@ -52,10 +52,10 @@ pub struct DoctorArgs {
 }
 
 impl DoctorArgs {
-    /// Returns what is examined, and how.
+    /// Returns the settings of the examination.
     ///
     /// # Errors
-    /// For the first flag that is malformed.
+    /// Returns the error of the first malformed flag.
     pub fn examination(&self) -> Result<Examination, UsageError> {
         let run = &self.run;
         if let Some(endpoint) = &run.sts_endpoint {
@@ -88,7 +88,7 @@ impl DoctorArgs {
         })
     }
 
-    /// Returns the API server that the agent would use; none if it reads manifests.
+    /// Returns the API server that the agent would use. Returns `None` if the agent reads manifests.
     fn kubeconfig(&self) -> Option<KubeconfigSource> {
         if self.run.manifests.is_some() {
             return None;

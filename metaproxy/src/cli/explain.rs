@@ -47,10 +47,10 @@ pub struct ExplainArgs {
 }
 
 impl ExplainArgs {
-    /// Returns the pod as `namespace/name`; `None` stands for all pods.
+    /// Returns the pod as `namespace/name`. `None` means all pods.
     ///
     /// # Errors
-    /// If neither a pod nor all pods are requested, or the name can't be that of a pod.
+    /// If neither a pod nor all pods are requested, or the name is not a valid pod name.
     pub fn pod(&self) -> Result<Option<String>, UsageError> {
         let Some(pod) = &self.pod else {
             let is_enough = self.all || self.manifests.is_some();

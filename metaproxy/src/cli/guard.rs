@@ -55,10 +55,10 @@ pub struct GuardArgs {
 }
 
 impl GuardArgs {
-    /// Checks the flags as far as that is possible without the machine's state.
+    /// Validates the flags without reading the state of the machine.
     ///
     /// # Errors
-    /// If the guard would do nothing.
+    /// If the flags make a guard that does nothing.
     pub fn settings(&self) -> Result<Settings, UsageError> {
         if self.guard == GuardMode::Off {
             return Err(UsageError::IdleGuard);

@@ -171,15 +171,15 @@ pub struct RoleArgs {
 }
 
 impl RoleArgs {
-    /// Says whether service accounts give their pods roles.
+    /// Returns whether annotations of service accounts give pods roles.
     pub(super) fn asks_service_accounts(&self) -> bool {
         self.web_identity == Switch::On
     }
 
-    /// Returns the rules on a node of this name.
+    /// Returns the rules for a node with this name.
     ///
     /// # Errors
-    /// For the first flag that is malformed, or contradicts another one.
+    /// Returns the error of the first flag that is malformed or contradicts another flag.
     pub fn rules(&self, node: Option<String>, firewall: bool) -> Result<Rules, UsageError> {
         let base: Option<BaseArn> = role("--base-role-arn", self.base_role_arn.as_ref())?;
         let default_role: Option<WrittenRole> = role("--default-role", self.default_role.as_ref())?;

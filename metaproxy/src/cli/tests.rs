@@ -27,7 +27,7 @@ fn variable(flag: &str) -> String {
 }
 
 #[test]
-fn the_command_line_is_sound_and_every_flag_has_its_variable_and_heading() {
+fn the_command_line_is_valid_and_every_flag_has_a_variable_and_a_heading() {
     Cli::command().debug_assert();
     let run = Cli::command().find_subcommand("run").unwrap().clone();
     for flag in run.get_arguments().filter(|flag| flag.get_id() != "help") {
@@ -42,7 +42,7 @@ fn the_command_line_is_sound_and_every_flag_has_its_variable_and_heading() {
 }
 
 #[test]
-fn every_command_every_flag_and_every_value_has_its_sentence() {
+fn every_command_flag_and_value_has_a_help_text() {
     let cli = Cli::command();
     let mut seen = 0;
     for command in cli.get_subcommands() {
@@ -61,10 +61,10 @@ fn every_command_every_flag_and_every_value_has_its_sentence() {
                 help.starts_with(char::is_uppercase) && help.contains(' '),
                 "{name}: {id}: {help}"
             );
-            // A switch without a value has no values to explain.
+            // A flag without a value has no values to explain.
             let takes_one = argument.get_action().takes_values();
             for value in argument.get_possible_values().iter().filter(|_| takes_one) {
-                // The names of shells and formats explain themselves.
+                // The names of shells and formats need no explanation.
                 let is_plain = ["shell", "output"].contains(&id.as_str());
                 assert!(
                     is_plain || value.get_help().is_some(),
@@ -79,7 +79,7 @@ fn every_command_every_flag_and_every_value_has_its_sentence() {
 }
 
 #[test]
-fn every_command_has_its_exit_status_and_an_example() {
+fn the_help_of_every_command_has_an_exit_status_and_an_example() {
     let cli = Cli::command();
     for name in ["run", "guard", "explain", "doctor", "status", "migrate", "probe"] {
         let command = cli.find_subcommand(name).unwrap();
@@ -101,9 +101,10 @@ fn every_command_has_its_exit_status_and_an_example() {
     }
 }
 
-/// Checks that messages and comments of the sources name only flags that exist: those of metaproxy, and the listed ones of other programs.
+/// Checks that messages and comments in the sources name only flags that exist. These are the flags of metaproxy and
+/// the listed flags of other programs.
 #[test]
-fn flags_that_sentences_name_are_there() {
+fn sources_name_only_flags_that_exist() {
     const OTHERS: [&str; 15] = [
         "all-namespaces",
         "event-ttl",
@@ -121,7 +122,7 @@ fn flags_that_sentences_name_are_there() {
         "help",
         "version",
     ];
-    // These files have flags of other programs, or styles of a page.
+    // These files contain flags of other programs, or CSS variables of a page.
     const OF_OTHERS: [&str; 4] = ["migrate", "leftovers", "node_ports.rs", "page.rs"];
     let cli = Cli::command();
     let flags: std::collections::BTreeSet<String> = cli
@@ -161,7 +162,7 @@ fn flags_that_sentences_name_are_there() {
 
 /// A new flag needs a value of the chart and a row in deploy/docs/configuration.md.
 #[test]
-fn every_flag_of_the_agent_is_reachable_from_values_and_documented() {
+fn every_flag_of_the_agent_has_a_chart_value_and_is_documented() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let read = |path| std::fs::read_to_string(root.join(path)).unwrap();
     let chart = read("deploy/helm/metaproxy/templates/daemonset.yaml");
@@ -170,7 +171,7 @@ fn every_flag_of_the_agent_is_reachable_from_values_and_documented() {
     let flags: Vec<&str> = run.get_arguments().filter_map(|flag| flag.get_long()).collect();
     assert!(flags.len() > 30, "{flags:?}");
     for flag in flags {
-        // As a whole word: --log is not --log-format.
+        // The name must match as a whole word: --log is not --log-format.
         let is_in = |text: &str, name: &str, end: &[char]| {
             text.match_indices(name)
                 .any(|(start, _)| text[start + name.len()..].starts_with(end))
@@ -186,9 +187,9 @@ fn every_flag_of_the_agent_is_reachable_from_values_and_documented() {
     }
 }
 
-/// `kubectl exec … doctor` must see the configuration of the agent in that container.
+/// `kubectl exec … doctor` must read the configuration of the agent in that container.
 #[test]
-fn doctor_takes_every_flag_of_the_agent_and_the_chart_gives_those_as_variables_that_it_looks_at() {
+fn doctor_accepts_every_flag_of_the_agent_and_the_chart_sets_the_variables_that_it_reads() {
     let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let chart = std::fs::read_to_string(root.join("deploy/helm/metaproxy/templates/daemonset.yaml")).unwrap();
     let flags = |name: &str| -> Vec<String> {
@@ -230,7 +231,7 @@ fn doctor_takes_every_flag_of_the_agent_and_the_chart_gives_those_as_variables_t
 #[rstest]
 #[case(&["--manifests", "/p"], None)]
 #[case(&["--kubeconfig", "/k"], Some(KubeconfigSource::File(PathBuf::from("/k"))))]
-fn doctor_asks_the_api_server_that_the_agent_asks(
+fn doctor_uses_the_same_api_server_as_the_agent(
     #[case] flags: &[&str],
     #[case] want: Option<KubeconfigSource>,
 ) {
@@ -244,7 +245,7 @@ fn doctor_asks_the_api_server_that_the_agent_asks(
 }
 
 #[test]
-fn defaults_are_those_of_the_contract() {
+fn flags_have_the_documented_defaults() {
     let settings = settings(&[]).unwrap();
     assert_eq!(settings.listen_port, 0);
     assert_eq!(settings.sts.duration, Duration::from_secs(3600));
@@ -291,7 +292,7 @@ fn defaults_are_those_of_the_contract() {
 #[case(&["--imds-endpoint", "http://"], "--imds-endpoint \"http://\": not a URL such as")]
 #[case(&["--web-identity", "on"], "--web-identity on: tokens of service accounts come from the API server")]
 #[case(&["--role-annotation", "a/b/c"], "--role-annotation \"a/b/c\": not a key")]
-fn malformed_and_contradictory_flags_are_named(#[case] flags: &[&str], #[case] want: &str) {
+fn errors_name_malformed_and_contradictory_flags(#[case] flags: &[&str], #[case] want: &str) {
     let error = settings(flags).unwrap_err().to_string();
     assert!(error.starts_with(want), "{error}");
 }
@@ -323,7 +324,7 @@ fn a_password_in_a_url_is_refused_and_not_shown(#[case] flag: &str, #[case] url:
 #[case(Some("fd00:10:96::1"), Family::V6)]
 #[case(Some("api.example.internal"), Family::V4)]
 #[case(None, Family::V4)]
-fn pods_are_taken_to_have_the_family_of_the_services_while_none_is_known(
+fn the_assumed_family_of_pods_is_the_family_of_the_services(
     #[case] api_server: Option<&str>,
     #[case] family: Family,
 ) {
@@ -337,7 +338,7 @@ fn pods_are_taken_to_have_the_family_of_the_services_while_none_is_known(
 #[case(&["--session-tags", "eks", "--cluster-arn", CLUSTER], TagRules::Eks(CLUSTER.parse().unwrap()))]
 #[case(&["--session-tags", "eks", "--cluster-arn", CLUSTER, "--cluster-name", "blue"], TagRules::Eks(CLUSTER.parse().unwrap()))]
 #[case(&["--cluster-arn", CLUSTER], TagRules::Off)]
-fn a_clusters_name_is_that_of_its_arn(#[case] flags: &[&str], #[case] want: TagRules) {
+fn the_cluster_name_comes_from_the_cluster_arn(#[case] flags: &[&str], #[case] want: TagRules) {
     assert_eq!(settings(flags).unwrap().rules.sessions.tags, want);
 }
 
@@ -352,7 +353,7 @@ fn a_clusters_name_is_that_of_its_arn(#[case] flags: &[&str], #[case] want: TagR
 #[case(&["run", "--session-duration", "soon"], ErrorKind::ValueValidation)]
 #[case(&["walk"], ErrorKind::InvalidSubcommand)]
 #[case(&[], ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand)]
-fn words_that_make_no_sense_are_usage_errors(#[case] words: &[&str], #[case] want: ErrorKind) {
+fn invalid_arguments_are_usage_errors(#[case] words: &[&str], #[case] want: ErrorKind) {
     let error = Cli::from_words(["metaproxy"].iter().chain(words)).unwrap_err();
     assert_eq!(error.kind(), want);
 }
@@ -361,7 +362,7 @@ fn words_that_make_no_sense_are_usage_errors(#[case] words: &[&str], #[case] wan
 #[case(&["--kubeconfig", "/k"], "--node-name is not given: ")]
 #[case(&["--kubeconfig", "/k", "--node-name", "a,spec.nodeName=b"], "--node-name \"a,spec.nodeName=b\": not the name")]
 #[case(&["--kubeconfig", "/k", "--node-name", "n", "--startup-taint", "a b"], "--startup-taint \"a b\": not a key")]
-fn what_the_api_server_cannot_be_asked_is_named(#[case] flags: &[&str], #[case] want: &str) {
+fn errors_name_missing_and_malformed_flags_of_the_api_server(#[case] flags: &[&str], #[case] want: &str) {
     let error = run_args(["metaproxy", "run"].iter().chain(flags))
         .settings()
         .unwrap_err()
@@ -391,7 +392,7 @@ fn pods_come_from_the_api_server_of_the_kubeconfig() {
 }
 
 #[test]
-fn without_a_source_of_pods_it_says_which_flag_is_missing() {
+fn without_a_source_of_pods_the_error_names_the_missing_flag() {
     assert_eq!(
         run_args(["metaproxy", "run"]).settings().unwrap_err(),
         UsageError::NoSource

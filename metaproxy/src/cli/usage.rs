@@ -1,4 +1,4 @@
-//! Checks flags that clap can't check, and how they fit together.
+//! Validates flags that clap cannot validate, and combinations of flags.
 
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -19,16 +19,16 @@ use crate::intercept::guard::GuardMode;
 use crate::roles::arn::RoleError;
 use crate::roles::{NotACluster, OwnRoles, RoleArn, RoleId, Rules, SessionRules};
 
-/// Says which flag is malformed, or contradicts another one.
+/// The errors of flags that are malformed or contradict another flag.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum UsageError {
-    /// `explain` was given no pod.
+    /// `explain` is given no pod.
     #[error(
         "explain: no pod is given: NAMESPACE/POD explains one of this node, --all shows all of them, and --manifests PATH \
          explains manifests without an agent"
     )]
     WhichPod,
-    /// The name can't be that of a pod.
+    /// The name is not a valid pod name.
     #[error("{0:?}: a pod is named as NAMESPACE/POD, or as POD with --namespace")]
     PodName(String),
     /// Neither an API server nor manifests are given.
@@ -42,12 +42,12 @@ pub enum UsageError {
         "--node-name is not given: the agent reads the pods of its own node only; give the name that `kubectl get nodes` shows"
     )]
     NoNode,
-    /// The name can't be that of a node.
+    /// The name is not a valid node name.
     #[error(
         "--node-name {0:?}: not the name of a node, which has up to 253 small letters, digits, dashes and dots"
     )]
     NodeName(String),
-    /// A guard would refuse the connections that are observed.
+    /// A guard would refuse the connections that the agent observes.
     #[error(
         "--guard with --mode observe: a guard would refuse the connections that are to be observed; leave out --guard"
     )]
@@ -61,17 +61,17 @@ pub enum UsageError {
          the two"
     )]
     NoTokens,
-    /// The role, or the base of roles, is malformed.
+    /// The role or the prefix of roles is malformed.
     #[error("{flag} {value:?}: {error}")]
     Role {
         /// The flag.
         flag: &'static str,
         /// The value as given.
         value: String,
-        /// Why it is malformed.
+        /// The reason why it is malformed.
         error: RoleError,
     },
-    /// Pods can't reach the address.
+    /// Pods cannot reach the address.
     #[error(
         "--listen-address {0}: pods cannot reach a loopback, link-local, multicast, broadcast or unspecified address; give an \
          address of the node"
@@ -113,13 +113,13 @@ pub enum UsageError {
     Imds {
         /// The value as given.
         value: String,
-        /// Why it is malformed.
+        /// The reason why it is malformed.
         error: BadEndpoint,
     },
     /// The pattern is malformed, or matches nothing.
     #[error("--allow-path: {0}")]
     AllowPath(BadPattern),
-    /// The cluster's name can't be the value of a tag.
+    /// The cluster's name is not a valid value of a tag.
     #[error(
         "--cluster-name {0:?}: not the value of a session tag, which has up to 256 letters, digits, spaces and characters of \
          _.:/=+-@"
@@ -130,7 +130,7 @@ pub enum UsageError {
     ClusterArn {
         /// The value as given.
         value: String,
-        /// Why it is malformed.
+        /// The reason why it is malformed.
         error: NotACluster,
     },
     /// The cluster's ARN is not given.
@@ -149,7 +149,7 @@ pub enum UsageError {
         /// The name in `--cluster-arn`.
         of_arn: String,
     },
-    /// The text can't be the key of an annotation or a taint.
+    /// The text is not a valid key of an annotation or a taint.
     #[error("{flag} {value:?}: not a key of annotations or taints, which looks like iam.amazonaws.com/role")]
     Key {
         /// The flag.
@@ -160,10 +160,10 @@ pub enum UsageError {
 }
 
 impl RunArgs {
-    /// Checks the flags as far as that is possible without the machine's state.
+    /// Validates the flags without reading the state of the machine.
     ///
     /// # Errors
-    /// For the first flag that is malformed, or contradicts another one.
+    /// Returns the error of the first flag that is malformed or contradicts another flag.
     pub fn settings(&self) -> Result<Settings, UsageError> {
         let node_name = self.node_name.clone().or_else(node_name_of_environment);
         let pods = self.pods(node_name.as_deref())?;
@@ -235,7 +235,7 @@ impl RunArgs {
         let given = self.kubeconfig.clone().map(KubeconfigSource::File);
         let kubeconfig = match given.or_else(kubeconfig_of_environment) {
             Some(kubeconfig) => kubeconfig,
-            // With --mode firewall no pod gets credentials, so pods need not be known.
+            // With --mode firewall no pod gets credentials, so the agent needs no source of pods.
             None if self.mode == Mode::Firewall => return Ok(PodSource::None),
             None => return Err(UsageError::NoSource),
         };
@@ -293,7 +293,7 @@ impl RunArgs {
             check_url("--sts-endpoint", endpoint)?;
         }
         let intermediate_role: Option<RoleArn> = role("--assume-role-arn", self.assume_role_arn.as_ref())?;
-        // With --mode firewall STS is never called, so no region has to be found.
+        // With --mode firewall STS is never called, so any region will do and none is looked up.
         let unasked = (self.mode == Mode::Firewall).then(|| "us-east-1".to_owned());
         Ok(StsSettings {
             region: self.region()?.or(unasked),
@@ -305,7 +305,8 @@ impl RunArgs {
         })
     }
 
-    /// Returns the region. It becomes a label of STS's host name (RFC 1123).
+    /// Returns the region. It must be a valid label of a host name (RFC 1123), because it becomes part of the host
+    /// name of STS.
     pub(super) fn region(&self) -> Result<Option<String>, UsageError> {
         let is_label = |region: &str| {
             let is_fine = |byte: u8| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-';
@@ -346,32 +347,33 @@ pub(super) fn role<T: FromStr<Err = RoleError>>(
         .transpose()
 }
 
-/// Returns the API server of the pod in which this process runs, else that of the first file that kubectl would use.
+/// Returns the API server of the pod in which this process runs. Outside of a pod, returns the API server of the
+/// first kubeconfig file that kubectl would use.
 pub(super) fn kubeconfig_of_environment() -> Option<KubeconfigSource> {
     if variable(API_SERVER).is_some() {
         return Some(KubeconfigSource::InCluster);
     }
-    // The variable may list several files. kubectl merges them, and the first one wins ("Organizing Cluster Access Using kubeconfig
-    // Files", Kubernetes documentation).
+    // The variable may list several files. kubectl merges them, and the first one takes precedence ("Organizing
+    // Cluster Access Using kubeconfig Files", Kubernetes documentation).
     let files = variable("KUBECONFIG")?;
     let first = std::env::split_paths(&files).find(|file| !file.as_os_str().is_empty())?;
     Some(KubeconfigSource::File(first))
 }
 
-/// Says whether a variable is set to an empty text, which counts as unset.
+/// Returns whether a variable is set to an empty text, which counts as unset.
 #[expect(
     clippy::disallowed_methods,
-    reason = "clap does not tell a flag from its variable"
+    reason = "clap does not distinguish a flag from its variable"
 )]
 fn is_variable_empty(name: &str) -> bool {
     std::env::var(name).is_ok_and(|value| value.trim().is_empty())
 }
 
-/// The variable that Kubernetes sets in each pod to the Service address of the API server.
+/// The environment variable that Kubernetes sets in each pod to the Service address of the API server.
 const API_SERVER: &str = "KUBERNETES_SERVICE_HOST";
 
-/// Returns the family of a cluster's Services, by the API server's address, which is that of its pods too. It is IPv4 without an
-/// address, or with a host name.
+/// Returns the address family of a cluster's Services, which is the family of its pods too. The family is that of the
+/// API server's address. It is IPv4 if there is no address, or if the address is a host name.
 pub(super) fn services_family(api_server: Option<&str>) -> Family {
     match api_server.map(str::parse) {
         Some(Ok(IpAddr::V6(_))) => Family::V6,
@@ -384,16 +386,17 @@ pub(super) fn node_name_of_environment() -> Option<String> {
     variable("NODE_NAME")
 }
 
-/// Returns a variable of the environment; an empty one counts as unset.
+/// Returns an environment variable. An empty variable counts as unset.
 #[expect(
     clippy::disallowed_methods,
-    reason = "conventions of Kubernetes, which are no flags of ours"
+    reason = "these variables are conventions of Kubernetes, not flags of metaproxy"
 )]
 fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// Refuses a URL with a user or a password. This check comes first, since other errors show the URL. No endpoint has an @ elsewhere.
+/// Refuses a URL with a user or a password. This check comes first, because other errors show the URL. An @ always
+/// counts as user information, because no valid endpoint contains an @ elsewhere.
 fn check_user_info(flag: &'static str, value: &str) -> Result<(), UsageError> {
     if value.contains('@') {
         Err(UsageError::UserInfo(flag))

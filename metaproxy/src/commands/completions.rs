@@ -1,4 +1,4 @@
-//! `metaproxy completions`: a script that completes the command line in a shell.
+//! `metaproxy completions`: prints a script that completes the command line in a shell.
 
 use std::process::ExitCode;
 

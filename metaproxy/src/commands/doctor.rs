@@ -1,4 +1,5 @@
-//! `metaproxy doctor`: what keeps the pods of this node from being served, and what other agents have left on it.
+//! `metaproxy doctor`: reports problems that keep the pods of this node from being served, and leftovers of other
+//! agents.
 
 use std::process::ExitCode;
 

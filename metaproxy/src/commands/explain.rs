@@ -1,4 +1,4 @@
-//! `metaproxy explain`: why a pod gets the role that it gets.
+//! `metaproxy explain`: explains which role a pod gets, and why.
 
 use std::process::ExitCode;
 
@@ -40,7 +40,7 @@ pub fn run(args: &ExplainArgs) -> Result<ExitCode, UsageError> {
         eprintln!("{}: {one}", if one.is_bad() { "error" } else { "note" });
     }
     match (args.agent.output, explanations.as_slice()) {
-        // One pod that is asked for by name is printed as an object, unless several have that name.
+        // A pod that is requested by name is printed as an object, unless several pods have that name.
         (Output::Json, [one]) if wanted.is_some() => print_json(one),
         (Output::Json, all) => print_json(&all),
         (Output::Text, all) if args.all => print(&fit_to_terminal(&table(all))),
@@ -53,7 +53,7 @@ pub fn run(args: &ExplainArgs) -> Result<ExitCode, UsageError> {
     Ok(verdict(is_bad))
 }
 
-/// Turns an empty answer about one pod into an error that says which agent to ask.
+/// Converts an empty answer about one pod into an error that explains which agent to ask.
 fn known(
     agent: &AgentArgs,
     wanted: Option<&str>,
@@ -69,7 +69,7 @@ fn known(
     ))
 }
 
-/// Says that the agent of this node does not know a pod.
+/// Formats the message that the agent of this node does not know a pod.
 pub(crate) fn not_known(wanted: &str, node: Option<&str>) -> String {
     let node = node.map_or_else(|| "its node".to_owned(), |node| format!("node {node}"));
     let (namespace, name) = wanted.split_once('/').unwrap_or(("default", wanted));

@@ -1,4 +1,4 @@
-//! `metaproxy man`: the manual page.
+//! `metaproxy man`: prints the manual page.
 
 use std::io;
 use std::process::ExitCode;
@@ -19,7 +19,8 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Writes one page about all subcommands. It leaves out the list of their own pages, because there are none.
+/// Writes one page about all subcommands. It omits clap's list of separate pages for subcommands, because these pages
+/// do not exist.
 fn man_page() -> io::Result<Vec<u8>> {
     let mut page = Vec::new();
     let command = Cli::command();
@@ -47,7 +48,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_manual_page_names_no_page_that_nothing_prints_and_holds_every_subcommand() {
+    fn the_manual_page_contains_every_subcommand_and_names_no_page_that_does_not_exist() {
         let page = String::from_utf8(man_page().unwrap()).unwrap();
         assert!(
             page.contains("METAPROXY RUN") && !page.contains("metaproxy\\-run"),

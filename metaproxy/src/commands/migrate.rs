@@ -1,4 +1,4 @@
-//! `metaproxy migrate`: values of the chart from the flags of kube2iam or kiam.
+//! `metaproxy migrate`: converts the flags of kube2iam or kiam into values of the chart.
 
 use std::path::Path;
 use std::process::ExitCode;

@@ -1,5 +1,5 @@
-//! The subcommands that run once and print what they find, one file each. `run` and `guard` start the processes of
-//! [`agent`](crate::agent) and [`guard`](crate::guard).
+//! The subcommands that run once and print their result. Each has its own file. `run` and `guard` start the processes
+//! of [`agent`](crate::agent) and [`guard`](crate::guard).
 
 pub mod completions;
 pub mod doctor;

@@ -1,4 +1,4 @@
-//! What commands print: results to standard output, problems to standard error, and the exit status.
+//! Prints results to standard output and problems to standard error, and makes the exit status of commands.
 
 use std::io::{self, Write as _};
 use std::process::ExitCode;
@@ -7,18 +7,18 @@ use serde::Serialize;
 
 use crate::explain::printable;
 
-/// The exit status if no agent can be asked, or no input read (EX_UNAVAILABLE of sysexits.h).
+/// The exit status if no agent answers or the input cannot be read (EX_UNAVAILABLE of sysexits.h).
 pub(super) const EX_UNAVAILABLE: u8 = 69;
 
-/// The exit status if the command finds a problem in what it reports on.
+/// The exit status if the command reports a problem.
 pub(super) const EX_PROBLEM: u8 = 1;
 
-/// Makes the exit status of a command that could look at all that it was asked about.
+/// Makes the exit status of a command that could complete its checks.
 pub(super) fn verdict(is_bad: bool) -> ExitCode {
     ExitCode::from(if is_bad { EX_PROBLEM } else { 0 })
 }
 
-/// Prints an error, and makes the exit status of a command that could not look.
+/// Prints an error, and makes the exit status of a command that could not complete its checks.
 pub(super) fn unavailable(error: &str) -> ExitCode {
     let lines: Vec<String> = error.lines().map(printable).collect();
     eprintln!("error: {}", lines.join("\n"));
@@ -33,7 +33,7 @@ pub(super) fn print(text: &str) {
 
 /// Prints a value as indented JSON.
 pub(super) fn print_json(value: &impl Serialize) {
-    // Plain data always serialises.
+    // The serialisation of plain data does not fail.
     let text = serde_json::to_string_pretty(value).unwrap_or_default();
     print(&format!("{text}\n"));
 }

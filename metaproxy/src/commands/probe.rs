@@ -1,11 +1,11 @@
-//! `metaproxy probe`: the kubelet's question to the agent of this container.
+//! `metaproxy probe`: checks the health of the agent in this container for the kubelet.
 
 use std::process::ExitCode;
 
 use crate::admin::probe;
 use crate::cli::ProbeArgs;
 
-/// Runs `metaproxy probe`. The kubelet shows what it prints in an event if the probe fails.
+/// Runs `metaproxy probe`. If the probe fails, the kubelet shows the output in an event.
 pub fn run(args: &ProbeArgs) -> ExitCode {
     match probe::ask(args.question, &args.runtime_dir) {
         Ok(text) => {

@@ -1,4 +1,4 @@
-//! `metaproxy status`: how the agent of this node is doing.
+//! `metaproxy status`: shows the state of this node's agent.
 
 use std::process::ExitCode;
 
@@ -13,7 +13,7 @@ pub fn run(args: &StatusArgs) -> ExitCode {
     loop {
         let answer = client::status(&args.agent.runtime_dir);
         if args.watch.is_some() {
-            // Moves the cursor home and clears the screen (ECMA-48).
+            // This sequence moves the cursor home and clears the screen (ECMA-48).
             print("\x1b[H\x1b[2J");
         }
         let code = show(&args.agent, answer);

@@ -1,5 +1,5 @@
-//! Finds hints on what was probably meant. A hint needs evidence: a pattern that would match if it were read in another way, a key that
-//! is nearly one that is read, an annotation on the wrong object.
+//! Finds hints on the probable intention of an operator. A hint needs evidence: a pattern that would match if it were
+//! read in another way, a key that is similar to one that is read, or an annotation on the wrong object.
 
 mod near;
 mod slips;
@@ -11,10 +11,11 @@ use crate::pods::{Annotations, CredentialVariable, Pod};
 use crate::roles::web_identity;
 use crate::roles::{AnnotationKeys, Reason, RoleArn, Rules};
 
-/// How many hints an explanation shows. Operators would not read a longer list.
+/// The maximum number of hints in an explanation. Operators would not read a longer list.
 const MAX_HINTS: usize = 8;
 
-/// Returns all hints for a pod, the likeliest first. `asked` is the role that it requests, as written and as resolved.
+/// Returns all hints for a pod, the likeliest first. `asked` is the role that it requests, as written and as
+/// resolved.
 pub(super) fn of(
     rules: &Rules,
     subject: &Subject<'_>,
@@ -70,7 +71,7 @@ pub(super) fn of(
     hints
 }
 
-/// Returns hints on what might have given a role to a pod that has none.
+/// Returns hints on objects that were probably meant to give a role to a pod that has none.
 fn of_no_role(rules: &Rules, subject: &Subject<'_>) -> Vec<String> {
     let mut hints = Vec::new();
     if subject.pod.host_network && rules.default_role.is_some() {
@@ -118,12 +119,12 @@ pub(super) fn of_sts(reason: &Reason, role: &RoleArn) -> Option<String> {
     }
 }
 
-/// Says whether an annotation or label looks like a request for a role, but is not read where it is.
+/// Says whether an annotation or label looks like a request for a role, but is not read in its place.
 pub(super) fn is_suspicious(rules: &Rules, subject: &Subject<'_>) -> bool {
     !misplaced(rules, subject).is_empty()
 }
 
-/// Returns a hint for each key that is not read where it is.
+/// Returns a hint for each key that is not read in its place.
 fn misplaced(rules: &Rules, subject: &Subject<'_>) -> Vec<String> {
     let keys = &rules.keys;
     let of_pods = [&keys.role, &keys.external_id, &keys.session_name].map(String::as_str);

@@ -17,7 +17,7 @@ pub struct AskedBy {
     pub value: String,
 }
 
-/// What an annotation of the namespace says about the role.
+/// The opinion of an annotation of the namespace about the role.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct PolicyLine {
@@ -85,7 +85,7 @@ pub struct AnswerLine {
     pub path: String,
     /// The HTTP status.
     pub status: u16,
-    /// The text of the body. For credentials only the access key id and the expiry stand there.
+    /// The text of the body. For credentials it has only the access key id and the expiry.
     pub says: String,
 }
 

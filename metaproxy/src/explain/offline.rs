@@ -1,4 +1,5 @@
-//! Explains the pods of manifests without an agent or a cluster. A pod template counts as the pod that it makes, in objects of any kind.
+//! Explains the pods of manifests without an agent or a cluster. A pod template counts as the pod that it makes, in
+//! objects of any kind.
 
 mod files;
 mod occurrences;
@@ -22,7 +23,7 @@ use crate::pods::templates::Template;
 use crate::pods::{Namespace, Pod, ServiceAccount};
 use crate::roles::{Reason, Rules};
 
-/// Says why manifests can't be explained.
+/// The reason why manifests can't be explained.
 #[derive(Debug, Error)]
 pub enum OfflineError {
     /// A file or directory can't be read.
@@ -38,7 +39,7 @@ pub enum OfflineError {
     Broken {
         /// The file.
         path: PathBuf,
-        /// The line and what is wrong there.
+        /// The line and the problem.
         line_and_problem: String,
     },
     /// The manifests have neither a pod nor a pod template.
@@ -49,15 +50,15 @@ pub enum OfflineError {
     NoPods {
         /// The file or directory.
         path: PathBuf,
-        /// What was skipped.
+        /// The skipped parts of the manifests.
         skipped: Vec<Skipped>,
     },
-    /// The manifests have other pods only.
+    /// The manifests do not have the wanted pod.
     #[error("--manifests: no pod or pod template is named {wanted}; there {}", are(.found))]
     NotThere {
         /// `namespace/name`
         wanted: String,
-        /// The names of those that are there.
+        /// The names of the pods and pod templates in the manifests.
         found: Vec<String>,
     },
 }
@@ -82,7 +83,7 @@ pub struct Explained {
     pub skipped: Vec<Skipped>,
 }
 
-/// Everything in a set of manifests that decides about roles.
+/// The objects of a set of manifests that decide about roles.
 #[derive(Debug, Default)]
 struct ManifestObjects {
     /// Pods, each with hints from its workload.
@@ -92,7 +93,8 @@ struct ManifestObjects {
     skipped: Vec<Skipped>,
 }
 
-/// Explains each pod of the manifests at `path`, or the one that is `wanted`. Objects without a namespace are in `namespace`.
+/// Explains each pod of the manifests at `path`, or only the pod `wanted`. Objects without a namespace are in
+/// `namespace`.
 ///
 /// # Errors
 /// If there is nothing to explain, or a manifest can't be read.
@@ -256,7 +258,7 @@ impl ManifestObjects {
     }
 }
 
-/// Says which object or flag is missing for a decision that an agent would wait with.
+/// Says which object or flag is missing for a decision. An agent would wait in this case.
 fn missing(reason: &Reason) -> String {
     match reason {
         Reason::NamespaceUnknown { namespace } => format!(

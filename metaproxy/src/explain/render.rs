@@ -4,8 +4,8 @@ use std::fmt;
 
 use super::{CredentialsLine, Explanation, PolicyLine, SessionLine};
 
-/// Escapes control characters, and characters that change the direction of writing. Names, annotations and errors come from others, and
-/// must neither control the operator's terminal nor look like another text.
+/// Escapes control characters, and characters that change the direction of writing. Names, annotations and errors
+/// come from other users, and must neither control the operator's terminal nor look like another text.
 pub fn printable(text: &str) -> String {
     let is_harmful = |c: char| {
         c.is_control()
@@ -175,7 +175,7 @@ mod tests {
     #[case::another_line("app\nverdict granted\r", "app\\nverdict granted\\r")]
     #[case::turned_round("\u{202e}nimda\u{202c}", "\\u{202e}nimda\\u{202c}")]
     #[case::isolated("\u{2066}a\u{2069}", "\\u{2066}a\\u{2069}")]
-    fn what_a_terminal_would_obey_stands_as_its_escape(#[case] text: &str, #[case] shown: &str) {
+    fn control_and_direction_characters_are_escaped(#[case] text: &str, #[case] shown: &str) {
         assert_eq!(printable(text), shown);
     }
 
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_that_somebody_wrote_moves_the_cursor_or_makes_a_line_of_its_own() {
+    fn values_cannot_move_the_cursor_or_add_a_line() {
         let one = hostile();
         for text in [one.to_string(), table(&[one])] {
             assert!(

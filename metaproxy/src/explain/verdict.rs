@@ -21,9 +21,9 @@ pub enum Verdict {
     NotIntercepted,
     /// The pod requests no role.
     NoRole,
-    /// Something that decides is not known yet, and the agent waits for it.
+    /// An object or fact that the decision needs is not known yet, and the agent waits for it.
     Waiting,
-    /// Something that decides is missing in the explained manifests.
+    /// An object that the decision needs is missing in the explained manifests.
     Unknown,
 }
 

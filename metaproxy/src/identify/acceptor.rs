@@ -16,22 +16,23 @@ use super::self_check::SelfChecks;
 use super::{Admission, Client, ClientLimits, Identifier, Limits, Permit, Unidentified};
 use crate::pods::PodUid;
 
-/// How long accepting rests after a failure. Mostly descriptors or memory are short; connections that wait are not lost.
+/// The time between a failed attempt to accept and the next one. The usual cause is a shortage of file descriptors or
+/// memory. Waiting connections are not lost.
 const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
-/// How often a condition that pods can cause at will is logged.
+/// The minimum time between two log messages about a condition that pods can cause deliberately.
 const LOG_INTERVAL: Duration = Duration::from_secs(10);
 
-/// A connection whose client is known: what this stage hands on.
+/// A connection whose client is identified, which the next stage handles.
 #[derive(Debug)]
 pub struct Identified {
     /// The connection.
     pub stream: TcpStream,
-    /// The address that it comes from.
+    /// The source address of the connection.
     pub peer: SocketAddr,
-    /// Its client.
+    /// The client of the connection.
     pub client: Client,
-    /// The right of the client's pod to this connection, and the rate of its requests.
+    /// The permit of the client's pod for this connection, which also limits the rate of its requests.
     pub permit: Permit,
     _address_permit: Option<Permit>,
 }
@@ -43,7 +44,8 @@ pub struct Acceptor {
     checks: Arc<SelfChecks>,
     counters: Counters,
     open: TaskTracker,
-    /// Applies before a connection is identified, which is most of what it costs.
+    /// The limits per address. They apply before a connection is identified, because identification is most of a
+    /// connection's cost.
     by_address: ClientLimits<IpAddr>,
     by_pod: ClientLimits<PodUid>,
     /// The addresses of the listeners. hostNetwork pods share them, so no limit by address applies to them.
@@ -71,11 +73,12 @@ pub struct Counts {
     pub served: u64,
     /// Connections that were closed because their client could not be identified.
     pub unidentified: u64,
-    /// Connections that were closed because their client had too many.
+    /// Connections that were closed because their client had too many connections.
     pub over_limit: u64,
-    /// Connections that were served after a wait, because their client had too many open or makes too many in a second.
+    /// Connections that were served after a wait, because their client had too many open connections or made too many
+    /// per second.
     pub slowed_connections: u64,
-    /// Requests that were answered after a wait, because their client makes too many in a second.
+    /// Requests that were answered after a wait, because their client made too many per second.
     pub slowed_requests: u64,
 }
 
@@ -133,18 +136,18 @@ impl Acceptor {
         &self.refusals
     }
 
-    /// Returns the agent's checks of its own listeners.
+    /// Returns the state of the agent's checks of its own listeners.
     pub fn checks(&self) -> &Arc<SelfChecks> {
         &self.checks
     }
 
-    /// Takes note that the listeners are at other addresses now.
+    /// Replaces the addresses of the listeners.
     pub fn set_own_addresses(&self, addresses: Vec<IpAddr>) {
         *self.own_addresses.write().unwrap_or_else(PoisonError::into_inner) = addresses;
     }
 
-    /// Accepts connections until `stop`, those that wait by then included. Serves each whose client is identified by
-    /// `serve`, in a task of its own.
+    /// Accepts connections until `stop` completes, including those that already wait at that time. If the client of a
+    /// connection is identified, `serve` serves it in a separate task.
     pub async fn accept<F, S>(
         self: Arc<Self>,
         listener: TcpListener,
@@ -176,8 +179,8 @@ impl Acceptor {
         }
     }
 
-    /// Identifies and serves a connection in a task of its own, unless its address has too many already. Such a connection
-    /// costs no task.
+    /// Identifies and serves a connection in a separate task. If its address already has too many connections,
+    /// refuses it without a task.
     fn spawn<F, S>(self: &Arc<Self>, stream: TcpStream, peer: SocketAddr, serve: F)
     where
         F: Fn(Identified) -> S + Send + 'static,
@@ -200,7 +203,7 @@ impl Acceptor {
         });
     }
 
-    /// Identifies the client of a connection; `None` if it is closed without an answer.
+    /// Identifies the client of a connection. Returns `None` if the connection is closed without an answer.
     async fn identify(
         &self,
         stream: TcpStream,
@@ -247,7 +250,8 @@ impl Acceptor {
         own.contains(&peer.ip().to_canonical())
     }
 
-    /// Waits for the permit of a connection. `None` if its client has too many, which is counted and logged.
+    /// Waits for the permit of a connection. Returns `None` if its client has too many connections, and counts and
+    /// logs this.
     async fn admitted(
         &self,
         admission: Option<Admission>,
@@ -264,7 +268,7 @@ impl Acceptor {
         permit
     }
 
-    /// Counts and logs a connection of an address or a pod that has too many.
+    /// Counts and logs a refused connection of an address or a pod that has too many connections.
     fn refuse_over_limit(&self, whose: &impl std::fmt::Display) {
         count(&self.counters.over_limit);
         if is_due(&self.over_limit_logged) {
@@ -276,7 +280,8 @@ impl Acceptor {
         }
     }
 
-    /// Counts and reports a connection without a known client, unless it is a check of the agent's own.
+    /// Counts and reports a connection without an identified client, unless the connection is one of the agent's own
+    /// checks.
     async fn refuse(&self, mut stream: TcpStream, peer: SocketAddr, reason: Unidentified) {
         let refused = if self.is_own(peer) {
             self.checks.take(&mut stream, reason).await
@@ -290,7 +295,7 @@ impl Acceptor {
     }
 }
 
-/// Returns whether a condition may be logged again, and takes note that it is.
+/// Returns whether a condition may be logged again. If so, records the current time as the time of the log message.
 fn is_due(last: &Mutex<Option<Instant>>) -> bool {
     let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
     let is_due = last.is_none_or(|last| last.elapsed() >= LOG_INTERVAL);

@@ -1,5 +1,5 @@
-//! Limits of one client: how many connections it has open at a time, and how many connections and requests it makes in a
-//! second. A client above a limit waits and does not fail, as long as few of its connections wait.
+//! Enforces the limits of one client: how many connections it has open at a time, and how many connections and
+//! requests it makes per second. A client above a limit waits. Its connections fail only if too many of them wait.
 
 use std::collections::HashMap;
 use std::hash::Hash;
@@ -12,7 +12,7 @@ use tokio::sync::{Semaphore, SemaphorePermit};
 
 use crate::rate_limiter::RateLimiter;
 
-/// The limits of one client. No ordinary client comes near the defaults.
+/// The limits of one client. The defaults are far above the use of an ordinary client.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// Connections open at a time.
@@ -21,35 +21,36 @@ pub struct Limits {
     pub connection_rate: u32,
     /// Requests per second.
     pub request_rate: u32,
-    /// Longest head of a request, in bytes.
+    /// Maximum size of a request's head, in bytes.
     pub head: usize,
-    /// For the head of a request, from its first byte.
+    /// Timeout for the head of a request, counted from its first byte.
     pub head_timeout: Duration,
-    /// For a connection to say nothing between requests.
+    /// Timeout for an idle connection between two requests.
     pub idle: Duration,
 }
 
-/// Connections that a pod may make at once before its rate in the kernel counts: half of the accept queue that all pods
-/// share.
+/// Maximum number of connections that a pod may make at once before its rate limit in the kernel applies. It is half
+/// of the accept queue that all pods share.
 const KERNEL_CONNECTION_BURST: u32 = 2048;
 
 impl Limits {
-    /// The rate above which a pod's connections are refused in the kernel: twice the one above which they are slowed, so
-    /// that a pod is slowed first.
+    /// Returns the rate above which the kernel refuses a pod's connections. It is twice the rate above which
+    /// connections are slowed, so that a pod is slowed first.
     pub fn kernel_connection_rate(&self) -> RateLimit {
         let rate = self.connection_rate.saturating_mul(2);
-        // At high rates the burst alone would be less than the time for which a connection may be preempted.
+        // At high rates, the constant burst alone would cover less time than a connection may be preempted for.
         RateLimit::new(rate, KERNEL_CONNECTION_BURST.max(rate / 10))
     }
 }
 
-/// How long a connection above a limit waits for another one of its client to end, from when it was accepted.
+/// How long a connection above the limit waits for another connection of its client to end, counted from when it was
+/// accepted.
 pub const ADMISSION_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a client without a connection is remembered.
 const CLIENT_MEMORY: Duration = Duration::from_secs(10);
 
-/// Holds clients to the limits. `K` is what identifies a client: a pod's UID, or an address.
+/// The limiter of all clients. `K` identifies a client: a pod's UID or an address.
 #[derive(Debug)]
 pub struct ClientLimits<K> {
     limits: Limits,
@@ -63,12 +64,12 @@ struct Table<K> {
     pruned: Instant,
 }
 
-/// What one client uses of its limits.
+/// The usage of one client: how much of its limits is free.
 #[derive(Debug)]
 struct Usage {
-    /// The permits for connections that the client does not use.
+    /// The free permits for connections of the client.
     free: Semaphore,
-    /// The places in the queue for a permit that the client does not use.
+    /// The free places in the client's queue for a permit.
     queue: Semaphore,
     connections: RateLimiter,
     requests: RateLimiter,
@@ -76,25 +77,25 @@ struct Usage {
     slowed_requests: Arc<AtomicU64>,
 }
 
-/// The right to one connection, given back when it is dropped.
+/// The permit for one connection. Dropping it returns the permit to the client.
 #[derive(Debug)]
 pub struct Permit(Arc<Usage>);
 
-/// A connection that was counted: it has its permit, or a place in the queue for one.
+/// The admission of a counted connection, which has either its permit or a place in the queue for one.
 #[derive(Debug)]
 pub enum Admission {
     /// The connection has its permit.
     Granted(Permit),
-    /// The client has as many connections as it may, so this one waits.
+    /// The client has as many connections as its limit allows, so this one waits.
     Queued(Queued),
 }
 
-/// A place in the queue of one client's connections, given back when it is dropped.
+/// A place in the queue of one client's connections. Dropping it frees the place.
 #[derive(Debug)]
 pub struct Queued(Arc<Usage>);
 
 impl<K: Eq + Hash + Clone> ClientLimits<K> {
-    /// Holds each client to these limits.
+    /// Makes a limiter that enforces these limits for each client.
     pub fn new(limits: Limits) -> Self {
         let (usages, pruned) = (HashMap::new(), Instant::now());
         Self {
@@ -109,13 +110,13 @@ impl<K: Eq + Hash + Clone> ClientLimits<K> {
         &self.limits
     }
 
-    /// Returns how many requests had to wait for their client's rate so far.
+    /// Returns how many requests have waited so far because of their client's rate.
     pub fn slowed_requests(&self) -> u64 {
         self.slowed_requests.load(Ordering::Relaxed)
     }
 
-    /// Counts one more connection of a client. `None` if the client has as many connections as it may, and as many more
-    /// wait already.
+    /// Counts one more connection of a client. Returns `None` if the client has as many connections as its limit
+    /// allows, and as many more already wait.
     pub fn admit(&self, key: &K) -> Option<Admission> {
         let usage = self.usage(key);
         if take(&usage.free) {
@@ -150,12 +151,12 @@ impl<K: Eq + Hash + Clone> ClientLimits<K> {
     }
 }
 
-/// Takes a permit if there is one. It must be added again.
+/// Takes a permit if one is free. The caller must add it again later.
 fn take(semaphore: &Semaphore) -> bool {
     semaphore.try_acquire().map(SemaphorePermit::forget).is_ok()
 }
 
-/// An entry of the table is shared with each of the client's connections.
+/// Returns whether a client has connections. Each of them shares the client's entry of the table.
 fn is_in_use(usage: &Arc<Usage>) -> bool {
     Arc::strong_count(usage) > 1
 }
@@ -172,8 +173,8 @@ impl Admission {
         matches!(self, Self::Queued(_))
     }
 
-    /// Returns the permit, after a wait if the connection is queued. `None` if none of the client's connections ends
-    /// before the deadline.
+    /// Returns the permit, after a wait if the connection is queued. Returns `None` if none of the client's
+    /// connections ends before the deadline.
     pub async fn permit(self, deadline: tokio::time::Instant) -> Option<Permit> {
         match self {
             Self::Granted(permit) => Some(permit),
@@ -185,7 +186,7 @@ impl Admission {
 impl Queued {
     async fn permit(self, deadline: tokio::time::Instant) -> Option<Permit> {
         let freed = tokio::time::timeout_at(deadline, self.0.free.acquire()).await;
-        // A semaphore ends only if it is closed, which this one never is.
+        // `acquire` fails only if the semaphore is closed, and this one is never closed.
         freed.ok()?.ok()?.forget();
         Some(Permit(Arc::clone(&self.0)))
     }
@@ -198,7 +199,7 @@ impl Drop for Queued {
 }
 
 impl Permit {
-    /// Waits for this connection's turn by its client's connection rate. Returns whether it had to wait.
+    /// Waits until the connection rate of the client allows this connection. Returns whether it had to wait.
     pub async fn wait_for_connection(&self) -> bool {
         let wait = self.0.connections.reserve(Instant::now());
         if let Some(wait) = wait {
@@ -207,7 +208,7 @@ impl Permit {
         wait.is_some()
     }
 
-    /// Returns how long a request must wait for its client's request rate.
+    /// Returns how long a request must wait until the request rate of its client allows it.
     pub fn wait_for_request(&self, now: Instant) -> Option<Duration> {
         let wait = self.0.requests.reserve(now);
         if wait.is_some() {
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn each_client_has_its_own_number_of_connections_and_one_that_ends_frees_its_permit() {
+    fn the_connection_limit_applies_per_client_and_a_closed_connection_frees_its_permit() {
         let limits = ClientLimits::new(limits());
         let first = granted(&limits, "a");
         let _second = granted(&limits, "a");
@@ -261,7 +262,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn connections_above_the_limit_wait_their_turn_and_only_as_many_as_the_limit() {
+    async fn connections_above_the_limit_wait_in_order_in_a_queue_as_long_as_the_limit() {
         let limits = ClientLimits::new(limits());
         let (first, second) = (granted(&limits, "a"), granted(&limits, "a"));
         let mut queued = Vec::new();
@@ -287,7 +288,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_connection_that_waited_too_long_is_given_up_and_frees_its_place() {
+    async fn a_connection_that_waits_too_long_is_refused_and_frees_its_place() {
         let limits = ClientLimits::new(limits());
         let held = [granted(&limits, "a"), granted(&limits, "a")];
         for _ in 0..5 {
@@ -301,7 +302,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn the_rate_of_a_client_outlives_its_connections() {
+    async fn the_connection_rate_of_a_client_applies_across_its_connections() {
         let limits = ClientLimits::new(limits());
         let mut waited = 0;
         for _ in 0..15 {

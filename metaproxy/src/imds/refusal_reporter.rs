@@ -11,14 +11,15 @@ use crate::roles::Reason;
 use crate::telemetry::log_limiter::LogLimiter;
 use crate::telemetry::pod_event::{EventReason, PodEvent, PodEventSender};
 
-/// How long a pod is answered 503 before there is an event: most such failures end by themselves within seconds.
+/// How long a pod is answered 503 before an event is created. Most such failures end by themselves within seconds.
 const UNSERVED_EVENT_AFTER: Duration = Duration::from_secs(10);
 
-/// A pod that sends no request for longer than this counts as served meanwhile.
+/// The longest time without a request in which a pod still counts as unserved. After a longer gap, the pod counts as
+/// served in between.
 const UNSERVED_GAP: Duration = Duration::from_secs(300);
 
-/// Reports refusals, and remembers the last report about each pod, so that a pod that asks again and again does not
-/// fill the log.
+/// The reporter of refusals. It stores the last report about each pod, so that a pod that repeats its requests does
+/// not fill the log.
 #[derive(Debug)]
 pub struct RefusalReporter {
     last: Mutex<HashMap<String, Last>>,
@@ -31,15 +32,16 @@ pub struct RefusalReporter {
 struct Last {
     sentence: String,
     when: Instant,
-    /// Since when the pod is answered 503; `None` if it is answered otherwise.
+    /// The time since which the pod has been answered 503. `None` if its last answer was another one.
     unserved: Option<Instant>,
 }
 
 impl RefusalReporter {
-    /// More pods than a node has. When as many are known, all are forgotten.
+    /// The maximum number of pods whose last report is stored, which is more than a node has. When it is reached, all
+    /// reports are forgotten.
     const MAX: usize = 4096;
 
-    /// Makes a reporter. `owners` takes events for the pods' owners; without it, there are none.
+    /// Makes a reporter. `owners` receives events for the pods' owners. If it is `None`, no events are sent.
     pub fn new(owners: Option<PodEventSender>) -> Self {
         let lines = LogLimiter::new(|more| {
             warn!(
@@ -53,8 +55,8 @@ impl RefusalReporter {
         }
     }
 
-    /// Reports why a pod gets no role or no credentials: in the log if it is news for this pod, and in an event if it is a
-    /// refusal or has lasted for `UNSERVED_EVENT_AFTER`.
+    /// Reports why a pod gets no role or no credentials. Logs the reason if it is new for this pod. Sends an event if
+    /// the reason is a refusal, or if it has lasted for `UNSERVED_EVENT_AFTER`.
     pub fn report(&self, uid: impl AsRef<str>, reason: &Reason) {
         let uid = uid.as_ref();
         let sentence = reason.to_string();
@@ -66,7 +68,7 @@ impl RefusalReporter {
         };
         if let (Some(owners), Some(reason)) = (&self.owners, event) {
             let (uid, sentence) = (uid.to_owned(), sentence.clone());
-            // An event that does not fit into the queue is dropped. The log has the reason.
+            // An event that does not fit into the queue is dropped. The log contains the reason anyway.
             let _ = owners.try_send(PodEvent {
                 uid,
                 reason,
@@ -88,13 +90,13 @@ impl RefusalReporter {
         Some((sentence.clone(), when.elapsed()))
     }
 
-    /// Forgets the last report about a pod: the same reason is new if it comes again.
+    /// Forgets the last report about a pod. If the same reason occurs again, it counts as new.
     pub fn forget(&self, uid: impl AsRef<str>) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         last.remove(uid.as_ref());
     }
 
-    /// Notes a report. Returns whether it differs from the last one about this pod, and how long the pod has been
+    /// Records a report. Returns whether it differs from the last one about this pod, and how long the pod has been
     /// answered 503.
     fn note(&self, uid: &str, sentence: &str, is_unserved: bool) -> (bool, Duration) {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
@@ -150,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_pod_that_goes_on_being_answered_503_has_an_event() {
+    async fn a_pod_that_is_answered_503_for_ten_seconds_gets_an_event() {
         let (owners, mut events) = crate::telemetry::pod_event::channel();
         let reporter = RefusalReporter::new(Some(owners));
         let uid = "u";
@@ -176,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_without_a_role_is_no_reason_to_warn_and_a_failure_of_sts_is_logged_elsewhere() {
+    fn a_reason_has_the_log_level_of_its_kind() {
         assert_eq!(level(&Reason::Firewall), Level::INFO);
         let role = "arn:aws:iam::123456789012:role/app".parse().unwrap();
         let message = "down".to_owned();

@@ -24,7 +24,7 @@ use crate::telemetry::health::Health;
 /// The age up to which the last refusal of a pod is shown as a hint.
 const MAX_REFUSAL_AGE: Duration = Duration::from_secs(15 * 60);
 
-/// What identifies a running agent.
+/// The identity of a running agent.
 #[derive(Clone, Debug)]
 pub struct AgentInfo {
     /// The value of `--mode`.
@@ -45,7 +45,7 @@ pub struct LiveAgent<I> {
     pub current: CurrentPods,
     pub placement: watch::Receiver<Arc<Placement>>,
     pub metrics: Arc<dyn MetricSource>,
-    /// What serves pods. `None` while they are only observed.
+    /// The parts that serve pods. `None` while pods are only observed.
     pub serving: Option<Serving<I>>,
 }
 
@@ -60,7 +60,7 @@ impl<I: Issuer> Introspection for LiveAgent<I> {
     fn explain(&self, wanted: Option<&str>) -> Vec<Explanation> {
         let inventory = Arc::clone(&self.pods.borrow());
         let rules = Arc::clone(&self.rules.borrow());
-        // A finished pod needs no help any more, but may be asked for by name.
+        // A finished pod needs no role any more, so it is explained only if it is requested by name.
         let is_wanted = |pod: &Arc<Pod>| match wanted {
             Some(wanted) => pod.to_string() == wanted,
             None => !pod.finished,
@@ -159,7 +159,7 @@ impl<I: Issuer> Introspection for LiveAgent<I> {
 }
 
 impl<I: Issuer> LiveAgent<I> {
-    /// Explains why a pod gets what it gets, without hints.
+    /// Explains the decision about a pod, without hints.
     fn explanation(&self, inventory: &Inventory, rules: &Rules, pod: &Pod) -> (Explanation, Decision) {
         let decision = rules.resolve(inventory, caller_uid(pod));
         if let Decision::NoRole(reason @ Reason::Ambiguous { .. }) = &decision {
@@ -188,7 +188,8 @@ impl<I: Issuer> LiveAgent<I> {
         serving.sessions.view(&SessionKey::of_grant(grant))
     }
 
-    /// Makes hints of the pod's connections that were refused before any request, whatever its role is.
+    /// Makes hints from the pod's connections that were refused before any request. They do not depend on the pod's
+    /// role.
     fn not_served(&self, pod: &Pod) -> impl Iterator<Item = String> {
         let (namespace, name) = (pod.namespace.clone(), pod.name.clone());
         let of_pod = move |one: &RefusalCount| one.count > 0 && one.pod == (namespace.clone(), name.clone());
@@ -202,8 +203,8 @@ impl<I: Issuer> LiveAgent<I> {
         })
     }
 
-    /// Makes a hint of the last refusal that was sent to the pod, if the explanation differs from it. The refusal may
-    /// be out of date, or may have gone to a connection that only claimed to be the pod's.
+    /// Makes a hint from the last refusal that was sent to the pod, if the explanation differs from it. The refusal
+    /// may be out of date, or may have gone to a connection that only claimed to be the pod's.
     fn told_otherwise(&self, pod: &Pod, because: &str) -> Option<String> {
         let last = self.serving.as_ref()?.reporter.last(caller_uid(pod));
         let (said, ago) = last.filter(|(said, ago)| said != because && *ago < MAX_REFUSAL_AGE)?;

@@ -1,4 +1,4 @@
-//! What metrics and status read of a running agent.
+//! Defines the values that metrics and the status read from a running agent.
 
 use metaproxy_common::layout::{Counter, GuardCounter};
 use prometheus_client::registry::Registry;

@@ -1,7 +1,7 @@
-//! What an agent shows of itself and of its pods: explanations, dry runs and the status.
+//! Shows the state of an agent and its pods: explanations, dry runs and the status.
 //!
-//! [`Introspection`] is what the [admin server](crate::admin) asks, and `LiveAgent` answers it from the state of a
-//! running agent. [`status`] has the form in which a status travels, [`page`] the same as an HTML document.
+//! The [admin server](crate::admin) calls [`Introspection`], and `LiveAgent` implements it from the state of a
+//! running agent. [`status`] defines the data of a status, and [`page`] writes it as an HTML document.
 
 mod dry_run;
 mod live_agent;
@@ -23,10 +23,11 @@ use crate::explain::{AnswerLine, Explanation, Verdict};
 /// The answers that a pod would get now.
 pub type DryRun<'a> = Pin<Box<dyn Future<Output = Vec<AnswerLine>> + Send + 'a>>;
 
-/// Shows an agent to operators. The methods that return no future look at every pod, so they must run on a thread that
-/// may be blocked.
+/// Shows an agent to operators. The methods that return no future look at every pod, so they must run on a thread
+/// that may be blocked.
 pub trait Introspection: Send + Sync {
-    /// Explains why pods get what they get: those that have a name (`namespace/name`), or all that have not finished.
+    /// Explains the decisions about pods: those with the given name (`namespace/name`), or all that have not
+    /// finished.
     fn explain(&self, pod: Option<&str>) -> Vec<Explanation>;
     /// Returns the answers that the pod of an explanation would get now.
     fn dry_run(&self, of: &Explanation) -> DryRun<'_>;

@@ -1,4 +1,4 @@
-//! The status as an HTML page, which loads nothing and has no script.
+//! Writes the status as an HTML page, which loads nothing and has no script.
 
 use std::fmt::Write as _;
 
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn what_people_wrote_is_no_markup_and_nothing_comes_from_elsewhere() {
+    fn values_are_escaped_and_the_page_loads_nothing() {
         let page = html(&status());
         for raw in [
             "<script",

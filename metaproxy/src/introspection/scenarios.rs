@@ -1,4 +1,5 @@
-//! Checks for each problem that users have that the pod's answer, its event, the log and the explanation say the same.
+//! Checks for each problem that users have that the pod's answer, its event, the log and the explanation say the
+//! same.
 
 mod list;
 mod stage;
@@ -13,7 +14,7 @@ use crate::roles::Reason;
 use crate::telemetry::pod_event::PodEvent;
 
 impl Said {
-    /// Writes all of it for the snapshot, without times of day.
+    /// Writes the output of all places for the snapshot, without times of day.
     fn shown(&self, name: &str) -> String {
         let AnswerLine { path, status, says } = &self.answer;
         let event = self.event.as_ref().map_or("none".to_owned(), PodEvent::note);
@@ -34,13 +35,14 @@ impl Said {
             said.ends_with(sentence),
             "{name}: answered {said}, not {sentence}"
         );
-        // Fields stand before or after it, as the part that logs it knows the pod or its session.
+        // Fields are before or after the sentence. This depends on whether the part that logs knows the pod or its
+        // session.
         let logged = self.log.lines().any(|line| line.contains(sentence));
         assert!(logged, "{name}: logged {}, not {sentence}", self.log);
     }
 }
 
-/// Returns the status of a pod's answer that goes with a verdict.
+/// Returns the HTTP status that a pod's answer must have for a verdict.
 fn status_of(verdict: Verdict, is_ambiguous: bool) -> StatusCode {
     match verdict {
         Verdict::NoRole => StatusCode::NOT_FOUND,
@@ -51,7 +53,7 @@ fn status_of(verdict: Verdict, is_ambiguous: bool) -> StatusCode {
     }
 }
 
-/// Returns the answer of a pod with credentials that goes with an explanation.
+/// Returns the answer that a pod with credentials must get for an explanation.
 fn credentials(explanation: &Explanation) -> String {
     let line = explanation.credentials.as_ref().unwrap();
     let (id, until) = (line.access_key_id.as_ref(), line.expires.as_ref());

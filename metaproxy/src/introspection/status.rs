@@ -57,7 +57,7 @@ pub struct RefusedLine {
     pub kind: String,
     /// The number of connections since the start.
     pub connections: u64,
-    /// What the kind means, and what to do.
+    /// The meaning of the kind, and what to do.
     pub explanation: String,
 }
 
@@ -84,7 +84,7 @@ pub struct PartLine {
     pub part: String,
     /// The condition: `ok`, `degraded` or `failed`.
     pub condition: String,
-    /// What is wrong.
+    /// The problem, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
 }
@@ -211,7 +211,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_others_say_is_shown_and_not_obeyed() {
+    fn control_characters_in_values_are_escaped() {
         let said = || "a\x1b[2J\nmetaproxy: ready\u{9b}".to_owned();
         let status = Status {
             version: said(),

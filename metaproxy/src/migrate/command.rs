@@ -1,5 +1,5 @@
-//! Reads the command line of a container. A shell script is read if it is one plain command. A script that a shell would
-//! have to run is refused, because a flag that is overlooked could give pods more than before.
+//! Reads the command line of a container. A shell script is read if it is one plain command. A script that a shell
+//! would have to run is refused, because a flag that is overlooked could give pods more access than before.
 
 use super::variables::{Variable, Variables, reference};
 use super::words::placeholder;
@@ -18,11 +18,11 @@ const WRAPPERS: [&str; 8] = [
     "tini",
 ];
 
-/// How deep wrappers and shells may be nested.
+/// The maximum depth to which wrappers and shells are nested.
 const MAX_DEPTH: usize = 8;
 
-/// Returns the words of a command line from its program on, with its variables replaced. If it begins with a flag, the
-/// image names the program.
+/// Returns the words of a command line from its program on, with its variables replaced. If it begins with a flag,
+/// the image names the program.
 ///
 /// # Errors
 /// If the words cannot be known; the error says why.
@@ -129,8 +129,9 @@ fn of_script(script: &str, variables: &Variables) -> Result<Vec<String>, String>
     shlex::split(&plain).ok_or_else(|| "a quotation mark in its script is not closed".to_owned())
 }
 
-/// Reports whether a program is one of the named. kiam's programs were called `agent` and `server` before version 3. A
-/// release's file has its platform behind the name. A script whose name contains it (`kube2iam-start.sh`) is another program.
+/// Reports whether a program is one of the programs of the software `of`. kiam's programs were called `agent` and
+/// `server` before version 3. The file of a release has the platform after the name. A script whose name contains it
+/// (`kube2iam-start.sh`) is another program.
 pub(super) fn is_of(program: &str, of: &str) -> bool {
     let behind = program.strip_prefix(of);
     behind.is_some_and(|rest| rest.is_empty() || rest.starts_with("-linux") || rest.starts_with("_linux"))
@@ -180,8 +181,8 @@ fn plain(script: &str, variables: &Variables) -> Result<String, String> {
     Ok(out)
 }
 
-/// Returns the value of the variable at the beginning of a text, and the text after it. A value that the manifest does
-/// not have stays a `$(NAME)`.
+/// Returns the value of the variable at the beginning of a text, and the text after it. A value that the manifest
+/// does not have stays a `$(NAME)`.
 fn variable<'a>(text: &'a str, variables: &Variables) -> Result<(String, &'a str), String> {
     let is_letter = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let (name, after) = if let Some(found) = reference(text) {
@@ -256,7 +257,7 @@ mod tests {
         &["sh", "-c", r#"kube2iam --default-role="$ROLE" --host-ip=${HOST_IP} --iam-role-key=$(ROLE)"#],
         &["kube2iam", "--default-role=app/reader", "--host-ip=$(HOST_IP)", "--iam-role-key=app/reader"]
     )]
-    fn a_plain_command_is_read_as_the_shell_would(#[case] command: &[&str], #[case] words: &[&str]) {
+    fn a_plain_command_is_split_as_by_a_shell(#[case] command: &[&str], #[case] words: &[&str]) {
         assert_eq!(read(command).unwrap(), words);
     }
 
@@ -278,13 +279,13 @@ mod tests {
     #[case::open("kube2iam 'x", "is not closed")]
     #[case::assigned("TOKEN=hidden kube2iam", "a variable of its own")]
     #[case::wrapped("nice -n 5 kube2iam", "it runs `nice`, which is not kube2iam")]
-    fn a_script_that_only_a_shell_can_read_is_refused(#[case] script: &str, #[case] why: &str) {
+    fn a_script_that_needs_a_shell_is_refused(#[case] script: &str, #[case] why: &str) {
         let error = read(&["sh", "-c", script]).unwrap_err();
         assert!(error.contains(why), "{error}");
     }
 
     #[test]
-    fn the_programs_of_the_first_kiam_are_its() {
+    fn the_program_names_of_early_kiam_versions_are_recognized() {
         let command = ["sh", "-c", "exec /agent --iptables"].map(str::to_owned);
         let read = words(&command, &Variables::default(), "kiam").unwrap();
         assert_eq!(read, ["/agent", "--iptables"]);
@@ -314,7 +315,7 @@ mod tests {
     #[case::from_elsewhere(&["$(HOST_IP)", "--debug"], "HOST_IP comes from field status.podIP")]
     #[case::placeholder(&["{{ .Values.flag }}"], "{{ .Values.flag }} is a placeholder")]
     #[case::for_ever(&["env", "env", "env", "env", "env", "env", "env", "env", "env", "kube2iam"], "too many programs")]
-    fn a_program_that_is_not_theirs_is_refused(#[case] command: &[&str], #[case] why: &str) {
+    fn a_command_of_another_program_is_refused(#[case] command: &[&str], #[case] why: &str) {
         let error = read(command).unwrap_err();
         assert!(error.contains(why) && !error.contains("hidden"), "{error}");
     }

@@ -1,12 +1,12 @@
-//! Finds flags in which the workloads of one installation differ. The chart has one value for all nodes, and neither of two
-//! workloads may get the other's.
+//! Finds flags in which the workloads of one installation differ. The chart has one value for all nodes, so one
+//! workload must not get the value of another.
 
 use super::MigrateError;
 use super::manifest::Workload;
 use super::words::{Flag, Grammar, Line, shown};
 
-/// Refuses a flag that decides what pods get and has two values, or a value in one workload and none in another of the
-/// same part.
+/// Refuses a flag that decides what pods get and has two values, or a value in one workload and none in another of
+/// the same part.
 ///
 /// # Errors
 /// If there is such a flag; the error names the first, with both values.
@@ -33,8 +33,8 @@ pub fn check(workloads: &[Workload], lines: &[Line], grammar: Grammar) -> Result
     Ok(())
 }
 
-/// Returns all values of a flag in a command line, as they may be shown. Without the flag a switch is off, and another flag
-/// empty.
+/// Returns all values of a flag in a command line, without secrets. If the flag is absent, a switch is off and any
+/// other flag is empty.
 fn values(line: &Line, flag: &str, grammar: Grammar) -> Vec<String> {
     let is_switch = grammar.switches.contains(&flag);
     let value = |of: &Flag| {

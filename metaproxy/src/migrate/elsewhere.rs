@@ -1,4 +1,4 @@
-//! Recognizes input without a workload, and names the command that gives the right one.
+//! Recognizes input without a workload, and names the command that gives the right input.
 
 use serde_json::Value;
 
@@ -143,7 +143,10 @@ mod tests {
          containers: [{ image: kube2iam }] }\n",
         "kubectl -n s get daemonset kube2iam -o yaml"
     )]
-    fn what_is_no_workload_is_recognised_and_the_command_named(#[case] text: &str, #[case] command: &str) {
+    fn input_without_a_workload_is_recognized_and_the_right_command_is_named(
+        #[case] text: &str,
+        #[case] command: &str,
+    ) {
         let error = workloads(SourceSoftware::Kube2iam, "x.yaml", text)
             .unwrap_err()
             .to_string();

@@ -1,4 +1,5 @@
-//! Maps the environment of the container. Variables that mean the same for metaproxy become values, and all others are listed.
+//! Maps the environment of the container. Variables that mean the same for metaproxy become values, and all others
+//! are listed.
 
 use serde_json::{Value, json};
 

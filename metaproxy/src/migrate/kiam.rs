@@ -78,8 +78,8 @@ pub fn migrate(flags: &[Flag], workloads: &[Workload], values: &mut Values) -> R
     Ok(())
 }
 
-/// Returns the version of the part that decides about namespaces, which is the server's. Of several servers the newest
-/// counts, because with it no rule becomes looser. `None` if a tag has no version, or no server is given.
+/// Returns the version of the part that decides about namespaces, which is the server's. Of several servers the
+/// newest counts, because with it no rule becomes looser. `None` if a tag has no version, or no server is given.
 fn deciding(workloads: &[Workload]) -> Option<Version> {
     let is_known = workloads.iter().any(|workload| workload.part.is_some());
     let deciding = workloads
@@ -89,7 +89,7 @@ fn deciding(workloads: &[Workload]) -> Option<Version> {
     versions?.into_iter().max()
 }
 
-/// Maps what differs between versions.
+/// Maps the differences between versions.
 fn by_version(workloads: &[Workload], values: &mut Values) {
     let versions: Option<Vec<Version>> = workloads.iter().map(Workload::version).collect();
     let is_before = |version| {
@@ -168,8 +168,8 @@ fn is_of_server(flags: &[Flag], workloads: &[Workload]) -> bool {
         || workloads.iter().any(|workload| workload.is_part("server"))
 }
 
-/// Returns kiam's prefix of role names, if its flags have one. The last of several counts. `None` if kiam finds the prefix
-/// out itself, because kiam prefers that to the flag.
+/// Returns kiam's prefix of role names, if its flags have one. The last of several counts. `None` if kiam finds the
+/// prefix out itself, because kiam prefers that to the flag.
 fn base(flags: &[Flag]) -> Option<&str> {
     let finds_out = |flag: &Flag| flag.name == "role-base-arn-autodetect" && flag.is_on();
     let named = flags.iter().rfind(|flag| flag.name == "role-base-arn");

@@ -38,7 +38,7 @@ pub const GRAMMAR: Grammar = Grammar {
     is_kingpin: false,
 };
 
-/// The old one holds its port as long as both run.
+/// The note on the metrics port. The old agent holds its port as long as both run.
 pub(super) const METRICS: &str = "/metrics is at adminAddress, which is off unless it is set, such as 0.0.0.0:16925 for Prometheus to \
                                   reach: from elsewhere than the node itself only /metrics, /healthz and \
                                   /readyz are answered. podMonitor.enabled sets both up with the Prometheus Operator. The old port is free when the old daemon is gone. The metrics' names are \
@@ -94,7 +94,7 @@ fn one(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
             "required",
             "--namespace-restrictions. The default role is exempt, as in kube2iam",
         ),
-        // kube2iam takes every value but `regexp` for globs (mappings/mapper.go).
+        // kube2iam reads every value but `regexp` as globs (mappings/mapper.go).
         "namespace-restriction-format" => {
             let is_regexp = flag.known()?.eq_ignore_ascii_case("regexp");
             let style = if is_regexp { "regexp" } else { "glob" };
@@ -149,8 +149,8 @@ pub(super) fn is_off_switch(flag: &Flag) -> bool {
     matches!(flag.value.to_ascii_lowercase().as_str(), "false" | "f" | "0")
 }
 
-/// Maps the duration of sessions. STS takes 15m to 1h if one role assumes another (role chaining), and sessions of 52m and
-/// more work with every SDK.
+/// Maps the duration of sessions. STS accepts 15m to 1h if one role assumes another (role chaining), and sessions of
+/// 52m and more work with every SDK.
 pub(super) fn session(flag: &Flag, values: &mut Values) -> Result<(), MigrateError> {
     let (least, most) = (Duration::from_secs(52 * 60), Duration::from_secs(3600));
     let asked = duration(flag)?;

@@ -95,11 +95,11 @@ impl Workload {
     }
 }
 
-/// Finds the container: the one whose command line names the program, else the one with its image, else the only one with
-/// its name.
+/// Finds the container: the one whose command line names the program, else the one with its image, else the only one
+/// with its name.
 ///
 /// # Errors
-/// If several may be the one.
+/// If several containers may be the right one.
 fn container<'a>(spec: &'a Value, of: &str) -> Result<Option<&'a Value>, String> {
     let containers = spec["containers"].as_array().into_iter().flatten();
     let candidates: Vec<&Value> = containers
@@ -155,8 +155,8 @@ fn command_line(container: &Value) -> Result<Vec<String>, String> {
     Ok(words)
 }
 
-/// Returns kind, namespace and name of the object's owner. A node does not count: it owns the copy of a static pod, which
-/// nothing else in a manifest describes.
+/// Returns kind, namespace and name of the object's owner. A node does not count: it owns the copy of a static pod,
+/// which nothing else in a manifest describes.
 pub fn maker(object: &Value) -> Option<(&str, &str, &str)> {
     let metadata = &object["metadata"];
     let owners = metadata["ownerReferences"].as_array()?;

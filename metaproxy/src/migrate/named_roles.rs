@@ -1,5 +1,5 @@
-//! Maps roles among the flags. A role that the agent would refuse at its start is refused here, with advice, and so is a name
-//! that kiam completed to another role.
+//! Maps roles among the flags. A role that the agent would refuse at its start is refused here, with advice, and so
+//! is a name that kiam completed to another role.
 
 use std::str::FromStr;
 
@@ -19,7 +19,7 @@ pub fn base(flag: &Flag) -> Result<Option<&str>, MigrateError> {
 /// Maps kiam's prefix of names. kiam appended the name without a separator (`pkg/aws/sts/arn_resolver.go`).
 ///
 /// # Errors
-/// If it is not a prefix of role ARNs, or names behind it become other roles here.
+/// If it is not a prefix of role ARNs, or names after it become other roles in metaproxy.
 pub fn base_of_kiam(flag: &Flag) -> Result<Option<&str>, MigrateError> {
     let base = base(flag)?;
     let part_of_names = base

@@ -78,7 +78,7 @@ mod tests {
 
     /// Checks that the list is complete: a value that `migrate` writes and that is not listed is never tried.
     #[test]
-    fn the_chart_gives_the_agent_each_of_these_values_by_this_flag() {
+    fn the_chart_passes_each_of_these_values_by_its_flag() {
         let template = include_str!("../../../deploy/helm/metaproxy/templates/daemonset.yaml");
         for (section, key, flag) in FLAGS {
             let value = if section.is_empty() {
@@ -102,7 +102,7 @@ mod tests {
     #[case("roles", "default", "a b", "--default-role")]
     #[case("sessions", "duration", "12h", "--session-duration")]
     #[case("metadata", "endpoint", "ftp://x", "--metadata-addr")]
-    fn what_the_agent_refuses_is_refused_by_the_flag_that_it_comes_from(
+    fn a_value_that_the_agent_refuses_is_reported_with_its_source(
         #[case] section: &'static str,
         #[case] key: &'static str,
         #[case] value: &str,

@@ -1,5 +1,5 @@
-//! Turns kiam's `--allow-route-regexp` into `metadata.allowPaths`. kiam's pattern matches any part of a request's path, and
-//! the patterns of `metadata.allowPaths` match a whole path.
+//! Turns kiam's `--allow-route-regexp` into `metadata.allowPaths`. kiam's pattern matches any part of a request's
+//! path, and the patterns of `metadata.allowPaths` match a whole path.
 
 use regex_syntax::ast::{AssertionKind, Ast, Group, parse::Parser};
 
@@ -18,7 +18,7 @@ const OWN: [&str; 3] = ["iam/info", "iam/security-credentials", "api/token"];
 pub enum Allowed {
     /// A pattern.
     Pattern(String),
-    /// A pattern that opens everything that can be opened.
+    /// A pattern that matches every path that can be passed through.
     Everything(String),
     /// No pattern, with the reason.
     Nothing(&'static str),
@@ -53,8 +53,8 @@ pub fn allowed(pattern: &str) -> Result<Vec<(String, Allowed)>, String> {
         .collect()
 }
 
-/// Splits a pattern into its alternatives, without groups around the whole: `(a|b)` gives `a` and `b`, and `^(a|b)$` gives
-/// `^a$` and `^b$`.
+/// Splits a pattern into its alternatives, without groups around the whole: `(a|b)` gives `a` and `b`, and `^(a|b)$`
+/// gives `^a$` and `^b$`.
 fn alternatives(ast: &Ast, pattern: &str) -> Vec<String> {
     let inner = |group: &Group| {
         let is_plain = group.flags().is_none_or(|flags| flags.items.is_empty());
@@ -106,7 +106,7 @@ fn one(part: &str) -> Result<Allowed, String> {
     if OWN.iter().any(|own| part.contains(own)) {
         return Ok(Allowed::Nothing(ANSWERED));
     }
-    // The last is always below the first of those.
+    // `security-credentials` is always below a denied segment.
     if DENIED_SEGMENTS
         .iter()
         .chain(&["security-credentials"])
@@ -147,7 +147,8 @@ fn one(part: &str) -> Result<Allowed, String> {
     })
 }
 
-/// Reports whether a part other than the first character, or a quantified first slash, asks for the beginning of the text.
+/// Reports whether a pattern has an anchor for the beginning of the text other than its first character, or a
+/// quantified slash after that first anchor.
 fn has_other_start(part: &str) -> bool {
     let inner = part.replace("[^", "").replace("\\^", "");
     let inner = inner.strip_prefix('^').unwrap_or(&inner);
@@ -179,7 +180,7 @@ mod tests {
     #[case::the_whole("^/latest/meta-data/mac$", pattern("/latest/meta-data/mac"))]
     #[case::a_dollar("cost\\$", pattern(".*cost\\$.*"))]
     #[case::quoted("\\Qtags/instance/a.b\\E", pattern(".*tags/instance/a\\.b.*"))]
-    // As public values of kiam's chart have them.
+    // Public values of kiam's chart have these patterns.
     #[case::of_spot(
         "spot/(instance-action|termination-time)$",
         pattern(".*spot/(instance-action|termination-time)")
@@ -196,14 +197,15 @@ mod tests {
         pattern(".*/latest/meta-data/placement/availability-zone.*")
     )]
     #[case::a_slash("/", Allowed::Everything(".*/.*".to_owned()))]
-    // A glob that is none (giantswarm/kiam-app, helm/kiam-app/values.yaml): any number of slashes.
+    // The pattern looks like a glob, but it matches any number of slashes (giantswarm/kiam-app,
+    // helm/kiam-app/values.yaml).
     #[case::a_glob("/latest/*", Allowed::Everything(".*/latest/*.*".to_owned()))]
-    // KubeZero's chart (kubezero-kiam) has it.
+    // KubeZero's chart (kubezero-kiam) has this pattern.
     #[case::a_group_inside(
         "^/latest/(meta-data/instance-id|dynamic)",
         pattern("/latest/(meta-data/instance-id|dynamic).*")
     )]
-    fn a_pattern_matches_here_what_it_matched_in_kiam(#[case] of_kiam: &str, #[case] here: Allowed) {
+    fn a_pattern_matches_the_same_paths_as_in_kiam(#[case] of_kiam: &str, #[case] here: Allowed) {
         assert_eq!(allowed(of_kiam).unwrap().remove(0).1, here);
     }
 
@@ -213,14 +215,15 @@ mod tests {
     #[case::another_beginning("^meta-data/tags")]
     #[case::a_beginning_inside("x(^meta-data|y)")]
     #[case::no_path("^/openstack/latest$")]
-    fn what_matched_nothing_or_is_never_passed_opens_nothing(#[case] of_kiam: &str) {
+    fn a_pattern_without_an_allowed_path_opens_nothing(#[case] of_kiam: &str) {
         assert!(matches!(
             allowed(of_kiam).unwrap()[..],
             [(_, Allowed::Nothing(_))]
         ));
     }
 
-    /// As public modules and charts of kiam have them (particuleio/terraform-kubernetes-addons, modules/aws/kiam.tf, the first).
+    /// Public modules and charts of kiam have such patterns (the first is from
+    /// particuleio/terraform-kubernetes-addons, modules/aws/kiam.tf).
     #[rstest]
     #[case::between_anchors(
         "^(/latest/dynamic/instance-identity/document|/latest/meta-data/placement/availability-zone)$",
@@ -229,7 +232,7 @@ mod tests {
     #[case::behind_the_beginning("^(?:/latest/meta-data/mac|(/latest/meta-data/ami-id))", &["/latest/meta-data/mac.*", "/latest/meta-data/ami-id.*"])]
     #[case::one("^(/latest/meta-data/mac)$", &["/latest/meta-data/mac"])]
     #[case::goes_on("^(/latest|/2021-07-15)/meta-data/mac$", &["/latest/meta-data/mac", "/2021-07-15/meta-data/mac"])]
-    fn a_group_behind_the_beginning_is_taken_alternative_by_alternative(
+    fn a_group_after_the_start_anchor_is_split_into_its_alternatives(
         #[case] of_kiam: &str,
         #[case] here: &[&str],
     ) {
@@ -242,25 +245,26 @@ mod tests {
         assert_eq!(found, want);
     }
 
-    /// What kiam had to be told to pass on (envoyproxy/envoy#8325, and the role's name for software that asks `iam/info`).
+    /// kiam passed on these paths only with a pattern (envoyproxy/envoy#8325, and the role's name for software that
+    /// requests `iam/info`).
     #[rstest]
     #[case("/latest/meta-data/iam/security-credentials.*")]
     #[case("(^/latest/meta-data/iam/info$)")]
     #[case("^\\/latest\\/api\\/token$")]
-    fn what_the_agent_answers_itself_needs_no_pattern(#[case] of_kiam: &str) {
+    fn a_path_that_the_agent_answers_needs_no_pattern(#[case] of_kiam: &str) {
         let found = allowed(of_kiam).unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].1, Allowed::Nothing(ANSWERED));
     }
 
     #[test]
-    fn credentials_of_the_node_are_not_taken_for_the_pods() {
+    fn credentials_of_the_node_are_never_passed_through() {
         let found = allowed("meta-data/identity-credentials/ec2/security-credentials/ec2-instance").unwrap();
         assert_eq!(found[0].1, Allowed::Nothing(NEVER_PASSED));
     }
 
     #[test]
-    fn alternatives_are_taken_one_by_one() {
+    fn each_alternative_is_mapped_separately() {
         let found = allowed("(user-data|/latest/meta-data/(mac|ami-id))").unwrap();
         assert!(matches!(found[0].1, Allowed::Nothing(_)));
         assert_eq!(found[1].1, pattern(".*/latest/meta-data/(mac|ami-id).*"));
@@ -268,7 +272,8 @@ mod tests {
     }
 
     proptest! {
-        /// In any of the forms in which `--allow-path` tries a path, and never more than kiam did.
+        /// The patterns are tried in each form in which `--allow-path` tries a path. They never open a path that kiam
+        /// refused.
         #[test]
         fn no_path_is_opened_that_kiam_refused(
             parts in prop::collection::vec("[\\^]?/?(latest|meta-data|mac|a|\\.\\*|\\[\\^/\\]\\+|tags/?|\\()?[$]?", 1..4),

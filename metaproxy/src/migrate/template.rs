@@ -1,5 +1,5 @@
-//! Maps the rest of the pod template. A field for which the chart has a value is mapped, and every other is listed with the
-//! reason why it is left out.
+//! Maps the rest of the pod template. A field for which the chart has a value is mapped, and every other is listed
+//! with the reason why it is left out.
 
 use serde_json::Value;
 
@@ -20,7 +20,8 @@ pub fn map(workload: &Workload, values: &mut Values) {
              end it",
         );
     }
-    // Scheduling of kiam's server has no counterpart, because metaproxy has no server. Its settings for calls to AWS have.
+    // Scheduling of kiam's server has no counterpart, because metaproxy has no server. Its settings for calls to AWS
+    // have a counterpart.
     let is_server = workload.is_part("server");
     if is_server {
         values.left(
@@ -43,7 +44,7 @@ pub fn map(workload: &Workload, values: &mut Values) {
 enum Field {
     /// Another function reads the field, or it has no meaning of its own.
     Read,
-    /// The chart sets it anyway.
+    /// The chart always sets the field.
     Same(&'static str),
     /// The field is left out.
     Left(&'static str),

@@ -83,7 +83,7 @@ fn of_words(from: SourceSoftware, words: &[&str]) -> String {
 #[rstest]
 #[case::kube2iam(SourceSoftware::Kube2iam, KUBE2IAM)]
 #[case::kiam(SourceSoftware::Kiam, KIAM)]
-fn every_flag_is_told_about_and_none_is_unknown(#[case] from: SourceSoftware, #[case] flags: &[&str]) {
+fn every_flag_is_mentioned_and_none_is_unknown(#[case] from: SourceSoftware, #[case] flags: &[&str]) {
     let values = of_words(from, flags);
     for flag in flags {
         let name = flag.split('=').next().unwrap();
@@ -177,7 +177,8 @@ fn a_switch_that_kingpin_turns_off_is_off() {
     assert!(!values.contains("not known to this"), "{values}");
 }
 
-/// kiam's default duration is too short, so every flag of the server leads to another one; an agent's flags do not.
+/// kiam's default duration is too short, so every flag of the server leads to another duration. An agent's flags do
+/// not.
 #[rstest]
 #[case("server --role-base-arn=arn:aws:iam::123456789012:role/", true)]
 #[case("server --role-base-arn-autodetect", true)]
@@ -185,14 +186,14 @@ fn a_switch_that_kingpin_turns_off_is_off() {
 #[case("--role-base-arn-autodetect", true)]
 #[case("agent --iptables", false)]
 #[case("/agent --iptables", false)]
-fn a_server_of_kiams_without_a_duration_gets_a_sound_one(#[case] words: &str, #[case] is_set: bool) {
+fn a_kiam_server_without_a_duration_gets_a_valid_one(#[case] words: &str, #[case] is_set: bool) {
     let words: Vec<&str> = words.split(' ').collect();
     let values = of_words(SourceSoftware::Kiam, &words);
     assert_eq!(values.contains("duration: \"1h\""), is_set, "{values}");
 }
 
 #[test]
-fn what_cannot_be_is_brought_to_what_can_and_said() {
+fn durations_are_limited_and_unknown_flags_are_listed() {
     let values = of_words(
         SourceSoftware::Kube2iam,
         &["--iam-role-session-ttl", "900s", "--frobnicate=7"],
@@ -213,14 +214,14 @@ fn what_cannot_be_is_brought_to_what_can_and_said() {
 }
 
 #[test]
-fn a_default_role_that_is_the_nodes_is_never_kept() {
+fn the_nodes_role_is_never_kept_as_the_default_role() {
     let values = of_words(SourceSoftware::Kube2iam, &["--auto-discover-default-role=true"]);
     assert!(!values.contains("default:"), "{values}");
     assert!(values.contains("pods without an annotation got the"), "{values}");
 }
 
 #[test]
-fn another_manifest_is_told_from_theirs() {
+fn a_manifest_without_a_workload_is_an_error() {
     let error = workloads(
         SourceSoftware::Kiam,
         "x.yaml",
@@ -251,7 +252,7 @@ fn manifests_become_values(#[case] from: SourceSoftware, #[case] name: &str, #[c
 proptest! {
     /// A role that the agent refuses would fail only on the cluster.
     #[test]
-    fn a_role_that_is_written_is_one_that_the_agent_takes(
+    fn every_written_role_is_one_that_the_agent_accepts(
         server in any::<bool>(),
         base in "(arn:(aws|aws-cn):iam::(123456789012|1):role)?/?[a-z<>$/-]{0,8}",
         role in "(arn:aws:iam::123456789012:role/)?/?[a-z<>$/-]{0,8}",
@@ -274,7 +275,7 @@ proptest! {
     }
 
     #[test]
-    fn whatever_is_written_the_outcome_is_yaml(words in prop::collection::vec("[a-z-]{1,8}=[ -~\n]{0,24}|[ -~\n]{0,24}", 0..6)) {
+    fn any_flags_give_valid_yaml_or_an_error(words in prop::collection::vec("[a-z-]{1,8}=[ -~\n]{0,24}|[ -~\n]{0,24}", 0..6)) {
         let words: Vec<String> = words.into_iter().map(|word| format!("--{word}")).collect();
         for from in [SourceSoftware::Kube2iam, SourceSoftware::Kiam] {
             if let Ok(values) = values_for(from, &[Workload::of_words(&words)]) {

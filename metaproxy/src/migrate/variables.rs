@@ -114,7 +114,7 @@ pub fn reference(text: &str) -> Option<(&str, &str)> {
     text.strip_prefix("$(")?.split_once(')')
 }
 
-/// Returns a value of `env` as text, because YAML takes some for numbers.
+/// Returns a value of `env` as text, because YAML reads some values as numbers.
 fn text(value: &Value) -> String {
     match value {
         Value::String(text) => text.clone(),
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_is_not_missing_and_a_whole_source_may_have_any_name() {
+    fn a_known_text_is_not_missing_and_env_from_may_have_any_variable() {
         assert_eq!(variables().missing("plain $ text"), None);
         let whole = Variables::of(&json!({ "envFrom": [{ "secretRef": { "name": "s" } }] }));
         assert!(whole.missing("$(X)").unwrap().contains("envFrom"));

@@ -5,8 +5,8 @@
 pub struct Version(pub u32, pub u32);
 
 impl Version {
-    /// Parses the tag of an image: `0.10.9`, `v3.6`, `v4.0-beta1`, `2.8`, with or without a digest. A tag such as `latest`, or
-    /// a digest alone, has no version.
+    /// Parses the tag of an image: `0.10.9`, `v3.6`, `v4.0-beta1`, `2.8`, with or without a digest. A tag such as
+    /// `latest`, or a digest alone, has no version.
     pub fn of_image(image: &str) -> Option<Self> {
         let without_digest = image.split('@').next()?;
         let (_, name) = without_digest.rsplit_once('/').unwrap_or(("", without_digest));
@@ -67,7 +67,7 @@ mod tests {
     #[case("registry:5000/kube2iam", None)]
     #[case("kube2iam@sha256:4444", None)]
     #[case("kube2iam:20200101", None)]
-    fn a_tag_tells_the_version(#[case] image: &str, #[case] version: Option<Version>) {
+    fn a_version_is_parsed_from_a_tag(#[case] image: &str, #[case] version: Option<Version>) {
         assert_eq!(Version::of_image(image), version);
     }
 }

@@ -19,7 +19,8 @@ pub struct Grammar {
     pub switches: &'static [&'static str],
     /// Flags that decide what pods get. They may have only one value in an installation.
     pub single: &'static [&'static str],
-    /// Whether kingpin parses it: `--no-` before a switch turns it off, and a word `@FILE` stands for the lines of a file.
+    /// Whether kingpin parses it: `--no-` before a switch turns it off, and a word `@FILE` stands for the lines of a
+    /// file.
     pub is_kingpin: bool,
 }
 
@@ -83,7 +84,7 @@ impl Flag {
         }
     }
 
-    /// Refuses a switch that is neither on nor off (`strconv.ParseBool`): what it does is not known.
+    /// Refuses a switch that is neither on nor off (`strconv.ParseBool`), because its effect is not known.
     fn check(self, grammar: Grammar) -> Result<Self, MigrateError> {
         const VALUES: [&str; 6] = ["true", "t", "1", "false", "f", "0"];
         let is_switch = grammar.switches.contains(&self.name.as_str());
@@ -128,8 +129,8 @@ pub fn shown(name: &str, value: &str) -> String {
     }
 }
 
-/// Parses a command line. Every word is a flag, the value of a flag, the program, its subcommand, or an error, because a word
-/// that is overlooked could give pods more than before.
+/// Parses a command line. Every word is a flag, the value of a flag, the program, its subcommand, or an error,
+/// because a word that is overlooked could give pods more access than before.
 ///
 /// # Errors
 /// If a word is none of these, a switch has a value other than on or off, or a flag lacks its value.
@@ -302,11 +303,11 @@ mod tests {
     #[case::program_and_part(&["/kiam", "--json-log", "server"], Some("server"))]
     #[case::of_version_2(&["/server", "--session", "agent"], Some("server"))]
     #[case::none(&["--iptables"], None)]
-    fn the_part_is_the_word_that_is_no_value(#[case] words: &[&str], #[case] part: Option<&str>) {
+    fn the_subcommand_is_found_among_the_words(#[case] words: &[&str], #[case] part: Option<&str>) {
         assert_eq!(line(words, KINGPIN).unwrap().part.as_deref(), part);
     }
 
-    /// Checks words each of which could be a flag that restricts pods.
+    /// Checks words that could each be a flag that restricts pods.
     #[rstest]
     #[case::without_dashes(&["namespace-restrictions"], PLAIN, "a flag begins with two dashes")]
     #[case::another_word(&["kube2iam", "restricted"], PLAIN, "restricted: it is neither a flag")]
@@ -324,17 +325,13 @@ mod tests {
     #[case::a_file_as_a_value(&["server", "--level", "@/etc/level"], KINGPIN, "reads more flags from that file")]
     #[case::another_part(&["/kiam", "health"], KINGPIN, "health: it is neither a flag")]
     #[case::two_parts(&["/kiam", "agent", "server"], KINGPIN, "server: it is neither a flag")]
-    fn a_word_that_nothing_is_known_about_is_refused(
-        #[case] words: &[&str],
-        #[case] grammar: Grammar,
-        #[case] why: &str,
-    ) {
+    fn an_unexpected_word_is_refused(#[case] words: &[&str], #[case] grammar: Grammar, #[case] why: &str) {
         let error = line(words, grammar).unwrap_err().to_string();
         assert!(error.contains(why), "{error}");
     }
 
     #[test]
-    fn a_switch_of_kiams_is_turned_off_by_no_before_it_and_nothing_else_is() {
+    fn a_no_prefix_turns_off_only_switches_of_kiam() {
         let shown = |is_kingpin| -> Vec<String> {
             let grammar = Grammar {
                 is_kingpin,
@@ -355,7 +352,7 @@ mod tests {
     #[case("https_proxy", "http://me:hidden@proxy:3128/x", "http://***@proxy:3128/x")]
     #[case("api-server", "https://api:6443", "https://api:6443")]
     #[case("iam-role-key", "example.com/role", "example.com/role")]
-    fn secrets_are_masked_and_nothing_else(#[case] name: &str, #[case] value: &str, #[case] wanted: &str) {
+    fn only_secrets_are_masked(#[case] name: &str, #[case] value: &str, #[case] wanted: &str) {
         assert_eq!(shown(name, value), wanted);
     }
 

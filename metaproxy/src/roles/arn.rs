@@ -11,7 +11,7 @@ use thiserror::Error;
 
 use super::placeholder;
 
-/// Says why a text is not a role.
+/// The reason why a text is not a role.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum RoleError {
     /// The text is empty.
@@ -32,7 +32,8 @@ pub enum RoleError {
     /// The path is malformed.
     #[error("a role's path is at most 512 printable characters, with no empty part")]
     Path,
-    /// The path of a base ARN has a `*`. A role's path may have one, but as part of a base it is a policy's wildcard, copied.
+    /// The path of a base ARN has a `*`. A role's path may have a `*`, but in a base ARN it is a wildcard that was
+    /// copied from a policy.
     #[error(
         "a * in it is not a wildcard but a character of every role's path; end it with role/, or with role/ and a path"
     )]
@@ -42,7 +43,7 @@ pub enum RoleError {
     Placeholder(String),
 }
 
-/// The ARN of a role. `Display` writes `arn:` in lower case, however it was written.
+/// The ARN of a role. `Display` writes `arn:` in lower case, even if the input had capital letters.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct RoleArn {
     arn: Box<str>,
@@ -60,7 +61,8 @@ impl RoleArn {
         &self.arn[self.name_at..]
     }
 
-    /// Says whether a text names this role: by its ARN, or by its name with the whole path, a part of the path or none before it.
+    /// Says whether a text names this role. The text may be the role's ARN, or its name after the whole path, a part
+    /// of the path or no path.
     pub fn is_called(&self, text: &str) -> bool {
         let before = self.arn.strip_suffix(text);
         let is_path_and_name = before.is_some_and(|before| before.ends_with('/')) && !text.is_empty();
@@ -118,7 +120,7 @@ impl fmt::Debug for RoleArn {
     }
 }
 
-/// Returns partition, account, and what follows `role/`. `arn:` may be in any case, as in kube2iam.
+/// Returns the partition, the account, and the text after `role/`. `arn:` may be in any case, as in kube2iam.
 fn split(text: &str) -> Option<(&str, &str, &str)> {
     let rest = text.get(4..).filter(|_| is_arn(text))?;
     let mut parts = rest.splitn(5, ':');
@@ -166,12 +168,13 @@ fn check_path(path: &str) -> Result<(), RoleError> {
     if fits { Ok(()) } else { Err(RoleError::Path) }
 }
 
-/// `--base-role-arn`: `arn:aws:iam::123456789012:role/`, with or without a path after it. It is put before names of roles.
+/// The value of `--base-role-arn`: `arn:aws:iam::123456789012:role/`, with or without a path after it. It completes
+/// the names of roles to ARNs.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BaseArn {
     partition: String,
     account: String,
-    /// Empty, or ends with a slash.
+    /// The path, which is empty or ends with a slash.
     path: String,
 }
 
@@ -179,7 +182,7 @@ impl FromStr for BaseArn {
     type Err = RoleError;
 
     fn from_str(text: &str) -> Result<Self, RoleError> {
-        // kube2iam and kiam take it with and without the last slash.
+        // kube2iam and kiam accept the base with and without the last slash.
         let slashed = format!("{}/", text.trim_end_matches('/'));
         let (partition, account, path) = split(&slashed).ok_or(RoleError::NotARoleArn)?;
         check_partition(partition)?;
@@ -216,8 +219,8 @@ impl BaseArn {
         format!("arn:{}:iam::{}:role/{}", self.partition, self.account, self.path)
     }
 
-    /// Returns the base for names in the account of the node's own role, from the ARN of its instance profile (`iam/info`) or
-    /// of its session (`GetCallerIdentity`). Returns `None` if the text is no such ARN.
+    /// Returns the base for names in the account of the node's own role, from the ARN of its instance profile
+    /// (`iam/info`) or of its session (`GetCallerIdentity`). Returns `None` for any other text.
     pub fn of_account(arn: &str) -> Option<Self> {
         let parts: Vec<&str> = arn.splitn(6, ':').collect();
         let [prefix, partition, "iam" | "sts", "", account, _] = parts[..] else {
@@ -267,7 +270,7 @@ impl WrittenRole {
     /// Returns the ARN; `None` if it needs a base and the base is not known.
     ///
     /// # Errors
-    /// If the base's path and the written one are too long together.
+    /// If the path of the base and the written path together are too long.
     pub fn resolve(&self, base: Option<&BaseArn>) -> Result<Option<RoleArn>, RoleError> {
         match (self, base) {
             (Self::Arn(arn), _) => Ok(Some(arn.clone())),

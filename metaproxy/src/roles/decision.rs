@@ -1,5 +1,5 @@
-//! Decides which role a pod gets, in the order of deploy/docs/roles.md, "Role of a pod". A refusal is final: the next source is not
-//! tried, since a pod must never get another role than the one that it asks for.
+//! Decides which role a pod gets, in the order of deploy/docs/roles.md, "Role of a pod". A refusal is final: the next
+//! source is not tried, since a pod must never get another role than the one that it asks for.
 
 use super::arn::{BaseArn, RoleArn, RoleError, WrittenRole};
 use super::namespace::{Asked, NamespaceRules, Stop};
@@ -12,7 +12,7 @@ use super::web_identity::{self, ROLE_KEY, WebIdentity};
 use crate::pods::kubernetes::KeptAnnotations;
 use crate::pods::{Inventory, Known, Mirror, Namespace, Pod, PodUid, ServiceAccount};
 
-/// The keys of the annotations that decide.
+/// The keys of the annotations that the decision reads.
 #[derive(Clone, Debug)]
 pub struct AnnotationKeys {
     /// Pod annotation with the role.
@@ -48,37 +48,38 @@ pub struct Rules {
     pub base: Option<BaseArn>,
     /// The role of pods without an annotation.
     pub default_role: Option<WrittenRole>,
-    /// The keys of the annotations that decide.
+    /// The keys of the annotations that the decision reads.
     pub keys: AnnotationKeys,
-    /// How the policies of namespaces are read.
+    /// The rules for reading the policies of namespaces.
     pub namespaces: NamespaceRules,
     /// Whether annotations of service accounts give their pods roles.
     pub web_identity: bool,
     /// Whether no pod gets a role (`--mode firewall`).
     pub firewall: bool,
-    /// Whether hostNetwork pods without a role are kept from the node's metadata service too.
+    /// Whether hostNetwork pods without a role are denied the node's metadata service too.
     pub enforce_host_network: bool,
-    /// How sessions are made.
+    /// The configuration of sessions.
     pub sessions: SessionRules,
     /// The roles that no pod gets.
     pub own: OwnRoles,
 }
 
-/// The outcome of a decision. `G` is what is kept of a grant.
+/// The outcome of a decision. `G` is the type of the data about a granted role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Decision<G = Grant> {
     /// The pod gets this role.
     Granted(G),
     /// A role was requested, and denied.
     Refused {
-        /// The name that `security-credentials/` lists for the pod. It has no character that a role's name can't have.
+        /// The name that `security-credentials/` lists for the pod. It has only characters that a role's name can
+        /// have.
         name: String,
         /// Why it was denied.
         reason: Reason,
     },
     /// No role was requested.
     NoRole(Reason),
-    /// Something that decides is not known yet, so the request is held.
+    /// An object or fact that the decision needs is not known yet, so the request is held.
     Wait(Reason),
 }
 
@@ -91,7 +92,7 @@ pub struct Grant {
     pub subject: Subject,
     /// The parameters of its session.
     pub session: SessionShape,
-    /// What gives it to the pod.
+    /// The reason why the pod has the role.
     pub reason: Reason,
 }
 
@@ -113,7 +114,7 @@ impl Decision {
         }
     }
 
-    /// Returns the same decision with something else kept of its grant.
+    /// Converts the data about a granted role. Every other decision stays the same.
     pub fn map_grant<G>(self, keep: impl FnOnce(Grant) -> G) -> Decision<G> {
         match self {
             Self::Granted(grant) => Decision::Granted(keep(grant)),
@@ -125,7 +126,8 @@ impl Decision {
 }
 
 impl Rules {
-    /// Returns the keys of the annotations that decide, for each kind of object; none for a kind that does not decide.
+    /// Returns the keys of the annotations that the decision reads, for each kind of object. A kind that the decision
+    /// does not read has no keys.
     pub fn kept(&self) -> KeptAnnotations {
         let keys = &self.keys;
         let only = |decides: bool, keys: &[&str]| {
@@ -161,8 +163,9 @@ impl Rules {
         }
     }
 
-    /// Says whether a hostNetwork pod is intercepted: if it requests a role, even if the role is denied, since it must not get the
-    /// node's role instead. A pod whose service account is not known is left alone: the API server may depend on that pod.
+    /// Says whether a hostNetwork pod is intercepted. It is if it requests a role, even if the role is denied,
+    /// because it must not get the node's role instead. A pod whose service account is not known is not intercepted,
+    /// because the API server may depend on that pod.
     pub fn intercepts_host_pod(&self, pod: &Pod, account: Option<&ServiceAccount>) -> bool {
         let asks = || {
             matches!(
@@ -170,7 +173,8 @@ impl Rules {
                 Naming::Pod { .. } | Naming::Account { .. }
             )
         };
-        // No process runs as a mirror pod. Those of its static pod are identified by the hash, once the mirror pod is confirmed.
+        // No process belongs to a mirror pod. The processes of its static pod are identified by the hash, once the
+        // mirror pod is confirmed.
         let has_processes = pod.mirror != Mirror::Claimed;
         has_processes && pod.host_network && (self.enforce_host_network || (!self.firewall && asks()))
     }
@@ -270,7 +274,7 @@ impl Rules {
         self.grant(pod, role, given_by, Allowance::Exempt)
     }
 
-    /// Resolves a role. One of the node's own roles is refused first, whatever policies say about it.
+    /// Resolves a role. One of the node's own roles is refused first, even if a policy allows it.
     fn arn(
         &self,
         pod: &Pod,

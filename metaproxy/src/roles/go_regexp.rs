@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 
-/// Replaces `\Q…\E`, which quotes text in Go (`regexp/syntax`) and which the `regex` crate does not support, by the escaped text.
-/// Everything else stays as it is; so does a `\Q` in a class, which Go refuses too.
+/// Replaces `\Q…\E`, which quotes text in Go (`regexp/syntax`) and which the `regex` crate does not support, by the
+/// escaped text. Everything else stays as it is; so does a `\Q` in a class, which Go refuses too.
 pub fn go_regexp(pattern: &str) -> Cow<'_, str> {
     if !pattern.contains("\\Q") {
         return Cow::Borrowed(pattern);
@@ -43,7 +43,7 @@ mod tests {
     #[case::a_backslash("\\\\Qx", "\\\\Qx")]
     #[case::quoting_a_backslash("\\Qa\\b\\Ec", "a\\\\bc")]
     #[case::a_class("[\\Q]x", "[\\Q]x")]
-    fn quoted_text_is_written_out(#[case] go: &str, #[case] ours: &str) {
+    fn quoted_text_is_escaped(#[case] go: &str, #[case] ours: &str) {
         assert_eq!(go_regexp(go), ours);
     }
 }

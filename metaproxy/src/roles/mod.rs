@@ -1,4 +1,5 @@
-//! Decides which role a pod has, and why: a pure function of the pod, its namespace, its service account and the configuration.
+//! Decides which role a pod has, and why: a pure function of the pod, its namespace, its service account and the
+//! configuration.
 
 pub mod arn;
 mod decision;

@@ -9,16 +9,16 @@ use super::policy::{AllowedRolesStyle, Candidate, Letters, PermittedMatch, Polic
 use super::reason::{Allowance, Reason};
 use crate::pods::Namespace;
 
-/// How the policies of namespaces are read.
+/// The rules for reading the policies of namespaces.
 #[derive(Clone, Debug, Default)]
 pub struct NamespaceRules {
     /// Whether the namespace must allow the role of a pod's annotation.
     pub required: bool,
-    /// How the entries of `allowed-roles` are read.
+    /// The syntax of the entries of `allowed-roles`.
     pub allowed_roles_style: AllowedRolesStyle,
-    /// How `permitted` is compared with roles.
+    /// The way in which `permitted` is compared with roles.
     pub permitted_match: PermittedMatch,
-    /// The policies that were read already.
+    /// The cache of the policies that were read.
     pub read: PolicyCache,
 }
 
@@ -28,13 +28,13 @@ pub(super) struct Asked<'a> {
     pub keys: &'a AnnotationKeys,
     pub role: &'a RoleArn,
     pub candidate: &'a Candidate<'a>,
-    /// Whether names in the policy can be compared with the role already.
+    /// Whether the base is known, so that names in the policy can be compared with the role.
     pub base_is_known: bool,
     /// Whether the role needs no policy, because its own trust policy names the service account.
     pub is_trusted: bool,
 }
 
-/// Says why the policy does not allow a role.
+/// The reason why the policy does not allow a role.
 #[derive(Debug)]
 pub(super) enum Stop {
     Refuse(Reason),
@@ -42,8 +42,8 @@ pub(super) enum Stop {
 }
 
 impl NamespaceRules {
-    /// Checks the policy. One annotation that allows the role is enough. If one of them is malformed, no role is allowed, whatever
-    /// the other one says.
+    /// Checks the policy. One annotation that allows the role is enough. If one of them is malformed, no role is
+    /// allowed, even if the other one allows it.
     pub(super) fn check(
         &self,
         asked: &Asked<'_>,
@@ -106,7 +106,8 @@ impl NamespaceRules {
         }))
     }
 
-    /// Returns what each of the namespace's annotations says of a role, in the order in which they are checked.
+    /// Returns the opinion of each of the namespace's annotations about a role, in the order in which they are
+    /// checked.
     pub fn opinions(
         &self,
         keys: &AnnotationKeys,
@@ -138,7 +139,7 @@ impl NamespaceRules {
     }
 }
 
-/// What one annotation of a namespace says about a role.
+/// The opinion of one annotation of a namespace about a role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Opinion {
     /// The annotation's key.
@@ -149,7 +150,7 @@ pub struct Opinion {
     pub allows: Result<Option<String>, PolicyError>,
 }
 
-/// Writes a policy's entries, so many and so much of each that a sentence can hold them.
+/// Writes the first entries of a policy, each shortened, so that they fit into a sentence.
 fn shown(policy: &Policy) -> String {
     const ENTRIES: usize = 5;
     const LENGTH: usize = 80;
@@ -180,7 +181,7 @@ impl PolicyKind {
     /// Reads an annotation.
     ///
     /// # Errors
-    /// If the annotation is malformed. It must allow nothing then.
+    /// If the annotation is malformed. Such an annotation must allow nothing.
     pub fn read(self, annotation: &str, letters: Letters) -> Result<Policy, PolicyError> {
         match self {
             Self::Permitted(style) => Policy::permitted(annotation, style, letters),
@@ -199,7 +200,7 @@ type Read = HashMap<(PolicyKind, String), Arc<Once>>;
 pub struct PolicyCache(Arc<Mutex<Read>>);
 
 impl PolicyCache {
-    /// More entries than a node has namespaces. The cache is emptied when it is full.
+    /// The maximum number of entries, which is more than a node has namespaces. The cache is emptied when it is full.
     const MAX: usize = 256;
 
     /// Returns the policy of an annotation; the caller reads it with [`PolicyKind::read`] if it is new.

@@ -1,5 +1,5 @@
-//! Finds the source that gives a pod its role, in the order of deploy/docs/roles.md, "Role of a pod". The decision and its explanation
-//! both call this module, so that they cannot differ.
+//! Finds the source that gives a pod its role, in the order of deploy/docs/roles.md, "Role of a pod". The decision
+//! and its explanation both call this module, so that they cannot differ.
 
 use super::reason::RoleSource;
 use super::web_identity::ROLE_KEY;
@@ -21,7 +21,7 @@ pub enum Naming<'a> {
         /// The role as written.
         written: &'a str,
     },
-    /// The service account may give one, and is not known (yet).
+    /// The service account may give a role, and is not known (yet).
     UnknownAccount,
     /// `--default-role` gives it.
     Default(&'a WrittenRole),
@@ -30,7 +30,7 @@ pub enum Naming<'a> {
 }
 
 impl<'a> Naming<'a> {
-    /// Returns the source and the role as written; `None` if there is no source, or none yet.
+    /// Returns the source and the role as written; `None` if there is no source, or if it is not known yet.
     pub fn named(&self, rules: &Rules) -> Option<(RoleSource, &'a str)> {
         Some(match *self {
             Self::Pod { written } => {
@@ -64,15 +64,16 @@ impl Rules {
                 return Naming::Account { account, written };
             }
         }
-        // hostNetwork pods keep a node alive and must work without the agent, so a default must not change what they get.
+        // hostNetwork pods keep a node alive and must work without the agent, so the default role does not apply to
+        // them.
         match self.default_role.as_ref().filter(|_| !pod.host_network) {
             Some(role) => Naming::Default(role),
             None => Naming::NoRole,
         }
     }
 
-    /// Says whether the pod's service account may give it a role. A static pod has no service account: its mirror pod in the API
-    /// names one, but the kubelet gives the pod no token of it.
+    /// Says whether the pod's service account may give it a role. A static pod has no service account: its mirror pod
+    /// in the API names one, but the kubelet gives the pod no token of it.
     pub fn asks_accounts_of(&self, pod: &Pod) -> bool {
         self.web_identity && pod.mirror == Mirror::No
     }

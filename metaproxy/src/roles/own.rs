@@ -1,4 +1,4 @@
-//! Tells which roles are those of the node and of its agent. No pod gets one of them, whatever IAM allows.
+//! Identifies the roles of the node and of its agent. No pod gets one of them, even if IAM allows it.
 
 use std::fmt;
 
@@ -6,12 +6,13 @@ use super::RoleArn;
 use super::arn::{check_account, is_name};
 use super::reason::{Reason, RoleSource};
 
-/// The identity of a role in IAM: account and name. Within an account a name is unique, whatever the role's path, and names are not
-/// distinguished by case (IAM user guide, "IAM and AWS STS quotas"). An account belongs to one partition.
+/// The identity of a role in IAM: account and name. Within an account a name is unique, even among roles with
+/// different paths, and names are not distinguished by case (IAM user guide, "IAM and AWS STS quotas"). An account
+/// belongs to one partition.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoleId {
     account: Box<str>,
-    /// In lower case.
+    /// The role's name, in lower case.
     name: Box<str>,
 }
 
@@ -63,7 +64,7 @@ pub enum OwnRole {
     Unknown(Option<String>),
     /// The agent has no credentials at the moment, so it can't assume any role. The text says why.
     NoCredentials(String),
-    /// The role cannot be found out, so it cannot be kept from pods. Discovery goes on.
+    /// The role cannot be determined, so it cannot be denied to pods. Discovery continues.
     Undeterminable,
     /// There is no such role.
     #[default]
@@ -81,12 +82,13 @@ pub enum Owner {
     Intermediate,
 }
 
-/// What is known about the node's own roles. The default is that there are none.
+/// The known state of the node's own roles. By default there are none.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct OwnRoles {
     /// The role of the instance profile, as the node's metadata service names it.
     pub instance: OwnRole,
-    /// The role of the agent's AWS credentials, as STS names it. It is that of the instance profile unless the agent has others.
+    /// The role of the agent's AWS credentials, as STS names it. It is the role of the instance profile unless the
+    /// agent has other credentials.
     pub agent: OwnRole,
     /// The role of `--assume-role-arn`.
     pub intermediate: Option<RoleId>,
@@ -127,8 +129,9 @@ impl OwnRoles {
         })
     }
 
-    /// Returns the reason to wait if the role may still turn out to be that of the instance profile. The role of the agent's
-    /// credentials is waited for later, when a session is obtained: STS names it, and a decision must not depend on STS.
+    /// Returns the reason to wait if the role may still turn out to be that of the instance profile. The role of the
+    /// agent's credentials is waited for later, when a session is obtained: STS names it, and a decision must not
+    /// depend on STS.
     pub(super) fn to_wait_for(&self, role: &RoleArn) -> Option<Reason> {
         self.holds_decisions().then(|| Reason::NodeRoleUnknown {
             role: role.clone(),
@@ -136,8 +139,9 @@ impl OwnRoles {
         })
     }
 
-    /// Returns the own role that is still unknown, and so may be the role of the session that is to be obtained. `as_node` says
-    /// that the session is obtained with the agent's credentials; with a token of the pod the agent needs none.
+    /// Returns an own role that is still unknown, and therefore may be the role of the requested session. `as_node`
+    /// says that the session is obtained with the agent's credentials. A session that is obtained with a token of the
+    /// pod needs no credentials of the agent.
     pub fn unknown_for(&self, as_node: bool) -> Option<&OwnRole> {
         [&self.instance, &self.agent].into_iter().find(|own| match own {
             OwnRole::Unknown(_) => true,
@@ -177,7 +181,7 @@ mod tests {
     #[case("arn:aws:iam::123456789012:role/Node-Role/app", false)]
     #[case("arn:aws:iam::123456789012:role/Node-Role2", false)]
     #[case("arn:aws:iam::210987654321:role/Node-Role", false)]
-    fn a_role_is_known_by_account_and_name_in_any_spelling(#[case] arn: &str, #[case] is: bool) {
+    fn a_role_is_identified_by_account_and_name_in_any_spelling(#[case] arn: &str, #[case] is: bool) {
         assert_eq!(node().is(&arn.parse().unwrap()), is);
     }
 
@@ -190,7 +194,7 @@ mod tests {
     #[case("arn:aws:sts::123456789012:assumed-role/Node-Role", None)]
     #[case("arn:aws:sts::1234:assumed-role/Node-Role/i-0abc", None)]
     #[case("", None)]
-    fn a_sessions_arn_names_its_role_and_other_callers_have_none(
+    fn a_sessions_arn_gives_its_role_and_other_arns_give_none(
         #[case] arn: &str,
         #[case] want: Option<RoleId>,
     ) {
@@ -198,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn no_session_is_made_before_both_sources_have_said_theirs() {
+    fn no_session_is_obtained_before_both_own_roles_are_known() {
         let mut own = OwnRoles::unknown();
         assert!(own.holds_decisions());
         assert!(own.unknown_for(true).is_some() && own.unknown_for(false).is_some());

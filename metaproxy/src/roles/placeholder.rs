@@ -2,8 +2,8 @@
 
 /// Returns the first placeholder in a role as written: `{{ … }}`, `${…}`, `$(…)`, `<…>`, `{…}` or `$NAME`.
 ///
-/// IAM's pattern of a path (CreateRole, `Path`) allows these characters, so a role that exists could have them. The name of
-/// a role can't.
+/// IAM's pattern of a path (CreateRole, `Path`) allows these characters, so a role that exists could have them. The
+/// name of a role can't have them.
 pub fn placeholder(written: &str) -> Option<&str> {
     let between = |open: &str, close: &str| {
         let start = written.find(open)?;
@@ -42,7 +42,7 @@ mod tests {
     #[case::braces("{assumed role name}", "{assumed role name}")]
     #[case::shell("$ENVIRONMENT-default-role", "$ENVIRONMENT")]
     #[case::at_the_end("app-$STAGE", "$STAGE")]
-    fn a_placeholder_is_found_in_any_tools_spelling(#[case] written: &str, #[case] found: &str) {
+    fn a_placeholder_is_found_in_the_syntax_of_each_tool(#[case] written: &str, #[case] found: &str) {
         assert_eq!(placeholder(written), Some(found));
     }
 
@@ -54,7 +54,7 @@ mod tests {
     #[case("$5")]
     #[case("a<b")]
     #[case("")]
-    fn a_role_without_one_has_none(#[case] written: &str) {
+    fn a_role_without_a_placeholder_gives_none(#[case] written: &str) {
         assert_eq!(placeholder(written), None);
     }
 }

@@ -1,8 +1,8 @@
 //! Reads the policies of namespaces: kiam's `permitted` and kube2iam's `allowed-roles`.
 //!
-//! Every user who may annotate a namespace can write patterns, so their cost must be bounded. The `regex` crate matches in time linear
-//! in the text and in the compiled pattern. The annotation's length and the compiled size of all its patterns together are limited,
-//! each pattern is compiled once, and compared with each role once.
+//! Every user who may annotate a namespace can write patterns, so their cost must be bounded. The `regex` crate
+//! matches in time linear in the text and in the compiled pattern. The annotation's length and the compiled size of
+//! all its patterns together are limited, each pattern is compiled once, and compared with each role once.
 
 use std::collections::HashMap;
 use std::sync::{Mutex, PoisonError};
@@ -35,27 +35,28 @@ pub enum PermittedMatch {
     Search,
 }
 
-/// Whether letters are compared with their case.
+/// The treatment of letter case in comparisons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Letters {
-    /// Capital and small letters differ. Policies are decided in this way.
+    /// Capital and small letters differ. Decisions use this variant.
     AsWritten,
-    /// Capital and small letters are the same. This serves hints, and never a decision.
+    /// Capital and small letters are equal. Only hints use this variant, never decisions.
     InAnyCase,
 }
 
 /// The largest length of an annotation, in bytes.
 const MAX_LENGTH: usize = 32 * 1024;
 
-/// The largest size of an annotation's compiled regular expressions together, in bytes of memory: some 170 ARNs in one, or 290 in a list.
-/// The worst cost of matching grows with it, to about two tenths of a second for the longest role.
+/// The largest total size of an annotation's compiled regular expressions, in bytes of memory. It suffices for about
+/// 170 ARNs in one pattern, or 290 in a list. The worst cost of matching grows with it, to about 0.2 seconds for the
+/// longest role.
 const MAX_COMPILED: usize = 512 * 1024;
 
-/// The largest size of an annotation's compiled globs together, in bytes of memory. A glob costs far less to match than a regular
-/// expression.
+/// The largest total size of an annotation's compiled globs, in bytes of memory. A glob costs far less to match than
+/// a regular expression.
 const MAX_COMPILED_GLOBS: usize = 1024 * 1024;
 
-/// Says why a namespace's policy is malformed.
+/// The reason why a namespace's policy is malformed.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum PolicyError {
     /// The annotation is too long.
@@ -72,8 +73,8 @@ pub enum PolicyError {
     Json(String),
 }
 
-/// A role in the forms that patterns are compared with: the ARN, the role as written and, if the role lies under the base ARN, the name
-/// relative to that.
+/// A role in the forms that patterns are compared with: the ARN, the role as written and, if the role lies under the
+/// base ARN, the name relative to it.
 #[derive(Debug)]
 pub struct Candidate<'a> {
     arn: &'a str,
@@ -82,8 +83,8 @@ pub struct Candidate<'a> {
 }
 
 impl<'a> Candidate<'a> {
-    /// Returns the forms of a resolved role. A name in a pattern never matches a role of another account, which must be written as
-    /// an ARN.
+    /// Returns the forms of a resolved role. A name in a pattern never matches a role of another account, which must
+    /// be written as an ARN.
     pub fn new(role: &'a RoleArn, written: &'a str, base: Option<&BaseArn>) -> Self {
         let relative = base.and_then(|base| role.as_str().strip_prefix(base.prefix().as_str()));
         Self {
@@ -108,7 +109,7 @@ impl<'a> Candidate<'a> {
 enum Against {
     EveryForm,
     Arn,
-    /// The name relative to the base ARN, since kube2iam puts the base before an entry that is no ARN.
+    /// The name relative to the base ARN, because kube2iam puts the base before an entry that is not an ARN.
     Name,
 }
 
@@ -121,18 +122,19 @@ pub struct Policy {
     entries: Vec<String>,
     /// Sets of patterns, each with the numbers of their entries.
     patterns: Vec<(Against, RegexSet, Vec<usize>)>,
-    /// The results of earlier comparisons, because pods ask for the same roles again and again.
+    /// The results of earlier comparisons. They are kept because pods request the same roles repeatedly.
     asked: Mutex<Asked>,
 }
 
 impl Policy {
-    /// More results than a node has roles. They are dropped when there are as many.
+    /// The maximum number of kept results, which is more than a node has roles. All results are dropped when it is
+    /// reached.
     const MAX_ASKED: usize = 1024;
 
     /// Reads kiam's `permitted`.
     ///
     /// # Errors
-    /// If the annotation is not a regular expression. It must permit nothing then.
+    /// If the annotation is not a regular expression. Such an annotation must permit nothing.
     pub fn permitted(annotation: &str, style: PermittedMatch, letters: Letters) -> Result<Self, PolicyError> {
         check_length(annotation)?;
         let mut policy = Self::of_entries(vec![annotation.to_owned()]);
@@ -142,7 +144,8 @@ impl Policy {
             return Ok(policy);
         }
         let pattern = go_regexp(annotation);
-        // The pattern is compiled without the group first, because a group would make `a)|(b` valid, with another meaning.
+        // The pattern is compiled without the group first, because a group would make `a)|(b` valid, with another
+        // meaning.
         let by_itself = compile(&[pattern.to_string()], MAX_COMPILED, letters)?;
         let patterns = match style {
             PermittedMatch::Search => by_itself,
@@ -153,11 +156,11 @@ impl Policy {
         Ok(policy)
     }
 
-    /// Reads kube2iam's `allowed-roles`. As in kube2iam, an entry that is no ARN is compared with names under the base ARN, from
-    /// their beginning; a regular expression need not match to their end.
+    /// Reads kube2iam's `allowed-roles`. As in kube2iam, an entry that is not an ARN is compared with names under the
+    /// base ARN, from their beginning; a regular expression need not match to their end.
     ///
     /// # Errors
-    /// If the annotation is not a list, or an entry is not a pattern. It must allow nothing then.
+    /// If the annotation is not a list, or an entry is not a pattern. Such an annotation must allow nothing.
     pub fn allowed_roles(
         annotation: &str,
         style: AllowedRolesStyle,
@@ -182,7 +185,7 @@ impl Policy {
                 AllowedRolesStyle::Glob => bare.iter().map(|entry| glob(entry)).collect(),
                 AllowedRolesStyle::Regexp => {
                     let bare: Vec<String> = bare.iter().map(|entry| go_regexp(entry).into_owned()).collect();
-                    // They are compiled without the groups first, because a group would make `a)|(b` valid.
+                    // The patterns are compiled without the groups first, because a group would make `a)|(b` valid.
                     compile(&bare, limit, letters)?;
                     let start = if against == Against::Name { "^" } else { "" };
                     bare.iter().map(|entry| format!("{start}(?:{entry})")).collect()
@@ -234,8 +237,8 @@ impl Policy {
     }
 }
 
-/// Says whether an entry of `allowed-roles` is for ARNs (`arn:` in any case, as in the pod's annotation) or for names, and returns the
-/// part that is compared.
+/// Says whether an entry of `allowed-roles` is for ARNs (`arn:` in any case, as in the pod's annotation) or for
+/// names, and returns the part that is compared.
 fn kind_of(entry: &str) -> (Against, String) {
     let entry = entry.trim();
     let bare = entry.strip_prefix('^').unwrap_or(entry);
@@ -268,7 +271,7 @@ fn compile(patterns: &[String], limit: usize, letters: Letters) -> Result<RegexS
         .build()
         .map_err(|error| match error {
             regex::Error::CompiledTooBig(_) => PolicyError::TooLarge,
-            // The text has several lines: the pattern, a mark below it, and at last what is wrong.
+            // The error text has several lines: the pattern, a mark below it, and at last the problem.
             other => {
                 let text = other.to_string();
                 let lines: Vec<&str> = text.lines().map(str::trim).collect();
@@ -286,8 +289,8 @@ fn compile(patterns: &[String], limit: usize, letters: Letters) -> Result<RegexS
         })
 }
 
-/// Refuses the flag `u`: Unicode classes take hundreds of megabytes before the size limit stops them. A pattern that can't be parsed is
-/// accepted here, since compiling it reports a better error.
+/// Refuses the flag `u`: Unicode classes take hundreds of megabytes before the size limit stops them. A pattern that
+/// can't be parsed is accepted here, since compiling it reports a better error.
 fn check_flags(pattern: &str) -> Result<(), PolicyError> {
     struct Flags;
     impl Visitor for Flags {

@@ -1,5 +1,6 @@
-//! Why a pod has its role or has none. Response bodies, log lines, events and explanations all show the text of a [`Reason`], so
-//! that they never contradict each other. Each text says what failed, on which object, why, and what to do.
+//! The reasons why a pod has a role or has none. Response bodies, log lines, events and explanations all show the
+//! text of a [`Reason`], so that they never contradict each other. Each text says what failed, on which object, why,
+//! and what to do.
 
 mod kind;
 
@@ -16,7 +17,7 @@ use crate::pods::PodUid;
 
 pub use self::kind::ReasonKind;
 
-/// Names the place in which a pod's role is given.
+/// The source of a pod's role.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum RoleSource {
     /// An annotation of the pod gives it.
@@ -33,19 +34,20 @@ pub enum RoleSource {
         /// `namespace/name`
         account: String,
     },
-    /// The flag gives it.
+    /// `--default-role` gives it.
     #[error("--default-role")]
     Default,
 }
 
-/// Says why the namespace does not prevent a role that is granted.
+/// The reason why the namespace does not prevent a granted role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Allowance {
     /// `--namespace-policy=off` is set.
     NotAsked,
     /// The role is the `--default-role`, which is exempt from namespaces' policies, as in kube2iam.
     Exempt,
-    /// The role is that of the service account, and the namespace has no policy: IAM's trust policy names the service account.
+    /// The role is that of the service account, and the namespace has no policy: IAM's trust policy names the service
+    /// account.
     TrustPolicy,
     /// An entry of one of the namespace's annotations allows the role.
     By {
@@ -113,7 +115,8 @@ impl Reason {
 }
 
 impl Reason {
-    /// Says whether a request for credentials is answered 503: nothing has to be corrected for the pod to get them later.
+    /// Says whether a request for credentials is answered with status 503, because the pod can get them later without
+    /// a correction.
     pub fn is_unavailable(&self) -> bool {
         let is_final = matches!(
             self,
@@ -123,7 +126,7 @@ impl Reason {
     }
 }
 
-/// Says which object beside the pod was searched for a role.
+/// The object beside the pod that was searched for a role.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AlsoSearched {
     /// No other object was searched.
@@ -146,10 +149,11 @@ impl fmt::Display for AlsoSearched {
     }
 }
 
-/// The end of a text about something that the agent does not know yet. Watches deliver it within a second, or fail.
+/// The end of a text about an object or fact that the agent does not know yet. Watches deliver it within a second, or
+/// fail.
 const RETRY: &str = "retry in a second; if this lasts, `metaproxy status` on the node says why";
 
-/// Says why a pod has a role, has none, or gets no session for it.
+/// The reason why a pod has a role, has none, or gets no session for it.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum Reason {
     /// The pod has the role.
@@ -157,7 +161,7 @@ pub enum Reason {
     Granted {
         /// The role.
         role: RoleArn,
-        /// What gives it.
+        /// The source that gives it.
         given_by: RoleSource,
         /// Why the namespace does not prevent it.
         allowance: Box<Allowance>,
@@ -187,7 +191,7 @@ pub enum Reason {
         /// The UID, read from the caller's cgroup.
         uid: PodUid,
     },
-    /// The pod claims to be a mirror pod, and no kubelet vouches for that.
+    /// The pod claims to be a mirror pod, and no kubelet has confirmed that.
     #[error(
         "pod {pod} claims by its annotations to be the mirror pod of a static pod, and no kubelet has confirmed that yet (it makes \
          its node the owner, and writes a status); if this is no static pod, remove its kubernetes.io/config.* annotations"
@@ -230,7 +234,7 @@ pub enum Reason {
     NodeRole {
         /// The role.
         role: RoleArn,
-        /// What gives it.
+        /// The source that gives it.
         given_by: RoleSource,
     },
     /// The role is the one that the agent assumes first.
@@ -241,7 +245,7 @@ pub enum Reason {
     IntermediateRole {
         /// The role.
         role: RoleArn,
-        /// What gives it.
+        /// The source that gives it.
         given_by: RoleSource,
     },
     /// A role is given before it is known which role is the node's own.
@@ -267,14 +271,14 @@ pub enum Reason {
         /// `namespace/name` of each.
         pods: Vec<String>,
     },
-    /// What gives the role is malformed.
+    /// The text that names the role is malformed.
     #[error(
         "pod {pod} gets no role: {given_by} names the role {value:?}, which cannot be used: {error}; correct it"
     )]
     MalformedRole {
         /// `namespace/name`
         pod: String,
-        /// What gives the role.
+        /// The source that gives the role.
         given_by: RoleSource,
         /// The role as written, shortened.
         value: String,
@@ -381,9 +385,9 @@ pub enum Reason {
         role: RoleArn,
         /// `namespace/name`
         pod: String,
-        /// New sessions that a pod gets at once.
+        /// The number of new sessions that a pod can get at once.
         at_once: u32,
-        /// The time from one new session to the next after those.
+        /// The time from one new session to the next after these.
         interval: Duration,
     },
 }

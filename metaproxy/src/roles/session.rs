@@ -64,8 +64,8 @@ impl SessionRules {
         })
     }
 
-    /// Returns the parameters for a pod that presents a token of its own. Such a session is never shared. It has no tags and no
-    /// external id: AssumeRoleWithWebIdentity takes tags from the token, and has no ExternalId.
+    /// Returns the parameters for a pod that presents a token of its own. Such a session is never shared. It has no
+    /// tags and no external id: AssumeRoleWithWebIdentity takes tags from the token, and has no ExternalId.
     pub(super) fn web_identity_shape(
         &self,
         pod: &Pod,
@@ -93,8 +93,8 @@ impl SessionRules {
     }
 }
 
-/// Reads the external id. STS accepts 2 to 1224 of `[\w+=,.@:\/-]`. A malformed one is refused and never cleaned, since another id
-/// may be that of another party.
+/// Reads the external id. STS accepts 2 to 1224 of `[\w+=,.@:\/-]`. A malformed one is refused and never cleaned,
+/// since another id may be that of another party.
 fn external_id(pod: &Pod, key: &str) -> Result<Option<String>, Reason> {
     let Some(id) = pod.annotation(key) else {
         return Ok(None);

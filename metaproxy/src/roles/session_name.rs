@@ -4,14 +4,14 @@ use std::fmt;
 
 use ring::digest::{SHA256, digest};
 
-/// The length of a `RoleSessionName`, which is 2 to 64 of `[\w+=,.@-]` (STS, AssumeRole).
+/// The smallest and the largest length of a `RoleSessionName`, which is 2 to 64 of `[\w+=,.@-]` (STS, AssumeRole).
 const MIN: usize = 2;
 const MAX: usize = 64;
 
-/// How many hexadecimal digits of a hash replace what was cut off.
+/// The number of hexadecimal digits of the hash that replaces the end of a long name.
 const HASH: usize = 8;
 
-/// A `RoleSessionName` that STS accepts, whatever text it was made from.
+/// A `RoleSessionName` that STS accepts.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SessionName(Box<str>);
 
@@ -21,8 +21,8 @@ impl SessionName {
         Self::cleaned(&format!("{namespace}.{pod}"))
     }
 
-    /// Replaces characters that STS refuses by `-`, as kiam does. If the result is too long, a hash of the original replaces its
-    /// end, so that long names that differ only at their end stay different.
+    /// Replaces characters that STS refuses by `-`, as kiam does. If the result is too long, a hash of the original
+    /// replaces its end, so that long names that differ only at their end stay different.
     pub fn cleaned(text: &str) -> Self {
         let fits = |character: char| character.is_ascii_alphanumeric() || "_+=,.@-".contains(character);
         let clean: String = text
@@ -68,7 +68,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn an_ordinary_pod_is_named_as_it_is() {
+    fn an_ordinary_name_is_unchanged() {
         assert_eq!(
             SessionName::of_pod("apps", "web-7d4b9c-x2x").as_str(),
             "apps.web-7d4b9c-x2x"
@@ -76,7 +76,7 @@ mod tests {
     }
 
     #[test]
-    fn what_sts_refuses_is_replaced_and_what_is_too_short_filled_up() {
+    fn refused_characters_are_replaced_and_short_names_are_padded() {
         for (text, want) in [
             ("my session", "my-session"),
             ("a/b:c", "a-b-c"),
@@ -98,7 +98,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn whatever_it_is_made_from_sts_takes_it(text in "\\PC{0,200}") {
+        fn any_text_gives_a_name_that_sts_accepts(text in "\\PC{0,200}") {
             let name = SessionName::cleaned(&text);
             prop_assert!((2..=64).contains(&name.as_str().len()));
             prop_assert!(name.as_str().bytes().all(|b| b.is_ascii_alphanumeric() || b"_+=,.@-".contains(&b)));

@@ -7,7 +7,7 @@ use thiserror::Error;
 use super::reason::Reason;
 use crate::pods::Pod;
 
-/// Which tags the sessions of this node have, with the values that they have in common.
+/// The tags that the sessions of this node have, with the values that all of them share.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum TagRules {
     /// Sessions have no tags.
@@ -18,7 +18,7 @@ pub enum TagRules {
         /// The cluster's name, if it is known.
         cluster: Option<String>,
     },
-    /// Sessions have the tags of EKS Pod Identity, so that policies that were written for it hold.
+    /// Sessions have the tags of EKS Pod Identity, so that IAM policies that were written for it apply.
     Eks(EksCluster),
 }
 
@@ -35,7 +35,8 @@ impl TagRules {
     /// Returns the tags of a pod's session; `node` is the name of this node.
     ///
     /// # Errors
-    /// If STS would refuse a value. It is never cleaned: policies compare tags, and the cleaned value may be that of another pod.
+    /// If STS would refuse a value. It is never cleaned: policies compare tags, and the cleaned value may be that of
+    /// another pod.
     pub(super) fn tags(&self, pod: &Pod, node: Option<&str>) -> Result<SessionTags, Reason> {
         let namespace = ("kubernetes-namespace", Some(pod.namespace.as_str()));
         let name = ("kubernetes-pod-name", Some(pod.name.as_str()));
@@ -99,7 +100,7 @@ pub struct EksCluster {
     name: usize,
 }
 
-/// Says that a text is not the ARN of a cluster.
+/// The error for a text that is not the ARN of a cluster.
 #[derive(Clone, Copy, Debug, Error, PartialEq, Eq)]
 #[error(
     "not the ARN of an EKS cluster, which looks like arn:aws:eks:eu-west-1:123456789012:cluster/NAME; `aws eks \
@@ -174,13 +175,13 @@ mod tests {
     #[case("arn:aws:iam::123456789012:role/blue", None)]
     #[case("ARN:aws:eks:eu-west-1:123456789012:cluster/blue", None)]
     #[case("arn:aws:eks:eu-west-1:123456789012:cluster/blue ", None)]
-    fn a_cluster_is_named_by_its_arn(#[case] arn: &str, #[case] name: Option<&str>) {
+    fn a_clusters_arn_gives_its_name(#[case] arn: &str, #[case] name: Option<&str>) {
         let cluster = arn.parse::<EksCluster>().ok();
         assert_eq!(cluster.as_ref().map(EksCluster::name), name);
     }
 
     #[test]
-    fn a_cluster_has_a_name_that_eks_gives() {
+    fn a_clusters_name_must_be_one_that_eks_accepts() {
         let arn = |length: usize| {
             format!(
                 "arn:aws:eks:eu-west-1:123456789012:cluster/{}",
@@ -193,7 +194,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_taken_for_a_cluster_can_be_a_tag(text in "arn:aws:eks:[a-z0-9-]{0,260}:[0-9]{12}:cluster/.{0,110}") {
+        fn an_accepted_cluster_arn_is_a_valid_tag_value(text in "arn:aws:eks:[a-z0-9-]{0,260}:[0-9]{12}:cluster/.{0,110}") {
             if let Ok(cluster) = text.parse::<EksCluster>() {
                 prop_assert!(is_tag_value(&cluster.arn) && is_tag_value(cluster.name()));
                 prop_assert!(text.ends_with(cluster.name()));

@@ -1,5 +1,5 @@
-//! Reads the annotations of IRSA on service accounts ("IAM roles for service accounts", EKS user guide; the keys are those of its
-//! admission webhook, amazon-eks-pod-identity-webhook).
+//! Reads the annotations of IRSA on service accounts ("IAM roles for service accounts", EKS user guide; the keys are
+//! those of its admission webhook, amazon-eks-pod-identity-webhook).
 
 use super::reason::Reason;
 use crate::pods::{Pod, PodUid, ServiceAccount};
@@ -17,7 +17,7 @@ pub const KEYS: [&str; 3] = [ROLE_KEY, AUDIENCE_KEY, REGIONAL_KEY];
 /// The audience of IRSA's identity providers, unless the annotation sets another one.
 const DEFAULT_AUDIENCE: &str = "sts.amazonaws.com";
 
-/// The length of the longest audience. IAM accepts client ids of up to 255 characters (CreateOpenIDConnectProvider).
+/// The maximum length of an audience. IAM accepts client ids of up to 255 characters (CreateOpenIDConnectProvider).
 const MAX_AUDIENCE: usize = 255;
 
 /// The identity that assumes a role.

@@ -1,7 +1,7 @@
-//! Files that appear whole or not at all: written under a temporary name and renamed.
+//! Writes files atomically: a file is written under a temporary name and then renamed.
 //!
-//! `tempfile` would add a dependency to the binary, and removes nothing after a SIGKILL either. Here the temporary
-//! files have names that the next process recognizes.
+//! `tempfile` would add a dependency to the binary, and it does not remove temporary files after a SIGKILL. Here the
+//! temporary files have names that the next process recognizes.
 
 use std::fs::{self, File};
 use std::io::{self, Write as _};
@@ -9,27 +9,28 @@ use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// The age from which a temporary file counts as left by a process that was killed. Writing one takes milliseconds.
+/// The age from which a temporary file counts as left by a killed process. Writing a file takes milliseconds.
 const STALE_AGE: Duration = Duration::from_secs(60);
 
-/// Returns a temporary path beside a path. It is random, because the process id is 1 in every container.
+/// Returns a temporary path in the same directory as a path. Its name is random, because the process id is 1 in every
+/// container and would not be unique.
 fn temporary(path: &Path) -> PathBuf {
     let name = path.file_name().unwrap_or_default().to_string_lossy();
     path.with_file_name(format!(".{name}.{:016x}.new", fastrand::u64(..)))
 }
 
-/// Writes a file with mode 0600. Readers see the old content or the new.
+/// Writes a file with mode 0600. Readers see either the old content or the new content.
 ///
 /// # Errors
-/// If the file can be neither written nor renamed. The temporary file is removed then.
+/// If the file cannot be written or renamed. In this case the temporary file is removed.
 pub(crate) fn write(path: &Path, content: &[u8]) -> io::Result<()> {
     publish(path, content, |_| Ok(())).map(drop)
 }
 
-/// Writes a file that is locked from the moment at which others can see it, and returns it with its lock.
+/// Writes a file that is locked before other processes can see it. Returns the file with its lock.
 ///
 /// # Errors
-/// If the file cannot be written, locked or renamed. The temporary file is removed then.
+/// If the file cannot be written, locked or renamed. In this case the temporary file is removed.
 pub(crate) fn write_locked(path: &Path, content: &[u8]) -> io::Result<File> {
     publish(path, content, File::lock)
 }
@@ -78,7 +79,7 @@ mod tests {
     use std::time::SystemTime;
 
     #[test]
-    fn a_temporary_file_is_removed_only_if_it_is_old_and_of_the_prefix() {
+    fn a_temporary_file_is_removed_only_if_it_is_old_and_has_the_prefix() {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         let old = [
@@ -106,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_replaced_and_nothing_is_left_beside_it() {
+    fn a_file_is_replaced_and_no_temporary_file_remains() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("file");
         for content in ["old", "new"] {

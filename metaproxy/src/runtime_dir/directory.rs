@@ -1,4 +1,4 @@
-//! Making the runtime directory.
+//! Makes the runtime directory.
 
 use std::fs;
 use std::io;
@@ -17,7 +17,7 @@ pub struct RuntimeDirError {
 /// Makes the runtime directory (0700) if it does not exist.
 ///
 /// # Errors
-/// If the system refuses.
+/// If the directory cannot be made.
 pub fn make_runtime_dir(path: &Path) -> Result<(), RuntimeDirError> {
     use std::os::unix::fs::DirBuilderExt as _;
     let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(path);

@@ -1,4 +1,4 @@
-//! The registration of an agent or guard with the other processes of the node.
+//! Registers an agent or guard with the other metaproxy processes of the node.
 
 use std::fs::{self, File, TryLockError};
 use std::io;
@@ -14,7 +14,8 @@ use super::{atomic_file, served_marker};
 /// The reasons why an instance must not start.
 #[derive(Debug, Error)]
 pub enum InstanceError {
-    /// A process of another version runs here, whose programs do not work beside ours.
+    /// Another process runs on this node, and its version's programs are not compatible with the programs of this
+    /// version.
     #[error(
         "metaproxy {version} ({what}, pid {pid}) runs on this node with interception contract {theirs}, and this is \
          {} with contract {CONTRACT}: side by side, pods would be refused or reach the node's metadata service. Stop it \
@@ -22,13 +23,13 @@ pub enum InstanceError {
          a guard of the node's own with `systemctl stop metaproxy-guard`", env!("CARGO_PKG_VERSION")
     )]
     OtherContract {
-        /// The other's version.
+        /// The version of the other process.
         version: String,
-        /// The other's kind of process.
+        /// The kind of the other process.
         what: String,
-        /// The other's process id, in its own PID namespace.
+        /// The id of the other process, in its own PID namespace.
         pid: u32,
-        /// The other's contract.
+        /// The interception contract of the other process.
         theirs: u32,
     },
     /// The directory or a file in it cannot be used.
@@ -46,7 +47,7 @@ fn io_error(path: &Path) -> impl FnOnce(io::Error) -> InstanceError {
     move |source| InstanceError::Io { path, source }
 }
 
-/// What a process writes about itself for the others.
+/// The information that a process writes about itself for the other processes.
 #[derive(Debug, Serialize, Deserialize)]
 struct Registration {
     contract: u32,
@@ -58,20 +59,21 @@ struct Registration {
 /// The prefix of the names of instances' files.
 const FILE_PREFIX: &str = "instance-";
 
-/// Registers this process with the others until it is dropped.
+/// The registration of this process. Dropping it removes the registration.
 ///
 /// The file is locked while the process lives. A file that is not locked was left by a process that was killed.
 #[derive(Debug)]
 pub struct Instance {
-    /// The file and its path; `None` if the file system is full, and others do not see this process.
+    /// The file and its path. `None` if the file system is full. In this case other processes do not see this
+    /// process.
     file: Option<(PathBuf, File)>,
 }
 
 impl Instance {
-    /// Registers this process, and checks that it may run beside the others.
+    /// Registers this process, and checks that it may run at the same time as the others.
     ///
     /// # Errors
-    /// [`InstanceError::OtherContract`] if this process must not run beside another.
+    /// [`InstanceError::OtherContract`] if this process must not run at the same time as another one.
     pub fn register(runtime_dir: &Path, what: &str) -> Result<Self, InstanceError> {
         let registration = Registration {
             contract: CONTRACT,
@@ -102,7 +104,7 @@ impl Instance {
         Ok(own)
     }
 
-    /// Reports whether another process of this node is of a kind (`what`).
+    /// Returns whether another process of this node is of the kind `what`.
     pub fn is_beside(&self, runtime_dir: &Path, what: &str) -> bool {
         let entries = fs::read_dir(runtime_dir).into_iter().flatten();
         entries.filter_map(Result::ok).any(|entry| {
@@ -131,7 +133,7 @@ impl Instance {
                 continue;
             }
             let Ok(file) = File::open(&path) else { continue };
-            // The lock is shared, because others may check at the same moment.
+            // The lock is shared, because other processes may check at the same time.
             match file.try_lock_shared() {
                 // The process that wrote the file is gone.
                 Ok(()) => drop(fs::remove_file(&path)),
@@ -145,7 +147,8 @@ impl Instance {
 
 fn check(path: &Path) -> Result<(), InstanceError> {
     let text = fs::read(path).unwrap_or_default();
-    // A process whose registration cannot be read yet checks ours after it has written its own.
+    // If the registration of another process cannot be read yet, that process checks ours after it has written its
+    // own.
     let Ok(registration) = serde_json::from_slice::<Registration>(&text) else {
         return Ok(());
     };
@@ -182,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn processes_of_one_contract_stand_beside_each_other_and_others_do_not() {
+    fn only_processes_with_the_same_contract_run_at_the_same_time() {
         let dir = tempfile::tempdir().unwrap();
         let first = Instance::register(dir.path(), "agent").unwrap();
         let second = Instance::register(dir.path(), "guard").unwrap();
@@ -200,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_killed_process_left_is_removed_and_counts_for_nothing() {
+    fn the_registration_of_a_killed_process_is_removed_and_ignored() {
         let dir = tempfile::tempdir().unwrap();
         let left = dir.path().join("instance-dead.json");
         fs::write(&left, serde_json::to_vec(&registration(CONTRACT + 1)).unwrap()).unwrap();

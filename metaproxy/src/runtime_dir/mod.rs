@@ -1,5 +1,5 @@
-//! The runtime directory, through which the processes of metaproxy on one node learn of each other: which instances
-//! run, and whether pods have been served since the node booted.
+//! The runtime directory, through which the metaproxy processes of one node share state: which instances run, and
+//! whether pods have been served since the node booted.
 
 pub(crate) mod atomic_file;
 mod directory;

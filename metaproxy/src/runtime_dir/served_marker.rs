@@ -1,4 +1,4 @@
-//! The marker that pods have been served since the node booted.
+//! The marker that shows that pods have been served since the node booted.
 
 use std::fs;
 use std::io;
@@ -8,12 +8,12 @@ use tracing::warn;
 
 use super::atomic_file;
 
-/// The prefix of the marker's temporary files, also of earlier versions.
+/// The prefix of the marker's temporary files. Earlier versions use the same prefix.
 pub(super) const FILE_PREFIX: &str = "served-";
 
 const FILE_NAME: &str = "served-since-boot";
 
-/// Marks that pods have been served since the node booted. Guards close when it appears.
+/// The marker file. It exists if pods have been served since the node booted, and guards close when it appears.
 #[derive(Clone, Debug)]
 pub struct ServedMarker {
     path: PathBuf,
@@ -21,9 +21,9 @@ pub struct ServedMarker {
 }
 
 impl ServedMarker {
-    /// Makes the marker of a runtime directory, set or not.
+    /// Returns the marker of a runtime directory. Does not set it.
     pub fn of(runtime_dir: &Path) -> Self {
-        // A marker that has survived a boot must not close a guard. If the boot has no id, any marker counts.
+        // A marker from before a reboot must not close a guard. If the boot id cannot be read, any marker counts.
         let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         Self {
             path: runtime_dir.join(FILE_NAME),
@@ -31,7 +31,7 @@ impl ServedMarker {
         }
     }
 
-    /// Sets the marker: pods are served.
+    /// Sets the marker, because pods are served.
     ///
     /// # Errors
     /// If the file cannot be written.
@@ -53,7 +53,7 @@ impl ServedMarker {
         }
     }
 
-    /// Reports whether pods have been served since boot.
+    /// Returns whether pods have been served since boot.
     ///
     /// # Errors
     /// If the file exists and cannot be read.
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_mark_is_that_of_this_boot() {
+    fn only_a_marker_of_this_boot_counts() {
         let dir = tempfile::tempdir().unwrap();
         let mark = ServedMarker::of(dir.path());
         assert!(!mark.is_set().unwrap());

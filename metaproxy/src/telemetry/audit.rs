@@ -1,11 +1,11 @@
-//! The audit log: one line for each session that is issued, by which CloudTrail's entries lead back to pods.
+//! The audit log, which has one line for each issued session. The lines connect CloudTrail's entries to pods.
 
 use tracing::info;
 
-/// The target of the audit log's lines, which have a filter of their own.
+/// The tracing target of the audit log's lines. The log filter treats it separately.
 pub const AUDIT_TARGET: &str = "metaproxy::audit";
 
-/// The fields of one line. None of them is secret: an access key id is what CloudTrail shows.
+/// The fields of one line. None of them is secret: CloudTrail shows the access key id too.
 #[derive(Debug, PartialEq, Eq)]
 pub struct SessionIssued {
     /// The pod's name; `namespace/name` of each pod if several share the session.
@@ -20,9 +20,9 @@ pub struct SessionIssued {
     pub session_name: String,
     /// `AccessKeyId`
     pub access_key_id: String,
-    /// When the session expires, as `YYYY-MM-DDTHH:MM:SSZ`.
+    /// The time at which the session expires, as `YYYY-MM-DDTHH:MM:SSZ`.
     pub expires: String,
-    /// Seconds until then.
+    /// Seconds until the session expires.
     pub life: u64,
 }
 

@@ -1,4 +1,4 @@
-//! The condition of each part of the agent, from which `/readyz` and the probes are answered.
+//! The condition of each part of the agent. `/readyz` and the probes report it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::watch;
 
-/// A part of the agent that decides, with the others, whether it is ready.
+/// A part of the agent whose condition affects readiness.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     /// The programs in the kernel.
@@ -30,7 +30,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// Returns its name in reports and metrics.
+    /// Returns the name of the part in reports and metrics.
     pub fn label(self) -> &'static str {
         match self {
             Self::Interception => "interception",
@@ -49,16 +49,16 @@ impl Part {
 /// The condition of a part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {
-    /// Everything is as it should be.
+    /// The part works.
     Fine,
-    /// Something is wrong, and pods are served all the same.
+    /// The part has a problem, but pods are still served.
     Degraded(String),
     /// Pods are not served, or not all of them are.
     Failing(String),
 }
 
 impl Condition {
-    /// Tells whether pods are served.
+    /// Returns whether pods are served.
     pub fn serves(&self) -> bool {
         !matches!(self, Self::Failing(_))
     }
@@ -75,7 +75,8 @@ struct Parts {
 }
 
 impl Health {
-    /// Makes the conditions of an agent that starts. It is not ready before each of these parts has reported.
+    /// Makes the initial conditions of an agent. The agent is not ready before each of these parts has reported a
+    /// condition.
     pub fn starting(parts: impl IntoIterator<Item = Part>) -> Self {
         let starting = |part| (part, Condition::Failing("starting".to_owned()));
         Self(Arc::new(Parts {
@@ -96,7 +97,7 @@ impl Health {
         });
     }
 
-    /// Tells whether pods are served.
+    /// Returns whether pods are served.
     pub fn is_ready(&self) -> bool {
         serves(&self.0.now.borrow())
     }
@@ -120,7 +121,7 @@ impl Health {
         while count() == before && now.changed().await.is_ok() {}
     }
 
-    /// Waits until none of these parts keeps pods from being served.
+    /// Waits until every one of these parts allows pods to be served.
     pub async fn part_serves(&self, wanted: &[Part]) {
         let all = |parts: &BTreeMap<Part, Condition>| {
             wanted
@@ -166,7 +167,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn it_is_ready_when_every_part_serves_and_reports_what_is_wrong() {
+    async fn an_agent_is_ready_when_every_part_serves_and_its_report_lists_problems() {
         let health = Health::starting([Part::Interception, Part::Pods]);
         assert!(!health.is_ready());
         health.set(Part::Interception, Condition::Fine);

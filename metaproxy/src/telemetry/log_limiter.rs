@@ -1,5 +1,5 @@
-//! Limits log lines of one kind, so that the log stays readable when a whole node fails at once: the first few lines
-//! are written, and one line says how many more there were.
+//! Limits log lines of one kind, so that the log stays readable when a whole node fails at once. The first few lines
+//! are written, and one more line reports how many were suppressed.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-/// The lines of a kind that are written in one window. The others are counted.
+/// The maximum number of lines of one kind that are written in one window. Further lines are only counted.
 const MAX_LINES: u32 = 10;
 
-/// The length of a window. It begins with the first line after the window before.
+/// The length of a window. A window begins with the first line after the end of the previous window.
 const WINDOW: Duration = Duration::from_secs(10);
 
 /// Limits the lines of one kind. Cheap to clone.
@@ -19,7 +19,7 @@ pub struct LogLimiter(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    /// Logs how many lines were held back.
+    /// Logs how many lines were suppressed.
     log_held_back: fn(u32),
     window: Mutex<Window>,
 }
@@ -32,7 +32,8 @@ struct Window {
 }
 
 impl LogLimiter {
-    /// Makes a limiter. `log_held_back` is called after each window in which lines were held back, with their number.
+    /// Makes a limiter. After each window in which lines were suppressed, `log_held_back` is called with their
+    /// number.
     pub fn new(log_held_back: fn(u32)) -> Self {
         let window = Mutex::default();
         Self(Arc::new(Shared {
@@ -41,7 +42,7 @@ impl LogLimiter {
         }))
     }
 
-    /// Tells whether a line may be written now. If it may not, it is counted.
+    /// Returns whether a line may be written now. Counts the line if it may not.
     pub fn may_log(&self) -> bool {
         let now = Instant::now();
         let mut window = self.window();
@@ -77,7 +78,8 @@ impl LogLimiter {
         self.0.window.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Logs the number at the end of the window. Without a runtime to wait in, the next line after the window does it.
+    /// Logs the number of suppressed lines at the end of the window. Without a Tokio runtime, which the wait needs,
+    /// the first line after the window triggers this.
     fn log_held_back_later(&self, left: Duration) {
         let Ok(runtime) = Handle::try_current() else {
             return;
@@ -99,7 +101,8 @@ mod tests {
     use std::cell::RefCell;
 
     thread_local! {
-        /// The numbers that this test's limiter has logged. The test's runtime has one thread.
+        /// The numbers that the limiter of this test has logged. A thread-local value suffices, because the test's
+        /// runtime has one thread.
         static HELD_BACK: RefCell<Vec<u32>> = const { RefCell::new(Vec::new()) };
     }
 
@@ -116,7 +119,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn of_a_hundred_lines_ten_are_written_and_one_counts_the_others() {
+    async fn ten_of_a_hundred_lines_are_written_and_the_others_are_counted() {
         let lines = lines();
         assert_eq!(count_logged(&lines, 100), 10);
         assert_eq!(held_back(), [0; 0], "the window is not over");
@@ -129,7 +132,7 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn a_few_lines_now_and_then_are_all_written() {
+    async fn lines_below_the_limit_are_all_written() {
         let lines = lines();
         for _ in 0..30 {
             assert!(lines.may_log());

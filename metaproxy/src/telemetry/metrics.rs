@@ -1,5 +1,5 @@
-//! Metrics of what happens while pods are served. Labels are few and fixed, and every series exists from the start, so
-//! that none begins with a jump.
+//! Metrics of pods' requests, STS calls and turns of rate limiters. Labels have a small, fixed set of values. Every
+//! series exists from the start, so that no series first appears with a value above 0.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,7 +17,7 @@ const REQUEST_BUCKETS: [f64; 12] = [
 /// Upper bounds of the buckets for the duration of STS calls, in seconds.
 const STS_BUCKETS: [f64; 10] = [0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 10.0, 30.0];
 
-/// What a request asks for.
+/// The kind of resource that a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
     /// A session token.
@@ -41,9 +41,9 @@ impl RequestKind {
         (Self::Other, "other"),
     ];
 
-    /// Returns its name, as metrics and logs have it.
+    /// Returns the name of the kind in metrics and logs.
     pub fn label(self) -> &'static str {
-        // `ALL` is in the order of the variants, and has each of them.
+        // `ALL` lists every variant, in the order of the variants.
         Self::ALL.get(self as usize).map_or("other", |(_, label)| label)
     }
 }
@@ -74,7 +74,7 @@ pub struct Requests {
     series: Arc<Vec<Series>>,
 }
 
-/// The series of one kind, which are found without a look at any table.
+/// The series of one kind. They are stored here so that counting a request needs no lookup in a table.
 #[derive(Debug)]
 struct Series {
     by_code: Vec<Counter>,
@@ -137,13 +137,13 @@ impl Requests {
 /// The outcome of an STS call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StsOutcome {
-    /// STS gave a session.
+    /// STS issued a session.
     Issued,
-    /// STS refused.
+    /// STS refused the call.
     Denied,
     /// The API server refused a token.
     NoToken,
-    /// STS or the API server could not be reached, or was busy.
+    /// STS or the API server could not be reached, or it was busy.
     Unavailable,
 }
 
@@ -197,12 +197,12 @@ impl StsCalls {
     }
 }
 
-/// The outcome of waiting for a turn.
+/// The outcome of waiting for a turn of a rate limiter.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TurnOutcome {
     /// The turn came at once.
     Prompt,
-    /// The turn was waited for.
+    /// The turn came after a wait.
     Slowed,
     /// The turn did not come in time, or was not needed any more by then.
     GivenUp,
@@ -266,7 +266,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_and_outcomes_stand_where_their_numbers_say() {
+    fn kinds_and_outcomes_are_listed_in_the_order_of_their_variants() {
         for (index, (kind, _)) in RequestKind::ALL.iter().enumerate() {
             assert_eq!(*kind as usize, index);
         }

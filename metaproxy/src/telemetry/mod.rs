@@ -1,4 +1,4 @@
-//! What operators observe: health, metrics, the audit log, and limits of the log.
+//! The signals that operators observe: health, metrics, the audit log, and events. It also limits the log.
 
 pub mod audit;
 pub mod health;

@@ -1,24 +1,25 @@
-//! Events for a pod's owner, who reads that the pod is refused a role, or goes without its credentials.
+//! Events for a pod's owner. An event reports that the pod is refused a role, or that the agent cannot obtain its
+//! credentials.
 
 use tokio::sync::mpsc;
 
-/// Events that wait to be published.
+/// The maximum number of events that wait to be published.
 const QUEUE_CAPACITY: usize = 256;
 
 /// The longest note of an event, in bytes (`validateEvent`, pkg/apis/core/validation/events.go).
 pub(crate) const MAX_NOTE_LENGTH: usize = 1024;
 
-/// Why there is an event (its `reason`).
+/// The reason for an event (its `reason` field).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum EventReason {
-    /// The pod may not have the role that it asks for.
+    /// The pod requests a role that it may not have.
     RoleRefused,
-    /// The pod goes on being answered 503.
+    /// The pod has been answered 503 for a longer time.
     CredentialsUnavailable,
 }
 
 impl EventReason {
-    /// Returns the reason as the event has it.
+    /// Returns the value of the event's `reason` field.
     pub fn name(self) -> &'static str {
         match self {
             Self::RoleRefused => "RoleRefused",
@@ -32,14 +33,14 @@ impl EventReason {
 pub struct PodEvent {
     /// The pod's UID.
     pub uid: String,
-    /// What it is about.
+    /// The reason for the event.
     pub reason: EventReason,
-    /// What the owner reads.
+    /// The message for the owner.
     pub sentence: String,
 }
 
 impl PodEvent {
-    /// Returns the sentence, cut to what an event holds.
+    /// Returns the sentence, cut to the maximum length of an event's note.
     pub fn note(&self) -> String {
         let sentence = &self.sentence;
         if sentence.len() <= MAX_NOTE_LENGTH {
@@ -50,10 +51,11 @@ impl PodEvent {
     }
 }
 
-/// Takes events to publish. What does not fit into the queue is dropped; the log has it all the same.
+/// The sender of events to publish. An event that does not fit into the queue is dropped. The log contains its
+/// message anyway.
 pub type PodEventSender = mpsc::Sender<PodEvent>;
 
-/// Makes the queue between what reports and what publishes.
+/// Makes the queue between the reporter of events and the task that publishes them.
 pub fn channel() -> (PodEventSender, mpsc::Receiver<PodEvent>) {
     mpsc::channel(QUEUE_CAPACITY)
 }

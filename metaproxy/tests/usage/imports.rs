@@ -1,14 +1,14 @@
-//! Modules import in one direction: each imports only modules that stand before it in [`ORDER`].
+//! Checks that modules import in one direction: each module imports only modules that precede it in [`ORDER`].
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use regex::Regex;
 
-/// The modules of the crate, from those that import none to those that wire everything together. A new module gets
-/// its place here.
+/// The modules of the crate, from modules that import no other to modules that connect everything. A new module must
+/// be added here.
 const ORDER: [&str; 27] = [
-    // Helpers without a domain.
+    // These are helpers without domain knowledge.
     "captured_log",
     "error_chain",
     "input",
@@ -17,27 +17,27 @@ const ORDER: [&str; 27] = [
     "rate_limiter",
     "shutdown",
     "terminal",
-    // What is known of node and cluster.
+    // These hold the state of the node and the cluster.
     "runtime_dir",
     "telemetry",
     "apiserver",
     "pods",
     "cgroups",
-    // The stages of a connection and a request.
+    // These are the stages of a connection and a request.
     "intercept",
     "identify",
     "roles",
     "credentials",
     "imds",
-    // What shows the agent.
+    // These show the agent's state to operators.
     "explain",
     "introspection",
     "admin",
-    // The processes.
+    // These run the processes and examine the node.
     "guard",
     "agent",
     "doctor",
-    // The command line.
+    // These parse and run the commands.
     "cli",
     "migrate",
     "commands",
@@ -47,7 +47,7 @@ const ORDER: [&str; 27] = [
 const TESTS: [&str; 5] = ["tests", "tests.rs", "testing.rs", "scenarios", "scenarios.rs"];
 
 #[test]
-fn modules_import_only_modules_that_stand_before_them() {
+fn modules_import_only_modules_that_precede_them() {
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
     let place = |module: &str| ORDER.iter().position(|known| *known == module);
     let mut seen = BTreeSet::new();
@@ -70,7 +70,7 @@ fn modules_import_only_modules_that_stand_before_them() {
     assert!(seen.len() > 80, "pairs of modules: {}", seen.len());
 }
 
-/// Returns the names of the modules around a file and of its own; none for the roots of the crate.
+/// Returns the names of a file's parent modules and of its own module. Returns no name for the roots of the crate.
 fn module_path(file: &Path) -> Vec<String> {
     let mut path: Vec<String> = file
         .iter()
@@ -85,8 +85,8 @@ fn module_path(file: &Path) -> Vec<String> {
     path
 }
 
-/// Returns the top-level modules that code in a module of this depth names: after `crate::`, or after as many `super::`
-/// as lead to the root.
+/// Returns the top-level modules that code in a module of this depth names. Such a name follows `crate::`, or as many
+/// `super::` as lead to the root.
 fn imports(code: &str, depth: usize) -> Vec<String> {
     let absolute = Regex::new(r"\bcrate::\s*(\{|[a-z_]+)").unwrap();
     let relative = Regex::new(r"\b((?:super::)+)(\{|[a-z_]+)").unwrap();
@@ -129,7 +129,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Returns the code of a file without comments and without its module of tests, which is its end.
+/// Returns the code of a file without comments and without its test module, which is at the end of the file.
 fn code(file: &Path) -> String {
     let text = std::fs::read_to_string(file).unwrap();
     let lines = text.lines().filter(|line| !line.trim_start().starts_with("//"));

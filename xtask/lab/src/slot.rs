@@ -1,21 +1,22 @@
-//! How many labs there are on this machine at the same time.
+//! Limits how many labs run on this machine at the same time.
 //!
-//! A lab waits most of its time, so several may stand side by side. A test that measures time or load, or that changes
-//! what all labs share, takes the machine for itself instead.
+//! A lab waits most of the time, so several labs may run in parallel. A test that measures time or load, or that
+//! changes state that all labs share, takes all slots of the machine instead.
 
 use std::fs::{File, TryLockError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 
-/// More labs than this are never side by side. It is the same number in every process, because a lab that wants to be
-/// alone takes all slots.
+/// The maximum number of labs that run in parallel. It is the same number in every process, because a lab that must
+/// run alone takes all slots.
 const MAX_SLOTS: usize = 16;
 
-/// How often a lab looks for a free slot: flock(2) waits for one file, and any slot will do.
+/// The time between two attempts to find a free slot. flock(2) can wait only for one file, but a lab can use any
+/// slot.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// A lab's permission to be there, until it is dropped.
+/// The permission of a lab to run. Dropping it frees its slots.
 #[derive(Debug)]
 pub(super) struct Slot(#[expect(dead_code, reason = "its locks end when the files are closed")] Vec<File>);
 
@@ -23,10 +24,10 @@ impl Slot {
     /// Waits for any slot.
     ///
     /// # Errors
-    /// If the files of the locks cannot be made.
+    /// If the lock files cannot be made.
     pub(super) fn any() -> Result<Self> {
-        // Labs get their slots in the order in which they ask, so that one that wants to be alone is not overtaken for
-        // ever.
+        // Labs get their slots in the order of their requests. Otherwise other labs could forever overtake a lab that
+        // must run alone.
         let _turn = lock("turn")?;
         let count = slots();
         loop {
@@ -44,10 +45,10 @@ impl Slot {
         }
     }
 
-    /// Waits until no other lab is there, and keeps others from being made.
+    /// Waits until no other lab runs, and keeps other labs from starting.
     ///
     /// # Errors
-    /// If the files of the locks cannot be made.
+    /// If the lock files cannot be made.
     pub(super) fn all() -> Result<Self> {
         let _turn = lock("turn")?;
         let files = (0..MAX_SLOTS).map(|number| lock(&slot_name(number)));
@@ -55,7 +56,7 @@ impl Slot {
     }
 }
 
-/// The number of slots unless `METAPROXY_LAB_SLOTS` says another.
+/// The number of slots if `METAPROXY_LAB_SLOTS` does not set another number.
 const DEFAULT_SLOTS: usize = 2;
 
 fn slots() -> usize {
@@ -68,7 +69,7 @@ fn slot_name(number: usize) -> String {
     format!("slot-{number}")
 }
 
-/// Waits for a lock, which is held until the file is closed.
+/// Waits for a lock. The lock is held until the returned file is closed.
 pub(super) fn lock(name: &str) -> Result<File> {
     let file = open(name)?;
     file.lock()

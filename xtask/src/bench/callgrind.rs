@@ -1,5 +1,5 @@
-//! Counts what a kept request costs in the agent's own code, by callgrind: instructions and heap allocations. The server
-//! runs in memory, so no system call and no program in the kernel is part of it.
+//! Counts the instructions and heap allocations of a kept request in the agent's own code, with callgrind. The server
+//! runs in memory, so the counts include no system call and no program in the kernel.
 
 use std::fs;
 use std::path::Path;
@@ -10,11 +10,11 @@ use anyhow::{Context as _, Result, ensure};
 /// The functions of the C library with which Rust's `System` allocator allocates.
 const ALLOCATING: [&str; 4] = ["malloc", "calloc", "realloc", "posix_memalign"];
 
-/// The numbers of requests of two runs. What both runs do once cancels out in their difference.
+/// The numbers of requests of the two runs. The cost of work that each run does once cancels out in the difference.
 const FEW: usize = 200;
 const MANY: usize = 1200;
 
-/// What one run, or one request, costs.
+/// The cost of one run or of one request.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Cost {
     /// Instructions outside of the kernel.
@@ -23,7 +23,7 @@ pub struct Cost {
     pub allocations: f64,
 }
 
-/// Returns the cost of one request. `dir` takes callgrind's reports.
+/// Returns the cost of one request. callgrind writes its reports into `dir`.
 ///
 /// # Errors
 /// If a run fails, or its report cannot be read.
@@ -53,8 +53,8 @@ fn run(kept_requests: &Path, dir: &Path, requests: usize) -> Result<Cost> {
     parse(&fs::read_to_string(&report)?)
 }
 
-/// Reads a report in the format of the Valgrind manual, section "Callgrind Format Specification": `cfn=` names the callee
-/// of the `calls=` line after it, and `totals:` or `summary:` has the sum of all instructions.
+/// Reads a report in the format of the Valgrind manual, section "Callgrind Format Specification": `cfn=` names the
+/// callee of the `calls=` line after it, and `totals:` or `summary:` contains the sum of all instructions.
 fn parse(report: &str) -> Result<Cost> {
     let mut allocations = 0.0;
     let mut instructions = None;
@@ -83,7 +83,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn calls_of_allocating_functions_and_the_sum_are_read() {
+    fn calls_of_allocating_functions_and_the_sum_of_instructions_are_parsed() {
         let report = "events: Ir\n\nfn=main\n16 400\ncfn=malloc\ncalls=3 50\n16 400\ncfn=free\ncalls=2 0\n1 2\n\
                       fn=other\ncfn=realloc\ncalls=1 9\n1 1\n\ntotals: 803\n";
         let cost = parse(report).unwrap();

@@ -1,5 +1,6 @@
-//! Counts that do not depend on the machine: a change for the worse shows in them on any machine and in a debug build.
-//! Each has a bound, and `cargo xtask bench`, with which CI ends, fails above it.
+//! Measures counts that do not depend on the machine. A regression is visible in these counts on any machine and in a
+//! debug build. Each count has a bound. `cargo xtask bench`, which is the last step of CI, fails if a count exceeds
+//! its bound.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -19,34 +20,36 @@ use super::figures::{Figure, Goal, Section};
 use super::site::{CREDENTIALS, IMDS, Site, collect, start, stop, within};
 use crate::shell::has;
 
-/// Requests whose system calls are counted, as a number and as a word.
+/// The number of requests whose system calls are counted, as a number and as a command-line argument.
 const REQUESTS: usize = 2000;
 const REQUESTS_WORD: &str = "2000";
 
-/// System calls of the agent for a request on a connection that is kept, with one client: to wait, to read, to write
-/// (3.07 were counted). One more for each request is above the bound.
+/// Maximum number of the agent's system calls for a request on a kept connection, with one client. It needs one call
+/// each to wait, to read and to write (3.07 were counted). One more call per request exceeds the bound.
 const MAX_CALLS_KEPT: f64 = 4.0;
 
-/// The same for a connection with one request, which is accepted, identified, limited and closed as well (15.3 were
-/// counted).
+/// Maximum number of the agent's system calls for a connection with one request. Such a connection is also accepted,
+/// identified, limited and closed (15.3 were counted).
 const MAX_CALLS_CONNECTION: f64 = 20.0;
 
-/// The most instructions of the agent's own code for a request on a kept connection. It is a bound for the debug build,
-/// for which 131,000 were counted; the release build needs fewer.
+/// Maximum number of instructions of the agent's own code for a request on a kept connection. The bound is for the
+/// debug build, for which 131,000 were counted. The release build needs fewer.
 const MAX_INSTRUCTIONS: f64 = 180_000.0;
 
-/// The most heap allocations for such a request (3.0 were counted). One more is within the bound, two are not.
+/// Maximum number of heap allocations for a request on a kept connection (3.0 were counted). One more allocation is
+/// within the bound, two more are not.
 const MAX_ALLOCATIONS: f64 = 4.5;
 
-/// Instructions that the verifier walks for one program (at most 5,177 were counted, by Linux 6.18). The kernel accepts
-/// a million (`BPF_COMPLEXITY_LIMIT_INSNS`), and walking them is part of the time to the first answer.
+/// Maximum number of instructions that the verifier processes for one program (at most 5,177 were counted, by Linux
+/// 6.18). The kernel accepts a million (`BPF_COMPLEXITY_LIMIT_INSNS`). The verification is part of the time to the
+/// first answer.
 const MAX_VERIFIED: f64 = 10_000.0;
 
 pub fn counts(site: &Site) -> Result<Section> {
     let pod = site.pod(PodSpec::with_role("counted", "app"))?;
     let agent = site.agent(&[])?;
     let guard = site.guard()?;
-    // There is a session, and everything that is made once is made.
+    // This run obtains the session and does all other work that is done only once.
     site.load(&pod, &words("keep"))?;
     let mut section = Section {
         title: "Counts",
@@ -84,7 +87,7 @@ pub fn counts(site: &Site) -> Result<Section> {
     Ok(section)
 }
 
-/// Returns whether a program that counts is installed. Without it its counts are left out.
+/// Returns whether a counting program is installed. Without the program, its counts are omitted.
 ///
 /// # Errors
 /// If it is missing under CI.
@@ -100,7 +103,8 @@ fn is_there(program: &str) -> Result<bool> {
     Ok(false)
 }
 
-/// Returns whether the program for callgrind was built. Builds before it was part of the workspace lack it.
+/// Returns whether the program for callgrind was built. Builds from before the program was part of the workspace do
+/// not have it.
 ///
 /// # Errors
 /// If it is missing under CI.
@@ -125,7 +129,7 @@ fn words(each: &str) -> Vec<&str> {
     [&to[..], &["--count", REQUESTS_WORD, "--each", each]].concat()
 }
 
-/// What the process calls while a client has [`REQUESTS`] requests answered.
+/// Returns the number of system calls of the process while a client makes [`REQUESTS`] requests.
 fn system_calls(site: &Site, pod: &Pod, pid: u32, each: &str) -> Result<u64> {
     let report = site.lab.dir().join(format!("strace-{each}"));
     let mut tracer = Command::new("strace")
@@ -140,7 +144,7 @@ fn system_calls(site: &Site, pod: &Pod, pid: u32, each: &str) -> Result<u64> {
     })?;
     let load = [&["bench-load"], &words(each)[..]].concat();
     let outcome = collect(start(&mut site.in_pod(pod, &load)?)?);
-    // strace writes its summary and detaches.
+    // On SIGINT, strace writes its summary and detaches.
     kill(Pid::from_raw(tracer.id().try_into()?), Signal::SIGINT)?;
     tracer.wait()?;
     let outcome = outcome?;
@@ -152,7 +156,7 @@ fn system_calls(site: &Site, pod: &Pod, pid: u32, each: &str) -> Result<u64> {
     total(&report)
 }
 
-/// Whether each thread has a tracer (proc_pid_status(5)).
+/// Returns whether each thread has a tracer (proc_pid_status(5)).
 fn is_traced(pid: u32) -> Result<bool> {
     for task in fs::read_dir(format!("/proc/{pid}/task"))? {
         let status = fs::read_to_string(task?.path().join("status"))?;
@@ -163,7 +167,8 @@ fn is_traced(pid: u32) -> Result<bool> {
     Ok(true)
 }
 
-/// The sum of what strace's summary lists: `NAME CALLS` a line, under a head.
+/// Returns the sum of the calls in strace's summary. The summary has a header, and then one line `NAME CALLS` for
+/// each system call.
 fn total(report: &Path) -> Result<u64> {
     let text = fs::read_to_string(report)?;
     let calls: Vec<u64> = text
@@ -181,7 +186,7 @@ fn total(report: &Path) -> Result<u64> {
 }
 
 fn verified() -> Result<Vec<Figure>> {
-    // Agent and guard load some of the same.
+    // The agent and the guard load some programs with the same name.
     let mut counted = BTreeMap::new();
     for program in loaded_programs() {
         let program = program?;
@@ -189,7 +194,7 @@ fn verified() -> Result<Vec<Figure>> {
         if !name.starts_with(names::PREFIX) {
             continue;
         }
-        // Kernels before 5.16 do not tell.
+        // Kernels before 5.16 do not report the count.
         let Some(count) = program.verified_instruction_count() else {
             continue;
         };

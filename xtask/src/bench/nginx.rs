@@ -1,4 +1,4 @@
-//! nginx as a server to compare with, if it is installed: it answers the recorded body from memory.
+//! Runs nginx, if it is installed, as a server for comparison. It serves the recorded body from memory.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use super::bare::parse;
 use super::site::{Process, Site};
 use crate::shell::has;
 
-/// Starts nginx at this address in a namespace; `None` if it is not installed.
+/// Starts nginx at this address in a namespace. Returns `None` if it is not installed.
 ///
 /// # Errors
 /// If its configuration cannot be written, or it does not listen.
@@ -29,12 +29,12 @@ pub fn start(site: &Site, netns: &Netns, address: SocketAddr, answer: &Path) -> 
     site.listening(&mut command, netns, address).map(Some)
 }
 
-/// Writes the configuration. nginx has as many workers as the agent. It logs nothing, and closes no connection after a
-/// number of requests.
+/// Writes the configuration. nginx has as many workers as the agent. It logs nothing, and never closes a connection
+/// because of its number of requests.
 fn configuration(address: SocketAddr, recorded: &[u8]) -> Result<String> {
     let (_, body) = parse(recorded).context("the recorded answer")?;
     let body = std::str::from_utf8(&body)?;
-    // nginx has no escape for the dollar sign of its variables.
+    // nginx has no escape sequence for the dollar sign, which begins a variable.
     ensure!(!body.contains('$'), "the recorded answer contains a dollar sign");
     let workers = std::thread::available_parallelism()?.get().min(4);
     let body = body.replace('\\', "\\\\").replace('\'', "\\'");

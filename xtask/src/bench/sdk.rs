@@ -1,4 +1,5 @@
-//! The way of a new process to its credentials with a real SDK, through the agent and by the node's own metadata service.
+//! Measures the time from the start of a process to its credentials with a real SDK, through the agent and through
+//! the node's own metadata service.
 
 use std::process::Command;
 use std::time::Instant;
@@ -16,7 +17,7 @@ import botocore.session
 print(botocore.session.get_session().get_credentials().get_frozen_credentials().access_key)
 ";
 
-/// The node's access key, as the site's metadata service has it.
+/// The node's access key in the metadata service of the benchmark site.
 const NODE_KEY: &str = "node";
 
 /// Measures processes that start one after another.

@@ -1,4 +1,4 @@
-//! How fast cached credentials are served, beside a bare hyper server and any other that is given.
+//! Measures how fast cached credentials are served, compared with a bare hyper server, nginx and any given peer.
 
 use std::net::{SocketAddr, ToSocketAddrs as _};
 use std::path::Path;
@@ -21,13 +21,13 @@ const BARE: u16 = 7003;
 const NULL: u16 = 7004;
 const NGINX: u16 = 7005;
 
-/// The floor: what a server costs that parses nothing.
+/// The name of the server that parses nothing. Its cost is the lower bound for any server.
 const NULL_NAME: &str = "null server";
 
-/// Clients at a time.
+/// The numbers of concurrent clients that are measured.
 const CLIENTS: [usize; 6] = [32, 1, 8, 64, 128, 256];
 
-/// Another server of credentials, found before anything is measured.
+/// Another server of credentials. Its address is resolved before the measurement begins.
 #[derive(Clone, Debug)]
 pub struct Peer {
     authority: String,
@@ -37,12 +37,12 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// Has the peer started by a command of the shell.
+    /// Sets the shell command that starts the peer.
     pub fn started_by(self, command: Option<String>) -> Self {
         Self { command, ..self }
     }
 
-    /// Starts the peer in the namespace of the lab's node, if it has a command. Pods reach it there.
+    /// Starts the peer in the network namespace of the lab's node, if it has a command. Pods can reach it there.
     fn start(&self, site: &Site) -> Result<Option<Process>> {
         let Some(words) = &self.command else {
             return Ok(None);
@@ -78,12 +78,12 @@ impl FromStr for Peer {
     }
 }
 
-/// A server to ask.
+/// A server that is measured.
 struct Server<'a> {
     name: String,
     to: String,
     path: String,
-    /// From a pod, or from this machine's own namespace.
+    /// The pod from which the requests are sent. `None` means this machine's own network namespace.
     from: Option<&'a Pod>,
     pid: Option<u32>,
 }
@@ -110,7 +110,7 @@ impl Server<'_> {
             None => site.load_in(&Netns::of_this_process()?, &words)?,
         };
         let after = self.pid.map(processor_time).transpose()?;
-        // A tenth of the requests is not counted as done.
+        // `done` does not include the requests of the first tenth of the time.
         let spent = before
             .zip(after)
             .map(|(before, after)| (after - before).as_secs_f64() * 1e6 * 0.9 / outcome.done as f64);
@@ -180,8 +180,8 @@ impl<'a> Scene<'a> {
     }
 }
 
-/// All of it; `before` is another binary of the agent, which is then asked as this one is: at its listener, as only one
-/// of two is redirected to.
+/// Runs the whole measurement. `before` is another binary of the agent. If it is given, both agents receive requests
+/// directly at their listeners, because connections can be redirected to only one of them.
 pub fn cached(site: &Site, peer: Option<&Peer>, before: Option<&Path>) -> Result<Section> {
     let pod = site.pod(PodSpec::with_role("busy", "app"))?;
     let clients = site.effort.some(&CLIENTS);
@@ -190,7 +190,8 @@ pub fn cached(site: &Site, peer: Option<&Peer>, before: Option<&Path>) -> Result
         .flat_map(|each| clients.iter().map(move |clients| Row::new(each, *clients)))
         .collect();
     for round in 0..site.effort.rounds {
-        // Where a process lies in memory makes it faster or slower for all of its life: each round has new ones.
+        // The memory layout of a process makes it faster or slower for its whole life. Therefore each round starts
+        // new processes.
         let scene = Scene::set(site, &pod, peer, before)?;
         for row in &mut rows {
             for turn in 0..scene.servers.len() {
@@ -223,7 +224,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_peer_is_found_before_anything_is_measured() {
+    fn a_peer_is_parsed_from_an_http_url() {
         let peer: Peer = "http://127.0.0.1:8181/latest/meta-data/".parse().unwrap();
         assert_eq!(
             (peer.address.to_string().as_str(), peer.path.as_str()),

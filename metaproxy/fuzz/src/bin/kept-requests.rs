@@ -1,5 +1,5 @@
-//! Sends a number of requests for credentials on one kept connection to the server in memory. `cargo xtask bench counts`
-//! runs it under callgrind, which counts instructions and allocations.
+//! Sends a number of requests for credentials on one kept connection to the server in memory. `cargo xtask bench
+//! counts` runs it under callgrind, which counts instructions and allocations.
 #![allow(
     clippy::expect_used,
     reason = "a count of something else than these requests is worth nothing"

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::mpsc::{Receiver, Sender, channel};
 
-/// An introspection whose status takes until a permit is sent.
+/// An introspection whose status waits until the test sends a permit.
 struct Slow {
     begun: Sender<()>,
     permits: Mutex<Receiver<()>>,
@@ -50,14 +50,15 @@ async fn status_of(routes: &Routes, path: &str, access: Access) -> u16 {
     routes.answer(&request, access).await.status().as_u16()
 }
 
-/// A page of another site may have its name resolve to 127.0.0.1, and ask through a reader's port-forward.
+/// Another site may let its name resolve to 127.0.0.1. Its page in an operator's browser can then send requests
+/// through a port-forward of the operator.
 #[rstest]
 #[case::an_address("127.0.0.1:9808", 200)]
 #[case::localhost("localhost:8000", 200)]
 #[case::the_nodes_name("n1.example.com", 200)]
 #[case::another_name("rebound.example.com:9808", 421)]
 #[tokio::test]
-async fn pods_are_shown_under_names_that_no_other_site_has(#[case] host: &str, #[case] want: u16) {
+async fn pods_are_shown_only_if_the_host_belongs_to_no_other_site(#[case] host: &str, #[case] want: u16) {
     for path in ["/", "/status"] {
         let (routes, _begins, lets) = slow();
         lets.send(()).unwrap();
@@ -75,7 +76,7 @@ async fn pods_are_shown_under_names_that_no_other_site_has(#[case] host: &str, #
 }
 
 #[tokio::test]
-async fn the_socket_takes_any_host() {
+async fn the_socket_accepts_any_host() {
     let (routes, _begins, lets) = slow();
     lets.send(()).unwrap();
     let request = Request::get("/status").header("host", "agent").body(()).unwrap();
@@ -91,7 +92,7 @@ async fn the_socket_takes_any_host() {
 #[case::explanations("/explain", 200, 404, 404)]
 #[case::an_explanation("/explain/apps/web", 200, 404, 404)]
 #[tokio::test]
-async fn who_asks_over_a_network_is_not_told_of_pods_and_only_root_is_given_their_answers(
+async fn pods_are_hidden_from_the_network_and_explanations_are_served_to_root_only(
     #[case] path: &str,
     #[case] root: u16,
     #[case] node: u16,
@@ -114,12 +115,12 @@ async fn who_asks_over_a_network_is_not_told_of_pods_and_only_root_is_given_thei
 #[case("10.0.0.1:40000", Access::Network)]
 #[case("[::ffff:10.244.0.5]:40000", Access::Network)]
 #[case("[fd00::1]:40000", Access::Network)]
-fn the_node_is_who_comes_by_the_loopback_interface(#[case] peer: &str, #[case] access: Access) {
+fn only_a_loopback_address_counts_as_the_node(#[case] peer: &str, #[case] access: Access) {
     assert_eq!(Access::at(peer.parse().unwrap()), access);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_status_is_put_together_at_a_time_though_whoever_asked_hangs_up() {
+async fn one_status_is_computed_at_a_time_even_if_a_client_disconnects() {
     let (routes, begins, lets) = slow();
     let ask = || {
         let routes = routes.clone();

@@ -19,7 +19,7 @@ fn hang(runtime: &Runtime, workers: usize) -> Vec<Sender<()>> {
         let begun = begun.clone();
         runtime.spawn(async move {
             begun.send(()).unwrap();
-            // Blocks the thread, not only the task.
+            // This call blocks the thread, not only the task.
             let _ = released.recv();
         });
         release

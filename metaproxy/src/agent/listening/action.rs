@@ -1,10 +1,10 @@
-//! Decides what to do about a listener whose port is claimed, or at which connections do not arrive.
+//! Decides what the agent does about a listener if a pod claims its port, or if connections do not arrive at it.
 
 use crate::identify::self_check::Fault;
 use crate::intercept::port_claim::PortClaim;
 use crate::telemetry::health::Condition;
 
-/// What to do.
+/// The action that the agent takes for its listener.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Action {
     /// Send pods' connections to the listener.
@@ -14,12 +14,12 @@ pub(super) enum Action {
     /// Move the listener to another port.
     Move {
         why: String,
-        /// Whether connections no longer arrive at it.
+        /// Whether connections no longer arrive at the listener.
         is_taken: bool,
     },
 }
 
-/// Decides, from the pod that claims the port, from what the last check has found, and from `--listen-port`.
+/// Returns the action for a claim of the port, the result of the last check, and the value of `--listen-port`.
 pub(super) fn action(claim: Option<&PortClaim>, fault: Option<&Fault>, listen_port: u16) -> Action {
     // The port of a hostNetwork pod is not redirected, so connections arrive at the listener. The pod may be the
     // agent's own.
@@ -119,7 +119,7 @@ mod tests {
     #[case::fixed_and_taken(None, taken(), 18_181, "refuse", "choose --listen-port 0")]
     #[case::fixed_claimed_and_taken(pod(false), taken(), 18_181, "refuse", "pod apps/web")]
     #[case::fixed_and_unverified(None, unverified(), 18_181, "serve failing", "not attached")]
-    fn a_free_port_is_left_and_a_fixed_one_is_refused_once_connections_go_elsewhere(
+    fn a_listener_moves_from_a_free_port_and_refuses_on_a_fixed_port_if_connections_are_diverted(
         #[case] claim: Option<PortClaim>,
         #[case] fault: Option<Fault>,
         #[case] listen_port: u16,

@@ -8,7 +8,8 @@ use crate::roles::{PolicyKind, RoleArn, Rules};
 /// The length in bytes up to which an annotation is searched for slips. Longer ones are generated, not typed.
 const MAX_ANNOTATION_LENGTH: usize = 4096;
 
-/// How many accounts of an annotation are tried, because each one is compiled.
+/// The maximum number of accounts of an annotation that are tried. It is limited because a pattern is compiled for
+/// each.
 const MAX_ACCOUNTS: usize = 8;
 
 /// A role that a policy does not allow.
@@ -26,7 +27,7 @@ impl Near<'_> {
         policy.is_ok_and(|policy| policy.allows(&candidate).is_some())
     }
 
-    /// Says whether a pattern would allow the role as `permitted`, by the flags as they are.
+    /// Says whether a pattern would allow the role as `permitted`, with the current flags.
     fn permits(&self, pattern: &str) -> bool {
         let kind = PolicyKind::Permitted(self.rules.namespaces.permitted_match);
         self.allows(kind, pattern, Letters::AsWritten)
@@ -37,7 +38,7 @@ impl Near<'_> {
         self.allows(PolicyKind::AllowedRoles(style), annotation, Letters::AsWritten)
     }
 
-    /// Returns what was probably meant by `permitted`.
+    /// Returns a hint on the probable intention of `permitted`.
     pub(super) fn permitted(&self, annotation: Option<&String>) -> Option<String> {
         let annotation = annotation.filter(|annotation| annotation.len() <= MAX_ANNOTATION_LENGTH)?;
         let keys = &self.rules.keys;
@@ -101,7 +102,7 @@ impl Near<'_> {
         ))
     }
 
-    /// Returns what was probably meant by `allowed-roles`.
+    /// Returns a hint on the probable intention of `allowed-roles`.
     pub(super) fn allowed_roles(&self, annotation: Option<&String>) -> Option<String> {
         let annotation = annotation.filter(|annotation| annotation.len() <= MAX_ANNOTATION_LENGTH)?;
         let style = self.rules.namespaces.allowed_roles_style;
@@ -122,7 +123,7 @@ impl Near<'_> {
             .or_else(|| self.case_or_account(kind, key, annotation))
     }
 
-    /// Finds globs where regular expressions are read, and regular expressions where globs are read.
+    /// Finds globs that are read as regular expressions, and regular expressions that are read as globs.
     fn other_style(&self, annotation: &str, style: AllowedRolesStyle) -> Option<String> {
         let key = &self.rules.keys.allowed_roles;
         let (other, flag) = match style {
@@ -146,8 +147,8 @@ impl Near<'_> {
         ))
     }
 
-    /// Finds a difference in case, or in the account of an ARN. The annotation is tried as its own kind only: a JSON list that is read
-    /// as a regular expression is a character class, which is found in nearly every text.
+    /// Finds a difference in case, or in the account of an ARN. The annotation is tried as its own kind only: a JSON
+    /// list that is read as a regular expression is a character class, which is found in nearly every text.
     fn case_or_account(&self, kind: PolicyKind, key: &str, annotation: &str) -> Option<String> {
         if self.allows(kind, annotation, Letters::InAnyCase) {
             return Some(format!(

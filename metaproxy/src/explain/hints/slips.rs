@@ -1,4 +1,4 @@
-//! Finds slips in the text of a role, and returns what was probably meant.
+//! Finds slips in the text of a role, and returns hints on their correction.
 
 use crate::roles::{WrittenRole, placeholder};
 
@@ -160,7 +160,7 @@ mod tests {
         "\"{assumed role name}\" in the role looks like a placeholder"
     )]
     #[case::invisible("app\u{200b}", "the character U+200B")]
-    fn a_slip_is_named_with_what_was_meant(#[case] written: &str, #[case] hint: &str) {
+    fn a_slip_has_a_hint_on_its_correction(#[case] written: &str, #[case] hint: &str) {
         assert!(written.parse::<WrittenRole>().is_err(), "it is no role");
         let found = of_role(written).unwrap();
         assert!(found.contains(hint), "{found}");
@@ -174,7 +174,7 @@ mod tests {
         "arn:aws:iam::123456789012:role/${TEAM}/app",
         "\"${TEAM}\" in the role looks like a placeholder"
     )]
-    fn a_path_that_is_a_slip_is_named(#[case] written: &str, #[case] hint: &str) {
+    fn a_path_that_looks_like_a_slip_has_a_hint(#[case] written: &str, #[case] hint: &str) {
         assert!(written.parse::<WrittenRole>().is_ok(), "it could be a role");
         assert!(of_path(written).unwrap().contains(hint), "{:?}", of_path(written));
         assert_eq!(of_path("team/app"), None);
@@ -184,7 +184,7 @@ mod tests {
     #[case("a b")]
     #[case("arn:aws:iam::123456789012:user/app")]
     #[case("")]
-    fn what_nothing_speaks_for_has_no_hint(#[case] written: &str) {
+    fn a_text_without_a_known_slip_has_no_hint(#[case] written: &str) {
         assert_eq!(of_role(written), None);
     }
 }

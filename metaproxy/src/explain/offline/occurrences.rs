@@ -5,7 +5,7 @@ use serde_json::Value;
 use super::taken::Taken;
 use crate::roles::{AnnotationKeys, web_identity};
 
-/// How deep an object is searched.
+/// The maximum depth to which an object is searched.
 const MAX_DEPTH: usize = 64;
 
 /// Fields that are not searched, because they repeat other parts of the object or report its state.
@@ -129,10 +129,7 @@ mod tests {
     #[case::an_expression("object.metadata.annotations['iam.amazonaws.com/role'] != ''", false)]
     #[case::a_longer_key("iam.amazonaws.com/role-arn: x", false)]
     #[case::another_domain("x.iam.amazonaws.com/role: x", false)]
-    fn a_text_that_gives_an_annotation_a_value_is_told_from_one_that_speaks_of_it(
-        #[case] text: &str,
-        #[case] gives: bool,
-    ) {
+    fn a_text_counts_only_if_it_gives_the_annotation_a_value(#[case] text: &str, #[case] gives: bool) {
         assert_eq!(names(text, "iam.amazonaws.com/role"), gives);
     }
 }

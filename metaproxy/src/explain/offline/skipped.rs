@@ -1,4 +1,4 @@
-//! Reports what was skipped in manifests: objects, files, and annotations that are not read.
+//! Reports the skipped parts of manifests: objects, files, and annotations that are not read.
 
 use std::fmt;
 use std::fs::File;
@@ -24,7 +24,8 @@ pub struct Skipped {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Why {
-    /// The object may make pods, and no pod template was found in it. The text is an annotation about roles that is in it.
+    /// The object may make pods, and no pod template was found in it. The text is an annotation about roles that is
+    /// in it.
     NoTemplate(Option<String>),
     /// An annotation about roles is in a place that is not read.
     Unread(Occurrence),
@@ -80,10 +81,10 @@ const WITHOUT_PODS: [&str; 40] = [
     "ValidatingWebhookConfiguration",
 ];
 
-/// How many skipped files are shown by name.
+/// The maximum number of skipped files that are shown by name.
 const MAX_SHOWN_FILES: usize = 8;
 
-/// Returns what was skipped in an object.
+/// Returns the skipped parts of an object.
 pub(super) fn of(place: &str, object: &Value, taken: &Taken<'_>, rules: &Rules) -> Vec<Skipped> {
     let one = |why: Why| Skipped {
         place: place.to_owned(),
@@ -121,7 +122,8 @@ fn named(object: &Value) -> String {
     format!("{kind} {name}").trim_end().to_owned()
 }
 
-/// Reports the skipped files of a directory: each file that has an annotation about roles, and one line on the others.
+/// Reports the skipped files of a directory: each file that has an annotation about roles, and one line on the
+/// others.
 pub(super) fn of_files(dir: &Path, files: &[PathBuf], keys: &AnnotationKeys) -> Vec<Skipped> {
     let mut found = Vec::new();
     let mut others = Vec::new();

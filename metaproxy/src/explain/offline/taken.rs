@@ -1,4 +1,4 @@
-//! Finds what an object says about pods, and so which of its annotations are read.
+//! Finds the pods and pod templates of an object, and therefore which of its annotations are read.
 
 use serde_json::Value;
 
@@ -15,11 +15,11 @@ const WORKLOADS: [&str; 6] = [
     "Job",
 ];
 
-/// Kinds of the Prometheus Operator. Their spec has some fields of a pod's spec, and the pod's metadata in `podMetadata` (API
-/// reference of the operator).
+/// Kinds of the Prometheus Operator. Their spec has some fields of a pod's spec, and the pod's metadata in
+/// `podMetadata` (API reference of the operator).
 const OF_PROMETHEUS: [&str; 4] = ["Alertmanager", "Prometheus", "PrometheusAgent", "ThanosRuler"];
 
-/// What an object says about pods.
+/// The meaning of an object for pods.
 #[derive(Debug)]
 pub enum Taken<'a> {
     /// The object is a pod.
@@ -28,12 +28,12 @@ pub enum Taken<'a> {
     Namespace,
     /// The object is a service account.
     Account,
-    /// The object makes pods by these templates; none if there are none.
+    /// The object makes pods from these templates; the list may be empty.
     Templates(Vec<Template<'a>>),
 }
 
 impl<'a> Taken<'a> {
-    /// Reads an object. In one of an unknown kind, everything that looks like a pod template counts.
+    /// Reads an object. In an object of an unknown kind, everything that looks like a pod template counts.
     pub fn of(object: &'a Value) -> Self {
         let kind = object["kind"].as_str().unwrap_or_default();
         let version = object["apiVersion"].as_str().unwrap_or("v1");
@@ -79,8 +79,8 @@ impl<'a> Taken<'a> {
         self.templates().iter().any(|one| std::ptr::eq(one.spec, value))
     }
 
-    /// Says whether a key in a part of an object is read, or has a hint elsewhere, as a label of a pod does. An annotation of a workload
-    /// only informs its users if the pod templates have it too.
+    /// Says whether a key in a part of an object is read, or has a hint elsewhere, as a label of a pod does. An
+    /// annotation of a workload is only informative if the pod templates have it too.
     pub fn reads(&self, object: &Value, part: &Value, key: &str) -> bool {
         let is_of = |metadata: &Value| {
             std::ptr::eq(&metadata["annotations"], part) || std::ptr::eq(&metadata["labels"], part)

@@ -83,7 +83,7 @@ fn templates_of_workloads_are_explained_as_the_pods_that_they_make() {
 }
 
 #[test]
-fn objects_without_a_namespace_are_in_the_one_that_is_named_and_a_missing_one_is_told() {
+fn objects_without_a_namespace_are_in_the_given_one_which_is_reported_if_missing() {
     let found = explained(APP, &[], Some("default/single-")).unwrap();
     assert_eq!(found[0].verdict, Verdict::Unknown, "nothing is waited for");
     let because = &found[0].because;
@@ -99,7 +99,7 @@ fn objects_without_a_namespace_are_in_the_one_that_is_named_and_a_missing_one_is
 }
 
 #[test]
-fn what_is_not_there_or_can_not_be_read_is_told() {
+fn missing_pods_and_malformed_manifests_are_errors() {
     let error = explained(APP, &[], Some("apps/other")).unwrap_err().to_string();
     assert!(
         error.contains("no pod or pod template is named apps/other; there are apps/web, apps/nightly"),
@@ -113,7 +113,8 @@ fn what_is_not_there_or_can_not_be_read_is_told() {
     assert!(error.contains("below/app.yaml:"), "{error}");
 }
 
-/// Argo's Rollout, an operator's two templates, Knative's Service, and what no template is found in.
+/// The objects are Argo's Rollout, an operator's object with two templates, Knative's Service, and objects without a
+/// template.
 const OTHERS: &str = r#"
 apiVersion: argoproj.io/v1alpha1
 kind: Rollout
@@ -147,7 +148,7 @@ metadata: { name: apps, annotations: { iam.amazonaws.com/permitted: "web-.*" } }
 "#;
 
 #[test]
-fn templates_of_unknown_kinds_are_found_and_what_is_skipped_is_named() {
+fn templates_of_unknown_kinds_are_found_and_skipped_objects_are_reported() {
     let found = all(OTHERS, &[], None).unwrap();
     let verdicts: Vec<_> = found
         .explanations
@@ -187,7 +188,7 @@ fn templates_of_unknown_kinds_are_found_and_what_is_skipped_is_named() {
 }
 
 #[test]
-fn values_of_a_chart_are_no_manifest_and_do_not_pass_for_one() {
+fn a_values_file_of_a_chart_is_refused() {
     let error = explained("podAnnotations: { iam.amazonaws.com/role: app }\n", &[], None).unwrap_err();
     let error = error.to_string();
     assert!(
@@ -196,7 +197,7 @@ fn values_of_a_chart_are_no_manifest_and_do_not_pass_for_one() {
     );
 }
 
-/// Annotations and specs that somebody writes, and the hint.
+/// Each case has a pod's metadata and spec, and the expected hint.
 #[rstest]
 #[case::inner_quotes(
     "annotations: { iam.amazonaws.com/role: '\"app\"' }",
@@ -250,7 +251,8 @@ fn a_slip_has_a_hint(
     );
 }
 
-/// As uswitch/kiam#2 proposes it, and as external ids are written (kubernetes-sigs/external-dns#4683 for what becomes of it).
+/// The list is as uswitch/kiam#2 proposes it. The number is an external id as users write it
+/// (kubernetes-sigs/external-dns#4683 describes the effect).
 #[rstest]
 #[case::a_list(
     "kind: Namespace\nmetadata: { name: apps, annotations: { iam.amazonaws.com/allowed-roles: [app-*] } }\n",
@@ -265,7 +267,7 @@ fn a_slip_has_a_hint(
     "kind: Pod\nmetadata: { name: a, labels: { x: true } }\n",
     "label x is a boolean"
 )]
-fn what_kubernetes_would_not_take_is_named_with_what_to_do(#[case] text: &str, #[case] what: &str) {
+fn values_that_kubernetes_refuses_are_errors_with_advice(#[case] text: &str, #[case] what: &str) {
     let error = explained(text, &[], None).unwrap_err().to_string();
     assert!(
         error.contains("app.yaml:1: ") && error.contains(what) && error.contains("in quotation marks"),
@@ -273,13 +275,13 @@ fn what_kubernetes_would_not_take_is_named_with_what_to_do(#[case] text: &str, #
     );
 }
 
-/// A chart's value that nobody set (Yelp/paasta#2481 asks whether it means no role).
+/// A chart with an unset value gives such an annotation (Yelp/paasta#2481 asks whether it means no role).
 #[rstest]
 #[case::null("annotations: { iam.amazonaws.com/role: }")]
 #[case::empty("annotations: { iam.amazonaws.com/role: '' }")]
 #[case::blank("annotations: { iam.amazonaws.com/role: ' ' }")]
 #[case::no_annotations("annotations:")]
-fn an_annotation_that_is_null_or_empty_asks_for_no_role(#[case] metadata: &str) {
+fn an_annotation_that_is_null_or_empty_requests_no_role(#[case] metadata: &str) {
     let text = format!(
         "kind: Namespace\nmetadata:\n  name: default\n  {metadata}\n---\nkind: Pod\nmetadata:\n  name: web\n  {metadata}\n"
     );
@@ -287,9 +289,10 @@ fn an_annotation_that_is_null_or_empty_asks_for_no_role(#[case] metadata: &str) 
     assert_eq!(found[0].verdict, Verdict::NoRole, "{}", found[0]);
 }
 
-/// banzaicloud/thanos-operator#48: an operator's own way of naming annotations, of which nobody else knows what becomes.
+/// banzaicloud/thanos-operator#48: the operator has its own field for annotations, and only the operator knows their
+/// effect.
 #[test]
-fn an_operators_object_that_names_a_role_is_not_passed_over() {
+fn an_operators_object_that_names_a_role_is_reported() {
     let thanos = "apiVersion: monitoring.banzaicloud.io/v1alpha1\nkind: Thanos\nmetadata: { name: ice }\nspec: { query: { \
                   workloadMetaOverrides: { annotations: { iam.amazonaws.com/role: k8s-thanos-metrics } } } }\n";
     let text = format!("{thanos}---\nkind: Pod\nmetadata: {{ name: web }}\n");
@@ -302,26 +305,27 @@ fn an_operators_object_that_names_a_role_is_not_passed_over() {
     assert!(found.skipped[0].is_bad(), "{}", found.skipped[0]);
 }
 
-/// What namespaces say, of a role that is asked for by its name under `--base-role-arn …:role/workloads/`.
+/// Each case has an annotation of the namespace. The pod requests a role by its name, with `--base-role-arn
+/// …:role/workloads/`.
 #[rstest]
-// uswitch/kiam#326: the path is the base's, and kiam did not see it.
+// uswitch/kiam#326: the path comes from the base ARN, and kiam did not take it into account.
 #[case::path_of_the_base("permitted: '.*workloads/.*'", Verdict::Granted, "")]
-// uswitch/kiam#391: a glob.
+// uswitch/kiam#391: the value is a glob.
 #[case::a_glob(
     "permitted: 'arn:aws:iam::123456789012:role/workloads/*'",
     Verdict::Refused,
     "did you mean `arn:aws:iam::123456789012:role/workloads/.*`?"
 )]
-// clusterfrak-dynamics/terraform-eks-addons, fluentd-cloudwatch.tf: for namespaces that are to have none.
+// clusterfrak-dynamics/terraform-eks-addons, fluentd-cloudwatch.tf: the value for namespaces that must have no roles.
 #[case::nothing("permitted: '^$'", Verdict::Refused, "")]
-// ministryofjustice/cloud-platform-terraform-velero: where service accounts have the roles.
+// ministryofjustice/cloud-platform-terraform-velero: the value for namespaces whose service accounts have the roles.
 #[case::empty(
     "permitted: ''",
     Verdict::Refused,
     "an empty iam.amazonaws.com/permitted allows nothing"
 )]
 #[case::a_block_of_text("allowed-roles: |\n      [\"my-*\"]\n", Verdict::Granted, "")]
-fn a_namespace_is_read_as_it_was_meant_or_a_hint_given(
+fn a_namespaces_annotation_is_read_as_intended_or_has_a_hint(
     #[case] annotation: &str,
     #[case] verdict: Verdict,
     #[case] hint: &str,

@@ -17,7 +17,7 @@ const SEARCH: &[&str] = &["--permitted-match", "search"];
 pub enum Sts {
     Gives,
     GivesExpired,
-    /// It gives a session of which more than half is over, which is served and has to be renewed.
+    /// It gives a session of whose lifetime more than half is over. The session is served and has to be renewed.
     GivesOld,
     Fails(ObtainError),
     /// It never answers.

@@ -34,7 +34,7 @@ use crate::telemetry::pod_event::{self, PodEvent};
 
 const UID: &str = "aaaaaaaa-0000-0000-0000-000000000001";
 
-/// What a scenario shows in all places.
+/// The output of a scenario in all places.
 pub struct Said {
     /// The pod's last answer.
     pub answer: AnswerLine,

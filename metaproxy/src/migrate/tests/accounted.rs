@@ -1,4 +1,5 @@
-//! Checks that every word of a manifest is accounted for, and that several manifests agree: a flag that is overlooked could give pods more.
+//! Checks that every word of a manifest is accounted for, and that several manifests agree: a flag that is overlooked
+//! could give pods more access.
 
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -6,7 +7,7 @@ use serde_json::{Value, json};
 use super::super::SourceSoftware;
 use super::manifests::{KUBE2IAM, manifest, migrated, parsed, sentences};
 
-/// Each of these command lines restricts namespaces, or may.
+/// Each of these command lines restricts namespaces, or may do so.
 #[rstest]
 #[case::of_a_config_map(
     json!({ "args": ["$(RESTRICT)"], "env": [{ "name": "RESTRICT", "valueFrom": { "configMapKeyRef": { "name": "c", "key": "k" } } }] }),
@@ -25,7 +26,7 @@ use super::manifests::{KUBE2IAM, manifest, migrated, parsed, sentences};
 #[case::without_dashes(json!({ "args": ["namespace-restrictions"] }), "so its flags may be elsewhere")]
 #[case::dashes_forgotten(json!({ "args": ["--debug", "namespace-restrictions"] }), "a flag begins with two dashes")]
 #[case::refused_by_the_agent(json!({ "args": ["--namespace-key=bad key"] }), "--namespace-key: the agent would refuse its value")]
-fn what_nothing_is_known_about_is_an_error(#[case] container: Value, #[case] why: &str) {
+fn a_command_line_that_cannot_be_read_is_an_error(#[case] container: Value, #[case] why: &str) {
     let error = migrated(
         SourceSoftware::Kube2iam,
         &manifest(KUBE2IAM, container, json!({})),
@@ -59,7 +60,7 @@ fn a_wrapper_does_not_loosen_the_policy(#[case] command: Value) {
     { "name": "proxy", "image": "example.com/proxy:1", "args": ["--target=kube2iam"] },
     { "name": "b", "image": KUBE2IAM, "args": ["--namespace-restrictions"] },
 ]))]
-fn of_several_containers_the_one_that_runs_it_is_read(#[case] containers: Value) {
+fn the_container_that_runs_the_program_is_read(#[case] containers: Value) {
     let manifest = manifest(KUBE2IAM, json!({}), json!({ "containers": containers }));
     let values = migrated(SourceSoftware::Kube2iam, &manifest).unwrap();
     assert_eq!(parsed(&values)["namespacePolicy"], "required", "{values}");
@@ -69,7 +70,7 @@ fn of_several_containers_the_one_that_runs_it_is_read(#[case] containers: Value)
 #[case::by_name(json!([{ "name": "kube2iam-a", "image": "a" }, { "name": "kube2iam-b", "image": "b" }]))]
 #[case::by_image(json!([{ "name": "a", "image": KUBE2IAM }, { "name": "b", "image": KUBE2IAM }]))]
 #[case::by_command(json!([{ "name": "a", "command": ["kube2iam"] }, { "name": "b", "command": ["kube2iam", "--debug"] }]))]
-fn containers_that_cannot_be_told_apart_are_named(#[case] containers: Value) {
+fn ambiguous_containers_are_an_error(#[case] containers: Value) {
     let manifest = manifest(KUBE2IAM, json!({}), json!({ "containers": containers }));
     let error = migrated(SourceSoftware::Kube2iam, &manifest)
         .unwrap_err()
@@ -102,7 +103,7 @@ fn parts(parts: &[(&str, &str)]) -> String {
 #[case::a_server_of_no_version(&[("v3.6", "agent"), ("master", "server")], None)]
 #[case::an_agent_alone(&[("v3.6", "agent")], None)]
 #[case::both_old(&[("v3.6", "agent"), ("v3.6", "server")], Some("search"))]
-fn of_parts_of_different_versions_the_one_that_decides_counts(
+fn the_servers_version_counts_if_the_parts_differ(
     #[case] of: &[(&str, &str)],
     #[case] matching: Option<&str>,
 ) {
@@ -126,7 +127,7 @@ fn of_parts_of_different_versions_the_one_that_decides_counts(
 }
 
 #[test]
-fn flags_in_a_file_of_kiams_are_an_error() {
+fn flags_of_kiam_in_a_file_are_an_error() {
     let error = migrated(
         SourceSoftware::Kiam,
         &parts(&[("v4.2", "server @/etc/kiam/flags")]),
@@ -157,7 +158,7 @@ fn flags_in_a_file_of_kiams_are_an_error() {
 #[case::role_key(SourceSoftware::Kube2iam, "--iam-role-key=a", "--iam-role-key=b", ["has a", "has b"])]
 #[case::restricted(SourceSoftware::Kube2iam, "--namespace-restrictions", "--debug", ["has true", "has false"])]
 #[case::in_one(SourceSoftware::Kube2iam, "--default-role=a --default-role=b", "--default-role=a", ["has a", "has b"])]
-fn values_that_differ_are_an_error_that_names_both(
+fn different_values_are_an_error_that_names_both(
     #[case] from: SourceSoftware,
     #[case] one: &str,
     #[case] other: &str,
@@ -183,7 +184,7 @@ fn values_that_differ_are_an_error_that_names_both(
 
 /// An agent and its server may differ in ports and certificates.
 #[test]
-fn what_decides_nothing_may_differ() {
+fn flags_that_do_not_affect_pods_may_differ() {
     let of = [
         ("v4.2", "agent --cert=/a --level=info"),
         ("v4.2", "server --cert=/b --level=warn --region=eu-west-1"),

@@ -88,7 +88,7 @@ fn a_shell_wrapper_that_cannot_be_read_is_refused(#[case] command: &str, #[case]
 #[case::any_format(
     json!({ "args": ["--namespace-restriction-format=RegExp"] }), json!({}), "/roles/allowedRolesStyle", json!("regexp")
 )]
-fn what_the_chart_has_a_value_for_is_mapped(
+fn fields_with_a_value_in_the_chart_are_mapped(
     #[case] container: Value,
     #[case] pod: Value,
     #[case] pointer: &str,
@@ -123,7 +123,7 @@ fn what_the_chart_has_a_value_for_is_mapped(
 #[case::annotation(json!({}), json!({}), "annotation prometheus.io/port: it named the old port")]
 #[case::token(json!({ "args": ["--api-token=hidden"] }), json!({}), "--api-token=***: the agent uses its own service account")]
 #[case::unknown_secret(json!({ "args": ["--some-secret", "hidden"] }), json!({}), "--some-secret=***: not known to this program")]
-fn everything_else_is_listed_without_its_secrets(
+fn all_other_settings_are_listed_without_their_secrets(
     #[case] container: Value,
     #[case] pod: Value,
     #[case] wanted: &str,
@@ -150,14 +150,14 @@ fn a_flag_whose_value_is_not_in_the_manifest_is_refused_by_name(#[case] variable
     );
 }
 
-/// Placeholders as in the files of Terraform and Helm before they are rendered.
+/// The files of Terraform and Helm have such placeholders before they are rendered.
 #[rstest]
 #[case(
     "--base-role-arn=${var.base_role_arn}",
     "${var.base_role_arn} is a placeholder"
 )]
 #[case("--default-role={{ .Values.role }}", "{{ .Values.role }} is a placeholder")]
-fn a_placeholder_is_no_value(#[case] flag: &str, #[case] why: &str) {
+fn a_placeholder_as_a_value_is_refused(#[case] flag: &str, #[case] why: &str) {
     let container = json!({ "args": ["--host-interface=${host_interface}", flag] });
     let error = migrated(
         SourceSoftware::Kube2iam,
@@ -177,9 +177,9 @@ fn a_placeholder_is_no_value(#[case] flag: &str, #[case] why: &str) {
     );
 }
 
-/// Each of these roles would be an error at the agent's start, or another role than before.
+/// Each of these roles would be an error at the agent's start, or would be another role than before.
 #[rstest]
-// jtblin/kube2iam#70 and #71: it was put before the name of every role.
+// jtblin/kube2iam#70 and #71: kube2iam put the value before the name of every role.
 #[case::by_hand(
     SourceSoftware::Kube2iam,
     "--base-role-arn=arn:aws:iam::123456789012:role/<role-name>",
@@ -190,7 +190,7 @@ fn a_placeholder_is_no_value(#[case] flag: &str, #[case] why: &str) {
     "--default-role=$ENVIRONMENT-overview-default-role",
     "$ENVIRONMENT is a placeholder"
 )]
-// helm/charts, stable/kube2iam/values.yaml: ten digits.
+// helm/charts, stable/kube2iam/values.yaml: the account has ten digits.
 #[case::account(
     SourceSoftware::Kube2iam,
     "--base-role-arn=arn:aws:iam::0123456789:role/",
@@ -201,7 +201,7 @@ fn a_placeholder_is_no_value(#[case] flag: &str, #[case] why: &str) {
     "--default-role=arn:aws:iam::123456789012:instance-profile/x",
     "it is not a role's ARN"
 )]
-// jtblin/kube2iam#195 asks for what kiam does.
+// jtblin/kube2iam#195 asks for this behaviour of kiam.
 #[case::a_part_of_names(
     SourceSoftware::Kiam,
     "server --role-base-arn=arn:aws:iam::123456789012:role/k8s/app-",
@@ -218,7 +218,7 @@ fn a_placeholder_is_no_value(#[case] flag: &str, #[case] why: &str) {
     "server --assume-role-arn=arn:aws:iam::1:role/x",
     "the account of an ARN is 12 digits"
 )]
-fn a_role_that_would_be_none_here_is_refused_by_its_flag(
+fn an_unusable_role_is_refused_with_the_name_of_its_flag(
     #[case] from: SourceSoftware,
     #[case] words: &str,
     #[case] why: &str,
@@ -236,7 +236,7 @@ fn a_role_that_would_be_none_here_is_refused_by_its_flag(
 }
 
 #[rstest]
-// uswitch/kiam#276: a name is completed by the prefix, wherever that stands.
+// uswitch/kiam#276: kiam completes a name by the prefix, in any order of the flags.
 #[case::by_its_prefix(
     SourceSoftware::Kiam,
     "server --assume-role-arn=kiam-server --role-base-arn=arn:aws:iam::123456789012:role/",
@@ -255,7 +255,7 @@ fn a_role_that_would_be_none_here_is_refused_by_its_flag(
     "/sessions/assumeRoleArn",
     json!("arn:aws:iam::123456789012:role/kiam-server")
 )]
-// The charts write what nobody set as an empty text.
+// The charts write an unset value as an empty text.
 #[case::of_nobody(
     SourceSoftware::Kiam,
     "server --role-base-arn= --assume-role-arn=",
@@ -270,14 +270,14 @@ fn a_role_that_would_be_none_here_is_refused_by_its_flag(
     "/roles/baseArn",
     json!("arn:aws-us-gov:iam::916510818310:role/bosh-passed/")
 )]
-// jtblin/kube2iam#195: kube2iam puts a slash behind it, as metaproxy does.
+// jtblin/kube2iam#195: kube2iam appends a slash to the value, as metaproxy does.
 #[case::without_a_slash(
     SourceSoftware::Kube2iam,
     "--base-role-arn=arn:aws:iam::123456789012:role/helloworld-",
     "/roles/baseArn",
     json!("arn:aws:iam::123456789012:role/helloworld-")
 )]
-fn a_role_is_kept_as_it_was_meant(
+fn a_valid_role_is_kept_with_its_meaning(
     #[case] from: SourceSoftware,
     #[case] words: &str,
     #[case] pointer: &str,
@@ -294,7 +294,7 @@ fn a_role_is_kept_as_it_was_meant(
     assert_eq!(found.unwrap_or_default(), want, "{values}");
 }
 
-/// jtblin/kube2iam#275: rights in a list, and the DaemonSet behind it.
+/// jtblin/kube2iam#275: the manifest has the RBAC objects in a list, and the DaemonSet after it.
 #[test]
 fn a_workload_beside_a_list_of_other_objects_is_found() {
     let text = "apiVersion: v1\nitems:\n  - { apiVersion: rbac.authorization.k8s.io/v1, kind: ClusterRole, metadata: { name: \
@@ -326,7 +326,7 @@ fn a_workload_beside_a_list_of_other_objects_is_found() {
     None,
     "no tag of the server's image tells the version, so kiam 4 was assumed"
 )]
-fn what_differs_between_versions_of_kiam_is_said(
+fn differences_between_versions_of_kiam_are_noted(
     #[case] tag: &str,
     #[case] policy: &str,
     #[case] matching: Option<&str>,
@@ -350,7 +350,7 @@ fn what_differs_between_versions_of_kiam_is_said(
 #[case::before_globs("0.8.2", true)]
 #[case::with_globs("0.10.2", false)]
 #[case::with_formats("0.15.0", false)]
-fn globs_that_were_none_in_an_old_kube2iam_are_said(#[case] tag: &str, #[case] is_said: bool) {
+fn the_lack_of_globs_in_an_old_kube2iam_is_noted(#[case] tag: &str, #[case] is_said: bool) {
     let container = json!({ "args": ["--namespace-restrictions"] });
     let manifest = manifest(&format!("jtblin/kube2iam:{tag}"), container, json!({}));
     let values = sentences(&migrated(SourceSoftware::Kube2iam, &manifest).unwrap());
@@ -361,7 +361,7 @@ fn globs_that_were_none_in_an_old_kube2iam_are_said(#[case] tag: &str, #[case] i
 
 #[rstest]
 #[case::unanchored("/latest/meta-data", json!([".*/latest/meta-data.*"]), "rewritten to match the same paths")]
-// aws-node-termination-handler's documents have this one.
+// The documents of aws-node-termination-handler have this pattern.
 #[case::of_a_handler(
     r"^\/latest\/meta-data\/(spot\/instance-action|instance-(id|type)|public-(hostname|ipv4))|\/latest\/dynamic\/instance-identity\/document$",
     json!([
@@ -389,11 +389,7 @@ fn globs_that_were_none_in_an_old_kube2iam_are_said(#[case] tag: &str, #[case] i
     "--allow-route-regexp=/latest/user-data: this path is never passed through to pods"
 )]
 #[case::nothing("^$", Value::Null, "it matches no path, which is kiam's default")]
-fn kiams_routes_match_here_what_they_matched_there(
-    #[case] regexp: &str,
-    #[case] paths: Value,
-    #[case] said: &str,
-) {
+fn kiams_routes_match_the_same_paths(#[case] regexp: &str, #[case] paths: Value, #[case] said: &str) {
     let container = json!({ "args": ["agent", format!("--allow-route-regexp={regexp}")] });
     let values = migrated(SourceSoftware::Kiam, &manifest("kiam:v4.2", container, json!({}))).unwrap();
     assert_eq!(parsed(&values)["metadata"]["allowPaths"], paths, "{values}");
@@ -405,7 +401,7 @@ fn kiams_routes_match_here_what_they_matched_there(
 }
 
 #[test]
-fn a_static_pod_is_read_and_the_way_to_end_it_said() {
+fn a_static_pod_is_read_and_its_removal_is_explained() {
     let pod = json!({ "kind": "Pod", "metadata": { "name": "k" }, "spec": { "containers": [
         { "image": KUBE2IAM, "args": ["--namespace-restrictions"] },
     ] } });

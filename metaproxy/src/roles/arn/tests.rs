@@ -44,7 +44,7 @@ use rstest::rstest;
 #[case::account_letters("arn:aws:iam::12345678901x:role/x", Err(RoleError::Account))]
 #[case::partition("arn:amazon:iam::123456789012:role/x", Err(RoleError::Partition))]
 #[case::no_name("arn:aws:iam::123456789012:role/", Err(RoleError::Name))]
-fn a_role_as_written(#[case] text: &str, #[case] want: Result<&str, RoleError>) {
+fn a_written_role_is_parsed_or_refused(#[case] text: &str, #[case] want: Result<&str, RoleError>) {
     let base = "arn:aws:iam::123456789012:role/".parse().unwrap();
     let got = resolved(text, &base);
     assert_eq!(
@@ -90,7 +90,7 @@ fn limits_of_name_and_path_are_those_of_iam() {
 #[case("aws-iso-e")]
 #[case("aws-iso-f")]
 #[case("aws-eusc")]
-fn names_go_to_the_partition_and_account_of_the_nodes_own_role(#[case] partition: &str) {
+fn names_resolve_in_the_partition_and_account_of_the_nodes_role(#[case] partition: &str) {
     for of_node in [
         format!("arn:{partition}:iam::210987654321:instance-profile/nodes.example.com"),
         format!("arn:{partition}:iam::210987654321:instance-profile/a/path/nodes"),
@@ -107,7 +107,7 @@ fn names_go_to_the_partition_and_account_of_the_nodes_own_role(#[case] partition
 }
 
 #[test]
-fn what_is_no_arn_of_the_node_gives_no_base() {
+fn an_unsuitable_arn_gives_no_base() {
     for text in [
         "",
         "arn:aws:iam::1:instance-profile/x",
@@ -132,26 +132,26 @@ fn a_base_may_have_a_path_and_a_last_slash(#[case] text: &str, #[case] want: &st
 }
 
 #[test]
-fn a_base_that_is_none_is_refused() {
+fn a_malformed_base_is_refused() {
     for text in [
         "",
         "role/",
         "arn:aws:iam::1:role/",
         "arn:aws:s3:::bucket",
         "arn:aws:iam::123456789012:roles/",
-        // As the values of kube2iam's chart have it (helm/charts, stable/kube2iam): ten digits.
+        // The values of kube2iam's chart (helm/charts, stable/kube2iam) have an account of ten digits.
         "arn:aws:iam::0123456789:role/",
     ] {
         assert!(text.parse::<BaseArn>().is_err(), "{text}");
     }
 }
 
-/// jtblin/kube2iam#71: it was taken for a path, and put before the name of every role.
+/// jtblin/kube2iam#71: kube2iam took the placeholder for a path and put it before the name of every role.
 #[rstest]
 #[case("arn:aws:iam::123456789012:role/<role-name>", "<role-name>")]
 #[case("arn:aws:iam::123456789012:role/${TEAM}/", "${TEAM}")]
 #[case("arn:aws:iam::123456789012:role/$TEAM", "$TEAM")]
-fn a_placeholder_is_no_base(#[case] text: &str, #[case] found: &str) {
+fn a_base_with_a_placeholder_is_refused(#[case] text: &str, #[case] found: &str) {
     assert_eq!(
         text.parse::<BaseArn>(),
         Err(RoleError::Placeholder(found.to_owned()))
@@ -159,7 +159,7 @@ fn a_placeholder_is_no_base(#[case] text: &str, #[case] found: &str) {
 }
 
 #[test]
-fn a_name_waits_for_its_base_and_an_arn_does_not() {
+fn a_name_needs_a_base_and_an_arn_does_not() {
     let name: WrittenRole = "app".parse().unwrap();
     assert_eq!(name.resolve(None), Ok(None));
     let arn: WrittenRole = "arn:aws:iam::123456789012:role/x".parse().unwrap();
@@ -168,7 +168,7 @@ fn a_name_waits_for_its_base_and_an_arn_does_not() {
 
 proptest! {
     #[test]
-    fn whatever_is_written_gives_a_sound_arn_or_an_error(text in "\\PC{0,120}") {
+    fn any_text_gives_a_valid_arn_or_an_error(text in "\\PC{0,120}") {
         let base = "arn:aws:iam::123456789012:role/".parse().unwrap();
         if let Ok(arn) = resolved(&text, &base) {
             prop_assert_eq!(arn.as_str().parse::<RoleArn>().unwrap(), arn.clone());
@@ -193,7 +193,7 @@ proptest! {
 #[case("App", false)]
 #[case("arn:aws:iam::123456789012:role/app", false)]
 #[case("arn:aws:iam::999999999999:role/base/team/app", false)]
-fn a_role_is_called_by_its_name_with_as_much_path_as_is_given_or_by_its_arn(
+fn a_role_is_matched_by_its_arn_or_by_its_name_with_any_part_of_its_path(
     #[case] text: &str,
     #[case] is_called: bool,
 ) {

@@ -30,7 +30,7 @@ fn rules() -> Rules {
     }
 }
 
-/// As kube2iam has it by default.
+/// Returns rules that do not check the policies of namespaces, which is kube2iam's default.
 pub(crate) fn unasked() -> Rules {
     Rules {
         namespaces: NamespaceRules::default(),
@@ -111,7 +111,7 @@ fn an_annotated_role_that_the_namespace_permits_is_granted() {
 }
 
 #[test]
-fn what_is_not_known_yet_is_waited_for_and_never_counts_as_none() {
+fn an_unknown_pod_or_namespace_is_waited_for() {
     let nothing = Inventory::default();
     let uid: PodUid = UID.parse().unwrap();
     assert!(matches!(
@@ -137,7 +137,7 @@ fn what_is_not_known_yet_is_waited_for_and_never_counts_as_none() {
 #[case::absent(&[])]
 #[case::empty(&[("role", "")])]
 #[case::blank(&[("role", " \n")])]
-fn without_an_annotation_there_is_no_role_or_the_default(#[case] pairs: &[(&str, &str)]) {
+fn a_pod_without_an_annotation_has_no_role_or_the_default_role(#[case] pairs: &[(&str, &str)]) {
     let none = rules().resolve_pod(&pod(pairs), None, None);
     assert!(
         matches!(none, Decision::NoRole(Reason::NoRole { .. })),
@@ -159,7 +159,7 @@ fn without_an_annotation_there_is_no_role_or_the_default(#[case] pairs: &[(&str,
 }
 
 #[test]
-fn a_hostnetwork_pod_has_no_default_role_and_is_intercepted_for_any_role_that_it_asks_for() {
+fn a_hostnetwork_pod_gets_no_default_role_and_is_intercepted_if_it_requests_a_role() {
     let default_role = default_role("fallback");
     let rules = Rules {
         default_role,
@@ -199,7 +199,7 @@ fn a_refusal_never_falls_through_to_the_default_role() {
 }
 
 #[test]
-fn a_malformed_role_is_refused_by_a_name_that_is_safe_to_show() {
+fn a_refused_malformed_role_is_listed_by_a_safe_name() {
     let (name, reason) =
         refused(rules().resolve_pod(&pod(&[("role", "arn:aws:iam::1:role/x<y>\r\nz")]), None, None));
     assert_eq!(name, "xyz");
@@ -213,7 +213,7 @@ fn a_malformed_role_is_refused_by_a_name_that_is_safe_to_show() {
 }
 
 #[test]
-fn pods_that_share_a_uid_get_nothing() {
+fn pods_that_share_a_uid_get_no_role() {
     let inventory = Inventory::new(
         [Arc::new(pod(&[("role", "a")])), Arc::new(pod(&[("role", "b")]))],
         [],
@@ -223,9 +223,9 @@ fn pods_that_share_a_uid_get_nothing() {
     assert!(matches!(decision, Decision::NoRole(Reason::Ambiguous { .. })));
 }
 
-/// The example that people start from.
+/// Users start from this example.
 #[test]
-fn the_example_in_deploy_gives_the_roles_that_it_says() {
+fn the_example_in_deploy_gives_its_pods_the_documented_roles() {
     let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
     let inventory = crate::pods::manifests::Manifests::open(&examples, None)
         .unwrap()
@@ -247,7 +247,7 @@ fn the_example_in_deploy_gives_the_roles_that_it_says() {
 }
 
 #[test]
-fn annotation_keys_are_those_of_the_flags() {
+fn annotation_keys_come_from_the_configuration() {
     let rules = Rules {
         keys: AnnotationKeys {
             role: "example.com/r".to_owned(),

@@ -7,7 +7,7 @@ fn base() -> BaseArn {
     "arn:aws:iam::123456789012:role/".parse().unwrap()
 }
 
-/// Which entry of a policy allows a role that is written like this.
+/// Returns the entry of a policy that allows a role, which is given as a user writes it.
 fn entry_for(policy: &Policy, written: &str) -> Option<String> {
     let role = written
         .parse::<WrittenRole>()
@@ -58,10 +58,16 @@ fn allows(annotation: &str, role: &str, style: AllowedRolesStyle) -> bool {
 #[case::anchored_by_hand_other("^app$", "my-app", false, false)]
 #[case::quoted("\\Qteam.a/app\\E.*", "team.a/app-web", true, true)]
 #[case::quoted_is_as_it_is_written("\\Qa.p\\E", "app", false, false)]
-// kiam put ^ before the first and $ after the last one, and took this (pkg/server/policy.go of v4.2).
+// kiam put `^` before the first alternative and `$` after the last one, and accepted this role (pkg/server/policy.go
+// of v4.2).
 #[case::alternatives_of_kiam("team-a/.*|team-b/.*", "admin/team-b/app", false, true)]
 #[case::alternatives_with_paths("team-a/.*|team-b/.*", "team-a/app", true, true)]
-fn kiams_permitted(#[case] pattern: &str, #[case] role: &str, #[case] anchored: bool, #[case] search: bool) {
+fn permitted_matches_as_in_kiam(
+    #[case] pattern: &str,
+    #[case] role: &str,
+    #[case] anchored: bool,
+    #[case] search: bool,
+) {
     assert_eq!(permits(pattern, role, PermittedMatch::Anchored), anchored);
     assert_eq!(permits(pattern, role, PermittedMatch::Search), search);
 }
@@ -87,7 +93,7 @@ fn kiams_permitted(#[case] pattern: &str, #[case] role: &str, #[case] anchored: 
 #[case::star_at_the_beginning(r#"["*-app"]"#, "arn:aws:iam::999999999999:role/my-app", false)]
 #[case::empty_entry(r#"["", " "]"#, "app", false)]
 #[case::none("[]", "app", false)]
-fn kube2iams_globs(#[case] annotation: &str, #[case] role: &str, #[case] want: bool) {
+fn globs_match_as_in_kube2iam(#[case] annotation: &str, #[case] role: &str, #[case] want: bool) {
     assert_eq!(allows(annotation, role, AllowedRolesStyle::Glob), want);
 }
 
@@ -110,7 +116,7 @@ fn kube2iams_globs(#[case] annotation: &str, #[case] role: &str, #[case] want: b
 #[case::across_slashes(r#"["team/.*"]"#, "team/a/b", true)]
 #[case::slash_before(r#"["/admin$"]"#, "cluster-admin", false)]
 #[case::only_a_slash(r#"["/"]"#, "app", false)]
-// jtblin/kube2iam#341: the first did not work there, as the base ARN was put before it.
+// jtblin/kube2iam#341: the first entry did not work in kube2iam, which put the base ARN before it.
 #[case::a_whole_arn(
     r#"["^arn:aws:iam::123456789012:role/path_of_my_role/MyRole$"]"#,
     "path_of_my_role/MyRole",
@@ -119,7 +125,7 @@ fn kube2iams_globs(#[case] annotation: &str, #[case] role: &str, #[case] want: b
 #[case::without_its_path(r#"["MyRole"]"#, "path_of_my_role/MyRole", false)]
 #[case::second(r#"["no", "app"]"#, "app", true)]
 #[case::empty_entry(r#"["", "^"]"#, "app", false)]
-fn kube2iams_regexps_stand_behind_the_base_arn_and_need_not_go_to_the_end(
+fn regexps_match_a_prefix_of_the_name_after_the_base_arn_as_in_kube2iam(
     #[case] annotation: &str,
     #[case] role: &str,
     #[case] want: bool,
@@ -128,7 +134,7 @@ fn kube2iams_regexps_stand_behind_the_base_arn_and_need_not_go_to_the_end(
 }
 
 #[test]
-fn the_entry_that_allowed_it_is_told_as_written() {
+fn the_entry_that_allows_a_role_is_returned_as_written() {
     let policy = allowed_roles(r#"["", "web", "/app-*", "*"]"#, AllowedRolesStyle::Glob).unwrap();
     assert_eq!(entry_for(&policy, "app-x").as_deref(), Some("/app-*"));
     assert_eq!(entry_for(&policy, "zzz").as_deref(), Some("*"));
@@ -140,7 +146,7 @@ fn the_entry_that_allowed_it_is_told_as_written() {
 #[case("(?<!x)y")]
 #[case("(a)\\1")]
 #[case("[z-a]")]
-fn a_pattern_that_is_none_is_an_error_and_permits_nothing(#[case] pattern: &str) {
+fn an_invalid_pattern_is_an_error(#[case] pattern: &str) {
     let error = permitted(pattern, PermittedMatch::Anchored)
         .unwrap_err()
         .to_string();
@@ -155,9 +161,9 @@ fn a_pattern_that_is_none_is_an_error_and_permits_nothing(#[case] pattern: &str)
     assert!(error.contains("is not a regular expression"), "{error}");
 }
 
-/// The classics of catastrophic backtracking, and patterns that are small as written and large as compiled.
+/// These patterns are classic cases of catastrophic backtracking, and short patterns that are large when compiled.
 #[test]
-fn no_pattern_costs_more_than_its_share() {
+fn patterns_that_exceed_the_limits_are_refused() {
     for pattern in [
         "a{1000}{1000}{1000}",
         "(?:(?:[ -~]?){1000}){12}!",
@@ -166,13 +172,13 @@ fn no_pattern_costs_more_than_its_share() {
         let error = permitted(pattern, PermittedMatch::Search).unwrap_err();
         assert_eq!(error, PolicyError::TooLarge, "{pattern}");
     }
-    // Each is within the limit, all together are not.
+    // Each pattern is within the limit, but all together exceed it.
     let many = serde_json::to_string(&vec!["[a-z]{1,99}!"; 500]).unwrap();
     assert_eq!(
         allowed_roles(&many, AllowedRolesStyle::Regexp).unwrap_err(),
         PolicyError::TooLarge
     );
-    // Nothing of these is built.
+    // These patterns are refused before they are compiled.
     for unicode in [
         "(?iu)\\pL".repeat(3000),
         "(?u:\\pL{200}){20}".to_owned(),
@@ -190,10 +196,11 @@ fn no_pattern_costs_more_than_its_share() {
     ));
 }
 
-/// What is within the limits is compared with the longest role in time; ordinary matching takes microseconds, and the
-/// bound leaves room for a busy machine. Without limits these take from seconds to for ever.
+/// Patterns within the limits are matched with the longest role in bounded time. Ordinary matching takes
+/// microseconds, and the bound leaves room for a busy machine. Without limits these patterns take seconds or do not
+/// end.
 #[test]
-fn what_is_within_the_limits_matches_in_time() {
+fn patterns_within_the_limits_match_in_bounded_time() {
     let stars = serde_json::to_string(&vec!["*a*b*c*d*e*f*g".repeat(8); 60]).unwrap();
     let longest = format!("{}/{}!", "a".repeat(505), "a".repeat(60)).replace('!', "-");
     let policies = [
@@ -240,7 +247,7 @@ fn a_list_of_many_ordinary_roles_is_within_the_limits() {
 }
 
 #[test]
-fn an_annotation_that_is_no_list_is_an_error() {
+fn an_annotation_that_is_not_a_list_is_an_error() {
     for annotation in ["app", "\"app\"", "[1]", "{}", "", "[\"a\",]", "[\"a\"] x"] {
         assert!(matches!(
             allowed_roles(annotation, AllowedRolesStyle::Glob),
@@ -263,7 +270,7 @@ proptest! {
     }
 
     #[test]
-    fn no_annotation_makes_it_panic(annotation in "\\PC{0,60}") {
+    fn no_annotation_causes_a_panic(annotation in "\\PC{0,60}") {
         let _ = permitted(&annotation, PermittedMatch::Anchored);
         let _ = allowed_roles(&annotation, AllowedRolesStyle::Regexp);
         let list = serde_json::to_string(&[annotation]).unwrap();

@@ -1,10 +1,12 @@
-//! The kinds of [`Reason`], without the names that differ from pod to pod. Tests and documents compare kinds, not texts.
+//! The kinds of [`Reason`], without the names that differ from pod to pod. Tests and documents compare kinds, not
+//! texts.
 
 use clap::ValueEnum;
 
 use super::Reason;
 
-/// The kind of a reason. The doc comment of each is its meaning in the table of reasons in `deploy/docs/operations.md`.
+/// The kind of a reason. The doc comment of each is its meaning in the table of reasons in
+/// `deploy/docs/operations.md`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ReasonKind {
     /// The pod has the role

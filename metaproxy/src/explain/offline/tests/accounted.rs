@@ -1,4 +1,4 @@
-//! Every annotation about roles that stands in manifests is read or named, wherever it stands.
+//! Tests that every annotation about roles in manifests is read or reported, in any place of an object.
 
 use std::fs;
 use std::path::Path;
@@ -13,7 +13,8 @@ use crate::explain::offline::{Explained, explain};
 /// A pod without a role, so that there is something to explain.
 const POD: &str = "kind: Pod\nmetadata: { name: web }\n---\n";
 
-/// What is named beside the explanations, and whether the check fails for it. Every directory has a README.
+/// Returns the reports beside the explanations, and whether each makes the check fail. The report of the README that
+/// every directory has is left out.
 fn named(found: &Explained) -> Vec<(String, bool)> {
     let lines = found.skipped.iter().map(|one| (one.to_string(), one.is_bad()));
     lines.filter(|(line, _)| !line.contains("README.md")).collect()
@@ -83,7 +84,7 @@ fn named(found: &Explained) -> Vec<(String, bool)> {
     "kind: ConfigMap\nmetadata: { name: a }\ndata: { status: 'iam.amazonaws.com/role: x' }",
     "in the text at data.status"
 )]
-fn an_annotation_that_nobody_reads_is_named_with_its_path(#[case] object: &str, #[case] said: &str) {
+fn an_unread_annotation_is_reported_with_its_path(#[case] object: &str, #[case] said: &str) {
     let found = all(&format!("{POD}{object}\n"), &[], None).unwrap();
     let named = named(&found);
     assert_eq!(named.len(), 1, "{named:?}");
@@ -116,7 +117,7 @@ fn an_annotation_that_nobody_reads_is_named_with_its_path(#[case] object: &str, 
      \"'iam.amazonaws.com/role' in object.metadata.annotations\" }] }"
 )]
 #[case::an_event("kind: Event\nmetadata: { name: a }\nmessage: 'iam.amazonaws.com/role: malformed'")]
-fn what_is_read_or_only_speaks_of_an_annotation_is_not_named(#[case] object: &str) {
+fn read_annotations_and_mere_mentions_are_not_reported(#[case] object: &str) {
     let found = all(&format!("{POD}{object}\n"), &[], None).unwrap();
     assert_eq!(named(&found), []);
 }
@@ -143,7 +144,7 @@ fn pods_of_the_prometheus_operator_are_explained(#[case] role: &str, #[case] ver
 #[rstest]
 #[case::off("off", 1)]
 #[case::on("on", 0)]
-fn a_role_of_a_service_account_that_is_not_asked_has_a_hint(#[case] switch: &str, #[case] lines: usize) {
+fn a_service_accounts_role_is_reported_if_web_identity_is_off(#[case] switch: &str, #[case] lines: usize) {
     let account = "kind: ServiceAccount\nmetadata: { name: a, annotations: { eks.amazonaws.com/role-arn: \
                    'arn:aws:iam::123456789012:role/x' } }\n";
     let found = all(&format!("{POD}{account}"), &["--web-identity", switch], None).unwrap();
@@ -166,7 +167,7 @@ fn of_dir(dir: &Path) -> Explained {
 }
 
 #[test]
-fn files_that_are_left_out_of_a_directory_are_named() {
+fn skipped_files_of_a_directory_are_reported() {
     let dir = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs::write(dir.path().join(name), text).unwrap();
     let role = "kind: Pod\nmetadata: { annotations: { iam.amazonaws.com/role: a b } }\n";
@@ -197,7 +198,7 @@ fn files_that_are_left_out_of_a_directory_are_named() {
     );
 }
 
-/// As kubectl reads them (YAML 1.1, merge keys).
+/// kubectl reads merge keys too (YAML 1.1).
 #[test]
 fn merge_keys_are_read() {
     for labels in [
@@ -212,7 +213,7 @@ fn merge_keys_are_read() {
 }
 
 #[test]
-fn an_object_of_yaml_in_braces_is_read() {
+fn an_object_in_yaml_flow_style_is_read() {
     let text = "{kind: Pod, metadata: {name: web, annotations: {iam.amazonaws.com/role: x}}}\n---\nkind: Pod\nmetadata: { name: b }\n";
     let found = all(text, &["--namespace-policy", "off"], None).unwrap();
     let verdicts: Vec<Verdict> = found.explanations.iter().map(|one| one.verdict).collect();

@@ -1,4 +1,5 @@
-//! The node's own role and the one that the agent assumes first: no pod gets them, by whatever spelling and source.
+//! Tests that no pod gets the node's own role or the role that the agent assumes first, in any spelling and from any
+//! source.
 
 use super::*;
 use crate::roles::{OwnRole, OwnRoles, RoleId};
@@ -18,7 +19,8 @@ fn node(name: &str) -> OwnRole {
     OwnRole::Is(RoleId::new(ACCOUNT, name).unwrap())
 }
 
-/// The role of the instance profile is `Node`, and the agent's credentials are those of `agent`.
+/// Returns rules in which the role of the instance profile is `Node` and the role of the agent's credentials is
+/// `agent`.
 fn known() -> Rules {
     own(node("Node"), node("agent"))
 }
@@ -71,7 +73,10 @@ fn kind(decision: &Decision) -> &'static str {
 #[case("Node/app", "granted")]
 #[case("arn:aws:iam::210987654321:role/Node", "granted")]
 #[case("arn:aws:iam::210987654321:role/server", "granted")]
-fn a_pod_is_refused_the_nodes_roles_by_every_spelling_and_source(#[case] written: &str, #[case] want: &str) {
+fn the_nodes_roles_are_refused_in_every_spelling_and_from_every_source(
+    #[case] written: &str,
+    #[case] want: &str,
+) {
     let annotated = known().resolve_pod(&pod(&[("role", written)]), None, None);
     assert_eq!(kind(&annotated), want, "{annotated:?}");
     let rules = Rules {
@@ -92,9 +97,9 @@ fn a_pod_is_refused_the_nodes_roles_by_every_spelling_and_source(#[case] written
     assert_eq!(kind(&of_account), want, "service account");
 }
 
-/// The refusal says what is wrong, also if the namespace does not permit the role.
+/// The refusal names the node's role as the cause, even if the namespace does not permit the role either.
 #[test]
-fn the_nodes_role_is_refused_before_the_namespace_is_asked() {
+fn the_nodes_role_is_refused_before_the_namespaces_policy_is_checked() {
     let rules = Rules {
         namespaces: NamespaceRules {
             required: true,
@@ -115,7 +120,7 @@ fn the_nodes_role_is_refused_before_the_namespace_is_asked() {
 #[case::both(node("Node"), node("agent"), "granted")]
 #[case::static_keys_without_an_instance_profile(OwnRole::None, OwnRole::None, "granted")]
 #[case::static_keys_without_a_metadata_service(OwnRole::Undeterminable, OwnRole::None, "granted")]
-fn a_role_is_held_until_it_is_known_not_to_be_the_instances(
+fn a_role_is_held_until_the_instance_profiles_role_is_known(
     #[case] instance: OwnRole,
     #[case] agent: OwnRole,
     #[case] want: &str,
@@ -125,7 +130,7 @@ fn a_role_is_held_until_it_is_known_not_to_be_the_instances(
     assert_eq!(kind(&decision), want, "{decision:?}");
 }
 
-/// What is known is refused at once, whatever else is unknown.
+/// A known own role is refused at once, even if the other own role is unknown.
 #[test]
 fn a_refusal_does_not_wait_for_the_other_source() {
     for rules in [own(node("Node"), unknown()), own(unknown(), node("Node"))] {

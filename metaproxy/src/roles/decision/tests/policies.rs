@@ -1,4 +1,4 @@
-//! What namespaces permit.
+//! Tests the policies of namespaces.
 
 use super::*;
 
@@ -46,7 +46,7 @@ fn a_refusal_names_the_flag_and_the_annotations() {
 }
 
 #[test]
-fn an_annotated_default_role_needs_no_leave_either() {
+fn an_annotated_default_role_is_exempt_from_the_policy() {
     let rules = Rules {
         default_role: default_role("fallback"),
         ..rules()
@@ -83,7 +83,7 @@ fn names_wait_until_the_account_is_known_and_arns_do_not() {
     waits(unknown.resolve_pod(&pod(&[]), Some(&all), None));
     let arn = "arn:aws:iam::123456789012:role/app";
     granted(unknown.resolve_pod(&pod(&[("role", arn)]), Some(&all), None));
-    // A name in the policy may mean this very role.
+    // A name in the policy may turn out to be this role.
     waits(unknown.resolve_pod(
         &pod(&[("role", arn)]),
         Some(&namespace(&[("permitted", "app")])),
@@ -93,8 +93,9 @@ fn names_wait_until_the_account_is_known_and_arns_do_not() {
     refused(unknown.resolve_pod(&pod(&[("role", "a b")]), Some(&all), None));
 }
 
-/// What kube2iam and kiam do in the situations of their documentation: the pod's role, the namespace's annotations, and
-/// whether the pod has the role by default (required, globs, anchored), with regexps, by search, and if it is not asked.
+/// Checks the situations in the documentation of kube2iam and kiam. Each case has the pod's role, the namespace's
+/// annotations, and whether the pod gets the role: by default (policy required, globs, anchored patterns), with
+/// regular expressions, and with search. If the policy is not checked, the pod always gets the role.
 #[rstest]
 #[case::kiam_name("app", &[("permitted", "app")], [true, true, true])]
 #[case::kiam_everything("app", &[("permitted", ".*")], [true, true, true])]
@@ -119,7 +120,7 @@ fn names_wait_until_the_account_is_known_and_arns_do_not() {
 #[case::both_one_allows("app", &[("permitted", "x"), ("allowed-roles", r#"["app"]"#)], [true, true, true])]
 #[case::china("arn:aws-cn:iam::123456789012:role/app", &[("permitted", "arn:aws-cn:.*")], [true, true, true])]
 #[case::china_is_not_here("arn:aws-cn:iam::123456789012:role/app", &[("permitted", "app")], [false, false, true])]
-fn situations_of_kube2iam_and_kiam(
+fn policies_decide_as_in_kube2iam_and_kiam(
     #[case] role: &str,
     #[case] policy: &[(&str, &str)],
     #[case] want: [bool; 3],

@@ -1,4 +1,4 @@
-//! How sessions are made.
+//! Tests the parameters of sessions.
 
 use super::*;
 
@@ -21,7 +21,7 @@ fn external_id_and_session_name_come_from_their_annotations() {
 }
 
 #[test]
-fn pods_share_a_session_only_by_scope_and_where_nothing_differs() {
+fn pods_share_a_session_only_with_the_role_scope_and_equal_parameters() {
     let shape = |sessions: &SessionRules, name: &str, pairs: &[(&str, &str)]| {
         let pod = Pod {
             name: name.to_owned(),
@@ -78,14 +78,14 @@ fn pods_share_a_session_only_by_scope_and_where_nothing_differs() {
 #[case(2, true)]
 #[case(1224, true)]
 #[case(1225, false)]
-fn external_ids_have_the_length_that_sts_takes(#[case] length: usize, #[case] fits: bool) {
+fn external_ids_must_have_a_length_that_sts_accepts(#[case] length: usize, #[case] fits: bool) {
     let id = "i".repeat(length);
     let decision = unasked().resolve_pod(&pod(&[("role", "app"), ("external-id", &id)]), None, None);
     assert_eq!(matches!(decision, Decision::Granted(_)), fits, "{decision:?}");
 }
 
 #[test]
-fn tag_values_have_the_length_and_characters_that_sts_takes() {
+fn tag_values_must_have_a_length_and_characters_that_sts_accepts() {
     use crate::roles::is_tag_value;
     assert!(is_tag_value(&"v".repeat(256)) && is_tag_value("a b_.:/=+-@ä") && is_tag_value(""));
     assert!(!is_tag_value(&"v".repeat(257)));
@@ -95,7 +95,7 @@ fn tag_values_have_the_length_and_characters_that_sts_takes() {
 }
 
 #[test]
-fn tags_say_whose_session_it_is() {
+fn tags_identify_the_pod_of_a_session() {
     let sessions = SessionRules {
         tags: TagRules::On {
             cluster: Some("blue".to_owned()),
@@ -122,7 +122,7 @@ fn tags_say_whose_session_it_is() {
         are_transitive: false,
     };
     assert_eq!(tags, want);
-    // A name that the API server would not take, from a manifest.
+    // A manifest may have a name that the API server would refuse.
     let odd = Pod {
         service_account: "a<b>".to_owned(),
         ..pod(&[("role", "app")])
@@ -134,10 +134,10 @@ fn tags_say_whose_session_it_is() {
     );
 }
 
-/// Policies that were written for EKS Pod Identity hold: it has these keys and no other, and all of them are transitive
-/// ("Grant Pods access to AWS resources based on tags", EKS User Guide).
+/// IAM policies that were written for EKS Pod Identity must apply unchanged. EKS Pod Identity sets these keys and no
+/// others, and all of them are transitive ("Grant Pods access to AWS resources based on tags", EKS User Guide).
 #[test]
-fn tags_may_be_exactly_those_of_eks_pod_identity() {
+fn eks_tags_are_exactly_those_of_eks_pod_identity() {
     const CLUSTER: &str = "arn:aws:eks:eu-west-1:123456789012:cluster/blue";
     let rules = Rules {
         sessions: SessionRules {

@@ -1,16 +1,16 @@
-//! Annotations of any bytes.
+//! Tests decisions about annotations with arbitrary bytes.
 
 use super::*;
 use proptest::prelude::*;
 
-/// Whether the annotations allow the role, said another way.
+/// Says whether the annotations allow the role, by a second implementation of the rules.
 fn is_allowed(role: &RoleArn, written: &str, permitted: &str, list: &str) -> bool {
     let name = role.as_str().strip_prefix("arn:aws:iam::123456789012:role/");
     let by_pattern = regex::bytes::Regex::new(permitted).is_ok_and(|pattern| {
         let forms = [Some(role.as_str()), Some(written.trim()), name];
         forms.into_iter().flatten().any(|form| {
             let whole = |found: regex::bytes::Match<'_>| found.start() == 0 && found.end() == form.len();
-            // Leftmost-first may find a shorter one before the whole.
+            // Leftmost-first matching may find a shorter match before that of the whole text.
             pattern.find(form.as_bytes()).is_some_and(whole)
                 || regex::bytes::Regex::new(&format!("\\A(?:{permitted})\\z"))
                     .is_ok_and(|all| all.is_match(form.as_bytes()))
@@ -44,7 +44,7 @@ fn matches_glob(glob: &[u8], text: &[u8]) -> bool {
     }
 }
 
-/// Any text, and texts that are nearly right.
+/// Generates any text, and texts that are nearly valid.
 fn any_text() -> impl Strategy<Value = String> {
     let nearly = prop::sample::select(vec![
         "app",
@@ -73,9 +73,9 @@ fn any_text() -> impl Strategy<Value = String> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
 
-    /// Whatever stands in annotations, a role is granted only where it is sound and permitted.
+    /// For any annotations, a role is granted only if it is valid and permitted, and only to its own pod.
     #[test]
-    fn annotations_of_any_bytes_stay_with_their_pod(
+    fn arbitrary_annotations_grant_only_valid_and_permitted_roles(
         role in any_text(), policy in any_text(), list in any_text(), id in any_text(), name in any_text(),
     ) {
         let strange = pod(&[("role", &role), ("external-id", &id), ("session-name", &name)]);

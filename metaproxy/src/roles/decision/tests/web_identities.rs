@@ -1,4 +1,4 @@
-//! Roles of service accounts.
+//! Tests the roles of service accounts.
 
 use super::*;
 use crate::pods::Mirror;
@@ -34,7 +34,7 @@ fn identity(grant: &Grant) -> &WebIdentity {
 }
 
 #[test]
-fn a_service_accounts_role_is_had_with_a_token_that_is_bound_to_the_pod() {
+fn a_service_accounts_role_is_assumed_with_a_token_bound_to_the_pod() {
     let account = account(&[(ROLE_KEY, ARN)]);
     let grant = granted(asked().resolve_pod(&pod(&[]), Some(&namespace(&[])), Some(&account)));
     assert_eq!(grant.role.as_str(), ARN);
@@ -62,7 +62,7 @@ fn a_service_accounts_role_is_had_with_a_token_that_is_bound_to_the_pod() {
 }
 
 #[test]
-fn it_is_not_shared_whatever_the_scope_and_is_neither_tagged_nor_given_an_external_id() {
+fn a_web_identity_session_is_never_shared_and_has_no_tags_or_external_id() {
     let account = account(&[(ROLE_KEY, ARN)]);
     let rules = Rules {
         sessions: SessionRules {
@@ -81,7 +81,7 @@ fn it_is_not_shared_whatever_the_scope_and_is_neither_tagged_nor_given_an_extern
 }
 
 #[test]
-fn the_pods_own_annotation_goes_before_it_and_the_default_role_behind_it() {
+fn the_pods_annotation_precedes_the_service_account_and_the_default_role_follows() {
     let rules = Rules {
         default_role: default_role("fallback"),
         ..asked()
@@ -121,8 +121,7 @@ fn a_refusal_is_final(
 }
 
 #[test]
-fn a_policy_of_the_namespace_that_allows_it_is_enough_and_audience_and_endpoint_are_those_of_the_annotations()
-{
+fn a_role_that_the_policy_allows_uses_the_annotated_audience_and_endpoint() {
     let account = account(&[(ROLE_KEY, ARN), (AUDIENCE_KEY, "aud"), (REGIONAL_KEY, "false")]);
     let namespace = namespace(&[("permitted", "of-account")]);
     let grant = granted(asked().resolve_pod(&pod(&[]), Some(&namespace), Some(&account)));
@@ -131,7 +130,7 @@ fn a_policy_of_the_namespace_that_allows_it_is_enough_and_audience_and_endpoint_
 }
 
 #[test]
-fn a_service_account_that_is_not_known_yet_is_waited_for_and_without_the_flag_never_asked() {
+fn an_unknown_service_account_is_waited_for_only_if_web_identity_is_on() {
     let rules = Rules {
         default_role: default_role("fallback"),
         ..asked()
@@ -158,7 +157,7 @@ fn a_service_account_that_is_not_known_yet_is_waited_for_and_without_the_flag_ne
 }
 
 #[test]
-fn a_static_pod_is_nobodys_service_account() {
+fn a_static_pod_gets_no_role_of_a_service_account() {
     let annotated = account(&[(ROLE_KEY, ARN)]);
     let mirror = Pod {
         mirror: Mirror::Confirmed("0123456789abcdef0123456789abcdef".parse().unwrap()),
@@ -173,7 +172,7 @@ fn a_static_pod_is_nobodys_service_account() {
 }
 
 #[test]
-fn a_hostnetwork_pod_is_intercepted_for_its_service_accounts_role_and_under_enforce_always() {
+fn a_hostnetwork_pod_is_intercepted_for_its_service_accounts_role_or_if_enforced() {
     let host = Pod {
         host_network: true,
         ..pod(&[])
