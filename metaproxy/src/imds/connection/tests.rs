@@ -22,6 +22,16 @@ fn limits() -> Limits {
     }
 }
 
+/// Makes the server of a pod with one role. The senders of its state must outlive it.
+fn connections(phase: watch::Receiver<Phase>) -> (Connections<ByName>, impl Sized) {
+    let (pods, rules, _) = decisions("one");
+    let (policy, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
+    let handler = Arc::new(handler(pods.subscribe(), rules.subscribe(), imds_v1));
+    let reporter = Arc::new(RefusalReporter::new(None));
+    let connections = Connections::new(handler, reporter, phase, limits());
+    (connections, (pods, rules, policy))
+}
+
 async fn permit() -> Permit {
     let admission = ClientLimits::new(limits()).admit(&()).unwrap();
     let deadline = tokio::time::Instant::now();
@@ -33,12 +43,8 @@ async fn permit() -> Permit {
 #[case::after_a_while(&[Phase::Draining, Phase::Closing])]
 #[tokio::test(start_paused = true)]
 async fn a_silent_connection_is_closed_with_the_phase_and_not_before(#[case] phases: &[Phase]) {
-    let (pods, rules, _) = decisions("one");
-    let (_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
     let (phase, watched) = watch::channel(Phase::Serving);
-    let handler = Arc::new(handler(pods.subscribe(), rules.subscribe(), imds_v1));
-    let reporter = Arc::new(RefusalReporter::new(None));
-    let connections = Connections::new(handler, reporter, watched, limits());
+    let (connections, _senders) = connections(watched);
     let client = client("aaaaaaaa-0000-0000-0000-000000000001");
     let permit = permit().await;
     let (mut pod, server) = tokio::io::duplex(4096);
@@ -152,12 +158,8 @@ impl Issuer for Counting {
 /// A connection may have waited for its permit until the agent ends.
 #[tokio::test(start_paused = true)]
 async fn a_request_that_was_sent_before_the_end_is_answered() {
-    let (pods, rules, _) = decisions("one");
-    let (_imds_v1, imds_v1) = watch::channel(ImdsV1Policy::Allowed);
     let (_phase, watched) = watch::channel(Phase::Closing);
-    let handler = Arc::new(handler(pods.subscribe(), rules.subscribe(), imds_v1));
-    let reporter = Arc::new(RefusalReporter::new(None));
-    let connections = Connections::new(handler, reporter, watched, limits());
+    let (connections, _senders) = connections(watched);
     let client = client("aaaaaaaa-0000-0000-0000-000000000001");
     let permit = permit().await;
     let (mut pod, server) = tokio::io::duplex(4096);
