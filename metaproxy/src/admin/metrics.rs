@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use metaproxy_common::layout::{Counter, GuardCounter};
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, text::encode};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric, text::encode};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::{Registry, Unit};
@@ -207,12 +208,17 @@ fn counters<'a>(
     label: &str,
     counts: impl IntoIterator<Item = (&'a str, u64)>,
 ) -> fmt::Result {
-    let kind = ConstCounter::new(0_u64).metric_type();
-    let mut family = encoder.encode_descriptor(name, about, None, kind)?;
-    for (value, count) in counts {
-        ConstCounter::new(count).encode(family.encode_family(&[(label, value)])?)?;
-    }
-    Ok(())
+    let counts = counts
+        .into_iter()
+        .map(|(value, count)| (value, ConstCounter::new(count)));
+    labelled(
+        encoder,
+        name,
+        about,
+        label,
+        ConstCounter::new(0_u64).metric_type(),
+        counts,
+    )
 }
 
 /// Writes gauges that differ in one label.
@@ -223,10 +229,30 @@ fn gauges<'a>(
     label: &str,
     values: impl IntoIterator<Item = (&'a str, i64)>,
 ) -> fmt::Result {
-    let kind = ConstGauge::new(0_i64).metric_type();
+    let values = values
+        .into_iter()
+        .map(|(value, number)| (value, ConstGauge::new(number)));
+    labelled(
+        encoder,
+        name,
+        about,
+        label,
+        ConstGauge::new(0_i64).metric_type(),
+        values,
+    )
+}
+
+fn labelled<'a, M: EncodeMetric>(
+    encoder: &mut DescriptorEncoder<'_>,
+    name: &str,
+    about: &str,
+    label: &str,
+    kind: MetricType,
+    metrics: impl IntoIterator<Item = (&'a str, M)>,
+) -> fmt::Result {
     let mut family = encoder.encode_descriptor(name, about, None, kind)?;
-    for (value, number) in values {
-        ConstGauge::new(number).encode(family.encode_family(&[(label, value)])?)?;
+    for (value, metric) in metrics {
+        metric.encode(family.encode_family(&[(label, value)])?)?;
     }
     Ok(())
 }

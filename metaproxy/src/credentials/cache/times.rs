@@ -23,10 +23,10 @@ const DENIED_RETRY_INTERVAL: Duration = Duration::from_secs(30);
 /// The backoff after a first transient failure. It doubles with each further one.
 const MIN_BACKOFF: Duration = Duration::from_millis(500);
 
-/// The longest backoff after transient failures if a request asks for the session.
+/// The maximum backoff after transient failures if a request asks for the session.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
 
-/// The longest backoff if no request asks. Up to as much is added at random, so a call follows within 600 s: all
+/// The maximum backoff if no request asks. Up to as much is added at random, so a call follows within 600 s: all
 /// nodes of a cluster try again after an outage, and must not do so at once.
 const MAX_BACKGROUND_BACKOFF: Duration = Duration::from_secs(300);
 
@@ -47,7 +47,7 @@ fn backoff(attempts: u32, longest: Duration) -> Duration {
         .with_min_delay(MIN_BACKOFF)
         .with_max_delay(longest)
         .without_max_times();
-    // Each of the first delays is computed. The longest is reached by the 16th.
+    // Each of the first delays is computed. The maximum is reached by the 16th.
     let earlier = attempts.saturating_sub(1).min(16);
     backoff.build().nth(earlier as usize).unwrap_or(longest)
 }

@@ -40,7 +40,7 @@ async fn transient_failures_are_backed_off_until_a_success() {
         pass(Duration::from_millis(100)).await;
     }
     let calls = script.minutes();
-    // The pause doubles from 0.5 s to 30 s: about 7 calls until the longest pause, then 2 a minute.
+    // The pause doubles from 0.5 s to 30 s: about 7 calls until the maximum, then 2 a minute.
     assert!((20..=30).contains(&calls.len()), "{calls:?}");
     let pauses: Vec<f64> = calls.windows(2).map(|pair| (pair[1] - pair[0]) * 60.0).collect();
     assert!(
